@@ -1,0 +1,50 @@
+# `make quickstart` trains the tutorial's model; `make test` runs the tests. Each makes its own virtual
+# environment with the versions of constraints.txt, and keeps it until these or the dependencies change.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+# One thread per process: small loops are slower with more, and the tests run in several processes.
+TEST_ENV = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+PYTEST = $(TEST_ENV) .venv-test/bin/python -m pytest -n $(JOBS)
+
+.PHONY: quickstart test fast-test slow-test lint types check clean
+
+quickstart: .venv-quickstart/installed
+	.venv-quickstart/bin/python tutorials/quickstart.py $(ARGS)
+
+test: fast-test slow-test
+
+fast-test: .venv-test/installed
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# pytest exits with 5 when no test is selected.
+slow-test: .venv-test/installed
+	$(PYTEST) -m slow $(ARGS) || test $$? -eq 5
+
+lint: .venv-test/installed
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+# mypy does not follow the mapping of transforms/ to functorch_hops.transforms: show it the installed layout.
+types: .venv-test/installed
+	rm -rf build/typed && mkdir -p build/typed/functorch_hops
+	ln -s $(CURDIR)/functorch_hops/* $(CURDIR)/transforms build/typed/functorch_hops/
+	cd build/typed && ../../.venv-test/bin/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p functorch_hops
+
+check: test lint types
+
+clean:
+	rm -rf .venv-quickstart .venv-test build dist *.egg-info
+
+.venv-quickstart/installed: EXTRAS = tutorials
+.venv-test/installed: EXTRAS = dev
+
+# The host's pip fills the environment, so that a Python without ensurepip does as well.
+.venv-%/installed: pyproject.toml setup.py constraints.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv --without-pip $(@D)
+	$(PYTHON) -m pip --python $(@D)/bin/python install -q -c constraints.txt setuptools
+	$(PYTHON) -m pip --python $(@D)/bin/python install -q -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	touch $@

@@ -1,0 +1,365 @@
+"""Every private torch API of functorch, dispatch, fake and proxy tensors that this package uses.
+
+Checked against torch 2.13.0 and 2.11.0. Nothing outside this module imports a ``torch._*`` name, so a new
+torch release is checked here. Dynamo's and Inductor's private API have rooms of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, _functorch
+from torch._functorch.pyfunctorch import (
+    dispatch_functorch,
+    retrieve_current_functorch_interpreter,
+    temporarily_clear_interpreter_stack,
+)
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
+from torch.fx.experimental.proxy_tensor import (
+    ProxyTorchDispatchMode,
+    PythonKeyTracer,
+    disable_proxy_modes_tracing,
+    get_proxy_slot,
+    track_tensor_tree,
+)
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+__all__ = [
+    "DataDependentOutputException",
+    "DispatchKey",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "HigherOrderOperator",
+    "OpOverload",
+    "ProxyTorchDispatchMode",
+    "PythonKeyTracer",
+    "SingleLevelFunction",
+    "TorchDispatchMode",
+    "disable_proxy_modes_tracing",
+    "dispatch_functorch",
+    "enable_single_level_autograd_function",
+    "get_proxy_slot",
+    "restore_vmap",
+    "track_tensor_tree",
+    "unwrap_batched",
+    "wrap_batched",
+]
+
+SingleLevelFunction = _SingleLevelFunction
+TransformType = _functorch.TransformType
+CurrentInterpreter = retrieve_current_functorch_interpreter
+
+is_wrapped = _functorch.is_functorch_wrapped_tensor
+is_batched_wrapper = _functorch.is_batchedtensor
+unwrap_once = _functorch.get_unwrapped
+unwrap_if_dead = _functorch.unwrap_if_dead
+unwrap_for_grad = _functorch._unwrap_for_grad
+wrap_for_grad = _functorch._wrap_for_grad
+top_interpreter = _functorch.peek_interpreter_stack
+without_torch_function = torch._C.DisableTorchFunction
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# functorch levels
+
+
+def base_tensor(t: Tensor) -> Tensor:
+    """The tensor below every functorch wrapper."""
+    while is_wrapped(t):
+        t = unwrap_once(t)
+    return t
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether some enclosing vmap level maps over ``t``: its value then differs between lanes."""
+    while is_wrapped(t):
+        if is_batched_wrapper(t):
+            return True
+        t = unwrap_once(t)
+    return False
+
+
+def read_number(t: Tensor) -> Any:
+    """The Python number that the unbatched one-element tensor ``t`` holds, whatever wraps it."""
+    if top_interpreter() is None:
+        return t.item()
+    with temporarily_clear_interpreter_stack():
+        return base_tensor(t).item()
+
+
+def plain(t: Tensor) -> Tensor:
+    """``t`` as a tensor that a HOP may hand to any kernel: no dead wrapper, zero tensor, lazy conj or neg."""
+    t = unwrap_if_dead(t)
+    if t._is_zerotensor():
+        t = torch.zeros_like(t)
+    if t.is_conj():
+        t = t.resolve_conj()
+    if t.is_neg():
+        t = t.resolve_neg()
+    return t
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# modes and dispatch state
+
+
+_CLEAN_INCLUDE = torch._C._dispatch_tls_local_include_set()
+_CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
+_AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _without_function_modes() -> Iterator[None]:
+    """Suspend every ``__torch_function__`` mode except the default device's."""
+    modes = _get_current_function_mode_stack()
+    for _ in modes:
+        _pop_mode()
+    kept = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    for mode in kept:
+        _push_mode(mode)
+    try:
+        yield
+    finally:
+        for _ in kept:
+            _pop_mode()
+        for mode in modes:
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
+def suspended(*, keep_autocast: bool) -> Iterator[None]:
+    """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
+
+    The order matters (the interpreter stack owns dispatch keys that the guard would otherwise drop). Autocast is
+    kept where user code is traced, because it decides the dtypes that the user sees, and is off where a graph that
+    holds its casts already is run or transformed.
+    """
+    exclude = _CLEAN_EXCLUDE
+    if keep_autocast:
+        current = torch._C._dispatch_tls_local_exclude_set()
+        for key in _AUTOCAST_KEYS:
+            exclude = exclude.remove(key) if not current.has(key) else exclude
+    with contextlib.ExitStack() as stack:
+        if top_interpreter() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(_without_function_modes())
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
+        if not keep_autocast:
+            stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_set_fwd_grad_enabled(True))
+        yield
+
+
+def autocast_off() -> contextlib.AbstractContextManager[None]:
+    """Captured graphs hold the casts that autocast made, so they run without it."""
+    return torch._C._DisableAutocast()
+
+
+def foreign_capture_active() -> bool:
+    """Whether torch's own tracing (export, make_fx, FakeTensorMode) is at work around us."""
+    return (
+        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+        or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # type: ignore[attr-defined]
+    )
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped."""
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+@contextlib.contextmanager
+def lowered(interpreter: Any) -> Iterator[None]:
+    """Inside ``Function.forward`` at a functorch level: run at the level below, gradients of both modes on."""
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fake tensors and tracing
+
+
+def new_fake_mode() -> FakeTensorMode:
+    """A FakeTensorMode with a ShapeEnv, which unbacked sizes (saved carries of a while loop) need."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(
+        shape_env=ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True),
+        allow_non_fake_inputs=False,
+        static_shapes=True,
+    )
+    return mode
+
+
+def is_data_dependent_error(error: BaseException) -> bool:
+    """Whether torch refused to read a value that only a run would know."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return isinstance(
+        error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+    )
+
+
+def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
+    """A proxy tracer that appends to ``graph`` and keeps constants and static parameters on ``root``."""
+    tracer = PythonKeyTracer()
+    tracer.root = root
+    tracer.graph = graph
+    tracer.tensor_attrs = {}
+    return tracer
+
+
+def storage_key(t: Tensor) -> int:
+    """Identity of the storage of ``t``; equal for views of one tensor."""
+    return t.untyped_storage()._cdata
+
+
+def known_constant(t: Tensor) -> Tensor | None:
+    """The value of a traced tensor where tracing knows it (``torch.tensor(3)`` in the body), else None."""
+    constant: Tensor | None = getattr(t, "constant", None)
+    return constant
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# hooks: places where torch wraps or runs something that no mode sees
+
+_hooks_lock = threading.Lock()
+_hooks_installed = False
+
+
+def install_hooks(
+    lift: Callable[[Tensor], Tensor],
+    apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
+) -> None:
+    """Let a running capture see what torch hides from every mode.
+
+    ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
+    level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread.
+    """
+    global _hooks_installed
+    with _hooks_lock:
+        if _hooks_installed:
+            return
+        from torch._functorch import eager_transforms, vmap
+
+        add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
+        vmap._add_batch_dim = lambda t, dim, level: add_batch_dim(lift(t), dim, level)
+        eager_transforms._wrap_for_grad = lambda t, level: wrap(lift(t), level)
+
+        original_apply = torch.autograd.Function.apply.__func__
+
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            result = apply_function(cls, args, kwargs)
+            return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
+
+        torch.autograd.Function.apply = classmethod(apply)
+        _hooks_installed = True
+
+
+def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:
+    """How ``torch.utils._pytree`` takes instances of one type apart, if it knows that type."""
+    return torch.utils._pytree.SUPPORTED_NODES.get(cls)
+
+
+def is_batched_here(t: torch.Tensor) -> bool:
+    """Whether the innermost transform is a vmap that maps over ``t``."""
+    return _functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+
+
+def unbacked_size() -> torch.SymInt:
+    """A size that only a run knows, in the fake mode that is active."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    size: torch.SymInt = mode.shape_env.create_unbacked_symint()
+    torch._check_is_size(size)
+    return size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch's own higher-order operators, to which ours are lowered
+
+
+def unshared(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, those that share storage with an earlier one copied: torch's loops refuse aliased inputs."""
+    seen: list[Tensor] = []
+    for t in tensors:
+        seen.append(t.clone() if any(t is other or t._is_view() or other._is_view() for other in seen) else t)
+    return seen
+
+
+def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.cond import cond_op
+
+    result: Sequence[Tensor] = cond_op(pred, true_fn, false_fn, operands)
+    return result
+
+
+def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    if init:
+        from torch._higher_order_ops.scan import scan_op
+
+        result: Sequence[Tensor] = scan_op(step, list(init), list(xs), consts)
+    else:
+        from torch._higher_order_ops.map import map_impl
+
+        result = map_impl(step, list(xs), list(consts))
+    return result
+
+
+def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    result: Sequence[Tensor] = while_loop_op(cond, body, init, consts)
+    return result
+
+
+def native_while_loop_stacked(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.while_loop import while_loop_stack_output_op
+
+    result: Sequence[Tensor] = while_loop_stack_output_op(cond, body, init, consts)
+    return result
+
+
+def count_as_size(mask: Tensor) -> Any:
+    """How many are true, as a size."""
+    size = mask.sum().item()
+    torch._check_is_size(size)
+    torch._check(size <= mask.shape[0])
+    return size
+
+
+def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.associative_scan import associative_scan_op
+
+    result: Sequence[Tensor] = associative_scan_op(combine, list(elems), consts)
+    return result
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces around us."""
+    return torch.compiler.is_exporting()

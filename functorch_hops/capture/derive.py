@@ -1,0 +1,102 @@
+"""Graphs that rules derive from a captured body: batched, with tangents, split into forward and backward.
+
+Each is captured once from the body's graph and kept on it (:meth:`Subgraph.derive`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from .subgraph import Mask, Subgraph, TensorMeta
+
+__all__ = ["batched", "rewritten", "with_tangents"]
+
+
+def rewritten(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorMeta], operation: str
+) -> Subgraph:
+    """Capture a function over graphs: closed, free of autocast."""
+    from .speculate import speculate_subgraph
+
+    graph, lifted = speculate_subgraph(
+        function, inputs, operation=operation, parameter="body", keep_autocast=False
+    )
+    assert not lifted, "a derived graph closes over nothing"
+    return graph
+
+
+def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None) -> tuple[Subgraph, Mask]:
+    """``body`` over a batch at dimension 0 of the ``mapped`` inputs, and which outputs have one.
+
+    At least the outputs in ``out`` have it, expanded where the body does not map them.
+    """
+    by = "lane" if randomness == "different" else "value"
+    reached = body.reached(mapped, by=by)
+    outputs = tuple(a or b for a, b in zip(reached, out)) if out is not None else reached
+
+    def run(*args: Tensor) -> list[Tensor]:
+        in_dims = tuple(0 if m else None for m in mapped)
+        results, dims = _torch.restore_vmap(body, in_dims, size, randomness)(*args)
+        return [_at_front(r, d, size) if o else r for r, d, o in zip(results, dims, outputs)]
+
+    def make() -> Subgraph:
+        inputs = [meta.with_leading(size) if m else meta for meta, m in zip(body.inputs, mapped)]
+        return rewritten(run, inputs, "vmap")
+
+    return body.derive(("batched", mapped, size, randomness, outputs), make), outputs
+
+
+def _at_front(x: Tensor, dim: int | None, size: int) -> Tensor:
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
+    """``(inputs, tangents of the active ones) -> (outputs, tangents of the reached ones)``, and which are reached."""
+    reached = body.reached(active, by="gradient")
+
+    def run(*args: Tensor) -> list[Tensor]:
+        primals, tangents = args[: len(active)], args[len(active) :]
+        dual_inputs = tuple(p for p, a in zip(primals, active) if a)
+        outs, out_tangents = torch.func.jvp(lambda *xs: body(*_merged(primals, active, xs)), dual_inputs, tangents)
+        return [*outs, *(t for t, r in zip(out_tangents, reached) if r)]
+
+    def make() -> Subgraph:
+        tangents = [meta for meta, a in zip(body.inputs, active) if a]
+        return rewritten(run, [*body.inputs, *tangents], "jvp")
+
+    if not any(active):
+        return body, reached
+    return body.derive(("tangents", active), make), reached
+
+
+def joint(body: Subgraph, active: Mask, cotangents: Mask) -> Subgraph:
+    """``(inputs, cotangents of the marked outputs) -> (outputs, gradients of the active inputs)``."""
+
+    def run(*args: Tensor) -> list[Tensor]:
+        primals, cts = args[: len(active)], args[len(active) :]
+
+        def marked_and_others(*xs: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+            outs = body(*_merged(primals, active, xs))
+            marked = tuple(o for o, c in zip(outs, cotangents) if c)
+            return marked, [o for o, c in zip(outs, cotangents) if not c]
+
+        xs = tuple(p for p, a in zip(primals, active) if a)
+        if not cts or not xs:
+            return [*body(*primals), *map(torch.zeros_like, xs)]
+        marked, pull, others = torch.func.vjp(marked_and_others, *xs, has_aux=True)
+        pieces = iter(marked), iter(others)
+        outs = [next(pieces[0] if c else pieces[1]) for c in cotangents]
+        return [*outs, *pull(tuple(cts))]
+
+    cts = [meta for meta, c in zip(body.outputs, cotangents) if c]
+    return rewritten(run, [*body.inputs, *cts], "vjp")
+
+
+def _merged(values: Sequence[Any], replaced: Mask, new: Sequence[Any]) -> list[Any]:
+    fresh = iter(new)
+    return [next(fresh) if r else v for v, r in zip(values, replaced)]

@@ -1,0 +1,165 @@
+"""Static keys: what of a value goes into a fingerprint, hashable, and equal for values that trace alike."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import enum
+import fractions
+import pathlib
+import sys
+import types
+import uuid
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+
+__all__ = ["Key", "Makers", "Same", "describe", "flat"]
+
+Key: TypeAlias = Hashable
+"""``(type, value)`` for what is compared by value, ``(kind, ...)`` with a string first for the rest."""
+
+_LONGEST = 60
+
+
+class Same:
+    """A key that equals itself for the same object only, and keeps it, so that its id is not used again."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return _shorten(_name(self.value))
+
+
+def _by_value(value: Any) -> Key:
+    return type(value), value
+
+
+def _by_repr(value: Any) -> Key:
+    # nan is not equal to itself, 0.0 is equal to -0.0, Decimal("1.0") to Decimal("1.00"): their texts do better.
+    return type(value), repr(value)
+
+
+def _by_base_repr(base: type) -> Callable[[Any], Key]:
+    return lambda value: (type(value), base.__repr__(value))
+
+
+_MAKERS: dict[type, Callable[[Any], Key]] = {
+    **dict.fromkeys(
+        (bool, int, str, bytes, range, types.NoneType, types.EllipsisType, types.NotImplementedType), _by_value
+    ),
+    **dict.fromkeys((torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size), _by_value),
+    **dict.fromkeys((float, complex, slice, decimal.Decimal, fractions.Fraction, uuid.UUID), _by_repr),
+    **dict.fromkeys((datetime.date, datetime.datetime, datetime.time, datetime.timedelta), _by_repr),
+}
+
+
+def _maker(kind: type) -> Callable[[Any], Key] | None:
+    if kind in _MAKERS:
+        return _MAKERS[kind]
+    if issubclass(kind, enum.Enum):
+        return lambda value: (kind, value._name_ or repr(value._value_))
+    if issubclass(kind, pathlib.PurePath):
+        return lambda value: (kind, str(value))
+    for base in (str, bytes, int, float, complex):
+        if issubclass(kind, base):
+            return _by_base_repr(base)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, numpy.generic):
+        return lambda value: (kind, repr(value))
+    if numpy is not None and issubclass(kind, numpy.dtype):
+        return _by_repr
+    return None
+
+
+class Makers(dict[type, Callable[[Any], Key] | None]):
+    """For each type its maker of keys, or None for what is not compared by value; filled on demand."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Key] | None:
+        self[kind] = maker = _maker(kind)
+        return maker
+
+
+def flat(kind: str, items: Iterable[Any], makers: Makers) -> Key | None:
+    """One key for a whole container, if everything in it is compared by value."""
+    keys = []
+    for item in items:
+        maker = makers[type(item)]
+        if maker is not None:
+            keys.append(maker(item))
+        elif type(item) is tuple:
+            inner = flat("tuple", item, makers)
+            if inner is None:
+                return None
+            keys.append(inner)
+        else:
+            return None
+    return kind, tuple(keys)
+
+
+_BRACKETS = {
+    "list": "[]",
+    "tuple": "()",
+    "set": "{}",
+    "frozenset": "{}",
+    "deque": ("deque([", "])"),
+    "bytearray": ("bytearray([", "])"),
+}
+
+
+def describe(key: Any) -> str:
+    """A key in words, for messages."""
+    if isinstance(key, Same):
+        return repr(key)
+    first, *rest = key
+    if isinstance(first, type):
+        text = rest[0] if _maker(first) not in (None, _by_value) else repr(rest[0])
+        return _shorten(str(text))
+    if first == "alias":
+        return f"the same object as {rest[0]}"
+    if first == "tensor":
+        return f"a {rest[0].__name__}"
+    if first in _BRACKETS and isinstance(rest[0], tuple):
+        left, right = _BRACKETS[first]
+        return _shorten(left + ", ".join(map(describe, rest[0])) + right)
+    if isinstance(rest[0], int):
+        return f"a {first} of {rest[0]} item{'s' * (rest[0] != 1)}"
+    if isinstance(rest[0], tuple):
+        return _shorten(f"a {first} with keys {', '.join(map(describe, rest[0]))}")
+    return f"{first} {_shorten(_name(rest[0].value if isinstance(rest[0], Same) else rest[0]))}"
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return value.co_qualname
+    if isinstance(value, str):
+        return value
+    if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | types.ModuleType):
+        return getattr(value, "__qualname__", None) or value.__name__
+    return f"<{type(value).__qualname__} object>"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+# Ordinary containers, with the word for them in a key. Subclasses count as their nearest base.
+SEQUENCES: dict[type, str] = {
+    list: "list",
+    tuple: "tuple",
+    set: "set",
+    frozenset: "frozenset",
+    collections.deque: "deque",
+    bytearray: "bytearray",
+}

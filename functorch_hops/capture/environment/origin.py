@@ -1,0 +1,67 @@
+"""Whose code is it: the user's, which is followed, or a library's, which is taken as fixed."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+__all__ = ["Origin", "of_class", "of_globals", "of_module", "package", "standard"]
+
+Origin = tuple[str, str | None]
+"""Module name and file."""
+
+# Followed nowhere, wherever they are installed (an editable install lies outside site-packages).
+_LIBRARIES = frozenset({"torch", "numpy", "optree", "functorch_hops"})
+_EXTENSIONS = (".so", ".pyd", ".dylib")
+
+
+def of_globals(namespace: Mapping[str, Any]) -> Origin:
+    file = namespace.get("__file__")
+    return str(namespace.get("__name__")), file if isinstance(file, str) else None
+
+
+def of_module(module: ModuleType) -> Origin:
+    return of_globals(module.__dict__)
+
+
+def of_class(cls: type) -> Origin:
+    name = cls.__module__
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    return (str(name), None) if module is None else (str(name), of_module(module)[1])
+
+
+def package(origin: Origin) -> str:
+    return origin[0].partition(".")[0]
+
+
+@functools.lru_cache(maxsize=8192)
+def library(origin: Origin) -> bool:
+    """Whether the code comes from an installed package, the standard library or the interpreter."""
+    if package(origin) in _LIBRARIES or standard(origin):
+        return True
+    _, file = origin
+    if file is None:
+        return False
+    return file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
+
+
+@functools.lru_cache(maxsize=8192)
+def standard(origin: Origin) -> bool:
+    _, file = origin
+    if file is None:
+        # Without a file: a built-in module, or one that the user made by hand or typed in.
+        return package(origin) in sys.builtin_module_names
+    return file.startswith(_roots("stdlib", "platstdlib")) and not _in_site_packages(file)
+
+
+def _in_site_packages(file: str) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.replace("\\", "/").split("/"))
+
+
+@functools.cache
+def _roots(*kinds: str) -> tuple[str, ...]:
+    return tuple(root.rstrip("/\\") + sep for kind in kinds if (root := sysconfig.get_path(kind)) for sep in "/\\")

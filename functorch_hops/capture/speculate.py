@@ -1,0 +1,410 @@
+"""``speculate_subgraph``: run a Python function once on fake tensors and keep what it did as a Subgraph.
+
+A capture runs as on a fresh thread (``_torch.suspended``) under three observers:
+
+- :class:`_Lifting` sees each torch call with the user's tensors, before functorch unwraps anything. A tensor that is not
+  of this capture (closed-over, a parameter, a value of an enclosing capture, a wrapper of an enclosing transform) is
+  lifted: it becomes an operand, and a fresh fake of its logical shape stands for it inside.
+- :class:`_Effects` sees the ATen operators below every transform that the body itself applies: writes to inputs are refused,
+  and what ran without gradients is detached.
+- torch's own proxy mode records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.overrides import TorchFunctionMode
+
+from .. import _torch
+from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
+from . import indexing
+from .functional import has_writes, replace_copy, unwrite_views
+from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable
+
+__all__ = ["Capture", "current_capture", "lift_operands", "speculate_subgraph"]
+
+
+class _Session:
+    """What nested captures share: the fake mode, and the record of values whose capture has ended."""
+
+    def __init__(self) -> None:
+        self.fake_mode = _torch.new_fake_mode()
+        self.ended: list[Any] = []
+
+    def close(self) -> None:
+        """Make every later use of a fake of this session an error: it stands for no value any more."""
+        self.fake_mode.dispatch = _refuse_leak  # type: ignore[method-assign]
+        self.ended.clear()
+
+
+def _refuse_leak(*_: Any, **__: Any) -> Any:
+    raise LeakedTensorError(_leak_message())
+
+
+def _leak_message() -> str:
+    return message(
+        "capture",
+        "a tensor made inside a captured body is used after the capture has ended",
+        remedy="return the value from the body instead of storing it in an outer variable",
+    )
+
+
+class _State(threading.local):
+    capture: Capture | None = None
+
+
+_state = _State()
+
+
+def current_capture() -> Capture | None:
+    """The innermost capture that runs on this thread."""
+    return _state.capture
+
+
+class Capture:
+    """One body being captured."""
+
+    def __init__(self, operation: str, parameter: str, parent: Capture | None) -> None:
+        self.operation = operation
+        self.parameter = parameter
+        self.parent = parent
+        self.session = _Session() if parent is None else parent.session
+        self.root = torch.nn.Module()
+        self.graph = fx.Graph(tracer_cls=None)
+        self.tracer = _torch.new_tracer(self.root, self.graph)
+        self.inputs: list[TensorMeta] = []
+        self.lifted: list[Tensor] = []
+        self._fakes: dict[int, Tensor] = {}
+        self._input_storages: set[int] = set()
+        self._end_of_inputs: fx.Node | None = None
+
+    # -- inputs
+
+    def new_input(self, meta: TensorMeta) -> Tensor:
+        """A placeholder, and the fake that stands for it."""
+        last = self._end_of_inputs
+        where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
+        with where, _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            fake = meta.fake(self.session.fake_mode)
+            proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
+            _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+        self._end_of_inputs = proxy.node
+        self._input_storages.add(_torch.storage_key(fake))
+        self.inputs.append(meta)
+        return fake
+
+    def owns(self, t: Tensor) -> bool:
+        return t in self.tracer.tensor_tracker
+
+    def lift(self, t: Tensor) -> Tensor:
+        """What stands for ``t`` in this capture: itself if it belongs here, else the fake of an operand."""
+        base = _torch.base_tensor(t)
+        if self.owns(base):
+            return t
+        if type(base) is _torch.FakeTensor and self._made_inside(base):
+            return t
+        fake = self._fakes.get(id(t))
+        if fake is None:
+            with _torch.without_torch_function():
+                meta = TensorMeta.of(t)
+            fake = self._fakes[id(t)] = self.new_input(meta)
+            self.lifted.append(t)
+        return fake
+
+    def _made_inside(self, base: Tensor) -> bool:
+        """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
+        mode = base.fake_mode  # type: ignore[attr-defined]
+        if mode.dispatch is _refuse_leak:
+            raise LeakedTensorError(_leak_message())
+        if mode is not self.session.fake_mode:
+            return False
+        if any(base in tracker for tracker in self.session.ended):
+            raise LeakedTensorError(_leak_message())
+        ancestor = self.parent
+        while ancestor is not None:
+            if ancestor.owns(base):
+                return False
+            ancestor = ancestor.parent
+        return True
+
+    def lift_tree(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self.lift(x)
+        if type(x) is list:
+            return [self.lift_tree(v) for v in x]
+        if type(x) is tuple or isinstance(x, torch.Size):
+            return type(x)([self.lift_tree(v) for v in x])
+        if type(x) is dict:
+            return {k: self.lift_tree(v) for k, v in x.items()}
+        return x
+
+    # -- nodes
+
+    def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
+        """The ``get_attr`` node of an operator's static parameters."""
+        name = self.tracer.get_fresh_qualname(f"{label}_")
+        self.root.register_module(name, static)
+        return self.tracer.create_proxy("get_attr", name, (), {})
+
+    def proxy_of(self, x: Any) -> Any:
+        """What a node takes as argument for a value of this capture."""
+        if isinstance(x, Tensor) and not self.owns(x):
+            x = torch.zeros_like(x)  # an untracked fake is a zero tangent made by functorch
+        return self.tracer.unwrap_proxy(x)
+
+    # -- checks
+
+    def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
+        if _torch.storage_key(target) in self._input_storages:
+            raise InputMutationError(
+                message(
+                    self.operation,
+                    f"{self.parameter} writes to an input or a closed-over tensor ({func})",
+                    parameter=self.parameter,
+                    remedy="return the new value, or work on a clone()",
+                )
+            )
+
+    def refuse_reading(self, what: str) -> DataDependentError:
+        return DataDependentError(
+            message(
+                self.operation,
+                f"{what} asks for the value of a traced tensor, which is known only when the graph runs",
+                parameter=self.parameter,
+                remedy="use fh.cond (or torch.where) for a branch, fh.while_loop or fh.fori_loop for a loop",
+            )
+        )
+
+    # -- result
+
+    def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
+        """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
+        outputs = self._without_aliases(outputs)
+        nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
+        self.graph.output(tuple(nodes))
+        return fx.GraphModule(self.root, self.graph)
+
+    def _without_aliases(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        seen = set(self._input_storages)
+        unaliased = []
+        for out in outputs:
+            out = _torch.base_tensor(_torch.plain(self.lift(out)))
+            if _torch.storage_key(out) in seen:
+                out = out.clone()
+            elif not self.owns(out):
+                out = torch.zeros_like(out)  # an untracked fake is a zero tangent made by functorch
+            seen.add(_torch.storage_key(out))
+            unaliased.append(out)
+        return unaliased
+
+
+def speculate_subgraph(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    *,
+    operation: str,
+    parameter: str,
+    keep_autocast: bool = True,
+) -> tuple[Subgraph, list[Tensor]]:
+    """Capture ``function``, called once with fakes of ``inputs``, and the free variables that it used.
+
+    ``function`` takes and returns flat tensors; trees are the caller's matter. The returned graph's inputs are
+    ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
+    modes, autocast, gradient mode) is as before when it returns or raises.
+    """
+    module, capture = _trace(function, inputs, operation, parameter, keep_autocast)
+    unwrite_views(module.graph)
+    if has_writes(module.graph):
+        functional = functionalize(module, remove="mutations")
+        module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
+    _clean(module)
+    outputs = [TensorMeta.of(node.meta["val"]) for node in module.graph.output_node().args[0]]  # type: ignore[union-attr]
+    return Subgraph.intern(module, capture.inputs, outputs), capture.lifted
+
+
+def _trace(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    operation: str,
+    parameter: str,
+    keep_autocast: bool,
+) -> tuple[fx.GraphModule, Capture]:
+    _torch.install_hooks(_lift_hook, _function_hook)
+    parent = _state.capture
+    capture = Capture(operation, parameter, parent)
+    try:
+        with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
+            fakes = [capture.new_input(meta) for meta in inputs]
+            with _translated_errors(capture):
+                outputs = function(*fakes)
+            with _torch.without_torch_function():
+                return capture.finish(outputs), capture
+    finally:
+        capture.session.ended.append(capture.tracer.tensor_tracker)
+        if parent is None:
+            capture.session.close()
+
+
+@contextlib.contextmanager
+def _observers(capture: Capture) -> Iterator[None]:
+    outer = _state.capture
+    _state.capture = capture
+    try:
+        with (
+            capture.session.fake_mode,
+            _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
+            _Effects(capture),
+            _Lifting(capture),
+        ):
+            yield
+    finally:
+        _state.capture = outer
+
+
+@contextlib.contextmanager
+def _translated_errors(capture: Capture) -> Iterator[None]:
+    try:
+        yield
+    except DataDependentError:
+        raise
+    except Exception as error:
+        if _torch.is_data_dependent_error(error):
+            raise capture.refuse_reading("an operator") from error
+        raise
+
+
+def lift_operands(operands: Sequence[Any]) -> list[Any]:
+    """Operands of a HOP call as values of the innermost capture, if one runs."""
+    capture = _state.capture
+    if capture is None:
+        return list(operands)
+    return [capture.lift(x) if isinstance(x, Tensor) else x for x in operands]
+
+
+def _lift_hook(t: Tensor) -> Tensor:
+    capture = _state.capture
+    return capture.lift(t) if capture is not None and isinstance(t, Tensor) else t
+
+
+def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if _state.capture is None:
+        return NotImplemented
+    from ..ops.custom_rule.autograd_function import call_autograd_function
+
+    return call_autograd_function(cls, args, kwargs)
+
+
+_READS: dict[Any, str] = {
+    Tensor.__bool__: "bool() (an `if`, `while`, `and`, `or` or `not`)",
+    Tensor.item: ".item()",
+    Tensor.tolist: ".tolist()",
+    Tensor.numpy: ".numpy()",
+    Tensor.__array__: "numpy conversion",
+    Tensor.__int__: "int()",
+    Tensor.__float__: "float()",
+    Tensor.__complex__: "complex()",
+    Tensor.__index__: "use as a Python index or range()",
+    Tensor.is_nonzero: ".is_nonzero()",
+    Tensor.__contains__: "`in`",
+}
+
+
+class _Lifting(TorchFunctionMode):
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        capture = self.capture
+        args = tuple(capture.lift_tree(a) for a in args)
+        kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
+        if func in _READS and _torch.known_constant(_torch.base_tensor(args[0])) is None:
+            raise capture.refuse_reading(_READS[func])
+        if func is Tensor.__getitem__:
+            return indexing.getitem(*args)
+        if func is Tensor.__setitem__:
+            return indexing.setitem(*args)
+        return func(*args, **kwargs)
+
+
+class _Effects(_torch.TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        detached = not torch.is_grad_enabled()
+        if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
+            self._check_writes(func, args, kwargs, detached)
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        return _detach(out) if detached else out
+
+    def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for target in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(target, Tensor):
+                    self.capture.check_write(func, target)
+                    if detached and is_differentiable(target.dtype):
+                        self._check_untracked_write(func, target)
+
+    def _check_untracked_write(self, func: _torch.OpOverload, target: Tensor) -> None:
+        """A write under no_grad keeps the target's gradient history, which a functional graph cannot say."""
+        slot = _torch.get_proxy_slot(target, self.capture.tracer, None)
+        if slot is not None and _depends_on_input(slot.proxy.node):
+            raise CaptureError(
+                message(
+                    self.capture.operation,
+                    f"an in-place operation under no_grad on a value that carries gradients ({func})",
+                    parameter=self.capture.parameter,
+                    remedy="write the operation out of place, on value.detach()",
+                )
+            )
+
+
+def _detach(out: Any) -> Any:
+    if isinstance(out, Tensor):
+        return out.detach() if is_differentiable(out.dtype) else out
+    if isinstance(out, (tuple, list)):
+        return type(out)(_detach(o) for o in out)
+    return out
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    todo, seen = [node], set()
+    while todo:
+        node = todo.pop()
+        if node in seen or node.target is torch.ops.aten.detach.default:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
+            return True
+        todo.extend(node.all_input_nodes)
+    return False
+
+
+_TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+def _clean(module: fx.GraphModule) -> None:
+    """Free the graph of layout assumptions, of what has no derivative, and of dead code."""
+    for node in list(module.graph.nodes):
+        if node.target in _TO_RESHAPE:
+            node.target = torch.ops.aten.reshape.default
+        elif node.target is torch.ops.aten.copy.default:
+            replace_copy(node)
+    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    module.recompile()

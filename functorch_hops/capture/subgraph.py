@@ -1,0 +1,219 @@
+"""The intermediate representation: one functional ATen graph per captured body.
+
+NOTE [Subgraph invariants]
+ 1. Inputs are flat tensors: the body's own leaves first, then the lifted free variables in order of first use.
+ 2. Outputs are flat tensors that alias neither an input nor one another.
+ 3. The graph is functional: no operator writes to an argument (in-place work of the body was functionalised).
+ 4. The graph holds what the ATen level would forget: work done under ``no_grad`` is detached, the casts of autocast
+    are operators, a custom ``autograd.Function`` is a node of its own. It therefore runs with autocast off.
+ 5. Strides are no part of the meaning: ``view`` was replaced by ``reshape``, and inputs may come in any layout.
+ 6. It is immutable, and equal ones are the same object, so what rules derive from it is cached on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from .._torch import FakeTensorMode, OpOverload
+
+__all__ = ["Mask", "StaticParameters", "Subgraph", "TensorMeta", "is_differentiable", "is_random_node"]
+
+T = TypeVar("T")
+Mask = tuple[bool, ...]
+
+
+def is_differentiable(dtype: torch.dtype) -> bool:
+    """Whether values of ``dtype`` have tangents."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
+class TensorMeta(NamedTuple):
+    """What a capture knows of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, t: Tensor) -> TensorMeta:
+        return cls(tuple(t.shape), t.dtype, t.device)
+
+    def empty(self) -> Tensor:
+        """An uninitialised tensor of this kind (a fake one under a fake mode)."""
+        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+    def fake(self, mode: FakeTensorMode) -> Tensor:
+        with mode:
+            return self.empty()
+
+    def with_leading(self, size: int) -> TensorMeta:
+        return TensorMeta((size, *self.shape), self.dtype, self.device)
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{kind}[{', '.join(map(str, self.shape))}]@{self.device}"
+
+
+class StaticParameters(torch.nn.Module):
+    """What a HOP takes besides tensors: bodies and attributes, as one module, which FX refers to by ``get_attr``.
+
+    Equal parameters are not shared; the bodies in them are.
+    """
+
+    def __init__(self, hop: str, bodies: Sequence[Subgraph], **attributes: Hashable) -> None:
+        super().__init__()
+        self.hop = hop
+        self.bodies = tuple(bodies)
+        for i, body in enumerate(self.bodies):
+            self.add_module(f"body_{i}", body)
+        self.attributes = attributes
+
+    def __getitem__(self, name: str) -> Any:
+        return self.attributes[name]
+
+    def key(self) -> Hashable:
+        return self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(self.attributes.items()))
+
+    @property
+    def random(self) -> bool:
+        return any(body.random for body in self.bodies)
+
+
+class Subgraph(torch.nn.Module):
+    """A captured body: an immutable functional graph with the metadata of its inputs and outputs.
+
+    Make one with :func:`Subgraph.intern`, which returns the existing object if an equal graph was captured before.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.random = any(is_random_node(node, module) for node in module.graph.nodes)
+        self._derived: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    @staticmethod
+    def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
+        key = _graph_key(module, inputs)
+        with _interned_lock:
+            existing = _interned.get(key)
+            if existing is None:
+                existing = _interned[key] = Subgraph(module, inputs, outputs)
+            return existing
+
+    def forward(self, *operands: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(*operands))
+
+    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
+        """``make()``, computed once per ``key`` and kept as long as this graph lives."""
+        with self._lock:
+            if key not in self._derived:
+                self._derived[key] = make()
+            result: T = self._derived[key]
+            return result
+
+    def reached(self, sources: Sequence[bool], *, by: str) -> Mask:
+        """Which outputs the marked inputs reach.
+
+        ``by="value"``: through any operator; random operators count as sources too where ``by="lane"`` (each lane of
+        a vmap draws its own numbers); ``by="gradient"``: through differentiable values only, detach stopping it.
+        """
+        key = ("reached", tuple(sources), by)
+        return self.derive(key, lambda: self._reached(tuple(sources), by))
+
+    def _reached(self, sources: Mask, by: str) -> Mask:
+        marked: set[fx.Node] = set()
+        inputs = iter(sources)
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                hit = next(inputs)
+            elif node.op == "output":
+                break
+            else:
+                hit = any(n in marked for n in node.all_input_nodes)
+                hit = hit or (by == "lane" and is_random_node(node, self.module))
+            if by == "gradient" and hit:
+                hit = node.target is not torch.ops.aten.detach.default and _carries_gradient(node)
+            if hit:
+                marked.add(node)
+        return tuple(isinstance(out, fx.Node) and out in marked for out in self.output_nodes())
+
+    def output_nodes(self) -> Sequence[fx.Node]:
+        (outputs,) = self.module.graph.output_node().args
+        return outputs  # type: ignore[return-value]
+
+    def as_text(self, name: str = "body", indent: str = "") -> str:
+        """The graph as text, bodies of the nodes in it nested below their node."""
+        from .printing import print_subgraph
+
+        return print_subgraph(self, name, indent)
+
+
+_interned: weakref.WeakValueDictionary[Hashable, Subgraph] = weakref.WeakValueDictionary()
+_interned_lock = threading.Lock()
+_SMALL_CONSTANT = 64
+
+
+def _carries_gradient(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return is_differentiable(value.dtype)
+    return isinstance(value, (tuple, list))
+
+
+def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
+    if isinstance(node.target, OpOverload):
+        return torch.Tag.nondeterministic_seeded in node.target.tags
+    if node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        first = node.args[0]
+        if first.op == "get_attr":
+            static = getattr(module, str(first.target))
+            return isinstance(static, StaticParameters) and static.random
+    return False
+
+
+def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:
+    index: dict[fx.Node, int] = {}
+
+    def freeze(a: Any) -> Hashable:
+        if isinstance(a, fx.Node):
+            return ("%", index[a])
+        if isinstance(a, (tuple, list)):
+            return ("seq", *map(freeze, a))
+        if isinstance(a, dict):
+            return ("map", *((k, freeze(v)) for k, v in a.items()))
+        if isinstance(a, slice):
+            return ("slice", freeze(a.start), freeze(a.stop), freeze(a.step))
+        return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
+
+    rows = []
+    for node in module.graph.nodes:
+        index[node] = len(index)
+        target = _attribute_key(getattr(module, node.target)) if node.op == "get_attr" else node.target
+        if node.op == "placeholder":
+            target = None
+        rows.append((node.op, target, freeze(node.args), freeze(node.kwargs)))
+    return tuple(rows), tuple(inputs)
+
+
+def _attribute_key(value: object) -> Hashable:
+    if isinstance(value, StaticParameters):
+        return value.key()
+    if isinstance(value, Tensor) and value.numel() <= _SMALL_CONSTANT and value.device.type == "cpu":
+        return value.dtype, tuple(value.shape), repr(value.tolist())
+    return id(value)
+
+
+def count(mask: Iterable[bool]) -> int:
+    return sum(map(bool, mask))

@@ -1,0 +1,140 @@
+"""The exceptions of functorch_hops, and how their messages are built.
+
+Every error derives from ``FunctorchHopsError`` and from the built-in exception that a user would catch. A
+message reads, top to bottom: operation and problem, the user's parameter and the place in its tree, what was
+expected, what came, what to do, and the user's own source line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import traceback
+from types import FrameType
+
+import optree
+import torch
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "CaptureError",
+    "DataDependentError",
+    "FunctorchHopsError",
+    "InfiniteLoopError",
+    "InputMutationError",
+    "LeakedTensorError",
+    "MetadataMismatchError",
+    "TreeMismatchError",
+    "message",
+    "user_frame",
+]
+
+
+class FunctorchHopsError(Exception):
+    """The root of all errors of this library."""
+
+
+class TreeMismatchError(FunctorchHopsError, TypeError):
+    """Two trees that must agree (of carries, of branches) differ."""
+
+
+class MetadataMismatchError(FunctorchHopsError, TypeError):
+    """Two leaves that must agree differ in shape, dtype or device."""
+
+
+class ArgumentTypeError(FunctorchHopsError, TypeError):
+    """An argument has the wrong type."""
+
+
+class ArgumentValueError(FunctorchHopsError, ValueError):
+    """An argument has the right type and a value that can't be used."""
+
+
+class CaptureError(FunctorchHopsError, RuntimeError):
+    """A function can't be captured as a graph."""
+
+
+class DataDependentError(CaptureError, TypeError):
+    """Python asked for the value of a tensor which is only known when the captured graph runs."""
+
+
+class InputMutationError(FunctorchHopsError, RuntimeError):
+    """A captured function mutates an input or a closed-over tensor."""
+
+
+class LeakedTensorError(FunctorchHopsError, RuntimeError):
+    """A tensor of a capture was used after that capture had ended."""
+
+
+class InfiniteLoopError(FunctorchHopsError, RuntimeError):
+    """The condition of a captured loop is constantly true, and nothing else bounds the loop."""
+
+
+def message(
+    operation: str,
+    problem: str,
+    *,
+    parameter: str | None = None,
+    path: str | None = None,
+    expected: object = None,
+    got: object = None,
+    remedy: str | None = None,
+) -> str:
+    """Build the text of an error.
+
+    Arguments:
+        operation: name of the public function that complains, such as ``"scan"``.
+        problem: what is wrong, in one sentence without a full stop.
+        parameter: the user's name for the argument, such as ``"f"``.
+        path: the place in that argument's tree, as ``pytree.leaf_paths`` prints it.
+        expected: what would have been right.
+        got: what came instead.
+        remedy: what to revise, as an imperative sentence.
+
+    >>> print(message("scan", "the carry changes its shape", path="carry['h']", expected="(3,)", got="(4,)"))
+    ... # doctest: +ELLIPSIS
+    scan: the carry changes its shape
+      where: carry['h']
+      expected: (3,)
+      got: (4,)
+      at ...
+    """
+    lines = [f"{operation}: {problem}"]
+    place = ", ".join(part for part in (parameter, path) if part)
+    rows = (("where", place or None), ("expected", expected), ("got", got), ("help", remedy))
+    lines += [f"  {label}: {value}" for label, value in rows if value is not None]
+    frame = user_frame()
+    if frame is not None:
+        line = f": {frame.line}" if frame.line else ""
+        lines.append(f"  at {frame.filename}:{frame.lineno}{line}")
+    return "\n".join(lines)
+
+
+def user_frame() -> traceback.FrameSummary | None:
+    """The innermost frame of the stack that is the user's code, or None if there is no such frame.
+
+    Called when an error is raised and never before: it walks the whole stack and reads a source file.
+    """
+    internal = _internal_paths()
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(internal):
+            return traceback.FrameSummary(filename, frame.f_lineno, frame.f_code.co_name)
+        frame = frame.f_back
+    return None
+
+
+def _internal_paths() -> tuple[str, ...]:
+    """Beginnings of the file names of code that is not the user's."""
+    packages = [optree.__file__, torch.__file__, __file__]
+    # An editable install keeps `transforms` in a folder of its own, outside functorch_hops.
+    transforms = sys.modules.get("functorch_hops.transforms")
+    if transforms is not None and transforms.__file__ is not None:
+        packages.append(transforms.__file__)
+    folders = tuple(os.path.dirname(file) + os.sep for file in packages)
+    # Code that FX generates, and code of the interpreter itself, has no file.
+    return (*folders, contextlib.__file__, functools.__file__, "<eval_with_key>", "<frozen ")

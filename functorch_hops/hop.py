@@ -1,0 +1,223 @@
+"""The dispatch class of all higher-order operators.
+
+An operator takes static parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is its own
+are its rules; everything else - which rule runs when - stands here once.
+
+NOTE [Dispatch order] functorch comes first when a transform is active: torch would ask the PreDispatch key before, and
+export would record wrappers. Then autograd, the modes of a capture (functionalize, proxy, fake), and at last the
+eager run.
+
+NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call of the same kind, whose
+extra outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
+them: cotangents for them arrive at the same node, which then differentiates the augmented call instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _torch
+from .capture.speculate import current_capture, lift_operands
+from .capture.subgraph import Mask, StaticParameters, is_differentiable
+
+__all__ = ["Hop", "Rules"]
+
+Tensors = Sequence[Tensor]
+Maybe = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The registration table of one operator; each rule is a function ``<operator>_<rule>``.
+
+    ``run(static, operands) -> outputs``: the operation itself, on plain tensors.
+
+    ``abstract(static, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
+
+    ``batch(static, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
+    the mapped operands.
+
+    ``jvp(static, primals, tangents) -> (outputs, tangents)``: None is a tangent that is zero by structure.
+
+    ``augment(static, active) -> static``: the call that also emits what ``pullback`` for the active operands reads.
+
+    ``pullback(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none; a
+    cotangent that is None is zero.
+
+    ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
+    """
+
+    run: Callable[[StaticParameters, Tensors], Tensors]
+    abstract: Callable[[StaticParameters, Tensors], Tensors]
+    batch: Callable[[StaticParameters, Tensors, Mask, int, str], tuple[Tensors, Mask]]
+    jvp: Callable[[StaticParameters, Tensors, Maybe], tuple[Tensors, Maybe]]
+    augment: Callable[[StaticParameters, Mask], StaticParameters]
+    pullback: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
+    native: Callable[[StaticParameters, Tensors], Tensors]
+
+
+class Hop(_torch.HigherOrderOperator):
+    """A higher-order operator: dispatch, given its rules."""
+
+    def __init__(self, name: str, rules: Rules) -> None:
+        super().__init__(f"fh_{name}")
+        self.label = name
+        self.rules = rules
+        transform = _torch.TransformType
+        self.py_impl(transform.Vmap)(self._vmap)
+        self.py_impl(transform.Grad)(self._grad)
+        self.py_impl(transform.Jvp)(self._jvp)
+        self.py_impl(_torch.DispatchKey.Autograd)(self._autograd)
+        self.py_impl(_torch.DispatchKey.CompositeExplicitAutograd)(self._eager)
+        self.py_impl(_torch.ProxyTorchDispatchMode)(self._proxy)
+        self.py_impl(_torch.FakeTensorMode)(self._fake)
+        self.py_functionalize_impl(self._functionalize)
+
+    # -- dispatch
+
+    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        operands = tuple(lift_operands([_torch.plain(x) if isinstance(x, Tensor) else x for x in operands]))
+        if _torch.top_interpreter() is not None:
+            return _torch.dispatch_functorch(self, (static, *operands), {})
+        return super().__call__(static, *operands)
+
+    def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+        with _torch.autocast_off():
+            return tuple(self.rules.run(static, operands))
+
+    def _fake(self, mode: Any, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+        with mode:
+            return tuple(self.rules.abstract(static, operands))
+
+    def _proxy(self, mode: Any, static: StaticParameters, *operands: Any) -> Any:
+        capture = current_capture()
+        if capture is None or mode.tracer is not capture.tracer:
+            with mode:
+                return tuple(self.rules.native(static, operands))
+        name = capture.add_static(self.label, static)
+        proxies = [capture.proxy_of(x) for x in operands]
+        out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
+        outputs = self._fake(capture.session.fake_mode, static, *operands)
+        return _torch.track_tensor_tree(outputs, out, constant=None, tracer=capture.tracer)
+
+    def _functionalize(self, ctx: Any, static: StaticParameters, *operands: Any) -> Any:
+        unwrapped = ctx.unwrap_tensors(operands)
+        with ctx.redispatch_to_next():
+            return ctx.wrap_tensors(self(static, *unwrapped))
+
+    # -- transforms
+
+    def _vmap(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        level = interpreter.level()
+        (values, dims) = _torch.unwrap_batched(operands, level)
+        with interpreter.lower():
+            randomness = interpreter.randomness()
+            if all(d is None for d in dims) and not (static.random and randomness == "different"):
+                return self(static, *values)
+            values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
+            mapped = tuple(d is not None for d in dims)
+            outs, out_mapped = self.rules.batch(static, values, mapped, interpreter.batch_size(), randomness)
+        return _torch.wrap_batched(tuple(outs), tuple(0 if m else None for m in out_mapped), level)
+
+    def _jvp(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        level = interpreter.level()
+        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        primals = [_unwrapped(p, level) for p, _ in duals]
+        tangents = [None if t is None else _unwrapped(_torch.plain(t), level) for _, t in duals]
+        with interpreter.lower():
+            outs, out_tangents = self.rules.jvp(static, primals, tangents)
+        wrapped = (_torch.wrap_for_grad(o, level) for o in outs)
+        return tuple(
+            o if t is None else forward_ad.make_dual(o, _torch.wrap_for_grad(t, level))
+            for o, t in zip(wrapped, out_tangents)
+        )
+
+    def _grad(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        return self._differentiable_call(interpreter, static, operands)
+
+    def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
+        if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in operands):
+            return self._plain_jvp(static, operands)
+        return self._differentiable_call(None, static, operands)
+
+    def _plain_jvp(self, static: StaticParameters, operands: Sequence[Any]) -> Any:
+        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
+        return tuple(o if t is None else forward_ad.make_dual(o, t) for o, t in zip(outs, tangents))
+
+    def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
+        active = tuple(
+            isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands
+        )
+        if not (torch.is_grad_enabled() and any(active)):
+            with _below(interpreter):
+                outs = self(static, *(_unwrapped_at(interpreter, x) for x in operands))
+            return tuple(_wrapped_at(interpreter, o) for o in outs)
+        augmented = self.rules.augment(static, active)
+        with _torch.enable_single_level_autograd_function():
+            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)
+        return outs[: static["n_outputs"]]
+
+
+class _Call(_torch.SingleLevelFunction):
+    """The autograd node of every HOP, at one level of functorch or (``interpreter`` None) of plain autograd."""
+
+    @staticmethod
+    def forward(
+        hop: Hop, static: StaticParameters, augmented: StaticParameters, active: Mask, interpreter: Any, *operands: Any
+    ) -> Any:
+        unwrapped = [_unwrapped_at(interpreter, x) for x in operands]
+        below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
+        with below:
+            outs = hop(augmented, *unwrapped)
+        return tuple(_wrapped_at(interpreter, o) for o in outs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.hop, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
+        residuals = output[ctx.static["n_outputs"] :]
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        saved, n_operands, n_outputs = ctx.saved_tensors, len(ctx.active), ctx.static["n_outputs"]
+        operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
+        if any(c is not None for c in cotangents[n_outputs:]):
+            grads = _second_pullback(ctx, operands, cotangents)
+        else:
+            residuals = saved[n_operands:]
+            grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+        grads = [g if a else None for g, a in zip(grads, ctx.active)]
+        return None, None, None, None, None, *grads
+
+
+def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
+    """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
+    rules, static = ctx.hop.rules, ctx.augmented
+    outs = ctx.hop(rules.augment(static, ctx.active), *operands)
+    return rules.pullback(static, ctx.active, operands, outs[static["n_outputs"] :], cotangents)
+
+
+def _below(interpreter: Any) -> Any:
+    return _torch.below_autograd() if interpreter is None else interpreter.lower()
+
+
+def _unwrapped(x: Any, level: int) -> Any:
+    return _torch.unwrap_for_grad(x, level) if isinstance(x, Tensor) else x
+
+
+def _unwrapped_at(interpreter: Any, x: Any) -> Any:
+    return x if interpreter is None else _unwrapped(x, interpreter.level())
+
+
+def _wrapped_at(interpreter: Any, x: Tensor) -> Tensor:
+    return x if interpreter is None else _torch.wrap_for_grad(x, interpreter.level())

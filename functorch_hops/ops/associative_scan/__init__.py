@@ -1,0 +1,27 @@
+"""``associative_scan``: all prefix reductions with an associative function.
+
+Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, ``n_leaves``. Operands: the elements at dimension 0, the
+constants.
+"""
+
+from ...hop import Hop, Rules
+from .batching import associative_scan_batch
+from .eager import associative_scan_abstract, associative_scan_run
+from .jvp import associative_scan_jvp
+from .lowering import associative_scan_native
+from .vjp import associative_scan_augment, associative_scan_pullback
+
+__all__ = ["associative_scan_op"]
+
+associative_scan_op = Hop(
+    "associative_scan",
+    Rules(
+        run=associative_scan_run,
+        abstract=associative_scan_abstract,
+        batch=associative_scan_batch,
+        jvp=associative_scan_jvp,
+        augment=associative_scan_augment,
+        pullback=associative_scan_pullback,
+        native=associative_scan_native,
+    ),
+)

@@ -1,0 +1,113 @@
+"""``associative_scan``: arguments, plain eager, capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import pytree
+from ...capture.output import OutputSpec, number_as_tensor
+from ...capture.speculate import speculate_subgraph
+from ...capture.subgraph import TensorMeta
+from ...capture.validate import check_agreement, check_callable, check_tensor_leaves
+from ...errors import ArgumentTypeError, ArgumentValueError, message
+from ..mode import is_capturing
+from .eager import prefixes
+
+__all__ = ["associative_scan"]
+
+
+def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False) -> Any:
+    """All prefix reductions with an associative function, in O(log n) depth.
+
+    ``associative_scan : (((a, a) -> a), [a]) -> [a]``. Equivalent to::
+
+        def associative_scan(fn, elems):
+            results = [elems[0]]
+            for x in elems[1:]:
+                results.append(fn(results[-1], x))
+            return stack(results)
+
+    Arguments:
+        fn: an associative function of two elements, written for one pair (the library vmaps it). It need not commute.
+        elems: a tree of tensors, all of the same size at ``dim``.
+        dim: the dimension to scan along.
+        reverse: flip, scan, flip.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: ``fn`` is not callable, there is no element tensor, sizes disagree.
+        TreeMismatchError, MetadataMismatchError: ``fn`` returns something else than an element.
+
+    Cost: O(n) work, O(log n) calls of ``fn``, each on many pairs. Reverse mode stores the inputs and recomputes.
+
+    Source: Blelloch, "Prefix sums and their applications" (1990); ``jax.lax.associative_scan``.
+
+    >>> import torch, functorch_hops as fh
+    >>> fh.associative_scan(torch.add, torch.arange(5))
+    tensor([ 0,  1,  3,  6, 10])
+    """
+    check_callable("associative_scan", "fn", fn)
+    leaves, spec = check_tensor_leaves("associative_scan", "elems", elems)
+    dims = _check_sizes(leaves, spec, dim)
+    moved = [x.movedim(d, 0) for x, d in zip(leaves, dims)]
+    if reverse:
+        moved = [x.flip(0) for x in moved]
+    element = OutputSpec(spec, tuple(TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in moved))
+    is_captured = is_capturing() or moved[0].shape[0] == 0
+    results = (_captured if is_captured else _plain)(fn, moved, element)
+    if reverse:
+        results = [y.flip(0) for y in results]
+    return pytree.unflatten(spec, [y.movedim(0, d) for y, d in zip(results, dims)])
+
+
+def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: Any) -> list[int]:
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        got = f"{type(dim).__name__} {dim!r}"
+        raise ArgumentTypeError(message("associative_scan", "not an int", parameter="dim", expected="an int", got=got))
+    if not leaves:
+        text = message("associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor")
+        raise ArgumentTypeError(text)
+    dims = []
+    for path, x in zip(pytree.leaf_paths(spec, "elems"), leaves):
+        if not -x.dim() <= dim < x.dim():
+            got = f"{x.dim()}-d"
+            text = message("associative_scan", f"there is no dimension {dim}", path=path, expected="that dim", got=got)
+            raise ArgumentValueError(text)
+        dims.append(dim % x.dim())
+        if x.shape[dim] != leaves[0].shape[dim]:
+            expected = f"{leaves[0].shape[dim]} at dimension {dim}"
+            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=x.shape[dim])
+            raise ArgumentValueError(text)
+    return dims
+
+
+def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[..., list[Tensor]]:
+    """``fn`` on flat leaves of one pair."""
+    k = len(element.leaves)
+
+    def flat(*args: Tensor) -> list[Tensor]:
+        result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
+        tensors, returned = OutputSpec.flatten(pytree.map(number_as_tensor, result))
+        sides = ("elems", element), ("fn", returned)
+        check_agreement("associative_scan", "an element and what fn returns", *sides, path="element")
+        return tensors
+
+    return flat
+
+
+def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
+    flat = _checked_fn(fn, element)
+    vmapped = torch.func.vmap(lambda *args: tuple(flat(*args)), randomness="different")
+    return prefixes(lambda a, b: vmapped(*a, *b), elems)
+
+
+def _captured(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
+    from . import associative_scan_op
+    from .eager import associative_static
+
+    inputs = [*element.metas, *element.metas]
+    body, lifted = speculate_subgraph(_checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn")
+    return associative_scan_op(associative_static(body, len(elems)), *elems, *lifted)

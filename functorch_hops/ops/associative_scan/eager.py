@@ -1,0 +1,59 @@
+"""The prefix reductions in O(log n) steps, each on all elements at once.
+
+Combine neighbours, solve the half-sized problem, which gives every odd prefix, and combine those with the elements between them (the
+odd-even scheme of Ladner and Fischer, "Parallel prefix computation", 1980; as in ``jax.lax.associative_scan``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...capture.derive import batched
+from ...capture.subgraph import StaticParameters, Subgraph
+
+__all__ = ["associative_scan_abstract", "associative_scan_run", "associative_static", "prefixes"]
+
+Combine = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+def associative_static(body: Subgraph, n_leaves: int) -> StaticParameters:
+    return StaticParameters("associative_scan", [body], n_leaves=n_leaves, n_outputs=n_leaves)
+
+
+def prefixes(combine: Combine, elems: Sequence[Tensor]) -> list[Tensor]:
+    """``combine`` works on many pairs at once, along dimension 0."""
+    n = elems[0].shape[0]
+    if n < 2:
+        return [e.clone() for e in elems]
+    odd = prefixes(combine, combine([e[:-1:2] for e in elems], [e[1::2] for e in elems]))
+    left = [o[:-1] for o in odd] if n % 2 == 0 else odd
+    if left[0].shape[0] == 0:
+        return [torch.cat((e[:1], o)) for e, o in zip(elems, odd)]
+    even = combine(left, [e[2::2] for e in elems])
+    return [_interleaved(torch.cat((e[:1], v)), o) for e, v, o in zip(elems, even, odd)]
+
+
+def _interleaved(even: Tensor, odd: Tensor) -> Tensor:
+    n = odd.shape[0]
+    merged = torch.stack((even[:n], odd), 1).flatten(0, 1)
+    return merged if even.shape[0] == n else torch.cat((merged, even[n:]))
+
+
+def associative_scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    (body,) = static.bodies
+    k = static["n_leaves"]
+    elems, consts = operands[:k], operands[k:]
+
+    def combine(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sequence[Tensor]:
+        mapped = (*(True,) * (2 * k), *(False,) * len(consts))
+        pairs, _ = batched(body, mapped, a[0].shape[0], "different", (True,) * k)
+        return pairs(*a, *b, *consts)
+
+    return prefixes(combine, elems)
+
+
+def associative_scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]]

@@ -1,0 +1,28 @@
+"""jvp of associative_scan: through its operators, at the level that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...capture.subgraph import StaticParameters
+from .eager import associative_scan_run
+
+__all__ = ["associative_scan_jvp"]
+
+
+def associative_scan_jvp(
+    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    active = [i for i, t in enumerate(tangents) if t is not None]
+
+    def run(*moving: Tensor) -> tuple[Tensor, ...]:
+        operands = list(primals)
+        for i, x in zip(active, moving):
+            operands[i] = x
+        return tuple(associative_scan_run(static, operands))
+
+    given = tuple(t for t in tangents if t is not None)
+    return torch.func.jvp(run, tuple(primals[i] for i in active), given)

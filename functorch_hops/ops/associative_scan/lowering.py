@@ -1,0 +1,26 @@
+"""associative_scan in torch's own operators.
+
+Export keeps the loop as torch's ``associative_scan``. Inductor lowers that one on CUDA and for pointwise functions only, so for compilation
+the O(log n) steps are written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ... import _torch
+from ...capture.subgraph import StaticParameters
+from .eager import associative_scan_run
+
+__all__ = ["associative_scan_native"]
+
+
+def associative_scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    (body,) = static.bodies
+    k = static["n_leaves"]
+    if not _torch.is_exporting() or operands[0].shape[0] == 0:
+        return associative_scan_run(static, operands)
+    elems = _torch.unshared([e.contiguous() for e in operands[:k]])
+    return _torch.native_associative_scan(lambda *args: list(body(*args)), elems, tuple(operands[k:]))

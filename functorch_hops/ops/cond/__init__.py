@@ -1,0 +1,27 @@
+"""``cond`` and ``switch``: one operator that runs one of several branches.
+
+Static parameters: ``bodies`` are the branches, all of one signature. Operands: the selector - a 0-d bool (False is branch
+0) or a 0-d int64 in range - then the branches' operands.
+"""
+
+from ...hop import Hop, Rules
+from .batching import cond_batch
+from .eager import cond_abstract, cond_run
+from .jvp import cond_jvp
+from .lowering import cond_native
+from .vjp import cond_augment, cond_pullback
+
+__all__ = ["cond_op"]
+
+cond_op = Hop(
+    "cond",
+    Rules(
+        run=cond_run,
+        abstract=cond_abstract,
+        batch=cond_batch,
+        jvp=cond_jvp,
+        augment=cond_augment,
+        pullback=cond_pullback,
+        native=cond_native,
+    ),
+)

@@ -1,0 +1,79 @@
+"""vmap of cond.
+
+An unbatched selector selects for all lanes. With a batched one, branch i must run for the lanes that selected it and must not
+be felt by the others. So each branch becomes a cond of its own, taken if any lane selected it, in which the other lanes
+compute with the operands of a lane that did (see ``representative``): no NaN can arise that the branch's own lanes do not
+have, in values, tangents or gradients of any order, and a loop inside ends when those lanes end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...capture.derive import batched, rewritten
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ..lanes import representative, select_lanes
+from .eager import cond_static
+
+__all__ = ["cond_batch"]
+
+
+def cond_batch(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    if mapped[0]:
+        return _per_lane(static, operands, mapped, size, randomness)
+    branches, out = _batched_branches(static.bodies, mapped[1:], size, randomness)
+    from . import cond_op
+
+    return cond_op(cond_static(branches), *operands), out
+
+
+def _batched_branches(
+    bodies: Sequence[Subgraph], mapped: Mask, size: int, randomness: str, out: Mask | None = None
+) -> tuple[list[Subgraph], Mask]:
+    if out is None:
+        masks = [batched(body, mapped, size, randomness)[1] for body in bodies]
+        out = tuple(any(column) for column in zip(*masks, strict=True))
+    return [batched(body, mapped, size, randomness, out)[0] for body in bodies], out
+
+
+def _per_lane(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    from . import cond_op
+
+    selector, *rest = operands
+    everywhere = (True,) * static["n_outputs"]
+    branches, _ = _batched_branches(static.bodies, mapped[1:], size, randomness, everywhere)
+    results: list[Tensor] | None = None
+    for i, branch in enumerate(branches):
+        taken = selector == i
+        mask = TensorMeta.of(taken)
+        masked = cond_static([_zeros(branch, mask), _masked(branch, mask, mapped[1:])])
+        outs = cond_op(masked, taken.any(), taken, *rest)
+        results = list(outs) if results is None else [
+            select_lanes(taken, new, old) for new, old in zip(outs, results)
+        ]
+    assert results is not None
+    return results, everywhere
+
+
+def _masked(branch: Subgraph, mask: TensorMeta, mapped: Mask) -> Subgraph:
+    """``(taken, operands)``: the branch, lanes that did not take it computing as one that did."""
+
+    def run(taken: Tensor, *operands: Tensor) -> Sequence[Tensor]:
+        return branch(*(representative(taken, x) if m else x for x, m in zip(operands, mapped)))
+
+    return branch.derive(("masked", mask, mapped), lambda: rewritten(run, [mask, *branch.inputs], "vmap"))
+
+
+def _zeros(branch: Subgraph, mask: TensorMeta) -> Subgraph:
+    """A branch of the same signature that computes nothing: no lane took it."""
+
+    def run(*_: Tensor) -> list[Tensor]:
+        return [meta.zeros() for meta in branch.outputs]
+
+    return branch.derive(("zeros", mask), lambda: rewritten(run, [mask, *branch.inputs], "vmap"))

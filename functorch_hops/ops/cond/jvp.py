@@ -1,0 +1,45 @@
+"""jvp of cond: each branch on (primals, tangents)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...capture.derive import rewritten, with_tangents
+from ...capture.subgraph import Mask, StaticParameters, Subgraph
+from .eager import cond_static
+
+__all__ = ["cond_jvp"]
+
+
+def cond_jvp(
+    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    from . import cond_op
+
+    active = tuple(t is not None for t in tangents[1:])
+    reached = tuple(any(c) for c in zip(*(b.reached(active, by="gradient") for b in static.bodies), strict=True))
+    branches = [_branch_with_tangents(body, active, reached) for body in static.bodies]
+    given = [t for t in tangents if t is not None]
+    outs = cond_op(cond_static(branches), *primals, *given)
+    n = static["n_outputs"]
+    moving = iter(outs[n:])
+    return outs[:n], [next(moving) if r else None for r in reached]
+
+
+def _branch_with_tangents(body: Subgraph, active: Mask, reached: Mask) -> Subgraph:
+    """Tangents of all ``reached`` outputs, zeros where this branch does not reach them."""
+    dual, own = with_tangents(body, active)
+    if own == reached:
+        return dual
+    n = len(body.outputs)
+
+    def run(*args: Tensor) -> list[Tensor]:
+        outs = dual(*args[: len(dual.inputs)])
+        moving = iter(outs[n:])
+        tangents = [next(moving) if o else meta.zeros() for o, meta in zip(own, body.outputs)]
+        return [*outs[:n], *(t for t, r in zip(tangents, reached) if r)]
+
+    inputs = [*body.inputs, *(m for m, a in zip(body.inputs, active) if a)]
+    return body.derive(("branch tangents", active, reached), lambda: rewritten(run, inputs, "jvp"))

@@ -1,0 +1,103 @@
+"""vjp of cond: partition each branch; the residuals are the union of the branches'.
+
+Each branch fills its own residuals into shared slots, one per kind of tensor, and zeros into the slots that it does not use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...capture.derive import rewritten
+from ...capture.partition import Partition, partition
+from ...capture.subgraph import Mask, StaticParameters, TensorMeta, count, is_differentiable
+from .eager import cond_static
+
+__all__ = ["cond_augment", "cond_pullback"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the branches of a cond are differentiated together."""
+
+    parts: tuple[Partition, ...]
+    slots: tuple[TensorMeta, ...]
+    cotangents: Mask
+
+    def places(self, part: Partition) -> list[int]:
+        """The slot of each residual of a branch."""
+        free = list(enumerate(self.slots))
+        places = []
+        for meta in part.residuals:
+            place = next(entry for entry in free if entry[1] == meta)
+            free.remove(place)
+            places.append(place[0])
+        return places
+
+
+def _plan(static: StaticParameters, active: Mask) -> _Plan:
+    reached = [body.reached(active[1:], by="gradient") for body in static.bodies]
+    cotangents = tuple(
+        any(column) and is_differentiable(meta.dtype)
+        for column, meta in zip(zip(*reached, strict=True), static.bodies[0].outputs)
+    )
+    parts = tuple(partition(body, active[1:], cotangents) for body in static.bodies)
+    needed: Counter[TensorMeta] = Counter()
+    for part in parts:
+        needed |= Counter(part.residuals)
+    return _Plan(parts, tuple(needed.elements()), cotangents)
+
+
+def cond_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+    plan = _plan(static, active)
+    n = static["n_outputs"]
+    branches = []
+    for part in plan.parts:
+
+        def run(*operands: Tensor, part: Partition = part) -> list[Tensor]:
+            outs = part.forward(*operands)
+            slots = [meta.zeros() for meta in plan.slots]
+            for place, residual in zip(plan.places(part), outs[n:]):
+                slots[place] = residual
+            return [*outs[:n], *slots]
+
+        make = lambda part=part, run=run: rewritten(run, part.forward.inputs, "grad")  # noqa: E731
+        branches.append(part.forward.derive(("slots", plan.slots), make))
+    return cond_static(branches)
+
+
+def cond_pullback(
+    static: StaticParameters,
+    active: Mask,
+    operands: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    from . import cond_op
+
+    plan = _plan(static, active)
+    selector, *rest = operands
+    given = [
+        _or_zeros(ct, meta) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c
+    ]
+    n_slots, n_rest = len(plan.slots), len(rest)
+    branches = []
+    for part in plan.parts:
+
+        def run(*args: Tensor, part: Partition = part) -> Sequence[Tensor]:
+            slots, inputs, cts = args[:n_slots], args[n_slots : n_slots + n_rest], args[n_slots + n_rest :]
+            own = [slots[place] for place in plan.places(part)]
+            return part.backward(*own, *(x for x, k in zip(inputs, part.kept) if k), *cts)
+
+        metas = [*plan.slots, *static.bodies[0].inputs, *(m for m, c in zip(static.bodies[0].outputs, plan.cotangents) if c)]
+        make = lambda run=run, metas=metas: rewritten(run, metas, "grad")  # noqa: E731
+        branches.append(part.backward.derive(("slots", plan.slots, part.kept), make))
+    grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
+    return [next(grads) if a else None for a in active]
+
+
+def _or_zeros(ct: Tensor | None, meta: TensorMeta) -> Tensor:
+    return meta.zeros() if ct is None else ct

@@ -1,0 +1,29 @@
+"""Lanes of a vmap that take different ways.
+
+NOTE [Representative lanes] A lane that does not take a branch, or has finished a loop, still computes along. Whatever it
+computes is thrown away by a select, but its NaN would come back in the gradient (0 * inf) and its inner loops might never
+end. So it computes with the operands of a lane that does take the branch: then nothing happens in it that does not happen
+in that lane. The borrowed operands are detached, hence the borrowed lane's gradients hold no term of the others, and the
+select hands zero cotangents to the borrowing lanes only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["representative", "select_lanes"]
+
+
+def _column(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like.device).reshape(mask.shape[0], *(1,) * (like.dim() - 1))
+
+
+def representative(taken: Tensor, x: Tensor) -> Tensor:
+    """``x`` with the lanes that are not ``taken`` replaced by the first one that is (lanes at dimension 0)."""
+    first = taken.to(x.device, torch.int64).argmax().reshape(1)
+    return torch.where(_column(taken, x), x, x.detach().index_select(0, first))
+
+
+def select_lanes(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(_column(taken, new), new, old)

@@ -1,0 +1,1 @@
+"""``map``: a scan that carries nothing."""

@@ -1,0 +1,45 @@
+"""Whether a call of control flow runs as Python or is captured."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from .._torch import foreign_capture_active
+from ..capture.speculate import current_capture
+
+__all__ = ["eager_capture", "is_capturing"]
+
+
+class _Forced(threading.local):
+    depth = 0
+
+
+_forced = _Forced()
+
+
+def is_capturing() -> bool:
+    """Whether control flow becomes graph nodes here: a capture runs, torch traces, or ``eager_capture`` asks for it."""
+    return current_capture() is not None or _forced.depth > 0 or foreign_capture_active()
+
+
+@contextlib.contextmanager
+def eager_capture() -> Iterator[None]:
+    """Capture plain-eager control flow too, so that it is checked and differentiated as under ``jit``.
+
+    ``eager_capture() -> context manager``. Both branches of a ``cond`` are traced, all metadata is compared, and the
+    operators' own rules run instead of autograd on the Python loop. For validating a model before compiling it.
+
+    Cost: each call traces its bodies (some milliseconds each).
+
+    >>> import torch, functorch_hops as fh
+    >>> with fh.eager_capture():
+    ...     fh.cond(torch.tensor(True), torch.sin, torch.cos, torch.zeros(2))
+    tensor([0., 0.])
+    """
+    _forced.depth += 1
+    try:
+        yield
+    finally:
+        _forced.depth -= 1

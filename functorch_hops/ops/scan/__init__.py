@@ -1,0 +1,27 @@
+"""``scan``: one operator for every loop whose trip count is known when it starts (``fori_loop`` and ``map`` included).
+
+Static parameters: the body ``(carry..., x..., consts...) -> (carry..., y...)``, ``n_carry``, ``n_xs``, ``reverse``. Operands: the
+length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final carry, the stacked ys.
+"""
+
+from ...hop import Hop, Rules
+from .batching import scan_batch
+from .eager import scan_abstract, scan_run
+from .jvp import scan_jvp
+from .lowering import scan_native
+from .vjp import scan_augment, scan_pullback
+
+__all__ = ["scan_op"]
+
+scan_op = Hop(
+    "scan",
+    Rules(
+        run=scan_run,
+        abstract=scan_abstract,
+        batch=scan_batch,
+        jvp=scan_jvp,
+        augment=scan_augment,
+        pullback=scan_pullback,
+        native=scan_native,
+    ),
+)

@@ -1,0 +1,225 @@
+"""``scan``, and the loops that are scans: ``fori_loop`` with Python bounds, and ``map``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import pytree
+from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...capture.speculate import speculate_subgraph
+from ...capture.subgraph import TensorMeta
+from ...capture.validate import check_callable, check_carry, check_tensor_leaves
+from ...errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
+from ..mode import is_capturing
+from .steps import PlainCarry
+
+__all__ = ["check_unroll", "scan"]
+
+
+def scan(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    remat: Any = None,
+) -> tuple[Any, Any]:
+    """Loop over the leading dimension of ``xs`` while carrying a state.
+
+    ``scan : ((c, a) -> (c, b), c, [a]) -> (c, [b])``. Equivalent to::
+
+        def scan(f, init, xs=None, length=None, *, reverse=False):
+            carry, ys = init, []
+            for x in reversed(xs) if reverse else xs:  # xs = [None] * length if it is None
+                carry, y = f(carry, x)
+                ys.append(y)
+            return carry, stack(reversed(ys) if reverse else ys)
+
+    Arguments:
+        f: one step; it may close over anything. The carry that it returns must be like the one that it gets, in tree,
+            shapes, dtypes and devices.
+        init: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
+        xs: a tree of tensors, all of the same size T at dimension 0, or None.
+        length: T; needed where ``xs`` has no leaf.
+        reverse: go from the last element to the first; ys stay aligned with xs.
+        unroll: how many steps a captured loop takes per iteration. It changes speed, never results.
+        remat: what reverse mode recomputes; anything but None comes later.
+
+    Returns:
+        The final carry, and the ys stacked at dimension 0 (T at front). A leaf of y that is no tensor comes back once.
+
+    Raises:
+        TreeMismatchError: the carry changes its tree, or ``f`` returns no pair.
+        MetadataMismatchError: the carry changes shape, dtype or device.
+        ArgumentTypeError, ArgumentValueError: ``f`` is not callable, lengths disagree, ``unroll < 1``.
+
+    Cost: T calls of the body. Reverse mode stores, per step, what the body's derivative reads; closed-over tensors are
+    stored once. A captured scan is one node whatever T is.
+
+    Source: ``jax.lax.scan``; asked for in pytorch/pytorch 50688.
+
+    >>> import torch, functorch_hops as fh
+    >>> fh.scan(lambda c, x: (c + x, c * x), torch.tensor(0.0), torch.arange(4.0))
+    (tensor(6.), tensor([0., 0., 2., 9.]))
+    """
+    check_callable("scan", "f", f)
+    check_unroll("scan", unroll)
+    if remat is not None:
+        raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
+    leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
+    steps = _length(leaves, xs_spec, length)
+    init = numbers_as_tensors(init)
+    check_tensor_leaves("scan", "init", init)
+    if steps == 0 or is_capturing():
+        return _captured(f, init, leaves, xs_spec, steps, reverse, unroll)
+    return _plain(f, init, leaves, xs_spec, steps, reverse)
+
+
+def check_unroll(operation: str, unroll: Any) -> None:
+    if not isinstance(unroll, int) or unroll < 1:
+        raise ArgumentValueError(
+            message(operation, "not a positive number of steps", parameter="unroll", expected="an int >= 1", got=unroll)
+        )
+
+
+def _length(leaves: list[Tensor], spec: pytree.Spec, length: Any) -> Any:
+    """The trip count, from ``xs`` and ``length``, which must agree."""
+    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, torch.SymInt))):
+        raise ArgumentTypeError(
+            message("scan", "not an int", parameter="length", expected="an int", got=f"{type(length).__name__} {length!r}")
+        )
+    if length is not None and length < 0:
+        raise ArgumentValueError(message("scan", "negative", parameter="length", expected="an int >= 0", got=length))
+    if not leaves:
+        if length is None:
+            raise ArgumentValueError(
+                message("scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length")
+            )
+        return length
+    expected = length
+    for i, x in enumerate(leaves):
+        path = pytree.leaf_paths(spec, "xs")[i] if x.dim() == 0 or (expected is not None and x.shape[0] != expected) else ""
+        if x.dim() == 0:
+            raise ArgumentValueError(
+                message("scan", "a leaf has no dimension to scan over", path=path, expected="at least 1-d", got="0-d")
+            )
+        if path:
+            given = "length" if i == 0 else pytree.leaf_paths(spec, "xs")[0]
+            raise ArgumentValueError(
+                message(
+                    "scan",
+                    "lengths disagree",
+                    path=path,
+                    expected=f"{expected} at dimension 0, as in {given}",
+                    got=x.shape[0],
+                )
+            )
+        expected = x.shape[0]
+    return expected
+
+
+def _plain(
+    f: Callable[..., Any], init: Any, leaves: list[Tensor], xs_spec: pytree.Spec, length: int, reverse: bool
+) -> tuple[Any, Any]:
+    slices = [x.unbind(0) for x in leaves]
+    carry = PlainCarry("scan", "f", init)
+    ys_spec: Any = None
+    steps: list[list[Any]] = []
+    value = init
+    for t in range(length - 1, -1, -1) if reverse else range(length):
+        x = pytree.unflatten(xs_spec, [s[t] for s in slices])
+        value, y = _pair(f(value, x))
+        value = carry.checked(value)
+        y_leaves, spec = pytree.flatten(y)
+        if ys_spec is None:
+            ys_spec = spec
+        elif ys_spec is not spec and ys_spec != spec:
+            _refuse_changed_output(ys_spec, spec)
+        steps.append(y_leaves)
+    if reverse:
+        steps.reverse()
+    return value, pytree.unflatten(ys_spec, [_stacked(column) for column in zip(*steps, strict=True)])
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        raise TreeMismatchError(
+            message(
+                "scan",
+                "the body returns no pair",
+                parameter="f",
+                expected="a pair (carry, y)",
+                got=kind,
+                remedy="return (carry, None) where there is no y",
+            )
+        )
+    return result
+
+
+def _refuse_changed_output(expected: pytree.Spec, got: pytree.Spec) -> None:
+    found = pytree.difference(expected, got, "y")
+    where, left, right = found if found is not None else ("y", "", "")
+    raise TreeMismatchError(
+        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
+    )
+
+
+def _stacked(column: tuple[Any, ...]) -> Any:
+    first = column[0]
+    if isinstance(first, Tensor):
+        return torch.stack(column)
+    for value in column:
+        if type(value) is not type(first) or value != first:
+            raise TreeMismatchError(
+                message(
+                    "scan",
+                    "a leaf of y that is no tensor changes between steps",
+                    parameter="f",
+                    expected=repr(first),
+                    got=repr(value),
+                    remedy="return it as a tensor",
+                )
+            )
+    return first
+
+
+def _captured(
+    f: Callable[..., Any],
+    init: Any,
+    leaves: list[Tensor],
+    xs_spec: pytree.Spec,
+    length: Any,
+    reverse: bool,
+    unroll: int,
+) -> tuple[Any, Any]:
+    from .unrolling import run_unrolled
+
+    carry_leaves, carry = OutputSpec.flatten(init)
+    slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
+    inputs = [*carry.metas, *slices]
+    ys: list[OutputSpec] = []
+
+    def run(*flat: Tensor) -> list[Tensor]:
+        state = carry.unflatten(flat[: len(carry_leaves)])
+        x = pytree.unflatten(xs_spec, flat[len(carry_leaves) :])
+        returned, y = _pair(f(state, x))
+        carry_out, returned_spec = OutputSpec.flatten(_as_carry(returned))
+        check_carry("scan", "f", carry, returned_spec)
+        y_out, y_spec = OutputSpec.flatten(y)
+        ys.append(y_spec)
+        return [*carry_out, *y_out]
+
+    body, lifted = speculate_subgraph(run, inputs, operation="scan", parameter="f")
+    outs = run_unrolled(body, len(carry_leaves), length, carry_leaves, leaves, lifted, reverse, unroll)
+    return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
+
+
+def _as_carry(tree: Any) -> Any:
+    return pytree.map(number_as_tensor, tree)

@@ -1,0 +1,45 @@
+"""vmap of scan: batch the body; a carry that the body turns into a batched one is batched from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ...capture.derive import batched
+from ...capture.subgraph import Mask, StaticParameters
+from .carry import carry_fixpoint
+from .eager import scan_static, split_operands
+
+__all__ = ["expand_lanes", "scan_batch"]
+
+
+def scan_batch(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    from . import scan_op
+
+    (body,) = static.bodies
+    n = static["n_carry"]
+    length, init, xs, consts = split_operands(static, operands)
+    _, init_mapped, xs_mapped, consts_mapped = split_operands(static, mapped)
+    by = "lane" if randomness == "different" else "value"
+    carry_mapped = carry_fixpoint(
+        init_mapped, lambda c: body.reached((*c, *xs_mapped, *consts_mapped), by=by)[:n]
+    )
+    at_carry = (*carry_mapped, *(False,) * (len(body.outputs) - n))
+    new_body, out = batched(body, (*carry_mapped, *xs_mapped, *consts_mapped), size, randomness, at_carry)
+    outs = scan_op(
+        scan_static(new_body, n, static["n_xs"], static["reverse"]),
+        length,
+        *(expand_lanes(c, size) if m and not was else c for c, m, was in zip(init, carry_mapped, init_mapped)),
+        *(x.movedim(0, 1) if m else x for x, m in zip(xs, xs_mapped)),
+        *consts,
+    )
+    ys = (y.movedim(1, 0) if m else y for y, m in zip(outs[n:], out[n:]))
+    return [*outs[:n], *ys], out
+
+
+def expand_lanes(x: Tensor, size: int) -> Tensor:
+    """The same value for every lane, in memory of its own (a stride of 0 miscompiles in Inductor's loops)."""
+    return x.expand(size, *x.shape).contiguous()

@@ -1,0 +1,68 @@
+"""``unroll=k``: a captured loop takes k steps of the body per iteration, and the remainder after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...capture.derive import rewritten
+from ...capture.subgraph import Subgraph, TensorMeta
+from .eager import scan_static
+
+__all__ = ["run_unrolled"]
+
+
+def run_unrolled(
+    body: Subgraph,
+    n_carry: int,
+    length: Any,
+    init: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+    unroll: int,
+) -> Sequence[Tensor]:
+    """``scan`` in chunks of ``unroll`` steps; in reverse the remainder comes first in time order, hence last run."""
+    from . import scan_op
+
+    def scan(body: Subgraph, length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
+
+    if unroll == 1 or length < 2 * unroll:
+        return scan(body, length, init, xs)
+    chunks = length // unroll
+    cut = length % unroll if reverse else chunks * unroll
+    head, tail = [x[:cut] for x in xs], [x[cut:] for x in xs]
+    chunked, rest = (tail, head) if reverse else (head, tail)
+    several = _several_steps(body, n_carry, len(xs), unroll, reverse)
+    outs = scan(several, chunks, init, [x.unflatten(0, (chunks, unroll)) for x in chunked])
+    carry, ys = outs[:n_carry], [y.flatten(0, 1) for y in outs[n_carry:]]
+    if length % unroll == 0:
+        return [*carry, *ys]
+    outs = scan(body, length % unroll, carry, rest)
+    pairs = zip(outs[n_carry:], ys) if reverse else zip(ys, outs[n_carry:])
+    return [*outs[:n_carry], *(torch.cat(pair) for pair in pairs)]
+
+
+def _several_steps(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool) -> Subgraph:
+    def run(*args: Tensor) -> list[Tensor]:
+        carry: Sequence[Tensor] = args[:n_carry]
+        xs, consts = args[n_carry : n_carry + n_xs], args[n_carry + n_xs :]
+        steps = []
+        for t in reversed(range(k)) if reverse else range(k):
+            outs = body(*carry, *(x[t] for x in xs), *consts)
+            carry = outs[:n_carry]
+            steps.append(outs[n_carry:])
+        if reverse:
+            steps.reverse()
+        return [*carry, *(torch.stack(column) for column in zip(*steps, strict=True))]
+
+    def chunk(meta: TensorMeta) -> TensorMeta:
+        return meta.with_leading(k)
+
+    xs = body.inputs[n_carry : n_carry + n_xs]
+    inputs = [*body.inputs[:n_carry], *map(chunk, xs), *body.inputs[n_carry + n_xs :]]
+    return body.derive(("several steps", n_carry, n_xs, k, reverse), lambda: rewritten(run, inputs, "scan"))

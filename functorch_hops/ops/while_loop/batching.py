@@ -1,0 +1,107 @@
+"""vmap of while_loop.
+
+With an unbatched condition the lanes stay in step, and the body is batched as a scan's is. With a batched one the loop carries a
+mask of the lanes that run; it ends when no lane does. A lane that has finished keeps its carry, and computes along with the
+operands of one that runs (NOTE [Representative lanes]).
+
+NOTE [Stacks of lanes] A stacked loop then runs as long as its longest lane. Rows of a lane that had finished hold what the borrowed
+operands gave - finite if the running lane's are - and ``valid`` is False there, which tells the loop backwards to skip them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...capture.derive import batched, rewritten
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ..lanes import representative, select_lanes
+from ..scan.batching import expand_lanes
+from ..scan.carry import carry_fixpoint
+from .eager import merge_flags, while_static
+
+__all__ = ["while_loop_batch"]
+
+
+def while_loop_batch(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    cond, body = static.bodies
+    n = static["n_carry"]
+    by = "lane" if randomness == "different" else "value"
+    consts = mapped[n:]
+    carry = carry_fixpoint(mapped[:n], lambda c: body.reached((*c, *consts), by=by)[:n])
+    if any(cond.reached((*carry, *consts), by=by)):
+        return _per_lane(static, operands, mapped, size, randomness)
+    return _in_step(static, operands, mapped, carry, size, randomness)
+
+
+def _in_step(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, carry: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    from . import while_loop_op
+
+    cond, body = static.bodies
+    n, flags = static["n_carry"], static["flags"]
+    masks = (*carry, *mapped[n:])
+    new_cond, _ = batched(cond, masks, size, randomness)
+    new_body, out = batched(body, masks, size, randomness, (*carry, *(False,) * (len(body.outputs) - n)))
+    init = [
+        expand_lanes(x, size) if new and not old else x
+        for x, new, old in zip(operands[:n], carry, mapped)
+    ]
+    outs = while_loop_op(while_static(new_cond, new_body, n, flags), *init, *operands[n:])
+    stacks_mapped = merge_flags(flags, False, out[n:])
+    stacks = [s.movedim(1, 0) if m else s for s, m in zip(outs[n:], stacks_mapped)]
+    return [*outs[:n], *stacks], (*out[:n], *stacks_mapped)
+
+
+def _per_lane(
+    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    from . import while_loop_op
+
+    cond, body = static.bodies
+    n, flags = static["n_carry"], static["flags"]
+    masks = (*(True,) * n, *mapped[n:])
+    lane_cond, _ = batched(cond, masks, size, randomness, (True,))
+    lane_body, _ = batched(body, masks, size, randomness, (True,) * len(body.outputs))
+    init = [x if m else expand_lanes(x, size) for x, m in zip(operands[:n], mapped)]
+    (running,) = lane_cond(*init, *operands[n:])
+    mask = TensorMeta((size,), torch.bool, cond.outputs[0].device)
+    step = _masked_step(lane_cond, lane_body, mask, mapped[n:], n, bool(flags))
+    loop = while_static(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else ())
+    outs = while_loop_op(loop, running, *init, *operands[n:])
+    carry = outs[1 : n + 1]
+    if not flags:
+        return carry, (True,) * n
+    # The step stacks its mask first; the flag of the loop itself says only that some lane ran.
+    _, valid, *ys = outs[n + 1 :]
+    stacks = [s.movedim(1, 0) for s in merge_flags(flags, valid, ys)]
+    return [*carry, *stacks], (True,) * (n + len(stacks))
+
+
+def _any_lane(cond: Subgraph, mask: TensorMeta) -> Subgraph:
+    def run(running: Tensor, *_: Tensor) -> list[Tensor]:
+        return [running.any()]
+
+    return cond.derive(("any lane", mask), lambda: rewritten(run, [mask, *cond.inputs], "vmap"))
+
+
+def _masked_step(
+    cond: Subgraph, body: Subgraph, mask: TensorMeta, consts_mapped: Mask, n: int, is_stacked: bool
+) -> Subgraph:
+    """``(running, carry, consts) -> (running, carry, [running, stacked values])``."""
+
+    def run(running: Tensor, *operands: Tensor) -> list[Tensor]:
+        masks = (*(True,) * n, *consts_mapped)
+        borrowed = [representative(running, x) if m else x for x, m in zip(operands, masks)]
+        outs = body(*borrowed)
+        carry = [select_lanes(running, new, old) for new, old in zip(outs, operands[:n])]
+        still = running & cond(*carry, *operands[n:])[0]
+        return [still, *carry, *([running.clone(), *outs[n:]] if is_stacked else [])]
+
+    key = ("masked step", id(cond), mask, consts_mapped, n, is_stacked)
+    return body.derive(key, lambda: rewritten(run, [mask, *body.inputs], "vmap"))

@@ -1,0 +1,51 @@
+"""jvp of while_loop: a loop over (primal, tangent) pairs; the condition reads the primals only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...capture.derive import rewritten
+from ...capture.subgraph import StaticParameters, Subgraph
+from ..scan.carry import carry_fixpoint
+from ..scan.jvp import pair_carry
+from .eager import merge_flags, while_static
+
+__all__ = ["while_loop_jvp"]
+
+
+def while_loop_jvp(
+    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    from . import while_loop_op
+
+    cond, body = static.bodies
+    n, flags = static["n_carry"], static["flags"]
+    consts = tuple(t is not None for t in tangents[n:])
+    carry = carry_fixpoint(
+        [t is not None for t in tangents[:n]], lambda c: body.reached((*c, *consts), by="gradient")[:n]
+    )
+    pair_body, moves = pair_carry(body, n, 0, (*carry, *consts))
+    carry_t = [torch.zeros_like(x) if t is None else t for x, t, a in zip(primals, tangents, carry) if a]
+    consts_t = [t for t in tangents[n:] if t is not None]
+    k = len(carry_t)
+    loop = while_static(_on_primals(cond, pair_body, n, k), pair_body, n + k, (0,) if flags else ())
+    outs = while_loop_op(loop, *primals[:n], *carry_t, *primals[n:], *consts_t)
+    stacks, n_ys = outs[n + k :], len(body.outputs) - n
+    valid, ys = (stacks[0], stacks[1 : 1 + n_ys]) if flags else (None, [])
+    moving = iter((*outs[n : n + k], *stacks[1 + n_ys :]))
+    tangents_out = [next(moving) if m else None for m in moves]
+    values = [*outs[:n], *merge_flags(flags, valid, ys)]
+    return values, [*tangents_out[:n], *merge_flags(flags, None, tangents_out[n:])]
+
+
+def _on_primals(cond: Subgraph, pair_body: Subgraph, n: int, k: int) -> Subgraph:
+    n_consts = len(cond.inputs) - n
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        return cond(*args[:n], *args[n + k : n + k + n_consts])
+
+    key = ("on primals", pair_body.inputs, n, k)
+    return cond.derive(key, lambda: rewritten(run, pair_body.inputs, "jvp"))

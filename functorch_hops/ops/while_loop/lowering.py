@@ -1,0 +1,57 @@
+"""while_loop as torch's own ``while_loop``, or ``while_loop_stack_output`` where the loop stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _torch
+from ...capture.subgraph import StaticParameters
+from .eager import merge_flags
+
+__all__ = ["while_loop_native"]
+
+
+def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step t."""
+    cond, body = static.bodies
+    n, flags = static["n_carry"], static["flags"]
+    init, consts = _torch.unshared([c.contiguous() for c in operands[:n]]), tuple(operands[n:])
+    if not flags:
+        return _torch.native_while_loop(
+            lambda *args: cond(*args)[0],
+            lambda *args: [o.contiguous() for o in body(*args)],
+            tuple(init),
+            consts,
+        )
+    return _stacking(static, init, consts, merge_flags(flags, None, body.outputs[n:]))
+
+
+def _stacking(static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...], stacks: list) -> list[Tensor]:
+    """Each stacked value travels as a carry that the body ignores, and a counter tells how many rows happened.
+
+    torch's operator returns one row, the initial carry, when the loop does not run; the counter is 0 then.
+    """
+    cond, body = static.bodies
+    n = static["n_carry"]
+    dummies = [meta.zeros() for meta in body.outputs[n:]]
+    total = n + 1 + len(dummies)
+
+    def native_cond(*args: Tensor) -> Tensor:
+        return cond(*args[:n], *args[total:])[0]
+
+    def native_body(*args: Tensor) -> list[Tensor]:
+        outs = body(*args[:n], *args[total:])
+        return [o.contiguous() for o in (*outs[:n], args[n] + 1, *outs[n:])]
+
+    trips = torch.zeros((), dtype=torch.int64)
+    rows = _torch.native_while_loop_stacked(native_cond, native_body, (*init, trips, *dummies), consts)
+    counts = rows[n]
+    happened = counts > 0
+    size = _torch.count_as_size(happened)
+    valid = torch.ones(size, dtype=torch.bool)
+    ys = iter(r[:size] for r in rows[n + 1 :])
+    carry = [r[-1] for r in rows[:n]]
+    return [*carry, *(valid.clone() if s is None else next(ys) for s in stacks)]

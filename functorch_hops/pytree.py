@@ -1,0 +1,315 @@
+"""Trees at the edge of the library: flatten, unflatten, and the words for a place in a tree.
+
+A tree is made of what optree's global registry knows (tuple, list, dict, OrderedDict, defaultdict, deque,
+namedtuple, and ``None``, the tree without leaves), of types registered with ``torch.utils._pytree``, and of
+dataclasses that nobody registered, each field of which is a child. Everything else is a leaf. A class with
+the attribute ``__fh_leaf__ = True`` stays a leaf whatever else it is.
+
+NOTE [learning types] optree has to be told about the last two kinds. Asking about every leaf would cost more
+than the flattening does, so the types that are known to be leaves are remembered, and only a leaf of another
+type is looked at: either its type joins them, or it is registered in this library's own namespace and the
+tree is flattened again.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import optree
+import torch
+
+from functorch_hops import _torch
+from functorch_hops.errors import ArgumentValueError, TreeMismatchError, message
+
+__all__ = [
+    "NAMESPACE",
+    "Leaves",
+    "Spec",
+    "Tree",
+    "broadcast_prefix",
+    "describe",
+    "difference",
+    "flatten",
+    "leaf_paths",
+    "map",
+    "unflatten",
+]
+
+Tree: TypeAlias = Any
+Leaves: TypeAlias = list[Any]
+Spec: TypeAlias = optree.PyTreeSpec
+
+NAMESPACE = "functorch_hops"
+"""optree's namespace for the types that this library registers by itself."""
+
+_lock = threading.Lock()
+_node_types: set[type] = set()
+# Replaced, never changed in place: `flatten` reads it without the lock.
+_leaf_types: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str})
+
+
+def flatten(tree: Tree) -> tuple[Leaves, Spec]:
+    """The leaves of a tree, and its structure.
+
+    >>> leaves, spec = flatten({"b": 2, "a": (1, None)})
+    >>> leaves, describe(spec)
+    ([1, 2], "{'a': (*, None), 'b': *}")
+    """
+    leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
+    if _leaf_types.issuperset(builtins.map(type, leaves)):
+        return leaves, spec
+    while _learn(leaves):
+        leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
+    return leaves, spec
+
+
+def unflatten(spec: Spec, leaves: Iterable[Any]) -> Tree:
+    """The tree of this structure with these leaves.
+
+    >>> unflatten(flatten([0, (0, 0)])[1], "xyz")
+    ['x', ('y', 'z')]
+    """
+    return spec.unflatten(leaves)
+
+
+def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `fn` to each leaf of a tree, and to the leaves of further trees of the same structure.
+
+    >>> map(lambda x, y: x + y, {"a": 1, "b": None}, {"a": 2, "b": None})
+    {'a': 3, 'b': None}
+    """
+    leaves, spec = flatten(tree)
+    columns = [leaves]
+    for other in rest:
+        other_leaves, other_spec = flatten(other)
+        found = difference(spec, other_spec, root="tree")
+        if found is not None:
+            path, expected, got = found
+            raise TreeMismatchError(
+                message("pytree.map", "the trees differ", path=path, expected=expected, got=got)
+            )
+        columns.append(other_leaves)
+    return spec.unflatten([fn(*row) for row in zip(*columns, strict=True)])
+
+
+def leaf_paths(spec: Spec, root: str = "carry") -> list[str]:
+    """One Python expression per leaf, that reads this leaf from the variable `root`.
+
+    >>> leaf_paths(flatten({"h": [0, (0, 0)]})[1])
+    ["carry['h'][0]", "carry['h'][1][0]", "carry['h'][1][1]"]
+    """
+    return [accessor.codify(root) for accessor in spec.accessors()]
+
+
+def describe(spec: Spec) -> str:
+    """The structure in short, with ``*`` for a leaf."""
+    if spec.is_leaf():
+        return "*"
+    if spec.kind == optree.PyTreeKind.NONE:
+        return "None"
+    children = [describe(child) for child in spec.children()]
+    kind = spec.kind
+    if kind == optree.PyTreeKind.TUPLE:
+        return f"({children[0]},)" if len(children) == 1 else f"({', '.join(children)})"
+    if kind == optree.PyTreeKind.LIST:
+        return f"[{', '.join(children)}]"
+    if spec.type is not None and issubclass(spec.type, dict) and kind != optree.PyTreeKind.CUSTOM:
+        items = ", ".join(f"{key!r}: {child}" for key, child in zip(spec.entries(), children, strict=True))
+        return f"{{{items}}}" if spec.type is dict else f"{spec.type.__name__}({{{items}}})"
+    attributes = [path if path.startswith(".") else "" for path in _child_paths(spec, "")]
+    named = [
+        f"{path[1:]}={child}" if path else child for path, child in zip(attributes, children, strict=True)
+    ]
+    return f"{getattr(spec.type, '__name__', spec.type)}({', '.join(named)})"
+
+
+def difference(expected: Spec, got: Spec, root: str = "carry") -> tuple[str, str, str] | None:
+    """The first place where two structures differ: its path and both sides in short. None if they agree.
+
+    >>> difference(flatten({"h": 0, "c": (0, 0)})[1], flatten({"h": 0, "c": [0, 0]})[1])
+    ("carry['c']", '(*, *)', '[*, *]')
+    """
+    if expected == got:
+        return None
+    if not _same_node(expected, got):
+        return root, describe(expected), describe(got)
+    paths = _child_paths(expected, root)
+    for path, left, right in zip(paths, expected.children(), got.children(), strict=True):
+        found = difference(left, right, path)
+        if found is not None:
+            return found
+    return root, describe(expected), describe(got)
+
+
+def broadcast_prefix(
+    prefix: Tree, spec_or_tree: Spec | Tree, what: str, *, operation: str = "vmap", root: str = "args"
+) -> list[int | None]:
+    """One entry per leaf of a tree, from a prefix of that tree whose leaves are integers or None.
+
+    Arguments:
+        prefix: an integer or None for a whole subtree, or the tree's own node with a prefix for each child.
+        spec_or_tree: the tree, or its structure.
+        what: the user's name of the prefix, such as ``"in_dims"``.
+        operation: name of the public function, for the message.
+        root: the user's name of the tree, for the message.
+
+    Raises:
+        ArgumentValueError: `prefix` is no such prefix.
+
+    >>> broadcast_prefix((0, {"a": None, "b": 1}), ([0, 0], {"a": (0, 0), "b": 0}), "in_dims")
+    [0, 0, None, None, 1]
+    """
+    spec = spec_or_tree if isinstance(spec_or_tree, optree.PyTreeSpec) else flatten(spec_or_tree)[1]
+    if prefix is None or type(prefix) is int:
+        return [prefix] * spec.num_leaves
+    flatten(prefix)  # so that optree knows its types: NOTE [learning types]
+    entries, prefix_spec = optree.tree_flatten(prefix, none_is_leaf=True, namespace=NAMESPACE)
+    paths = leaf_paths(prefix_spec, what)
+    for path, entry in zip(paths, entries, strict=True):
+        if entry is not None and not isinstance(entry, int):
+            text = message(
+                operation,
+                f"{what} holds something else than dimensions",
+                path=path,
+                expected="an int or None",
+                got=repr(entry),
+            )
+            raise ArgumentValueError(text)
+    return list(_spread(prefix_spec, spec, iter(entries), (operation, what, what, root)))
+
+
+def _spread(
+    prefix: Spec, spec: Spec, entries: Iterator[int | None], names: tuple[str, str, str, str]
+) -> Iterator[int | None]:
+    """Repeat each entry of a prefix for the leaves of its subtree."""
+    operation, what, prefix_path, path = names
+    if prefix.is_leaf():
+        entry = next(entries)
+        yield from (entry for _ in range(spec.num_leaves))
+        return
+    if not _same_node(spec, prefix):
+        raise ArgumentValueError(
+            message(
+                operation,
+                f"{what} does not match the tree",
+                path=f"{prefix_path} for {path}",
+                expected=f"an int, None, or a tree that starts like {describe(spec)}",
+                got=describe(prefix),
+                remedy=f"make {what} a prefix of the tree",
+            )
+        )
+    prefix_paths, paths = _child_paths(prefix, prefix_path), _child_paths(spec, path)
+    for below, child, *places in zip(prefix.children(), spec.children(), prefix_paths, paths, strict=True):
+        yield from _spread(below, child, entries, (operation, what, places[0], places[1]))
+
+
+def _same_node(left: Spec, right: Spec) -> bool:
+    """Whether the roots of two structures are the same node, whatever is below."""
+    return left.type is right.type and left.entries() == right.entries() and left.kind == right.kind
+
+
+def _child_paths(spec: Spec, root: str) -> list[str]:
+    one_level = spec.one_level()
+    return [] if one_level is None else leaf_paths(one_level, root)
+
+
+def _learn(leaves: Leaves) -> bool:
+    """Look at the leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
+    global _leaf_types
+    found_node = False
+    with _lock:
+        for cls in dict.fromkeys(builtins.map(type, leaves)):
+            if cls in _leaf_types:
+                continue
+            if cls in _node_types or _register(cls):
+                _node_types.add(cls)
+                found_node = True
+            else:
+                _leaf_types |= {cls}
+    return found_node
+
+
+def _register(cls: type) -> bool:
+    """Register a type in our namespace, if it is a node at all."""
+    if getattr(cls, "__fh_leaf__", False) is True:
+        return False
+    node = _torch.pytree_node(cls)
+    if node is not None:
+        optree.register_pytree_node(
+            cls,
+            _torch_flattener(node),
+            lambda context, children: node.unflatten_fn(list(children), context.value),
+            path_entry_type=_TorchEntry,
+            namespace=NAMESPACE,
+        )
+        return True
+    # `object.__new__` can't make instances of these; tensors and modules hold more than their fields.
+    unfit = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes, BaseException)
+    if dataclasses.is_dataclass(cls) and not issubclass(cls, (*unfit, torch.Tensor, torch.nn.Module)):
+        _register_dataclass(cls)
+        return True
+    return False
+
+
+def _register_dataclass(cls: type) -> None:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def flatten_fields(instance: Any) -> tuple[list[Any], None, tuple[str, ...]]:
+        return [getattr(instance, name) for name in names], None, names
+
+    def unflatten_fields(_: None, children: Iterable[Any]) -> Any:
+        # Neither __init__ nor __post_init__ runs: they may validate or convert, and a leaf can be anything.
+        instance = object.__new__(cls)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(instance, name, child)
+        return instance
+
+    optree.register_pytree_node(
+        cls, flatten_fields, unflatten_fields, path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
+    )
+
+
+class _TorchContext:
+    """The context of a node of torch's registry, hashable as structures must be: torch allows lists here."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TorchContext) and self.value == other.value
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self.value)
+        except TypeError:
+            return hash(type(self.value))
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class _TorchEntry(optree.PyTreeEntry):
+    """The way to a child of a node of torch's registry: torch's key if the type has keys, else a number."""
+
+    def codify(self, node: str = "") -> str:
+        return f"{node}{f'[{self.entry}]' if isinstance(self.entry, int) else self.entry}"
+
+
+def _torch_flattener(node: Any) -> Callable[[Any], tuple[list[Any], _TorchContext, tuple[Any, ...] | None]]:
+    """optree's flatten function for a type of torch's registry."""
+    flatten_with_keys = node.flatten_with_keys_fn
+
+    def flatten_node(instance: Any) -> tuple[list[Any], _TorchContext, tuple[Any, ...] | None]:
+        if flatten_with_keys is None:
+            children, context = node.flatten_fn(instance)
+            return list(children), _TorchContext(context), None
+        pairs, context = flatten_with_keys(instance)
+        return [child for _, child in pairs], _TorchContext(context), tuple(key for key, _ in pairs)
+
+    return flatten_node

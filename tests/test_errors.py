@@ -1,0 +1,93 @@
+"""The exceptions and their messages."""
+
+import functools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from functorch_hops import errors
+
+BASES = {
+    "TreeMismatchError": (TypeError,),
+    "MetadataMismatchError": (TypeError,),
+    "ArgumentTypeError": (TypeError,),
+    "ArgumentValueError": (ValueError,),
+    "CaptureError": (RuntimeError,),
+    "DataDependentError": (errors.CaptureError, RuntimeError, TypeError),
+    "InputMutationError": (RuntimeError,),
+    "LeakedTensorError": (RuntimeError,),
+    "InfiniteLoopError": (RuntimeError,),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_bases(name):
+    error = getattr(errors, name)
+    assert issubclass(error, (errors.FunctorchHopsError))
+    for base in BASES[name]:
+        assert issubclass(error, base)
+
+
+def test_every_error_is_in_the_table():
+    found = {name for name in errors.__all__ if name.endswith("Error")}
+    assert found == {*BASES, "FunctorchHopsError"}
+
+
+def test_message_in_full():
+    text = errors.message(
+        "scan",
+        "the carry changes its shape",
+        parameter="f",
+        path="carry['h'][1]",
+        expected="float32[3]",
+        got="float32[4]",
+        remedy="return the carry as it came in",
+    )
+    lines = text.splitlines()
+    assert lines[:-1] == [
+        "scan: the carry changes its shape",
+        "  where: f, carry['h'][1]",
+        "  expected: float32[3]",
+        "  got: float32[4]",
+        "  help: return the carry as it came in",
+    ]
+    assert lines[-1].startswith(f"  at {__file__}:")
+    assert lines[-1].endswith(": text = errors.message(")
+
+
+def test_message_leaves_out_what_is_not_given():
+    lines = errors.message("map", "nothing to map over", expected=0).splitlines()
+    assert lines[:-1] == ["map: nothing to map over", "  expected: 0"]
+
+
+def test_user_frame_skips_torch_and_the_standard_library():
+    seen = []
+
+    def body(x):
+        seen.append(errors.user_frame())
+        return x
+
+    def from_outside(code, name):
+        """A function that calls `f` from a file that belongs to `torch`."""
+        namespace = {}
+        exec(compile(code, str(pathlib.Path(torch.__file__).parent / name), "exec"), namespace)
+        return namespace["call"]
+
+    call = from_outside("def call(f):\n    return f()", "made_up.py")
+    call(functools.partial(functools.lru_cache(errors.user_frame)))
+    frame = call(errors.user_frame)
+    assert frame.filename == __file__
+    assert frame.line == "frame = call(errors.user_frame)"
+
+    torch.func.vmap(body)(torch.zeros(2))
+    assert seen[0].filename == __file__
+    assert seen[0].line == "seen.append(errors.user_frame())"
+
+
+def test_user_frame_without_a_source_file():
+    code = "from functorch_hops import errors; print(errors.message('cond', 'no'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "cond: no\n  at <string>:1\n"

@@ -1,0 +1,264 @@
+"""A function of trees as torch.func wants it: from tensors to a tuple of tensors.
+
+``torch.func`` flattens with torch's registry and refuses what is no tensor. Here optree takes the arguments
+apart, ``torch.func`` sees the tensors alone, and the trees and the other leaves travel beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_hops import pytree
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
+
+Function = Callable[..., Any]
+
+
+def named_like(func: Function) -> Callable[[Function], Function]:
+    """Give a wrapper the name and the documentation of `func`, but not the attributes of a module."""
+    return functools.wraps(func, updated=())
+
+
+def require_callable(operation: str, func: object) -> None:
+    if not callable(func):
+        text = message(
+            operation,
+            "the first argument can't be called",
+            parameter="func",
+            expected="a callable",
+            got=type(func).__name__,
+        )
+        raise ArgumentTypeError(text)
+
+
+def require_chunk_size(operation: str, chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        text = message(
+            operation,
+            "there must be something in a chunk",
+            parameter="chunk_size",
+            expected="None or at least 1",
+            got=chunk_size,
+        )
+        raise ArgumentValueError(text)
+
+
+def leaf_path(spec: pytree.Spec, index: int, root: str) -> str:
+    """The path of one leaf, for a message."""
+    return pytree.leaf_paths(spec, root)[index]
+
+
+class Arguments:
+    """The arguments of one call, split into what is differentiated, other tensors, and everything else.
+
+    ``inputs`` are the tensors of the differentiated arguments; ``tensors`` are these, then the tensors of all
+    other arguments. The latter go through ``torch.func`` as well, so that a function may update them in
+    place. An argument without tensors is handed on as it is, not as a copy with the same leaves.
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        argnums: int | Sequence[int],
+        *,
+        root: str = "args",
+        real: bool = False,
+    ) -> None:
+        self.args, self.kwargs = args, kwargs
+        self.single = isinstance(argnums, int)
+        self.numbers = _normalized(operation, argnums, len(args))
+        leaves, self.spec = pytree.flatten(tuple(args[number] for number in self.numbers))
+        self.inputs = tuple(
+            leaf if _is_differentiable(leaf, real) else self._converted(operation, leaf, index, root, real)
+            for index, leaf in enumerate(leaves)
+        )
+        others: dict[int | str, Any] = dict(enumerate(args))
+        for number in self.numbers:
+            del others[number]
+        others.update(kwargs)
+        self.others = {key: value for key, value in others.items() if _holds_tensors(value)}
+        self.other_leaves, self.other_spec = pytree.flatten(list(self.others.values()))
+        self.places = [place for place, leaf in enumerate(self.other_leaves) if isinstance(leaf, Tensor)]
+        # torch.func wants something to differentiate; a tree without leaves is differentiated all the same.
+        self.differentiated = self.inputs or (torch.zeros(()),)
+        self.tensors = (*self.differentiated, *(self.other_leaves[place] for place in self.places))
+        self.indices = tuple(range(len(self.differentiated)))
+
+    def call(self, func: Function, tensors: Sequence[Any]) -> Any:
+        """Call `func` with these tensors in the places of ``tensors``."""
+        args = list(self.args)
+        selected = self.spec.unflatten(tensors[: len(self.inputs)])
+        for number, value in zip(self.numbers, selected, strict=True):
+            args[number] = value
+        if not self.others:
+            return func(*args, **self.kwargs)
+        kwargs = dict(self.kwargs)
+        leaves = list(self.other_leaves)
+        for place, tensor in zip(self.places, tensors[len(self.differentiated) :], strict=True):
+            leaves[place] = tensor
+        for key, value in zip(self.others, self.other_spec.unflatten(leaves), strict=True):
+            if isinstance(key, int):
+                args[key] = value
+            else:
+                kwargs[key] = value
+        return func(*args, **kwargs)
+
+    def tree(self, leaves: Sequence[Any]) -> Any:
+        """One value per input as a tree: of the one differentiated argument, or a tuple of them."""
+        trees = self.spec.unflatten(leaves[: len(self.inputs)])
+        return trees[0] if self.single else trees
+
+    def path(self, index: int, root: str) -> str:
+        """The path of one of the inputs."""
+        paths: list[str] = []
+        for number, spec in zip(self.numbers, self.spec.children(), strict=True):
+            paths += pytree.leaf_paths(spec, f"{root}[{number}]")
+        return paths[index]
+
+    def _converted(self, operation: str, leaf: object, index: int, root: str, real: bool) -> Tensor:
+        if isinstance(leaf, float | complex) and not (real and isinstance(leaf, complex)):
+            return torch.tensor(leaf)
+        kind = "real" if real else "floating-point or complex"
+        text = message(
+            operation,
+            "an argument can't be differentiated",
+            path=self.path(index, root),
+            expected=f"a {kind} tensor, or a float",
+            got=kind_of(leaf),
+            remedy="leave it out of argnums, or convert it",
+        )
+        raise ArgumentTypeError(text)
+
+
+class Auxiliary:
+    """A tree that accompanies a result: its tensors pass through torch.func, the rest of it does not."""
+
+    def __init__(self, tree: Any) -> None:
+        self.leaves, self.spec = pytree.flatten(tree)
+        self.places = [place for place, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
+        self.tensors = tuple(self.leaves[place] for place in self.places)
+
+    def tree(self, tensors: Sequence[Tensor]) -> Any:
+        for place, tensor in zip(self.places, tensors, strict=True):
+            self.leaves[place] = tensor
+        return self.spec.unflatten(self.leaves)
+
+
+class FlatFunction:
+    """``func`` from the tensors of `arguments` to a tuple of outputs, and one of auxiliary tensors if it has any.
+
+    It remembers the trees of its latest call: ``spec`` of the outputs, and ``aux``.
+    """
+
+    spec: pytree.Spec
+    aux: Auxiliary
+
+    def __init__(
+        self,
+        operation: str,
+        func: Function,
+        arguments: Arguments,
+        has_aux: bool,
+        accepts: Callable[[object], bool],
+    ) -> None:
+        self.operation, self.func, self.arguments = operation, func, arguments
+        self.has_aux, self.accepts = has_aux, accepts
+
+    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
+        out = self.arguments.call(self.func, tensors)
+        if self.has_aux:
+            out, aux = split_pair(self.operation, out)
+            self.aux = Auxiliary(aux)
+        leaves, self.spec = pytree.flatten(out)
+        if not leaves:
+            text = message(
+                self.operation,
+                "the function returns no tensor",
+                parameter="func",
+                got=pytree.describe(self.spec),
+            )
+            raise ArgumentTypeError(text)
+        for index, leaf in enumerate(leaves):
+            if not self.accepts(leaf):
+                text = message(
+                    self.operation,
+                    "an output of the function can't be differentiated",
+                    path=leaf_path(self.spec, index, "out"),
+                    got=kind_of(leaf),
+                    remedy="return it as auxiliary output, with has_aux=True",
+                )
+                raise ArgumentTypeError(text)
+        outputs = tuple(leaves)
+        return (outputs, self.aux.tensors) if self.has_aux else outputs
+
+
+def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
+    """The value and the auxiliary output of a function with ``has_aux=True``."""
+    if isinstance(out, tuple) and len(out) == 2:
+        return out
+    text = message(
+        operation,
+        "with has_aux=True the function must return a pair",
+        parameter="func",
+        expected="(output, aux)",
+        got=pytree.describe(pytree.flatten(out)[1]),
+    )
+    raise TreeMismatchError(text)
+
+
+def is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def is_inexact(leaf: object) -> bool:
+    """Whether a leaf is a tensor with derivatives, real or complex."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def is_real(leaf: object) -> bool:
+    """Whether a leaf is a real tensor with derivatives."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def kind_of(leaf: object) -> str:
+    """What a leaf is, for a message: such as ``int64[3]`` or ``str``."""
+    if isinstance(leaf, Tensor):
+        return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+    return type(leaf).__name__
+
+
+def _is_differentiable(leaf: object, real: bool) -> bool:
+    return is_real(leaf) if real else is_inexact(leaf)
+
+
+def _holds_tensors(tree: Any) -> bool:
+    return isinstance(tree, Tensor) or any(isinstance(leaf, Tensor) for leaf in pytree.flatten(tree)[0])
+
+
+def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """The positions that `argnums` means, counted from the left."""
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    positions = tuple(number + count if number < 0 else number for number in numbers)
+    if any(not 0 <= position < count for position in positions):
+        raise ArgumentValueError(
+            message(
+                operation,
+                "there is no such positional argument",
+                parameter="argnums",
+                expected=f"numbers of the {count} positional arguments",
+                got=argnums,
+                remedy="pass the arguments that are differentiated by position",
+            )
+        )
+    if len(set(positions)) < len(positions):
+        raise ArgumentValueError(
+            message(operation, "an argument is named twice", parameter="argnums", got=argnums)
+        )
+    return positions

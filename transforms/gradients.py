@@ -1,0 +1,329 @@
+"""Derivatives: grad, value_and_grad, vjp, jvp and linearize, over trees.
+
+Each is ``torch.func``'s function of the same name on the leaves. What is differentiated must be
+floating-point or complex; an integer there is an error, never a zero gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_hops import pytree
+from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
+from functorch_hops.transforms.flat import (
+    Arguments,
+    Auxiliary,
+    FlatFunction,
+    Function,
+    is_inexact,
+    is_tensor,
+    kind_of,
+    leaf_path,
+    named_like,
+    require_callable,
+    split_pair,
+)
+
+__all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
+
+
+def grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+    """The gradient of a scalar function, by reverse mode.
+
+    ::
+
+        grad : ((a, ...) -> Scalar) -> ((a, ...) -> a)
+
+    Equivalent to ``lambda *args: value_and_grad(func, argnums)(*args)[1]``.
+
+    Arguments:
+        func: returns a real tensor of shape ``()``; with `has_aux` a pair of it and any tree.
+        argnums: which positional arguments to differentiate, an integer or several; negative ones count from
+            the right. Their leaves are floating-point or complex tensors; a Python float counts as a 0-d
+            tensor.
+        has_aux: whether `func` returns ``(output, aux)``.
+
+    Returns:
+        A function of the arguments of `func`, that returns the gradient: a tree like the differentiated
+        argument, or a tuple of trees if `argnums` has several. With `has_aux` it returns ``(gradient, aux)``.
+
+    Raises:
+        ArgumentTypeError: a differentiated leaf is an integer, or no number; the output is no real scalar.
+        ArgumentValueError: `argnums` names no positional argument, or names one twice.
+        TreeMismatchError: `has_aux`, and `func` returns no pair.
+
+    Cost: a small multiple of the cost of `func`; memory for its intermediate results.
+
+    Source: ``torch.func.grad``.
+
+    >>> x = {"w": torch.tensor([1.0, 2.0]), "b": None}
+    >>> grad(lambda p: (p["w"] ** 3).sum())(x)
+    {'w': tensor([ 3., 12.]), 'b': None}
+    """
+    require_callable("grad", func)
+
+    @named_like(func)
+    def gradient_of(*args: Any, **kwargs: Any) -> Any:
+        _, gradient, aux = _value_and_grad("grad", func, argnums, has_aux, args, kwargs)
+        return (gradient, aux) if has_aux else gradient
+
+    return gradient_of
+
+
+def value_and_grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+    """The value of a scalar function and its gradient, by reverse mode.
+
+    ::
+
+        value_and_grad : ((a, ...) -> Scalar) -> ((a, ...) -> (Scalar, a))
+
+    Equivalent, for one tensor argument, to::
+
+        def value_and_gradient_of(x):
+            x = x.detach().requires_grad_()
+            value = func(x)
+            return value.detach(), torch.autograd.grad(value, x)[0]
+
+    Arguments:
+        func: as for ``grad``.
+        argnums: as for ``grad``.
+        has_aux: whether `func` returns ``(output, aux)``.
+
+    Returns:
+        A function of the arguments of `func`, that returns ``(value, gradient)``, or ``((value, aux),
+        gradient)`` with `has_aux`. (``torch.func.grad_and_value`` has them the other way round.)
+
+    Raises: as ``grad``.
+
+    Cost: as ``grad``.
+
+    Source: ``torch.func.grad_and_value``; the order of the results is that of ``jax.value_and_grad``.
+
+    >>> value_and_grad(lambda x, y: x * y, argnums=(0, 1))(torch.tensor(2.0), 5.0)
+    (tensor(10.), (tensor(5.), tensor(2.)))
+    """
+    require_callable("value_and_grad", func)
+
+    @named_like(func)
+    def value_and_gradient_of(*args: Any, **kwargs: Any) -> Any:
+        value, gradient, aux = _value_and_grad("value_and_grad", func, argnums, has_aux, args, kwargs)
+        return ((value, aux), gradient) if has_aux else (value, gradient)
+
+    return value_and_gradient_of
+
+
+def _value_and_grad(
+    operation: str,
+    func: Function,
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Any, Any]:
+    """The value, the gradient and the auxiliary output, which is None if there is none."""
+    arguments = Arguments(operation, args, kwargs, argnums)
+    companion = Auxiliary(None)
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        nonlocal companion
+        out = arguments.call(func, tensors)
+        value, aux = split_pair(operation, out) if has_aux else (out, None)
+        _require_scalar(operation, value)
+        companion = Auxiliary(aux)
+        return value, companion.tensors
+
+    gradients, (value, aux) = torch.func.grad_and_value(flat, arguments.indices, has_aux=True)(
+        *arguments.tensors
+    )
+    return value, arguments.tree(gradients), companion.tree(aux)
+
+
+def _require_scalar(operation: str, value: Any) -> None:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 0:
+        return
+    leaf = isinstance(value, Tensor) or pytree.flatten(value)[1].is_leaf()
+    text = message(
+        operation,
+        "only the gradient of a real scalar is defined",
+        parameter="func",
+        expected="an output of shape [] with a floating-point dtype",
+        got=kind_of(value) if leaf else pytree.describe(pytree.flatten(value)[1]),
+        remedy="reduce the output, or use vjp or jacrev",
+    )
+    raise ArgumentTypeError(text)
+
+
+def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
+    """The value of a function, and the product of any vector with its Jacobian, by reverse mode.
+
+    ::
+
+        vjp : ((a, ...) -> b) -> (a, ...) -> (b, b -> (a, ...))
+
+    Equivalent, for one tensor argument, to ``func(x), lambda ct: (torch.autograd.grad(func(x), x, ct)[0],)``.
+
+    Arguments:
+        func: returns a tree of floating-point or complex tensors; with `has_aux` a pair of it and any tree.
+        primals: the arguments of `func`, all of which are differentiated.
+        has_aux: whether `func` returns ``(output, aux)``.
+
+    Returns:
+        ``(out, pull)``, or ``(out, pull, aux)`` with `has_aux`. ``pull(ct)`` takes a tree like `out` and
+        returns a tuple with a tree for each primal. It may be called several times, also under other
+        transforms.
+
+    Raises:
+        ArgumentTypeError: a leaf of a primal or an output is an integer, or no number.
+        TreeMismatchError, MetadataMismatchError: raised by `pull`, when `ct` does not fit `out`.
+
+    Cost: of `func`, and of its backward pass in each `pull`; memory for its intermediate results as long as
+    `pull` lives.
+
+    Source: ``torch.func.vjp``.
+
+    >>> out, pull = vjp(lambda x, y: {"product": x * y}, torch.tensor(2.0), torch.tensor(5.0))
+    >>> pull({"product": torch.tensor(1.0)})
+    (tensor(5.), tensor(2.))
+    """
+    require_callable("vjp", func)
+    arguments = Arguments("vjp", primals, {}, range(len(primals)), root="primals")
+    flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
+    outputs, pull_flat, aux = torch.func.vjp(flat, *arguments.tensors, has_aux=True)
+    spec = flat.spec
+
+    def pull(cotangents: Any) -> tuple[Any, ...]:
+        leaves = _matching("vjp", cotangents, outputs, spec, "cotangents")
+        return arguments.tree(pull_flat(leaves))
+
+    out = spec.unflatten(outputs)
+    return (out, pull, flat.aux.tree(aux)) if has_aux else (out, pull)
+
+
+def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False) -> Any:
+    """The value of a function, and the product of its Jacobian with a vector, by forward mode.
+
+    ::
+
+        jvp : ((a, ...) -> b, (a, ...), (a, ...)) -> (b, b)
+
+    Equivalent, up to rounding, to ``func(x), (func(x + h * t) - func(x - h * t)) / (2 * h)`` for small ``h``.
+
+    Arguments:
+        func: returns a tree of tensors; with `has_aux` a pair of it and any tree. The tangent of an output
+            with integer dtype is zero.
+        primals: a tuple with the arguments of `func`, all of which are differentiated.
+        tangents: a tuple like `primals`.
+        has_aux: whether `func` returns ``(output, aux)``.
+
+    Returns:
+        ``(out, tangent_out)``, or ``(out, tangent_out, aux)`` with `has_aux`; the tangent is a tree like
+        `out`.
+
+    Raises:
+        ArgumentTypeError: a leaf of a primal is an integer, or no number.
+        TreeMismatchError, MetadataMismatchError: `tangents` does not fit `primals`.
+
+    Cost: about twice that of `func`, in time; no intermediate result is kept.
+
+    Source: ``torch.func.jvp``.
+
+    >>> jvp(lambda x: x**2, (torch.tensor(3.0),), (torch.tensor(1.0),))
+    (tensor(9.), tensor(6.))
+    """
+    require_callable("jvp", func)
+    for parameter, value in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(value, tuple | list):
+            text = message(
+                "jvp",
+                f"{parameter} must have one entry per argument of the function",
+                parameter=parameter,
+                expected="a tuple",
+                got=type(value).__name__,
+            )
+            raise ArgumentTypeError(text)
+    arguments = Arguments("jvp", primals, {}, range(len(primals)), root="primals")
+    leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
+    flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
+    directions = leaves or tuple(torch.zeros_like(t) for t in arguments.differentiated)
+    outputs, tangents_out, aux = torch.func.jvp(flat, arguments.tensors, directions, has_aux=True)
+    result = flat.spec.unflatten(outputs), flat.spec.unflatten(tangents_out)
+    return (*result, flat.aux.tree(aux)) if has_aux else result
+
+
+def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
+    """The value of a function, and its linear approximation there.
+
+    ::
+
+        linearize : ((a, ...) -> b) -> (a, ...) -> (b, (a, ...) -> b)
+
+    Equivalent to ``func(*primals), lambda *tangents: jvp(func, primals, tangents)[1]``, except that `func` is
+    only called once.
+
+    Arguments:
+        func: returns a tree of floating-point or complex tensors.
+        primals: the arguments of `func`, all of which are differentiated.
+
+    Returns:
+        ``(out, push)``; ``push(*tangents)`` takes trees like the primals and returns a tree like `out`. It
+        may be called several times, also under other transforms.
+
+    Raises:
+        ArgumentTypeError: a leaf of a primal or an output is an integer, or no number.
+        TreeMismatchError, MetadataMismatchError: raised by `push`, when the tangents do not fit the primals.
+
+    Cost: of `func` and two backward passes at once, and of one backward pass in each `push`; memory for the
+    intermediate results as long as `push` lives. For a single tangent ``jvp`` is cheaper.
+
+    Source: the meaning is that of ``torch.func.linearize``; the method is in the code.
+
+    >>> out, push = linearize(lambda x, y: x * y, torch.tensor(2.0), torch.tensor(5.0))
+    >>> push(torch.tensor(1.0), torch.tensor(10.0))
+    tensor(25.)
+    """
+    # `pull`, which takes ct to ct^T J, is linear. So is its own vjp, which is the transpose, t to J t,
+    # wherever it is taken: at zero here. The alternatives lose something: torch.func.linearize calls `func`
+    # twice, once under make_fx, where data-dependent Python control flow fails; a jvp in each push calls
+    # `func` again, which repeats its side effects, draws other random numbers than `out` has seen, and costs
+    # more from the third call. (J. Townsend, "A new trick for calculating Jacobian vector products", 2017.)
+    require_callable("linearize", func)
+    arguments = Arguments("linearize", primals, {}, range(len(primals)), root="primals")
+    flat = FlatFunction("linearize", func, arguments, False, is_inexact)
+    outputs, pull, _ = torch.func.vjp(flat, *arguments.tensors, has_aux=True)
+    spec = flat.spec
+    _, transposed = torch.func.vjp(lambda *cts: pull(cts), *(torch.zeros_like(out) for out in outputs))
+
+    def push(*tangents: Any) -> Any:
+        leaves = _matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
+        return spec.unflatten(transposed(leaves or arguments.differentiated))
+
+    return spec.unflatten(outputs), push
+
+
+def _matching(
+    operation: str, tree: Any, like: Sequence[Tensor], spec: pytree.Spec, root: str
+) -> tuple[Tensor, ...]:
+    """The leaves of a tree of tangents or cotangents, after a check that it fits what it belongs to."""
+    leaves, tree_spec = pytree.flatten(tree)
+    found = pytree.difference(spec, tree_spec, root)
+    if found is not None:
+        path, expected, got = found
+        text = message(operation, f"the tree of {root} does not fit", path=path, expected=expected, got=got)
+        raise TreeMismatchError(text)
+    for index, (leaf, other) in enumerate(zip(leaves, like, strict=True)):
+        if isinstance(leaf, float | int):
+            leaves[index] = leaf = torch.as_tensor(leaf, dtype=other.dtype, device=other.device)
+        if not is_inexact(leaf) or leaf.shape != other.shape:
+            text = message(
+                operation,
+                f"one of the {root} does not fit",
+                path=leaf_path(spec, index, root),
+                expected=kind_of(other),
+                got=kind_of(leaf),
+            )
+            raise MetadataMismatchError(text)
+    return tuple(leaves)

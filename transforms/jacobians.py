@@ -1,0 +1,230 @@
+"""Whole Jacobians and Hessians, over trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_hops import _torch
+from functorch_hops.transforms.flat import (
+    Arguments,
+    FlatFunction,
+    Function,
+    is_real,
+    is_tensor,
+    named_like,
+    require_callable,
+    require_chunk_size,
+)
+
+__all__ = ["hessian", "jacfwd", "jacrev"]
+
+
+def jacrev(
+    func: Function,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Function:
+    """The Jacobian of a function, row by row, by reverse mode.
+
+    ::
+
+        jacrev : ((a, ...) -> b) -> ((a, ...) -> b of a)
+
+    Equivalent, for one tensor argument and a vector as output, to::
+
+        def jacobian_of(x):
+            out, pull = vjp(func, x)
+            return torch.stack([pull(row)[0] for row in torch.eye(out.numel())])
+
+    Arguments:
+        func: returns a tree of floating-point tensors; with `has_aux` a pair of it and any tree.
+        argnums: which positional arguments to differentiate, an integer or several; negative ones count from
+            the right. Their leaves are floating-point tensors; a Python float counts as a 0-d tensor.
+        has_aux: whether `func` returns ``(output, aux)``.
+        chunk_size: how many rows to compute at once; None for all. With 1 there is no vmap at all.
+
+    Returns:
+        A function of the arguments of `func`. It returns a tree like the output of `func`, in which there is
+        in the place of each leaf a tree like the differentiated argument (a tuple of them if `argnums` has
+        several), whose leaves have the shape ``out.shape + in.shape``. With `has_aux` it returns ``(jacobian,
+        aux)``.
+
+    Raises:
+        ArgumentTypeError: a differentiated leaf or an output is no real tensor.
+        ArgumentValueError: `argnums` names no positional argument; `chunk_size` is less than 1.
+
+    Cost: one evaluation of `func` and one batched backward pass per chunk. Prefer it when there are fewer
+    outputs than inputs.
+
+    Source: ``torch.func.jacrev``.
+
+    >>> jacrev(lambda x: {"square": x**2})(torch.tensor([1.0, 3.0]))
+    {'square': tensor([[2., 0.],
+            [0., 6.]])}
+    """
+    require_callable("jacrev", func)
+    require_chunk_size("jacrev", chunk_size)
+
+    @named_like(func)
+    def jacobian_of(*args: Any, **kwargs: Any) -> Any:
+        arguments = Arguments("jacrev", args, kwargs, argnums, real=True)
+        flat = FlatFunction("jacrev", func, arguments, has_aux, is_real)
+        transform = torch.func.jacrev(flat, arguments.indices, has_aux=True, chunk_size=chunk_size)
+        rows, aux = transform(*arguments.tensors)
+        jacobian = flat.spec.unflatten([arguments.tree(row) for row in rows])
+        return (jacobian, flat.aux.tree(aux)) if has_aux else jacobian
+
+    return jacobian_of
+
+
+def jacfwd(
+    func: Function,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Function:
+    """The Jacobian of a function, column by column, by forward mode.
+
+    ::
+
+        jacfwd : ((a, ...) -> b) -> ((a, ...) -> b of a)
+
+    Equivalent, for a vector as argument, to::
+
+        def jacobian_of(x):
+            columns = [jvp(func, (x,), (column,))[1] for column in torch.eye(x.numel())]
+            return torch.stack(columns, dim=-1)
+
+    Arguments:
+        func: as for ``jacrev``. The derivative of an output with integer dtype is zero.
+        argnums: as for ``jacrev``.
+        has_aux: whether `func` returns ``(output, aux)``.
+        chunk_size: how many columns to compute at once; None for all. With 1 there is no vmap at all.
+
+    Returns: as ``jacrev``.
+
+    Raises: as ``jacrev``.
+
+    Cost: one batched evaluation of the jvp of `func` per chunk. Prefer it when there are fewer inputs than
+    outputs.
+
+    Source: ``torch.func.jacfwd``; `chunk_size` as in ``torch.func.jacrev``.
+
+    >>> jacfwd(torch.sin)(torch.zeros(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    require_callable("jacfwd", func)
+    require_chunk_size("jacfwd", chunk_size)
+
+    @named_like(func)
+    def jacobian_of(*args: Any, **kwargs: Any) -> Any:
+        arguments = Arguments("jacfwd", args, kwargs, argnums, real=True)
+        flat = FlatFunction("jacfwd", func, arguments, has_aux, is_tensor)
+        inputs = arguments.inputs
+        sizes = [t.numel() for t in inputs]
+        columns, aux = _columns(flat, chunk_size)
+        leaves = [
+            [
+                part.reshape(*column.shape[1:], *t.shape)
+                for part, t in zip(column.movedim(0, -1).split(sizes, dim=-1), inputs, strict=True)
+            ]
+            for column in columns
+        ]
+        jacobian = flat.spec.unflatten([arguments.tree(row) for row in leaves])
+        return (jacobian, flat.aux.tree(aux)) if has_aux else jacobian
+
+    return jacobian_of
+
+
+def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], list[Tensor]]:
+    """The derivative of each output along every unit vector, stacked on dim 0, and the auxiliary tensors."""
+    arguments = flat.arguments
+    if sum(t.numel() for t in arguments.inputs) == 0:
+        outputs, tensors = flat(*arguments.tensors)
+        return [out.new_zeros(0, *out.shape) for out in outputs], list(tensors)
+    rest = arguments.tensors[len(arguments.inputs) :]
+    aux: list[Tensor] = []
+    places: list[int] = []
+
+    def push(*tangents: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        # The tangents are batched and the primals are not, so neither is what accompanies the output, and it
+        # can leave the vmap as it is. But a HOP's batching rule may batch all of its outputs when one of them
+        # is.
+        nonlocal aux, places
+        _, derivatives, tensors = torch.func.jvp(
+            lambda *duals: flat(*duals, *rest), arguments.inputs, tangents, has_aux=True
+        )
+        aux = list(tensors)
+        places = [place for place, tensor in enumerate(aux) if _torch.is_batched_here(tensor)]
+        return derivatives, tuple(aux[place] for place in places)
+
+    chunks = [_push_chunk(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
+    for place, lanes in zip(places, chunks[-1][1], strict=True):
+        aux[place] = lanes[0]
+    columns = [derivatives for derivatives, _ in chunks]
+    if len(columns) == 1:
+        return list(columns[0]), aux
+    return [torch.cat(parts) for parts in zip(*columns, strict=True)], aux
+
+
+def _push_chunk(push: Function, basis: tuple[Tensor, ...], chunk_size: int | None) -> Any:
+    if chunk_size == 1:
+        derivatives, aux = push(*(vector.squeeze(0) for vector in basis))
+        return tuple(t.unsqueeze(0) for t in derivatives), tuple(t.unsqueeze(0) for t in aux)
+    return torch.func.vmap(push)(*basis)
+
+
+def _unit_vectors(inputs: Sequence[Tensor], chunk_size: int | None) -> Iterator[tuple[Tensor, ...]]:
+    """The unit vectors of the space of all inputs together, `chunk_size` at a time, stacked on dim 0."""
+    sizes = [t.numel() for t in inputs]
+    total = sum(sizes)
+    step = chunk_size or total
+    offsets = [sum(sizes[:index]) for index in range(len(sizes))]
+    for start in range(0, total, step):
+        rows = range(start, min(start + step, total))
+        chunk = []
+        for t, size, offset in zip(inputs, sizes, offsets, strict=True):
+            row = torch.arange(rows.start - offset, rows.stop - offset, device=t.device)
+            column = torch.arange(size, device=t.device)
+            chunk.append((row[:, None] == column).to(t.dtype).reshape(len(rows), *t.shape))
+        yield tuple(chunk)
+
+
+def hessian(func: Function, argnums: int | Sequence[int] = 0) -> Function:
+    """The matrix of second derivatives of a function, forward over reverse.
+
+    ::
+
+        hessian : ((a, ...) -> b) -> ((a, ...) -> b of a of a)
+
+    Equivalent to ``jacfwd(jacrev(func, argnums), argnums)``.
+
+    Arguments:
+        func: as for ``jacrev``.
+        argnums: as for ``jacrev``.
+
+    Returns:
+        A function of the arguments of `func`. It returns a tree like the output of `func`, in which there is
+        in the place of each leaf a tree of trees like the differentiated argument, whose leaves have the
+        shape ``out.shape + in1.shape + in2.shape``.
+
+    Raises: as ``jacrev``.
+
+    Cost: for n inputs, about n times that of the gradient in time, batched; n times its memory.
+
+    Source: ``torch.func.hessian``.
+
+    >>> hessian(lambda x: (x**3).sum())(torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
+    require_callable("hessian", func)
+    return jacfwd(jacrev(func, argnums), argnums)
