@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 from torch.fx.experimental.proxy_tensor import (
@@ -100,10 +101,18 @@ def is_batched(t: Tensor) -> bool:
 
 def read_number(t: Tensor) -> Any:
     """The Python number that the unbatched one-element tensor ``t`` holds, whatever wraps it."""
-    if top_interpreter() is None:
-        return t.item()
-    with temporarily_clear_interpreter_stack():
+    with below_transforms():
         return base_tensor(t).item()
+
+
+@contextlib.contextmanager
+def below_transforms() -> Iterator[None]:
+    """Run without functorch levels: tensors made here are wrapped by none."""
+    if top_interpreter() is None:
+        yield
+        return
+    with temporarily_clear_interpreter_stack():
+        yield
 
 
 def plain(t: Tensor) -> Tensor:
@@ -116,6 +125,13 @@ def plain(t: Tensor) -> Tensor:
     if t.is_neg():
         t = t.resolve_neg()
     return t
+
+
+def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """``forward_ad.make_dual``, which copies a tangent of another layout by a kernel that knows no symbolic sizes."""
+    if any(isinstance(size, torch.SymInt) for size in primal.shape):
+        primal, tangent = primal.contiguous(), tangent.contiguous()
+    return forward_ad.make_dual(primal, tangent)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,8 +175,8 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         for key in _AUTOCAST_KEYS:
             exclude = exclude.remove(key) if not current.has(key) else exclude
     with contextlib.ExitStack() as stack:
-        if top_interpreter() is not None:
-            stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(below_transforms())
+        stack.enter_context(torch._C._EnableTorchFunction())
         stack.enter_context(_without_function_modes())
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
@@ -293,10 +309,14 @@ def is_batched_here(t: torch.Tensor) -> bool:
 
 
 def unbacked_size() -> torch.SymInt:
-    """A size that only a run knows, in the fake mode that is active."""
+    """A size that only a run knows, in the fake mode that is active.
+
+    Tracing may assume that it is at least 2, so that torch takes the path for sizes in general wherever it asks for an
+    empty tensor or for a broadcast; that path is right for 0 and 1 too. Nothing of this reaches compiled code.
+    """
     mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
     size: torch.SymInt = mode.shape_env.create_unbacked_symint()
-    torch._check_is_size(size)
+    torch._check(size >= 2)
     return size
 
 
@@ -345,14 +365,6 @@ def native_while_loop_stacked(cond: Any, body: Any, init: tuple[Any, ...], const
     return result
 
 
-def count_as_size(mask: Tensor) -> Any:
-    """How many are true, as a size."""
-    size = mask.sum().item()
-    torch._check_is_size(size)
-    torch._check(size <= mask.shape[0])
-    return size
-
-
 def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
     from torch._higher_order_ops.associative_scan import associative_scan_op
 
@@ -363,3 +375,74 @@ def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple
 def is_exporting() -> bool:
     """Whether torch.export traces around us."""
     return torch.compiler.is_exporting()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# compilation
+
+
+@contextlib.contextmanager
+def compilation() -> Iterator[FakeTensorMode]:
+    """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state."""
+    from torch._guards import TracingContext, tracing
+
+    fake_mode = new_fake_mode()
+    with suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
+        yield fake_mode
+
+
+def native_graph(module: torch.nn.Module, fakes: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The graph in torch's own operators and higher-order operators."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with fakes[0].fake_mode if fakes else new_fake_mode():  # type: ignore[attr-defined]
+        return make_fx(module)(*fakes)
+
+
+def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A compiler backend by its ``torch.compile`` name."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    result: Callable[..., Any] = lookup_backend(backend)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# symbols
+
+
+class LiftedSymbols(dict[Any, Any]):
+    """A tracer's table of symbols that asks ``lift`` for one that it does not know: a number of an enclosing capture."""
+
+    def __init__(self, lift: Callable[[Any], Any | None]) -> None:
+        super().__init__()
+        self.lift = lift
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if not super().__contains__(key) and key.is_Symbol:
+            found = self.lift(key)
+            if found is not None:
+                self[key] = found
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def __missing__(self, key: Any) -> Any:
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+
+def symbol_entry(proxy: torch.fx.Proxy, value: Any) -> Any:
+    """What a tracer's table of symbols holds."""
+    from torch.fx.experimental.proxy_tensor import _SympyExprTrackerValue
+    from torch.utils._thunk import Thunk
+
+    return _SympyExprTrackerValue(Thunk(lambda: proxy), value)
+
+
+def read_scalar(t: Tensor) -> Any:
+    """``t.item()`` as an operator, which a trace records; the result is a symbolic number there."""
+    return torch.ops.aten._local_scalar_dense.default(t)

@@ -89,7 +89,7 @@ class Hop(_torch.HigherOrderOperator):
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
-            return tuple(self.rules.run(static, operands))
+            return tuple(out.contiguous() for out in self.rules.run(static, operands))
 
     def _fake(self, mode: Any, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with mode:
@@ -134,7 +134,7 @@ class Hop(_torch.HigherOrderOperator):
             outs, out_tangents = self.rules.jvp(static, primals, tangents)
         wrapped = (_torch.wrap_for_grad(o, level) for o in outs)
         return tuple(
-            o if t is None else forward_ad.make_dual(o, _torch.wrap_for_grad(t, level))
+            o if t is None else _torch.make_dual(o, _torch.wrap_for_grad(t, level))
             for o, t in zip(wrapped, out_tangents)
         )
 
@@ -149,7 +149,7 @@ class Hop(_torch.HigherOrderOperator):
     def _plain_jvp(self, static: StaticParameters, operands: Sequence[Any]) -> Any:
         duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
         outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
-        return tuple(o if t is None else forward_ad.make_dual(o, t) for o, t in zip(outs, tangents))
+        return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
     def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
         active = tuple(

@@ -62,7 +62,7 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     if _leaf_types.issuperset(builtins.map(type, leaves)):
         return leaves, spec
-    while _learn(leaves):
+    while _learn(tuple(builtins.map(type, leaves))):
         leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     return leaves, spec
 
@@ -163,9 +163,14 @@ def broadcast_prefix(
     >>> broadcast_prefix((0, {"a": None, "b": 1}), ([0, 0], {"a": (0, 0), "b": 0}), "in_dims")
     [0, 0, None, None, 1]
     """
-    spec = spec_or_tree if isinstance(spec_or_tree, optree.PyTreeSpec) else flatten(spec_or_tree)[1]
+    # Dynamo has a class of its own for structures, so this asks for what a structure can do.
+    spec = spec_or_tree if hasattr(spec_or_tree, "num_leaves") else flatten(spec_or_tree)[1]
     if prefix is None or type(prefix) is int:
         return [prefix] * spec.num_leaves
+    one_level = type(prefix) is tuple and all(entry is None or type(entry) is int for entry in prefix)
+    if one_level and spec.type is tuple and len(prefix) == spec.num_children:  # the usual in_dims: quicker
+        pairs = zip(prefix, spec.children(), strict=True)
+        return [entry for entry, child in pairs for _ in range(child.num_leaves)]
     flatten(prefix)  # so that optree knows its types: NOTE [learning types]
     entries, prefix_spec = optree.tree_flatten(prefix, none_is_leaf=True, namespace=NAMESPACE)
     paths = leaf_paths(prefix_spec, what)
@@ -217,12 +222,13 @@ def _child_paths(spec: Spec, root: str) -> list[str]:
     return [] if one_level is None else leaf_paths(one_level, root)
 
 
-def _learn(leaves: Leaves) -> bool:
-    """Look at the leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
+@torch.compiler.assume_constant_result  # Dynamo runs it when it traces a call, and does not look inside
+def _learn(types: tuple[type, ...]) -> bool:
+    """Look at leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
     global _leaf_types
     found_node = False
     with _lock:
-        for cls in dict.fromkeys(builtins.map(type, leaves)):
+        for cls in types:
             if cls in _leaf_types:
                 continue
             if cls in _node_types or _register(cls):
@@ -242,7 +248,7 @@ def _register(cls: type) -> bool:
         optree.register_pytree_node(
             cls,
             _torch_flattener(node),
-            lambda context, children: node.unflatten_fn(list(children), context.value),
+            _torch_unflattener(node),
             path_entry_type=_TorchEntry,
             namespace=NAMESPACE,
         )
@@ -261,9 +267,9 @@ def _register_dataclass(cls: type) -> None:
     def flatten_fields(instance: Any) -> tuple[list[Any], None, tuple[str, ...]]:
         return [getattr(instance, name) for name in names], None, names
 
-    def unflatten_fields(_: None, children: Iterable[Any]) -> Any:
+    def unflatten_fields(_: Any, children: Iterable[Any]) -> Any:
         # Neither __init__ nor __post_init__ runs: they may validate or convert, and a leaf can be anything.
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for name, child in zip(names, children, strict=True):
             object.__setattr__(instance, name, child)
         return instance
@@ -313,3 +319,8 @@ def _torch_flattener(node: Any) -> Callable[[Any], tuple[list[Any], _TorchContex
         return [child for _, child in pairs], _TorchContext(context), tuple(key for key, _ in pairs)
 
     return flatten_node
+
+
+def _torch_unflattener(node: Any) -> Callable[[Any, Iterable[Any]], Any]:
+    """optree's unflatten function for a type of torch's registry."""
+    return lambda context, children: node.unflatten_fn(list(children), context.value)

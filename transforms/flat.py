@@ -152,7 +152,7 @@ class Auxiliary:
 
 
 class FlatFunction:
-    """``func`` from the tensors of `arguments` to a tuple of outputs, and one of auxiliary tensors if it has any.
+    """``func`` from the tensors of `arguments` to a tuple of outputs; with aux, to a pair of such tuples.
 
     It remembers the trees of its latest call: ``spec`` of the outputs, and ``aux``.
     """

@@ -68,8 +68,8 @@ def grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False
 
     @named_like(func)
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
-        _, gradient, aux = _value_and_grad("grad", func, argnums, has_aux, args, kwargs)
-        return (gradient, aux) if has_aux else gradient
+        _, gradient, *aux = _value_and_grad("grad", func, argnums, has_aux, args, kwargs)
+        return (gradient, *aux) if has_aux else gradient
 
     return gradient_of
 
@@ -110,8 +110,8 @@ def value_and_grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bo
 
     @named_like(func)
     def value_and_gradient_of(*args: Any, **kwargs: Any) -> Any:
-        value, gradient, aux = _value_and_grad("value_and_grad", func, argnums, has_aux, args, kwargs)
-        return ((value, aux), gradient) if has_aux else (value, gradient)
+        value, gradient, *aux = _value_and_grad("value_and_grad", func, argnums, has_aux, args, kwargs)
+        return ((value, *aux), gradient) if has_aux else (value, gradient)
 
     return value_and_gradient_of
 
@@ -123,28 +123,30 @@ def _value_and_grad(
     has_aux: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> tuple[Tensor, Any, Any]:
-    """The value, the gradient and the auxiliary output, which is None if there is none."""
+) -> tuple[Any, ...]:
+    """The value, the gradient, and the auxiliary output if there is one."""
     arguments = Arguments(operation, args, kwargs, argnums)
-    companion = Auxiliary(None)
+    companions: list[Auxiliary] = []
 
-    def flat(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        nonlocal companion
-        out = arguments.call(func, tensors)
-        value, aux = split_pair(operation, out) if has_aux else (out, None)
-        _require_scalar(operation, value)
-        companion = Auxiliary(aux)
-        return value, companion.tensors
+    def flat(*tensors: Tensor) -> Any:
+        value = arguments.call(func, tensors)
+        if not has_aux:
+            return _checked_scalar(operation, value)
+        value, aux = split_pair(operation, value)
+        companions.append(Auxiliary(aux))
+        return _checked_scalar(operation, value), companions[0].tensors
 
-    gradients, (value, aux) = torch.func.grad_and_value(flat, arguments.indices, has_aux=True)(
-        *arguments.tensors
-    )
-    return value, arguments.tree(gradients), companion.tree(aux)
+    transform = torch.func.grad_and_value(flat, arguments.indices, has_aux=has_aux)
+    gradients, result = transform(*arguments.tensors)
+    if not has_aux:
+        return result, arguments.tree(gradients)
+    value, tensors = result
+    return value, arguments.tree(gradients), companions[0].tree(tensors)
 
 
-def _require_scalar(operation: str, value: Any) -> None:
+def _checked_scalar(operation: str, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 0:
-        return
+        return value
     leaf = isinstance(value, Tensor) or pytree.flatten(value)[1].is_leaf()
     text = message(
         operation,
@@ -192,7 +194,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     require_callable("vjp", func)
     arguments = Arguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
-    outputs, pull_flat, aux = torch.func.vjp(flat, *arguments.tensors, has_aux=True)
+    outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
     spec = flat.spec
 
     def pull(cotangents: Any) -> tuple[Any, ...]:
@@ -200,7 +202,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
         return arguments.tree(pull_flat(leaves))
 
     out = spec.unflatten(outputs)
-    return (out, pull, flat.aux.tree(aux)) if has_aux else (out, pull)
+    return (out, pull, flat.aux.tree(*aux)) if has_aux else (out, pull)
 
 
 def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False) -> Any:
@@ -249,9 +251,9 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
     leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
     flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
     directions = leaves or tuple(torch.zeros_like(t) for t in arguments.differentiated)
-    outputs, tangents_out, aux = torch.func.jvp(flat, arguments.tensors, directions, has_aux=True)
+    outputs, tangents_out, *aux = torch.func.jvp(flat, arguments.tensors, directions, has_aux=has_aux)
     result = flat.spec.unflatten(outputs), flat.spec.unflatten(tangents_out)
-    return (*result, flat.aux.tree(aux)) if has_aux else result
+    return (*result, flat.aux.tree(*aux)) if has_aux else result
 
 
 def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
@@ -293,9 +295,10 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     require_callable("linearize", func)
     arguments = Arguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
-    outputs, pull, _ = torch.func.vjp(flat, *arguments.tensors, has_aux=True)
+    outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
     spec = flat.spec
-    _, transposed = torch.func.vjp(lambda *cts: pull(cts), *(torch.zeros_like(out) for out in outputs))
+    zeros = [torch.zeros_like(out) for out in outputs]
+    _, transposed, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *zeros)
 
     def push(*tangents: Any) -> Any:
         leaves = _matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")

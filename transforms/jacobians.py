@@ -75,8 +75,9 @@ def jacrev(
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments("jacrev", args, kwargs, argnums, real=True)
         flat = FlatFunction("jacrev", func, arguments, has_aux, is_real)
-        transform = torch.func.jacrev(flat, arguments.indices, has_aux=True, chunk_size=chunk_size)
-        rows, aux = transform(*arguments.tensors)
+        transform = torch.func.jacrev(flat, arguments.indices, has_aux=has_aux, chunk_size=chunk_size)
+        result = transform(*arguments.tensors)
+        rows, aux = result if has_aux else (result, ())
         jacobian = flat.spec.unflatten([arguments.tree(row) for row in rows])
         return (jacobian, flat.aux.tree(aux)) if has_aux else jacobian
 
@@ -133,7 +134,7 @@ def jacfwd(
         columns, aux = _columns(flat, chunk_size)
         leaves = [
             [
-                part.reshape(*column.shape[1:], *t.shape)
+                part.reshape((*column.shape[1:], *t.shape))
                 for part, t in zip(column.movedim(0, -1).split(sizes, dim=-1), inputs, strict=True)
             ]
             for column in columns
@@ -148,7 +149,8 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
     """The derivative of each output along every unit vector, stacked on dim 0, and the auxiliary tensors."""
     arguments = flat.arguments
     if sum(t.numel() for t in arguments.inputs) == 0:
-        outputs, tensors = flat(*arguments.tensors)
+        result = flat(*arguments.tensors)
+        outputs, tensors = result if flat.has_aux else (result, ())
         return [out.new_zeros(0, *out.shape) for out in outputs], list(tensors)
     rest = arguments.tensors[len(arguments.inputs) :]
     aux: list[Tensor] = []
@@ -159,10 +161,10 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
         # can leave the vmap as it is. But a HOP's batching rule may batch all of its outputs when one of them
         # is.
         nonlocal aux, places
-        _, derivatives, tensors = torch.func.jvp(
-            lambda *duals: flat(*duals, *rest), arguments.inputs, tangents, has_aux=True
+        _, derivatives, *tensors = torch.func.jvp(
+            lambda *duals: flat(*duals, *rest), arguments.inputs, tangents, has_aux=flat.has_aux
         )
-        aux = list(tensors)
+        aux = [tensor for group in tensors for tensor in group]
         places = [place for place, tensor in enumerate(aux) if _torch.is_batched_here(tensor)]
         return derivatives, tuple(aux[place] for place in places)
 
@@ -194,7 +196,7 @@ def _unit_vectors(inputs: Sequence[Tensor], chunk_size: int | None) -> Iterator[
         for t, size, offset in zip(inputs, sizes, offsets, strict=True):
             row = torch.arange(rows.start - offset, rows.stop - offset, device=t.device)
             column = torch.arange(size, device=t.device)
-            chunk.append((row[:, None] == column).to(t.dtype).reshape(len(rows), *t.shape))
+            chunk.append((row[:, None] == column).to(t.dtype).reshape((len(rows), *t.shape)))
         yield tuple(chunk)
 
 

@@ -117,10 +117,10 @@ class _BatchedInputs:
             if leaf.shape[dim] != self.size:
                 self._fail_sizes(place, leaf.shape[dim])
 
-    def replaced(self, tensors: Sequence[Tensor]) -> list[Any]:
+    def replaced(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
         """The arguments with other tensors in the places of ``tensors``."""
         if len(tensors) == len(self.leaves):
-            return self.spec.unflatten(tensors)
+            return tuple(self.spec.unflatten(tensors))
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
@@ -170,8 +170,9 @@ class _BatchedInputs:
 class _BatchedOutputs:
     """What the function returned for a lane: tensors for torch.func.vmap to unwrap, and the rest.
 
-    The mapped dimension comes out first, and then moves to its place: `out_dims` may depend on the output's
-    tree, and an object with None in `out_dims` need not be a tensor.
+    The mapped dimension comes out first, and then moves to its place. `out_dims` may depend on the output's
+    tree, an object with None in `out_dims` need not be a tensor, and torch.func.vmap (2.13) expands an output
+    that does not depend on the example along the wrong dimension unless that is the first.
     """
 
     leaves: pytree.Leaves

@@ -28,7 +28,7 @@ from . import indexing
 from .functional import has_writes, replace_copy, unwrite_views
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable
 
-__all__ = ["Capture", "current_capture", "lift_operands", "speculate_subgraph"]
+__all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
 
 
 class _Session:
@@ -79,8 +79,10 @@ class Capture:
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
+        self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
         self.inputs: list[TensorMeta] = []
         self.lifted: list[Tensor] = []
+        self.constants: set[int] = set()
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
@@ -91,12 +93,13 @@ class Capture:
         """A placeholder, and the fake that stands for it."""
         last = self._end_of_inputs
         where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
-        with where, _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+        quietly = _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing()
+        with where, quietly[0], quietly[1], quietly[2]:
             fake = meta.fake(self.session.fake_mode)
             proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
             _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+            self._input_storages.add(_torch.storage_key(fake))
         self._end_of_inputs = proxy.node
-        self._input_storages.add(_torch.storage_key(fake))
         self.inputs.append(meta)
         return fake
 
@@ -133,6 +136,29 @@ class Capture:
                 return False
             ancestor = ancestor.parent
         return True
+
+    def _lift_symbol(self, symbol: Any) -> Any | None:
+        """A symbolic number of an enclosing capture travels as a 0-d tensor, and is read again inside."""
+        entry = None if self.parent is None else self.parent.tracer.sympy_expr_tracker.get(symbol)
+        if entry is None:
+            return None
+        dtype = torch.float64 if isinstance(entry.value, torch.SymFloat) else torch.int64
+        with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
+            operand = self.parent.new_scalar(entry.proxy.force(), dtype)
+            placeholder = self.proxy_of(self.lift(operand))
+            number = self.tracer.create_proxy(
+                "call_function", torch.ops.aten._local_scalar_dense.default, (placeholder,), {}
+            )
+        number.node.meta["val"] = entry.value
+        return _torch.symbol_entry(number, entry.value)
+
+    def new_scalar(self, number: fx.Proxy, dtype: torch.dtype) -> Tensor:
+        """A symbolic number of this capture as a 0-d tensor."""
+        fake = TensorMeta((), dtype, torch.device("cpu")).fake(self.session.fake_mode)
+        target = torch.ops.aten.scalar_tensor.default
+        proxy = self.tracer.create_proxy("call_function", target, (number,), {"dtype": dtype})
+        _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+        return fake
 
     def lift_tree(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -187,9 +213,21 @@ class Capture:
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
         outputs = self._without_aliases(outputs)
+        self._lift_constants()
         nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
         self.graph.output(tuple(nodes))
         return fx.GraphModule(self.root, self.graph)
+
+    def _lift_constants(self) -> None:
+        """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold none."""
+        for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
+            constant = getattr(self.root, str(node.target))
+            if isinstance(constant, Tensor):
+                fake = self.new_input(TensorMeta.of(constant))
+                self.lifted.append(constant)
+                self.constants.add(id(constant))
+                node.replace_all_uses_with(self.proxy_of(fake).node)
+                self.graph.erase_node(node)
 
     def _without_aliases(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         seen = set(self._input_storages)
@@ -219,6 +257,21 @@ def speculate_subgraph(
     ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
     modes, autocast, gradient mode) is as before when it returns or raises.
     """
+    subgraph, capture = capture_function(
+        function, inputs, operation=operation, parameter=parameter, keep_autocast=keep_autocast
+    )
+    return subgraph, capture.lifted
+
+
+def capture_function(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    *,
+    operation: str,
+    parameter: str,
+    keep_autocast: bool = True,
+) -> tuple[Subgraph, Capture]:
+    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants."""
     module, capture = _trace(function, inputs, operation, parameter, keep_autocast)
     unwrite_views(module.graph)
     if has_writes(module.graph):
@@ -226,7 +279,7 @@ def speculate_subgraph(
         module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
     _clean(module)
     outputs = [TensorMeta.of(node.meta["val"]) for node in module.graph.output_node().args[0]]  # type: ignore[union-attr]
-    return Subgraph.intern(module, capture.inputs, outputs), capture.lifted
+    return Subgraph.intern(module, capture.inputs, outputs), capture
 
 
 def _trace(

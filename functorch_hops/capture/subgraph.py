@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import FakeTensorMode, OpOverload
+from .._torch import FakeTensorMode, OpOverload, without_torch_function
 
 __all__ = ["Mask", "StaticParameters", "Subgraph", "TensorMeta", "is_differentiable", "is_random_node"]
 
@@ -119,7 +119,8 @@ class Subgraph(torch.nn.Module):
         """``make()``, computed once per ``key`` and kept as long as this graph lives."""
         with self._lock:
             if key not in self._derived:
-                self._derived[key] = make()
+                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
+                    self._derived[key] = make()
             result: T = self._derived[key]
             return result
 

@@ -78,7 +78,9 @@ def facts(code: CodeType) -> CodeFacts:
                 else:
                     attributes[constant] = None
             elif name == "IMPORT_NAME":
-                imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = None
+                imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = (
+                    None
+                )
         if not _READ_BY_STRING.isdisjoint(part.co_names):
             attributes.update(dict.fromkeys(_identifiers(part.co_consts)))
         if "globals" in part.co_names:

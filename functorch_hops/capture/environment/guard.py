@@ -1,12 +1,10 @@
 """The check, made on every call, that nothing has changed; and the fetching of the tensors of the moment.
 
-NOTE [the flat check] What a walk has found lies in a few flat sequences, so that a check is a handful of
-C loops (`map`, `chain`, `compress`) whatever the shape of the environment was: getters with their holders
-(chosen keys of a namespace, a cell, attributes of a function) and views (all keys or values of a container)
-give the values of the moment in one list, which is compared by identity with the values that were found.
-The containers themselves are objects that the same list verifies, one level up. Positions that hold
-a tensor are exempt: there another tensor may stand, of the same type, as long as the pattern of which
-positions share one tensor stays. No tensor is kept alive by a guard.
+NOTE [the flat check] What a walk has found lies in flat lists, one for each kind of place, so that
+a check is a few tight loops whatever the shape of the environment was. Values are compared by identity.
+A place is a holder and a key; that the holder itself is still the right one is checked at its own place, one
+level up, where it is a value. At some places stand tensors: another tensor may stand there, if it is
+of the same type, and if places that shared one tensor share that. A guard keeps no tensor alive.
 
 Identity is stricter than equality, and that is safe: who fails the check walks again, and compares fingerprints.
 """
@@ -14,176 +12,231 @@ Identity is stricter than equality, and that is safe: who fails the check walks 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from itertools import chain, compress
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 
-from functorch_hops.capture.environment.keys import Makers
+from functorch_hops.capture.environment.keys import Makers, by_value
 
-__all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role"]
+__all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "array_content"]
 
 Role = int
 SAME: Role = 0
-"""The position must hold the identical object (or an equal scalar)."""
+"""The place must hold the identical object, or an equal scalar."""
 TENSOR: Role = 1
-"""The position must hold a tensor of the same type."""
+"""The place must hold a tensor of the same type."""
 FREE: Role = 2
-"""The position is not looked at."""
+"""The place is not looked at."""
 
 
 class GuardBuilder:
-    """Collects locations during a walk."""
+    """Collects places during a walk. `role` and `path` are those of the value that a place holds."""
 
     def __init__(self) -> None:
-        self.getters: list[Callable[[Any], Sequence[Any]]] = []
-        self.holders: list[Any] = []
-        self.views: list[Iterable[Any]] = []
-        self.empties: list[Sized] = []
+        self.items: list[tuple[Mapping[str, Any], str, Any]] = []
+        self.cells: list[tuple[CellType, Any]] = []
+        self.calls: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self.functions: list[tuple[FunctionType, Any, Any, Any]] = []
+        self.objects: list[tuple[Any, type, dict[str, Any]]] = []
+        self.modules: list[tuple[dict[str, Any], Any, Any, Any, Any]] = []
+        self.views: list[tuple[Iterable[Any], Sequence[Any]]] = []
+        self.empty: list[Sized] = []
         self.sized: list[Sized] = []
-        self.sizes: list[int] = []
-        self.disjoint: list[Callable[[Iterable[str]], bool]] = []
-        self.absent: list[Iterable[str]] = []
-        self.arrays: list[tuple[Any, Any]] = []
-        # Getters' positions come first in a check's list, views' after them.
-        self._got = _Positions()
-        self._viewed = _Positions()
+        self.absent: list[tuple[Callable[[Iterable[str]], bool], frozenset[str]]] = []
+        self.arrays: list[tuple[Any, tuple[Any, ...]]] = []
+        self.tensor_items: list[tuple[Mapping[str, Any], str]] = []
+        self.tensor_cells: list[CellType] = []
+        self.tensor_calls: list[tuple[Callable[[Any], Any], Any]] = []
+        self.tensor_views: list[Iterable[Any]] = []
+        self.mixed_views: list[_MixedView] = []
+        self.tensors: dict[str, list[tuple[Any, str]]] = {kind: [] for kind in _KINDS}
 
-    def getter(
-        self,
-        make: Callable[..., Callable[[Any], Sequence[Any]]],
-        holder: Any,
-        names: Sequence[str],
-        values: Sequence[Any],
-        roles: Sequence[Role],
-        paths: Sequence[str],
-    ) -> None:
-        """Values that ``make(*names)(holder)`` gives; `make` is `itemgetter`, `attrgetter` or like them."""
-        if len(names) == 1:  # a getter of one name gives no tuple
-            names, values, roles, paths = (*names, *names), (*values, *values), (*roles, FREE), (*paths, "")
-        self.getters.append(make(*names))
-        self.holders.append(holder)
-        self._got.extend(values, roles, paths)
+    def item(self, mapping: Mapping[str, Any], key: str, value: Any, role: Role, path: str) -> None:
+        """An entry of a namespace: of a dict, or of what is read like one."""
+        if role == SAME:
+            self.items.append((mapping, key, value))
+        elif role == TENSOR:
+            self.tensor_items.append((mapping, key))
+            self.tensors["items"].append((value, path))
+
+    def cell(self, cell: CellType, value: Any, role: Role, path: str) -> None:
+        if role == SAME:
+            self.cells.append((cell, value))
+        elif role == TENSOR:
+            self.tensor_cells.append(cell)
+            self.tensors["cells"].append((value, path))
+
+    def call(self, get: Callable[[Any], Any], holder: Any, value: Any, role: Role, path: str) -> None:
+        """Any other place: what ``get(holder)`` gives."""
+        if role == SAME:
+            self.calls.append((get, holder, value))
+        elif role == TENSOR:
+            self.tensor_calls.append((get, holder))
+            self.tensors["calls"].append((value, path))
 
     def view(
         self, view: Iterable[Any], values: Sequence[Any], roles: Sequence[Role], paths: Sequence[str]
     ) -> None:
-        """Everything that iterating over `view` gives; its container's size has to be recorded as well."""
-        self.views.append(view)
-        self._viewed.extend(values, roles, paths)
+        """All that iterating over `view` gives; the size of its container has to be watched as well."""
+        if roles.count(SAME) == len(roles):
+            self.views.append((view, values))
+        elif roles.count(TENSOR) == len(roles):
+            self.tensor_views.append(view)
+            self.tensors["views"].extend(zip(values, paths, strict=True))
+        else:
+            same, tensor = (tuple(role == wanted for role in roles) for wanted in (SAME, TENSOR))
+            self.mixed_views.append((view, list(compress(values, same)), same, tensor))
+            self.tensors["mixed"].extend(compress(zip(values, paths, strict=True), tensor))
 
     def size(self, container: Sized) -> None:
-        size = len(container)
-        if size == 0:
-            self.empties.append(container)
-        else:
-            self.sized.append(container)
-            self.sizes.append(size)
+        """The number of entries stays. An empty container must be one whose truth value says so."""
+        (self.sized if len(container) else self.empty).append(container)
 
-    def without(self, mapping: Any, names: frozenset[str]) -> None:
+    def without(self, mapping: Mapping[str, Any], names: frozenset[str]) -> None:
         """None of `names` may appear among the keys."""
         if names:
-            self.disjoint.append(mapping.keys().isdisjoint)
-            self.absent.append(names)
+            self.absent.append((mapping.keys().isdisjoint, names))
+
+    def function(self, func: FunctionType) -> None:
+        self.functions.append((func, func.__code__, func.__defaults__, func.__kwdefaults__))
+
+    def object(self, value: Any) -> None:
+        self.objects.append((value, value.__class__, value.__dict__))
+
+    def module(self, attributes: dict[str, Any]) -> None:
+        """The own attributes of an `nn.Module` that has no hooks."""
+        self.modules.append((attributes, *(attributes[name] for name in ("training", *_PARTS))))
 
     def array(self, value: Any, content: tuple[Any, ...]) -> None:
         self.arrays.append((value, content))
 
-    def build(self, paths: Sequence[str]) -> Guard:
-        return Guard(self, self._got + self._viewed, paths)
 
-
-class _Positions:
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self.roles: list[Role] = []
-        self.paths: list[str] = []
-
-    def extend(self, values: Iterable[Any], roles: Iterable[Role], paths: Iterable[str]) -> None:
-        self.values.extend(values)
-        self.roles.extend(roles)
-        self.paths.extend(paths)
-
-    def __add__(self, other: _Positions) -> _Positions:
-        both = _Positions()
-        both.extend(
-            chain(self.values, other.values), chain(self.roles, other.roles), chain(self.paths, other.paths)
-        )
-        return both
+_MixedView = tuple[Iterable[Any], list[Any], tuple[bool, ...], tuple[bool, ...]]
+_PARTS = ("_parameters", "_buffers", "_modules")
+# In the order in which a guard fetches them.
+_KINDS = ("items", "cells", "calls", "views", "mixed")
 
 
 class Guard:
     """Calling it gives the tensors that stand at the given paths now, or None if anything else has changed."""
 
-    def __init__(self, found: GuardBuilder, positions: _Positions, paths: Sequence[str]) -> None:
-        self._getters = tuple(found.getters)
-        self._holders = tuple(found.holders)
-        self._views = tuple(found.views)
-        self._empties = tuple(found.empties)
-        self._sized = tuple(found.sized)
-        self._sizes = list(found.sizes)
-        self._disjoint = tuple(found.disjoint)
-        self._absent = tuple(found.absent)
-        self._arrays = tuple(found.arrays)
-        roles = positions.roles
-        self._all_same = all(role == SAME for role in roles)
-        self._is_same = tuple(role == SAME for role in roles)
-        self._is_tensor = tuple(role == TENSOR for role in roles)
-        self._expected = list(compress(positions.values, self._is_same))
-        tensors = list(compress(positions.values, self._is_tensor))
-        self._types = [type(tensor) for tensor in tensors]
-        self._ids = [id(tensor) for tensor in tensors]
-        self._pattern = _pattern(self._ids)
+    def __init__(self, places: GuardBuilder, paths: Sequence[str], *, distinct: bool) -> None:
+        self._items = tuple(places.items)
+        self._cells = tuple(places.cells)
+        self._calls = tuple(places.calls)
+        self._functions = tuple(places.functions)
+        self._objects = tuple(places.objects)
+        self._modules = tuple(places.modules)
+        self._views = tuple(view for view, _ in places.views)
+        self._viewed = tuple(value for _, values in places.views for value in values)
+        self._empty = tuple(places.empty)
+        self._sized = tuple(places.sized)
+        self._sizes = [len(container) for container in places.sized]
+        self._absent = tuple(places.absent)
+        self._arrays = tuple(places.arrays)
+        self._tensor_items = tuple(places.tensor_items)
+        self._tensor_cells = tuple(places.tensor_cells)
+        self._tensor_calls = tuple(places.tensor_calls)
+        self._tensor_views = tuple(places.tensor_views)
+        self._mixed_views = tuple(places.mixed_views)
+        tensors = [pair for kind in _KINDS for pair in places.tensors[kind]]
+        self._types = [type(tensor) for tensor, _ in tensors]
+        first: dict[int, int] = {}
+        shared = [(first.setdefault(id(tensor), at), at) for at, (tensor, _) in enumerate(tensors)]
+        self._shared = [(left, right) for left, right in shared if left != right]
+        self._count = len(first) if distinct else None
         where: dict[str, int] = {}
-        for index, path in enumerate(compress(positions.paths, self._is_tensor)):
+        for index, (_, path) in enumerate(tensors):
             where.setdefault(path, index)
         self._select = _selector([where[path] for path in paths])
 
     def __call__(self) -> tuple[torch.Tensor, ...] | None:
         # See NOTE [the flat check].
-        if any(self._empties) or [*map(len, self._sized)] != self._sizes:
-            return None
         try:
-            values = [
-                *chain.from_iterable(map(operator.call, self._getters, self._holders)),
-                *chain.from_iterable(self._views),
-            ]
-        except (LookupError, AttributeError, RuntimeError):  # gone, or another thread is changing it
+            if not (self._same_places() and self._same_containers()):
+                return None
+            tensors = self._tensors()
+        except (
+            LookupError,
+            AttributeError,
+            ValueError,
+            RuntimeError,
+        ):  # gone, or just being changed by a thread
             return None
-        if not all(
-            map(operator.is_, values if self._all_same else compress(values, self._is_same), self._expected)
-        ) and not self._equal(values):
-            return None
-        if not all(map(operator.call, self._disjoint, self._absent)):
-            return None
-        if self._arrays and not all(array_content(value) == content for value, content in self._arrays):
-            return None
-        if not self._types:
-            return ()
-        tensors = [*compress(values, self._is_tensor)]
         if [*map(type, tensors)] != self._types:
             return None
-        ids = [*map(id, tensors)]
-        if ids != self._ids:
-            if _pattern(ids) != self._pattern:
+        for left, right in self._shared:
+            if tensors[left] is not tensors[right]:
                 return None
-            self._ids = ids
+        if self._count is not None and len({*map(id, tensors)}) != self._count:
+            return None
         return self._select(tensors)
 
-    def _equal(self, values: list[Any]) -> bool:
-        """Whether what is not identical is an equal scalar; from then on that one is expected."""
-        makers = Makers()
-        expected = self._expected
-        found = list(compress(values, self._is_same))
-        for old, new in zip(expected, found, strict=True):
-            if old is new:
-                continue
-            maker = makers[type(new)]
-            if type(old) is not type(new) or maker is None or maker(old) != maker(new):
+    def _same_places(self) -> bool:
+        for mapping, key, expected in self._items:
+            if (value := mapping[key]) is not expected and not _equal(value, expected):
                 return False
-        self._expected = found
+        for cell, expected in self._cells:
+            if (value := cell.cell_contents) is not expected and not _equal(value, expected):
+                return False
+        for func, code, defaults, keyword_defaults in self._functions:
+            if (
+                func.__code__ is not code
+                or func.__defaults__ is not defaults
+                or func.__kwdefaults__ is not keyword_defaults
+            ):
+                return False
+        for value, cls, attributes in self._objects:
+            if value.__class__ is not cls or value.__dict__ is not attributes:
+                return False
+        for get, holder, expected in self._calls:
+            if (value := get(holder)) is not expected and not _equal(value, expected):
+                return False
+        for own, training, parameters, buffers, modules in self._modules:
+            if (
+                own["training"] is not training
+                or own["_parameters"] is not parameters
+                or own["_buffers"] is not buffers
+                or own["_modules"] is not modules
+                or own["_forward_hooks"]
+                or own["_forward_pre_hooks"]
+                or own["_backward_hooks"]
+                or own["_backward_pre_hooks"]
+            ):
+                return False
         return True
+
+    def _same_containers(self) -> bool:
+        if any(self._empty) or (self._sized and [*map(len, self._sized)] != self._sizes):
+            return False
+        if self._views:
+            values = chain.from_iterable(self._views)
+            if not all(map(operator.is_, values, self._viewed)) and not all(
+                map(_equal, chain.from_iterable(self._views), self._viewed)
+            ):
+                return False
+        for view, expected_values, same, _ in self._mixed_views:
+            if not all(map(_equal, compress(view, same), expected_values)):
+                return False
+        for disjoint, names in self._absent:
+            if not disjoint(names):
+                return False
+        return not self._arrays or all(array_content(value) == content for value, content in self._arrays)
+
+    def _tensors(self) -> list[Any]:
+        tensors = [mapping[key] for mapping, key in self._tensor_items]
+        if self._tensor_cells:
+            tensors += [cell.cell_contents for cell in self._tensor_cells]
+        if self._tensor_calls:
+            tensors += [get(holder) for get, holder in self._tensor_calls]
+        if self._tensor_views:
+            tensors += chain.from_iterable(self._tensor_views)
+        for view, _, _, is_tensor in self._mixed_views:
+            tensors += compress(view, is_tensor)
+        return tensors
 
 
 def array_content(array: Any) -> tuple[Any, ...]:
@@ -191,10 +244,12 @@ def array_content(array: Any) -> tuple[Any, ...]:
     return array.dtype.str, array.shape, array.tobytes()
 
 
-def _pattern(ids: Iterable[int]) -> list[int]:
-    """For each position the first one that holds the same object."""
-    first: dict[int, int] = {}
-    return [first.setdefault(identity, at) for at, identity in enumerate(ids)]
+def _equal(value: Any, expected: Any) -> bool:
+    if value is expected:
+        return True
+    makers = Makers()
+    key = by_value(value, makers)
+    return key is not None and key == by_value(expected, makers)
 
 
 def _selector(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import datetime
 import decimal
 import enum
@@ -16,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Key", "Makers", "Same", "describe", "flat"]
+__all__ = ["Key", "Makers", "Same", "by_value", "describe", "flat"]
 
 Key: TypeAlias = Hashable
 """``(type, value)`` for what is compared by value, ``(kind, ...)`` with a string first for the rest."""
@@ -42,7 +41,7 @@ class Same:
         return _shorten(_name(self.value))
 
 
-def _by_value(value: Any) -> Key:
+def _as_is(value: Any) -> Key:
     return type(value), value
 
 
@@ -57,9 +56,9 @@ def _by_base_repr(base: type) -> Callable[[Any], Key]:
 
 _MAKERS: dict[type, Callable[[Any], Key]] = {
     **dict.fromkeys(
-        (bool, int, str, bytes, range, types.NoneType, types.EllipsisType, types.NotImplementedType), _by_value
+        (bool, int, str, bytes, range, types.NoneType, types.EllipsisType, types.NotImplementedType), _as_is
     ),
-    **dict.fromkeys((torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size), _by_value),
+    **dict.fromkeys((torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size), _as_is),
     **dict.fromkeys((float, complex, slice, decimal.Decimal, fractions.Fraction, uuid.UUID), _by_repr),
     **dict.fromkeys((datetime.date, datetime.datetime, datetime.time, datetime.timedelta), _by_repr),
 }
@@ -91,20 +90,22 @@ class Makers(dict[type, Callable[[Any], Key] | None]):
         return maker
 
 
+def by_value(value: Any, makers: Makers) -> Key | None:
+    """The key of what is compared by value, tuples of such things included; None for the rest."""
+    maker = makers[type(value)]
+    if maker is not None:
+        return maker(value)
+    return flat("tuple", value, makers) if type(value) is tuple else None
+
+
 def flat(kind: str, items: Iterable[Any], makers: Makers) -> Key | None:
     """One key for a whole container, if everything in it is compared by value."""
     keys = []
     for item in items:
-        maker = makers[type(item)]
-        if maker is not None:
-            keys.append(maker(item))
-        elif type(item) is tuple:
-            inner = flat("tuple", item, makers)
-            if inner is None:
-                return None
-            keys.append(inner)
-        else:
+        key = by_value(item, makers)
+        if key is None:
             return None
+        keys.append(key)
     return kind, tuple(keys)
 
 
@@ -124,7 +125,7 @@ def describe(key: Any) -> str:
         return repr(key)
     first, *rest = key
     if isinstance(first, type):
-        text = rest[0] if _maker(first) not in (None, _by_value) else repr(rest[0])
+        text = rest[0] if _maker(first) not in (None, _as_is) else repr(rest[0])
         return _shorten(str(text))
     if first == "alias":
         return f"the same object as {rest[0]}"
@@ -152,14 +153,3 @@ def _name(value: Any) -> str:
 
 def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-# Ordinary containers, with the word for them in a key. Subclasses count as their nearest base.
-SEQUENCES: dict[type, str] = {
-    list: "list",
-    tuple: "tuple",
-    set: "set",
-    frozenset: "frozenset",
-    collections.deque: "deque",
-    bytearray: "bytearray",
-}

@@ -6,10 +6,10 @@ import functools
 import sys
 import sysconfig
 from collections.abc import Mapping
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["Origin", "of_class", "of_globals", "of_module", "package", "standard"]
+__all__ = ["Origin", "library", "of_class", "of_globals", "of_module", "own_package", "package", "standard"]
 
 Origin = tuple[str, str | None]
 """Module name and file."""
@@ -34,6 +34,18 @@ def of_class(cls: type) -> Origin:
     return (str(name), None) if module is None else (str(name), of_module(module)[1])
 
 
+def own_package(func: Any) -> str:
+    """The package that a function comes from, below all wrappers: the user's, even if it is installed."""
+    while True:
+        inner = getattr(func, "__wrapped__", None) or getattr(func, "__func__", None)
+        inner = inner or (func.func if isinstance(func, functools.partial) else None)
+        if inner is None:
+            break
+        func = inner
+    origin = of_globals(func.__globals__) if isinstance(func, FunctionType) else of_class(type(func))
+    return "" if package(origin) in _LIBRARIES or standard(origin) else package(origin)
+
+
 def package(origin: Origin) -> str:
     return origin[0].partition(".")[0]
 
@@ -46,7 +58,9 @@ def library(origin: Origin) -> bool:
     _, file = origin
     if file is None:
         return False
-    return file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
+    return (
+        file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
+    )
 
 
 @functools.lru_cache(maxsize=8192)
@@ -64,4 +78,6 @@ def _in_site_packages(file: str) -> bool:
 
 @functools.cache
 def _roots(*kinds: str) -> tuple[str, ...]:
-    return tuple(root.rstrip("/\\") + sep for kind in kinds if (root := sysconfig.get_path(kind)) for sep in "/\\")
+    return tuple(
+        root.rstrip("/\\") + sep for kind in kinds if (root := sysconfig.get_path(kind)) for sep in "/\\"
+    )

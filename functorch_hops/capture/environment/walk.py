@@ -14,24 +14,42 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
-from functorch_hops.capture.environment import contents, origin
+from functorch_hops.capture.environment import contents, objects, origin
 from functorch_hops.capture.environment.bytecode import facts
 from functorch_hops.capture.environment.guard import FREE, SAME, TENSOR, GuardBuilder, Role
-from functorch_hops.capture.environment.keys import Key, Makers, Same, flat
+from functorch_hops.capture.environment.keys import Key, Makers, Same, by_value
+from functorch_hops.capture.environment.places import Path
 
-__all__ = ["Path", "Space", "Walk"]
+__all__ = ["MOST", "LibraryMethods", "Space", "Walk"]
 
-Path: TypeAlias = str
+_bases = operator.attrgetter("__mro__")
+
+_NO_NAMES: list[str] = []
 
 MOST = 20_000
 """Locations that one walk visits at most; containers beyond them are taken by identity."""
+
+
+class Names:
+    """Names in the order in which they came."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.all = list(names)
+        self.known = set(self.all)
+
+    def update(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.known:
+                self.known.add(name)
+                self.all.append(name)
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -40,17 +58,16 @@ class Space:
 
     mapping: Mapping[str, Any]
     prefix: str
-    taken: dict[str, None] = dataclasses.field(default_factory=dict)
-    follows: bool = True
-    """Names that code mentions are looked up here; otherwise only those that are asked for."""
+    taken: set[str] = dataclasses.field(default_factory=set)
     opens: bool = False
     """All names are looked up when code reads attributes by names that it does not mention."""
     everything: bool = False
     by_size: bool = False
-    """Names that are absent are watched by the number of entries, not each by name: see `contents.module`."""
+    """That no other name appears is seen by the number of entries, which is quicker than name by name."""
     methods: LibraryMethods | None = None
+    absent: set[str] = dataclasses.field(default_factory=set)
     cursors: tuple[int, int] = (0, 0)
-    absent: dict[str, None] = dataclasses.field(default_factory=dict)
+    """How many of the mentioned names, and of those in `methods`, have been looked up."""
 
 
 class LibraryMethods:
@@ -61,14 +78,14 @@ class LibraryMethods:
     """
 
     def __init__(self, bases: Sequence[type]) -> None:
-        self.names: dict[str, None] = {"forward": None}
+        self.names = Names(["forward"])
         self.reads_all = False
         self._bases = bases
         self._cursors = (0, 0)
 
     def grow(self, mentioned: Sequence[str]) -> None:
-        while self._cursors != (ends := (len(mentioned), len(self.names))):
-            fresh = [*mentioned[self._cursors[0] :], *list(self.names)[self._cursors[1] :]]
+        while self._cursors != (ends := (len(mentioned), len(self.names.all))):
+            fresh = [*mentioned[self._cursors[0] :], *self.names.all[self._cursors[1] :]]
             self._cursors = ends
             for base in self._bases:
                 for name in fresh:
@@ -77,7 +94,7 @@ class LibraryMethods:
                         method = method.fget
                     if isinstance(method, FunctionType):
                         read = facts(method.__code__)
-                        self.names.update(dict.fromkeys(read.attributes))
+                        self.names.update(read.attributes)
                         self.reads_all = self.reads_all or read.reads_all
 
 
@@ -92,38 +109,41 @@ class Walk:
         self.opaque: list[Path] = []
         self.truncated = False
         self.makers = Makers()
-        self.own_package = origin.of_callable(func)
+        self._package = origin.own_package(func)
         self._ignore = ignore
         self._visited = 0
         self._seen: dict[int, Path] = {}
         self._queue: list[tuple[Path, Any, bool]] = []
         self._openers: dict[type, Callable[..., None]] = {}
-        self._names: dict[str, None] = {}
+        self._names = Names()
+        self._again = False
         self._spaces: list[Space] = []
-        self._nodes: dict[int, Space] = {}
+        self._nodes: dict[int, list[Space]] = {}
+        self._node_types: dict[type, bool] = {}
         self._reads_all = False
         self._globals: dict[int, Space] = {}
         self._labels: dict[str, int] = {}
-        self._classes: dict[type, tuple[Space, bool]] = {}
+        self._classes: dict[type, Space] = {}
+        self._followed: dict[type, bool] = {}
+        self._entered: set[tuple[type, bool]] = set()
         self._methods: dict[type, LibraryMethods] = {}
         self._patchable: set[type] = set()
 
     def run(self, func: Callable[..., Any]) -> None:
-        plain = isinstance(func, FunctionType)
-        self.value("" if plain or contents.is_partial(func) else "self", func)
+        self.value("" if isinstance(func, FunctionType | functools.partial) else "self", func)
         done = 0
-        while True:
+        self._again = True
+        while self._again or done < len(self._queue):
+            self._again = False
             while done < len(self._queue):
                 path, value, whole = self._queue[done]
                 done += 1
                 self._open(path, value, whole)
             for space in self._spaces:
                 self._extend(space)
-            if done == len(self._queue):
-                break
         self._watch_absent()
 
-    # What handlers of `contents` call.
+    # What the openers of `contents` call.
 
     def note(self, path: Path, key: Key) -> None:
         self.paths.append(path)
@@ -139,67 +159,64 @@ class Walk:
             return TENSOR
         if ignored:
             return FREE
-        self._visited += 1
-        maker = self.makers[type(value)]
-        if maker is not None:
-            self.note(path, maker(value))
-            return SAME
-        if type(value) is tuple and (key := flat("tuple", value, self.makers)) is not None:
+        key = by_value(value, self.makers)
+        if key is not None:
             self.note(path, key)
             return SAME
-        first = self._seen.setdefault(id(value), path)
-        if first != path:
-            self.note(path, ("alias", first))
-            if whole and (node := self._nodes.get(id(value))) is not None:
-                node.everything = True
-        else:
+        first = self._seen.get(id(value))
+        if first is None:
+            self._seen[id(value)] = path
             self._queue.append((path, value, whole))
+        elif first != path:
+            self.note(path, ("alias", first))
+        if whole:
+            for space in self._nodes.get(id(value), ()):
+                self._again = self._again or not space.everything
+                space.everything = True
         return SAME
 
-    def select(
+    def item(self, mapping: Mapping[str, Any], key: str, path: Path, *, whole: bool = True) -> None:
+        """An entry of a namespace, guarded and followed."""
+        value = mapping[key]
+        self.guard.item(mapping, key, value, self.value(path, value, whole), path)
+
+    def attributes(self, holder: Any, path: Path, names: Iterable[str]) -> None:
+        for name in names:
+            value, place = getattr(holder, name), f"{path}.{name}"
+            self.guard.call(operator.attrgetter(name), holder, value, self.value(place, value), place)
+
+    def look_up(
         self,
-        make: Callable[..., Callable[[Any], Sequence[Any]]],
-        holder: Any,
-        named: Sequence[tuple[str, Any, Path]],
+        mapping: Mapping[str, Any],
+        path: Path,
         *,
-        whole: bool = True,
+        skip: Sequence[str] = (),
+        node: Any = None,
+        **options: Any,
     ) -> None:
-        """Chosen places of a holder, guarded and followed."""
-        names, values, paths = zip(*named, strict=True)
-        self.guard.getter(
-            make, holder, names, values, [self.value(path, v, whole) for _, v, path in named], paths
-        )
-
-    def identical(self, holder: Any, *names: str) -> None:
-        """Attributes that must stay the identical objects, and are followed some other way or not at all."""
-        values = operator.attrgetter(*names)(holder)
-        values = values if len(names) > 1 else (values,)
-        self.guard.getter(
-            operator.attrgetter, holder, names, values, (SAME,) * len(names), ("",) * len(names)
-        )
-
-    def space(self, space: Space, *, node: Any = None) -> None:
-        """Names of `space.mapping` are looked up from now on. `node`: an object that is a tree of its attributes."""
+        """Names that code mentions are looked up in `mapping`. `node`: the object that is a tree of them."""
+        space = Space(mapping, f"{path}.", set(skip), **options)
         self._spaces.append(space)
         if node is not None:
-            self._nodes[id(node)] = space
+            self._nodes.setdefault(id(node), []).append(space)
+
+    def is_node(self, value: Any) -> bool:
+        kind = type(value)
+        if kind not in self._node_types:
+            self._node_types[kind] = objects.is_node(value)
+        return self._node_types[kind]
 
     def take(self, space: Space, names: Sequence[str], *, whole: frozenset[str] | None = None) -> None:
-        """Look up names that the mapping has."""
-        fresh = [name for name in names if name not in space.taken]
-        space.taken.update(dict.fromkeys(fresh))
-        for part in (True, False):
-            named = [
-                (name, space.mapping[name], space.prefix + name)
-                for name in fresh
-                if (whole is None or name in whole) is part
-            ]
-            if named:
-                self.select(operator.itemgetter, space.mapping, named, whole=part)
+        """Look up names that the mapping has; `whole`: those used otherwise than by attribute, by default all."""
+        for name in names:
+            if name in space.taken:
+                continue
+            space.taken.add(name)
+            self.item(space.mapping, name, space.prefix + name, whole=whole is None or name in whole)
 
     def mention(self, names: Sequence[str]) -> None:
         """Code mentions attribute names."""
-        self._names.update(dict.fromkeys(names))
+        self._names.update(names)
 
     def read_all(self) -> None:
         self._reads_all = True
@@ -210,46 +227,51 @@ class Walk:
         if space is None:
             # The first namespace is that of the function itself, whose globals need no qualification.
             module = f"{namespace.get('__name__')}." if self._globals else ""
-            space = Space(namespace, self.label(f"global {module}"), follows=False)
-            self._globals[id(namespace)] = space
-            self._spaces.append(space)
+            space = self._globals[id(namespace)] = Space(namespace, self.label(f"global {module}"))
         self.take(space, [name for name in names if name in namespace], whole=whole)
         missing = [name for name in names if name not in namespace and name not in space.absent]
-        space.absent.update(dict.fromkeys(missing))
+        space.absent.update(missing)
         outer = namespace.get("__builtins__", builtins)
         outer = outer.__dict__ if isinstance(outer, ModuleType) else outer
-        if found := [(name, outer[name], f"{space.prefix}{name}") for name in missing if name in outer]:
-            self.select(operator.itemgetter, outer, found)
+        for name in missing:
+            if name in outer:
+                self.item(outer, name, space.prefix + name)
 
     def class_of(self, cls: type, *, constructed: bool) -> None:
         """Follow the user's classes among a class and its bases."""
+        if (cls, constructed) in self._entered:
+            return
+        self._entered.add((cls, constructed))
         for base in cls.__mro__:
-            if not self.follows(origin.of_class(base)):
+            if not self.follows_class(base):
                 self._library_class(base)
                 continue
-            known = self._classes.get(base)
-            if known is None:
+            space = self._classes.get(base)
+            if space is None:
                 space = Space(base.__dict__, self.label(f"class {base.__qualname__}") + ".")
-                self._classes[base] = (space, constructed)
+                self._classes[base] = space
                 self._spaces.append(space)
-                self.identical(base, "__mro__")
-                self.take(space, contents.implicit_names(base, self.follows, constructed=constructed))
-            elif constructed and not known[1]:
-                self._classes[base] = (known[0], True)
-                self.take(known[0], contents.implicit_names(base, self.follows, constructed=True))
+                self.guard.call(_bases, base, base.__mro__, SAME, space.prefix)
+            self.take(space, objects.implicit_names(base, self.follows_class, constructed=constructed))
 
     def methods_of(self, cls: type) -> LibraryMethods:
         if cls not in self._methods:
             bases = [
                 base
                 for base in cls.__mro__
-                if base not in (object, torch.nn.Module) and not self.follows(origin.of_class(base))
+                if base not in (object, torch.nn.Module) and not self.follows_class(base)
             ]
             self._methods[cls] = LibraryMethods(bases)
         return self._methods[cls]
 
     def follows(self, code: origin.Origin) -> bool:
-        return origin.package(code) == self.own_package or not origin.library(code)
+        return origin.package(code) == self._package or not origin.library(code)
+
+    def follows_class(self, cls: type) -> bool:
+        known = self._followed.get(cls)
+        if known is None:
+            known = self._followed[cls] = self.follows(origin.of_class(cls))
+        return known
 
     def unfollowed(self, path: Path, value: Any) -> None:
         """A mutable thing of which only the identity is known."""
@@ -258,8 +280,11 @@ class Walk:
 
     def room(self, size: int) -> bool:
         """Whether so many more locations may be visited."""
-        self.truncated = self.truncated or self._visited + size > MOST
-        return not self.truncated
+        if self._visited + size > MOST:
+            self.truncated = True
+            return False
+        self._visited += size
+        return True
 
     def label(self, text: str) -> str:
         """The text, made different from those of namesakes (two classes of one name)."""
@@ -273,7 +298,7 @@ class Walk:
         self.note(path, ("tensor", type(value)) if first == path else ("alias", first))
 
     def _open(self, path: Path, value: Any, whole: bool) -> None:
-        if not self.room(0):
+        if not self.room(1):
             self.unfollowed(path, value)
             return
         kind = type(value)
@@ -284,42 +309,34 @@ class Walk:
 
     def _extend(self, space: Space) -> None:
         """Look up what has been mentioned since the last time."""
-        if not space.follows:
-            return
+        mentioned, own = self._names.all, _NO_NAMES
         if space.methods is not None:
-            space.methods.grow(list(self._names))
+            space.methods.grow(mentioned)
+            own = space.methods.names.all
             space.everything = space.everything or space.methods.reads_all
         if space.everything or (space.opens and self._reads_all):
             space.everything = True
             self.take(space, list(space.mapping))
             return
-        own = space.methods.names if space.methods is not None else {}
-        ends = (len(self._names), len(own))
-        if ends == space.cursors:
-            return
-        fresh = [*list(self._names)[space.cursors[0] :], *list(own)[space.cursors[1] :]]
-        space.cursors = ends
-        if found := [name for name in dict.fromkeys(fresh) if name in space.mapping]:
-            self.take(space, found)
+        ends = (len(mentioned), len(own))
+        if ends != space.cursors:
+            fresh = [*mentioned[space.cursors[0] :], *own[space.cursors[1] :]]
+            space.cursors = ends
+            self.take(space, [name for name in fresh if name in space.mapping])
 
     def _watch_absent(self) -> None:
-        names = frozenset(self._names)
-        absent: dict[tuple[str, ...], frozenset[str]] = {}
+        for space in self._globals.values():
+            self.guard.without(space.mapping, frozenset(space.absent))
         for space in self._spaces:
-            if not space.follows:
-                self.guard.without(space.mapping, frozenset(space.absent))
-            elif space.by_size or space.everything or not space.mapping:
+            if space.by_size or space.everything or not space.mapping:
                 self.guard.size(space.mapping)
             else:
-                taken = tuple(space.taken)
-                if taken not in absent:
-                    absent[taken] = names.difference(taken)
-                self.guard.without(space.mapping, absent[taken])
+                own = space.methods.names.known if space.methods is not None else ()
+                self.guard.without(space.mapping, frozenset(self._names.known.union(own) - space.taken))
 
     def _library_class(self, base: type) -> None:
         """A library's class is fixed, but for the one method that users replace."""
         if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
             return
         self._patchable.add(base)
-        path = f"class {base.__qualname__}.forward"
-        self.select(operator.itemgetter, base.__dict__, [("forward", base.__dict__["forward"], path)])
+        self.item(base.__dict__, "forward", f"class {base.__qualname__}.forward")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters
+from ...capture.subgraph import StaticParameters, TensorMeta
 from .eager import merge_flags
 
 __all__ = ["while_loop_native"]
@@ -22,17 +22,20 @@ def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> S
     if not flags:
         return _torch.native_while_loop(
             lambda *args: cond(*args)[0],
-            lambda *args: [o.contiguous() for o in body(*args)],
+            lambda *args: tuple(o.contiguous() for o in body(*args)),
             tuple(init),
             consts,
         )
     return _stacking(static, init, consts, merge_flags(flags, None, body.outputs[n:]))
 
 
-def _stacking(static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...], stacks: list) -> list[Tensor]:
-    """Each stacked value travels as a carry that the body ignores, and a counter tells how many rows happened.
+def _stacking(
+    static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...], stacks: list[TensorMeta | None]
+) -> list[Tensor]:
+    """Each stacked value travels as a carry that the body ignores, next to a count of the steps.
 
-    torch's operator returns one row, the initial carry, when the loop does not run; the counter is 0 then.
+    torch's operator gives one row, the initial carry, when the loop does not run. Its count is 0, hence ``valid`` is
+    False there, and the loop backwards skips it.
     """
     cond, body = static.bodies
     n = static["n_carry"]
@@ -42,16 +45,13 @@ def _stacking(static: StaticParameters, init: list[Tensor], consts: tuple[Tensor
     def native_cond(*args: Tensor) -> Tensor:
         return cond(*args[:n], *args[total:])[0]
 
-    def native_body(*args: Tensor) -> list[Tensor]:
+    def native_body(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*args[:n], *args[total:])
-        return [o.contiguous() for o in (*outs[:n], args[n] + 1, *outs[n:])]
+        return tuple(o.contiguous() for o in (*outs[:n], args[n] + 1, *outs[n:]))
 
     trips = torch.zeros((), dtype=torch.int64)
     rows = _torch.native_while_loop_stacked(native_cond, native_body, (*init, trips, *dummies), consts)
-    counts = rows[n]
-    happened = counts > 0
-    size = _torch.count_as_size(happened)
-    valid = torch.ones(size, dtype=torch.bool)
-    ys = iter(r[:size] for r in rows[n + 1 :])
-    carry = [r[-1] for r in rows[:n]]
-    return [*carry, *(valid.clone() if s is None else next(ys) for s in stacks)]
+    torch._check(rows[n].shape[0] >= 1)
+    valid = rows[n] > 0
+    ys = iter(rows[n + 1 :])
+    return [*(r[-1] for r in rows[:n]), *(valid.clone() if s is None else next(ys) for s in stacks)]

@@ -1,0 +1,159 @@
+"""A whole call - positional and keyword arguments of any tree - as a graph of flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch, pytree
+from .output import OutputSpec
+from .speculate import capture_function
+from .subgraph import Subgraph, TensorMeta
+
+__all__ = ["Arguments", "TracedCall", "trace_call"]
+
+_BY_VALUE = (int, bool, str, bytes, type(None), torch.dtype, torch.device, complex)
+_FLOAT = TensorMeta((), torch.float64, torch.device("cpu"))
+
+
+class TensorSpec:
+    """Shape, dtype and device of a tensor that is not there.
+
+    >>> import torch
+    >>> TensorSpec((2, 3), torch.float32)
+    TensorSpec(shape=(2, 3), dtype=torch.float32, device=cpu)
+    """
+
+    __fh_leaf__ = True
+    __slots__ = ("device", "dtype", "shape")
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorSpec) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.shape, self.dtype, self.device
+
+    def __repr__(self) -> str:
+        return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+class Arguments:
+    """The arguments of a call, flattened: tensors and floats are operands, everything else is static.
+
+    ``static_floats``: floats are static too (a function that branched on one was seen).
+    """
+
+    __slots__ = ("key", "leaves", "objects", "operands", "spec")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static_floats: bool = False) -> None:
+        self.leaves, self.spec = pytree.flatten((args, kwargs))
+        self.operands: list[Tensor] = []
+        self.objects: list[Any] = []
+        key: list[Hashable] = [self.spec]
+        for leaf in self.leaves:
+            kind = type(leaf)
+            if isinstance(leaf, (Tensor, TensorSpec)):
+                self.operands.append(leaf)  # type: ignore[arg-type]
+                key.append((leaf.shape, leaf.dtype, leaf.device))
+            elif kind is float and not static_floats:
+                self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
+                key.append(float)
+            elif isinstance(leaf, _BY_VALUE):
+                key.append((kind, leaf))
+            elif kind is float:
+                key.append((float, leaf.hex()))
+            else:
+                self.objects.append(leaf)
+                key.append((kind, _Identity(leaf)))
+        self.key = tuple(key)
+
+    def metas(self) -> list[TensorMeta]:
+        return [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in self.operands]
+
+
+class _Identity:
+    """A static argument that is compared by identity where its own equality can't be a key."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Identity):
+            return NotImplemented
+        return self.value is other.value or (_is_value(self.value) and self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value) if _is_value(self.value) else id(self.value)
+
+
+def _is_value(x: Any) -> bool:
+    """Whether a static argument is compared by its own equality, which it defines together with its hash."""
+    cls = type(x)
+    return cls.__hash__ is not None and cls.__eq__ is not object.__eq__ and not isinstance(x, torch.nn.Module)
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """A graph whose operands are the call's operands, then ``lifted``; ``constants`` are those that tracing made."""
+
+    body: Subgraph
+    output: OutputSpec
+    lifted: list[Tensor]
+    constants: set[int]
+
+
+def trace_call(func: Callable[..., Any], arguments: Arguments, operation: str) -> TracedCall:
+    """Capture ``func`` on arguments like these, called once."""
+    is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
+    dynamic = _dynamic_places(arguments)
+    outputs: list[OutputSpec] = []
+    grad_enabled = torch.is_grad_enabled()
+
+    def run(*flat: Tensor) -> list[Tensor]:
+        leaves = list(arguments.leaves)
+        for place, value in zip(dynamic, flat):
+            leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
+        args, kwargs = pytree.unflatten(arguments.spec, leaves)
+        with torch.set_grad_enabled(grad_enabled):
+            result = func(*args, **kwargs)
+        tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
+        outputs.append(output)
+        return tensors
+
+    body, capture = capture_function(run, arguments.metas(), operation=operation, parameter=_name(func))
+    return TracedCall(body, outputs[-1], capture.lifted, capture.constants)
+
+
+def _dynamic_places(arguments: Arguments) -> list[int]:
+    """The places among the leaves of the operands, in their order."""
+    floats = any(entry is float for entry in arguments.key[1:])
+    return [
+        i
+        for i, leaf in enumerate(arguments.leaves)
+        if isinstance(leaf, (Tensor, TensorSpec)) or (floats and type(leaf) is float)
+    ]
+
+
+def _number_as_tensor(leaf: Any) -> Any:
+    """A symbolic number in an output becomes a 0-d tensor of the default dtype, or int64."""
+    if isinstance(leaf, torch.SymFloat):
+        return torch.scalar_tensor(leaf, dtype=torch.get_default_dtype())
+    return torch.scalar_tensor(leaf, dtype=torch.int64) if isinstance(leaf, torch.SymInt) else leaf
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", None) or type(func).__name__

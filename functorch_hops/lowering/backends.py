@@ -1,0 +1,70 @@
+"""Compile a Subgraph with one of torch's compiler backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import _torch
+from ..capture.subgraph import Subgraph
+
+__all__ = ["Backend", "compiled"]
+
+Compiled = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as ``torch.compile`` names it, and its options."""
+
+    name: str | Callable[..., Any]
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def compiled(body: Subgraph, backend: Backend) -> Compiled:
+    """``body`` compiled, once per backend: a function of a sequence of operands in any layout."""
+    return body.derive(("compiled", backend), lambda: _compile(body, backend))
+
+
+def _compile(body: Subgraph, backend: Backend) -> Compiled:
+    if backend.name == "eager":
+        return lambda operands: body(*operands)
+    if not body.outputs:
+        return lambda operands: ()
+    with _torch.compilation() as fake_mode:
+        fakes = [meta.fake(fake_mode) for meta in body.inputs]
+        module = fx.GraphModule(body.module, _copied(body))
+        if backend.name == "inductor":
+            from .inductor import compile_graph
+
+            run = compile_graph(module, fakes, dict(backend.options))
+        else:
+            native = _torch.native_graph(module, fakes)
+            run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
+    return _contiguous_call(run)
+
+
+def _copied(body: Subgraph) -> fx.Graph:
+    """The graph without what its capture knew of sizes: the backend's trace has symbols of its own."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {}))
+    for node in graph.nodes:
+        node.meta = {}
+    return graph
+
+
+def _as_keywords(backend: Backend) -> dict[str, Any]:
+    return {"options": dict(backend.options)} if backend.options else {}
+
+
+def _contiguous_call(run: Callable[..., Any]) -> Compiled:
+    def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            result: Sequence[Tensor] = run(*(x.contiguous() for x in operands))
+            return result
+
+    return call

@@ -1,0 +1,31 @@
+"""The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function.
+
+Static parameters: the body, and the ``backend`` that compiles it. Operands: the body's inputs.
+"""
+
+from ...hop import Hop, Rules
+from .rules import (
+    closed_call_abstract,
+    closed_call_augment,
+    closed_call_batch,
+    closed_call_jvp,
+    closed_call_native,
+    closed_call_pullback,
+    closed_call_run,
+    closed_call_static,
+)
+
+__all__ = ["closed_call_op", "closed_call_static"]
+
+closed_call_op = Hop(
+    "closed_call",
+    Rules(
+        run=closed_call_run,
+        abstract=closed_call_abstract,
+        batch=closed_call_batch,
+        jvp=closed_call_jvp,
+        augment=closed_call_augment,
+        pullback=closed_call_pullback,
+        native=closed_call_native,
+    ),
+)

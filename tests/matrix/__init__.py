@@ -1,0 +1,1 @@
+"""Every operation in every context, in every mode: see tests/README.md."""

@@ -1,0 +1,913 @@
+"""vmap, grad, vjp, jvp, linearize, Jacobians: against torch.func, finite differences and Python loops."""
+
+import dataclasses
+import functools
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.utils import _pytree as torch_pytree
+
+from functorch_hops import errors, pytree
+from functorch_hops.transforms import (
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    linearize,
+    value_and_grad,
+    vjp,
+    vmap,
+)
+
+D = torch.float64
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+@dataclasses.dataclass
+class Params:
+    w: Any
+    rest: Any = None
+
+
+class Registered:
+    def __init__(self, inner):
+        self.inner = inner
+
+
+torch_pytree.register_pytree_node(Registered, lambda r: ([r.inner], None), lambda c, _: Registered(*c))
+
+
+def tensor(*shape, seed=0):
+    return torch.randn(shape, dtype=D, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_equal(left, right):
+    """Two trees agree."""
+    (xs, left_spec), (ys, right_spec) = pytree.flatten(left), pytree.flatten(right)
+    assert left_spec == right_spec
+    for x, y in zip(xs, ys, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def numeric_jacobian(f, x, h=1e-6):
+    """Central differences of a function from a tensor to a tensor."""
+    columns = []
+    for index in range(x.numel()):
+        e = torch.zeros(x.numel(), dtype=D)
+        e[index] = h
+        e = e.reshape(x.shape)
+        columns.append((f(x + e) - f(x - e)) / (2 * h))
+    out = f(x)
+    return torch.stack(columns, dim=-1).reshape(*out.shape, *x.shape)
+
+
+def lines(caught):
+    """A message without the user's source line, which every message has."""
+    *text, where = str(caught.value).splitlines()
+    assert where.startswith(f"  at {__file__}:")
+    return text
+
+
+# Trees of two vectors `x`, `y` of length 3, and a way to read them again.
+TREES = {
+    "dict": (lambda x, y: {"y": y, "x": x}, lambda t: (t["x"], t["y"])),
+    "ordered": (lambda x, y: OrderedDict(y=[y], x=x), lambda t: (t["x"], t["y"][0])),
+    "namedtuple": (lambda x, y: Pair((x, None), y), lambda t: (t.a[0], t.b)),
+    "dataclass": (lambda x, y: Params(x, {"y": y}), lambda t: (t.w, t.rest["y"])),
+    "registered": (lambda x, y: [None, Registered(Pair(x, y))], lambda t: tuple(t[1].inner)),
+}
+trees = pytest.mark.parametrize(("make", "read"), TREES.values(), ids=TREES)
+
+
+def smooth(x, y):
+    return torch.sin(x) * y + (x * y).sum().tanh()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# vmap
+
+
+@trees
+def test_vmap_over_trees(make, read):
+    xs, ys = tensor(4, 3), tensor(4, 3, seed=1)
+
+    def f(tree, scale):
+        x, y = read(tree)
+        return make(smooth(x, y), x.sum() * scale)
+
+    result = vmap(f, in_dims=(0, None))(make(xs, ys), 2.0)
+    expected = [read(f(make(x, y), 2.0)) for x, y in zip(xs, ys, strict=True)]
+    assert_equal(result, make(*(torch.stack(column) for column in zip(*expected, strict=True))))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 4, 100])
+@pytest.mark.parametrize(
+    ("in_dims", "out_dims"), [((0, 0), 0), ([0, None], 1), ((-1, 1), -1), ((None, 1), (0, -2)), (1, (1, 1))]
+)
+def test_vmap_dimensions(in_dims, out_dims, chunk_size):
+    x, y = tensor(4, 4, 4), tensor(4, 4, 4, seed=1)
+    f = lambda x, y: (x @ y.mT, y.cos())
+    dims = (in_dims, in_dims) if isinstance(in_dims, int) else in_dims
+    lanes = [
+        f(*(t if dim is None else t.select(dim, lane) for t, dim in zip((x, y), dims, strict=True)))
+        for lane in range(4)
+    ]
+    places = out_dims if isinstance(out_dims, tuple) else (out_dims, out_dims)
+    columns = zip(zip(*lanes, strict=True), places, strict=True)
+    expected = tuple(torch.stack(column, dim) for column, dim in columns)
+    assert_equal(vmap(f, in_dims, out_dims, chunk_size=chunk_size)(x, y), expected)
+
+
+def test_vmap_prefixes_within_trees():
+    params = Params(tensor(3, 2), {"a": tensor(5), "b": [tensor(2, 3)]})
+    f = lambda p, x: Pair({"out": p.w * x + p.rest["a"].sum()}, p.rest["b"][0])
+    result = vmap(f, in_dims=(Params(1, {"a": None, "b": [0]}), None), out_dims=Pair(1, 0))(params, tensor(3))
+    for lane in range(2):
+        one = f(
+            Params(params.w[:, lane], {"a": params.rest["a"], "b": [params.rest["b"][0][lane]]}), tensor(3)
+        )
+        assert_equal(Pair({"out": result.a["out"][:, lane]}, result.b[lane]), one)
+
+
+def test_vmap_keyword_arguments_are_not_mapped():
+    x = tensor(2, 5)
+    f = lambda x, scale: x * scale
+    assert_equal(vmap(f)(x, scale=x), torch.func.vmap(f)(x, scale=x))
+
+
+def test_vmap_outputs_that_are_not_mapped():
+    constant = tensor(3)
+    f = lambda x: {"x": x * 2, "same": constant, "name": "n", "none": None}
+    result = vmap(f, out_dims={"x": 0, "same": None, "name": None, "none": 0})(tensor(2, 3))
+    assert result["same"] is constant
+    assert (result["name"], result["none"]) == ("n", None)
+
+
+def test_vmap_expands_what_does_not_depend_on_the_example():
+    constant = tensor(3)
+    assert_equal(vmap(lambda x: constant)(tensor(2)), constant.expand(2, 3))
+    assert_equal(vmap(lambda x: constant, out_dims=1)(tensor(2)), constant[:, None].expand(3, 2))
+
+
+def test_vmap_of_an_inner_output_that_only_the_outer_vmap_maps():
+    xs, ys = tensor(2, 3), tensor(4)
+    result = vmap(lambda x: vmap(lambda y: (y * 2, x), out_dims=(0, None))(ys))(xs)
+    assert_equal(result, ((ys * 2).expand(2, 4), xs))
+
+
+def test_vmap_single_output_with_out_dims_tuple():
+    assert_equal(vmap(lambda x: x, out_dims=(1,))(tensor(2, 3)), tensor(2, 3).T)
+
+
+def test_vmap_empty_trees():
+    assert vmap(lambda x: {})(tensor(2)) == {}
+    assert_equal(vmap(lambda x, nothing: (x, nothing))(tensor(2), None), (tensor(2), None))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_vmap_empty_batch(chunk_size):
+    f = lambda x: (x.sum(), x * 2)
+    assert_equal(vmap(f, chunk_size=chunk_size)(tensor(0, 3)), (torch.zeros(0, dtype=D), tensor(0, 3)))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_vmap_randomness(chunk_size):
+    f = lambda x: x + torch.rand(())
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(f)(torch.zeros(4))
+    same = vmap(f, randomness="same", chunk_size=chunk_size)(torch.zeros(4))
+    different = vmap(f, randomness="different", chunk_size=chunk_size)(torch.zeros(4))
+    assert len(set(same.tolist())) == 1
+    assert len(set(different.tolist())) == 4
+
+
+def test_vmap_hands_on_what_holds_nothing_mapped():
+    @dataclasses.dataclass
+    class Config:
+        scale: float
+
+    config = Config(2.0)
+    config.seen = None  # not a field, so a copy would lose it
+
+    def f(x, config, other):
+        config.seen = other
+        return x * config.scale
+
+    vmap(f, in_dims=(0, None, None))(tensor(3), config, "other")
+    assert config.seen == "other"
+
+
+def test_vmap_of_different_sizes():
+    with pytest.raises(errors.ArgumentValueError) as caught:
+        vmap(lambda p, x: x, in_dims=(0, 1))({"w": torch.zeros(2), "v": torch.zeros(2)}, torch.zeros(2, 3))
+    assert lines(caught) == [
+        "vmap: the mapped dimensions have different sizes",
+        "  where: args[1]",
+        "  expected: 2, as in args[0]['v']",
+        "  got: 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("in_dims", "text"),
+    [
+        (
+            ({"w": 1}, 0),
+            [
+                "vmap: an argument has no such dimension",
+                "  where: args[0]['w']",
+                "  expected: in_dims from -1 to 0",
+                "  got: in_dims 1 for float32[2]",
+            ],
+        ),
+        (
+            (None, None),
+            [
+                "vmap: there is nothing to map over",
+                "  where: in_dims",
+                "  expected: at least one tensor among the positional arguments with an integer",
+                "  got: (None, None)",
+                "  help: keyword arguments are not mapped: pass by position what is",
+            ],
+        ),
+        (
+            ({"v": 0}, 0),
+            [
+                "vmap: in_dims does not match the tree",
+                "  where: in_dims[0] for args[0]",
+                "  expected: an int, None, or a tree that starts like {'w': *}",
+                "  got: {'v': *}",
+                "  help: make in_dims a prefix of the tree",
+            ],
+        ),
+        (
+            (0, 0, 0),
+            [
+                "vmap: in_dims does not match the tree",
+                "  where: in_dims for args",
+                "  expected: an int, None, or a tree that starts like ({'w': *}, *)",
+                "  got: (*, *, *)",
+                "  help: make in_dims a prefix of the tree",
+            ],
+        ),
+        (
+            (0.5, 0),
+            [
+                "vmap: in_dims holds something else than dimensions",
+                "  where: in_dims[0]",
+                "  expected: an int or None",
+                "  got: 0.5",
+            ],
+        ),
+    ],
+)
+def test_vmap_of_wrong_in_dims(in_dims, text):
+    with pytest.raises(errors.ArgumentValueError) as caught:
+        vmap(lambda p, x: x, in_dims=in_dims)({"w": torch.zeros(2)}, torch.zeros(2))
+    assert lines(caught) == text
+
+
+def test_vmap_over_what_is_no_tensor():
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        vmap(lambda p: p)([torch.zeros(2), {"n": 3}])
+    assert lines(caught) == [
+        "vmap: only tensors can be mapped over",
+        "  where: args[0][1]['n']",
+        "  expected: a tensor",
+        "  got: int",
+        "  help: set in_dims to None for it, or pass it by keyword",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("out_dims", "error", "text"),
+    [
+        (
+            0,
+            errors.ArgumentTypeError,
+            [
+                "vmap: an output is no tensor",
+                "  where: out['n']",
+                "  expected: a tensor",
+                "  got: int",
+                "  help: set out_dims to None for it",
+            ],
+        ),
+        (
+            None,
+            errors.ArgumentValueError,
+            [
+                "vmap: an output with None in out_dims depends on the example",
+                "  where: out['x']",
+                "  expected: the same value for all examples",
+                "  got: float32[3]",
+                "  help: give it an integer in out_dims",
+            ],
+        ),
+        (
+            {"n": None, "x": 2},
+            errors.ArgumentValueError,
+            [
+                "vmap: an output has no dimension 2",
+                "  where: out['x']",
+                "  expected: out_dims from -2 to 1",
+                "  got: float32[3]",
+            ],
+        ),
+        (
+            (0, 1),
+            errors.ArgumentValueError,
+            [
+                "vmap: out_dims does not match the tree",
+                "  where: out_dims for out",
+                "  expected: an int, None, or a tree that starts like {'n': *, 'x': *}",
+                "  got: (*, *)",
+                "  help: make out_dims a prefix of the tree",
+            ],
+        ),
+    ],
+)
+def test_vmap_of_wrong_outputs(out_dims, error, text):
+    with pytest.raises(error) as caught:
+        vmap(lambda x: {"x": x, "n": 3}, out_dims=out_dims)(torch.zeros(2, 3))
+    assert lines(caught) == text
+
+
+def test_a_failed_vmap_leaves_no_level_behind():
+    for _ in range(2):
+        with pytest.raises(errors.ArgumentTypeError):
+            vmap(lambda x: "text")(torch.zeros(2))
+    assert_equal(vmap(torch.sin)(tensor(2)), tensor(2).sin())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# grad and value_and_grad
+
+
+@trees
+def test_gradient_of_a_tree(make, read):
+    x, y = tensor(3), tensor(3, seed=1)
+    loss = lambda tree: smooth(*read(tree)).pow(2).sum()
+    value, gradient = value_and_grad(loss)(make(x, y))
+    expected, there = torch.func.grad_and_value(lambda x, y: loss(make(x, y)), (0, 1))(x, y)
+    assert_equal(value, there)
+    assert_equal(gradient, make(*expected))
+    assert_equal(grad(loss)(make(x, y)), gradient)
+    by_differences = [
+        numeric_jacobian(lambda x: loss(make(x, y)), x),
+        numeric_jacobian(lambda y: loss(make(x, y)), y),
+    ]
+    for a, b in zip(read(gradient), by_differences, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("argnums", [0, 2, -1, (0, 1), [2, 0], (-1, -2)])
+def test_argnums(argnums):
+    xs = tensor(3), tensor(3, seed=1), tensor(3, seed=2)
+    f = lambda x, y, z: (x * y.sin() * z.exp()).sum()
+    # torch.func.jacfwd (2.13) gives zeros for negative numbers
+    there = argnums % 3 if isinstance(argnums, int) else tuple(number % 3 for number in argnums)
+    assert_equal(grad(f, argnums)(*xs), torch.func.grad(f, there)(*xs))
+    assert_equal(jacrev(f, argnums)(*xs), torch.func.jacrev(f, there)(*xs))
+    assert_equal(jacfwd(f, argnums)(*xs), torch.func.jacfwd(f, there)(*xs))
+    assert_equal(hessian(f, argnums)(*xs), torch.func.hessian(f, there)(*xs))
+
+
+def test_auxiliary_output():
+    def f(x):
+        return (x**2).sum(), {"x2": x * 2, "name": "n", "none": None, "count": 3}
+
+    x = tensor(3)
+    aux = {"x2": x * 2, "name": "n", "none": None, "count": 3}
+
+    def check(found):
+        assert found["name"] == "n"
+        assert found.keys() == aux.keys()
+        assert_equal(found["x2"], aux["x2"])
+        assert not torch.func.debug_unwrap(found["x2"]).requires_grad
+
+    gradient, found = grad(f, has_aux=True)(x)
+    assert_equal(gradient, 2 * x)
+    check(found)
+    (value, found), gradient = value_and_grad(f, has_aux=True)(x)
+    assert_equal((value, gradient), ((x**2).sum(), 2 * x))
+    check(found)
+    value, pull, found = vjp(f, x, has_aux=True)
+    assert_equal(pull(torch.tensor(1.0, dtype=D)), (2 * x,))
+    check(found)
+    value, tangent, found = jvp(f, (x,), (x,), has_aux=True)
+    assert_equal(tangent, 2 * (x * x).sum())
+    check(found)
+    for jacobian in (jacrev, jacfwd):
+        for chunk_size in (None, 1, 2):
+            result, found = jacobian(f, has_aux=True, chunk_size=chunk_size)(x)
+            assert_equal(result, 2 * x)
+            check(found)
+
+
+def test_python_floats_are_differentiated():
+    gradient = grad(lambda p, x: p["w"] * x + p["b"])({"w": 2.0, "b": torch.tensor(1.0)}, 3.0)
+    assert_equal(gradient, {"w": torch.tensor(3.0), "b": torch.tensor(1.0)})
+    assert_equal(jvp(lambda x: x * x, (3.0,), (2.0,)), (torch.tensor(9.0), torch.tensor(12.0)))
+    assert_equal(vjp(lambda x: x * x, 3.0)[1](1.0), (torch.tensor(6.0),))
+    assert_equal(hessian(lambda x: x**3)(2.0), torch.tensor(12.0))
+
+
+def test_complex_arguments():
+    z = torch.randn(3, dtype=torch.complex128)
+    f = lambda z: (z * z.conj()).real.sum()
+    assert_equal(grad(f)(z), torch.func.grad(f)(z))
+    t = torch.randn(3, dtype=torch.complex128)
+    out, push = linearize(torch.exp, z)
+    assert_equal((out, push(t)), jvp(torch.exp, (z,), (t,)))
+
+
+def test_keyword_arguments_and_other_objects():
+    module = torch.nn.Linear(3, 1, dtype=D)
+    x = tensor(3)
+
+    def f(x, options, *, scale, model):
+        assert model is module
+        assert options is given
+        return (model(x) * scale["s"]).sum() + len(options["name"])
+
+    given = {"name": "abc"}
+    gradient = grad(f)(x, given, scale={"s": tensor()}, model=module)
+    assert_equal(gradient, module.weight[0] * tensor())
+
+
+def test_arguments_may_be_updated_in_place():
+    buffer, x = torch.zeros(3, dtype=D), tensor(3)
+
+    def f(x, state):
+        state["seen"].add_(x)
+        return (x**2).sum()
+
+    assert_equal(grad(f)(x, {"seen": buffer}), 2 * x)
+    assert_equal(buffer, x)
+    jacrev(f)(x, {"seen": buffer})
+    assert_equal(buffer, 2 * x)
+
+
+def test_gradient_of_nothing():
+    f = lambda nothing, x: (x**2).sum()
+    assert grad(f)({"a": None}, tensor(3)) == {"a": None}
+    assert grad(f, argnums=())((), tensor(3)) == ()
+    assert value_and_grad(f)(None, tensor(3))[1] is None
+    assert jacfwd(lambda nothing: tensor(3))(None) == jacrev(lambda nothing: tensor(3))(None) is None
+    _, pull = vjp(lambda: tensor(3))
+    assert pull(tensor(3)) == ()
+    assert_equal(jvp(lambda: tensor(3), (), ()), (tensor(3), torch.zeros(3, dtype=D)))
+    assert_equal(linearize(lambda: tensor(3))[1](), torch.zeros(3, dtype=D))
+
+
+INTEGERS = {"w": torch.zeros(2), "steps": [torch.zeros(2, dtype=torch.int64)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "path"),
+    [
+        ("grad", lambda f, p: grad(f, 1)(0, p), "args[1]['steps'][0]"),
+        ("value_and_grad", lambda f, p: value_and_grad(f, (0, -1))(2.0, p), "args[1]['steps'][0]"),
+        ("vjp", lambda f, p: vjp(f, 1.0, p), "primals[1]['steps'][0]"),
+        ("jvp", lambda f, p: jvp(f, (1.0, p), (1.0, p)), "primals[1]['steps'][0]"),
+        ("linearize", lambda f, p: linearize(f, 1.0, p), "primals[1]['steps'][0]"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("leaf", "got"),
+    [
+        (torch.zeros(2, dtype=torch.int64), "int64[2]"),
+        (torch.zeros((), dtype=torch.bool), "bool[]"),
+        (3, "int"),
+        (True, "bool"),
+        ("text", "str"),
+    ],
+    ids=str,
+)
+def test_integers_are_not_differentiated(name, call, path, leaf, got):
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        call(lambda x, p: p["w"].sum(), {"w": torch.zeros(2), "steps": [leaf]})
+    assert lines(caught) == [
+        f"{name}: an argument can't be differentiated",
+        f"  where: {path}",
+        "  expected: a floating-point or complex tensor, or a float",
+        f"  got: {got}",
+        "  help: leave it out of argnums, or convert it",
+    ]
+
+
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
+def test_jacobians_are_real(name):
+    transform = {"jacrev": jacrev, "jacfwd": jacfwd}[name]
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        transform(torch.abs)(torch.zeros(2, dtype=torch.complex64))
+    assert lines(caught)[:4] == [
+        f"{name}: an argument can't be differentiated",
+        "  where: args[0]",
+        "  expected: a real tensor, or a float",
+        "  got: complex64[2]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("out", "got"),
+    [
+        (torch.zeros(3), "float32[3]"),
+        (torch.tensor(1), "int64[]"),
+        (torch.tensor(1j), "complex64[]"),
+        ({"loss": torch.zeros(())}, "{'loss': *}"),
+        (1.0, "float"),
+        (None, "None"),
+    ],
+    ids=str,
+)
+def test_gradient_of_what_is_no_scalar(out, got):
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        grad(lambda x: out)(tensor(3))
+    assert lines(caught) == [
+        "grad: only the gradient of a real scalar is defined",
+        "  where: func",
+        "  expected: an output of shape [] with a floating-point dtype",
+        f"  got: {got}",
+        "  help: reduce the output, or use vjp or jacrev",
+    ]
+
+
+@pytest.mark.parametrize("argnums", [2, -3, (0, 5)])
+def test_argnums_out_of_range(argnums):
+    with pytest.raises(errors.ArgumentValueError) as caught:
+        grad(lambda x, y: x, argnums)(tensor(), tensor())
+    assert lines(caught) == [
+        "grad: there is no such positional argument",
+        "  where: argnums",
+        "  expected: numbers of the 2 positional arguments",
+        f"  got: {argnums}",
+        "  help: pass the arguments that are differentiated by position",
+    ]
+
+
+def test_argnums_twice():
+    with pytest.raises(errors.ArgumentValueError, match="named twice"):
+        grad(lambda x, y: x, (0, -2))(tensor(), tensor())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f: grad(f, has_aux=True)(tensor(3)),
+        lambda f: vjp(f, tensor(3), has_aux=True),
+        lambda f: jvp(f, (tensor(3),), (tensor(3),), has_aux=True),
+        lambda f: jacfwd(f, has_aux=True)(tensor(3)),
+    ],
+)
+def test_aux_without_a_pair(call):
+    with pytest.raises(errors.TreeMismatchError, match="must return a pair") as caught:
+        call(lambda x: [x.sum(), x])
+    assert lines(caught)[2:] == ["  expected: (output, aux)", "  got: [*, *]"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# vjp, jvp, linearize
+
+
+@trees
+def test_products_with_the_jacobian(make, read):
+    x, y, tx, ty = (tensor(3, seed=seed) for seed in range(4))
+    f = lambda tree, z: make(smooth(*read(tree)), z * read(tree)[0])
+    flat = lambda x, y, z: read(f(make(x, y), z))
+    z, tz = tensor(seed=5), tensor(seed=6)
+
+    out, tangent = jvp(f, (make(x, y), z), (make(tx, ty), tz))
+    there = torch.func.jvp(flat, (x, y, z), (tx, ty, tz))
+    assert_equal((read(out), read(tangent)), there)
+
+    linear_out, push = linearize(f, make(x, y), z)
+    assert_equal(linear_out, out)
+    for _ in range(2):
+        assert_equal(push(make(tx, ty), tz), tangent)
+
+    out, pull = vjp(f, make(x, y), z)
+    expected = torch.func.vjp(flat, x, y, z)[1]((tx, ty))
+    for _ in range(2):
+        gradient, gradient_z = pull(make(tx, ty))
+        assert_equal((*read(gradient), gradient_z), expected)
+
+
+def test_linearize_calls_the_function_once():
+    calls = []
+
+    def f(x):
+        calls.append(x)
+        return x * torch.rand(5) if x.sum() > 0 else -x  # Python control flow on the value
+
+    out, push = linearize(f, torch.ones(5))
+    assert_equal(push(torch.ones(5)), out)  # with the same random numbers
+    assert_equal(push(2 * torch.ones(5)), 2 * out)
+    assert len(calls) == 1
+
+
+def test_linearize_of_a_constant_and_of_an_unused_argument():
+    _, push = linearize(lambda x, y: (tensor(2), x * 2), tensor(3), tensor(4))
+    assert_equal(push(tensor(3), tensor(4)), (torch.zeros(2, dtype=D), 2 * tensor(3)))
+
+
+def test_jvp_of_an_integer_output_is_zero():
+    _, tangent = jvp(lambda x: (x * 2, x.argmax()), (tensor(3),), (tensor(3),))
+    assert tangent[1].item() == 0
+
+
+@pytest.mark.parametrize("name", ["vjp", "linearize", "jacrev"])
+def test_reverse_mode_of_an_integer_output(name):
+    f = lambda x: {"x": x, "best": x.argmax()}
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        {"vjp": vjp, "linearize": linearize, "jacrev": lambda f, x: jacrev(f)(x)}[name](f, tensor(3))
+    assert lines(caught) == [
+        f"{name}: an output of the function can't be differentiated",
+        "  where: out['best']",
+        "  got: int64[]",
+        "  help: return it as auxiliary output, with has_aux=True",
+    ]
+
+
+def test_function_without_output():
+    with pytest.raises(errors.ArgumentTypeError, match="returns no tensor"):
+        vjp(lambda x: None, tensor(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("tangents", lambda t: jvp(lambda p: p["w"], ({"w": torch.zeros(3)},), (t,))),
+        ("tangents", lambda t: linearize(lambda p: p["w"], {"w": torch.zeros(3)})[1](t)),
+        ("cotangents", lambda t: vjp(lambda w: ({"w": w},), torch.zeros(3))[1]((t,))),
+    ],
+    ids=["jvp", "linearize", "vjp"],
+)
+def test_tangents_that_do_not_fit(name, call):
+    with pytest.raises(errors.TreeMismatchError) as caught:
+        call({"v": torch.zeros(3)})
+    assert lines(caught)[1:] == [f"  where: {name}[0]", "  expected: {'w': *}", "  got: {'v': *}"]
+    for tangent, got in ((torch.zeros(2), "float32[2]"), (torch.zeros(3, dtype=torch.int64), "int64[3]")):
+        with pytest.raises(errors.MetadataMismatchError) as caught:
+            call({"w": tangent})
+        assert lines(caught)[1:] == [f"  where: {name}[0]['w']", "  expected: float32[3]", f"  got: {got}"]
+
+
+def test_jvp_of_bare_primals():
+    with pytest.raises(errors.ArgumentTypeError, match="primals must have one entry per argument"):
+        jvp(torch.sin, tensor(3), tensor(3))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Jacobians
+
+
+@trees
+@pytest.mark.parametrize("chunk_size", [None, 1, 4])
+@pytest.mark.parametrize("transform", [jacfwd, jacrev])
+def test_jacobian_of_trees(make, read, transform, chunk_size):
+    x, y, z = tensor(3), tensor(3, seed=1), tensor(2, 2)
+    f = lambda tree, z: make(smooth(*read(tree)), z.sum() * torch.outer(*read(tree)))
+    result = transform(f, (0, 1), chunk_size=chunk_size)(make(x, y), z)
+    there = torch.func.jacrev(lambda x, y, z: read(f(make(x, y), z)), (0, 1, 2))(x, y, z)
+    for row, expected in zip(read(result), there, strict=True):
+        assert_equal(row, (make(*expected[:2]), expected[2]))
+    numeric = numeric_jacobian(lambda x: read(f(make(x, y), z))[1], x)
+    torch.testing.assert_close(read(read(result)[1][0])[0], numeric, rtol=1e-6, atol=1e-7)
+
+
+@trees
+def test_hessian_of_trees(make, read):
+    x, y = tensor(3), tensor(3, seed=1)
+    f = lambda tree: {"out": smooth(*read(tree))}
+    result = hessian(f)(make(x, y))["out"]
+    there = torch.func.hessian(lambda x, y: f(make(x, y))["out"], (0, 1))(x, y)
+    for row, expected in zip(read(result), there, strict=True):
+        assert_equal(row, make(*expected))
+    first = lambda x: read(jacfwd(f)(make(x, y))["out"])[1]
+    torch.testing.assert_close(read(read(result)[1])[0], numeric_jacobian(first, x), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+@pytest.mark.parametrize("transform", [jacfwd, jacrev])
+def test_jacobian_without_elements(transform, chunk_size):
+    transform = functools.partial(transform, chunk_size=chunk_size)
+    assert transform(lambda x: torch.cat([x, torch.ones(2)]))(torch.zeros(0, 3).sum(1)).shape == (2, 0)
+    if (transform.func, chunk_size) != (jacrev, 1):  # torch.func.jacrev fails on it
+        assert transform(lambda x: x[:0])(torch.ones(2)).shape == (0, 2)
+    result = transform(lambda t: t[0].sum() + t[1])((torch.zeros(0), torch.ones(2)))
+    assert [t.shape for t in result] == [(2, 0), (2, 2)]
+
+
+def test_jacfwd_of_different_dtypes():
+    f = lambda p: (p["a"] * 2, p["b"].sum() * p["a"].to(D))
+    p = {"a": torch.ones(2), "b": tensor(3)}
+    to_double = functools.partial(pytree.map, lambda t: t.to(D))
+    assert_equal(to_double(jacfwd(f)(p)), to_double(jacrev(f)(p)))
+
+
+def test_jacfwd_keeps_the_primals_unbatched():
+    seen = []
+
+    def f(x):
+        y = x * 2
+        if y.sum() > 0:  # a batched value has no truth
+            seen.append(True)
+        return y
+
+    assert_equal(jacfwd(f)(torch.ones(3)), 2 * torch.eye(3))
+    assert seen == [True]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# compositions
+
+
+def chain(p, x):
+    return (torch.sin(p["w"] * x) + p["b"][0]).pow(2).sum()
+
+
+P = {"w": tensor(3), "b": (tensor(3, seed=1), None)}
+T = {"w": tensor(3, seed=2), "b": (tensor(3, seed=3), None)}
+X = tensor(4, 3, seed=4)
+W = P["w"]
+
+
+def flat_chain(w, b, x):
+    return chain({"w": w, "b": (b, None)}, x)
+
+
+COMPOSITIONS = {
+    "vmap(grad)": (
+        lambda: vmap(grad(chain), in_dims=(None, 0))(P, X)["w"],
+        lambda: torch.stack([torch.func.grad(flat_chain)(W, P["b"][0], x) for x in X]),
+    ),
+    "grad(vmap)": (
+        lambda: grad(lambda p: vmap(chain, in_dims=(None, 0))(p, X).sum())(P)["b"][0],
+        lambda: torch.func.grad(lambda b: sum(flat_chain(W, b, x) for x in X))(P["b"][0]),
+    ),
+    "jvp(grad)": (
+        lambda: jvp(lambda p: grad(chain)(p, X[0]), (P,), (T,))[1]["w"],
+        lambda: torch.func.jvp(
+            lambda w, b: torch.func.grad(flat_chain)(w, b, X[0]), (W, P["b"][0]), (T["w"], T["b"][0])
+        )[1],
+    ),
+    "grad(jvp)": (
+        lambda: grad(lambda w: jvp(lambda x: chain({**P, "w": w}, x), (X[0],), (X[1],))[1])(W),
+        lambda: numeric_jacobian(
+            lambda w: torch.func.jvp(lambda x: flat_chain(w, P["b"][0], x), (X[0],), (X[1],))[1], W
+        ),
+    ),
+    "grad(grad)": (
+        lambda: grad(lambda p: (grad(chain)(p, X[0])["w"] ** 2).sum())(P)["w"],
+        lambda: numeric_jacobian(lambda w: (torch.func.grad(flat_chain)(w, P["b"][0], X[0]) ** 2).sum(), W),
+    ),
+    "jacfwd(jacrev)": (
+        lambda: jacfwd(jacrev(chain))(P, X[0])["w"]["w"],
+        lambda: torch.func.hessian(flat_chain)(W, P["b"][0], X[0]),
+    ),
+    "jacrev(jacfwd)": (
+        lambda: jacrev(jacfwd(chain))(P, X[0])["w"]["w"],
+        lambda: torch.func.hessian(flat_chain)(W, P["b"][0], X[0]),
+    ),
+    "vmap(hessian)": (
+        lambda: vmap(hessian(chain), (None, 0))(P, X)["w"]["w"],
+        lambda: torch.stack([torch.func.hessian(flat_chain)(W, P["b"][0], x) for x in X]),
+    ),
+    "vmap(vmap)": (
+        lambda: vmap(vmap(chain, (None, 0)), ({"w": 0, "b": None}, None))({**P, "w": X}, X),
+        lambda: torch.stack([torch.stack([flat_chain(w, P["b"][0], x) for x in X]) for w in X]),
+    ),
+    "vmap(linearize)": (
+        lambda: vmap(lambda x, t: linearize(lambda x: chain(P, x), x)[1](t))(X, X),
+        lambda: torch.stack([jvp(lambda x: chain(P, x), (x,), (x,))[1] for x in X]),
+    ),
+    "vmap of push": (
+        lambda: vmap(linearize(lambda x: x.sin() * x, X[0])[1])(X),
+        lambda: torch.stack([jvp(lambda x: x.sin() * x, (X[0],), (t,))[1] for t in X]),
+    ),
+    "vmap of pull": (
+        lambda: vmap(vjp(lambda x: x.sin() * x, X[0])[1])(X)[0],
+        lambda: torch.stack([torch.func.vjp(lambda x: x.sin() * x, X[0])[1](t)[0] for t in X]),
+    ),
+    "grad(linearize)": (
+        lambda: grad(lambda p: linearize(lambda x: chain(p, x), X[0])[1](X[1]))(P)["w"],
+        lambda: grad(lambda p: jvp(lambda x: chain(p, x), (X[0],), (X[1],))[1])(P)["w"],
+    ),
+    "jvp(linearize)": (
+        lambda: jvp(lambda x: linearize(lambda x: chain(P, x), x)[1](X[1]), (X[0],), (X[2],))[1],
+        lambda: X[1] @ hessian(lambda x: chain(P, x))(X[0]) @ X[2],
+    ),
+    "jvp of push": (
+        lambda: jvp(linearize(torch.sin, X[0])[1], (X[1],), (X[2],))[1],
+        lambda: X[0].cos() * X[2],
+    ),
+    "linearize(grad)": (
+        lambda: linearize(lambda x: grad(chain, 1)(P, x), X[0])[1](X[1]),
+        lambda: hessian(lambda x: chain(P, x))(X[0]) @ X[1],
+    ),
+    "linearize(linearize)": (
+        lambda: linearize(lambda x: linearize(torch.sin, x)[1](X[1]), X[0])[1](X[2]),
+        lambda: -X[0].sin() * X[1] * X[2],
+    ),
+    "with torch.func": (
+        lambda: torch.func.vmap(grad(lambda x: torch.func.jvp(lambda x: chain(P, x), (x,), (x,))[1]))(X),
+        lambda: torch.stack(
+            [numeric_jacobian(lambda x: jvp(lambda x: chain(P, x), (x,), (x,))[1], x) for x in X]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("ours", "expected"), COMPOSITIONS.values(), ids=COMPOSITIONS)
+def test_composition(ours, expected):
+    torch.testing.assert_close(ours(), expected(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("transform", [vmap, lambda f: vmap(f, chunk_size=3), grad, jacrev, jacfwd])
+def test_backward_through_a_transform(transform):
+    weight = tensor(3).requires_grad_()
+    f = lambda x: (x * weight).sin().sum()
+    transform(f)(X if transform is not grad else X[0]).pow(2).sum().backward()
+    found, weight.grad = weight.grad, None
+    there = {vmap: torch.func.vmap, grad: torch.func.grad, jacrev: torch.func.jacrev}.get(transform)
+    if there is None:
+        there = torch.func.jacrev if transform is jacfwd else torch.func.vmap
+    there(f)(X if transform is not grad else X[0]).pow(2).sum().backward()
+    assert_equal(found, weight.grad)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_grad_mode_outside_makes_no_difference(mode):
+    x = tensor(3)
+    with mode():
+        assert_equal(grad(lambda x: x.pow(2).sum())(x), 2 * x)
+        assert_equal(vjp(torch.sin, x)[1](x)[0], x.cos() * x)
+        assert_equal(jvp(torch.sin, (x,), (x,))[1], x.cos() * x)
+        assert_equal(linearize(torch.sin, x)[1](x), x.cos() * x)
+        assert_equal(hessian(lambda x: x.pow(3).sum())(x), (6 * x).diag())
+
+
+def test_no_grad_inside_is_respected():
+    def f(x):
+        with torch.no_grad():
+            shift = x**2
+        return (x - shift).sum()
+
+    assert_equal(grad(f)(tensor(3)), torch.ones(3, dtype=D))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# what the transforms return
+
+
+@pytest.mark.parametrize("transform", [vmap, grad, value_and_grad, jacfwd, jacrev, hessian])
+def test_names_and_wrapped_function(transform):
+    def model(x):
+        """The user's words."""
+        return x
+
+    result = transform(model)
+    assert (result.__name__, result.__doc__) == ("model", "The user's words.")
+    inner = result
+    while hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    assert inner is model
+
+    module = torch.nn.Linear(3, 1)
+    assert not hasattr(transform(module), "_parameters")
+    assert callable(transform(functools.partial(model)))
+
+
+@pytest.mark.parametrize(
+    "name", ["vmap", "grad", "value_and_grad", "vjp", "linearize", "jacfwd", "jacrev", "hessian"]
+)
+def test_not_callable(name):
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        globals()[name](3)
+    assert lines(caught) == [
+        f"{name}: the first argument can't be called",
+        "  where: func",
+        "  expected: a callable",
+        "  got: int",
+    ]
+
+
+@pytest.mark.parametrize("transform", [vmap, jacfwd, jacrev])
+def test_chunk_size_must_be_positive(transform):
+    with pytest.raises(errors.ArgumentValueError, match="chunk_size"):
+        transform(torch.sin, chunk_size=0)
+
+
+def test_randomness_must_be_known():
+    with pytest.raises(errors.ArgumentValueError) as caught:
+        vmap(torch.sin, randomness="some")
+    assert lines(caught)[2:] == ["  expected: one of ('error', 'same', 'different')", "  got: 'some'"]
