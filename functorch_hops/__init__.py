@@ -13,12 +13,28 @@ from .errors import (
     TreeMismatchError,
 )
 from .ops.associative_scan.api import associative_scan
+from .ops.checkpoint.api import checkpoint
 from .ops.cond.api import cond, switch
 from .ops.map.api import map
 from .ops.mode import eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import fori_loop, while_loop
-from .transforms import grad, hessian, jacfwd, jacrev, jvp, linearize, value_and_grad, vjp, vmap
+from .transforms import (
+    TensorSpec,
+    eval_shape,
+    export,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jit,
+    jvp,
+    linearize,
+    make_graph,
+    value_and_grad,
+    vjp,
+    vmap,
+)
 
 __version__ = "0.1.0"
 
@@ -32,17 +48,23 @@ __all__ = [
     "InputMutationError",
     "LeakedTensorError",
     "MetadataMismatchError",
+    "TensorSpec",
     "TreeMismatchError",
     "associative_scan",
+    "checkpoint",
     "cond",
     "eager_capture",
+    "eval_shape",
+    "export",
     "fori_loop",
     "grad",
     "hessian",
     "jacfwd",
     "jacrev",
+    "jit",
     "jvp",
     "linearize",
+    "make_graph",
     "map",
     "scan",
     "switch",

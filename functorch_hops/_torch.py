@@ -138,6 +138,9 @@ def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
 # modes and dispatch state
 
 
+PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+"""Tensors without a dispatch of their own."""
+
 _CLEAN_INCLUDE = torch._C._dispatch_tls_local_include_set()
 _CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
 _AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)  # type: ignore[attr-defined]
@@ -200,6 +203,16 @@ def foreign_capture_active() -> bool:
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
         or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # type: ignore[attr-defined]
     )
+
+
+def no_modes() -> bool:
+    """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
+    return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def in_dual_level() -> bool:
+    """Whether plain forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0
 
 
 @contextlib.contextmanager
@@ -446,3 +459,31 @@ def symbol_entry(proxy: torch.fx.Proxy, value: Any) -> Any:
 def read_scalar(t: Tensor) -> Any:
     """``t.item()`` as an operator, which a trace records; the result is a symbolic number there."""
     return torch.ops.aten._local_scalar_dense.default(t)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what else a trace depends on
+
+
+def ambient_state() -> tuple[Any, ...]:
+    """Settings outside a function's arguments and environment that its trace depends on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        _default_device(),
+    )
+
+
+def _default_device() -> torch.device | None:
+    modes = _get_current_function_mode_stack()
+    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None) if modes else None
+
+
+def restart_dynamo(reason: str) -> None:
+    """Make Dynamo trace the current function again from its beginning."""
+    from torch._dynamo.exc import RestartAnalysis  # importing Dynamo takes a second
+
+    raise RestartAnalysis(restart_reason=reason)

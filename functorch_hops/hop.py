@@ -82,6 +82,10 @@ class Hop(_torch.HigherOrderOperator):
     # -- dispatch
 
     def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        if _is_plain(operands):
+            if torch.is_grad_enabled() and any(x.requires_grad for x in operands if isinstance(x, Tensor)):
+                return self._differentiable_call(None, static, operands)
+            return self._eager(static, *operands)
         operands = tuple(lift_operands([_torch.plain(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             return _torch.dispatch_functorch(self, (static, *operands), {})
@@ -159,7 +163,7 @@ class Hop(_torch.HigherOrderOperator):
             with _below(interpreter):
                 outs = self(static, *(_unwrapped_at(interpreter, x) for x in operands))
             return tuple(_wrapped_at(interpreter, o) for o in outs)
-        augmented = self.rules.augment(static, active)
+        augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
         with _torch.enable_single_level_autograd_function():
             outs = _Call.apply(self, static, augmented, active, interpreter, *operands)
         return outs[: static["n_outputs"]]
@@ -172,10 +176,11 @@ class _Call(_torch.SingleLevelFunction):
     def forward(
         hop: Hop, static: StaticParameters, augmented: StaticParameters, active: Mask, interpreter: Any, *operands: Any
     ) -> Any:
-        unwrapped = [_unwrapped_at(interpreter, x) for x in operands]
+        if interpreter is None and _is_plain(operands):
+            return hop._eager(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
         with below:
-            outs = hop(augmented, *unwrapped)
+            outs = hop(augmented, *(_unwrapped_at(interpreter, x) for x in operands))
         return tuple(_wrapped_at(interpreter, o) for o in outs)
 
     @staticmethod
@@ -203,8 +208,18 @@ class _Call(_torch.SingleLevelFunction):
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
     rules, static = ctx.hop.rules, ctx.augmented
-    outs = ctx.hop(rules.augment(static, ctx.active), *operands)
+    again = static.derive(("augment", ctx.active), lambda: rules.augment(static, ctx.active))
+    outs = ctx.hop(again, *operands)
     return rules.pullback(static, ctx.active, operands, outs[static["n_outputs"] :], cotangents)
+
+
+def _is_plain(operands: Sequence[Any]) -> bool:
+    """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
+    if not _torch.no_modes() or _torch.in_dual_level():
+        return False
+    return all(
+        (type(x) in _torch.PLAIN_TYPES and not x.is_conj() and not x.is_neg()) or type(x) is int for x in operands
+    )
 
 
 def _below(interpreter: Any) -> Any:

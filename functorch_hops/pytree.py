@@ -60,9 +60,12 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     ([1, 2], "{'a': (*, None), 'b': *}")
     """
     leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
+    if torch.compiler.is_dynamo_compiling():
+        _learn_under_dynamo(tuple(builtins.map(type, leaves)))
+        return leaves, spec
     if _leaf_types.issuperset(builtins.map(type, leaves)):
         return leaves, spec
-    while _learn(tuple(builtins.map(type, leaves))):
+    while _learn(builtins.map(type, leaves)):
         leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     return leaves, spec
 
@@ -222,8 +225,18 @@ def _child_paths(spec: Spec, root: str) -> list[str]:
     return [] if one_level is None else leaf_paths(one_level, root)
 
 
-@torch.compiler.assume_constant_result  # Dynamo runs it when it traces a call, and does not look inside
-def _learn(types: tuple[type, ...]) -> bool:
+@torch.compiler.assume_constant_result
+def _learn_under_dynamo(types: tuple[type, ...]) -> None:
+    """Learn types while Dynamo traces `flatten`. It calls this function, as it is, and traces the rest.
+
+    The types that are known are read here and not in `flatten`, lest Dynamo guard on them and compile anew with
+    every other type that is learned. What it has read of optree's registry it won't read again in this trace.
+    """
+    if not _leaf_types.issuperset(types) and _learn(types):
+        _torch.restart_dynamo("a new type of tree node was registered")
+
+
+def _learn(types: Iterable[type]) -> bool:
     """Look at leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
     global _leaf_types
     found_node = False

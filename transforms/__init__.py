@@ -1,17 +1,25 @@
-"""Transforms over pytrees."""
+"""Transforms over pytrees, compilation and export."""
 
+from functorch_hops.transforms.export import export
 from functorch_hops.transforms.gradients import grad, jvp, linearize, value_and_grad, vjp
+from functorch_hops.transforms.graph import TensorSpec, eval_shape, make_graph
 from functorch_hops.transforms.jacobians import hessian, jacfwd, jacrev
+from functorch_hops.transforms.jit import jit
 from functorch_hops.transforms.vmap import vmap
 
 __all__ = [
-    "vmap",
+    "TensorSpec",
+    "eval_shape",
+    "export",
     "grad",
-    "value_and_grad",
-    "vjp",
-    "jvp",
-    "linearize",
+    "hessian",
     "jacfwd",
     "jacrev",
-    "hessian",
+    "jit",
+    "jvp",
+    "linearize",
+    "make_graph",
+    "value_and_grad",
+    "vjp",
+    "vmap",
 ]

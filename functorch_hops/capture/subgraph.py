@@ -63,7 +63,28 @@ class TensorMeta(NamedTuple):
         return f"{kind}[{', '.join(map(str, self.shape))}]@{self.device}"
 
 
-class StaticParameters(torch.nn.Module):
+class _Deriving(torch.nn.Module):
+    """Something immutable that keeps what is derived from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
+        """``make()``, computed once per ``key`` and kept as long as this object lives."""
+        found: T | None = self._derived.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if key not in self._derived:
+                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
+                    self._derived[key] = make()
+            result: T = self._derived[key]
+            return result
+
+
+class StaticParameters(_Deriving):
     """What a HOP takes besides tensors: bodies and attributes, as one module, which FX refers to by ``get_attr``.
 
     Equal parameters are not shared; the bodies in them are.
@@ -88,7 +109,7 @@ class StaticParameters(torch.nn.Module):
         return any(body.random for body in self.bodies)
 
 
-class Subgraph(torch.nn.Module):
+class Subgraph(_Deriving):
     """A captured body: an immutable functional graph with the metadata of its inputs and outputs.
 
     Make one with :func:`Subgraph.intern`, which returns the existing object if an equal graph was captured before.
@@ -100,8 +121,7 @@ class Subgraph(torch.nn.Module):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
-        self._derived: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
+        self._run = module.forward
 
     @staticmethod
     def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
@@ -112,17 +132,9 @@ class Subgraph(torch.nn.Module):
                 existing = _interned[key] = Subgraph(module, inputs, outputs)
             return existing
 
-    def forward(self, *operands: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.module(*operands))
-
-    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
-        """``make()``, computed once per ``key`` and kept as long as this graph lives."""
-        with self._lock:
-            if key not in self._derived:
-                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
-                    self._derived[key] = make()
-            result: T = self._derived[key]
-            return result
+    def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = self._run(*operands)
+        return result
 
     def reached(self, sources: Sequence[bool], *, by: str) -> Mask:
         """Which outputs the marked inputs reach.

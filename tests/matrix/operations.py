@@ -88,18 +88,18 @@ def _cond(p: Weights, x: Tensor) -> Any:
 
 def _cond_closed_oracle(p: Weights, x: Tensor) -> Any:
     y = torch.exp(x)
-    return (y * p["b"], x) if p["b"].sum() + x[1] > 0 else (x, y @ p["w"])
+    return (y * p["b"], x) if p["b"][2] + x[1] > 0 else (x, y @ p["w"])
 
 
 @operation(
     "cond without operands",
     "cond",
     oracle=_cond_closed_oracle,
-    decision=lambda p, x: bool(p["b"].sum() + x[1] > 0),
+    decision=lambda p, x: bool(p["b"][2] + x[1] > 0),
 )
 def _cond_closed(p: Weights, x: Tensor) -> Any:
     y = torch.exp(x)
-    return fh.cond(p["b"].sum() + x[1] > 0, lambda: (y * p["b"], x), lambda: (x, y @ p["w"]))
+    return fh.cond(p["b"][2] + x[1] > 0, lambda: (y * p["b"], x), lambda: (x, y @ p["w"]))
 
 
 def _index(p: Weights, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _grow(p: Weights, state: Any) -> Any:
 
 
 def _is_small(state: Any) -> Tensor:
-    return (state["s"][0] ** 2).sum() < 5
+    return (state["s"][0] ** 2).sum() < 12
 
 
 def _while_oracle(p: Weights, x: Tensor, most: int = 1000) -> Any:
@@ -156,11 +156,11 @@ def _while(p: Weights, x: Tensor) -> Any:
 @operation(
     "while_loop max_steps",
     "while_loop",
-    oracle=lambda p, x: _while_oracle(p, x, 3),
-    decision=lambda p, x: _while_oracle(p, x, 3)["n"],
+    oracle=lambda p, x: _while_oracle(p, x, 4),
+    decision=lambda p, x: _while_oracle(p, x, 4)["n"],
 )
 def _while_max(p: Weights, x: Tensor) -> Any:
-    return fh.while_loop(_is_small, lambda s: _grow(p, s), {"n": 0, "s": (x, p["b"])}, max_steps=3)
+    return fh.while_loop(_is_small, lambda s: _grow(p, s), {"n": 0, "s": (x, p["b"])}, max_steps=4)
 
 
 def _countdown_oracle(p: Weights, x: Tensor) -> Any:
@@ -407,7 +407,7 @@ def _cond_while(p: Weights, x: Tensor) -> Any:
 def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
     value, n = x, torch.tensor(0)
     while (value.abs() < 3).all():
-        value = value * 1.7 + p["b"] if value[0] > 0.4 else p["w"] @ value - 1.1
+        value = value * 1.7 + p["b"] if value[0] > 0.4 else value - 1.1 * p["b"].exp()
         n = n + 1
     return value, n
 
@@ -416,7 +416,7 @@ def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
 def _while_cond(p: Weights, x: Tensor) -> Any:
     def body(state: Any) -> Any:
         value, n = state
-        value = fh.cond(value[0] > 0.4, lambda v: v * 1.7 + p["b"], lambda v: p["w"] @ v - 1.1, value)
+        value = fh.cond(value[0] > 0.4, lambda v: v * 1.7 + p["b"], lambda v: v - 1.1 * p["b"].exp(), value)
         return value, n + 1
 
     return fh.while_loop(lambda s: (s[0].abs() < 3).all(), body, (x, 0))

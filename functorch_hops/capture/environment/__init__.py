@@ -18,10 +18,10 @@ None
 ["closure 'scale' changed from 2 to 3"]
 
 A snapshot divides what it finds: *statics*, by which two environments trace alike or not, and *tensors*,
-which are inputs and may be others at each call. It is complete for Python code that reads its environment through
-names. Not seen are: the state of iterators and of objects implemented in C, attributes read by library
-code that is handed one of the user's objects (trees excepted), what the standard library keeps (``os.environ``),
-attributes of tensors, and results of ``eval`` or of modules found at run time.
+which are inputs and may be others at each call. It is complete for Python code that reads its environment
+through names. Not seen are: the state of iterators and of objects implemented in C, attributes read by
+library code that is handed one of the user's objects (trees excepted), what the standard library keeps
+(``os.environ``), attributes of tensors, and what ``eval`` or modules imported at run time read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Snapshot:
         return Guard(self._found, paths, distinct=distinct)
 
     def unchanged(self) -> bool:
-        """Whether everything but tensors is still what it was. True is certain, False means: take a new snapshot."""
+        """Whether all but tensors is identical; if not, the statics of a new snapshot may still be equal."""
         if self._guard is None:
             self._guard = self.guard()
         return self._guard() is not None
@@ -81,7 +81,10 @@ class Snapshot:
 
 
 def snapshot(func: Callable[..., Any], *, ignore: frozenset[Path] = frozenset()) -> Snapshot:
-    """Find everything that `func` can read besides its arguments; of places in `ignore` only tensors themselves."""
+    """Find everything that `func` can read besides its arguments.
+
+    A place in `ignore` is neither watched nor followed; if a tensor stands there, it is found all the same.
+    """
     walk = Walk(func, ignore)
     walk.run(func)
     return Snapshot(walk)

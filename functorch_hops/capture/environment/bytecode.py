@@ -113,9 +113,9 @@ def _root(opname: str, argument: object, free: tuple[str, ...]) -> Root | None:
 
 
 def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> str | None:
-    """The constant second argument of the call whose function instruction `call` loads, if it is one.
+    """The second argument, if it is a constant, of the call whose function instruction `call` loads.
 
-    The instruction that lifts the stack from one argument to two, for the last time before the call, loads it.
+    What lifts the stack from one argument to two, for the last time before the call, loads it.
     """
     depth, lifted = 0, None
     for instruction in instructions[call + 1 :]:

@@ -62,24 +62,26 @@ def changed(before: Statics, after: Statics) -> frozenset[Path]:
 def differences(old: Statics, new: Statics) -> list[str]:
     """One line for each place that differs."""
     before, after = old.entries(), new.entries()
-    lines = {}
+    changes, comings, vague = {}, {}, {}
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path), after.get(path)
         if was == now:
             continue
         if was is None:
-            text = f"{quoted(path)} is new: {describe(now)}"
+            comings[path] = f"{quoted(path)} is new: {describe(now)}"
         elif now is None:
-            text = f"{quoted(path)} is gone: {describe(was)}"
+            comings[path] = f"{quoted(path)} is gone: {describe(was)}"
         elif (left := describe(was)) != (right := describe(now)):
-            text = f"{quoted(path)} changed from {left} to {right}"
+            changes[path] = f"{quoted(path)} changed from {left} to {right}"
         else:
-            text = f"{quoted(path)} is now another {right}"
-        lines[path] = text
-    one_sided = {path for path in lines if (path in before) is not (path in after)}
-    # Of a thing that came, went or changed, its contents say nothing more.
+            vague[path] = f"{quoted(path)} is now another {right}"
+    # What came or went within a thing that changed, came or went itself says nothing more; but of things that
+    # look the same in words it says all.
+    told = changes.keys() | comings.keys()
+    inner = {path for path in comings if not told.isdisjoint(above(path))}
+    outer = {upper for path in told for upper in above(path)}
     return [
-        text
-        for path, text in lines.items()
-        if not (path in one_sided and not lines.keys().isdisjoint(above(path)))
+        *changes.values(),
+        *(text for path, text in vague.items() if path not in outer),
+        *(text for path, text in comings.items() if path not in inner),
     ]

@@ -6,7 +6,8 @@ A place is a holder and a key; that the holder itself is still the right one is 
 level up, where it is a value. At some places stand tensors: another tensor may stand there, if it is
 of the same type, and if places that shared one tensor share that. A guard keeps no tensor alive.
 
-Identity is stricter than equality, and that is safe: who fails the check walks again, and compares fingerprints.
+Identity is stricter than equality, and that is safe: who fails the check walks again and compares
+fingerprints.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class GuardBuilder:
         self.calls: list[tuple[Callable[[Any], Any], Any, Any]] = []
         self.functions: list[tuple[FunctionType, Any, Any, Any]] = []
         self.objects: list[tuple[Any, type, dict[str, Any]]] = []
-        self.modules: list[tuple[dict[str, Any], Any, Any, Any, Any]] = []
+        self.modules: list[tuple[Any, ...]] = []
         self.views: list[tuple[Iterable[Any], Sequence[Any]]] = []
         self.empty: list[Sized] = []
         self.sized: list[Sized] = []
@@ -106,22 +107,23 @@ class GuardBuilder:
     def object(self, value: Any) -> None:
         self.objects.append((value, value.__class__, value.__dict__))
 
-    def module(self, attributes: dict[str, Any]) -> None:
-        """The own attributes of an `nn.Module` that has no hooks."""
-        self.modules.append((attributes, *(attributes[name] for name in ("training", *_PARTS))))
+    def module(self, module: torch.nn.Module) -> None:
+        """Class, mode and parts of an `nn.Module` that has no hooks."""
+        attributes = module.__dict__
+        values = (attributes[name] for name in ("training", "_parameters", "_buffers", "_modules"))
+        self.modules.append((module, type(module), attributes, *values))
 
     def array(self, value: Any, content: tuple[Any, ...]) -> None:
         self.arrays.append((value, content))
 
 
 _MixedView = tuple[Iterable[Any], list[Any], tuple[bool, ...], tuple[bool, ...]]
-_PARTS = ("_parameters", "_buffers", "_modules")
 # In the order in which a guard fetches them.
 _KINDS = ("items", "cells", "calls", "views", "mixed")
 
 
 class Guard:
-    """Calling it gives the tensors that stand at the given paths now, or None if anything else has changed."""
+    """Called, it gives the tensors that stand at the given paths now, or None if anything else changed."""
 
     def __init__(self, places: GuardBuilder, paths: Sequence[str], *, distinct: bool) -> None:
         self._items = tuple(places.items)
@@ -195,9 +197,10 @@ class Guard:
         for get, holder, expected in self._calls:
             if (value := get(holder)) is not expected and not _equal(value, expected):
                 return False
-        for own, training, parameters, buffers, modules in self._modules:
+        for module, cls, own, training, parameters, buffers, modules in self._modules:
             if (
-                own["training"] is not training
+                module.__class__ is not cls
+                or own["training"] is not training
                 or own["_parameters"] is not parameters
                 or own["_buffers"] is not buffers
                 or own["_modules"] is not modules

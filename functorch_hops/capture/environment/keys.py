@@ -46,11 +46,11 @@ def _as_is(value: Any) -> Key:
 
 
 def _by_repr(value: Any) -> Key:
-    # nan is not equal to itself, 0.0 is equal to -0.0, Decimal("1.0") to Decimal("1.00"): their texts do better.
+    # nan is not equal to itself, but 0.0 is to -0.0, and Decimal("1.0") to Decimal("1.00"). Texts do better.
     return type(value), repr(value)
 
 
-def _by_base_repr(base: type) -> Callable[[Any], Key]:
+def _by_base_repr(base: Any) -> Callable[[Any], Key]:
     return lambda value: (type(value), base.__repr__(value))
 
 
@@ -124,6 +124,8 @@ def describe(key: Any) -> str:
     if isinstance(key, Same):
         return repr(key)
     first, *rest = key
+    if isinstance(first, enum.EnumMeta):
+        return f"{first.__name__}.{rest[0]}"
     if isinstance(first, type):
         text = rest[0] if _maker(first) not in (None, _as_is) else repr(rest[0])
         return _shorten(str(text))

@@ -32,7 +32,7 @@ def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         for name, part in zip(_PARTS, parts, strict=True):
             walk.guard.item(attributes, name, part, SAME, path)
     else:
-        walk.guard.module(attributes)
+        walk.guard.module(value)
     for part in parts:
         entries(walk, part, [f"{path}[{name}]" if name.isdigit() else f"{path}.{name}" for name in part])
     followed = walk.follows_class(cls)
@@ -44,6 +44,6 @@ def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         methods=walk.methods_of(cls),
         skip=("training", *_PARTS, *_HOOKS),
     )
-    if followed:
+    if followed or hooked:
         walk.guard.object(value)
     walk.class_of(cls, constructed=False)

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["FIELDS", "extras", "implicit_names", "instance", "is_node", "python_class", "python_module"]
 
 FIELDS = "__environment__"
-"""A class may name here the attributes that count for a function which uses its instances; no others do then."""
+"""A class may name here the attributes of its instances that functions read; no others are followed then."""
 
+# The library's, but nothing else than the user's attributes.
+_PLAIN = {("types", "SimpleNamespace"), ("argparse", "Namespace")}
 _CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 # Special methods that no tracing runs, and those that dataclasses make, which mention every field.
-_NEVER_RUN = frozenset(
-    "__repr__ __str__ __del__ __reduce__ __reduce_ex__ __getstate__ __setstate__ __copy__ __deepcopy__".split()
-)
-_MADE_BY_DATACLASS = frozenset(
-    "__init__ __eq__ __lt__ __le__ __gt__ __ge__ __hash__ __setattr__ __delattr__ __replace__".split()
-)
+_NEVER_RUN = {"__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
+_MADE_BY_DATACLASS = {
+    *("__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
+    *("__setattr__", "__delattr__", "__replace__"),
+}
 
 
 def python_module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
@@ -82,7 +83,7 @@ def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
     attributes = _attributes(value)
     if attributes is not None and "__wrapped__" in attributes:
         walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
-    if walk.follows_class(cls):
+    if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
         walk.note(path, ("object", cls))
         node = walk.is_node(value)
         for names in (attributes, _Slots(value)):
@@ -129,7 +130,7 @@ def _is_read_whole(cls: type) -> bool:
         return False
     defining = sys.modules.get(cls.__module__)
     uses_torch = origin.package(code) == "torch" or (defining is not None and "torch" in defining.__dict__)
-    computes = cls.__getattribute__ is not object.__getattribute__ or hasattr(cls, "__getattr__")
+    computes = isinstance(cls.__getattribute__, types.FunctionType) or hasattr(cls, "__getattr__")
     return uses_torch or computes or hasattr(cls, "__getitem__")
 
 

@@ -1,4 +1,7 @@
-"""How paths are written: ``global config.depth``, ``closure scale``, ``closure helper:scale``, ``self.layers[0].weight``."""
+"""How paths are written.
+
+``global config.depth``, ``closure scale``, ``closure helper:scale``, ``default x``, ``self[0].weight``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TypeAlias
 __all__ = ["Path", "above", "attribute", "item", "local", "quoted"]
 
 Path: TypeAlias = str
-"""Where something was found. The function itself has the empty path, a module or a callable object ``self``."""
+"""Where something was found. A function itself has the empty path, a module or callable object ``self``."""
 
 _KINDS = frozenset({"global", "closure", "default", "class", "module"})
 _SEPARATORS = ".[:"

@@ -207,7 +207,7 @@ class Walk:
         return self._node_types[kind]
 
     def take(self, space: Space, names: Sequence[str], *, whole: frozenset[str] | None = None) -> None:
-        """Look up names that the mapping has; `whole`: those used otherwise than by attribute, by default all."""
+        """Look up names that the mapping has. `whole`: those used otherwise than by attribute, or all."""
         for name in names:
             if name in space.taken:
                 continue
@@ -339,4 +339,8 @@ class Walk:
         if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
             return
         self._patchable.add(base)
-        self.item(base.__dict__, "forward", f"class {base.__qualname__}.forward")
+        forward, name = base.__dict__["forward"], f"{base.__qualname__}.forward"
+        if (forward.__module__, forward.__qualname__) == (base.__module__, name):
+            self.guard.item(base.__dict__, "forward", forward, SAME, name)
+        else:
+            self.item(base.__dict__, "forward", f"class {name}")

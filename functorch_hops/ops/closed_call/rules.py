@@ -24,7 +24,10 @@ __all__ = [
 
 
 def closed_call_static(body: Subgraph, backend: Backend) -> StaticParameters:
-    return StaticParameters("closed_call", [body], backend=backend, n_outputs=len(body.outputs))
+    return body.derive(
+        ("closed call", backend),
+        lambda: StaticParameters("closed_call", [body], backend=backend, n_outputs=len(body.outputs)),
+    )
 
 
 def _call(body: Subgraph, static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:

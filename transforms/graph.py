@@ -1,0 +1,115 @@
+"""``make_graph`` and ``eval_shape``: look at a function without compiling it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from functorch_hops.capture.call import Arguments, TensorSpec, TracedCall, trace_call
+from functorch_hops.capture.validate import check_callable
+from functorch_hops.errors import ArgumentValueError, message
+
+__all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph"]
+
+
+class CapturedGraph(fx.GraphModule):
+    """A captured call: an FX graph that prints with its nested bodies and is called like the function.
+
+    The graph's placeholders are the flat tensors (and floats) of the arguments, then the tensors that the function
+    closes over, as they were.
+    """
+
+    def __init__(self, call: TracedCall, arguments: Arguments, name: str) -> None:
+        module = call.body.module
+        self._key = arguments.key
+        super().__init__(module, module.graph)
+        self.call, self.name = call, name
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        flat = type(self).forward
+
+        def forward(self: CapturedGraph, *args: Any, **kwargs: Any) -> Any:
+            arguments = Arguments(args, kwargs)
+            if arguments.key != self._key:
+                remedy = "make another graph for these arguments"
+                raise ArgumentValueError(message("make_graph", "called with another signature", remedy=remedy))
+            return self.call.output.unflatten(flat(self, *arguments.operands, *self.call.lifted))
+
+        type(self).forward = forward
+        return code
+
+    def as_text(self) -> str:
+        """The graph as text, nested bodies included."""
+        return self.call.body.as_text(self.name)
+
+    def __str__(self) -> str:
+        return self.as_text()
+
+
+def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
+    """Capture a function as a graph.
+
+    ``make_graph : (a -> b) -> (a -> graph of (a -> b))``. Equivalent to nothing that runs: the result is a
+    ``torch.fx.GraphModule`` which is called like ``func`` and prints with its nested bodies.
+
+    Arguments:
+        func: any function that can be captured. Tensors and floats of its arguments are traced, the rest is static.
+
+    Raises:
+        ArgumentTypeError: ``func`` is not callable.
+        CaptureError, DataDependentError: ``func`` can't be captured.
+
+    Cost: one call of ``func`` on fake tensors; nothing is compiled.
+
+    Source: ``jax.make_jaxpr``; ``torch.fx.experimental.proxy_tensor.make_fx``.
+
+    >>> import torch, functorch_hops as fh
+    >>> print(fh.make_graph(lambda x: x.sin() + 1)(torch.ones(2)))
+    <lambda>(%arg0: float32[2]):
+      %sin: float32[2] = sin(%arg0)
+      %add: float32[2] = add.Tensor(%sin, 1)
+      return (%add)
+    """
+    check_callable("make_graph", "func", func)
+
+    @functools.wraps(func)
+    def capture(*args: Any, **kwargs: Any) -> CapturedGraph:
+        arguments = Arguments(args, kwargs)
+        name = getattr(func, "__name__", None) or type(func).__name__
+        return CapturedGraph(trace_call(func, arguments, "make_graph"), arguments, name)
+
+    return capture
+
+
+def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The shapes, dtypes and devices of a function's output; nothing is computed.
+
+    ``eval_shape : ((a -> b), a) -> shapes of b``. Equivalent to replacing each tensor of ``func(*args, **kwargs)`` by
+    ``TensorSpec(shape, dtype, device)``.
+
+    Arguments:
+        func: any function that can be captured.
+        args, kwargs: its arguments; a ``TensorSpec`` may stand for a tensor.
+
+    Raises:
+        ArgumentTypeError: ``func`` is not callable.
+        CaptureError, DataDependentError: ``func`` can't be captured.
+
+    Cost: one call of ``func`` on fake tensors.
+
+    Source: ``jax.eval_shape``.
+
+    >>> import torch, functorch_hops as fh
+    >>> fh.eval_shape(lambda x: {"y": x @ x.T}, torch.ones(2, 3))
+    {'y': TensorSpec(shape=(2, 2), dtype=torch.float32, device=cpu)}
+    """
+    check_callable("eval_shape", "func", func)
+    output = trace_call(func, Arguments(args, kwargs), "eval_shape").output
+    specs: list[Any] = [TensorSpec(*meta) for meta in output.metas]
+    return output.unflatten(specs)
+
+
