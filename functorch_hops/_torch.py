@@ -318,7 +318,11 @@ def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:
 
 def is_batched_here(t: torch.Tensor) -> bool:
     """Whether the innermost transform is a vmap that maps over ``t``."""
-    return _functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+    if not _functorch.is_batchedtensor(t):
+        return False
+    # Dynamo can't ask for the level of a tensor: there, a tensor that an outer vmap maps over counts as well.
+    is_dynamo = torch.compiler.is_dynamo_compiling()
+    return is_dynamo or _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
 
 
 def unbacked_size() -> torch.SymInt:
@@ -343,6 +347,12 @@ def unshared(tensors: Sequence[Tensor]) -> list[Tensor]:
     for t in tensors:
         seen.append(t.clone() if any(t is other or t._is_view() or other._is_view() for other in seen) else t)
     return seen
+
+
+def traced(x: Any) -> Any:
+    """A tensor from outside a trace of torch's own as a value of it: torch's loops can't copy a real one there."""
+    is_real = isinstance(x, Tensor) and not isinstance(x, FakeTensor)
+    return torch.ops.aten.alias.default(x) if is_real else x
 
 
 def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:
@@ -484,6 +494,7 @@ def _default_device() -> torch.device | None:
 
 def restart_dynamo(reason: str) -> None:
     """Make Dynamo trace the current function again from its beginning."""
-    from torch._dynamo.exc import RestartAnalysis  # importing Dynamo takes a second
+    from torch._dynamo.exc import UnspecializeRestartAnalysis  # importing Dynamo takes a second
 
-    raise RestartAnalysis(restart_reason=reason)
+    # Of all restarts this one may take another path through the code than the first attempt.
+    raise UnspecializeRestartAnalysis(restart_reason=reason)

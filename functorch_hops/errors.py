@@ -106,7 +106,8 @@ def message(
     place = ", ".join(part for part in (parameter, path) if part)
     rows = (("where", place or None), ("expected", expected), ("got", got), ("help", remedy))
     lines += [f"  {label}: {value}" for label, value in rows if value is not None]
-    frame = user_frame()
+    # Dynamo can't look at frames, and names the user's line by itself.
+    frame = None if torch.compiler.is_dynamo_compiling() else user_frame()
     if frame is not None:
         line = f": {frame.line}" if frame.line else ""
         lines.append(f"  at {frame.filename}:{frame.lineno}{line}")

@@ -103,7 +103,7 @@ class Hop(_torch.HigherOrderOperator):
         capture = current_capture()
         if capture is None or mode.tracer is not capture.tracer:
             with mode:
-                return tuple(self.rules.native(static, operands))
+                return tuple(self.rules.native(static, [_torch.traced(x) for x in operands]))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)

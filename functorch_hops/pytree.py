@@ -16,7 +16,8 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import optree
@@ -170,49 +171,59 @@ def broadcast_prefix(
     spec = spec_or_tree if hasattr(spec_or_tree, "num_leaves") else flatten(spec_or_tree)[1]
     if prefix is None or type(prefix) is int:
         return [prefix] * spec.num_leaves
-    one_level = type(prefix) is tuple and all(entry is None or type(entry) is int for entry in prefix)
-    if one_level and spec.type is tuple and len(prefix) == spec.num_children:  # the usual in_dims: quicker
-        pairs = zip(prefix, spec.children(), strict=True)
-        return [entry for entry, child in pairs for _ in range(child.num_leaves)]
-    flatten(prefix)  # so that optree knows its types: NOTE [learning types]
-    entries, prefix_spec = optree.tree_flatten(prefix, none_is_leaf=True, namespace=NAMESPACE)
-    paths = leaf_paths(prefix_spec, what)
-    for path, entry in zip(paths, entries, strict=True):
-        if entry is not None and not isinstance(entry, int):
-            text = message(
-                operation,
-                f"{what} holds something else than dimensions",
-                path=path,
-                expected="an int or None",
-                got=repr(entry),
-            )
-            raise ArgumentValueError(text)
-    return list(_spread(prefix_spec, spec, iter(entries), (operation, what, what, root)))
+    dims: list[int | None] = []
+    found = _spread(prefix, spec, (), dims)
+    if found is None:
+        return dims
+    part, trail = found
+    prefix_path, path, place = what, root, spec
+    for index in trail:
+        prefix_path, path = (_child_paths(place, start)[index] for start in (prefix_path, path))
+        place = place.children()[index]
+    part_spec = flatten(part)[1]
+    if part_spec.is_leaf():
+        problem, expected, got = "holds something else than dimensions", "an int or None", repr(part)
+    else:
+        problem, got = "does not match the tree", describe(part_spec)
+        expected = f"an int, None, or a tree that starts like {describe(place)}"
+    where = f"{prefix_path} for {path}"
+    raise ArgumentValueError(message(operation, f"{what} {problem}", path=where, expected=expected, got=got))
 
 
 def _spread(
-    prefix: Spec, spec: Spec, entries: Iterator[int | None], names: tuple[str, str, str, str]
-) -> Iterator[int | None]:
-    """Repeat each entry of a prefix for the leaves of its subtree."""
-    operation, what, prefix_path, path = names
-    if prefix.is_leaf():
-        entry = next(entries)
-        yield from (entry for _ in range(spec.num_leaves))
-        return
-    if not _same_node(spec, prefix):
-        raise ArgumentValueError(
-            message(
-                operation,
-                f"{what} does not match the tree",
-                path=f"{prefix_path} for {path}",
-                expected=f"an int, None, or a tree that starts like {describe(spec)}",
-                got=describe(prefix),
-                remedy=f"make {what} a prefix of the tree",
-            )
+    prefix: Tree, spec: Spec, trail: tuple[int, ...], dims: list[int | None]
+) -> tuple[Tree, tuple[int, ...]] | None:
+    """Repeat each entry of a prefix for the leaves of its subtree; what does not fit, and the way to it."""
+    if prefix is None or isinstance(prefix, int):
+        dims.extend([prefix] * spec.num_leaves)
+        return None
+    children = _prefix_children(prefix, spec)
+    if children is None:
+        return prefix, trail
+    for index, (child, below) in enumerate(zip(children, spec.children(), strict=True)):
+        found = _spread(child, below, (*trail, index), dims)
+        if found is not None:
+            return found
+    return None
+
+
+def _prefix_children(prefix: Tree, spec: Spec) -> list[Tree] | None:
+    """The children of a prefix in the order of the structure's children, if both are the same node."""
+    if type(prefix) is not spec.type:
+        return None
+    children: list[Tree]
+    if spec.type in (tuple, list, deque):
+        children = list(prefix)
+    elif spec.type in (dict, OrderedDict, defaultdict):
+        children = (
+            [prefix[key] for key in spec.entries() if key in prefix]
+            if len(prefix) == spec.num_children
+            else []
         )
-    prefix_paths, paths = _child_paths(prefix, prefix_path), _child_paths(spec, path)
-    for below, child, *places in zip(prefix.children(), spec.children(), prefix_paths, paths, strict=True):
-        yield from _spread(below, child, entries, (operation, what, places[0], places[1]))
+    else:
+        flatten(prefix)  # so that optree knows its type: NOTE [learning types]
+        children = list(optree.tree_flatten_one_level(prefix, none_is_leaf=True, namespace=NAMESPACE)[0])
+    return children if len(children) == spec.num_children else None
 
 
 def _same_node(left: Spec, right: Spec) -> bool:
@@ -229,8 +240,9 @@ def _child_paths(spec: Spec, root: str) -> list[str]:
 def _learn_under_dynamo(types: tuple[type, ...]) -> None:
     """Learn types while Dynamo traces `flatten`. It calls this function, as it is, and traces the rest.
 
-    The types that are known are read here and not in `flatten`, lest Dynamo guard on them and compile anew with
-    every other type that is learned. What it has read of optree's registry it won't read again in this trace.
+    The types that are known are read here and not in `flatten`, lest Dynamo guard on them and compile anew
+    with every other type that is learned. What it has read of optree's registry it won't read again in this
+    trace, hence the restart.
     """
     if not _leaf_types.issuperset(types) and _learn(types):
         _torch.restart_dynamo("a new type of tree node was registered")

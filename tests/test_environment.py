@@ -272,8 +272,8 @@ def test_globals_are_noticed() -> None:
     assert noticed(user.func, lambda: user.set(SCALE=5)) == ["global 'SCALE' changed from 2 to 5"]
     assert noticed(user.func, lambda: user.set(INNER=4)) == ["global 'INNER' changed from 3 to 4"]
     assert noticed(user.func, lambda: user.set(helper=user.other)) == [
-        "global 'INNER' is gone: 4",
         "global 'helper' changed from function helper to function other",
+        "global 'INNER' is gone: 4",
     ]
     unnoticed(user.func, lambda: user.set(UNUSED=2, more=3))
     noticed(user.func, lambda: user.module.__dict__.pop("SCALE"))
@@ -355,6 +355,33 @@ def test_library_modules_are_not_followed() -> None:
     unnoticed(user.func, setter(torch.nn.functional, "user_made_this", 1))
     del torch.nn.functional.user_made_this
     assert len(snapshot(user.func).statics) == 2
+
+
+def test_an_installed_package_is_followed_from_its_own_functions_only() -> None:
+    installed = Program("RATE = 1\ndef func(x):\n    return x * RATE", "installed.core")
+    installed.set(__file__="/home/user/env/lib/python3/site-packages/installed/core.py")
+    noticed(installed.func, lambda: installed.set(RATE=2))
+    noticed(decorated(installed.func), lambda: installed.set(RATE=3))
+    unnoticed(closing_over(installed.func), lambda: installed.set(RATE=4))
+
+
+def test_class_patterns_are_noticed() -> None:
+    user = Program(
+        """
+def func(x):
+    match CONFIG:
+        case Data(rate=1):
+            return x
+def positional(x):
+    match CONFIG:
+        case Data(1):
+            return x
+"""
+    )
+    config = types.SimpleNamespace(rate=1)
+    user.set(CONFIG=config, Data=Data)
+    noticed(user.func, setter(config, "rate", 2))
+    noticed(user.positional, setter(config, "rate", 3))
 
 
 # What stands for a function.
@@ -690,7 +717,7 @@ def test_an_attribute_that_is_read_is_noticed(text: str, make: Any, change: Any)
         ("c.rate", Config),
         ("c.double + c.method(x) + c(x)", Config),
         ("getattr(c, 'rate', None)", Config),
-        ("c.rate", types.SimpleNamespace),
+        ("c.rate", lambda: types.SimpleNamespace(rate=1)),
         ("torch.other(x) + c.rate", Config),
     ],
 )

@@ -77,6 +77,10 @@ def facts(code: CodeType) -> CodeFacts:
                     reads_all = True
                 else:
                     attributes[constant] = None
+            elif name == "MATCH_CLASS":
+                # `case Point(1, y=2)` reads `y`, and what the class says is the first field.
+                attributes.update(dict.fromkeys(instructions[at - 1].argval))
+                reads_all = reads_all or bool(argument)
             elif name == "IMPORT_NAME":
                 imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = (
                     None

@@ -66,44 +66,51 @@ def items(walk: Walk, container: Any, paths: list[Path], *, mutable: bool) -> No
 
 
 def mapping(walk: Walk, path: Path, value: Any, whole: bool) -> None:
-    if not walk.room(len(value)):
+    keys = list(_views(value)[0])
+    if not walk.room(len(keys)):
         walk.unfollowed(path, value)
         return
-    keys = list(value)
     static = [by_value(key, walk.makers) for key in keys]
-    walk.note(
-        path, ("dict", tuple(Same(k) if made is None else made for k, made in zip(keys, static, strict=True)))
-    )
-    # A key without a readable text of its own is named by its place.
-    entries(
-        walk,
-        value,
-        [
-            item(path, k) if made is not None else f"{path}[#{at}]"
-            for at, (k, made) in enumerate(zip(keys, static, strict=True))
-        ],
-    )
+    places, kept = [], []
+    for at, (key, made) in enumerate(zip(keys, static, strict=True)):
+        # A key without a readable text of its own is named by its place.
+        places.append(f"{path}[#{at}]" if made is None else item(path, key))
+        kept.append(Same(key) if made is None else made)
+    walk.note(path, ("dict", tuple(kept)))
+    entries(walk, value, places)
     if isinstance(value, collections.defaultdict):
         walk.attributes(value, path, ("default_factory",))
     extras(walk, path, value)
 
 
 def entries(walk: Walk, container: Any, paths: list[Path]) -> None:
-    kind = type(container)
-    if kind in _PLAIN_MAPPINGS:
-        keys, values = container.keys(), container.values()
-        walk.guard.size(container)
-    else:
-        # A subclass may have its own idea of keys, values and truth.
-        base: Any = next(base for base in (collections.OrderedDict, *MAPPINGS) if isinstance(container, base))
-        keys, values = base.keys(container), base.values(container)
-        walk.guard.sized.append(keys)
+    keys, values = _views(container)
     if not keys:
+        walk.guard.size(container if type(container) in _PLAIN_MAPPINGS else _Truthful(keys))
         return
+    walk.guard.size(keys)
     walk.guard.view(keys, list(keys), [SAME] * len(keys), paths)
     content = list(values)
     roles = [walk.value(path, value) for path, value in zip(paths, content, strict=True)]
     walk.guard.view(values, content, roles, paths)
+
+
+def _views(container: Any) -> tuple[Any, Any]:
+    """Living views of keys and values; of a subclass, which may have ideas of its own, those of its base."""
+    kind: Any = type(container)
+    if kind not in _PLAIN_MAPPINGS:
+        kind = next(base for base in (collections.OrderedDict, *MAPPINGS) if isinstance(container, base))
+    return kind.keys(container), kind.values(container)
+
+
+class _Truthful:
+    """A view that is false when it is empty; views themselves are always true."""
+
+    def __init__(self, view: Any) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._view)
 
 
 def array(walk: Walk, path: Path, value: Any, whole: bool) -> None:

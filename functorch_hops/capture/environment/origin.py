@@ -6,7 +6,7 @@ import functools
 import sys
 import sysconfig
 from collections.abc import Mapping
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 __all__ = ["Origin", "library", "of_class", "of_globals", "of_module", "own_package", "package", "standard"]
@@ -16,6 +16,7 @@ Origin = tuple[str, str | None]
 
 # Followed nowhere, wherever they are installed (an editable install lies outside site-packages).
 _LIBRARIES = frozenset({"torch", "numpy", "optree", "functorch_hops"})
+_MOST_WRAPPERS = 100
 _EXTENSIONS = (".so", ".pyd", ".dylib")
 
 
@@ -36,12 +37,15 @@ def of_class(cls: type) -> Origin:
 
 def own_package(func: Any) -> str:
     """The package that a function comes from, below all wrappers: the user's, even if it is installed."""
-    while True:
-        inner = getattr(func, "__wrapped__", None) or getattr(func, "__func__", None)
-        inner = inner or (func.func if isinstance(func, functools.partial) else None)
-        if inner is None:
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(func, functools.partial):
+            func = func.func
+        elif isinstance(func, MethodType):
+            func = func.__func__
+        elif "__wrapped__" in (attributes := getattr(func, "__dict__", {})):
+            func = attributes["__wrapped__"]
+        else:
             break
-        func = inner
     origin = of_globals(func.__globals__) if isinstance(func, FunctionType) else of_class(type(func))
     return "" if package(origin) in _LIBRARIES or standard(origin) else package(origin)
 

@@ -32,13 +32,13 @@ def _nested(selector: Tensor, branches: list[Subgraph], first: int, operands: Se
         return branches[0](*operands)
 
     def others(selector: Tensor, *args: Tensor) -> Sequence[Tensor]:
-        return [o.contiguous() for o in _nested(selector, branches[1:], first + 1, args)]
+        return tuple(o.contiguous() for o in _nested(selector, branches[1:], first + 1, args))
 
     def taken(selector: Tensor, *args: Tensor) -> Sequence[Tensor]:
-        return [o.contiguous() for o in branches[0](*args)]
+        return tuple(o.contiguous() for o in branches[0](*args))
 
     return _torch.native_cond(selector == first, taken, others, (selector, *operands))
 
 
 def _contiguous(body: Subgraph):  # type: ignore[no-untyped-def]
-    return lambda *args: [o.contiguous() for o in body(*args)]
+    return lambda *args: tuple(o.contiguous() for o in body(*args))

@@ -27,9 +27,9 @@ def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
         xs = [x.flip(0) for x in xs]
     n_body_xs = static["n_xs"]
 
-    def step(*args: Tensor) -> list[Tensor]:
+    def step(*args: Tensor) -> tuple[Tensor, ...]:
         carry, x, rest = args[:n], args[n : n + len(xs)], args[n + len(xs) :]
-        return [o.contiguous() for o in body(*carry, *x[:n_body_xs], *rest)]
+        return tuple(o.contiguous() for o in body(*carry, *x[:n_body_xs], *rest))
 
     inputs = _torch.unshared([c.contiguous() for c in init] + [x.contiguous() for x in xs])
     outs = _torch.native_scan(step, inputs[:n], inputs[n:], tuple(consts))
