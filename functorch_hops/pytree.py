@@ -173,21 +173,9 @@ def broadcast_prefix(
         return [prefix] * spec.num_leaves
     dims: list[int | None] = []
     found = _spread(prefix, spec, (), dims)
-    if found is None:
-        return dims
-    part, trail = found
-    prefix_path, path, place = what, root, spec
-    for index in trail:
-        prefix_path, path = (_child_paths(place, start)[index] for start in (prefix_path, path))
-        place = place.children()[index]
-    part_spec = flatten(part)[1]
-    if part_spec.is_leaf():
-        problem, expected, got = "holds something else than dimensions", "an int or None", repr(part)
-    else:
-        problem, got = "does not match the tree", describe(part_spec)
-        expected = f"an int, None, or a tree that starts like {describe(place)}"
-    where = f"{prefix_path} for {path}"
-    raise ArgumentValueError(message(operation, f"{what} {problem}", path=where, expected=expected, got=got))
+    if found is not None:
+        raise ArgumentValueError(_misfit(spec, *found, what, operation, root))
+    return dims
 
 
 def _spread(
@@ -207,23 +195,36 @@ def _spread(
     return None
 
 
-def _prefix_children(prefix: Tree, spec: Spec) -> list[Tree] | None:
+def _prefix_children(prefix: Any, spec: Spec) -> list[Tree] | None:
     """The children of a prefix in the order of the structure's children, if both are the same node."""
-    if type(prefix) is not spec.type:
+    cls: type = type(prefix)
+    if cls is not spec.type:
         return None
-    children: list[Tree]
-    if spec.type in (tuple, list, deque):
+    if cls in (dict, OrderedDict, defaultdict):
+        keys = spec.entries()
+        return [prefix[key] for key in keys] if prefix.keys() == set(keys) else None
+    if cls in (tuple, list, deque):
         children = list(prefix)
-    elif spec.type in (dict, OrderedDict, defaultdict):
-        children = (
-            [prefix[key] for key in spec.entries() if key in prefix]
-            if len(prefix) == spec.num_children
-            else []
-        )
     else:
         flatten(prefix)  # so that optree knows its type: NOTE [learning types]
         children = list(optree.tree_flatten_one_level(prefix, none_is_leaf=True, namespace=NAMESPACE)[0])
     return children if len(children) == spec.num_children else None
+
+
+def _misfit(spec: Spec, part: Tree, trail: tuple[int, ...], what: str, operation: str, root: str) -> str:
+    """The message about a part of a prefix that does not fit the subtree at the end of `trail`."""
+    prefix_path = what
+    for index in trail:
+        prefix_path, root = (_child_paths(spec, path)[index] for path in (prefix_path, root))
+        spec = spec.children()[index]
+    part_spec = flatten(part)[1]
+    if part_spec.is_leaf():
+        problem, expected, got = "holds something else than dimensions", "an int or None", repr(part)
+    else:
+        problem, got = "does not match the tree", describe(part_spec)
+        expected = f"an int, None, or a tree that starts like {describe(spec)}"
+    where = f"{prefix_path} for {root}"
+    return message(operation, f"{what} {problem}", path=where, expected=expected, got=got)
 
 
 def _same_node(left: Spec, right: Spec) -> bool:

@@ -266,6 +266,23 @@ def test_broadcast_of_what_is_no_prefix():
     ]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "tree"),
+    [
+        ({"a": 0}, {}),
+        ({}, {"a": 1}),
+        ((0,), ()),
+        ((0, 0), Point(1, 2)),
+        (OrderedDict(a=0), {"a": 1}),
+        ({"a": {"b": 0}}, {"a": 1}),
+        (State(0, State(1)), State(1, Point(1, 2))),
+    ],
+)
+def test_broadcast_needs_the_same_nodes(prefix, tree):
+    with pytest.raises(errors.ArgumentValueError, match="does not match the tree"):
+        pytree.broadcast_prefix(prefix, tree, "in_dims")
+
+
 def test_broadcast_of_something_else_than_dimensions():
     with pytest.raises(errors.ArgumentValueError) as caught:
         pytree.broadcast_prefix((0, [1.5]), (1, [2]), "out_dims")

@@ -908,3 +908,31 @@ def test_randomness_must_be_known():
     with pytest.raises(errors.ArgumentValueError) as caught:
         vmap(torch.sin, randomness="some")
     assert lines(caught)[2:] == ["  expected: one of ('error', 'same', 'different')", "  got: 'some'"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# torch.compile
+
+
+@dataclasses.dataclass
+class FirstSeenByDynamo:
+    w: Any
+    b: Any = None
+
+
+COMPILED = {
+    "vmap": lambda p, x: vmap(chain, in_dims=({"w": None, "b": None}, 0), out_dims=0)(p, x),
+    "out_dims": lambda p, x: vmap(lambda x: {"x": x, "p": p}, out_dims={"x": 1, "p": None})(x),
+    "vmap(grad)": lambda p, x: vmap(value_and_grad(chain), (None, 0))(p, x),
+    "jvp(vjp)": lambda p, x: jvp(lambda w: vjp(torch.sin, w)[1](w), (p["w"],), (x[0],)),
+    "linearize": lambda p, x: linearize(torch.sin, p["w"])[1](x[0]),
+    "hessian": lambda p, x: hessian(chain)(p, x[0]),
+    "dataclass": lambda p, x: grad(lambda q: (q.w * x).sum())(FirstSeenByDynamo(p["w"])).w,
+}
+
+
+@pytest.mark.parametrize("function", COMPILED.values(), ids=COMPILED)
+def test_transforms_are_traced_by_dynamo(function):
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")(P, X)
+    assert_equal(compiled, function(P, X))

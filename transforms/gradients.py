@@ -291,7 +291,8 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     # wherever it is taken: at zero here. The alternatives lose something: torch.func.linearize calls `func`
     # twice, once under make_fx, where data-dependent Python control flow fails; a jvp in each push calls
     # `func` again, which repeats its side effects, draws other random numbers than `out` has seen, and costs
-    # more from the third call. (J. Townsend, "A new trick for calculating Jacobian vector products", 2017.)
+    # more after about three of them. (J. Townsend, "A new trick for calculating Jacobian vector products",
+    # 2017.)
     require_callable("linearize", func)
     arguments = Arguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)

@@ -449,6 +449,11 @@ def _depends_on_input(node: fx.Node) -> bool:
     return False
 
 
+def size_at(x: Tensor, dim: int) -> Any:
+    """``x.shape[dim]``; torch's operator for it has no batching rule."""
+    return x.shape[dim]
+
+
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -459,5 +464,7 @@ def _clean(module: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.copy.default:
             replace_copy(node)
+        elif node.target is torch.ops.aten.sym_size.int:
+            node.target = size_at
     module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     module.recompile()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import sys
 from collections.abc import Iterable, Sequence
 from types import CodeType
 
@@ -28,6 +29,8 @@ _READ_BY_STRING = frozenset({"attrgetter", "methodcaller"})
 _GLOBAL_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _CLOSURE_LOADS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
+# In 3.11 the arguments leave the stack at the first of two instructions.
+_CALL = "PRECALL" if sys.version_info < (3, 12) else "CALL"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,11 +122,12 @@ def _root(opname: str, argument: object, free: tuple[str, ...]) -> Root | None:
 def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> str | None:
     """The second argument, if it is a constant, of the call whose function instruction `call` loads.
 
-    What lifts the stack from one argument to two, for the last time before the call, loads it.
+    It is if a constant lifts the stack from one argument to two, and nothing that follows until the call
+    touches it there: whatever does, brings the stack back to two.
     """
     depth, lifted = 0, None
     for instruction in instructions[call + 1 :]:
-        if instruction.opname in ("PRECALL", "CALL") and instruction.arg == depth:
+        if instruction.opname == _CALL and instruction.arg == depth:
             break
         if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
             return None
@@ -131,6 +135,8 @@ def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> str 
         depth += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
         if before < 2 <= depth:
             lifted = instruction
+        elif depth <= 2:
+            lifted = None
     if lifted is None or lifted.opname != "LOAD_CONST" or not isinstance(lifted.argval, str):
         return None
     return lifted.argval
