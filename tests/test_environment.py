@@ -143,7 +143,6 @@ def rebind(func: Any, value: Any) -> None:
         (torch, np),
         (types.SimpleNamespace(), {}),
     ],
-    ids=repr,
 )
 def test_a_closure_bound_anew_is_noticed(old: Any, new: Any) -> None:
     func = closing_over(old)

@@ -1,6 +1,6 @@
 """Train a recurrent network that is written for one example: `python tutorials/quickstart.py`.
 
-The network reads a handwritten digit row by row, eight rows of eight pixels, with a gated recurrent unit.
+The network reads a handwritten digit row by row, eight rows of eight pixels, with a gated recurrent cell.
 It is written for a single image; the library does the rest:
 
     fh.scan             the loop over the rows
@@ -46,8 +46,7 @@ def init_params(inputs: int) -> Params:
         return {"weight": torch.randn(n_in, n_out) / n_in**0.5, "bias": torch.zeros(n_out)}
 
     return {
-        "gates": linear(inputs + HIDDEN, 2 * HIDDEN),
-        "candidate": linear(inputs + HIDDEN, HIDDEN),
+        "cell": linear(inputs + HIDDEN, 2 * HIDDEN),
         "readout": linear(HIDDEN, CLASSES),
     }
 
@@ -60,10 +59,8 @@ def classify(params: Params, image: Tensor) -> Tensor:
     """The ten logits of one image, whose rows are the steps of time."""
 
     def read_row(hidden: Tensor, row: Tensor) -> tuple[Tensor, None]:
-        gates = apply_linear(params["gates"], torch.cat([row, hidden])).sigmoid()
-        update, reset = gates.chunk(2)
-        candidate = apply_linear(params["candidate"], torch.cat([row, reset * hidden])).tanh()
-        return torch.lerp(hidden, candidate, update), None
+        gate, candidate = apply_linear(params["cell"], torch.cat([row, hidden])).chunk(2)
+        return torch.lerp(hidden, candidate.tanh(), gate.sigmoid()), None
 
     hidden, _ = fh.scan(read_row, torch.zeros(HIDDEN), image)
     return apply_linear(params["readout"], hidden)
@@ -190,6 +187,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
+    # The steps are small: several threads would wait for one another longer than they work.
+    torch.set_num_threads(1)
     arguments.output.mkdir(parents=True, exist_ok=True)
     digits = load_data()
 

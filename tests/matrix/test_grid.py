@@ -34,8 +34,14 @@ def _captured(context: Context, f: Any, p: Weights, x: Tensor) -> Any:
         return context(LibraryTools, f, p, x)
 
 
+@functools.cache
+def _jitted(f: Any) -> Any:
+    """One compiled program for all contexts, so that what one of them leaves behind on it meets the next."""
+    return fh.jit(f, backend="eager")
+
+
 def _of_jit(context: Context, f: Any, p: Weights, x: Tensor) -> Any:
-    return context(LibraryTools, fh.jit(f, backend="eager"), p, x)
+    return context(LibraryTools, _jitted(f), p, x)
 
 
 def _in_jit(context: Context, f: Any, p: Weights, x: Tensor) -> Any:

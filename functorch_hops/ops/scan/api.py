@@ -15,7 +15,7 @@ from ...capture.subgraph import TensorMeta
 from ...capture.validate import check_callable, check_carry, check_tensor_leaves
 from ...errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
 from ..mode import is_capturing
-from .steps import PlainCarry
+from .steps import carry_check, elements, stack_outputs
 
 __all__ = ["check_unroll", "scan"]
 
@@ -127,24 +127,16 @@ def _length(leaves: list[Tensor], spec: pytree.Spec, length: Any) -> Any:
 def _plain(
     f: Callable[..., Any], init: Any, leaves: list[Tensor], xs_spec: pytree.Spec, length: int, reverse: bool
 ) -> tuple[Any, Any]:
-    slices = [x.unbind(0) for x in leaves]
-    carry = PlainCarry("scan", "f", init)
-    ys_spec: Any = None
-    steps: list[list[Any]] = []
-    value = init
-    for t in range(length - 1, -1, -1) if reverse else range(length):
-        x = pytree.unflatten(xs_spec, [s[t] for s in slices])
-        value, y = _pair(f(value, x))
-        value = carry.checked(value)
-        y_leaves, spec = pytree.flatten(y)
-        if ys_spec is None:
-            ys_spec = spec
-        elif ys_spec is not spec and ys_spec != spec:
-            _refuse_changed_output(ys_spec, spec)
-        steps.append(y_leaves)
+    next_carry = carry_check("scan", "f", init)
+    carry, ys = init, []
+    for x in elements(leaves, xs_spec, length, reverse):
+        result = f(carry, x)
+        returned, y = result if type(result) is tuple and len(result) == 2 else _pair(result)
+        carry = next_carry(returned)
+        ys.append(y)
     if reverse:
-        steps.reverse()
-    return value, pytree.unflatten(ys_spec, [_stacked(column) for column in zip(*steps, strict=True)])
+        ys.reverse()
+    return carry, stack_outputs(ys)
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
@@ -161,33 +153,6 @@ def _pair(result: Any) -> tuple[Any, Any]:
             )
         )
     return result
-
-
-def _refuse_changed_output(expected: pytree.Spec, got: pytree.Spec) -> None:
-    found = pytree.difference(expected, got, "y")
-    where, left, right = found if found is not None else ("y", "", "")
-    raise TreeMismatchError(
-        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
-    )
-
-
-def _stacked(column: tuple[Any, ...]) -> Any:
-    first = column[0]
-    if isinstance(first, Tensor):
-        return torch.stack(column)
-    for value in column:
-        if type(value) is not type(first) or value != first:
-            raise TreeMismatchError(
-                message(
-                    "scan",
-                    "a leaf of y that is no tensor changes between steps",
-                    parameter="f",
-                    expected=repr(first),
-                    got=repr(value),
-                    remedy="return it as a tensor",
-                )
-            )
-    return first
 
 
 def _captured(

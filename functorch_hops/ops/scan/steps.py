@@ -1,49 +1,111 @@
-"""The carry of a plain-eager loop: checked after each step, cheaply."""
+"""The carry and the outputs of a plain-eager loop: checked after each step, at a cost far below an operator's.
+
+NOTE [Cheap checks] A step must cost little more than its own operators. A carry or an element that is one tensor is not flattened at
+all; a tree goes through optree's C++ (``flatten_up_to``, which also compares the structure). Whatever looks unusual falls
+through to the full check, which finds the words for the error.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor
 from ...capture.validate import check_carry
+from ...errors import TreeMismatchError, message
 
-__all__ = ["PlainCarry"]
+__all__ = ["carry_check", "elements", "stack_outputs"]
 
 
-class PlainCarry:
-    """What the carry of a loop must look like."""
+def carry_check(operation: str, parameter: str, init: Any) -> Callable[[Any], Any]:
+    """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like ``init``."""
+    leaves, spec = pytree.flatten(init)
+    expected = [(x.shape, x.dtype, x.device) for x in leaves]
 
-    def __init__(self, operation: str, parameter: str, init: Any) -> None:
-        self.operation, self.parameter = operation, parameter
-        leaves, self.spec = pytree.flatten(init)
-        self.expected = [(x.shape, x.dtype, x.device) for x in leaves]
-        self.init = init
-
-    def checked(self, value: Any) -> Any:
-        """``value``, its Python numbers as tensors; raises if it is not like the initial carry."""
-        leaves, spec = pytree.flatten(value)
-        agrees = spec == self.spec
-        if agrees:
-            for leaf, (shape, dtype, device) in zip(leaves, self.expected):
-                if not isinstance(leaf, Tensor):
-                    return self.checked(pytree.unflatten(spec, self._without_numbers(leaves)))
-                if leaf.shape != shape or leaf.dtype is not dtype or leaf.device != device:
-                    agrees = False
-        if not agrees:
-            check_carry(
-                self.operation,
-                self.parameter,
-                OutputSpec.flatten(self.init)[1],
-                OutputSpec.flatten(pytree.map(number_as_tensor, value))[1],
-            )
+    def check_fully(value: Any) -> Any:
+        value = pytree.map(number_as_tensor, value)
+        check_carry(operation, parameter, OutputSpec.flatten(init)[1], OutputSpec.flatten(value)[1])
         return value
 
-    def _without_numbers(self, leaves: list[Any]) -> list[Any]:
-        converted = [number_as_tensor(x) for x in leaves]
-        if not all(isinstance(x, Tensor) for x in converted):
-            got = OutputSpec.flatten(pytree.unflatten(self.spec, converted))[1]
-            check_carry(self.operation, self.parameter, OutputSpec.flatten(self.init)[1], got)
-        return converted
+    if type(init) is Tensor:
+        ((shape, dtype, device),) = expected
+
+        def check_tensor(value: Any) -> Any:
+            if (
+                type(value) is Tensor
+                and value.dtype is dtype
+                and value.shape == shape
+                and value.device == device
+            ):
+                return value
+            return check_fully(value)
+
+        return check_tensor
+
+    def check_tree(value: Any) -> Any:
+        try:
+            found = spec.flatten_up_to(value)
+        except (ValueError, TypeError):
+            return check_fully(value)
+        for x, (shape, dtype, device) in zip(found, expected):
+            if not (isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device):
+                return check_fully(value)
+        return value
+
+    return check_tree
+
+
+def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: bool) -> Iterator[Any]:
+    """The elements of ``xs``, one tree for each step."""
+    slices = [reversed(x.unbind(0)) if reverse else x.unbind(0) for x in leaves]
+    if len(leaves) == 1 and spec.is_leaf():
+        return iter(slices[0])
+    if not leaves:
+        return (spec.unflatten(()) for _ in range(length))
+    return map(spec.unflatten, zip(*slices, strict=True))
+
+
+def stack_outputs(outputs: Sequence[Any]) -> Any:
+    """The ys of all steps, stacked leaf by leaf; a leaf that is no tensor must be the same in every step."""
+    if all(type(y) is Tensor for y in outputs):
+        return torch.stack(list(outputs))
+    first, spec = pytree.flatten(outputs[0])
+    columns: list[list[Any]] = [[leaf] for leaf in first]
+    for y in outputs[1:]:
+        leaves, other = pytree.flatten(y)
+        if other != spec:
+            _refuse_changed_tree(spec, other)
+        for column, leaf in zip(columns, leaves):
+            column.append(leaf)
+    return pytree.unflatten(spec, [_stacked(column) for column in columns])
+
+
+def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> None:
+    found = pytree.difference(expected, got, "y")
+    where, left, right = found if found is not None else ("y", "", "")
+    raise TreeMismatchError(
+        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
+    )
+
+
+def _stacked(column: list[Any]) -> Any:
+    first = column[0]
+    if isinstance(first, Tensor):
+        return torch.stack(column)
+    for value in column:
+        if type(value) is not type(first) or value != first:
+            raise TreeMismatchError(
+                message(
+                    "scan",
+                    "a leaf of y that is no tensor changes between steps",
+                    parameter="f",
+                    expected=repr(first),
+                    got=repr(value),
+                    remedy="return it as a tensor",
+                )
+            )
+    return first

@@ -17,7 +17,7 @@ from ...errors import ArgumentTypeError, ArgumentValueError, InfiniteLoopError, 
 from ... import pytree
 from ..mode import is_capturing
 from ..scan.api import check_unroll, scan
-from ..scan.steps import PlainCarry
+from ..scan.steps import carry_check
 
 __all__ = ["fori_loop", "while_loop"]
 
@@ -124,9 +124,9 @@ def fori_loop(
     if any(isinstance(b, Tensor) for b in bounds):
         return _tensor_bounds(bounds[0], bounds[1], body_fn, init)
     if not is_capturing():
-        carry, value = PlainCarry("fori_loop", "body_fn", init), init
+        next_carry, value = carry_check("fori_loop", "body_fn", init), init
         for i in range(bounds[0], bounds[1]):
-            value = carry.checked(body_fn(torch.tensor(i), value))
+            value = next_carry(body_fn(torch.tensor(i), value))
         return value
     if bounds[1] <= bounds[0]:
         return init
@@ -177,7 +177,7 @@ def _check_max_steps(max_steps: Any) -> None:
 
 
 def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
-    carry, value, steps = PlainCarry("while_loop", "body_fn", init), init, 0
+    next_carry, value, steps = carry_check("while_loop", "body_fn", init), init, 0
     while max_steps is None or steps < max_steps:
         pred = cond_fn(value)
         if isinstance(pred, Tensor):
@@ -189,7 +189,7 @@ def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, 
             _check_predicate(pred)
         if not pred:
             break
-        value = carry.checked(body_fn(value))
+        value = next_carry(body_fn(value))
         steps += 1
     return value
 
