@@ -1,7 +1,9 @@
 """Time several functions against one another on a machine that others use as well.
 
-The contenders take turns in many short repetitions, so that a busy moment hits all of them. The best time of each is the one
-least disturbed; the median of the ratios within a round tells whether the ratio of the best times was luck.
+The contenders take turns in many short repetitions, so that a busy moment hits all of them, and what is
+counted is the CPU time of this process, which does not run while another one has the core. The best time
+of each is the one least disturbed; the median of the ratios within a round tells whether the ratio of the
+best times was luck. Use one thread.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import NamedTuple
 
 __all__ = ["Timing", "interleaved", "print_table"]
 
-SHORTEST_REPETITION = 1e-3  # seconds: long against the clock's resolution, short against a scheduler's time slice
+# Seconds: long against the clock's resolution, short against a scheduler's time slice.
+SHORTEST_REPETITION = 1e-3
 
 
 class Timing(NamedTuple):
-    """Seconds per call, and the ratios to the first contender: of the best times, and the median over the rounds."""
+    """Seconds per call; the ratio of the best times to the first contender, the median ratio of all rounds."""
 
     best: float
     ratio: float
@@ -33,15 +36,15 @@ class Timing(NamedTuple):
         return self.best * 1e3
 
 
-def interleaved(*contenders: Callable[[], object], seconds: float = 1.0, least_rounds: int = 5) -> list[Timing]:
-    """Alternate the contenders for about so many seconds, at least so many rounds; the first is the reference."""
+def interleaved(*contenders: Callable[[], object], seconds: float = 1.0, least: int = 5) -> list[Timing]:
+    """Alternate the contenders for so many seconds; the first is the reference. At least so many rounds."""
     calls = [_calls_per_repetition(f) for f in contenders]
     rounds: list[list[float]] = []
     gc.collect()
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        while len(rounds) < least_rounds or time.perf_counter() < end:
+        while len(rounds) < least or time.perf_counter() < end:
             rounds.append([_repetition(f, n) for f, n in zip(contenders, calls)])
     finally:
         gc.enable()
@@ -51,16 +54,16 @@ def interleaved(*contenders: Callable[[], object], seconds: float = 1.0, least_r
 
 
 def _calls_per_repetition(f: Callable[[], object]) -> int:
-    """The first calls warm up; how many calls fill the shortest repetition is then a matter of the fastest."""
+    """The first calls warm up; the fastest of them says how many fill the shortest repetition."""
     fastest = min(_repetition(f, 1) for _ in range(5))
     return max(1, round(SHORTEST_REPETITION / fastest))
 
 
 def _repetition(f: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(calls):
         f()
-    return (time.perf_counter() - start) / calls
+    return (time.process_time() - start) / calls
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

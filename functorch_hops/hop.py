@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _torch
+from .capture.liveness import Pruned
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
 
@@ -50,6 +51,9 @@ class Rules:
     ``pullback(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none; a
     cotangent that is None is zero.
 
+    ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs need;
+    None where nothing can be left out.
+
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
 
@@ -59,6 +63,7 @@ class Rules:
     jvp: Callable[[StaticParameters, Tensors, Maybe], tuple[Tensors, Maybe]]
     augment: Callable[[StaticParameters, Mask], StaticParameters]
     pullback: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
+    prune: Callable[[StaticParameters, Mask], Pruned | None]
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 

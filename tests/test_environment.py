@@ -20,6 +20,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
+import functorch_hops as fh
 from functorch_hops.capture import environment
 from functorch_hops.capture.environment import difference, snapshot, written
 
@@ -417,7 +418,10 @@ def decorated(func: Any) -> Any:
         lambda f: [f, {"f": f}],
         lambda f: types.SimpleNamespace(mentioned=f),
         lambda f: staticmethod(f),
-        torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x) and decorated,
+        fh.vmap,
+        fh.checkpoint,
+        fh.jit,
+        lambda f: fh.grad(fh.vmap(fh.jit(f))),
     ],
 )
 def test_a_wrapped_function_is_followed(wrap: Any) -> None:
@@ -692,6 +696,9 @@ def reading(text: str, value: Any) -> Any:
         ("getattr(c, 'rate')", Config, lambda c: setattr(c, "rate", 2)),
         ("getattr(c, 'missing', 3)", Config, lambda c: setattr(c, "missing", 2)),
         ("hasattr(c, 'missing')", Config, lambda c: setattr(c, "missing", 2)),
+        ("getattr(c, f'ra{x}')", Config, lambda c: setattr(c, "rate", 2)),
+        ("getattr(c, 'ra' + x, None)", Config, lambda c: setattr(c, "rate", 2)),
+        ("getattr(c, 'rate', getattr(c, 'other', 1 + x))", Config, lambda c: setattr(c, "other", 2)),
         ("getattr(c, x)", Config, lambda c: setattr(c, "rate", 2)),
         ("[getattr(c, n) for n in dir(c)]", Config, lambda c: setattr(c, "rate", 2)),
         ("operator.attrgetter('other.rate')(c)", Config, lambda c: setattr(c, "rate", 2)),

@@ -77,9 +77,9 @@ def test_importing_needs_only_the_declared_dependencies() -> None:
 
 
 def test_private_torch_api_has_its_rooms() -> None:
-    """Private torch modules are imported where ARCHITECTURE allows it, and nowhere else."""
+    """Private torch API is used in its rooms alone; `torch._check` is documented, hence public."""
     rooms = ("functorch_hops/_torch.py", "functorch_hops/interop/dynamo", "functorch_hops/lowering/inductor")
-    private = re.compile(r"^\s*(?:from|import) torch\._|\btorch\._[a-z]")
+    private = re.compile(r"^\s*(?:from|import) torch\._|\btorch\._(?!check\b)[a-z]")
     offenders = [
         f"{file.relative_to(ROOT)}:{number}"
         for folder in SOURCES

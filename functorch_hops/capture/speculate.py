@@ -26,6 +26,7 @@ from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
 from .functional import has_writes, replace_copy, unwrite_views
+from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
@@ -466,5 +467,4 @@ def _clean(module: fx.GraphModule) -> None:
             replace_copy(node)
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
-    module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    module.recompile()
+    eliminate_dead_code(module)

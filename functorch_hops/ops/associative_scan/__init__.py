@@ -8,6 +8,7 @@ from ...hop import Hop, Rules
 from .batching import associative_scan_batch
 from .eager import associative_scan_abstract, associative_scan_run
 from .jvp import associative_scan_jvp
+from .liveness import associative_scan_prune
 from .lowering import associative_scan_native
 from .vjp import associative_scan_augment, associative_scan_pullback
 
@@ -22,6 +23,7 @@ associative_scan_op = Hop(
         jvp=associative_scan_jvp,
         augment=associative_scan_augment,
         pullback=associative_scan_pullback,
+        prune=associative_scan_prune,
         native=associative_scan_native,
     ),
 )

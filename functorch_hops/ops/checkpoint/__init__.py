@@ -10,6 +10,7 @@ from .rules import (
     checkpoint_batch,
     checkpoint_jvp,
     checkpoint_native,
+    checkpoint_prune,
     checkpoint_pullback,
     checkpoint_run,
     checkpoint_static,
@@ -26,6 +27,7 @@ checkpoint_op = Hop(
         jvp=checkpoint_jvp,
         augment=checkpoint_augment,
         pullback=checkpoint_pullback,
+        prune=checkpoint_prune,
         native=checkpoint_native,
     ),
 )

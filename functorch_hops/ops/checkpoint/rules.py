@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from ...capture.derive import batched, with_tangents
+from ...capture.liveness import Pruned, needed_inputs, restricted
 from ...capture.partition import Partition, partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 
@@ -19,6 +20,7 @@ __all__ = [
     "checkpoint_batch",
     "checkpoint_jvp",
     "checkpoint_native",
+    "checkpoint_prune",
     "checkpoint_pullback",
     "checkpoint_run",
     "checkpoint_static",
@@ -94,3 +96,9 @@ def checkpoint_pullback(
 def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
     return static.bodies[0](*operands)
+
+
+def checkpoint_prune(static: StaticParameters, used: Mask) -> Pruned:
+    (body,) = static.bodies
+    needed = needed_inputs(body, used)
+    return Pruned(checkpoint_static(restricted(body, needed, used)), needed, used)

@@ -10,6 +10,7 @@ from .rules import (
     closed_call_batch,
     closed_call_jvp,
     closed_call_native,
+    closed_call_prune,
     closed_call_pullback,
     closed_call_run,
     closed_call_static,
@@ -26,6 +27,7 @@ closed_call_op = Hop(
         jvp=closed_call_jvp,
         augment=closed_call_augment,
         pullback=closed_call_pullback,
+        prune=closed_call_prune,
         native=closed_call_native,
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...capture.derive import batched, with_tangents
+from ...capture.liveness import Pruned, needed_inputs, restricted
 from ...capture.partition import partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 from ...lowering.backends import Backend, compiled
@@ -17,6 +18,7 @@ __all__ = [
     "closed_call_batch",
     "closed_call_jvp",
     "closed_call_native",
+    "closed_call_prune",
     "closed_call_pullback",
     "closed_call_run",
     "closed_call_static",
@@ -88,3 +90,9 @@ def closed_call_pullback(
 def closed_call_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """Inside another graph the call dissolves: that graph is compiled as a whole."""
     return static.bodies[0](*operands)
+
+
+def closed_call_prune(static: StaticParameters, used: Mask) -> Pruned:
+    (body,) = static.bodies
+    needed = needed_inputs(body, used)
+    return Pruned(closed_call_static(restricted(body, needed, used), static["backend"]), needed, used)

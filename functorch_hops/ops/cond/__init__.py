@@ -8,6 +8,7 @@ from ...hop import Hop, Rules
 from .batching import cond_batch
 from .eager import cond_abstract, cond_run
 from .jvp import cond_jvp
+from .liveness import cond_prune
 from .lowering import cond_native
 from .vjp import cond_augment, cond_pullback
 
@@ -22,6 +23,7 @@ cond_op = Hop(
         jvp=cond_jvp,
         augment=cond_augment,
         pullback=cond_pullback,
+        prune=cond_prune,
         native=cond_native,
     ),
 )

@@ -13,6 +13,7 @@ from .rules import (
     custom_rule_batch,
     custom_rule_jvp,
     custom_rule_native,
+    custom_rule_prune,
     custom_rule_pullback,
     custom_rule_run,
 )
@@ -28,6 +29,7 @@ custom_rule_op = Hop(
         jvp=custom_rule_jvp,
         augment=custom_rule_augment,
         pullback=custom_rule_pullback,
+        prune=custom_rule_prune,
         native=custom_rule_native,
     ),
 )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...capture.derive import batched, rewritten
+from ...capture.liveness import Pruned
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "custom_rule_batch",
     "custom_rule_jvp",
     "custom_rule_native",
+    "custom_rule_prune",
     "custom_rule_pullback",
     "custom_rule_run",
     "custom_rule_static",
@@ -169,3 +171,13 @@ def _expanded(
     closed_over = mapped[layout.n_inputs + layout.n_backward :]
     everywhere = (True,) * len(forward_mode.outputs)
     return batched(forward_mode, (*residuals, *closed_over, *marked), size, randomness, everywhere)[0]
+
+
+def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
+    n = len(static["layout"].differentiable)
+    if not static["emits"] or any(used[n:]):
+        return None
+    layout: Layout = static["layout"]
+    operands = (True,) * (layout.n_inputs + layout.n_backward + layout.n_forward_mode)
+    outputs = (*(True,) * n, *(False,) * (len(used) - n))
+    return Pruned(custom_rule_static(static["name"], static.bodies, layout), operands, outputs)

@@ -8,6 +8,7 @@ from ...hop import Hop, Rules
 from .batching import scan_batch
 from .eager import scan_abstract, scan_run
 from .jvp import scan_jvp
+from .liveness import scan_prune
 from .lowering import scan_native
 from .vjp import scan_augment, scan_pullback
 
@@ -22,6 +23,7 @@ scan_op = Hop(
         jvp=scan_jvp,
         augment=scan_augment,
         pullback=scan_pullback,
+        prune=scan_prune,
         native=scan_native,
     ),
 )

@@ -10,6 +10,7 @@ from ...hop import Hop, Rules
 from .batching import while_loop_batch
 from .eager import while_loop_abstract, while_loop_run
 from .jvp import while_loop_jvp
+from .liveness import while_loop_prune
 from .lowering import while_loop_native
 from .vjp import while_loop_augment, while_loop_pullback
 
@@ -24,6 +25,7 @@ while_loop_op = Hop(
         jvp=while_loop_jvp,
         augment=while_loop_augment,
         pullback=while_loop_pullback,
+        prune=while_loop_prune,
         native=while_loop_native,
     ),
 )

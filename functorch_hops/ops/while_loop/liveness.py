@@ -1,0 +1,26 @@
+"""Unused outputs of a while_loop; what the condition reads stays alive, and so do the flags as long as one stack is read."""
+
+from __future__ import annotations
+
+from ...capture.liveness import Pruned, needed_inputs, restricted
+from ...capture.subgraph import Mask, StaticParameters
+from ..scan.carry import carry_fixpoint
+from .eager import merge_flags, split_stacks, while_static
+
+__all__ = ["while_loop_prune"]
+
+
+def while_loop_prune(static: StaticParameters, used: Mask) -> Pruned:
+    cond, body = static.bodies
+    n, flags = static["n_carry"], static["flags"]
+    read = needed_inputs(cond, (True,))
+    ys = tuple(split_stacks(flags, used[n:]))
+    is_stacked = any(used[n:])
+    seed = [a or b for a, b in zip(used[:n], read)]
+    carry = carry_fixpoint(seed, lambda c: needed_inputs(body, (*c, *ys))[:n])
+    by_body = needed_inputs(body, (*carry, *ys))[n:]
+    needed = (*carry, *(a or b for a, b in zip(by_body, read[n:])))
+    stacks = merge_flags(flags, is_stacked, ys)
+    new_flags = tuple(sum(stacks[:place]) for place in flags) if is_stacked else ()
+    bodies = restricted(cond, needed, (True,)), restricted(body, needed, (*carry, *ys))
+    return Pruned(while_static(*bodies, sum(carry), new_flags), needed, (*carry, *stacks))
