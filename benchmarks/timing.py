@@ -21,7 +21,7 @@ SHORTEST_REPETITION = 1e-3
 
 
 class Timing(NamedTuple):
-    """Seconds per call; the ratio of the best times to the first contender, the median ratio of all rounds."""
+    """Seconds per call; the ratio to the first contender, of the best times and median of all rounds."""
 
     best: float
     ratio: float

@@ -362,7 +362,9 @@ def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, 
     return result
 
 
-def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+def native_scan(
+    step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]
+) -> Sequence[Tensor]:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
@@ -374,21 +376,27 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     return result
 
 
-def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+def native_while_loop(
+    cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]
+) -> Sequence[Tensor]:
     from torch._higher_order_ops.while_loop import while_loop_op
 
     result: Sequence[Tensor] = while_loop_op(cond, body, init, consts)
     return result
 
 
-def native_while_loop_stacked(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+def native_while_loop_stacked(
+    cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]
+) -> Sequence[Tensor]:
     from torch._higher_order_ops.while_loop import while_loop_stack_output_op
 
     result: Sequence[Tensor] = while_loop_stack_output_op(cond, body, init, consts)
     return result
 
 
-def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+def native_associative_scan(
+    combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]
+) -> Sequence[Tensor]:
     from torch._higher_order_ops.associative_scan import associative_scan_op
 
     result: Sequence[Tensor] = associative_scan_op(combine, list(elems), consts)
@@ -489,7 +497,11 @@ def ambient_state() -> tuple[Any, ...]:
 
 def _default_device() -> torch.device | None:
     modes = _get_current_function_mode_stack()
-    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None) if modes else None
+    return (
+        next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
+        if modes
+        else None
+    )
 
 
 def restart_dynamo(reason: str) -> None:

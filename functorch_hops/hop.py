@@ -26,6 +26,7 @@ from . import _torch
 from .capture.liveness import Pruned
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
+from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
 
@@ -108,7 +109,8 @@ class Hop(_torch.HigherOrderOperator):
         capture = current_capture()
         if capture is None or mode.tracer is not capture.tracer:
             with mode:
-                return tuple(self.rules.native(static, [_torch.traced(x) for x in operands]))
+                native = static.derive("without numbers", lambda: static.with_bodies(without_numbers))
+                return tuple(self.rules.native(native, [_torch.traced(x) for x in operands]))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
@@ -160,7 +162,9 @@ class Hop(_torch.HigherOrderOperator):
         outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
         return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
-    def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
+    def _differentiable_call(
+        self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]
+    ) -> Any:
         active = tuple(
             isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands
         )
@@ -179,7 +183,12 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def forward(
-        hop: Hop, static: StaticParameters, augmented: StaticParameters, active: Mask, interpreter: Any, *operands: Any
+        hop: Hop,
+        static: StaticParameters,
+        augmented: StaticParameters,
+        active: Mask,
+        interpreter: Any,
+        *operands: Any,
     ) -> Any:
         if interpreter is None and _is_plain(operands):
             return hop._eager(augmented, *operands)
@@ -205,7 +214,9 @@ class _Call(_torch.SingleLevelFunction):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
             residuals = saved[n_operands:]
-            grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+            grads = ctx.hop.rules.pullback(
+                ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs]
+            )
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
 
@@ -223,7 +234,8 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level():
         return False
     return all(
-        (type(x) in _torch.PLAIN_TYPES and not x.is_conj() and not x.is_neg()) or type(x) is int for x in operands
+        (type(x) in _torch.PLAIN_TYPES and not x.is_conj() and not x.is_neg()) or type(x) is int
+        for x in operands
     )
 
 

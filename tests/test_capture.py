@@ -125,7 +125,10 @@ def test_while_loop_max_steps(run):
     for steps in (0, 1, 5):
         f = lambda x: fh.while_loop(lambda v: v < 100, lambda v: v * 3, x, max_steps=steps)
         same(run(f, torch.tensor(1.0)), torch.tensor(min(3.0**steps, 243.0)))
-        same(run(lambda x: fh.while_loop(lambda v: True, lambda v: v + 1, x, max_steps=steps), 1.0), 1.0 + torch.tensor(steps))
+        same(
+            run(lambda x: fh.while_loop(lambda v: True, lambda v: v + 1, x, max_steps=steps), 1.0),
+            1.0 + torch.tensor(steps),
+        )
 
 
 @every_mode
@@ -170,7 +173,9 @@ def test_python_numbers_that_a_body_returns(run):
         b = fh.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 4.0), (0, 1.0))[1]
         return a, b
 
-    same(run(f, torch.ones(())), ((torch.tensor(1), torch.tensor(2.0), torch.tensor(True)), torch.tensor(4.0)))
+    same(
+        run(f, torch.ones(())), ((torch.tensor(1), torch.tensor(2.0), torch.tensor(True)), torch.tensor(4.0))
+    )
 
 
 @every_mode
@@ -310,7 +315,9 @@ def test_dtypes_side_by_side_in_a_carry(run):
 @every_mode
 def test_outputs_that_alias(run):
     def f(x, w):
-        a = fh.cond(x.sum() > 0, lambda v: (v, v, v[0], w, v.view(2, 1)), lambda v: (w, v, v[1], v, w.view(2, 1)), x)
+        a = fh.cond(
+            x.sum() > 0, lambda v: (v, v, v[0], w, v.view(2, 1)), lambda v: (w, v, v[1], v, w.view(2, 1)), x
+        )
         b = fh.scan(lambda c, e: ((c[1], c[0]), (c[0], c[0], e, w, e[:1])), (x, w), torch.stack([x, w]))
         c = fh.while_loop(lambda s: s[0].sum() < 50, lambda s: (s[1], s[0] + s[1], s[0]), (x, w, x))
         d = fh.map(lambda e: (e, e, w), torch.stack([x, w]))
@@ -350,7 +357,11 @@ def test_expanded_and_strided_inputs(run):
     x = torch.arange(6.0).reshape(2, 3)
     inputs = [x.t(), torch.ones(1, 3).expand(3, 3), x[:, ::2].t(), torch.ones(()).expand(3)]
     for value in inputs:
-        f = lambda v: fh.scan(lambda c, e: (c.view(-1).sin().view(c.shape) + e, c.reshape(-1)), v, value[None].expand(2, *value.shape))
+        f = lambda v: fh.scan(
+            lambda c, e: (c.view(-1).sin().view(c.shape) + e, c.reshape(-1)),
+            v,
+            value[None].expand(2, *value.shape),
+        )
         c, ys = value, []
         for _ in range(2):
             ys.append(c.reshape(-1))
@@ -455,7 +466,9 @@ def test_functional_call_in_a_body(run):
         step = lambda i, c: torch.func.functional_call(layer, params, c)
         return fh.fori_loop(0, 2, step, x).sum()
 
-    oracle = lambda params, x: torch.func.functional_call(layer, params, torch.func.functional_call(layer, params, x)).sum()
+    oracle = lambda params, x: torch.func.functional_call(
+        layer, params, torch.func.functional_call(layer, params, x)
+    ).sum()
     same(run(fh.grad(loss), params, x), torch.func.grad(oracle)(params, x))
 
 
@@ -473,12 +486,16 @@ def test_indexing(run):
             t[i, torch.tensor([0, 2])], t[torch.tensor([0, 2])][:, j],
         )  # fmt: skip
 
-    f = lambda t: fh.scan(lambda c, e: (c, read(t, *e)), 0, (torch.tensor([3, 0, 2]), torch.tensor([1, 2, 0])))[1]
+    f = lambda t: fh.scan(
+        lambda c, e: (c, read(t, *e)), 0, (torch.tensor([3, 0, 2]), torch.tensor([1, 2, 0]))
+    )[1]
     rows = [read(table, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]
     same(run(f, table), tuple(torch.stack(column) for column in zip(*rows)))
     weights = [torch.randn_like(o) for o in f(table)]
     loss = lambda f: lambda t: sum((o * w).sum() for o, w in zip(f(t), weights))
-    oracle = lambda t: tuple(torch.stack(c) for c in zip(*[read(t, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]))
+    oracle = lambda t: tuple(
+        torch.stack(c) for c in zip(*[read(t, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]])
+    )
     same(gradients(run, loss(f), table), gradients(plain, loss(oracle), table))
 
 
@@ -508,7 +525,10 @@ def test_indexed_writes(run):
 
     b = torch.randn(3, 3, dtype=F64)
     same(run(f, b, v), oracle(b, v))
-    same(gradients(run, lambda b, v: f(b, v) ** 2, b, v), gradients(plain, lambda b, v: oracle(b, v) ** 2, b, v))
+    same(
+        gradients(run, lambda b, v: f(b, v) ** 2, b, v),
+        gradients(plain, lambda b, v: oracle(b, v) ** 2, b, v),
+    )
 
 
 @every_mode
@@ -740,7 +760,10 @@ def test_backward_inside_a_body(run):
 def test_random_numbers_are_fresh_in_each_iteration(run):
     _, ys = run(lambda x: fh.scan(lambda c, _: (c, torch.rand(())), x, length=20), torch.zeros(()))
     assert len(set(ys.tolist())) == 20
-    out = run(lambda x: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * torch.rand(2)), (0, x)), torch.ones(2))[1]
+    out = run(
+        lambda x: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * torch.rand(2)), (0, x)),
+        torch.ones(2),
+    )[1]
     assert out[0] != out[1]
     again = run(lambda x: fh.map(lambda e: torch.rand_like(e), x), torch.zeros(4))
     assert len(set(again.tolist())) == 4
@@ -827,7 +850,10 @@ def test_a_carry_that_is_reached_after_several_iterations(run):
         same(run(fh.vmap(f), x), tuple(torch.stack(column) for column in zip(*map(oracle, x))))
         same(run(fh.jacfwd(f), x[0]), torch.func.jacfwd(oracle)(x[0]))
         same(run(fh.jacrev(f), x[0]), torch.func.jacrev(oracle)(x[0]))
-        same(gradients(run, lambda x: f(x)[2] * f(x)[0], x[0]), gradients(plain, lambda x: oracle(x)[2] * oracle(x)[0], x[0]))
+        same(
+            gradients(run, lambda x: f(x)[2] * f(x)[0], x[0]),
+            gradients(plain, lambda x: oracle(x)[2] * oracle(x)[0], x[0]),
+        )
 
 
 @every_mode
@@ -865,7 +891,15 @@ def test_a_weight_that_enters_late(run):
 @every_mode
 @pytest.mark.parametrize(
     "pred",
-    [torch.tensor(2.5), torch.tensor([[1]]), torch.tensor([-1], dtype=torch.int8), torch.tensor(1j), True, 3, 0.1],
+    [
+        torch.tensor(2.5),
+        torch.tensor([[1]]),
+        torch.tensor([-1], dtype=torch.int8),
+        torch.tensor(1j),
+        True,
+        3,
+        0.1,
+    ],
     ids=str,
 )
 def test_predicates_of_any_kind(run, pred):
@@ -937,7 +971,13 @@ def test_the_branch_not_taken_poisons_nothing(run, case):
     f = lambda v: fh.cond(pred(v), yes, no, v)
     oracle = lambda v: yes(v) if pred(v) else no(v)
     same(run(fh.vmap(f), x), _by_lanes(oracle, x))
-    for transform in (fh.grad, fh.jacfwd, lambda g: fh.grad(fh.grad(g)), lambda g: fh.jacfwd(fh.grad(g)), fh.hessian):
+    for transform in (
+        fh.grad,
+        fh.jacfwd,
+        lambda g: fh.grad(fh.grad(g)),
+        lambda g: fh.jacfwd(fh.grad(g)),
+        fh.hessian,
+    ):
         order = 1 if transform in (fh.grad, fh.jacfwd) else 2
         slope = torch.func.grad(oracle) if order == 1 else torch.func.grad(torch.func.grad(oracle))
         same(run(fh.vmap(transform(f)), x), _by_lanes(slope, x))

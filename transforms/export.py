@@ -16,7 +16,11 @@ __all__ = ["export"]
 
 
 def export(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, *, dynamic_shapes: Any = None
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
 ) -> torch.export.ExportedProgram:
     """Export a function, transforms and control flow included.
 
@@ -48,10 +52,18 @@ def export(
     """
     check_callable("export", "func", func)
     if not isinstance(args, tuple):
-        text = message("export", "not a tuple", parameter="args", expected="a tuple of arguments", got=type(args).__name__)
+        text = message(
+            "export",
+            "not a tuple",
+            parameter="args",
+            expected="a tuple of arguments",
+            got=type(args).__name__,
+        )
         raise ArgumentTypeError(text)
     if dynamic_shapes is not None:
-        raise NotImplementedError("export: dynamic_shapes= comes in a later version; shapes are those of the example")
+        raise NotImplementedError(
+            "export: dynamic_shapes= comes in a later version; shapes are those of the example"
+        )
     kwargs = kwargs or {}
     with torch.no_grad():
         call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export")
@@ -62,11 +74,12 @@ def export(
 class _Exported(torch.nn.Module):
     """A captured call as a module that owns what the call closes over."""
 
-    def __init__(
-        self, call: TracedCall, func: Callable[..., Any]
-    ) -> None:
+    def __init__(self, call: TracedCall, func: Callable[..., Any]) -> None:
         super().__init__()
-        self.body, self.output = [call.body], call.output  # in a list: its attributes are no part of the program
+        self.body, self.output = (
+            [call.body],
+            call.output,
+        )  # in a list: its attributes are no part of the program
         names = _module_names(func)
         self.names = [self._own(t, names.get(id(t), f"lifted_{i}")) for i, t in enumerate(call.lifted)]
 
@@ -99,5 +112,8 @@ def _module_names(func: Callable[..., Any]) -> dict[int, str]:
     module = getattr(func, "__wrapped__", func)
     if not isinstance(module, torch.nn.Module):
         return {}
-    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
     return {id(t): name for name, t in reversed(tensors)}

@@ -36,7 +36,9 @@ class CapturedGraph(fx.GraphModule):
             arguments = Arguments(args, kwargs)
             if arguments.key != self._key:
                 remedy = "make another graph for these arguments"
-                raise ArgumentValueError(message("make_graph", "called with another signature", remedy=remedy))
+                raise ArgumentValueError(
+                    message("make_graph", "called with another signature", remedy=remedy)
+                )
             return self.call.output.unflatten(flat(self, *arguments.operands, *self.call.lifted))
 
         type(self).forward = forward
@@ -111,5 +113,3 @@ def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     output = trace_call(func, Arguments(args, kwargs), "eval_shape").output
     specs: list[Any] = [TensorSpec(*meta) for meta in output.metas]
     return output.unflatten(specs)
-
-

@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx
 
 from functorch_hops import _torch
@@ -84,7 +83,9 @@ def jit(
     """
     check_callable("jit", "func", func)
     if dynamic:
-        raise NotImplementedError("jit: dynamic=True comes in a later version; each shape is captured once meanwhile")
+        raise NotImplementedError(
+            "jit: dynamic=True comes in a later version; each shape is captured once meanwhile"
+        )
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))))
@@ -96,7 +97,7 @@ class _Trace:
 
     static: StaticParameters
     call: TracedCall
-    environment: environment.Snapshot
+    statics: environment.Statics
     guard: environment.Guard
     paths: tuple[environment.Path, ...]
     metas: list[tuple[Any, ...]]
@@ -113,8 +114,15 @@ class _Trace:
 class Jitted:
     """A compiled function; see :func:`jit`."""
 
+    # What another jitted function reads of this one: the function, not its cache.
+    __environment__ = ("__wrapped__",)
+
     def __init__(
-        self, func: Callable[..., Any], static_argnums: tuple[int, ...], static_argnames: tuple[str, ...], backend: Backend
+        self,
+        func: Callable[..., Any],
+        static_argnums: tuple[int, ...],
+        static_argnames: tuple[str, ...],
+        backend: Backend,
     ) -> None:
         self._func = func
         self._static_argnums, self._static_argnames = static_argnums, static_argnames
@@ -123,7 +131,7 @@ class Jitted:
         self._ignored: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
-        self._last: tuple[Hashable, environment.Snapshot] | None = None
+        self._last: tuple[Hashable, environment.Statics] | None = None
         self._lock = threading.RLock()
         self._bound: weakref.WeakKeyDictionary[Any, Jitted] = weakref.WeakKeyDictionary()
         functools.update_wrapper(self, func, updated=())
@@ -182,11 +190,14 @@ class Jitted:
         self, func: Callable[..., Any], arguments: Arguments, key: Hashable
     ) -> tuple[_Trace, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
-        root = functools.partial(func, *arguments.objects) if arguments.objects else func
+        objects = [*arguments.objects, *_objects(key)]
+        root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for trace in self._traces.get(key, ()):
-            if trace.environment.statics == now.statics and all(p in now.tensors for p in trace.paths):
-                trace.environment, trace.guard = now, now.guard(trace.paths)
+            if trace.statics.without(self._ignored) == now.statics and all(
+                p in now.tensors for p in trace.paths
+            ):
+                trace.statics, trace.guard = now.statics, now.guard(trace.paths)
                 closed = trace.operands()
                 if closed is not None:
                     self._hits += 1
@@ -212,7 +223,7 @@ class Jitted:
         if changed:
             self._ignored |= changed
             after = environment.snapshot(root, ignore=self._ignored)
-        self._last = (key, after)
+        self._last = (key, after.statics)
         trace, cacheable = self._new_trace(call, after)
         if cacheable:
             self._traces.setdefault(key, []).append(trace)
@@ -227,7 +238,7 @@ class Jitted:
         trace = _Trace(
             static=closed_call_static(call.body, self._backend),
             call=call,
-            environment=found,
+            statics=found.statics,
             guard=found.guard(known),
             paths=known,
             metas=[(t.shape, t.dtype, t.device) for t, c in zip(call.lifted, is_constant) if not c],
@@ -246,13 +257,17 @@ class Jitted:
         """Take the arguments that were declared static out of the call."""
         if not self._static_argnums and not self._static_argnames:
             return self._func, args, kwargs, ()
-        places = {_position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)}
+        places = {
+            _position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)
+        }
         named = {name: kwargs[name] for name in self._static_argnames if name in kwargs}
         static = (tuple(sorted(places.items())), tuple(sorted(named.items())))
         try:
             hash(static)
         except TypeError as error:
-            text = message("jit", "a static argument is not hashable", parameter="static_argnums", got=str(error))
+            text = message(
+                "jit", "a static argument is not hashable", parameter="static_argnums", got=str(error)
+            )
             raise ArgumentTypeError(text) from error
         func = self._func
 
@@ -276,10 +291,20 @@ class Jitted:
             reasons.append(f"static arguments changed from {old_key[1]} to {key[1]}")  # type: ignore[index]
         if key[2] != old_key[2]:  # type: ignore[index]
             reasons.append("gradient mode, autocast, default dtype or default device changed")
-        self._warn(f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}")
+        self._warn(
+            f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}"
+        )
 
     def _warn(self, text: str) -> None:
-        warnings.warn(f"jit: {getattr(self._func, '__name__', self._func)!s} {text}", RuntimeWarning, stacklevel=6)
+        warnings.warn(
+            f"jit: {getattr(self._func, '__name__', self._func)!s} {text}", RuntimeWarning, stacklevel=6
+        )
+
+
+def _objects(key: Any) -> list[Any]:
+    """The static arguments of a cache key: what they hold belongs to the environment."""
+    _, static, _ = key
+    return [value for pairs in static for _, value in pairs]
 
 
 def _position(number: int, count: int) -> int:

@@ -30,7 +30,9 @@ def rewritten(
     return graph
 
 
-def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None) -> tuple[Subgraph, Mask]:
+def batched(
+    body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None
+) -> tuple[Subgraph, Mask]:
     """``body`` over a batch at dimension 0 of the ``mapped`` inputs, and which outputs have one.
 
     At least the outputs in ``out`` have it, expanded where the body does not map them.
@@ -62,7 +64,9 @@ def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
     def run(*args: Tensor) -> list[Tensor]:
         primals, tangents = args[: len(active)], args[len(active) :]
         dual_inputs = tuple(p for p, a in zip(primals, active) if a)
-        outs, out_tangents = torch.func.jvp(lambda *xs: body(*_merged(primals, active, xs)), dual_inputs, tangents)
+        outs, out_tangents = torch.func.jvp(
+            lambda *xs: body(*_merged(primals, active, xs)), dual_inputs, tangents
+        )
         return [*outs, *(t for t, r in zip(out_tangents, reached) if r)]
 
     def make() -> Subgraph:

@@ -11,9 +11,7 @@ __all__ = ["has_writes", "replace_copy", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
-    return any(
-        isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.nodes
-    )
+    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.nodes)
 
 
 def replace_copy(node: fx.Node) -> None:
@@ -31,7 +29,6 @@ def replace_copy(node: fx.Node) -> None:
         new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(cast)
     graph.erase_node(node)
-
 
 
 def unwrite_views(graph: fx.Graph) -> None:

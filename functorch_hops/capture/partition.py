@@ -71,7 +71,9 @@ class _Splitter:
         outputs = nodes[-1].args[0]
         self.outputs, self.grads = outputs[: len(body.outputs)], outputs[len(body.outputs) :]
         self.backward = _closure(nodes, set(self.cts))
-        self.stored = _closure(nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes)))
+        self.stored = _closure(
+            nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes))
+        )
         self.residuals: dict[fx.Node, None] = {}
         self.kept: set[fx.Node] = set()
         self.copied: set[fx.Node] = set()

@@ -11,7 +11,9 @@ from .subgraph import Subgraph, TensorMeta
 __all__ = ["merge_lifted"]
 
 
-def merge_lifted(captured: Sequence[tuple[Subgraph, list[Tensor]]], n_inputs: int) -> tuple[list[Subgraph], list[Tensor]]:
+def merge_lifted(
+    captured: Sequence[tuple[Subgraph, list[Tensor]]], n_inputs: int
+) -> tuple[list[Subgraph], list[Tensor]]:
     """Give captured bodies, which agree in their first ``n_inputs`` inputs, the same lifted inputs in the same order."""
     places: dict[int, int] = {}
     union: list[Tensor] = []

@@ -94,7 +94,11 @@ class Capture:
         """A placeholder, and the fake that stands for it."""
         last = self._end_of_inputs
         where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
-        quietly = _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing()
+        quietly = (
+            _torch.without_torch_function(),
+            _torch.below_transforms(),
+            _torch.disable_proxy_modes_tracing(),
+        )
         with where, quietly[0], quietly[1], quietly[2]:
             fake = meta.fake(self.session.fake_mode)
             proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})

@@ -78,7 +78,9 @@ class _Deriving(torch.nn.Module):
             return found
         with self._lock:
             if key not in self._derived:
-                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
+                with (
+                    without_torch_function()
+                ):  # no capture that runs meanwhile is to see the metadata being read
                     self._derived[key] = make()
             result: T = self._derived[key]
             return result
@@ -101,6 +103,15 @@ class StaticParameters(_Deriving):
     def __getitem__(self, name: str) -> Any:
         return self.attributes[name]
 
+    def with_bodies(self, change: Callable[[Subgraph], Subgraph]) -> StaticParameters:
+        """The same attributes over changed bodies."""
+        bodies = [change(body) for body in self.bodies]
+        return (
+            self
+            if all(a is b for a, b in zip(bodies, self.bodies))
+            else StaticParameters(self.hop, bodies, **self.attributes)
+        )
+
     def key(self) -> Hashable:
         return self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(self.attributes.items()))
 
@@ -115,7 +126,9 @@ class Subgraph(_Deriving):
     Make one with :func:`Subgraph.intern`, which returns the existing object if an equal graph was captured before.
     """
 
-    def __init__(self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]
+    ) -> None:
         super().__init__()
         self.module = module
         self.inputs = tuple(inputs)
@@ -124,7 +137,9 @@ class Subgraph(_Deriving):
         self._run = module.forward
 
     @staticmethod
-    def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
+    def intern(
+        module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]
+    ) -> Subgraph:
         key = _graph_key(module, inputs)
         with _interned_lock:
             existing = _interned.get(key)

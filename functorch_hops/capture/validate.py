@@ -77,7 +77,11 @@ def check_agreement(
 def check_carry(operation: str, parameter: str, carry: OutputSpec, returned: OutputSpec) -> None:
     """A body must return a carry like the one that it was given."""
     check_agreement(
-        operation, "the carry and what the body returns", ("the carry", carry), (parameter, returned), path="carry"
+        operation,
+        "the carry and what the body returns",
+        ("the carry", carry),
+        (parameter, returned),
+        path="carry",
     )
 
 
@@ -97,5 +101,3 @@ def _remedy(a: Any, b: Any) -> str:
 
 def _kind(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
-
-

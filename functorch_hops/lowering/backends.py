@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from .. import _torch
 from ..capture.subgraph import Subgraph
+from .numbers import without_numbers
 
 __all__ = ["Backend", "compiled"]
 
@@ -35,6 +36,7 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
         return lambda operands: body(*operands)
     if not body.outputs:
         return lambda operands: ()
+    body = without_numbers(body)
     with _torch.compilation() as fake_mode:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))

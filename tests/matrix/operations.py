@@ -36,7 +36,9 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(name: str, public: str, *, oracle: Program, decision: Any = None) -> Callable[[Program], Program]:
+def operation(
+    name: str, public: str, *, oracle: Program, decision: Any = None
+) -> Callable[[Program], Program]:
     def register(program: Program) -> Program:
         assert name not in OPERATIONS
         OPERATIONS[name] = Operation(name, public, program, oracle, decision)
@@ -295,7 +297,10 @@ def _scan_length(p: Weights, x: Tensor) -> Any:
 def _pair(p: Weights, a: Any, b: Any) -> Any:
     """``u + v + c u v`` is associative, and so is the composition of affine maps."""
     c = p["b"][0]
-    return {"u": a["u"] + b["u"] + c * a["u"] * b["u"], "f": (a["f"][0] * b["f"][0], b["f"][0] * a["f"][1] + b["f"][1])}
+    return {
+        "u": a["u"] + b["u"] + c * a["u"] * b["u"],
+        "f": (a["f"][0] * b["f"][0], b["f"][0] * a["f"][1] + b["f"][1]),
+    }
 
 
 def _elements(x: Tensor) -> dict[str, Any]:
@@ -401,7 +406,9 @@ def _cond_while(p: Weights, x: Tensor) -> Any:
     def grow(value: Tensor) -> Tensor:
         return value * 1.5 + torch.tanh(p["w"] @ x) * 0.1 + 0.05
 
-    return fh.cond(_is_positive(p, x), lambda v: fh.while_loop(lambda s: s.sum() < 6, grow, v), lambda v: v * p["b"], x)
+    return fh.cond(
+        _is_positive(p, x), lambda v: fh.while_loop(lambda s: s.sum() < 6, grow, v), lambda v: v * p["b"], x
+    )
 
 
 def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
@@ -412,7 +419,9 @@ def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
     return value, n
 
 
-@operation("cond in while_loop", "cond", oracle=_while_cond_oracle, decision=lambda p, x: _while_cond_oracle(p, x)[1])
+@operation(
+    "cond in while_loop", "cond", oracle=_while_cond_oracle, decision=lambda p, x: _while_cond_oracle(p, x)[1]
+)
 def _while_cond(p: Weights, x: Tensor) -> Any:
     def body(state: Any) -> Any:
         value, n = state
@@ -488,9 +497,13 @@ def _map_vmap_oracle(p: Weights, x: Tensor) -> Any:
     return torch.stack(rows)
 
 
-@operation("vmap of cond in map", "map", oracle=_map_vmap_oracle, decision=lambda p, x: bool(x[0] + p["w"][0, 0] > 0))
+@operation(
+    "vmap of cond in map", "map", oracle=_map_vmap_oracle, decision=lambda p, x: bool(x[0] + p["w"][0, 0] > 0)
+)
 def _map_vmap(p: Weights, x: Tensor) -> Any:
     def row(r: Tensor) -> Tensor:
-        return fh.vmap(lambda v: fh.cond(v + r[0] > 0, lambda: v * r.sum(), lambda: torch.sin(v) * x.sum()))(x)
+        return fh.vmap(lambda v: fh.cond(v + r[0] > 0, lambda: v * r.sum(), lambda: torch.sin(v) * x.sum()))(
+            x
+        )
 
     return fh.map(row, p["w"])

@@ -78,7 +78,8 @@ def assert_same(got: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "context", "mode"), [pytest.param(o, c, m, id=f"{o.name}-{c.name}-{m}") for o, c, m in CELLS]
+    ("operation", "context", "mode"),
+    [pytest.param(o, c, m, id=f"{o.name}-{c.name}-{m}") for o, c, m in CELLS],
 )
 def test_cell(operation: Operation, context: Context, mode: str) -> None:
     got = MODES[mode](context, operation.program, *arguments(context))
@@ -92,7 +93,9 @@ def test_the_grid_is_full() -> None:
     assert ids == {f"{o}-{c}-{m}" for o in OPERATIONS for c in CONTEXTS for m in MODES}
     assert set(CONTEXTS) == CONTEXTS_OF_THE_ISSUE
     assert {operation.public for operation in OPERATIONS.values()} == PUBLIC_OPERATIONS
-    assert {mark.name for mark in getattr(test_cell, "pytestmark", [])} == {"parametrize"}, "no cell may be skipped"
+    assert {mark.name for mark in getattr(test_cell, "pytestmark", [])} == {"parametrize"}, (
+        "no cell may be skipped"
+    )
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS.values() if o.decision is not None])

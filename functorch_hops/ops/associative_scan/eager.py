@@ -56,4 +56,6 @@ def associative_scan_run(static: StaticParameters, operands: Sequence[Tensor]) -
 
 
 def associative_scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]]
+    return [
+        torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]
+    ]

@@ -85,9 +85,7 @@ def checkpoint_pullback(
 ) -> Sequence[Tensor | None]:
     (body,) = static.bodies
     part, reached = _partition(static, active)
-    cts = [
-        meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r
-    ]
+    cts = [meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r]
     kept = [x for x, k in zip(operands, part.kept) if k]
     grads = iter(_call(part.backward, [*residuals, *kept, *cts]))
     return [next(grads) if a else None for a in active]

@@ -79,9 +79,7 @@ def closed_call_pullback(
     body = static.bodies[0]
     reached = body.reached(active, by="gradient")
     part = partition(body, active, reached)
-    cts = [
-        meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r
-    ]
+    cts = [meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r]
     kept = [x for x, k in zip(operands, part.kept) if k]
     grads = iter(_call(part.backward, static, [*residuals, *kept, *cts]))
     return [next(grads) if a else None for a in active]

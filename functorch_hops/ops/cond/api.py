@@ -92,7 +92,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     """
     branches = list(branches)
     if not branches:
-        raise ArgumentValueError(message("switch", "there is no branch", parameter="branches", expected="at least one"))
+        raise ArgumentValueError(
+            message("switch", "there is no branch", parameter="branches", expected="at least one")
+        )
     for i, branch in enumerate(branches):
         check_callable("switch", f"branches[{i}]", branch)
     last = len(branches) - 1
@@ -103,7 +105,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         raise ArgumentTypeError(_several_elements("switch", "index", index))
     if index.dtype.is_floating_point or index.dtype.is_complex:
         raise ArgumentTypeError(
-            message("switch", "not an integer", parameter="index", expected="an integer tensor", got=index.dtype)
+            message(
+                "switch", "not an integer", parameter="index", expected="an integer tensor", got=index.dtype
+            )
         )
     if not is_capturing() and not _torch.is_batched(index):
         return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))
@@ -137,7 +141,10 @@ def _several_elements(operation: str, parameter: str, value: Tensor) -> str:
 
 
 def _captured(
-    operation: str, selector: Tensor, branches: list[tuple[str, Callable[..., Any]]], operands: tuple[Any, ...]
+    operation: str,
+    selector: Tensor,
+    branches: list[tuple[str, Callable[..., Any]]],
+    operands: tuple[Any, ...],
 ) -> Any:
     from . import cond_op
     from .eager import cond_static

@@ -54,9 +54,11 @@ def _per_lane(
         mask = TensorMeta.of(taken)
         masked = cond_static([_zeros(branch, mask), _masked(branch, mask, mapped[1:])])
         outs = cond_op(masked, taken.any(), taken, *rest)
-        results = list(outs) if results is None else [
-            select_lanes(taken, new, old) for new, old in zip(outs, results)
-        ]
+        results = (
+            list(outs)
+            if results is None
+            else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
+        )
     assert results is not None
     return results, everywhere
 

@@ -64,7 +64,7 @@ def cond_augment(static: StaticParameters, active: Mask) -> StaticParameters:
                 slots[place] = residual
             return [*outs[:n], *slots]
 
-        make = lambda part=part, run=run: rewritten(run, part.forward.inputs, "grad")  # noqa: E731
+        make = lambda part=part, run=run: rewritten(run, part.forward.inputs, "grad")
         branches.append(part.forward.derive(("slots", plan.slots), make))
     return cond_static(branches)
 
@@ -92,10 +92,18 @@ def cond_pullback(
             own = [slots[place] for place in plan.places(part)]
             return part.backward(*own, *(x for x, k in zip(inputs, part.kept) if k), *cts)
 
-        metas = [*plan.slots, *static.bodies[0].inputs, *(m for m, c in zip(static.bodies[0].outputs, plan.cotangents) if c)]
-        make = lambda run=run, metas=metas: rewritten(run, metas, "grad")  # noqa: E731
+        metas = [
+            *plan.slots,
+            *static.bodies[0].inputs,
+            *(m for m, c in zip(static.bodies[0].outputs, plan.cotangents) if c),
+        ]
+        make = lambda run=run, metas=metas: rewritten(run, metas, "grad")
         branches.append(part.backward.derive(("slots", plan.slots, part.kept), make))
-    grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
+    grads = (
+        iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given))
+        if count(active)
+        else iter(())
+    )
     return [next(grads) if a else None for a in active]
 
 

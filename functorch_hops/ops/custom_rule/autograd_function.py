@@ -94,7 +94,8 @@ class _Recorded:
         self.residuals = self.context.tensors()
         self.sources = [_source(r, flat, outs) for r in self.residuals]
         self.differentiable = tuple(
-            is_differentiable(o.dtype) and not any(o is t for t in self.context.non_differentiable) for o in outs
+            is_differentiable(o.dtype) and not any(o is t for t in self.context.non_differentiable)
+            for o in outs
         )
         return [*outs, *self.residuals]
 
@@ -106,7 +107,10 @@ class _Recorded:
         context = self.context.replaced(self.residuals, flat[: len(self.residuals)])
         given = iter(flat[len(self.residuals) :])
         marks = iter(self.differentiable)
-        cts = [next(given) if isinstance(o, Tensor) and next(marks) else self._no_cotangent(o) for o in self.outputs]
+        cts = [
+            next(given) if isinstance(o, Tensor) and next(marks) else self._no_cotangent(o)
+            for o in self.outputs
+        ]
         grads = self.cls.backward(context, *cts)
         grads = grads if isinstance(grads, (tuple, list)) else (grads,)
         return [self._gradient(grads, i) for i in self.places if self.context.needs_input_grad[i]]
@@ -130,7 +134,9 @@ class _Recorded:
         result = result if isinstance(result, (tuple, list)) else (result,)
         tensors = [(o, t) for o, t in zip(self.outputs, result) if isinstance(o, Tensor)]
         return [
-            TensorMeta.of(o).zeros() if t is None else t for (o, t), d in zip(tensors, self.differentiable) if d
+            TensorMeta.of(o).zeros() if t is None else t
+            for (o, t), d in zip(tensors, self.differentiable)
+            if d
         ]
 
 
@@ -192,5 +198,3 @@ def _closing_between(
 
     metas = [*residuals, *body.inputs[r + g :], *given]
     return body.derive(("closing between", r, g), lambda: rewritten(reordered, metas, name)), lifted
-
-

@@ -47,7 +47,9 @@ class Layout:
     n_forward_mode: int
 
 
-def custom_rule_static(name: str, bodies: Sequence[Subgraph], layout: Layout, emits: int = 0) -> StaticParameters:
+def custom_rule_static(
+    name: str, bodies: Sequence[Subgraph], layout: Layout, emits: int = 0
+) -> StaticParameters:
     """``emits``: how many times the residuals follow the outputs."""
     n_outputs = len(layout.differentiable) + emits * len(layout.sources)
     return StaticParameters("custom_rule", bodies, name=name, layout=layout, emits=emits, n_outputs=n_outputs)
@@ -161,7 +163,11 @@ def _summed(
     def run(*args: Tensor) -> list[Tensor]:
         return [g.sum(0) if s else g for g, s in zip(body(*args), shared)]
 
-    return body.derive(("summed", tuple(shared)), lambda: rewritten(run, body.inputs, "vmap")) if any(shared) else body
+    return (
+        body.derive(("summed", tuple(shared)), lambda: rewritten(run, body.inputs, "vmap"))
+        if any(shared)
+        else body
+    )
 
 
 def _expanded(

@@ -71,7 +71,9 @@ def scan(
     check_callable("scan", "f", f)
     check_unroll("scan", unroll)
     if remat is not None:
-        raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
+        raise NotImplementedError(
+            "scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile"
+        )
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
     steps = _length(leaves, xs_spec, length)
     init = numbers_as_tensors(init)
@@ -84,7 +86,13 @@ def scan(
 def check_unroll(operation: str, unroll: Any) -> None:
     if not isinstance(unroll, int) or unroll < 1:
         raise ArgumentValueError(
-            message(operation, "not a positive number of steps", parameter="unroll", expected="an int >= 1", got=unroll)
+            message(
+                operation,
+                "not a positive number of steps",
+                parameter="unroll",
+                expected="an int >= 1",
+                got=unroll,
+            )
         )
 
 
@@ -92,22 +100,42 @@ def _length(leaves: list[Tensor], spec: pytree.Spec, length: Any) -> Any:
     """The trip count, from ``xs`` and ``length``, which must agree."""
     if length is not None and (isinstance(length, bool) or not isinstance(length, (int, torch.SymInt))):
         raise ArgumentTypeError(
-            message("scan", "not an int", parameter="length", expected="an int", got=f"{type(length).__name__} {length!r}")
+            message(
+                "scan",
+                "not an int",
+                parameter="length",
+                expected="an int",
+                got=f"{type(length).__name__} {length!r}",
+            )
         )
     if length is not None and length < 0:
-        raise ArgumentValueError(message("scan", "negative", parameter="length", expected="an int >= 0", got=length))
+        raise ArgumentValueError(
+            message("scan", "negative", parameter="length", expected="an int >= 0", got=length)
+        )
     if not leaves:
         if length is None:
             raise ArgumentValueError(
-                message("scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length")
+                message(
+                    "scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length"
+                )
             )
         return length
     expected = length
     for i, x in enumerate(leaves):
-        path = pytree.leaf_paths(spec, "xs")[i] if x.dim() == 0 or (expected is not None and x.shape[0] != expected) else ""
+        path = (
+            pytree.leaf_paths(spec, "xs")[i]
+            if x.dim() == 0 or (expected is not None and x.shape[0] != expected)
+            else ""
+        )
         if x.dim() == 0:
             raise ArgumentValueError(
-                message("scan", "a leaf has no dimension to scan over", path=path, expected="at least 1-d", got="0-d")
+                message(
+                    "scan",
+                    "a leaf has no dimension to scan over",
+                    path=path,
+                    expected="at least 1-d",
+                    got="0-d",
+                )
             )
         if path:
             given = "length" if i == 0 else pytree.leaf_paths(spec, "xs")[0]

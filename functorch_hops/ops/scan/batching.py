@@ -32,7 +32,10 @@ def scan_batch(
     outs = scan_op(
         scan_static(new_body, n, static["n_xs"], static["reverse"]),
         length,
-        *(expand_lanes(c, size) if m and not was else c for c, m, was in zip(init, carry_mapped, init_mapped)),
+        *(
+            expand_lanes(c, size) if m and not was else c
+            for c, m, was in zip(init, carry_mapped, init_mapped)
+        ),
         *(x.movedim(0, 1) if m else x for x, m in zip(xs, xs_mapped)),
         *consts,
     )

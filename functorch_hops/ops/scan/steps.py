@@ -88,7 +88,9 @@ def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> None:
     found = pytree.difference(expected, got, "y")
     where, left, right = found if found is not None else ("y", "", "")
     raise TreeMismatchError(
-        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
+        message(
+            "scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right
+        )
     )
 
 

@@ -19,7 +19,14 @@ from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, is
 from .carry import carry_fixpoint
 from .eager import Operands, scan_static, split_operands
 
-__all__ = ["BackwardPlan", "cotangent_or_zeros", "run_backward", "scan_augment", "scan_pullback", "with_kept_carry"]
+__all__ = [
+    "BackwardPlan",
+    "cotangent_or_zeros",
+    "run_backward",
+    "scan_augment",
+    "scan_pullback",
+    "with_kept_carry",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,9 @@ class BackwardPlan:
     def make(cls, body: Subgraph, n_carry: int, n_xs: int, active: Mask) -> BackwardPlan:
         """``active``: of the loop's operands; a carry that becomes active on the way is active."""
         fixed = active[n_carry:]
-        carry = carry_fixpoint(active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry])
+        carry = carry_fixpoint(
+            active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry]
+        )
         carry = tuple(a and is_differentiable(m.dtype) for a, m in zip(carry, body.inputs))
         reached = body.reached((*carry, *fixed), by="gradient")
         free = (False,) * (n_carry + n_xs) + (True,) * (len(body.inputs) - n_carry - n_xs)
@@ -103,11 +112,18 @@ def run_backward(
     ct_consts = [torch.zeros_like(c) for c, a in zip(parts.consts, plan.active[n + m :]) if a]
     kept_xs = [x for x, k in zip(parts.xs, plan.part.kept[n : n + m]) if k]
     kept_consts = [c for c, k in zip(parts.consts, plan.part.kept[n + m :]) if k]
-    body = backward_step(plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device))
+    body = backward_step(
+        plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device)
+    )
     xs = [*([] if valid is None else [valid]), *residuals, *kept_xs, *ct_ys]
     n_carry = len(ct_carry) + len(ct_consts)
     outs = scan_op(
-        scan_static(body, n_carry, len(xs), not reverse), parts.length, *ct_carry, *ct_consts, *xs, *kept_consts
+        scan_static(body, n_carry, len(xs), not reverse),
+        parts.length,
+        *ct_carry,
+        *ct_consts,
+        *xs,
+        *kept_consts,
     )
     by_kind = iter(outs[: len(ct_carry)]), iter(outs[n_carry:]), iter(outs[len(ct_carry) : n_carry])
     grads = [

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _torch
+from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
 from ...capture.validate import check_callable, check_carry, check_tensor_leaves
 from ...errors import ArgumentTypeError, ArgumentValueError, InfiniteLoopError, message
-from ... import pytree
 from ..mode import is_capturing
 from ..scan.api import check_unroll, scan
 from ..scan.steps import carry_check
@@ -70,9 +69,13 @@ def while_loop(
     _check_max_steps(max_steps)
     if checkpoints is not None:
         if not isinstance(checkpoints, int) or checkpoints < 1:
-            text = message("while_loop", "out of range", parameter="checkpoints", expected="an int >= 1", got=checkpoints)
+            text = message(
+                "while_loop", "out of range", parameter="checkpoints", expected="an int >= 1", got=checkpoints
+            )
             raise ArgumentValueError(text)
-        raise NotImplementedError("while_loop: checkpoints= comes in a later version; every carry is saved meanwhile")
+        raise NotImplementedError(
+            "while_loop: checkpoints= comes in a later version; every carry is saved meanwhile"
+        )
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
     if is_capturing():
@@ -119,7 +122,9 @@ def fori_loop(
     check_tensor_leaves("fori_loop", "init_val", init)
     if unroll > 1 and any(isinstance(b, Tensor) for b in bounds):
         raise ArgumentValueError(
-            message("fori_loop", "tensor bounds can't be unrolled", parameter="unroll", expected="Python bounds")
+            message(
+                "fori_loop", "tensor bounds can't be unrolled", parameter="unroll", expected="Python bounds"
+            )
         )
     if any(isinstance(b, Tensor) for b in bounds):
         return _tensor_bounds(bounds[0], bounds[1], body_fn, init)
@@ -141,7 +146,9 @@ def _as_scan_body(body_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tu
 
 def _bound(parameter: str, bound: Any) -> Any:
     if isinstance(bound, Tensor):
-        is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
+        is_integer = not (
+            bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool
+        )
         if bound.numel() == 1 and is_integer:
             return bound.reshape(()).to(torch.int64)
         got = f"{bound.dtype} of shape {tuple(bound.shape)}"
@@ -150,7 +157,13 @@ def _bound(parameter: str, bound: Any) -> Any:
     else:
         got = f"{type(bound).__name__} {bound!r}"
     raise ArgumentTypeError(
-        message("fori_loop", "not an integer", parameter=parameter, expected="an int or a one-element integer tensor", got=got)
+        message(
+            "fori_loop",
+            "not an integer",
+            parameter=parameter,
+            expected="an int or a one-element integer tensor",
+            got=got,
+        )
     )
 
 
@@ -159,7 +172,9 @@ def _tensor_bounds(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], i
     first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
     first = first + torch.zeros_like(last)  # batched if either bound is
     _, value = while_loop(
-        lambda state: state[0] < last, lambda state: (state[0] + 1, body_fn(state[0], state[1])), (first, init)
+        lambda state: state[0] < last,
+        lambda state: (state[0] + 1, body_fn(state[0], state[1])),
+        (first, init),
     )
     return value
 
@@ -169,7 +184,9 @@ def _check_max_steps(max_steps: Any) -> None:
         return
     if not isinstance(max_steps, int) or isinstance(max_steps, bool):
         got = f"{type(max_steps).__name__} {max_steps!r}"
-        raise ArgumentTypeError(message("while_loop", "not an int", parameter="max_steps", expected="an int", got=got))
+        raise ArgumentTypeError(
+            message("while_loop", "not an int", parameter="max_steps", expected="an int", got=got)
+        )
     if max_steps < 0:
         raise ArgumentValueError(
             message("while_loop", "negative", parameter="max_steps", expected="an int >= 0", got=max_steps)
@@ -212,11 +229,15 @@ def _check_predicate(pred: Any) -> None:
     if not isinstance(pred, (bool, int, float, complex)):
         got = f"{type(pred).__name__} {pred!r}"
         raise ArgumentTypeError(
-            message("while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got)
+            message(
+                "while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got
+            )
         )
 
 
-def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
+def _captured(
+    cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
+) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static

@@ -39,7 +39,12 @@ def while_loop_batch(
 
 
 def _in_step(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, carry: Mask, size: int, randomness: str
+    static: StaticParameters,
+    operands: Sequence[Tensor],
+    mapped: Mask,
+    carry: Mask,
+    size: int,
+    randomness: str,
 ) -> tuple[Sequence[Tensor], Mask]:
     from . import while_loop_op
 
@@ -49,8 +54,7 @@ def _in_step(
     new_cond, _ = batched(cond, masks, size, randomness)
     new_body, out = batched(body, masks, size, randomness, (*carry, *(False,) * (len(body.outputs) - n)))
     init = [
-        expand_lanes(x, size) if new and not old else x
-        for x, new, old in zip(operands[:n], carry, mapped)
+        expand_lanes(x, size) if new and not old else x for x, new, old in zip(operands[:n], carry, mapped)
     ]
     outs = while_loop_op(while_static(new_cond, new_body, n, flags), *init, *operands[n:])
     stacks_mapped = merge_flags(flags, False, out[n:])
