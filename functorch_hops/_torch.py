@@ -101,6 +101,8 @@ def is_batched(t: Tensor) -> bool:
 
 def read_number(t: Tensor) -> Any:
     """The Python number that the unbatched one-element tensor ``t`` holds, whatever wraps it."""
+    if top_interpreter() is None and not is_wrapped(t):
+        return t.item()
     with below_transforms():
         return base_tensor(t).item()
 
@@ -138,12 +140,12 @@ def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
 # modes and dispatch state
 
 
-PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
-"""Tensors without a dispatch of their own."""
+PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
+"""Operands without a dispatch of their own."""
 
 _CLEAN_INCLUDE = torch._C._dispatch_tls_local_include_set()
 _CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
-_AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)  # type: ignore[attr-defined]
+_AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
 
 
 @contextlib.contextmanager
@@ -201,7 +203,7 @@ def foreign_capture_active() -> bool:
     return (
         torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-        or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)  # type: ignore[attr-defined]
+        or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
     )
 
 
@@ -249,9 +251,7 @@ def is_data_dependent_error(error: BaseException) -> bool:
     """Whether torch refused to read a value that only a run would know."""
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return isinstance(
-        error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-    )
+    return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode))
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
@@ -298,16 +298,16 @@ def install_hooks(
         from torch._functorch import eager_transforms, vmap
 
         add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
-        vmap._add_batch_dim = lambda t, dim, level: add_batch_dim(lift(t), dim, level)
-        eager_transforms._wrap_for_grad = lambda t, level: wrap(lift(t), level)
+        setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
+        setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
-        original_apply = torch.autograd.Function.apply.__func__
+        original_apply = vars(torch.autograd.Function)["apply"].__func__
 
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
             result = apply_function(cls, args, kwargs)
             return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
 
-        torch.autograd.Function.apply = classmethod(apply)
+        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
         _hooks_installed = True
 
 
@@ -362,9 +362,7 @@ def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, 
     return result
 
 
-def native_scan(
-    step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]
-) -> Sequence[Tensor]:
+def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
@@ -376,27 +374,21 @@ def native_scan(
     return result
 
 
-def native_while_loop(
-    cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]
-) -> Sequence[Tensor]:
+def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
     from torch._higher_order_ops.while_loop import while_loop_op
 
     result: Sequence[Tensor] = while_loop_op(cond, body, init, consts)
     return result
 
 
-def native_while_loop_stacked(
-    cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]
-) -> Sequence[Tensor]:
+def native_while_loop_stacked(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
     from torch._higher_order_ops.while_loop import while_loop_stack_output_op
 
     result: Sequence[Tensor] = while_loop_stack_output_op(cond, body, init, consts)
     return result
 
 
-def native_associative_scan(
-    combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]
-) -> Sequence[Tensor]:
+def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
     from torch._higher_order_ops.associative_scan import associative_scan_op
 
     result: Sequence[Tensor] = associative_scan_op(combine, list(elems), consts)
@@ -443,7 +435,9 @@ def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LiftedSymbols(dict[Any, Any]):
-    """A tracer's table of symbols that asks ``lift`` for one that it does not know: a number of an enclosing capture."""
+    """A tracer's table of symbols that asks ``lift`` for one that it does not know: a number of an enclosing
+    capture.
+    """
 
     def __init__(self, lift: Callable[[Any], Any | None]) -> None:
         super().__init__()
@@ -497,11 +491,7 @@ def ambient_state() -> tuple[Any, ...]:
 
 def _default_device() -> torch.device | None:
     modes = _get_current_function_mode_stack()
-    return (
-        next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
-        if modes
-        else None
-    )
+    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None) if modes else None
 
 
 def restart_dynamo(reason: str) -> None:

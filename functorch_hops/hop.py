@@ -1,14 +1,14 @@
 """The dispatch class of all higher-order operators.
 
-An operator takes static parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is its own
-are its rules; everything else - which rule runs when - stands here once.
+An operator takes static parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is
+its own are its rules; everything else - which rule runs when - stands here once.
 
 NOTE [Dispatch order] functorch comes first when a transform is active: torch would ask the PreDispatch key before, and
 export would record wrappers. Then autograd, the modes of a capture (functionalize, proxy, fake), and at last the
 eager run.
 
-NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call of the same kind, whose
-extra outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
+NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call of the same kind,
+whose extra outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
 them: cotangents for them arrive at the same node, which then differentiates the augmented call instead.
 """
 
@@ -52,8 +52,8 @@ class Rules:
     ``pullback(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none; a
     cotangent that is None is zero.
 
-    ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs need;
-    None where nothing can be left out.
+    ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs
+    need; None where nothing can be left out.
 
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
@@ -87,7 +87,7 @@ class Hop(_torch.HigherOrderOperator):
 
     # -- dispatch
 
-    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
         if _is_plain(operands):
             if torch.is_grad_enabled() and any(x.requires_grad for x in operands if isinstance(x, Tensor)):
                 return self._differentiable_call(None, static, operands)
@@ -99,7 +99,7 @@ class Hop(_torch.HigherOrderOperator):
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
-            return tuple(out.contiguous() for out in self.rules.run(static, operands))
+            return tuple(map(Tensor.contiguous, self.rules.run(static, operands)))
 
     def _fake(self, mode: Any, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with mode:
@@ -162,19 +162,15 @@ class Hop(_torch.HigherOrderOperator):
         outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
         return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
-    def _differentiable_call(
-        self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]
-    ) -> Any:
-        active = tuple(
-            isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands
-        )
+    def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
+        active = tuple(isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands)
         if not (torch.is_grad_enabled() and any(active)):
             with _below(interpreter):
                 outs = self(static, *(_unwrapped_at(interpreter, x) for x in operands))
             return tuple(_wrapped_at(interpreter, o) for o in outs)
         augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
         with _torch.enable_single_level_autograd_function():
-            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)
+            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
         return outs[: static["n_outputs"]]
 
 
@@ -214,9 +210,7 @@ class _Call(_torch.SingleLevelFunction):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
             residuals = saved[n_operands:]
-            grads = ctx.hop.rules.pullback(
-                ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs]
-            )
+            grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
 
@@ -231,12 +225,10 @@ def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Ma
 
 def _is_plain(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
-    if not _torch.no_modes() or _torch.in_dual_level():
+    if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
-    return all(
-        (type(x) in _torch.PLAIN_TYPES and not x.is_conj() and not x.is_neg()) or type(x) is int
-        for x in operands
-    )
+    tensors = [x for x in operands if type(x) is not int]
+    return not any(map(Tensor.is_conj, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 
 def _below(interpreter: Any) -> Any:

@@ -93,9 +93,7 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         found = difference(spec, other_spec, root="tree")
         if found is not None:
             path, expected, got = found
-            raise TreeMismatchError(
-                message("pytree.map", "the trees differ", path=path, expected=expected, got=got)
-            )
+            raise TreeMismatchError(message("pytree.map", "the trees differ", path=path, expected=expected, got=got))
         columns.append(other_leaves)
     return spec.unflatten([fn(*row) for row in zip(*columns, strict=True)])
 
@@ -125,9 +123,7 @@ def describe(spec: Spec) -> str:
         items = ", ".join(f"{key!r}: {child}" for key, child in zip(spec.entries(), children, strict=True))
         return f"{{{items}}}" if spec.type is dict else f"{spec.type.__name__}({{{items}}})"
     attributes = [path if path.startswith(".") else "" for path in _child_paths(spec, "")]
-    named = [
-        f"{path[1:]}={child}" if path else child for path, child in zip(attributes, children, strict=True)
-    ]
+    named = [f"{path[1:]}={child}" if path else child for path, child in zip(attributes, children, strict=True)]
     return f"{getattr(spec.type, '__name__', spec.type)}({', '.join(named)})"
 
 

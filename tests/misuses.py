@@ -1,4 +1,6 @@
-"""Every misuse that the library refuses: shared by test_messages.py (what it says) and test_misuse.py (what it leaves behind)."""
+"""Every misuse that the library refuses: shared by test_messages.py (what it says) and test_misuse.py (what it leaves
+behind).
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,7 @@ class Misuse:
 MISUSES: dict[str, Misuse] = {}
 
 
-def _misuse(
-    error: type[Exception], *, captured: bool = False
-) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+def _misuse(error: type[Exception], *, captured: bool = False) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     def register(call: Callable[[], Any]) -> Callable[[], Any]:
         MISUSES[call.__name__] = Misuse(error, call, captured)
         return call
@@ -285,9 +285,7 @@ def scan_carry_changes_its_tree():
 
 @_misuse(fh.MetadataMismatchError)
 def scan_carry_changes_its_shape():
-    fh.scan(
-        lambda c, x: ({"h": [c["h"][0], torch.cat([c["h"][1], x[None]])]}, x), {"h": [X, X]}, torch.ones(3)
-    )
+    fh.scan(lambda c, x: ({"h": [c["h"][0], torch.cat([c["h"][1], x[None]])]}, x), {"h": [X, X]}, torch.ones(3))
 
 
 @_misuse(fh.MetadataMismatchError)

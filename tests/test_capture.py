@@ -1,4 +1,6 @@
-"""What a body may do, and what comes out: the semantics that API.md promises, in plain eager, captured and under jit."""
+"""What a body may do, and what comes out: the semantics that API.md promises, in plain eager, captured and under
+jit.
+"""
 
 from __future__ import annotations
 
@@ -173,9 +175,7 @@ def test_python_numbers_that_a_body_returns(run):
         b = fh.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 4.0), (0, 1.0))[1]
         return a, b
 
-    same(
-        run(f, torch.ones(())), ((torch.tensor(1), torch.tensor(2.0), torch.tensor(True)), torch.tensor(4.0))
-    )
+    same(run(f, torch.ones(())), ((torch.tensor(1), torch.tensor(2.0), torch.tensor(True)), torch.tensor(4.0)))
 
 
 @every_mode
@@ -315,9 +315,7 @@ def test_dtypes_side_by_side_in_a_carry(run):
 @every_mode
 def test_outputs_that_alias(run):
     def f(x, w):
-        a = fh.cond(
-            x.sum() > 0, lambda v: (v, v, v[0], w, v.view(2, 1)), lambda v: (w, v, v[1], v, w.view(2, 1)), x
-        )
+        a = fh.cond(x.sum() > 0, lambda v: (v, v, v[0], w, v.view(2, 1)), lambda v: (w, v, v[1], v, w.view(2, 1)), x)
         b = fh.scan(lambda c, e: ((c[1], c[0]), (c[0], c[0], e, w, e[:1])), (x, w), torch.stack([x, w]))
         c = fh.while_loop(lambda s: s[0].sum() < 50, lambda s: (s[1], s[0] + s[1], s[0]), (x, w, x))
         d = fh.map(lambda e: (e, e, w), torch.stack([x, w]))
@@ -486,16 +484,12 @@ def test_indexing(run):
             t[i, torch.tensor([0, 2])], t[torch.tensor([0, 2])][:, j],
         )  # fmt: skip
 
-    f = lambda t: fh.scan(
-        lambda c, e: (c, read(t, *e)), 0, (torch.tensor([3, 0, 2]), torch.tensor([1, 2, 0]))
-    )[1]
+    f = lambda t: fh.scan(lambda c, e: (c, read(t, *e)), 0, (torch.tensor([3, 0, 2]), torch.tensor([1, 2, 0])))[1]
     rows = [read(table, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]
     same(run(f, table), tuple(torch.stack(column) for column in zip(*rows)))
     weights = [torch.randn_like(o) for o in f(table)]
     loss = lambda f: lambda t: sum((o * w).sum() for o, w in zip(f(t), weights))
-    oracle = lambda t: tuple(
-        torch.stack(c) for c in zip(*[read(t, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]])
-    )
+    oracle = lambda t: tuple(torch.stack(c) for c in zip(*[read(t, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]))
     same(gradients(run, loss(f), table), gradients(plain, loss(oracle), table))
 
 

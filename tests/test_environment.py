@@ -230,12 +230,8 @@ def test_defaults_are_noticed_and_their_tensors_fetched() -> None:
     def func(x, scale=2, w=WEIGHT, *, shift=1, **rest):
         return x * scale * w + shift
 
-    assert noticed(func, setter(func, "__defaults__", (3, torch.ones(2)))) == [
-        "default 'scale' changed from 2 to 3"
-    ]
-    assert noticed(func, lambda: func.__kwdefaults__.update(shift=5)) == [
-        "default 'shift' changed from 1 to 5"
-    ]
+    assert noticed(func, setter(func, "__defaults__", (3, torch.ones(2)))) == ["default 'scale' changed from 2 to 3"]
+    assert noticed(func, lambda: func.__kwdefaults__.update(shift=5)) == ["default 'shift' changed from 1 to 5"]
     noticed(func, setter(func, "__kwdefaults__", None))
     assert list(snapshot(func).tensors) == ["default w"]
     # A new tuple of defaults is a new place: the guard says so, and the new walk finds them equal.
@@ -288,9 +284,7 @@ def test_globals_of_nested_code_are_noticed() -> None:
 def test_a_global_that_appears_is_noticed() -> None:
     user = Program(GLOBALS)
     assert noticed(user.reads_missing, lambda: user.set(FLAG=2)) == ["global 'FLAG' is new: 2"]
-    assert noticed(user.reads_missing, lambda: user.set(divmod=max)) == [
-        "global 'divmod' changed from divmod to max"
-    ]
+    assert noticed(user.reads_missing, lambda: user.set(divmod=max)) == ["global 'divmod' changed from divmod to max"]
 
 
 def test_a_replaced_builtin_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,9 +304,7 @@ def test_globals_of_another_module_carry_its_name() -> None:
     other = Program("RATE = 1\ndef helper(x):\n    return x * RATE", "other_program")
     user = Program("def func(x):\n    return helper(x)")
     user.set(helper=other.helper)
-    assert noticed(user.func, lambda: other.set(RATE=2)) == [
-        "global 'other_program.RATE' changed from 1 to 2"
-    ]
+    assert noticed(user.func, lambda: other.set(RATE=2)) == ["global 'other_program.RATE' changed from 1 to 2"]
 
 
 SETTINGS = """
@@ -469,9 +461,7 @@ def test_a_builtin_method_has_its_owner() -> None:
 
 
 def test_function_attributes_are_noticed() -> None:
-    user = Program(
-        "def helper(x):\n    return x\nhelper.rate = 1\ndef func(x):\n    return helper(x) * helper.rate"
-    )
+    user = Program("def helper(x):\n    return x\nhelper.rate = 1\ndef func(x):\n    return helper(x) * helper.rate")
     noticed(user.func, setter(user.helper, "rate", 2))
     unnoticed(user.func, setter(user.helper, "unused", 2))
     bare = Program("def helper(x):\n    return x\ndef func(x):\n    return getattr(helper, 'rate', x)")
@@ -788,9 +778,7 @@ def test_a_class_defined_anew_is_noticed() -> None:
 
 def test_enum_members_are_compared_by_name() -> None:
     func = closing_over(Color.RED)
-    assert noticed(func, lambda: rebind(func, Color.BLUE)) == [
-        "closure 'value' changed from Color.RED to Color.BLUE"
-    ]
+    assert noticed(func, lambda: rebind(func, Color.BLUE)) == ["closure 'value' changed from Color.RED to Color.BLUE"]
 
 
 def test_a_frozen_dataclass_is_compared_by_fields() -> None:
@@ -1111,9 +1099,7 @@ def counting_new_attribute() -> tuple[Any, Any]:
 
 
 def counting_global() -> tuple[Any, Any]:
-    user = Program(
-        "CALLS, SCALE = 0, 2\ndef func(x):\n    global CALLS\n    CALLS += 1\n    return x * SCALE"
-    )
+    user = Program("CALLS, SCALE = 0, 2\ndef func(x):\n    global CALLS\n    CALLS += 1\n    return x * SCALE")
     return user.func, lambda: user.set(SCALE=3)
 
 

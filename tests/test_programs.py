@@ -1,7 +1,8 @@
-"""Random programs, control flow in control flow: plain eager, captured, and the Python loops of the docstrings must agree.
+"""Random programs, control flow in control flow: plain eager, captured, and the Python loops of the docstrings must
+agree.
 
-A program is a tuple of statements over a state ``{"x": float64[2], "s": float64[], "n": int64[]}``. Bodies read their own
-state, the weights, and the states of all enclosing bodies, so every nesting closes over values at several depths.
+A program is a tuple of statements over a state ``{"x": float64[2], "s": float64[], "n": int64[]}``. Bodies read their
+own state, the weights, and the states of all enclosing bodies, so every nesting closes over values at several depths.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class Reference:
 
     @staticmethod
     def scan(f: Any, carry: Any, xs: Any, *, reverse: bool = False, unroll: int = 1) -> Any:
-        rows = [
-            optree.tree_map(lambda leaf, t=t: leaf[t], xs) for t in range(optree.tree_leaves(xs)[0].shape[0])
-        ]
+        rows = [optree.tree_map(lambda leaf, t=t: leaf[t], xs) for t in range(optree.tree_leaves(xs)[0].shape[0])]
         ys = []
         for row in reversed(rows) if reverse else rows:
             carry, y = f(carry, row)
@@ -167,9 +166,7 @@ class Interpreter:
 
     # -- control flow
 
-    def _cond(
-        self, s: State, outer: tuple[State, ...], depth: int, k: float, yes: Program, no: Program
-    ) -> State:
+    def _cond(self, s: State, outer: tuple[State, ...], depth: int, k: float, yes: Program, no: Program) -> State:
         pred = self._seen(outer, depth)["s"] + s["x"][0] > k * 0.3
         result: State = self.ops.cond(pred, self._body(yes, outer), self._body(no, outer), s)
         return result

@@ -50,9 +50,7 @@ class Keyed(Box):
     pass
 
 
-torch_pytree.register_pytree_node(
-    Box, lambda b: (b.items, [b.label]), lambda items, context: Box(items, context[0])
-)
+torch_pytree.register_pytree_node(Box, lambda b: (b.items, [b.label]), lambda items, context: Box(items, context[0]))
 torch_pytree.register_pytree_node(
     Keyed,
     lambda b: ([b.items, b.label], None),

@@ -130,9 +130,7 @@ def test_vmap_prefixes_within_trees():
     f = lambda p, x: Pair({"out": p.w * x + p.rest["a"].sum()}, p.rest["b"][0])
     result = vmap(f, in_dims=(Params(1, {"a": None, "b": [0]}), None), out_dims=Pair(1, 0))(params, tensor(3))
     for lane in range(2):
-        one = f(
-            Params(params.w[:, lane], {"a": params.rest["a"], "b": [params.rest["b"][0][lane]]}), tensor(3)
-        )
+        one = f(Params(params.w[:, lane], {"a": params.rest["a"], "b": [params.rest["b"][0][lane]]}), tensor(3))
         assert_equal(Pair({"out": result.a["out"][:, lane]}, result.b[lane]), one)
 
 
@@ -817,9 +815,7 @@ COMPOSITIONS = {
     ),
     "with torch.func": (
         lambda: torch.func.vmap(grad(lambda x: torch.func.jvp(lambda x: chain(P, x), (x,), (x,))[1]))(X),
-        lambda: torch.stack(
-            [numeric_jacobian(lambda x: jvp(lambda x: chain(P, x), (x,), (x,))[1], x) for x in X]
-        ),
+        lambda: torch.stack([numeric_jacobian(lambda x: jvp(lambda x: chain(P, x), (x,), (x,))[1], x) for x in X]),
     ),
 }
 
@@ -884,9 +880,7 @@ def test_names_and_wrapped_function(transform):
     assert callable(transform(functools.partial(model)))
 
 
-@pytest.mark.parametrize(
-    "name", ["vmap", "grad", "value_and_grad", "vjp", "linearize", "jacfwd", "jacrev", "hessian"]
-)
+@pytest.mark.parametrize("name", ["vmap", "grad", "value_and_grad", "vjp", "linearize", "jacfwd", "jacrev", "hessian"])
 def test_not_callable(name):
     with pytest.raises(errors.ArgumentTypeError) as caught:
         globals()[name](3)

@@ -61,9 +61,7 @@ def export(
         )
         raise ArgumentTypeError(text)
     if dynamic_shapes is not None:
-        raise NotImplementedError(
-            "export: dynamic_shapes= comes in a later version; shapes are those of the example"
-        )
+        raise NotImplementedError("export: dynamic_shapes= comes in a later version; shapes are those of the example")
     kwargs = kwargs or {}
     with torch.no_grad():
         call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export")

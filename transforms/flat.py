@@ -258,7 +258,5 @@ def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tup
             )
         )
     if len(set(positions)) < len(positions):
-        raise ArgumentValueError(
-            message(operation, "an argument is named twice", parameter="argnums", got=argnums)
-        )
+        raise ArgumentValueError(message(operation, "an argument is named twice", parameter="argnums", got=argnums))
     return positions

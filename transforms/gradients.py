@@ -308,9 +308,7 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     return spec.unflatten(outputs), push
 
 
-def _matching(
-    operation: str, tree: Any, like: Sequence[Tensor], spec: pytree.Spec, root: str
-) -> tuple[Tensor, ...]:
+def _matching(operation: str, tree: Any, like: Sequence[Tensor], spec: pytree.Spec, root: str) -> tuple[Tensor, ...]:
     """The leaves of a tree of tangents or cotangents, after a check that it fits what it belongs to."""
     leaves, tree_spec = pytree.flatten(tree)
     found = pytree.difference(spec, tree_spec, root)

@@ -36,9 +36,7 @@ class CapturedGraph(fx.GraphModule):
             arguments = Arguments(args, kwargs)
             if arguments.key != self._key:
                 remedy = "make another graph for these arguments"
-                raise ArgumentValueError(
-                    message("make_graph", "called with another signature", remedy=remedy)
-                )
+                raise ArgumentValueError(message("make_graph", "called with another signature", remedy=remedy))
             return self.call.output.unflatten(flat(self, *arguments.operands, *self.call.lifted))
 
         type(self).forward = forward

@@ -1,10 +1,10 @@
 """``jit``: capture once per signature, compile, and never serve what is stale.
 
-NOTE [When a trace is valid] A trace stands for the function as long as four things are as they were: the trees, metadata and static
-values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the function reads from
-closures, globals and modules (``capture.environment``); and the metadata of the tensors that it finds there. The tensors
-themselves are operands, fetched anew at each call. What the function itself changed while being captured - a counter - is
-a side effect, not an input, and is not watched.
+NOTE [When a trace is valid] A trace stands for the function as long as four things are as they were: the trees,
+metadata and static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device);
+what the function reads from closures, globals and modules (``capture.environment``); and the metadata of the tensors
+that it finds there. The tensors themselves are operands, fetched anew at each call. What the function itself changed
+while being captured - a counter - is a side effect, not an input, and is not watched.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ def jit(
         backend: as ``torch.compile``'s: ``"inductor"``, ``"aot_eager"``, ``"eager"``, or a callable.
         options: the backend's options.
 
-    Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value is a
-    new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and modules never
-    goes stale.
+    Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
+    is a new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and
+    modules never goes stale.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
         CaptureError, DataDependentError: ``func`` can't be captured.
 
-    Cost: a call that finds its trace adds some tens of microseconds to the compiled code; after 8 captures of one function
-    a warning says what changed.
+    Cost: a call that finds its trace adds some tens of microseconds to the compiled code; after 8 captures of one
+    function a warning says what changed.
 
     Source: ``jax.jit``; ``torch.compile``.
 
@@ -83,9 +83,7 @@ def jit(
     """
     check_callable("jit", "func", func)
     if dynamic:
-        raise NotImplementedError(
-            "jit: dynamic=True comes in a later version; each shape is captured once meanwhile"
-        )
+        raise NotImplementedError("jit: dynamic=True comes in a later version; each shape is captured once meanwhile")
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))))
@@ -194,9 +192,7 @@ class Jitted:
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for trace in self._traces.get(key, ()):
-            if trace.statics.without(self._ignored) == now.statics and all(
-                p in now.tensors for p in trace.paths
-            ):
+            if trace.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in trace.paths):
                 trace.statics, trace.guard = now.statics, now.guard(trace.paths)
                 closed = trace.operands()
                 if closed is not None:
@@ -230,7 +226,9 @@ class Jitted:
         return trace, [*arguments.operands, *call.lifted]
 
     def _new_trace(self, call: TracedCall, found: environment.Snapshot) -> tuple[_Trace, bool]:
-        """Constants last, as operands are put together at each call; a tensor that can't be found again forbids caching."""
+        """Constants last, as operands are put together at each call; a tensor that can't be found again forbids
+        caching.
+        """
         is_constant = [id(t) in call.constants for t in call.lifted]
         paths = [found.path_of(t) for t, c in zip(call.lifted, is_constant) if not c]
         lost = [t for t, p in zip((t for t, c in zip(call.lifted, is_constant) if not c), paths) if p is None]
@@ -257,17 +255,13 @@ class Jitted:
         """Take the arguments that were declared static out of the call."""
         if not self._static_argnums and not self._static_argnames:
             return self._func, args, kwargs, ()
-        places = {
-            _position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)
-        }
+        places = {_position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)}
         named = {name: kwargs[name] for name in self._static_argnames if name in kwargs}
         static = (tuple(sorted(places.items())), tuple(sorted(named.items())))
         try:
             hash(static)
         except TypeError as error:
-            text = message(
-                "jit", "a static argument is not hashable", parameter="static_argnums", got=str(error)
-            )
+            text = message("jit", "a static argument is not hashable", parameter="static_argnums", got=str(error))
             raise ArgumentTypeError(text) from error
         func = self._func
 
@@ -296,9 +290,7 @@ class Jitted:
         )
 
     def _warn(self, text: str) -> None:
-        warnings.warn(
-            f"jit: {getattr(self._func, '__name__', self._func)!s} {text}", RuntimeWarning, stacklevel=6
-        )
+        warnings.warn(f"jit: {getattr(self._func, '__name__', self._func)!s} {text}", RuntimeWarning, stacklevel=6)
 
 
 def _objects(key: Any) -> list[Any]:
@@ -342,7 +334,9 @@ class Lowered:
 
     @property
     def graph(self) -> fx.GraphModule:
-        """The graph, its bodies as sub-modules. Inputs: the tensors and floats of the call, then what it closes over."""
+        """The graph, its bodies as sub-modules. Inputs: the tensors and floats of the call, then what it closes
+        over.
+        """
         return self._body.module
 
     @property

@@ -223,9 +223,7 @@ class _BatchedOutputs:
                 leaves[place] = tensor.movedim(0, dim)
         return self.spec.unflatten(leaves)
 
-    def _fail(
-        self, error: type[Exception], place: int, problem: str, expected: str, remedy: str | None = None
-    ) -> None:
+    def _fail(self, error: type[Exception], place: int, problem: str, expected: str, remedy: str | None = None) -> None:
         path = leaf_path(self.spec, place, "out")
         got = kind_of(self.leaves[place])
         raise error(message("vmap", problem, path=path, expected=expected, got=got, remedy=remedy))

@@ -103,7 +103,8 @@ class _Identity:
 def _is_value(x: Any) -> bool:
     """Whether a static argument is compared by its own equality, which it defines together with its hash."""
     cls = type(x)
-    return cls.__hash__ is not None and cls.__eq__ is not object.__eq__ and not isinstance(x, torch.nn.Module)
+    has_own = any("__eq__" in vars(base) for base in cls.__mro__ if base is not object)
+    return cls.__hash__ is not None and has_own and not isinstance(x, torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,10 @@ def _dynamic_places(arguments: Arguments) -> list[int]:
 def _number_as_tensor(leaf: Any) -> Any:
     """A symbolic number in an output becomes a 0-d tensor of the default dtype, or int64."""
     if isinstance(leaf, torch.SymFloat):
-        return torch.scalar_tensor(leaf, dtype=torch.get_default_dtype())
-    return torch.scalar_tensor(leaf, dtype=torch.int64) if isinstance(leaf, torch.SymInt) else leaf
+        return torch.scalar_tensor(leaf, dtype=torch.get_default_dtype())  # type: ignore[arg-type]
+    if isinstance(leaf, torch.SymInt):
+        return torch.scalar_tensor(leaf, dtype=torch.int64)  # type: ignore[arg-type]
+    return leaf
 
 
 def _name(func: Callable[..., Any]) -> str:

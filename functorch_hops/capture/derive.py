@@ -17,22 +17,16 @@ from .subgraph import Mask, Subgraph, TensorMeta
 __all__ = ["batched", "rewritten", "with_tangents"]
 
 
-def rewritten(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorMeta], operation: str
-) -> Subgraph:
+def rewritten(function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorMeta], operation: str) -> Subgraph:
     """Capture a function over graphs: closed, free of autocast."""
     from .speculate import speculate_subgraph
 
-    graph, lifted = speculate_subgraph(
-        function, inputs, operation=operation, parameter="body", keep_autocast=False
-    )
+    graph, lifted = speculate_subgraph(function, inputs, operation=operation, parameter="body", keep_autocast=False)
     assert not lifted, "a derived graph closes over nothing"
     return graph
 
 
-def batched(
-    body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None
-) -> tuple[Subgraph, Mask]:
+def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None) -> tuple[Subgraph, Mask]:
     """``body`` over a batch at dimension 0 of the ``mapped`` inputs, and which outputs have one.
 
     At least the outputs in ``out`` have it, expanded where the body does not map them.
@@ -64,7 +58,7 @@ def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
     def run(*args: Tensor) -> list[Tensor]:
         primals, tangents = args[: len(active)], args[len(active) :]
         dual_inputs = tuple(p for p, a in zip(primals, active) if a)
-        outs, out_tangents = torch.func.jvp(
+        outs, out_tangents = torch.func.jvp(  # type: ignore[misc]
             lambda *xs: body(*_merged(primals, active, xs)), dual_inputs, tangents
         )
         return [*outs, *(t for t, r in zip(out_tangents, reached) if r)]
@@ -92,7 +86,7 @@ def joint(body: Subgraph, active: Mask, cotangents: Mask) -> Subgraph:
         xs = tuple(p for p, a in zip(primals, active) if a)
         if not cts or not xs:
             return [*body(*primals), *map(torch.zeros_like, xs)]
-        marked, pull, others = torch.func.vjp(marked_and_others, *xs, has_aux=True)
+        marked, pull, others = torch.func.vjp(marked_and_others, *xs, has_aux=True)  # type: ignore[misc]
         pieces = iter(marked), iter(others)
         outs = [next(pieces[0] if c else pieces[1]) for c in cotangents]
         return [*outs, *pull(tuple(cts))]

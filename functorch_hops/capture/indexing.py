@@ -1,7 +1,8 @@
 """Indexing by a traced integer: ``table[i]`` and ``buffer[i] = value`` without reading ``i``.
 
 torch turns a 0-d integer tensor in an index into a Python number (``select``). A traced one has no value yet. Selecting
-with it is a gather of one row followed by ``[0]``; writing with it is a write into that row, put back by ``index_copy_``.
+with it is a gather of one row followed by ``[0]``; writing with it is a write into that row, put back by
+``index_copy_``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Dead-code elimination through the bodies of operators.
 
-An unused output of a node is dead inside the node's body too: stacks that nobody reads (each backward pass is itself prepared for
-differentiation, and most never are), carries that feed only themselves, operands that nothing reads any more.
+An unused output of a node is dead inside the node's body too: stacks that nobody reads (each backward pass is itself
+prepared for differentiation, and most never are), carries that feed only themselves, operands that nothing reads any
+more.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Split a body and its vector-Jacobian product into a forward graph that emits residuals and a backward graph.
 
-NOTE [Partition] The joint graph computes outputs and gradients from inputs and cotangents. What depends on a cotangent is
-backward; the rest is forward. A forward value that backward reads is
+NOTE [Partition] The joint graph computes outputs and gradients from inputs and cotangents. What depends on a cotangent
+is backward; the rest is forward. A forward value that backward reads is
 
 - passed again, if it is an input;
-- recomputed, if that takes no stored value: views, sizes, constants, chains over ``free`` inputs (those that a loop does
+- recomputed, if that takes no stored value: views, sizes, constants, chains over ``free`` inputs (those that a loop
+does
   not stack), and values of data-dependent shape, which no loop could stack;
 - else a residual: an output of the forward graph.
 
@@ -71,9 +72,7 @@ class _Splitter:
         outputs = nodes[-1].args[0]
         self.outputs, self.grads = outputs[: len(body.outputs)], outputs[len(body.outputs) :]
         self.backward = _closure(nodes, set(self.cts))
-        self.stored = _closure(
-            nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes))
-        )
+        self.stored = _closure(nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes)))
         self.residuals: dict[fx.Node, None] = {}
         self.kept: set[fx.Node] = set()
         self.copied: set[fx.Node] = set()

@@ -14,7 +14,9 @@ __all__ = ["merge_lifted"]
 def merge_lifted(
     captured: Sequence[tuple[Subgraph, list[Tensor]]], n_inputs: int
 ) -> tuple[list[Subgraph], list[Tensor]]:
-    """Give captured bodies, which agree in their first ``n_inputs`` inputs, the same lifted inputs in the same order."""
+    """Give captured bodies, which agree in their first ``n_inputs`` inputs, the same lifted inputs in the same
+    order.
+    """
     places: dict[int, int] = {}
     union: list[Tensor] = []
     for _, lifted in captured:
@@ -26,9 +28,7 @@ def merge_lifted(
     for body, lifted in captured:
         for t, meta in zip(lifted, body.inputs[n_inputs:]):
             metas[places[id(t)]] = meta
-    bodies = [
-        _with_inputs(body, n_inputs, [places[id(t)] for t in lifted], metas) for body, lifted in captured
-    ]
+    bodies = [_with_inputs(body, n_inputs, [places[id(t)] for t in lifted], metas) for body, lifted in captured]
     return bodies, union
 
 

@@ -2,10 +2,12 @@
 
 A capture runs as on a fresh thread (``_torch.suspended``) under three observers:
 
-- :class:`_Lifting` sees each torch call with the user's tensors, before functorch unwraps anything. A tensor that is not
+- :class:`_Lifting` sees each torch call with the user's tensors, before functorch unwraps anything. A tensor that is
+not
   of this capture (closed-over, a parameter, a value of an enclosing capture, a wrapper of an enclosing transform) is
   lifted: it becomes an operand, and a fresh fake of its logical shape stands for it inside.
-- :class:`_Effects` sees the ATen operators below every transform that the body itself applies: writes to inputs are refused,
+- :class:`_Effects` sees the ATen operators below every transform that the body itself applies: writes to inputs are
+refused,
   and what ran without gradients is detached.
 - torch's own proxy mode records.
 """
@@ -76,7 +78,7 @@ class Capture:
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
-        self.session = _Session() if parent is None else parent.session
+        self.session: _Session = _Session() if parent is None else parent.session
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
@@ -144,7 +146,9 @@ class Capture:
 
     def _lift_symbol(self, symbol: Any) -> Any | None:
         """A symbolic number of an enclosing capture travels as a 0-d tensor, and is read again inside."""
-        entry = None if self.parent is None else self.parent.tracer.sympy_expr_tracker.get(symbol)
+        if self.parent is None:
+            return None
+        entry = self.parent.tracer.sympy_expr_tracker.get(symbol)
         if entry is None:
             return None
         dtype = torch.float64 if isinstance(entry.value, torch.SymFloat) else torch.int64
@@ -224,7 +228,9 @@ class Capture:
         return fx.GraphModule(self.root, self.graph)
 
     def _lift_constants(self) -> None:
-        """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold none."""
+        """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold
+        none.
+        """
         for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
             constant = getattr(self.root, str(node.target))
             if isinstance(constant, Tensor):

@@ -78,9 +78,7 @@ class _Deriving(torch.nn.Module):
             return found
         with self._lock:
             if key not in self._derived:
-                with (
-                    without_torch_function()
-                ):  # no capture that runs meanwhile is to see the metadata being read
+                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
                     self._derived[key] = make()
             result: T = self._derived[key]
             return result
@@ -126,9 +124,7 @@ class Subgraph(_Deriving):
     Make one with :func:`Subgraph.intern`, which returns the existing object if an equal graph was captured before.
     """
 
-    def __init__(
-        self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
         super().__init__()
         self.module = module
         self.inputs = tuple(inputs)
@@ -137,9 +133,7 @@ class Subgraph(_Deriving):
         self._run = module.forward
 
     @staticmethod
-    def intern(
-        module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]
-    ) -> Subgraph:
+    def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
         key = _graph_key(module, inputs)
         with _interned_lock:
             existing = _interned.get(key)

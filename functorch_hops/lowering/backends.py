@@ -66,7 +66,7 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
 def _contiguous_call(run: Callable[..., Any]) -> Compiled:
     def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad():
-            result: Sequence[Tensor] = run(*(x.contiguous() for x in operands))
+            result: Sequence[Tensor] = run(*map(Tensor.contiguous, operands))
             return result
 
     return call

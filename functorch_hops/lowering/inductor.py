@@ -10,11 +10,10 @@ from torch import Tensor, fx
 __all__ = ["compile_graph"]
 
 
-def compile_graph(
-    module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]
-) -> Callable[..., Any]:
+def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
     """Compile a graph whose operators are ours: they become torch's own as AOTAutograd traces it for Inductor."""
     from torch._inductor.compile_fx import compile_fx
 
-    run: Callable[..., Any] = compile_fx(module, list(fakes), config_patches=options or None)
+    run = compile_fx(module, list(fakes), config_patches=options or None)
+    assert callable(run)
     return run

@@ -51,7 +51,7 @@ class _AsTensors(fx.Interpreter):
         if not any(_is_number(m) for m in n.all_input_nodes) or n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        out = _TENSOR_FORMS.get(n.target, n.target)(*args, **kwargs)  # type: ignore[operator,arg-type]
+        out = _TENSOR_FORMS.get(n.target, n.target)(*args, **kwargs)  # type: ignore[operator]
         return out.to(self.dtypes[n]) if n in self.dtypes else out
 
 

@@ -1,10 +1,10 @@
 """Lanes of a vmap that take different ways.
 
-NOTE [Representative lanes] A lane that does not take a branch, or has finished a loop, still computes along. Whatever it
-computes is thrown away by a select, but its NaN would come back in the gradient (0 * inf) and its inner loops might never
-end. So it computes with the operands of a lane that does take the branch: then nothing happens in it that does not happen
-in that lane. The borrowed operands are detached, hence the borrowed lane's gradients hold no term of the others, and the
-select hands zero cotangents to the borrowing lanes only.
+NOTE [Representative lanes] A lane that does not take a branch, or has finished a loop, still computes along. Whatever
+it computes is thrown away by a select, but its NaN would come back in the gradient (0 * inf) and its inner loops might
+never end. So it computes with the operands of a lane that does take the branch: then nothing happens in it that does
+not happen in that lane. The borrowed operands are detached, hence the borrowed lane's gradients hold no term of the
+others, and the select hands zero cotangents to the borrowing lanes only.
 """
 
 from __future__ import annotations

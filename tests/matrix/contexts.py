@@ -32,7 +32,9 @@ class LibraryTools:
 
 
 class OracleTools:
-    """``torch.func`` where it can run a Python loop that looks at its data, and loops over lanes and directions where not."""
+    """``torch.func`` where it can run a Python loop that looks at its data, and loops over lanes and directions where
+    not.
+    """
 
     grad = staticmethod(torch.func.grad)
     jvp = staticmethod(torch.func.jvp)
@@ -42,9 +44,7 @@ class OracleTools:
     def vmap(f: Function, in_dims: tuple[int | None, ...]) -> Function:
         def lanes(*args: Any) -> Any:
             size = next(optree.tree_leaves(a)[0].shape[0] for a, d in zip(args, in_dims) if d == 0)
-            pick = lambda i: [
-                a if d is None else optree.tree_map(lambda t: t[i], a) for a, d in zip(args, in_dims)
-            ]
+            pick = lambda i: [a if d is None else optree.tree_map(lambda t: t[i], a) for a, d in zip(args, in_dims)]
             outs = [f(*pick(i)) for i in range(size)]
             return optree.tree_map(lambda *rows: torch.stack(rows), *outs)
 
@@ -56,9 +56,7 @@ class OracleTools:
             point = args[argnums]
             at = lambda v: f(*args[:argnums], v, *args[argnums + 1 :])
             tangents = [torch.func.jvp(at, (point,), (e,))[1] for e in _basis(point)]
-            return optree.tree_map(
-                lambda *c: torch.stack(c, -1).reshape(*c[0].shape, *point.shape), *tangents
-            )
+            return optree.tree_map(lambda *c: torch.stack(c, -1).reshape(*c[0].shape, *point.shape), *tangents)
 
         return columns
 
@@ -72,9 +70,7 @@ class OracleTools:
             result = []
             for i, leaf in enumerate(leaves):
                 cts = [spec.unflatten([*zeros[:i], e, *zeros[i + 1 :]]) for e in _basis(leaf)]
-                result.append(
-                    torch.stack([pull(ct)[0] for ct in cts]).reshape(*leaf.shape, *args[argnums].shape)
-                )
+                result.append(torch.stack([pull(ct)[0] for ct in cts]).reshape(*leaf.shape, *args[argnums].shape))
             return spec.unflatten(result)
 
         return rows

@@ -1,8 +1,8 @@
 """The rows of the matrix: a program around each operation, and the plain Python loop that it must equal.
 
-A program is a function of differentiable weights ``p``, which the bodies close over, and of one example ``x``, which travels
-as operand, as carry or as ``xs``. Where an operation decides something by data, the decision depends on ``x``, so that
-the lanes of a vmap disagree: ``decision`` says how, and test_grid.py asserts that they do.
+A program is a function of differentiable weights ``p``, which the bodies close over, and of one example ``x``, which
+travels as operand, as carry or as ``xs``. Where an operation decides something by data, the decision depends on ``x``,
+so that the lanes of a vmap disagree: ``decision`` says how, and test_grid.py asserts that they do.
 
 The oracles use no function of the library, and no ``torch.where``.
 """
@@ -36,9 +36,7 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(
-    name: str, public: str, *, oracle: Program, decision: Any = None
-) -> Callable[[Program], Program]:
+def operation(name: str, public: str, *, oracle: Program, decision: Any = None) -> Callable[[Program], Program]:
     def register(program: Program) -> Program:
         assert name not in OPERATIONS
         OPERATIONS[name] = Operation(name, public, program, oracle, decision)
@@ -56,9 +54,7 @@ def weights() -> Weights:
 
 def examples() -> Tensor:
     """Four lanes, which disagree about every decision below."""
-    return torch.tensor(
-        [[0.5, -0.9, 0.2], [0.3, 0.6, -0.1], [-0.8, -0.4, -0.7], [1.1, 0.7, 0.9]], dtype=torch.float64
-    )
+    return torch.tensor([[0.5, -0.9, 0.2], [0.3, 0.6, -0.1], [-0.8, -0.4, -0.7], [1.1, 0.7, 0.9]], dtype=torch.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,9 +402,7 @@ def _cond_while(p: Weights, x: Tensor) -> Any:
     def grow(value: Tensor) -> Tensor:
         return value * 1.5 + torch.tanh(p["w"] @ x) * 0.1 + 0.05
 
-    return fh.cond(
-        _is_positive(p, x), lambda v: fh.while_loop(lambda s: s.sum() < 6, grow, v), lambda v: v * p["b"], x
-    )
+    return fh.cond(_is_positive(p, x), lambda v: fh.while_loop(lambda s: s.sum() < 6, grow, v), lambda v: v * p["b"], x)
 
 
 def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
@@ -419,9 +413,7 @@ def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
     return value, n
 
 
-@operation(
-    "cond in while_loop", "cond", oracle=_while_cond_oracle, decision=lambda p, x: _while_cond_oracle(p, x)[1]
-)
+@operation("cond in while_loop", "cond", oracle=_while_cond_oracle, decision=lambda p, x: _while_cond_oracle(p, x)[1])
 def _while_cond(p: Weights, x: Tensor) -> Any:
     def body(state: Any) -> Any:
         value, n = state
@@ -497,13 +489,9 @@ def _map_vmap_oracle(p: Weights, x: Tensor) -> Any:
     return torch.stack(rows)
 
 
-@operation(
-    "vmap of cond in map", "map", oracle=_map_vmap_oracle, decision=lambda p, x: bool(x[0] + p["w"][0, 0] > 0)
-)
+@operation("vmap of cond in map", "map", oracle=_map_vmap_oracle, decision=lambda p, x: bool(x[0] + p["w"][0, 0] > 0))
 def _map_vmap(p: Weights, x: Tensor) -> Any:
     def row(r: Tensor) -> Tensor:
-        return fh.vmap(lambda v: fh.cond(v + r[0] > 0, lambda: v * r.sum(), lambda: torch.sin(v) * x.sum()))(
-            x
-        )
+        return fh.vmap(lambda v: fh.cond(v + r[0] > 0, lambda: v * r.sum(), lambda: torch.sin(v) * x.sum()))(x)
 
     return fh.map(row, p["w"])

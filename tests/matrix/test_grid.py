@@ -93,9 +93,7 @@ def test_the_grid_is_full() -> None:
     assert ids == {f"{o}-{c}-{m}" for o in OPERATIONS for c in CONTEXTS for m in MODES}
     assert set(CONTEXTS) == CONTEXTS_OF_THE_ISSUE
     assert {operation.public for operation in OPERATIONS.values()} == PUBLIC_OPERATIONS
-    assert {mark.name for mark in getattr(test_cell, "pytestmark", [])} == {"parametrize"}, (
-        "no cell may be skipped"
-    )
+    assert {mark.name for mark in getattr(test_cell, "pytestmark", [])} == {"parametrize"}, "no cell may be skipped"
 
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS.values() if o.decision is not None])

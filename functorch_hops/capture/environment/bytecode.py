@@ -85,9 +85,7 @@ def facts(code: CodeType) -> CodeFacts:
                 attributes.update(dict.fromkeys(instructions[at - 1].argval))
                 reads_all = reads_all or bool(argument)
             elif name == "IMPORT_NAME":
-                imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = (
-                    None
-                )
+                imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = None
         if not _READ_BY_STRING.isdisjoint(part.co_names):
             attributes.update(dict.fromkeys(_identifiers(part.co_consts)))
         if "globals" in part.co_names:

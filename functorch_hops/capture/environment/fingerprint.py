@@ -53,9 +53,7 @@ def changed(before: Statics, after: Statics) -> frozenset[Path]:
     loaded = {path for path in new.keys() - old.keys() if path.startswith("module ")}
     places = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
     return frozenset(
-        path
-        for path in places
-        if places.isdisjoint(upper := above(path)) and loaded.isdisjoint((path, *upper))
+        path for path in places if places.isdisjoint(upper := above(path)) and loaded.isdisjoint((path, *upper))
     )
 
 

@@ -78,9 +78,7 @@ class GuardBuilder:
             self.tensor_calls.append((get, holder))
             self.tensors["calls"].append((value, path))
 
-    def view(
-        self, view: Iterable[Any], values: Sequence[Any], roles: Sequence[Role], paths: Sequence[str]
-    ) -> None:
+    def view(self, view: Iterable[Any], values: Sequence[Any], roles: Sequence[Role], paths: Sequence[str]) -> None:
         """All that iterating over `view` gives; the size of its container has to be watched as well."""
         if roles.count(SAME) == len(roles):
             self.views.append((view, values))

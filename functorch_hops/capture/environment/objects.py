@@ -56,11 +56,7 @@ def implicit_names(cls: type, follows: Callable[[type], bool], *, constructed: b
     def runs(name: str, value: Any) -> bool:
         if not isinstance(value, types.FunctionType | staticmethod | classmethod | property):
             return False
-        if (
-            name in made
-            and isinstance(value, types.FunctionType)
-            and value.__code__.co_filename == "<string>"
-        ):
+        if name in made and isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>":
             return False
         if name in _CONSTRUCTORS:
             return constructed

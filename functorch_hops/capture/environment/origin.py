@@ -62,9 +62,7 @@ def library(origin: Origin) -> bool:
     _, file = origin
     if file is None:
         return False
-    return (
-        file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
-    )
+    return file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -82,6 +80,4 @@ def _in_site_packages(file: str) -> bool:
 
 @functools.cache
 def _roots(*kinds: str) -> tuple[str, ...]:
-    return tuple(
-        root.rstrip("/\\") + sep for kind in kinds if (root := sysconfig.get_path(kind)) for sep in "/\\"
-    )
+    return tuple(root.rstrip("/\\") + sep for kind in kinds if (root := sysconfig.get_path(kind)) for sep in "/\\")

@@ -257,9 +257,7 @@ class Walk:
     def methods_of(self, cls: type) -> LibraryMethods:
         if cls not in self._methods:
             bases = [
-                base
-                for base in cls.__mro__
-                if base not in (object, torch.nn.Module) and not self.follows_class(base)
+                base for base in cls.__mro__ if base not in (object, torch.nn.Module) and not self.follows_class(base)
             ]
             self._methods[cls] = LibraryMethods(bases)
         return self._methods[cls]

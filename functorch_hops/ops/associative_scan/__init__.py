@@ -1,7 +1,7 @@
 """``associative_scan``: all prefix reductions with an associative function.
 
-Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, ``n_leaves``. Operands: the elements at dimension 0, the
-constants.
+Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, ``n_leaves``. Operands: the elements at
+dimension 0, the constants.
 """
 
 from ...hop import Hop, Rules

@@ -20,9 +20,7 @@ from .eager import prefixes
 __all__ = ["associative_scan"]
 
 
-def associative_scan(
-    fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False
-) -> Any:
+def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False) -> Any:
     """All prefix reductions with an associative function, in O(log n) depth.
 
     ``associative_scan : (((a, a) -> a), [a]) -> [a]``. Equivalent to::
@@ -68,28 +66,20 @@ def associative_scan(
 def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: Any) -> list[int]:
     if not isinstance(dim, int) or isinstance(dim, bool):
         got = f"{type(dim).__name__} {dim!r}"
-        raise ArgumentTypeError(
-            message("associative_scan", "not an int", parameter="dim", expected="an int", got=got)
-        )
+        raise ArgumentTypeError(message("associative_scan", "not an int", parameter="dim", expected="an int", got=got))
     if not leaves:
-        text = message(
-            "associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor"
-        )
+        text = message("associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor")
         raise ArgumentTypeError(text)
     dims = []
     for path, x in zip(pytree.leaf_paths(spec, "elems"), leaves):
         if not -x.dim() <= dim < x.dim():
             got = f"{x.dim()}-d"
-            text = message(
-                "associative_scan", f"there is no dimension {dim}", path=path, expected="that dim", got=got
-            )
+            text = message("associative_scan", f"there is no dimension {dim}", path=path, expected="that dim", got=got)
             raise ArgumentValueError(text)
         dims.append(dim % x.dim())
         if x.shape[dim] != leaves[0].shape[dim]:
             expected = f"{leaves[0].shape[dim]} at dimension {dim}"
-            text = message(
-                "associative_scan", "sizes disagree", path=path, expected=expected, got=x.shape[dim]
-            )
+            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=x.shape[dim])
             raise ArgumentValueError(text)
     return dims
 
@@ -114,14 +104,10 @@ def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: Outp
     return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 
-def _captured(
-    fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec
-) -> Sequence[Tensor]:
+def _captured(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
     from . import associative_scan_op
     from .eager import associative_static
 
     inputs = [*element.metas, *element.metas]
-    body, lifted = speculate_subgraph(
-        _checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn"
-    )
+    body, lifted = speculate_subgraph(_checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn")
     return associative_scan_op(associative_static(body, len(elems)), *elems, *lifted)

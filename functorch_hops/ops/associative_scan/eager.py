@@ -1,7 +1,8 @@
 """The prefix reductions in O(log n) steps, each on all elements at once.
 
-Combine neighbours, solve the half-sized problem, which gives every odd prefix, and combine those with the elements between them (the
-odd-even scheme of Ladner and Fischer, "Parallel prefix computation", 1980; as in ``jax.lax.associative_scan``).
+Combine neighbours, solve the half-sized problem, which gives every odd prefix, and combine those with the elements
+between them (the odd-even scheme of Ladner and Fischer, "Parallel prefix computation", 1980; as in
+``jax.lax.associative_scan``).
 """
 
 from __future__ import annotations
@@ -56,6 +57,4 @@ def associative_scan_run(static: StaticParameters, operands: Sequence[Tensor]) -
 
 
 def associative_scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [
-        torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]
-    ]
+    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]]

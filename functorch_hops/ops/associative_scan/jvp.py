@@ -25,4 +25,5 @@ def associative_scan_jvp(
         return tuple(associative_scan_run(static, operands))
 
     given = tuple(t for t in tangents if t is not None)
-    return torch.func.jvp(run, tuple(primals[i] for i in active), given)
+    outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]
+    return outs, tangents_out

@@ -1,7 +1,7 @@
 """associative_scan in torch's own operators.
 
-Export keeps the loop as torch's ``associative_scan``. Inductor lowers that one on CUDA and for pointwise functions only, so for compilation
-the O(log n) steps are written out.
+Export keeps the loop as torch's ``associative_scan``. Inductor lowers that one on CUDA and for pointwise functions
+only, so for compilation the O(log n) steps are written out.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def associative_scan_pullback(
         outs = associative_scan_run(static, [next(fresh) if a else x for x, a in zip(operands, active)])
         return tuple(outs[i] for i in marked)
 
-    outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))
+    outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))  # type: ignore[misc]
     given = (cotangents[i] for i in marked)
     grads = iter(pull(tuple(torch.zeros_like(o) if ct is None else ct for o, ct in zip(outs, given))))
     return [next(grads) if a else None for a in active]

@@ -1,7 +1,7 @@
 """``cond`` and ``switch``: one operator that runs one of several branches.
 
-Static parameters: ``bodies`` are the branches, all of one signature. Operands: the selector - a 0-d bool (False is branch
-0) or a 0-d int64 in range - then the branches' operands.
+Static parameters: ``bodies`` are the branches, all of one signature. Operands: the selector - a 0-d bool (False is
+branch 0) or a 0-d int64 in range - then the branches' operands.
 """
 
 from ...hop import Hop, Rules

@@ -92,9 +92,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     """
     branches = list(branches)
     if not branches:
-        raise ArgumentValueError(
-            message("switch", "there is no branch", parameter="branches", expected="at least one")
-        )
+        raise ArgumentValueError(message("switch", "there is no branch", parameter="branches", expected="at least one"))
     for i, branch in enumerate(branches):
         check_callable("switch", f"branches[{i}]", branch)
     last = len(branches) - 1
@@ -105,9 +103,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         raise ArgumentTypeError(_several_elements("switch", "index", index))
     if index.dtype.is_floating_point or index.dtype.is_complex:
         raise ArgumentTypeError(
-            message(
-                "switch", "not an integer", parameter="index", expected="an integer tensor", got=index.dtype
-            )
+            message("switch", "not an integer", parameter="index", expected="an integer tensor", got=index.dtype)
         )
     if not is_capturing() and not _torch.is_batched(index):
         return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))

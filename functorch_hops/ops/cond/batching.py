@@ -1,9 +1,9 @@
 """vmap of cond.
 
-An unbatched selector selects for all lanes. With a batched one, branch i must run for the lanes that selected it and must not
-be felt by the others. So each branch becomes a cond of its own, taken if any lane selected it, in which the other lanes
-compute with the operands of a lane that did (see ``representative``): no NaN can arise that the branch's own lanes do not
-have, in values, tangents or gradients of any order, and a loop inside ends when those lanes end.
+An unbatched selector selects for all lanes. With a batched one, branch i must run for the lanes that selected it and
+must not be felt by the others. So each branch becomes a cond of its own, taken if any lane selected it, in which the
+other lanes compute with the operands of a lane that did (see ``representative``): no NaN can arise that the branch's
+own lanes do not have, in values, tangents or gradients of any order, and a loop inside ends when those lanes end.
 """
 
 from __future__ import annotations
@@ -54,11 +54,7 @@ def _per_lane(
         mask = TensorMeta.of(taken)
         masked = cond_static([_zeros(branch, mask), _masked(branch, mask, mapped[1:])])
         outs = cond_op(masked, taken.any(), taken, *rest)
-        results = (
-            list(outs)
-            if results is None
-            else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
-        )
+        results = list(outs) if results is None else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
     assert results is not None
     return results, everywhere
 

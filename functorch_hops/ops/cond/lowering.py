@@ -22,16 +22,12 @@ def cond_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
     return _nested(selector, list(static.bodies), 0, rest)
 
 
-def _branch(
-    pred: Tensor, taken: Subgraph, others: Sequence[Subgraph], operands: Sequence[Tensor]
-) -> Sequence[Tensor]:
+def _branch(pred: Tensor, taken: Subgraph, others: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:
     (other,) = others
     return _torch.native_cond(pred, _contiguous(taken), _contiguous(other), tuple(operands))
 
 
-def _nested(
-    selector: Tensor, branches: list[Subgraph], first: int, operands: Sequence[Tensor]
-) -> Sequence[Tensor]:
+def _nested(selector: Tensor, branches: list[Subgraph], first: int, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     if len(branches) == 1:
         return branches[0](*operands)
 

@@ -1,6 +1,7 @@
 """vjp of cond: partition each branch; the residuals are the union of the branches'.
 
-Each branch fills its own residuals into shared slots, one per kind of tensor, and zeros into the slots that it does not use.
+Each branch fills its own residuals into shared slots, one per kind of tensor, and zeros into the slots that it does not
+use.
 """
 
 from __future__ import annotations
@@ -80,9 +81,7 @@ def cond_pullback(
 
     plan = _plan(static, active)
     selector, *rest = operands
-    given = [
-        _or_zeros(ct, meta) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c
-    ]
+    given = [_or_zeros(ct, meta) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c]
     n_slots, n_rest = len(plan.slots), len(rest)
     branches = []
     for part in plan.parts:
@@ -99,11 +98,7 @@ def cond_pullback(
         ]
         make = lambda run=run, metas=metas: rewritten(run, metas, "grad")
         branches.append(part.backward.derive(("slots", plan.slots, part.kept), make))
-    grads = (
-        iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given))
-        if count(active)
-        else iter(())
-    )
+    grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
     return [next(grads) if a else None for a in active]
 
 

@@ -1,9 +1,9 @@
 """``custom_rule``: a call with a derivative of its own (``torch.autograd.Function`` in a captured body).
 
-Static parameters: ``bodies`` are the forward graph ``inputs -> outputs, residuals``, the backward graph ``residuals, closed-over values, cotangents
--> gradients of the marked inputs`` and, where the function has one, the forward-mode graph ``residuals, closed-over values, tangents ->
-tangents of the differentiable outputs``. ``layout`` says which is which. Operands: the forward graph's inputs, then what the
-backward and the forward-mode graph close over.
+Static parameters: ``bodies`` are the forward graph ``inputs -> outputs, residuals``, the backward graph ``residuals,
+closed-over values, cotangents -> gradients of the marked inputs`` and, where the function has one, the forward-mode
+graph ``residuals, closed-over values, tangents -> tangents of the differentiable outputs``. ``layout`` says which is
+which. Operands: the forward graph's inputs, then what the backward and the forward-mode graph close over.
 """
 
 from ...hop import Hop, Rules

@@ -1,7 +1,7 @@
 """``torch.autograd.Function`` inside a captured body.
 
-A trace below autograd would keep what ``forward`` does and forget ``backward``. Here each staticmethod is captured as a graph, with a
-context object of our own that remembers what ``forward`` saved.
+A trace below autograd would keep what ``forward`` does and forget ``backward``. Here each staticmethod is captured as a
+graph, with a context object of our own that remembers what ``forward`` saved.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ class _Recorded:
         self.residuals = self.context.tensors()
         self.sources = [_source(r, flat, outs) for r in self.residuals]
         self.differentiable = tuple(
-            is_differentiable(o.dtype) and not any(o is t for t in self.context.non_differentiable)
-            for o in outs
+            is_differentiable(o.dtype) and not any(o is t for t in self.context.non_differentiable) for o in outs
         )
         return [*outs, *self.residuals]
 
@@ -107,10 +106,7 @@ class _Recorded:
         context = self.context.replaced(self.residuals, flat[: len(self.residuals)])
         given = iter(flat[len(self.residuals) :])
         marks = iter(self.differentiable)
-        cts = [
-            next(given) if isinstance(o, Tensor) and next(marks) else self._no_cotangent(o)
-            for o in self.outputs
-        ]
+        cts = [next(given) if isinstance(o, Tensor) and next(marks) else self._no_cotangent(o) for o in self.outputs]
         grads = self.cls.backward(context, *cts)
         grads = grads if isinstance(grads, (tuple, list)) else (grads,)
         return [self._gradient(grads, i) for i in self.places if self.context.needs_input_grad[i]]
@@ -133,11 +129,7 @@ class _Recorded:
         result = self.cls.jvp(context, *tangents)
         result = result if isinstance(result, (tuple, list)) else (result,)
         tensors = [(o, t) for o, t in zip(self.outputs, result) if isinstance(o, Tensor)]
-        return [
-            TensorMeta.of(o).zeros() if t is None else t
-            for (o, t), d in zip(tensors, self.differentiable)
-            if d
-        ]
+        return [TensorMeta.of(o).zeros() if t is None else t for (o, t), d in zip(tensors, self.differentiable) if d]
 
 
 def _source(residual: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[str, int]:
@@ -162,7 +154,8 @@ def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any]
     cts = [m for m, d in zip(forward.outputs, call.differentiable) if d]
     marked = tuple(call.context.needs_input_grad[i] for i in call.places)
     backward, backward_lifted = _closing_between(call.backward, residuals, cts, name, "backward")
-    bodies, forward_lifted = [forward, backward], []
+    bodies = [forward, backward]
+    forward_lifted: list[Tensor] = []
     if cls.jvp is not torch.autograd.Function.jvp:
         moving = [m for m, needed in zip(inputs, marked) if needed]
         body, forward_lifted = _closing_between(call.forward_mode, residuals, moving, name, "jvp")

@@ -1,7 +1,7 @@
 """The rules of a call with a derivative of its own.
 
-NOTE [Residuals of a custom rule] A second derivative follows torch: a residual that is an input leads back to that input, one that is an
-output leads back through the custom derivative, and any other has no derivative.
+NOTE [Residuals of a custom rule] A second derivative follows torch: a residual that is an input leads back to that
+input, one that is an output leads back through the custom derivative, and any other has no derivative.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = [
 class Layout:
     """What the flat values of a custom rule are.
 
-    ``marked``: the inputs that have gradients, among the first of the forward graph's. ``differentiable``: the outputs that have
-    cotangents. ``sources``: for each residual ``("input", i)``, ``("output", i)`` or ``("other", 0)``. ``n_backward`` and
-    ``n_forward_mode``: how many values these graphs close over.
+    ``marked``: the inputs that have gradients, among the first of the forward graph's. ``differentiable``: the outputs
+    that have cotangents. ``sources``: for each residual ``("input", i)``, ``("output", i)`` or ``("other", 0)``.
+    ``n_backward`` and ``n_forward_mode``: how many values these graphs close over.
     """
 
     n_inputs: int
@@ -47,9 +47,7 @@ class Layout:
     n_forward_mode: int
 
 
-def custom_rule_static(
-    name: str, bodies: Sequence[Subgraph], layout: Layout, emits: int = 0
-) -> StaticParameters:
+def custom_rule_static(name: str, bodies: Sequence[Subgraph], layout: Layout, emits: int = 0) -> StaticParameters:
     """``emits``: how many times the residuals follow the outputs."""
     n_outputs = len(layout.differentiable) + emits * len(layout.sources)
     return StaticParameters("custom_rule", bodies, name=name, layout=layout, emits=emits, n_outputs=n_outputs)
@@ -121,9 +119,7 @@ def custom_rule_jvp(
     outs = custom_rule_op(custom_rule_augment(static, ()), *primals)
     residuals = outs[static["n_outputs"] :]
     closed_over = primals[layout.n_inputs + layout.n_backward :]
-    moving = [
-        torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m
-    ]
+    moving = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
     out_tangents = iter(static.bodies[2](*residuals, *closed_over, *moving))
     own: list[Tensor | None] = [next(out_tangents) if d else None for d in layout.differentiable]
     emitted = [
@@ -163,11 +159,7 @@ def _summed(
     def run(*args: Tensor) -> list[Tensor]:
         return [g.sum(0) if s else g for g, s in zip(body(*args), shared)]
 
-    return (
-        body.derive(("summed", tuple(shared)), lambda: rewritten(run, body.inputs, "vmap"))
-        if any(shared)
-        else body
-    )
+    return body.derive(("summed", tuple(shared)), lambda: rewritten(run, body.inputs, "vmap")) if any(shared) else body
 
 
 def _expanded(

@@ -50,9 +50,7 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
     if batch_size is None:
         return _each(f, xs)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        text = message(
-            "map", "not a positive size", parameter="batch_size", expected="an int >= 1", got=batch_size
-        )
+        text = message("map", "not a positive size", parameter="batch_size", expected="an int >= 1", got=batch_size)
         raise ArgumentValueError(text)
     return _in_chunks(f, leaves, spec, batch_size)
 
@@ -97,9 +95,7 @@ def _vmapped(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _check_sizes(leaves: list[Tensor], spec: pytree.Spec) -> None:
     paths = pytree.leaf_paths(spec, "xs")
     if not leaves:
-        raise ArgumentTypeError(
-            message("map", "there is no tensor to map over", parameter="xs", expected="a tensor")
-        )
+        raise ArgumentTypeError(message("map", "there is no tensor to map over", parameter="xs", expected="a tensor"))
     for path, x in zip(paths, leaves):
         if x.dim() == 0 or x.shape[0] != leaves[0].shape[0]:
             got = "0-d" if x.dim() == 0 else x.shape[0]

@@ -1,7 +1,8 @@
 """``scan``: one operator for every loop whose trip count is known when it starts (``fori_loop`` and ``map`` included).
 
-Static parameters: the body ``(carry..., x..., consts...) -> (carry..., y...)``, ``n_carry``, ``n_xs``, ``reverse``. Operands: the
-length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final carry, the stacked ys.
+Static parameters: the body ``(carry..., x..., consts...) -> (carry..., y...)``, ``n_carry``, ``n_xs``, ``reverse``.
+Operands: the length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final carry,
+the stacked ys.
 """
 
 from ...hop import Hop, Rules

@@ -71,9 +71,7 @@ def scan(
     check_callable("scan", "f", f)
     check_unroll("scan", unroll)
     if remat is not None:
-        raise NotImplementedError(
-            "scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile"
-        )
+        raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
     steps = _length(leaves, xs_spec, length)
     init = numbers_as_tensors(init)
@@ -109,15 +107,11 @@ def _length(leaves: list[Tensor], spec: pytree.Spec, length: Any) -> Any:
             )
         )
     if length is not None and length < 0:
-        raise ArgumentValueError(
-            message("scan", "negative", parameter="length", expected="an int >= 0", got=length)
-        )
+        raise ArgumentValueError(message("scan", "negative", parameter="length", expected="an int >= 0", got=length))
     if not leaves:
         if length is None:
             raise ArgumentValueError(
-                message(
-                    "scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length"
-                )
+                message("scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length")
             )
         return length
     expected = length

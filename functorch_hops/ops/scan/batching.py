@@ -24,18 +24,13 @@ def scan_batch(
     length, init, xs, consts = split_operands(static, operands)
     _, init_mapped, xs_mapped, consts_mapped = split_operands(static, mapped)
     by = "lane" if randomness == "different" else "value"
-    carry_mapped = carry_fixpoint(
-        init_mapped, lambda c: body.reached((*c, *xs_mapped, *consts_mapped), by=by)[:n]
-    )
+    carry_mapped = carry_fixpoint(init_mapped, lambda c: body.reached((*c, *xs_mapped, *consts_mapped), by=by)[:n])
     at_carry = (*carry_mapped, *(False,) * (len(body.outputs) - n))
     new_body, out = batched(body, (*carry_mapped, *xs_mapped, *consts_mapped), size, randomness, at_carry)
     outs = scan_op(
         scan_static(new_body, n, static["n_xs"], static["reverse"]),
         length,
-        *(
-            expand_lanes(c, size) if m and not was else c
-            for c, m, was in zip(init, carry_mapped, init_mapped)
-        ),
+        *(expand_lanes(c, size) if m and not was else c for c, m, was in zip(init, carry_mapped, init_mapped)),
         *(x.movedim(0, 1) if m else x for x, m in zip(xs, xs_mapped)),
         *consts,
     )

@@ -21,9 +21,7 @@ class Operands(NamedTuple):
 
 
 def scan_static(body: Subgraph, n_carry: int, n_xs: int, reverse: bool) -> StaticParameters:
-    return StaticParameters(
-        "scan", [body], n_carry=n_carry, n_xs=n_xs, reverse=reverse, n_outputs=len(body.outputs)
-    )
+    return StaticParameters("scan", [body], n_carry=n_carry, n_xs=n_xs, reverse=reverse, n_outputs=len(body.outputs))
 
 
 def split_operands(static: StaticParameters, operands: Sequence[Any]) -> Operands:

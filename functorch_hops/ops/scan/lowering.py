@@ -15,7 +15,9 @@ __all__ = ["scan_native"]
 
 
 def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    """torch's scan runs forward in time only, wants at least one step and one ``xs``, and inputs that share no storage."""
+    """torch's scan runs forward in time only, wants at least one step and one ``xs``, and inputs that share no
+    storage.
+    """
     (body,) = static.bodies
     n, n_xs = static["n_carry"], static["n_xs"]
     length, init, xs, consts = split_operands(static, operands)

@@ -1,14 +1,14 @@
 """The carry and the outputs of a plain-eager loop: checked after each step, at a cost far below an operator's.
 
-NOTE [Cheap checks] A step must cost little more than its own operators. A carry or an element that is one tensor is not flattened at
-all; a tree goes through optree's C++ (``flatten_up_to``, which also compares the structure). Whatever looks unusual falls
-through to the full check, which finds the words for the error.
+NOTE [Cheap checks] A step must cost little more than its own operators. A carry or an element that is one tensor is not
+flattened at all; a tree goes through optree's C++ (``flatten_up_to``, which also compares the structure). Whatever
+looks unusual falls through to the full check, which finds the words for the error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ __all__ = ["carry_check", "elements", "stack_outputs"]
 
 
 def carry_check(operation: str, parameter: str, init: Any) -> Callable[[Any], Any]:
-    """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like ``init``."""
+    """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like
+    ``init``.
+    """
     leaves, spec = pytree.flatten(init)
     expected = [(x.shape, x.dtype, x.device) for x in leaves]
 
@@ -35,12 +37,7 @@ def carry_check(operation: str, parameter: str, init: Any) -> Callable[[Any], An
         ((shape, dtype, device),) = expected
 
         def check_tensor(value: Any) -> Any:
-            if (
-                type(value) is Tensor
-                and value.dtype is dtype
-                and value.shape == shape
-                and value.device == device
-            ):
+            if type(value) is Tensor and value.dtype is dtype and value.shape == shape and value.device == device:
                 return value
             return check_fully(value)
 
@@ -76,27 +73,26 @@ def stack_outputs(outputs: Sequence[Any]) -> Any:
     first, spec = pytree.flatten(outputs[0])
     columns: list[list[Any]] = [[leaf] for leaf in first]
     for y in outputs[1:]:
-        leaves, other = pytree.flatten(y)
-        if other != spec:
-            _refuse_changed_tree(spec, other)
+        try:
+            leaves = spec.flatten_up_to(y)
+        except (ValueError, TypeError):
+            _refuse_changed_tree(spec, pytree.flatten(y)[1])
         for column, leaf in zip(columns, leaves):
             column.append(leaf)
     return pytree.unflatten(spec, [_stacked(column) for column in columns])
 
 
-def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> None:
+def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> NoReturn:
     found = pytree.difference(expected, got, "y")
     where, left, right = found if found is not None else ("y", "", "")
     raise TreeMismatchError(
-        message(
-            "scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right
-        )
+        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
     )
 
 
 def _stacked(column: list[Any]) -> Any:
     first = column[0]
-    if isinstance(first, Tensor):
+    if all(isinstance(x, Tensor) for x in column):
         return torch.stack(column)
     for value in column:
         if type(value) is not type(first) or value != first:

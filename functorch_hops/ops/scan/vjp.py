@@ -1,8 +1,9 @@
 """vjp of scan: a forward scan that stacks residuals, and a scan backwards in time.
 
-With ``c', y = f(c, x, w)`` and cotangents bar, each step backwards computes ``(bar c, bar x, bar w) = f*(bar c', bar y)``: ``bar c`` is the
-carry, ``bar x`` is stacked, ``bar w`` is summed in the carry. What f* reads of the step is a residual (stacked by the forward scan), x
-itself (scanned again) or w (a constant again, never stacked); see NOTE [Partition].
+With ``c', y = f(c, x, w)`` and cotangents bar, each step backwards computes ``(bar c, bar x, bar w) = f*(bar c', bar
+y)``: ``bar c`` is the carry, ``bar x`` is stacked, ``bar w`` is summed in the carry. What f* reads of the step is a
+residual (stacked by the forward scan), x itself (scanned again) or w (a constant again, never stacked); see NOTE
+[Partition].
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BackwardPlan:
-    """How the step of a loop is differentiated: which inputs are active, which outputs have cotangents, its partition."""
+    """How the step of a loop is differentiated: which inputs are active, which outputs have cotangents, its
+    partition.
+    """
 
     body: Subgraph
     n_carry: int
@@ -44,9 +47,7 @@ class BackwardPlan:
     def make(cls, body: Subgraph, n_carry: int, n_xs: int, active: Mask) -> BackwardPlan:
         """``active``: of the loop's operands; a carry that becomes active on the way is active."""
         fixed = active[n_carry:]
-        carry = carry_fixpoint(
-            active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry]
-        )
+        carry = carry_fixpoint(active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry])
         carry = tuple(a and is_differentiable(m.dtype) for a, m in zip(carry, body.inputs))
         reached = body.reached((*carry, *fixed), by="gradient")
         free = (False,) * (n_carry + n_xs) + (True,) * (len(body.inputs) - n_carry - n_xs)
@@ -112,9 +113,7 @@ def run_backward(
     ct_consts = [torch.zeros_like(c) for c, a in zip(parts.consts, plan.active[n + m :]) if a]
     kept_xs = [x for x, k in zip(parts.xs, plan.part.kept[n : n + m]) if k]
     kept_consts = [c for c, k in zip(parts.consts, plan.part.kept[n + m :]) if k]
-    body = backward_step(
-        plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device)
-    )
+    body = backward_step(plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device))
     xs = [*([] if valid is None else [valid]), *residuals, *kept_xs, *ct_ys]
     n_carry = len(ct_carry) + len(ct_consts)
     outs = scan_op(
@@ -126,9 +125,7 @@ def run_backward(
         *kept_consts,
     )
     by_kind = iter(outs[: len(ct_carry)]), iter(outs[n_carry:]), iter(outs[len(ct_carry) : n_carry])
-    grads = [
-        next(by_kind[0 if i < n else 1 if i < n + m else 2]) if a else None for i, a in enumerate(plan.active)
-    ]
+    grads = [next(by_kind[0 if i < n else 1 if i < n + m else 2]) if a else None for i, a in enumerate(plan.active)]
     return [None, *grads]
 
 
@@ -151,7 +148,7 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
             pieces.append(values[: len(group)])
             values = values[len(group) :]
         ct_carry, sums, happened, residuals, carry, xs, ct_ys, consts = pieces
-        grads = part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys)
+        grads = list(part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
         new_carry, ct_x, ct_w = grads[:n_ct], grads[n_ct : n_ct + n_x], grads[n_ct + n_x :]
         if happened:
             # A step that did not happen for this lane hands its cotangent on, see NOTE [Representative lanes].

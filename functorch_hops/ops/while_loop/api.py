@@ -47,8 +47,8 @@ def while_loop(
         max_steps: stop after so many iterations, silently; 0 is allowed.
         checkpoints: how many carries reverse mode keeps; comes later.
 
-    Under ``vmap`` with a batched condition the loop runs until every lane is done; a finished lane keeps its value and is
-    never poisoned by what the others still compute.
+    Under ``vmap`` with a batched condition the loop runs until every lane is done; a finished lane keeps its value and
+    is never poisoned by what the others still compute.
 
     Raises:
         TreeMismatchError, MetadataMismatchError: the carry changes.
@@ -73,9 +73,7 @@ def while_loop(
                 "while_loop", "out of range", parameter="checkpoints", expected="an int >= 1", got=checkpoints
             )
             raise ArgumentValueError(text)
-        raise NotImplementedError(
-            "while_loop: checkpoints= comes in a later version; every carry is saved meanwhile"
-        )
+        raise NotImplementedError("while_loop: checkpoints= comes in a later version; every carry is saved meanwhile")
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
     if is_capturing():
@@ -83,9 +81,7 @@ def while_loop(
     return _plain(cond_fn, body_fn, init, max_steps)
 
 
-def fori_loop(
-    lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1
-) -> Any:
+def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
     """Loop over a range of integers.
 
     ``fori_loop : (int, int, ((int, c) -> c), c) -> c``. Equivalent to::
@@ -122,9 +118,7 @@ def fori_loop(
     check_tensor_leaves("fori_loop", "init_val", init)
     if unroll > 1 and any(isinstance(b, Tensor) for b in bounds):
         raise ArgumentValueError(
-            message(
-                "fori_loop", "tensor bounds can't be unrolled", parameter="unroll", expected="Python bounds"
-            )
+            message("fori_loop", "tensor bounds can't be unrolled", parameter="unroll", expected="Python bounds")
         )
     if any(isinstance(b, Tensor) for b in bounds):
         return _tensor_bounds(bounds[0], bounds[1], body_fn, init)
@@ -146,9 +140,7 @@ def _as_scan_body(body_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tu
 
 def _bound(parameter: str, bound: Any) -> Any:
     if isinstance(bound, Tensor):
-        is_integer = not (
-            bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool
-        )
+        is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
         if bound.numel() == 1 and is_integer:
             return bound.reshape(()).to(torch.int64)
         got = f"{bound.dtype} of shape {tuple(bound.shape)}"
@@ -184,9 +176,7 @@ def _check_max_steps(max_steps: Any) -> None:
         return
     if not isinstance(max_steps, int) or isinstance(max_steps, bool):
         got = f"{type(max_steps).__name__} {max_steps!r}"
-        raise ArgumentTypeError(
-            message("while_loop", "not an int", parameter="max_steps", expected="an int", got=got)
-        )
+        raise ArgumentTypeError(message("while_loop", "not an int", parameter="max_steps", expected="an int", got=got))
     if max_steps < 0:
         raise ArgumentValueError(
             message("while_loop", "negative", parameter="max_steps", expected="an int >= 0", got=max_steps)
@@ -229,15 +219,11 @@ def _check_predicate(pred: Any) -> None:
     if not isinstance(pred, (bool, int, float, complex)):
         got = f"{type(pred).__name__} {pred!r}"
         raise ArgumentTypeError(
-            message(
-                "while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got
-            )
+            message("while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got)
         )
 
 
-def _captured(
-    cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
-) -> Any:
+def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static

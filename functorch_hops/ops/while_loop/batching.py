@@ -1,11 +1,12 @@
 """vmap of while_loop.
 
-With an unbatched condition the lanes stay in step, and the body is batched as a scan's is. With a batched one the loop carries a
-mask of the lanes that run; it ends when no lane does. A lane that has finished keeps its carry, and computes along with the
-operands of one that runs (NOTE [Representative lanes]).
+With an unbatched condition the lanes stay in step, and the body is batched as a scan's is. With a batched one the loop
+carries a mask of the lanes that run; it ends when no lane does. A lane that has finished keeps its carry, and computes
+along with the operands of one that runs (NOTE [Representative lanes]).
 
-NOTE [Stacks of lanes] A stacked loop then runs as long as its longest lane. Rows of a lane that had finished hold what the borrowed
-operands gave - finite if the running lane's are - and ``valid`` is False there, which tells the loop backwards to skip them.
+NOTE [Stacks of lanes] A stacked loop then runs as long as its longest lane. Rows of a lane that had finished hold what
+the borrowed operands gave - finite if the running lane's are - and ``valid`` is False there, which tells the loop
+backwards to skip them.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def _in_step(
     masks = (*carry, *mapped[n:])
     new_cond, _ = batched(cond, masks, size, randomness)
     new_body, out = batched(body, masks, size, randomness, (*carry, *(False,) * (len(body.outputs) - n)))
-    init = [
-        expand_lanes(x, size) if new and not old else x for x, new, old in zip(operands[:n], carry, mapped)
-    ]
+    init = [expand_lanes(x, size) if new and not old else x for x, new, old in zip(operands[:n], carry, mapped)]
     outs = while_loop_op(while_static(new_cond, new_body, n, flags), *init, *operands[n:])
     stacks_mapped = merge_flags(flags, False, out[n:])
     stacks = [s.movedim(1, 0) if m else s for s, m in zip(outs[n:], stacks_mapped)]

@@ -34,10 +34,10 @@ def while_loop_jvp(
     loop = while_static(_on_primals(cond, pair_body, n, k), pair_body, n + k, (0,) if flags else ())
     outs = while_loop_op(loop, *primals[:n], *carry_t, *primals[n:], *consts_t)
     stacks, n_ys = outs[n + k :], len(body.outputs) - n
-    valid, ys = (stacks[0], stacks[1 : 1 + n_ys]) if flags else (None, [])
+    ys = stacks[1 : 1 + n_ys] if flags else ()
     moving = iter((*outs[n : n + k], *stacks[1 + n_ys :]))
     tangents_out = [next(moving) if m else None for m in moves]
-    values = [*outs[:n], *merge_flags(flags, valid, ys)]
+    values = [*outs[:n], *(merge_flags(flags, stacks[0], ys) if flags else ())]
     return values, [*tangents_out[:n], *merge_flags(flags, None, tangents_out[n:])]
 
 

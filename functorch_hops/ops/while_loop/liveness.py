@@ -1,4 +1,6 @@
-"""Unused outputs of a while_loop; what the condition reads stays alive, and so do the flags as long as one stack is read."""
+"""Unused outputs of a while_loop; what the condition reads stays alive, and so do the flags as long as one stack is
+read.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ __all__ = ["while_loop_native"]
 
 
 def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step t."""
+    """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step
+    t.
+    """
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     init, consts = _torch.unshared([c.contiguous() for c in operands[:n]]), tuple(operands[n:])

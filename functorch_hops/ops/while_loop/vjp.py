@@ -1,7 +1,7 @@
 """vjp of while_loop: stack what the body's backward reads, then scan backwards over the iterations that happened.
 
-An infinitesimal change of the operands does not change the trip count, so the loop is differentiated as the scan that it turned out
-to be. The stacks grow with the run: no bound on the trip count is needed.
+An infinitesimal change of the operands does not change the trip count, so the loop is differentiated as the scan that
+it turned out to be. The stacks grow with the run: no bound on the trip count is needed.
 """
 
 from __future__ import annotations
