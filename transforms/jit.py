@@ -24,7 +24,7 @@ from functorch_hops.capture import environment
 from functorch_hops.capture.call import Arguments, TracedCall, trace_call
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from functorch_hops.capture.validate import check_callable
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message, user_frame
 from functorch_hops.lowering.backends import Backend, compiled
 from functorch_hops.ops.closed_call import closed_call_op, closed_call_static
 
@@ -290,7 +290,13 @@ class Jitted:
         )
 
     def _warn(self, text: str) -> None:
-        warnings.warn(f"jit: {getattr(self._func, '__name__', self._func)!s} {text}", RuntimeWarning, stacklevel=6)
+        """A warning at the user's line, however deep the call came from."""
+        text = f"jit: {getattr(self._func, '__name__', self._func)!s} {text}"
+        frame = user_frame()
+        if frame is None or frame.lineno is None:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        else:
+            warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
 
 
 def _objects(key: Any) -> list[Any]:

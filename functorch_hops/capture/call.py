@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, pytree
-from .output import OutputSpec
+from .output import OutputSpec, number_as_tensor
 from .speculate import capture_function
 from .subgraph import Subgraph, TensorMeta
 
@@ -150,12 +150,8 @@ def _dynamic_places(arguments: Arguments) -> list[int]:
 
 
 def _number_as_tensor(leaf: Any) -> Any:
-    """A symbolic number in an output becomes a 0-d tensor of the default dtype, or int64."""
-    if isinstance(leaf, torch.SymFloat):
-        return torch.scalar_tensor(leaf, dtype=torch.get_default_dtype())  # type: ignore[arg-type]
-    if isinstance(leaf, torch.SymInt):
-        return torch.scalar_tensor(leaf, dtype=torch.int64)  # type: ignore[arg-type]
-    return leaf
+    """A traced number among the outputs is a tensor; a number that is the same in every call stays one."""
+    return number_as_tensor(leaf) if isinstance(leaf, (torch.SymFloat, torch.SymInt)) else leaf
 
 
 def _name(func: Callable[..., Any]) -> str:

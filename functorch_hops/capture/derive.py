@@ -53,7 +53,7 @@ def _at_front(x: Tensor, dim: int | None, size: int) -> Tensor:
 
 def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
     """``(inputs, tangents of the active ones) -> (outputs, tangents of the reached ones)``, and which are reached."""
-    reached = body.reached(active, by="gradient")
+    reached = body.reached(active, by="tangent")
 
     def run(*args: Tensor) -> list[Tensor]:
         primals, tangents = args[: len(active)], args[len(active) :]

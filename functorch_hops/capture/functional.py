@@ -7,7 +7,7 @@ from torch import fx
 
 from .._torch import OpOverload
 
-__all__ = ["has_writes", "replace_copy", "unwrite_views"]
+__all__ = ["bound_slice", "has_writes", "replace_copy", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -42,3 +42,17 @@ def unwrite_views(graph: fx.Graph) -> None:
             twin = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
             if twin is not None and target._overloadname in twin.overloads():
                 node.target = getattr(twin, target._overloadname)
+
+
+_SLICES = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
+
+
+def bound_slice(node: fx.Node) -> None:
+    """``x[1:]`` ends at the size of ``x``, not at the largest integer, with which some batching rules compute."""
+    place = _SLICES.get(node.target)  # type: ignore[arg-type]
+    if place is None or len(node.args) < place + 3:
+        return
+    source, dim, end = node.args[0], node.args[place], node.args[place + 2]
+    size = source.meta["val"].shape[dim]  # type: ignore[union-attr, index]
+    if isinstance(end, int) and isinstance(size, int) and end > size:
+        node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])

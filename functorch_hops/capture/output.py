@@ -69,6 +69,10 @@ def number_as_tensor(value: Any) -> Any:
         return torch.full((), value, dtype=torch.get_default_dtype())
     if isinstance(value, complex):
         return torch.full((), value, dtype=torch.get_default_dtype().to_complex())
+    if isinstance(value, torch.SymFloat):
+        return torch.scalar_tensor(value, dtype=torch.get_default_dtype())  # type: ignore[arg-type]
+    if isinstance(value, torch.SymInt):
+        return torch.scalar_tensor(value, dtype=torch.int64)  # type: ignore[arg-type]
     return value
 
 

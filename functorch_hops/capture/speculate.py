@@ -27,9 +27,9 @@ from torch.overrides import TorchFunctionMode
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
-from .functional import has_writes, replace_copy, unwrite_views
+from .functional import bound_slice, has_writes, replace_copy, unwrite_views
 from .liveness import eliminate_dead_code
-from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable
+from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
 
@@ -312,6 +312,8 @@ def _trace(
                 return capture.finish(outputs), capture
     finally:
         capture.session.ended.append(capture.tracer.tensor_tracker)
+        if parent is not None:
+            parent.constants |= capture.constants
         if parent is None:
             capture.session.close()
 
@@ -412,7 +414,19 @@ class _Effects(_torch.TorchDispatchMode):
             self._check_writes(func, args, kwargs, detached)
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        return _detach(out) if detached else out
+        return self._untracked(out) if detached else out
+
+    def _untracked(self, out: Any) -> Any:
+        """What ran without gradients, as a value that reverse mode does not look behind."""
+        if isinstance(out, (tuple, list)):
+            return type(out)(self._untracked(o) for o in out)
+        if not isinstance(out, Tensor) or not is_differentiable(out.dtype):
+            return out
+        tracer = self.capture.tracer
+        proxy = tracer.create_proxy("call_function", untracked, (self.capture.proxy_of(out),), {})
+        with _torch.disable_proxy_modes_tracing():
+            alias = out.detach()
+        return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
 
     def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
         for i, argument in enumerate(func._schema.arguments):
@@ -439,19 +453,11 @@ class _Effects(_torch.TorchDispatchMode):
             )
 
 
-def _detach(out: Any) -> Any:
-    if isinstance(out, Tensor):
-        return out.detach() if is_differentiable(out.dtype) else out
-    if isinstance(out, (tuple, list)):
-        return type(out)(_detach(o) for o in out)
-    return out
-
-
 def _depends_on_input(node: fx.Node) -> bool:
     todo, seen = [node], set()
     while todo:
         node = todo.pop()
-        if node in seen or node.target is torch.ops.aten.detach.default:
+        if node in seen or node.target in (torch.ops.aten.detach.default, untracked):
             continue
         seen.add(node)
         if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
@@ -477,4 +483,5 @@ def _clean(module: fx.GraphModule) -> None:
             replace_copy(node)
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
+        bound_slice(node)
     eliminate_dead_code(module)

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from .._torch import FakeTensorMode, OpOverload, without_torch_function
 
-__all__ = ["Mask", "StaticParameters", "Subgraph", "TensorMeta", "is_differentiable", "is_random_node"]
+__all__ = ["Mask", "StaticParameters", "Subgraph", "TensorMeta", "is_differentiable", "is_random_node", "untracked"]
 
 T = TypeVar("T")
 Mask = tuple[bool, ...]
@@ -31,6 +31,12 @@ Mask = tuple[bool, ...]
 def is_differentiable(dtype: torch.dtype) -> bool:
     """Whether values of ``dtype`` have tangents."""
     return dtype.is_floating_point or dtype.is_complex
+
+
+def untracked(x: Tensor) -> Tensor:
+    """What ``torch.no_grad`` makes of a result, as a node of a graph: reverse mode stops here, forward mode does not."""
+    with torch.no_grad():
+        return torch.ops.aten.alias.default(x)
 
 
 class TensorMeta(NamedTuple):
@@ -149,7 +155,8 @@ class Subgraph(_Deriving):
         """Which outputs the marked inputs reach.
 
         ``by="value"``: through any operator; random operators count as sources too where ``by="lane"`` (each lane of
-        a vmap draws its own numbers); ``by="gradient"``: through differentiable values only, detach stopping it.
+        a vmap draws its own numbers); ``by="gradient"`` and ``by="tangent"``: through differentiable values only, which
+        ``detach`` stops, and for gradients ``no_grad`` too.
         """
         key = ("reached", tuple(sources), by)
         return self.derive(key, lambda: self._reached(tuple(sources), by))
@@ -165,8 +172,8 @@ class Subgraph(_Deriving):
             else:
                 hit = any(n in marked for n in node.all_input_nodes)
                 hit = hit or (by == "lane" and is_random_node(node, self.module))
-            if by == "gradient" and hit:
-                hit = node.target is not torch.ops.aten.detach.default and _carries_gradient(node)
+            if by in _BARRIERS and hit:
+                hit = node.target not in _BARRIERS[by] and _carries_gradient(node)
             if hit:
                 marked.add(node)
         return tuple(isinstance(out, fx.Node) and out in marked for out in self.output_nodes())
@@ -182,6 +189,10 @@ class Subgraph(_Deriving):
         return print_subgraph(self, name, indent)
 
 
+_BARRIERS = {
+    "gradient": (torch.ops.aten.detach.default, untracked),
+    "tangent": (torch.ops.aten.detach.default,),
+}
 _interned: weakref.WeakValueDictionary[Hashable, Subgraph] = weakref.WeakValueDictionary()
 _interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
@@ -225,8 +236,15 @@ def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable
         target = _attribute_key(getattr(module, node.target)) if node.op == "get_attr" else node.target
         if node.op == "placeholder":
             target = None
-        rows.append((node.op, target, freeze(node.args), freeze(node.kwargs)))
+        rows.append((node.op, target, freeze(node.args), freeze(node.kwargs), _dtypes(node.meta.get("val"))))
     return tuple(rows), tuple(inputs)
+
+
+def _dtypes(value: Any) -> Hashable:
+    """The dtypes of a node's result: with a default dtype in their arguments, equal nodes may differ in them."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_dtypes, value))
+    return getattr(value, "dtype", None)
 
 
 def _attribute_key(value: object) -> Hashable:

@@ -19,7 +19,7 @@ def cond_jvp(
     from . import cond_op
 
     active = tuple(t is not None for t in tangents[1:])
-    reached = tuple(any(c) for c in zip(*(b.reached(active, by="gradient") for b in static.bodies), strict=True))
+    reached = tuple(any(c) for c in zip(*(b.reached(active, by="tangent") for b in static.bodies), strict=True))
     branches = [_branch_with_tangents(body, active, reached) for body in static.bodies]
     given = [t for t in tangents if t is not None]
     outs = cond_op(cond_static(branches), *primals, *given)

@@ -26,7 +26,7 @@ def scan_jvp(
     _, init_t, xs_t, consts_t = split_operands(static, tangents)
     fixed = tuple(t is not None for t in (*xs_t, *consts_t))
     carry_active = carry_fixpoint(
-        [t is not None for t in init_t], lambda c: body.reached((*c, *fixed), by="gradient")[:n]
+        [t is not None for t in init_t], lambda c: body.reached((*c, *fixed), by="tangent")[:n]
     )
     pair_body, reached = pair_carry(body, n, m, (*carry_active, *fixed))
     k = sum(carry_active)

@@ -25,7 +25,7 @@ def while_loop_jvp(
     n, flags = static["n_carry"], static["flags"]
     consts = tuple(t is not None for t in tangents[n:])
     carry = carry_fixpoint(
-        [t is not None for t in tangents[:n]], lambda c: body.reached((*c, *consts), by="gradient")[:n]
+        [t is not None for t in tangents[:n]], lambda c: body.reached((*c, *consts), by="tangent")[:n]
     )
     pair_body, moves = pair_carry(body, n, 0, (*carry, *consts))
     carry_t = [torch.zeros_like(x) if t is None else t for x, t, a in zip(primals, tangents, carry) if a]
