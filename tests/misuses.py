@@ -335,9 +335,7 @@ def associative_scan_element_changes_its_shape():
 
 @_misuse(fh.TreeMismatchError)
 def associative_scan_element_changes_its_tree():
-    fh.associative_scan(lambda a, b: a, (torch.ones(4), torch.ones(4))) if False else fh.associative_scan(
-        lambda a, b: [a[0], b[0]], (torch.ones(4), torch.ones(4))
-    )
+    fh.associative_scan(lambda a, b: [a[0], b[0]], (torch.ones(4), torch.ones(4)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,16 +363,6 @@ def body_with_range():
 
 
 @_misuse(fh.DataDependentError, captured=True)
-def body_with_nonzero():
-    fh.while_loop(lambda x: x.sum() < 9, lambda x: x + x.nonzero().sum(), X)
-
-
-@_misuse(fh.DataDependentError, captured=True)
-def body_with_a_mask():
-    fh.map(lambda x: x[x > 0].sum(), torch.ones(3, 2))
-
-
-@_misuse(fh.DataDependentError, captured=True)
 def condition_with_and():
     fh.while_loop(lambda x: x.sum() < 9 and x[0] < 4, lambda x: x + 1, X)
 
@@ -382,6 +370,43 @@ def condition_with_and():
 @_misuse(fh.DataDependentError, captured=True)
 def body_with_numpy():
     fh.map(lambda x: torch.from_numpy(x.numpy()), torch.ones(3, 2))
+
+
+@_misuse(fh.CaptureError, captured=True)
+def output_of_unknown_shape():
+    fh.cond(YES, lambda x: x[x > 0], lambda x: x[x > 0], X)
+
+
+@_misuse(fh.CaptureError, captured=True)
+def carry_of_unknown_shape():
+    fh.map(lambda x: x[x > 0], torch.ones(3, 2))
+
+
+@_misuse(fh.DataDependentError)
+def jit_with_an_if():
+    fh.jit(lambda x: x if x.sum() > 0 else -x, backend="eager")(X)
+
+
+@_misuse(fh.DataDependentError)
+def jit_with_item_in_a_body():
+    fh.jit(lambda x: fh.fori_loop(0, 3, lambda i, c: c * c.sum().item(), x), backend="eager")(X)
+
+
+@_misuse(fh.LeakedTensorError)
+def jit_leaks():
+    kept = []
+    fh.jit(lambda x: kept.append(x + 1) or x, backend="eager")(X)
+    kept[0] * 2
+
+
+@_misuse(fh.InfiniteLoopError)
+def jit_of_an_infinite_loop():
+    fh.jit(lambda x: fh.while_loop(lambda v: True, lambda v: v + 1, x), backend="eager")(X)
+
+
+@_misuse(fh.MetadataMismatchError)
+def make_graph_of_a_mismatch():
+    fh.make_graph(lambda x: fh.cond(x.sum() > 0, lambda v: v, lambda v: v.double(), x))(X)
 
 
 @_misuse(fh.InputMutationError, captured=True)

@@ -86,6 +86,7 @@ class Capture:
         self.inputs: list[TensorMeta] = []
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
+        self.is_quiet = False
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
@@ -102,13 +103,21 @@ class Capture:
             _torch.disable_proxy_modes_tracing(),
         )
         with where, quietly[0], quietly[1], quietly[2]:
-            fake = meta.fake(self.session.fake_mode)
+            fake = self._new_fake(meta)
             proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
             _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
             self._input_storages.add(_torch.storage_key(fake))
         self._end_of_inputs = proxy.node
         self.inputs.append(meta)
         return fake
+
+    def _new_fake(self, meta: TensorMeta) -> Tensor:
+        """A fake made by the capture itself: no operator of the body."""
+        self.is_quiet = True
+        try:
+            return meta.fake(self.session.fake_mode)
+        finally:
+            self.is_quiet = False
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
@@ -163,7 +172,7 @@ class Capture:
 
     def new_scalar(self, number: fx.Proxy, dtype: torch.dtype) -> Tensor:
         """A symbolic number of this capture as a 0-d tensor."""
-        fake = TensorMeta((), dtype, torch.device("cpu")).fake(self.session.fake_mode)
+        fake = self._new_fake(TensorMeta((), dtype, torch.device("cpu")))
         target = torch.ops.aten.scalar_tensor.default
         proxy = self.tracer.create_proxy("call_function", target, (number,), {"dtype": dtype})
         _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
@@ -409,6 +418,8 @@ class _Effects(_torch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.capture.is_quiet:
+            return func(*args, **kwargs)
         detached = not torch.is_grad_enabled()
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)

@@ -1,8 +1,8 @@
-"""cond as torch's own ``cond``; more than two branches nest."""
+"""cond as torch's own ``cond``; more than two branches make a chain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,27 +18,29 @@ def cond_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
     if not static.bodies[0].outputs:
         return []
     if selector.dtype == torch.bool:
-        return _branch(selector, static.bodies[1], [static.bodies[0]], rest)
-    return _nested(selector, list(static.bodies), 0, rest)
+        no, yes = static.bodies
+        return _torch.native_cond(selector, _contiguous(yes), _contiguous(no), tuple(rest))
+    return _chain(selector, static.bodies, rest)
 
 
-def _branch(pred: Tensor, taken: Subgraph, others: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    (other,) = others
-    return _torch.native_cond(pred, _contiguous(taken), _contiguous(other), tuple(operands))
+def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One cond per branch, each handing the result so far on unless it is the selected one.
+
+    Conds inside branches would say the same, but torch 2.13 loses the graphs of nested ones when it loads a program.
+    """
+    result: Sequence[Tensor] = [meta.zeros() for meta in branches[0].outputs]
+    k = len(result)
+    for i, branch in enumerate(branches):
+
+        def taken(*args: Tensor, branch: Subgraph = branch) -> tuple[Tensor, ...]:
+            return tuple(o.contiguous() for o in branch(*args[k:]))
+
+        def passed(*args: Tensor) -> tuple[Tensor, ...]:
+            return tuple(x.clone() for x in args[:k])
+
+        result = _torch.native_cond(selector == i, taken, passed, (*result, *operands))
+    return result
 
 
-def _nested(selector: Tensor, branches: list[Subgraph], first: int, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    if len(branches) == 1:
-        return branches[0](*operands)
-
-    def others(selector: Tensor, *args: Tensor) -> Sequence[Tensor]:
-        return tuple(o.contiguous() for o in _nested(selector, branches[1:], first + 1, args))
-
-    def taken(selector: Tensor, *args: Tensor) -> Sequence[Tensor]:
-        return tuple(o.contiguous() for o in branches[0](*args))
-
-    return _torch.native_cond(selector == first, taken, others, (selector, *operands))
-
-
-def _contiguous(body: Subgraph):  # type: ignore[no-untyped-def]
+def _contiguous(body: Subgraph) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *args: tuple(o.contiguous() for o in body(*args))

@@ -1,0 +1,75 @@
+"""A chosen part of the compositions under Inductor: one of each operator, each transform on both sides of jit."""
+
+import pytest
+import torch
+from torch import nn
+
+import functorch_hops as fh
+
+pytestmark = pytest.mark.slow
+
+WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+XS = torch.linspace(-1, 1, 24).reshape(6, 4)
+
+
+def recurrence(x):
+    return fh.scan(lambda c, a: (torch.tanh(c @ WEIGHT + a), c.sum()), x, XS)
+
+
+def newton(a):
+    start = torch.full_like(a, 3.0)
+    return fh.while_loop(lambda x: (x * x - a).abs() > 1e-5, lambda x: x - (x * x - a) / (2 * x), start)
+
+
+CASES = {
+    "cond in scan": (
+        lambda x: fh.scan(lambda c, a: (fh.cond(c.sum() > 0, torch.sin, torch.cos, c) + a, c), x, XS),
+        torch.ones(4),
+    ),
+    "vmap of while": (fh.vmap(newton), torch.tensor([1.0, 4.0, 9.0])),
+    "value and grad of scan": (fh.value_and_grad(lambda x: recurrence(x)[0].sum()), torch.ones(4)),
+    "grad of unbounded while": (
+        fh.grad(lambda x: fh.while_loop(lambda v: v.norm() < 50, lambda v: v * 1.3 + v.sin(), x).sum()),
+        torch.ones(4),
+    ),
+    "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + b, x), XS),
+    "map": (lambda x: fh.map(lambda a: (a * x).sin().sum(), XS), torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_plain_eager(name):
+    function, x = CASES[name]
+    compiled = fh.jit(function)
+    for argument in (x, x * 0.5 + 0.1):
+        torch.testing.assert_close(compiled(argument), function(argument), rtol=1e-4, atol=1e-5)
+    assert compiled.cache_info().misses == 1
+
+
+def test_floats_are_traced_into_loops():
+    step = fh.jit(lambda x, lr: fh.fori_loop(0, 4, lambda i, v: v - lr * v * i, x))
+    for lr in (0.1, 0.2):
+        expected = torch.ones(3)
+        for i in range(4):
+            expected = expected - lr * expected * i
+        torch.testing.assert_close(step(torch.ones(3), lr), expected)
+    assert step.cache_info().misses == 1
+
+
+def test_backward_through_a_compiled_module():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.outer(fh.scan(lambda h, a: (torch.tanh(self.inner(h) + a), None), x[0], x)[0])
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(5, 4)
+    model(x).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    fh.jit(model)(x).square().sum().backward()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,275 @@
+"""jit: captured once per signature, never stale, and part of every transform."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import functorch_hops as fh
+
+SCALE = 2.0
+WEIGHT = torch.tensor([1.0, 2.0, 3.0])
+
+
+def jit(func, **options):
+    return fh.jit(func, backend="eager", **options)
+
+
+def calls(jitted):
+    info = jitted.cache_info()
+    return info.hits, info.misses
+
+
+def test_the_function_is_called_once_per_signature():
+    seen = []
+
+    def f(x, n):
+        seen.append(n)
+        return x * n
+
+    g = jit(f)
+    for _ in range(3):
+        assert torch.equal(g(torch.ones(2), 2), torch.full((2,), 2.0))
+    g(torch.ones(3), 2)
+    g(torch.ones(2), 3)
+    assert seen == [2, 2, 3]
+    assert calls(g) == (2, 3)
+
+
+def test_a_float_is_traced_and_promotes_as_in_python():
+    g = jit(lambda x, lr: x * lr + (1 - lr))
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        x = torch.ones(2, dtype=dtype)
+        for lr in (0.1, 0.7):
+            got, expected = g(x, lr), x * lr + (1 - lr)
+            assert got.dtype == expected.dtype
+            assert torch.equal(got, expected)
+    assert calls(g) == (3, 3)
+
+
+def test_a_float_that_python_branches_on_becomes_static():
+    g = jit(lambda x, lr: x * lr if lr > 0.5 else x)
+    x = torch.ones(2)
+    assert torch.equal(g(x, 0.7), x * 0.7)
+    assert torch.equal(g(x, 0.2), x)
+    assert torch.equal(g(x, 0.7), x * 0.7)
+
+
+def test_a_float_reaches_nested_bodies():
+    g = jit(lambda x, lr: fh.scan(lambda c, a: (c * (1 - lr) + a, None), x, torch.ones(3, 2))[0])
+    for lr in (0.5, 0.25):
+        expected = torch.zeros(2)
+        for _ in range(3):
+            expected = expected * (1 - lr) + 1
+        assert torch.allclose(g(torch.zeros(2), lr), expected)
+    assert calls(g) == (1, 1)
+
+
+def test_a_rebound_global_is_noticed(monkeypatch):
+    g = jit(lambda x: x * SCALE + WEIGHT)
+    x = torch.ones(3)
+    assert torch.equal(g(x), x * 2 + WEIGHT)
+    monkeypatch.setitem(globals(), "SCALE", 5.0)
+    assert torch.equal(g(x), x * 5 + WEIGHT)
+    monkeypatch.setitem(globals(), "WEIGHT", torch.zeros(3))
+    assert torch.equal(g(x), x * 5)
+    assert g.cache_info().misses == 2  # a tensor is an input: rebinding it is no new capture
+
+
+def test_a_rebound_closure_is_noticed():
+    factor, weight = 2, torch.ones(3)
+
+    def f(x):
+        return x * factor + weight
+
+    g, x = jit(f), torch.ones(3)
+    assert torch.equal(g(x), x * 2 + 1)
+    factor = 3
+    assert torch.equal(g(x), x * 3 + 1)
+    weight = torch.full((3,), 4.0)
+    assert torch.equal(g(x), x * 3 + 4)
+    weight = torch.zeros(1)
+    assert torch.equal(g(x), x * 3)
+
+
+def test_a_module_is_never_stale():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).eval()
+    g, x = jit(module), torch.ones(3)
+    assert torch.equal(g(x), module(x))
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+    assert torch.equal(g(x), module(x))
+    module[0].bias = nn.Parameter(torch.zeros(3))
+    assert torch.equal(g(x), module(x))
+    assert g.cache_info().misses == 1
+    module.train()
+    torch.manual_seed(0)
+    got = g(x)
+    torch.manual_seed(0)
+    assert torch.equal(got, module(x))
+    assert g.cache_info().misses == 2
+
+
+def test_backward_reaches_the_parameters_of_a_module():
+    module = nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    module(x).square().sum().backward()
+    expected = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    jit(module)(x).square().sum().backward()
+    for p, grad in zip(module.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad, grad)
+
+
+def test_a_module_may_be_an_argument():
+    module, x = nn.Linear(3, 2), torch.ones(3)
+    g = jit(lambda m, x: m(x))
+    assert torch.equal(g(module, x), module(x))
+    module.weight = nn.Parameter(torch.ones(2, 3))
+    assert torch.equal(g(module, x), module(x))
+    assert g.cache_info().misses == 1
+
+
+def test_ambient_settings_belong_to_the_signature():
+    weight = torch.randn(2, 2, requires_grad=True)
+    g, x = jit(lambda x: x @ weight + torch.zeros(2)), torch.randn(2)
+    assert g(x).requires_grad
+    with torch.no_grad():
+        assert not g(x).requires_grad
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(g(x), (x @ weight + torch.zeros(2)))
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert g(x).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(default)
+    assert g(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "transform", ["grad(jit)", "jit(grad)", "vmap(jit)", "jit(vmap)", "hessian(jit)", "jit(hessian)"]
+)
+def test_transforms_of_jit_and_jit_of_transforms(transform):
+    def loss(x):
+        return fh.scan(lambda c, a: ((c * a).sin() + c, None), x, WEIGHT[:, None].expand(3, 2))[0].sum()
+
+    x, xs = torch.tensor([0.3, -0.2]), torch.randn(4, 2)
+    outer, inner = transform.rstrip(")").split("(")
+    name = outer if inner == "jit" else inner
+    change = {"grad": fh.grad, "vmap": fh.vmap, "hessian": fh.hessian}[name]
+    argument = xs if name == "vmap" else x
+    compiled = change(jit(loss)) if inner == "jit" else jit(change(loss))
+    assert torch.allclose(compiled(argument), change(loss)(argument), atol=1e-6)
+
+
+def test_a_repeated_capture_warns_and_says_why():
+    g = jit(lambda x, n: x * n)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in range(9):
+            g(torch.ones(2), n)
+    (warning,) = caught
+    assert "captured 9 times" in str(warning.message)
+    assert "from (float32[2]@cpu, 7) to (float32[2]@cpu, 8)" in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_static_arguments():
+    g = jit(lambda x, mode: x * 2 if mode == "double" else x, static_argnames="mode")
+    x = torch.ones(2)
+    assert torch.equal(g(x, mode="double"), x * 2)
+    assert torch.equal(g(x, mode="same"), x)
+    h = jit(lambda sizes, x: x.reshape(*sizes), static_argnums=0)
+    assert h((1, 2), x).shape == (1, 2)
+    with pytest.raises(fh.ArgumentTypeError, match="not hashable"):
+        h([1, 2], x)
+
+
+def test_a_method_is_compiled_per_instance():
+    class Model:
+        def __init__(self, k):
+            self.k = k
+
+        def __call__(self, x):
+            return x * self.k
+
+    first, second = Model(2), Model(3)
+    g, h = jit(first), jit(second)
+    assert g(torch.ones(())) == 2
+    assert h(torch.ones(())) == 3
+    first.k = 7
+    assert g(torch.ones(())) == 7
+
+
+def test_a_failed_capture_leaves_nothing_behind():
+    fail = True
+
+    def f(x):
+        if fail:
+            raise ValueError("mine")
+        return x + 1
+
+    g = jit(f)
+    with pytest.raises(ValueError, match="mine"):
+        g(torch.ones(2))
+    assert g.cache_info().currsize == 0
+    fail = False
+    assert torch.equal(g(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_constants_of_a_body_do_not_forbid_caching():
+    g = jit(lambda x: fh.scan(lambda c, _: (c + torch.tensor([1.0, 2.0]), None), x, None, 3)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert torch.equal(g(torch.zeros(2)), torch.tensor([3.0, 6.0]))
+    assert calls(g) == (1, 1)
+
+
+def test_lower_shows_the_graph_and_compiles():
+    lowered = jit(lambda x: fh.scan(lambda c, a: (c + a, c), x, torch.ones(5))).lower(torch.tensor(0.0))
+    assert isinstance(lowered.graph, torch.fx.GraphModule)
+    assert "scan[" in lowered.as_text()
+    carry, ys = lowered.compile()(torch.tensor(1.0))
+    assert carry == 6
+    assert torch.equal(ys, torch.arange(1.0, 6.0))
+    with pytest.raises(fh.ArgumentValueError, match="another signature"):
+        lowered.compile()(torch.ones(2))
+
+
+def test_the_graph_does_not_grow_with_the_trip_count():
+    def loss(x, xs):
+        return fh.scan(lambda c, a: ((c * a).tanh(), None), x, xs)[0].sum()
+
+    sizes = {
+        t: len(fh.make_graph(fh.value_and_grad(loss))(torch.ones(2), torch.ones(t, 2)).graph.nodes) for t in (4, 64)
+    }
+    assert sizes[4] == sizes[64]
+
+
+def test_make_graph_runs_and_prints():
+    graph = fh.make_graph(lambda x: {"y": x.sin() + WEIGHT})(torch.ones(3))
+    assert torch.equal(graph(torch.zeros(3))["y"], WEIGHT)
+    assert "sin" in str(graph)
+    with pytest.raises(fh.ArgumentValueError, match="another signature"):
+        graph(torch.zeros(4))
+
+
+def test_eval_shape_computes_nothing():
+    spec = fh.TensorSpec((1 << 20, 1 << 20), torch.float32)
+    out = fh.eval_shape(lambda x: (x @ x, None, 3), spec)
+    assert out == (fh.TensorSpec((1 << 20, 1 << 20), torch.float32), None, 3)
+
+
+def test_a_callable_backend_gets_native_operators():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    g = fh.jit(lambda x: fh.scan(lambda c, a: (c + a, c), x, torch.ones(5))[1], backend=backend)
+    assert torch.equal(g(torch.tensor(0.0)), torch.arange(5.0))
+    assert "scan" in seen
