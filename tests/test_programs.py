@@ -152,7 +152,7 @@ class Interpreter:
 
     def _look_up(self, s: State, outer: tuple[State, ...], depth: int) -> State:
         other = self._seen(outer, depth)
-        return {**s, "s": torch.sin(s["s"] + other["x"][s["n"] % 2]) + self.w[other["n"] % 2]}
+        return {**s, "s": torch.sin(s["s"] + _at(other["x"], s["n"] % 2)) + _at(self.w, other["n"] % 2)}
 
     def _count(self, s: State, outer: tuple[State, ...]) -> State:
         return {**s, "n": s["n"] * 2 + 1}
@@ -276,6 +276,11 @@ def _backward(loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
     if not out.requires_grad:
         return torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64)
     return torch.autograd.grad(out, (w, x), materialize_grads=True)
+
+
+def _at(table: Tensor, i: Tensor) -> Tensor:
+    """``table[i]``, in a way that torch's vmap can do in plain eager."""
+    return table.index_select(0, i.reshape(1)).squeeze(0)
 
 
 _both = (0, 1)
