@@ -17,6 +17,8 @@ hypothesis.settings.register_profile(
     database=None,
     deadline=None,
     max_examples=25,
+    # Shrinking repeats captures for minutes: the thorough profile does it.
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.data_too_large,
@@ -24,7 +26,11 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.register_profile(
-    "thorough", hypothesis.settings.get_profile("deterministic"), derandomize=False, max_examples=500
+    "thorough",
+    hypothesis.settings.get_profile("deterministic"),
+    derandomize=False,
+    max_examples=500,
+    phases=list(hypothesis.Phase),
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
 

@@ -146,7 +146,8 @@ class Interpreter:
 
     def _write(self, s: State, outer: tuple[State, ...], depth: int) -> State:
         x = s["x"] * 0.9
-        x[self._seen(outer, depth)["n"] % 2] = s["s"].cos()
+        i = self._seen(outer, depth)["n"] % 2
+        x = x.index_copy(0, i.reshape(1), s["s"].cos().reshape(1))
         x += 0.1
         return {**s, "x": x}
 
