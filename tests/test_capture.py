@@ -1140,6 +1140,7 @@ def test_what_no_lane_reaches_is_not_batched(run, nested):
 @while_capturing
 def test_a_nested_loop_in_step_stays_in_step(run):
     """The inner count reaches the outer condition, but no lane reaches the inner count: no masks are needed."""
+
     def f(x):
         def body(state):
             value, n = fh.fori_loop(0, 2, lambda i, s: (s[0] * 1.5, s[1] + 1), (state[0], state[1]))

@@ -226,6 +226,17 @@ class Capture:
             )
         )
 
+    def _unknown_shape(self) -> CaptureError:
+        return CaptureError(
+            message(
+                self.operation,
+                "the shape of an output depends on values, which are known only when the graph runs",
+                parameter=self.parameter,
+                expected="an output of a shape that follows from the shapes of the inputs",
+                remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
+            )
+        )
+
     # -- result
 
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -260,6 +271,8 @@ class Capture:
                 out = torch.zeros_like(out)  # an untracked fake is a zero tangent made by functorch
             seen.add(_torch.storage_key(out))
             unaliased.append(out)
+            if not all(isinstance(size, int) for size in out.shape):
+                raise self._unknown_shape()
         return unaliased
 
 

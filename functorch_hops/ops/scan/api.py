@@ -70,6 +70,7 @@ def scan(
     """
     check_callable("scan", "f", f)
     check_unroll("scan", unroll)
+    _check_remat(remat)
     if remat is not None:
         raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
@@ -81,8 +82,17 @@ def scan(
     return _plain(f, init, leaves, xs_spec, steps, reverse)
 
 
+def _check_remat(remat: Any) -> None:
+    is_count = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
+    if not (remat is None or remat in ("step", "sqrt") or is_count):
+        expected = "None, 'step', 'sqrt' or a positive number of segments"
+        raise ArgumentValueError(
+            message("scan", "unknown choice", parameter="remat", expected=expected, got=repr(remat))
+        )
+
+
 def check_unroll(operation: str, unroll: Any) -> None:
-    if not isinstance(unroll, int) or unroll < 1:
+    if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
         raise ArgumentValueError(
             message(
                 operation,
