@@ -822,12 +822,11 @@ def test_random_numbers_under_vmap(run):
 def test_a_carry_that_is_reached_after_several_iterations(run):
     """vmap, jvp and grad reach leaf k of the carry only after k iterations; the leaves shift in each."""
     w = torch.tensor([0.5, 1.5], dtype=F64)
+    shifted = lambda c: (c[3], c[0] * w[0], c[1] * c[1], c[2] + 1)
     steps = {
-        "scan": lambda x: fh.scan(lambda c, _: ((c[3], c[0] * w[0], c[1] * c[1], c[2] + 1), None), _init(x), length=6)[0],
-        "while": lambda x: fh.while_loop(
-            lambda s: s[0] < 6, lambda s: (s[0] + 1, (s[1][3], s[1][0] * w[0], s[1][1] * s[1][1], s[1][2] + 1)), (0, _init(x))
-        )[1],
-    }  # fmt: skip
+        "scan": lambda x: fh.scan(lambda c, _: (shifted(c), None), _init(x), length=6)[0],
+        "while": lambda x: fh.while_loop(lambda s: s[0] < 6, lambda s: (s[0] + 1, shifted(s[1])), (0, _init(x)))[1],
+    }
 
     def _init(x):
         one = torch.ones((), dtype=F64)

@@ -34,7 +34,7 @@ def is_differentiable(dtype: torch.dtype) -> bool:
 
 
 def untracked(x: Tensor) -> Tensor:
-    """What ``torch.no_grad`` makes of a result, as a node of a graph: reverse mode stops here, forward mode does not."""
+    """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not."""
     with torch.no_grad():
         return torch.ops.aten.alias.default(x)
 
