@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -44,15 +46,17 @@ def unwrite_views(graph: fx.Graph) -> None:
                 node.target = getattr(twin, target._overloadname)
 
 
-_SLICES = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
+_SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
 
 
 def bound_slice(node: fx.Node) -> None:
     """``x[1:]`` ends at the size of ``x``, not at the largest integer, with which some batching rules compute."""
-    place = _SLICES.get(node.target)  # type: ignore[arg-type]
+    place = _SLICES.get(node.target)
     if place is None or len(node.args) < place + 3:
         return
     source, dim, end = node.args[0], node.args[place], node.args[place + 2]
-    size = source.meta["val"].shape[dim]  # type: ignore[union-attr, index]
+    assert isinstance(source, fx.Node)
+    assert isinstance(dim, int)
+    size = source.meta["val"].shape[dim]
     if isinstance(end, int) and isinstance(size, int) and end > size:
         node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
