@@ -419,6 +419,34 @@ def test_closures_over_values_of_enclosing_bodies(run):
 
 
 @every_mode
+def test_branches_that_close_over_different_tensors(run):
+    """Each branch lifts what the other does not, at every depth and in every kind of enclosing body."""
+    a, b, d = (torch.tensor(v, dtype=F64) for v in ([2.0, 3.0], [0.5, 1.5], [1.0, -2.0]))
+    choose = lambda v: fh.cond(v.sum() > 0, lambda u: u * a, lambda u: u + b, v)
+    around = [
+        lambda v: fh.cond(v.sum() > 0, choose, lambda u: u - d, v),
+        lambda v: fh.switch((v.sum() > 0).long(), [choose, lambda u: choose(u) * d, torch.neg], v),
+        lambda v: fh.scan(lambda c, _: (choose(c), None), v, length=1)[0],
+        lambda v: fh.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, choose(s[1])), (0, v))[1],
+        lambda v: fh.map(choose, v[None])[0],
+        lambda v: fh.checkpoint(choose)(v),
+        # The branch that closes over nothing is equal to one that was captured before.
+        lambda v: fh.cond(v.sum() > 0, lambda u: fh.cond(u.sum() > 0, lambda t: t * a, torch.neg, u), torch.neg, v),
+    ]
+    chosen = lambda v: v * a if v.sum() > 0 else v + b
+    expected = [
+        lambda v: chosen(v) if v.sum() > 0 else v - d,
+        lambda v: chosen(v) * d if v.sum() > 0 else chosen(v),
+        *(chosen for _ in range(4)),
+        lambda v: v * a if v.sum() > 0 else -v,
+    ]
+    for f, oracle in zip(around, expected, strict=True):
+        for v in (torch.tensor([1.0, 0.5], dtype=F64), torch.tensor([-1.0, 0.5], dtype=F64)):
+            same(run(f, v), oracle(v))
+            same(gradients(run, f, v), gradients(plain, oracle, v))
+
+
+@every_mode
 def test_closures_over_wrapped_tensors(run):
     """The body closes over values of two enclosing transforms at once, and over one outside of both."""
     w = torch.tensor([0.3, 0.7], dtype=F64)

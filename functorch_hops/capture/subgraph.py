@@ -140,7 +140,8 @@ class Subgraph(_Deriving):
 
     @staticmethod
     def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
-        key = _graph_key(module, inputs)
+        with without_torch_function():  # as in `derive`
+            key = _graph_key(module, inputs)
         with _interned_lock:
             existing = _interned.get(key)
             if existing is None:

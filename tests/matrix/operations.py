@@ -405,6 +405,19 @@ def _cond_while(p: Weights, x: Tensor) -> Any:
     return fh.cond(_is_positive(p, x), lambda v: fh.while_loop(lambda s: s.sum() < 6, grow, v), lambda v: v * p["b"], x)
 
 
+def _cond_cond_oracle(p: Weights, x: Tensor) -> Any:
+    if not _is_positive(p, x):
+        return x - p["b"]
+    return torch.sqrt(x + 1) @ p["w"] if x[2] > 0 else x * p["b"]
+
+
+@operation("cond in cond", "cond", oracle=_cond_cond_oracle, decision=_is_positive)
+def _cond_cond(p: Weights, x: Tensor) -> Any:
+    """Each branch closes over what the others do not."""
+    inner = lambda v: fh.cond(v[2] > 0, lambda u: torch.sqrt(u + 1) @ p["w"], lambda u: u * p["b"], v)
+    return fh.cond(_is_positive(p, x), inner, lambda v: v - p["b"], x)
+
+
 def _while_cond_oracle(p: Weights, x: Tensor) -> Any:
     value, n = x, torch.tensor(0)
     while (value.abs() < 3).all():
