@@ -1,6 +1,4 @@
-"""Every misuse that the library refuses: shared by test_messages.py (what it says) and test_misuse.py (what it leaves
-behind).
-"""
+"""Every misuse that the library refuses; test_misuse.py checks each."""
 
 from __future__ import annotations
 

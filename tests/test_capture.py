@@ -1142,43 +1142,6 @@ def test_a_loop_in_a_loop_ends(run):
 # what is batched, and what is cached
 
 
-@every_mode
-@pytest.mark.parametrize("nested", [False, True], ids=["one loop", "a loop in a loop"])
-def test_what_no_lane_reaches_is_not_batched(run, nested):
-    """A counter beside a batched value stays the same for all lanes: its output may have out_dims None."""
-
-    def step(carry, _):
-        value, count = carry
-        return (value * 1.5, count + 1), None
-
-    def steps(carry, _):
-        return fh.scan(step, carry, length=2)[0], None
-
-    def f(x):
-        return fh.scan(steps if nested else step, (x, torch.tensor(0)), length=3)[0]
-
-    x = torch.tensor([1.0, 2.0], dtype=F64)
-    expected = x * 1.5 ** (6 if nested else 3), torch.tensor(6 if nested else 3)
-    same(run(fh.vmap(f, out_dims=(0, None)), x), expected)
-    slope = lambda x: fh.grad(lambda x: f(x), has_aux=True)(x)
-    same(run(fh.vmap(slope, out_dims=(0, None)), x)[1], expected[1])
-
-
-@while_capturing
-def test_a_nested_loop_in_step_stays_in_step(run):
-    """The inner count reaches the outer condition, but no lane reaches the inner count: no masks are needed."""
-
-    def f(x):
-        def body(state):
-            value, n = fh.fori_loop(0, 2, lambda i, s: (s[0] * 1.5, s[1] + 1), (state[0], state[1]))
-            return value, n
-
-        return fh.while_loop(lambda s: s[1] < 6, body, (x, torch.tensor(0)))
-
-    x = torch.tensor([1.0, 2.0], dtype=F64)
-    same(run(fh.vmap(f, out_dims=(0, None)), x), (x * 1.5**6, torch.tensor(6)))
-
-
 def test_conditions_are_not_confused():
     """Rules are cached on the body; a condition that died must not stand in for a new one at its address."""
     body = lambda v: v + 1

@@ -106,5 +106,5 @@ def _masked_step(
         still = running & cond(*carry, *operands[n:])[0]
         return [still, *carry, *([running.clone(), *outs[n:]] if is_stacked else [])]
 
-    key = ("masked step", id(cond), mask, consts_mapped, n, is_stacked)
+    key = ("masked step", cond, mask, consts_mapped, n, is_stacked)
     return body.derive(key, lambda: rewritten(run, [mask, *body.inputs], "vmap"))
