@@ -17,7 +17,6 @@ from .subgraph import Subgraph, TensorMeta
 __all__ = ["Arguments", "TracedCall", "trace_call"]
 
 _BY_VALUE = (int, bool, str, bytes, type(None), torch.dtype, torch.device, complex)
-_FLOAT = TensorMeta((), torch.float64, torch.device("cpu"))
 
 
 class TensorSpec:

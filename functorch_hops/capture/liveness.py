@@ -11,10 +11,9 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
-from .subgraph import Mask, StaticParameters, Subgraph, is_random_node
+from .subgraph import Mask, StaticParameters, Subgraph, is_random_node, static_of
 
 __all__ = ["Pruned", "eliminate_dead_code", "needed_inputs", "restricted"]
 
@@ -79,23 +78,13 @@ def _restricted(body: Subgraph, inputs: Mask, outputs: Mask) -> Subgraph:
 def eliminate_dead_code(module: fx.GraphModule) -> None:
     """Remove what no output needs, here and inside the bodies of nodes."""
     for node in reversed(module.graph.nodes):
-        if isinstance(node.target, torch.nn.Module) or node.op != "call_function":
-            continue
-        static = _static(node, module)
+        static = static_of(node, module)
         if static is not None:
             _prune(node, static, module)
     module.graph.eliminate_dead_code(
         is_impure_node=lambda node: node.op in ("placeholder", "output") or is_random_node(node, module)
     )
     module.recompile()
-
-
-def _static(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node) or first.op != "get_attr":
-        return None
-    value = getattr(module, str(first.target))
-    return value if isinstance(value, StaticParameters) else None
 
 
 def _prune(node: fx.Node, static: StaticParameters, module: fx.GraphModule) -> None:

@@ -14,7 +14,7 @@ Random numbers are residuals always, so the backward pass sees those that the fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from .._torch import OpOverload, storage_key
 from .derive import joint
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
-__all__ = ["Partition", "partition"]
+__all__ = ["Partition", "backward_operands", "partition"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,20 @@ def partition(
     free = free or (False,) * len(active)
     key = ("partition", active, cotangents, free, save)
     return body.derive(key, lambda: _Splitter(body, active, cotangents, free, save).split())
+
+
+def backward_operands(
+    part: Partition,
+    outputs: Sequence[TensorMeta],
+    reached: Mask,
+    operands: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
+    given = zip(cotangents, outputs, reached)
+    cts = [meta.zeros() if ct is None else ct for ct, meta, r in given if r]
+    return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
 
 
 class _Splitter:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .subgraph import StaticParameters, Subgraph, TensorMeta
+from .subgraph import StaticParameters, Subgraph, TensorMeta, static_of
 
 __all__ = ["print_subgraph"]
 
@@ -26,7 +26,7 @@ def print_subgraph(body: Subgraph, name: str, indent: str = "") -> str:
 
 
 def _lines(node: fx.Node, names: dict[fx.Node, str], module: fx.GraphModule, indent: str) -> list[str]:
-    static = _static(node, module)
+    static = static_of(node, module)
     value = node.meta.get("val")
     kind = f": {_kind(TensorMeta.of(value))}" if isinstance(value, torch.Tensor) else ""
     arguments = node.args if static is None else node.args[1:]
@@ -45,14 +45,6 @@ def _role(static: StaticParameters, i: int) -> str:
     if static.hop == "cond":
         return f"branch {i}"
     return ("cond", "body")[i] if static.hop == "while_loop" else "body"
-
-
-def _static(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:
-    first = node.args[0] if node.args else None
-    if isinstance(first, fx.Node) and first.op == "get_attr":
-        value = getattr(module, str(first.target))
-        return value if isinstance(value, StaticParameters) else None
-    return None
 
 
 def _target(node: fx.Node) -> str:

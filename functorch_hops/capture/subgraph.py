@@ -22,7 +22,16 @@ from torch import Tensor, fx
 
 from .._torch import FakeTensorMode, OpOverload, without_torch_function
 
-__all__ = ["Mask", "StaticParameters", "Subgraph", "TensorMeta", "is_differentiable", "is_random_node", "untracked"]
+__all__ = [
+    "Mask",
+    "StaticParameters",
+    "Subgraph",
+    "TensorMeta",
+    "is_differentiable",
+    "is_random_node",
+    "static_of",
+    "untracked",
+]
 
 T = TypeVar("T")
 Mask = tuple[bool, ...]
@@ -206,15 +215,20 @@ def _carries_gradient(node: fx.Node) -> bool:
     return isinstance(value, (tuple, list))
 
 
+def static_of(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:
+    """The static parameters of the operator that a node calls, None for any other node."""
+    first = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(first, fx.Node) or first.op != "get_attr":
+        return None
+    value = getattr(module, str(first.target))
+    return value if isinstance(value, StaticParameters) else None
+
+
 def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
     if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags
-    if node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
-        first = node.args[0]
-        if first.op == "get_attr":
-            static = getattr(module, str(first.target))
-            return isinstance(static, StaticParameters) and static.random
-    return False
+    static = static_of(node, module)
+    return static is not None and static.random
 
 
 def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:

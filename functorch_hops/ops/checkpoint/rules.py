@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.partition import Partition, partition
+from ...capture.partition import Partition, backward_operands, partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 
 __all__ = [
@@ -85,9 +85,8 @@ def checkpoint_pullback(
 ) -> Sequence[Tensor | None]:
     (body,) = static.bodies
     part, reached = _partition(static, active)
-    cts = [meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r]
-    kept = [x for x, k in zip(operands, part.kept) if k]
-    grads = iter(_call(part.backward, [*residuals, *kept, *cts]))
+    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    grads = iter(_call(part.backward, operands_back))
     return [next(grads) if a else None for a in active]
 
 

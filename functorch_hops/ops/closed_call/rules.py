@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.partition import partition
+from ...capture.partition import backward_operands, partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 from ...lowering.backends import Backend, compiled
 
@@ -79,9 +79,8 @@ def closed_call_pullback(
     body = static.bodies[0]
     reached = body.reached(active, by="gradient")
     part = partition(body, active, reached)
-    cts = [meta.zeros() if ct is None else ct for ct, meta, r in zip(cotangents, body.outputs, reached) if r]
-    kept = [x for x, k in zip(operands, part.kept) if k]
-    grads = iter(_call(part.backward, static, [*residuals, *kept, *cts]))
+    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    grads = iter(_call(part.backward, static, operands_back))
     return [next(grads) if a else None for a in active]
 
 
