@@ -1152,3 +1152,34 @@ def test_conditions_are_not_confused():
         limit = 4.0 + k % 17
         got = fh.vmap(lambda v: fh.while_loop(lambda s: s < limit, body, v))(x)
         same(got, torch.full((3,), limit))
+
+
+@every_mode
+def test_counters_of_nested_loops_stay_unbatched(run):
+    """What no lane reaches is the same for all: it may leave vmap with None in out_dims, or be a trip count."""
+
+    def f(x):
+        def outer(state):
+            i, s = state
+            j, s = fh.while_loop(lambda d: d[0] < 3, lambda d: (d[0] + 1, d[1] * 1.5), (torch.tensor(0), s))
+            (k, s), count = fh.scan(lambda c, _: ((c[0] + 1, c[1] * x), c[0]), (j, s), None, 2)
+            return fh.cond(i < 3, lambda i, s: (i + count.sum() - k, s), lambda i, s: (i + 1, s * x), i, s)
+
+        return fh.while_loop(lambda c: c[0] < 9, outer, (torch.tensor(0), x))
+
+    x = torch.tensor([0.9, 1.1], dtype=F64)
+    count, value = run(fh.vmap(f, out_dims=(None, 0)), x)
+    same(count, f(x[0])[0])
+    same(value, torch.stack([f(v)[1] for v in x]))
+
+
+def test_a_pull_function_outlives_its_transform():
+    """What it saved is wrapped at a level that is gone, and must not ask for gradients there."""
+    x = torch.tensor([0.3, 0.8], dtype=F64)
+    f = lambda x: fh.scan(lambda c, _: (c * x.sin(), None), x, None, 3)[0]
+    with fh.eager_capture():
+        out, pull = fh.vjp(f, x)
+        (gradient,) = pull(torch.ones(2, dtype=F64))
+    same(gradient, torch.func.vjp(lambda x: x * x.sin() ** 3, x)[1](torch.ones(2, dtype=F64))[0])
+    assert not out.requires_grad
+    assert not gradient.requires_grad

@@ -12,6 +12,7 @@ NOTE [Subgraph invariants]
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -172,21 +173,29 @@ class Subgraph(_Deriving):
         return self.derive(key, lambda: self._reached(tuple(sources), by))
 
     def _reached(self, sources: Mask, by: str) -> Mask:
-        marked: set[fx.Node] = set()
+        marked: dict[fx.Node, bool | Mask] = {}
         inputs = iter(sources)
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                hit = next(inputs)
-            elif node.op == "output":
-                break
-            else:
-                hit = any(n in marked for n in node.all_input_nodes)
-                hit = hit or (by == "lane" and is_random_node(node, self.module))
-            if by in _BARRIERS and hit:
-                hit = node.target not in _BARRIERS[by] and _carries_gradient(node)
-            if hit:
-                marked.add(node)
-        return tuple(isinstance(out, fx.Node) and out in marked for out in self.output_nodes())
+                marked[node] = next(inputs) and _passes(node, by)
+            elif node.op != "output":
+                marked[node] = self._reached_through(node, marked, by)
+        return tuple(isinstance(out, fx.Node) and bool(marked[out]) for out in self.output_nodes())
+
+    def _reached_through(self, node: fx.Node, marked: dict[fx.Node, bool | Mask], by: str) -> bool | Mask:
+        """Whether a node is reached, or which of its outputs are, if its operator has a rule for that."""
+        static = static_of(node, self.module)
+        if static is not None:
+            mask = tuple(isinstance(a, fx.Node) and bool(marked[a]) for a in node.args[1:])
+            return node.target.rules.reached(static, mask, by)  # type: ignore[union-attr]
+        if node.target is operator.getitem:
+            source, index = node.args
+            whole = marked[source]  # type: ignore[index]
+            hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
+        else:
+            hit = any(marked[n] for n in node.all_input_nodes)
+            hit = hit or (by == "lane" and is_random_node(node, self.module))
+        return hit and _passes(node, by)
 
     def output_nodes(self) -> Sequence[fx.Node]:
         (outputs,) = self.module.graph.output_node().args
@@ -208,11 +217,13 @@ _interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
 
 
-def _carries_gradient(node: fx.Node) -> bool:
+def _passes(node: fx.Node, by: str) -> bool:
+    """Whether what reaches a node goes on from there."""
+    if by not in _BARRIERS:
+        return True
     value = node.meta.get("val")
-    if isinstance(value, Tensor):
-        return is_differentiable(value.dtype)
-    return isinstance(value, (tuple, list))
+    carries = is_differentiable(value.dtype) if isinstance(value, Tensor) else isinstance(value, (tuple, list))
+    return carries and node.target not in _BARRIERS[by]
 
 
 def static_of(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:

@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_native",
     "checkpoint_prune",
     "checkpoint_pullback",
+    "checkpoint_reached",
     "checkpoint_run",
     "checkpoint_static",
 ]
@@ -53,6 +54,10 @@ def checkpoint_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequ
 
 def checkpoint_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]
+
+
+def checkpoint_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
+    return static.bodies[0].reached(sources, by=by)
 
 
 def checkpoint_batch(
