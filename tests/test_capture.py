@@ -804,6 +804,16 @@ def test_random_numbers_obey_the_seed(run):
     same(got, (c, torch.stack(ys)))
 
 
+def test_a_generator_in_a_body_is_refused():
+    """Its state would be frozen with the graph, and go on from call to call."""
+
+    def f(x):
+        return x + torch.randn(2, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(fh.CaptureError, match="default generator"):
+        fh.jit(f, backend="eager")(torch.zeros(2))
+
+
 @every_mode
 def test_gradients_see_the_numbers_that_were_drawn(run):
     """The gradient of the noise-weighted sum is the noise itself."""

@@ -58,9 +58,9 @@ def check_agreement(
             )
         )
     for i, (a, b) in enumerate(zip(left.leaves, right.leaves)):
-        if a == b:
-            continue
         both = isinstance(a, TensorMeta) and isinstance(b, TensorMeta)
+        if a.agrees(b) if both else a == b:
+            continue
         error = MetadataMismatchError if both else TreeMismatchError
         raise error(
             message(

@@ -90,7 +90,7 @@ def checkpoint_pullback(
 ) -> Sequence[Tensor | None]:
     (body,) = static.bodies
     part, reached = _partition(static, active)
-    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, operands_back))
     return [next(grads) if a else None for a in active]
 

@@ -84,7 +84,7 @@ def closed_call_pullback(
     body = static.bodies[0]
     reached = body.reached(active, by="gradient")
     part = partition(body, active, reached)
-    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, static, operands_back))
     return [next(grads) if a else None for a in active]
 

@@ -216,7 +216,7 @@ def _check_one_element(pred: Tensor) -> None:
 
 
 def _check_predicate(pred: Any) -> None:
-    if not isinstance(pred, (bool, int, float, complex)):
+    if not isinstance(pred, (bool, int, float, complex, torch.SymBool, torch.SymInt)):
         got = f"{type(pred).__name__} {pred!r}"
         raise ArgumentTypeError(
             message("while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got)
