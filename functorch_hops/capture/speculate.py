@@ -175,14 +175,12 @@ class Capture:
 
     def new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
         """A symbolic number of this capture as a tensor that can be an operand."""
-        cpu = torch.device("cpu")
-        if isinstance(value, torch.SymInt):
-            fake = self._new_fake(TensorMeta((value, 0), torch.bool, cpu))
-            target, args, kwargs = torch.ops.aten.empty.memory_format, ([number, 0],), {"dtype": torch.bool}
-        else:
-            fake = self._new_fake(TensorMeta((), torch.float64, cpu))
-            target, args, kwargs = torch.ops.aten.scalar_tensor.default, (number,), {"dtype": torch.float64}
-        kwargs["device"] = cpu
+        is_size = isinstance(value, torch.SymInt)
+        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
+        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
+        fake = self._new_fake(meta)
+        args = ([number, 0] if is_size else number,)
+        kwargs = {"dtype": meta.dtype, "device": meta.device}
         proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
         _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
         return fake
