@@ -40,7 +40,11 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
 
 __all__ = [
     "DataDependentOutputException",
@@ -210,6 +214,13 @@ def foreign_capture_active() -> bool:
 def no_modes() -> bool:
     """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
     return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def observer() -> TorchDispatchMode | None:
+    """The innermost dispatch mode if nothing is traced, hence a mode of the user's, such as a FLOP counter."""
+    modes = _get_current_dispatch_mode_stack()
+    is_tracing = any(isinstance(mode, (ProxyTorchDispatchMode, FakeTensorMode)) for mode in modes)
+    return modes[-1] if modes and not is_tracing else None
 
 
 def in_dual_level() -> bool:

@@ -101,6 +101,16 @@ class Hop(_torch.HigherOrderOperator):
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
 
+    def dispatch(self, dispatch_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
+        mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
+        if mode is None:
+            return super().dispatch(dispatch_key, *args, **kwargs)
+        result = NotImplemented
+        if mode.supports_higher_order_operators:
+            result = super().dispatch(dispatch_key, *args, **kwargs)
+        return self._eager(*args) if result is NotImplemented else result
+
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
             return tuple(map(Tensor.contiguous, self.rules.run(static, operands)))

@@ -1193,3 +1193,15 @@ def test_a_pull_function_outlives_its_transform():
     same(gradient, torch.func.vjp(lambda x: x * x.sin() ** 3, x)[1](torch.ones(2, dtype=F64))[0])
     assert not out.requires_grad
     assert not gradient.requires_grad
+
+
+@while_capturing
+def test_modes_that_observe_operators_see_those_of_the_bodies(run):
+    """A FLOP counter counts the products in a captured loop and in its backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    w, x = torch.randn(4, 4, dtype=F64, requires_grad=True), torch.randn(4, dtype=F64)
+    loss = lambda w: fh.scan(lambda c, _: ((w @ c[:, None])[:, 0], None), x, None, 3)[0].sum()
+    with FlopCounterMode(display=False) as counter:
+        run(loss, w).backward()
+    assert counter.get_total_flops() == 3 * 3 * (2 * 4 * 4)  # one forward, two backward, in each of three steps
