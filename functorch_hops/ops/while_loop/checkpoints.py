@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...capture.derive import rewritten
@@ -111,8 +112,8 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
 
     def step(*args: Tensor) -> list[Tensor]:
         carry, (at, *columns), slots, consts = _split(args, metas)
-        taken, *columns = offer(at, at > 0, *columns)
-        return [*body(*carry, *consts), at + 1, *columns, *written(taken, one.of_carry(carry), slots)]
+        place, taken, *columns = offer(at, at > 0, *columns)
+        return [*body(*carry, *consts), at + 1, *columns, *written(place, taken, one.of_carry(carry), slots)]
 
     loop = _loop(condition, step, metas)
 
@@ -157,22 +158,22 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
 
     def again(*args: Tensor) -> list[Tensor]:
         (end, at, *columns), values, grads, _, _, consts = _split(args, metas)
-        taken, *columns = offer(at + 1, at + 2 < end, *columns)
-        return [taken, end, at + 1, *columns, *one.again(*values, *consts), *grads]
+        place, taken, *columns = offer(at + 1, at + 2 < end, *columns)
+        return [place, taken, end, at + 1, *columns, *one.again(*values, *consts), *grads]
 
     def turn(*args: Tensor) -> list[Tensor]:
         (end, _, steps, _), values, grads, slots, init, consts = _split(args, metas)
         grads = one.pulled(grads, values, consts)
         at, steps, levels, values = latest(end - 1, steps, slots, init)
-        return [steps < 0, end - 1, at, steps, levels, *values, *grads]
+        return [torch.zeros_like(end), end < 0, end - 1, at, steps, levels, *values, *grads]
 
     branches = cond_static([rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)])
 
     def step(*args: Tensor) -> list[Tensor]:
         (end, at, *_), _, _, slots, _, _ = _split(args, metas)
-        taken, *rest = cond_op(branches, at + 1 == end, *args)
+        place, taken, *rest = cond_op(branches, at + 1 == end, *args)
         _, values, _ = _split(rest, metas[:3])
-        return [*rest, *written(taken, values, slots)]
+        return [*rest, *written(place, taken, values, slots)]
 
     loop = _loop(lambda end, *_: [end > 0], step, metas)
     ct_metas = grad_metas[: sum(one.plan.cotangents)]

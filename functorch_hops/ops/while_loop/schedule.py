@@ -41,23 +41,26 @@ def table(k: int) -> TensorMeta:
     return NUMBER.with_leading(k)
 
 
-def offer(step: Tensor, wanted: Tensor, steps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The slot for the carry of ``step``, one-hot, and the new table. No slot is taken if the carry is not ``wanted``,
-    or if all are fixed.
+def offer(step: Tensor, wanted: Tensor, steps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The slot for the carry of ``step``, whether it is to be written, and the new table. It is not if the carry is
+    not ``wanted``, or if all slots are fixed.
     """
     is_later, is_higher = steps > steps.unsqueeze(1), levels > levels.unsqueeze(1)
     dispensable = (steps == 0) | (is_later & is_higher).any(1)
     place = (steps + dispensable * _FIXED).argmax()  # the latest one, of those that are dispensable if there are any
-    is_place = torch.arange(steps.shape[0], device=steps.device) == place
-    taken = is_place & (dispensable | (levels < _FIXED)) & wanted
-    level = torch.where(dispensable, 0, levels + 1)
-    return taken, torch.where(taken, step, steps), torch.where(taken, level, levels)
+    level = torch.where(dispensable, 0, levels + 1).index_select(0, place.reshape(1)).squeeze(0)
+    taken = wanted & (level <= _FIXED)
+    return place, taken, *written(place, taken, [step, level], [steps, levels])
 
 
-def written(taken: Tensor, values: Sequence[Tensor], slots: Sequence[Tensor]) -> list[Tensor]:
-    """The slots with a carry in the one that is taken."""
-    place = [taken.to(x.device).reshape(-1, *(1,) * x.dim()) for x in values]
-    return [torch.where(p, x, s) for p, x, s in zip(place, values, slots)]
+def written(place: Tensor, taken: Tensor, values: Sequence[Tensor], slots: Sequence[Tensor]) -> list[Tensor]:
+    """The slots with a value at ``place``, if it is ``taken``."""
+    return [_write(place.to(x.device).reshape(1), taken.to(x.device), x, s) for x, s in zip(values, slots)]
+
+
+def _write(place: Tensor, taken: Tensor, value: Tensor, slots: Tensor) -> Tensor:
+    row = torch.where(taken, value, slots.index_select(0, place).squeeze(0))
+    return slots.index_put((place,), row.unsqueeze(0))
 
 
 def latest(
