@@ -29,7 +29,7 @@ from ..cond.eager import cond_static
 from ..scan.carry import carry_fixpoint
 from ..scan.vjp import BackwardPlan, backward_step, cotangent_or_zeros
 from .eager import while_static
-from .schedule import NUMBER, latest, offer, table, written
+from .schedule import NUMBER, empty_table, latest, offer, table, written
 
 __all__ = ["checkpointed_augment", "checkpointed_pullback"]
 
@@ -118,7 +118,7 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
     loop = _loop(condition, step, metas)
 
     def run(*operands: Tensor) -> list[Tensor]:
-        start = [meta.zeros() for meta in (*state, *slot_metas)]
+        start = [NUMBER.zeros(), *empty_table(k), *(meta.zeros() for meta in slot_metas)]
         outs = while_loop_op(loop, *operands[:n], *start, *operands[n:])
         carry, (trips, steps, _), slots = _split(outs, metas[:3])
         return [*carry, trips, steps, *slots]
@@ -165,7 +165,7 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
         (end, _, steps, _), values, grads, slots, init, consts = _split(args, metas)
         grads = one.pulled(grads, values, consts)
         at, steps, levels, values = latest(end - 1, steps, slots, init)
-        return [torch.zeros_like(end), end < 0, end - 1, at, steps, levels, *values, *grads]
+        return [torch.zeros_like(at).reshape(1), (at < 0).reshape(1), end - 1, at, steps, levels, *values, *grads]
 
     branches = cond_static([rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)])
 
