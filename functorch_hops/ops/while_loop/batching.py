@@ -80,8 +80,9 @@ def _per_lane(
     carry = outs[1 : n + 1]
     if not flags:
         return carry, (True,) * n
-    # The step stacks its mask first; the flag of the loop itself says only that some lane ran.
-    _, valid, *ys = outs[n + 1 :]
+    # The step stacks its mask first. Where the flag of the loop itself is False, this is another one's, borrowed.
+    happened, running, *ys = outs[n + 1 :]
+    valid = running & happened.unsqueeze(1)
     stacks = [s.movedim(1, 0) for s in merge_flags(flags, valid, ys)]
     return [*carry, *stacks], (True,) * (n + len(stacks))
 
