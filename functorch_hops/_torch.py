@@ -171,6 +171,22 @@ def _without_function_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_saved_tensor_hooks() -> Iterator[None]:
+    """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
+    them.
+    """
+    autograd, hooks = torch._C._autograd, []
+    while (hook := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        autograd._pop_saved_tensors_default_hooks()
+        hooks.append(hook)
+    try:
+        yield
+    finally:
+        for hook in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
 def suspended(*, keep_autocast: bool) -> Iterator[None]:
     """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
 
@@ -191,6 +207,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_without_saved_tensor_hooks())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload, is_unbacked, storage_key
 from .derive import joint
+from .liveness import eliminate_dead_code
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
@@ -194,6 +195,7 @@ class _Builder:
     def finish(self, results: list[fx.Node]) -> Subgraph:
         self.graph.output(tuple(results))
         module = fx.GraphModule(self.module, self.graph)
+        eliminate_dead_code(module)  # of an operator in it, this part may use some outputs only
         return Subgraph.intern(module, self.inputs, [_meta(n) for n in results])
 
 
