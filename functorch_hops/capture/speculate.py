@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
-from .functional import bound_slice, has_writes, replace_copy, unwrite_views
+from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unwrite_views
 from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
@@ -505,6 +505,8 @@ def _clean(module: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.copy.default:
             replace_copy(node)
+        elif node.target is torch.ops.aten.empty_like.default:
+            replace_empty_like(node)
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
         bound_slice(node)
