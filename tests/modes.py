@@ -1,4 +1,4 @@
-"""The three ways to run a program: plain eager, captured by ``eager_capture``, and under ``jit``."""
+"""The three ways to run a program: plain eager, captured by ``eager_capture``, under ``jit``; and how to compare them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,32 @@ def lane_by_lane(f, *args):
     size = optree.tree_leaves(args)[0].shape[0]
     outs = [f(*optree.tree_map(lambda x: x[i], args)) for i in range(size)]
     return optree.tree_map(lambda *rows: torch.stack(rows), *outs)
+
+
+def _scalar(f):
+    def loss(*args):
+        leaves = [x for x in optree.tree_leaves(f(*args)) if x.is_floating_point()]
+        return sum((x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)).sum() for x in leaves)
+
+    return loss
+
+
+def _derivatives(tools, f, order):
+    """A function to: value, forward mode, reverse mode, forward over reverse, reverse over reverse."""
+    loss = _scalar(f)
+
+    def all_of_them(*args):
+        everywhere = tuple(range(len(args)))
+        gradient = tools.grad(loss, argnums=everywhere)
+        results = [f(*args), tools.jvp(loss, args, args)[1], gradient(*args)]
+        if order > 1:
+            norm = lambda *a: sum(g.square().sum() for g in gradient(*a))
+            results += [tools.jvp(gradient, args, args)[1], tools.grad(norm, argnums=everywhere)(*args)]
+        return results
+
+    return all_of_them
+
+
+def same_derivatives(run, f, oracle, *args, order: int = 2) -> None:
+    """As ``check_grads`` of JAX's tests, against the oracle under ``torch.func``; all arguments are active tensors."""
+    same(run(_derivatives(fh, f, order), *args), _derivatives(torch.func, oracle, order)(*args))

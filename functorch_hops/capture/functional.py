@@ -34,9 +34,7 @@ def replace_copy(node: fx.Node) -> None:
 
 
 def replace_empty_like(node: fx.Node) -> None:
-    """``empty_like(x)`` takes no value of ``x``: numbers drawn into it are the same for all lanes of a vmap that asks for
-    that, though x has lanes (dropout).
-    """
+    """``empty_like(x)`` takes no value of ``x``: what is drawn into it (dropout) can be the same for all lanes of x."""
     value = node.meta["val"]
     if all(isinstance(size, int) for size in value.shape):
         node.target = torch.ops.aten.empty.memory_format
