@@ -1,4 +1,4 @@
-"""The three ways to run a program: plain eager, captured by ``eager_capture``, under ``jit``; and how to compare them."""
+"""The three ways to run a program: plain eager, captured, and under ``jit``; and how to compare them."""
 
 from __future__ import annotations
 

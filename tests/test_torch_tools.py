@@ -1,5 +1,5 @@
-"""torch's own tools around and inside the library's operations: autograd, its checkers, forward mode, torch.func, modules'
-hooks and parametrizations.
+"""torch's own tools around and inside the library's operations: autograd and its checkers, forward mode, torch.func,
+hooks and parametrizations of modules.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_plain_forward_mode_with_plain_reverse_mode(run):
 def test_backward(run):
     """Retained graphs, parts of the outputs, accumulation, graphs of gradients, and a graph that is gone."""
     x = X.clone().requires_grad_()
-    carry, ys = run(rnn, x)
+    _, ys = run(rnn, x)
     ys[1].backward(retain_graph=True)
     once = x.grad.clone()
     ys[1].backward()

@@ -418,7 +418,11 @@ class _Lifting(TorchFunctionMode):
             raise capture.refuse_reading(_READS[func])
         if func is Tensor.__getitem__:
             return capture.rows.getitem(*args)
-        result = capture.rows.setitem(*args) if func is Tensor.__setitem__ else func(*args, **kwargs)
+        result = None
+        if func is Tensor.__setitem__:
+            capture.rows.setitem(*args)
+        else:
+            result = func(*args, **kwargs)
         capture.rows.write_through()
         return result
 
