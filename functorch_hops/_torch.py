@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _functorch
+from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import (
     dispatch_functorch,
     retrieve_current_functorch_interpreter,
@@ -211,7 +213,21 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
+        stack.enter_context(_shared_dual_level())
         yield
+
+
+@contextlib.contextmanager
+def _shared_dual_level() -> Iterator[None]:
+    """``torch.func.jvp`` enters the one level that forward mode has, unless a jvp around it did: nor must it within a
+    plain ``dual_level``, whose values it wraps before it uses that level.
+    """
+    outer = int(in_dual_level() and eager_transforms.JVP_NESTING == 0)
+    eager_transforms.JVP_NESTING += outer
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= outer
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:
@@ -310,13 +326,14 @@ def install_hooks(
 
     ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
     level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
-    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread.
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. ``view``
+    of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     global _hooks_installed
     with _hooks_lock:
         if _hooks_installed:
             return
-        from torch._functorch import eager_transforms, vmap
+        from torch._functorch import vmap
 
         add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
         setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
@@ -329,7 +346,22 @@ def install_hooks(
             return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
 
         setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        _show_views_of_zeros()
         _hooks_installed = True
+
+
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _show_views_of_zeros() -> None:
+    """Let ``view`` of a zero tensor go the way of every other view of one.
+
+    torch has a kernel for it that ends in the backend's: what it makes of a fake zero tensor is a meta tensor, which
+    can't be added to any fake (torch 2.13: ``make_fx(vmap(hessian(f)), tracing_mode="fake")``).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
+        _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:

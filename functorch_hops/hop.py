@@ -176,7 +176,9 @@ class Hop(_torch.HigherOrderOperator):
         return self._differentiable_call(interpreter, static, operands)
 
     def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
-        if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in operands):
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if not tracked and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
             return self._plain_jvp(static, operands)
         return self._differentiable_call(None, static, operands)
 
@@ -223,7 +225,16 @@ class _Call(_torch.SingleLevelFunction):
         ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
+        tensors = [x if isinstance(x, Tensor) else None for x in operands]
+        ctx.save_for_backward(*tensors, *residuals)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
+        primals = [n if t is None else forward_ad.unpack_dual(t).primal for t, n in zip(ctx.saved_tensors, ctx.numbers)]
+        _, out_tangents = ctx.hop.rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
+        return tuple(out_tangents)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:

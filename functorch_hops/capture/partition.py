@@ -136,6 +136,9 @@ class _Splitter:
         builder = _Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
+        for node in self._random(self.module.graph.nodes):
+            if node not in self.backward:
+                builder.value(node)  # first, in their order: a draw keeps its place in the stream, used or not
         results = [builder.value(n) for n in self.outputs]
         for node in self.residuals:
             value = builder.value(node)
