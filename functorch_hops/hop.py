@@ -233,7 +233,7 @@ class _Call(_torch.SingleLevelFunction):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
         primals = [n if t is None else forward_ad.unpack_dual(t).primal for t, n in zip(ctx.saved_tensors, ctx.numbers)]
-        _, out_tangents = ctx.hop.rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
+        _, out_tangents = _operator_of(ctx.augmented).rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
         return tuple(out_tangents)
 
     @staticmethod
