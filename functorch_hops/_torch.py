@@ -394,12 +394,36 @@ def unbacked_size() -> torch.SymInt:
 # torch's own higher-order operators, to which ours are lowered
 
 
-def unshared(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, those that share storage with an earlier one copied: torch's loops refuse aliased inputs."""
-    seen: list[Tensor] = []
+def dense(t: Tensor) -> Tensor:
+    """``t`` in the layout that its shape alone determines.
+
+    ``contiguous()`` leaves any stride to a dimension of size 1, and any offset to a part of a tensor; torch's ``cond``
+    then takes its branches' outputs for unlike (torch 2.13).
+    """
+    t, stride = t.contiguous(), 1
+    for size, actual in zip(reversed(t.shape), reversed(t.stride())):
+        if type(size) is int and size == 1 and not _is_number(actual, stride):
+            return t.clone(memory_format=torch.contiguous_format)
+        stride = stride * size
+    # Inductor would take a clone for a no-op: it compares strides, not offsets.
+    return t if _is_number(t.storage_offset(), 0) else t.flip(())
+
+
+def _is_number(value: Any, number: Any) -> bool:
+    return type(value) is int and type(number) is int and value == number
+
+
+def unshared(tensors: Sequence[Tensor], constants: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The tensors, copied where they share storage with an earlier one or with a constant.
+
+    torch's loops refuse the former, and Inductor's write the carry over the latter.
+    """
+    seen, result = list(constants), []
     for t in tensors:
-        seen.append(t.clone() if any(t is other or t._is_view() or other._is_view() for other in seen) else t)
-    return seen
+        is_shared = any(t is other or t._is_view() or other._is_view() for other in seen)
+        result.append(t.clone() if is_shared else t)
+        seen.append(result[-1])
+    return result
 
 
 def traced(x: Any) -> Any:

@@ -32,6 +32,21 @@ CASES = {
         fh.grad(lambda x: fh.while_loop(lambda v: v.norm() < 50, lambda v: v * 1.3 + v.sin(), x).sum()),
         torch.ones(4),
     ),
+    # A carry that starts as what the body closes over, and as a view of it: Inductor writes the carry in place.
+    "carry that starts as a constant": (
+        lambda x: fh.scan(lambda c, _: (torch.tanh(c) * x + x.view(4), None), x, None, 3)[0] + x,
+        torch.ones(4),
+    ),
+    # The gradient of the index is a write into zeros, and its tangent one into expanded zeros.
+    "jvp of grad of an indexed loop": (
+        lambda x: fh.jvp(fh.grad(lambda x: fh.fori_loop(0, 2, lambda i, c: c.sin() * x[i], x).sum()), (x,), (x,)),
+        torch.ones(4),
+    ),
+    # Branches whose outputs lie in memory in different ways.
+    "branch that returns a part": (
+        lambda x: fh.cond(x.sum() > 0, lambda x: torch.stack([x, x.sin()])[1, None], lambda x: x[:, None].T * 2, x),
+        torch.ones(4),
+    ),
     "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + b, x), XS),
     "map": (lambda x: fh.map(lambda a: (a * x).sin().sum(), XS), torch.ones(4)),
 }

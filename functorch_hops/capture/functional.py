@@ -9,7 +9,7 @@ from torch import fx
 
 from .._torch import OpOverload
 
-__all__ = ["bound_slice", "has_writes", "replace_copy", "replace_empty_like", "unwrite_views"]
+__all__ = ["bound_slice", "has_writes", "replace_copy", "replace_empty_like", "unexpand_written", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -52,6 +52,31 @@ def unwrite_views(graph: fx.Graph) -> None:
             twin = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
             if twin is not None and target._overloadname in twin.overloads():
                 node.target = getattr(twin, target._overloadname)
+
+
+_INDEXED_WRITES = (
+    torch.ops.aten.index_add.default,
+    torch.ops.aten.index_copy.default,
+    torch.ops.aten.index_put.default,
+)
+
+
+def unexpand_written(node: fx.Node) -> None:
+    """An indexed write goes into memory of its own: Inductor (torch 2.13) does it in place, and where the value is
+    expanded, so that its elements share memory, all of them change.
+    """
+    if node.target not in _INDEXED_WRITES:
+        return
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    value = source.meta["val"]
+    if any(stride == 0 and size != 1 for size, stride in zip(value.shape, value.stride())):
+        with node.graph.inserting_before(node):
+            clone = node.graph.call_function(
+                torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
+            )
+        clone.meta["val"] = value
+        node.args = (clone, *node.args[1:])
 
 
 _SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
-from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unwrite_views
+from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unexpand_written, unwrite_views
 from .indexing import Rows
 from .liveness import eliminate_dead_code
 from .sizes import shape_env_of, size_at
@@ -530,4 +530,5 @@ def _clean(module: fx.GraphModule) -> None:
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
         bound_slice(node)
+        unexpand_written(node)
     eliminate_dead_code(module)

@@ -22,5 +22,5 @@ def associative_scan_native(static: StaticParameters, operands: Sequence[Tensor]
     k = static["n_leaves"]
     if not _torch.is_exporting() or operands[0].shape[0] == 0:
         return associative_scan_run(static, operands)
-    elems = _torch.unshared([e.contiguous() for e in operands[:k]])
+    elems = _torch.unshared([_torch.dense(e) for e in operands[:k]])
     return _torch.native_associative_scan(lambda *args: body(*args), elems, tuple(operands[k:]))

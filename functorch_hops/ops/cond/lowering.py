@@ -33,7 +33,7 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
     for i, branch in enumerate(branches):
 
         def taken(*args: Tensor, branch: Subgraph = branch) -> tuple[Tensor, ...]:
-            return tuple(o.contiguous() for o in branch(*args[k:]))
+            return tuple(_torch.dense(o) for o in branch(*args[k:]))
 
         def passed(*args: Tensor) -> tuple[Tensor, ...]:
             return tuple(x.clone() for x in args[:k])
@@ -43,4 +43,4 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
 
 
 def _contiguous(body: Subgraph) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *args: tuple(o.contiguous() for o in body(*args))
+    return lambda *args: tuple(_torch.dense(o) for o in body(*args))

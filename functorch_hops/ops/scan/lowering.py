@@ -35,9 +35,9 @@ def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
     def step(*args: Tensor) -> tuple[Tensor, ...]:
         carry, x, rest = args[k : k + n], args[k + n : k + n + len(xs)], args[k + n + len(xs) :]
         outs = body(*carry, *x[:n_xs], *rest)
-        return tuple(o.contiguous() for o in (*(c.clone() for c in args[:k]), *outs))
+        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *outs))
 
-    inputs = _torch.unshared([c.contiguous() for c in (*idle, *init, *xs)])
+    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *init, *xs)], consts)
     outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:]
     ys = [y.flip(0) for y in outs[n:]] if static["reverse"] else outs[n:]
     return [*outs[:n], *ys]

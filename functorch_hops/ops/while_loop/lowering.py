@@ -20,11 +20,12 @@ def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> S
     """
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
-    init, consts = _torch.unshared([c.contiguous() for c in operands[:n]]), tuple(operands[n:])
+    consts = tuple(operands[n:])
+    init = _torch.unshared([_torch.dense(c) for c in operands[:n]], consts)
     if not flags:
         return _torch.native_while_loop(
             lambda *args: cond(*args)[0],
-            lambda *args: tuple(o.contiguous() for o in body(*args)),
+            lambda *args: tuple(_torch.dense(o) for o in body(*args)),
             tuple(init),
             consts,
         )
@@ -49,7 +50,7 @@ def _stacking(
 
     def native_body(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*args[:n], *args[total:])
-        return tuple(o.contiguous() for o in (*outs[:n], args[n] + 1, *outs[n:]))
+        return tuple(_torch.dense(o) for o in (*outs[:n], args[n] + 1, *outs[n:]))
 
     trips = torch.zeros((), dtype=torch.int64)
     rows = _torch.native_while_loop_stacked(native_cond, native_body, (*init, trips, *dummies), consts)
