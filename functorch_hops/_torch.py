@@ -247,11 +247,24 @@ def new_fake_mode() -> FakeTensorMode:
     return mode
 
 
-def is_data_dependent_error(error: BaseException) -> bool:
-    """Whether torch refused to read a value that only a run would know."""
+def refused_read(error: BaseException) -> str | None:
+    """What asked for a value that only a run would know (a traced tensor's, a lane's), if torch refused that."""
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode))
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return f"the operator {error.func.overloadpacket.__name__}"
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "use as a size, a bound or a Python number"
+    if type(error) is RuntimeError:
+        return next((what for words, what in _VMAP_REFUSALS.items() if words in str(error)), None)
+    return None
+
+
+_VMAP_REFUSALS = {
+    "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool() (an `if`, "
+    "`while`, `and`, `or` or `not`)",
+    "vmap: It looks like you're calling .item() on a Tensor": ".item()",
+}
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:

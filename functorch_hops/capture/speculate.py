@@ -25,13 +25,21 @@ from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
+from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
 from .functional import bound_slice, has_writes, replace_copy, unwrite_views
 from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
-__all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
+__all__ = [
+    "Capture",
+    "capture_function",
+    "current_capture",
+    "data_dependent",
+    "lift_operands",
+    "reading_refused",
+    "speculate_subgraph",
+]
 
 
 class _Session:
@@ -39,23 +47,32 @@ class _Session:
 
     def __init__(self) -> None:
         self.fake_mode = _torch.new_fake_mode()
-        self.ended: list[Any] = []
+        self.ended: list[tuple[Caller, Any]] = []
 
-    def close(self) -> None:
+    def close(self, caller: Caller) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
-        self.fake_mode.dispatch = _refuse_leak  # type: ignore[method-assign]
+        self.fake_mode.dispatch = _Ended(caller)  # type: ignore[method-assign]
         self.ended.clear()
 
 
-def _refuse_leak(*_: Any, **__: Any) -> Any:
-    raise LeakedTensorError(_leak_message())
+class _Ended:
+    """What stands for the dispatch of a fake mode whose outermost capture, that of ``caller``, has ended."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise _leak(self.caller)
 
 
-def _leak_message() -> str:
-    return message(
-        "capture",
-        "a tensor made inside a captured body is used after the capture has ended",
-        remedy="return the value from the body instead of storing it in an outer variable",
+def _leak(caller: Caller) -> LeakedTensorError:
+    return LeakedTensorError(
+        message(
+            caller.operation,
+            f"a tensor made while {caller.parameter} was captured is used after that capture has ended",
+            parameter=caller.parameter,
+            remedy="return the value from the function instead of storing it in an outer variable",
+        )
     )
 
 
@@ -88,7 +105,7 @@ class Capture:
         self.constants: set[int] = set()
         self.is_quiet = False
         self._fakes: dict[int, Tensor] = {}
-        self._input_storages: set[int] = set()
+        self._input_storages: dict[int, int] = {}
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -106,7 +123,7 @@ class Capture:
             fake = self._new_fake(meta)
             proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
             _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
-            self._input_storages.add(_torch.storage_key(fake))
+            self._input_storages[_torch.storage_key(fake)] = len(self.inputs)
         self._end_of_inputs = proxy.node
         self.inputs.append(meta)
         return fake
@@ -140,12 +157,13 @@ class Capture:
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
         mode = base.fake_mode  # type: ignore[attr-defined]
-        if mode.dispatch is _refuse_leak:
-            raise LeakedTensorError(_leak_message())
+        if isinstance(mode.dispatch, _Ended):
+            raise _leak(mode.dispatch.caller)
         if mode is not self.session.fake_mode:
             return False
-        if any(base in tracker for tracker in self.session.ended):
-            raise LeakedTensorError(_leak_message())
+        for caller, tracker in self.session.ended:
+            if base in tracker:
+                raise _leak(caller)
         ancestor = self.parent
         while ancestor is not None:
             if ancestor.owns(base):
@@ -206,25 +224,37 @@ class Capture:
     # -- checks
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        if _torch.storage_key(target) in self._input_storages:
-            raise InputMutationError(
-                message(
-                    self.operation,
-                    f"{self.parameter} writes to an input or a closed-over tensor ({func})",
-                    parameter=self.parameter,
-                    remedy="return the new value, or work on a clone()",
-                )
-            )
-
-    def refuse_reading(self, what: str) -> DataDependentError:
-        return DataDependentError(
+        place = self._input_storages.get(_torch.storage_key(target))
+        if place is None:
+            return
+        is_own = place < len(self.inputs) - len(self.lifted)
+        raise InputMutationError(
             message(
                 self.operation,
-                f"{what} asks for the value of a traced tensor, which is known only when the graph runs",
+                f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
                 parameter=self.parameter,
-                remedy="use fh.cond (or torch.where) for a branch, fh.while_loop or fh.fori_loop for a loop",
+                expected="a function without side effects: its graph may run in any number and order",
+                got=f"{func.overloadpacket.__name__} on {self.inputs[place]}",
+                remedy="return the new value, or work on a clone()"
+                if is_own
+                else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
+                "for the buffers of a module)",
             )
         )
+
+    def refuse_backward(self, what: str) -> CaptureError:
+        return CaptureError(
+            message(
+                self.operation,
+                f"{what} can't run inside a captured function, whose values have no gradient history",
+                parameter=self.parameter,
+                remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
+            )
+        )
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.operation, self.parameter)
 
     def _unknown_shape(self) -> CaptureError:
         return CaptureError(
@@ -328,16 +358,16 @@ def _trace(
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
-            with _translated_errors(capture):
+            with reading_refused(capture.caller):
                 outputs = function(*fakes)
             with _torch.without_torch_function():
                 return capture.finish(outputs), capture
     finally:
-        capture.session.ended.append(capture.tracer.tensor_tracker)
+        capture.session.ended.append((capture.caller, capture.tracer.tensor_tracker))
         if parent is not None:
             parent.constants |= capture.constants
         if parent is None:
-            capture.session.close()
+            capture.session.close(capture.caller)
 
 
 @contextlib.contextmanager
@@ -357,15 +387,36 @@ def _observers(capture: Capture) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated_errors(capture: Capture) -> Iterator[None]:
+def reading_refused(caller: Caller) -> Iterator[None]:
+    """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
     try:
         yield
     except DataDependentError:
         raise
     except Exception as error:
-        if _torch.is_data_dependent_error(error):
-            raise capture.refuse_reading("an operator") from error
-        raise
+        refused = data_dependent(caller, error)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
+    """The error in our words, if it is torch's refusal to read a value."""
+    what = _torch.refused_read(error)
+    return None if what is None else _unreadable(caller, what, error)
+
+
+def _unreadable(caller: Caller, what: str, cause: Exception | None = None) -> DataDependentError:
+    return DataDependentError(
+        message(
+            caller.operation,
+            f"{what} asks for the value of a traced tensor, which is known only when the graph runs",
+            parameter=caller.parameter,
+            remedy="keep it a tensor: fh.cond and torch.where branch on it, fh.while_loop and fh.fori_loop loop on it, "
+            "table[i] looks up by it",
+            cause=cause,
+        )
+    )
 
 
 def lift_operands(operands: Sequence[Any]) -> list[Any]:
@@ -401,7 +452,36 @@ _READS: dict[Any, str] = {
     Tensor.__index__: "use as a Python index or range()",
     Tensor.is_nonzero: ".is_nonzero()",
     Tensor.__contains__: "`in`",
+    Tensor.__format__: "a format such as `:.3f`",
+    Tensor.data_ptr: ".data_ptr()",
+    Tensor.__dlpack__: "DLPack conversion",
+    torch.tensor: "torch.tensor() of tensors (instead of torch.stack)",
 }
+_SHOWN = (Tensor.__repr__, Tensor.__format__)
+"""What makes text of a tensor, if it is given no more than the tensor."""
+_BACKWARD: dict[Any, str] = {
+    torch.autograd.grad: "torch.autograd.grad()",
+    torch.autograd.backward: "torch.autograd.backward()",
+    Tensor.backward: ".backward()",
+}
+
+
+def _is_unknown(x: Any) -> bool:
+    """Whether the values of a traced tensor, or of those in a list of numbers, are unknown."""
+    if isinstance(x, (list, tuple)):
+        return any(map(_is_unknown, x))
+    return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
+
+
+def _has_history(outputs: Any) -> bool:
+    """Whether something to be differentiated can be: where torch.func differentiates, that is so."""
+    with _torch.without_torch_function():
+        return any(t.requires_grad for t in ([outputs] if isinstance(outputs, Tensor) else outputs))
+
+
+def _shown(t: Tensor) -> str:
+    with _torch.without_torch_function():
+        return f"Traced({TensorMeta.of(t)})"
 
 
 class _Lifting(TorchFunctionMode):
@@ -411,10 +491,14 @@ class _Lifting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         capture = self.capture
+        if func in _SHOWN and not any(args[1:]):
+            return _shown(args[0])
+        if func in _BACKWARD and not _has_history(args[0]):
+            raise capture.refuse_backward(_BACKWARD[func])
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
-        if func in _READS and _torch.known_constant(_torch.base_tensor(args[0])) is None:
-            raise capture.refuse_reading(_READS[func])
+        if func in _READS and _is_unknown(args[0]):
+            raise _unreadable(capture.caller, _READS[func])
         if func is Tensor.__getitem__:
             return indexing.getitem(*args)
         if func is Tensor.__setitem__:
