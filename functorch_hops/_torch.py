@@ -7,6 +7,7 @@ torch release is checked here. Dynamo's and Inductor's private API have rooms of
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -261,8 +262,8 @@ def refused_read(error: BaseException) -> str | None:
 
 
 _VMAP_REFUSALS = {
-    "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool() (an `if`, "
-    "`while`, `and`, `or` or `not`)",
+    "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
+    "`while`, `and`, `or`, `not` and `in` call it",
     "vmap: It looks like you're calling .item() on a Tensor": ".item()",
 }
 
@@ -287,6 +288,15 @@ def known_constant(t: Tensor) -> Tensor | None:
     return constant
 
 
+def known_number(t: Tensor) -> Any:
+    """The number that tracing knows a one-element tensor to hold, else None."""
+    constant = known_constant(base_tensor(t))
+    if constant is None:
+        return None
+    with suspended(keep_autocast=False):
+        return constant.item()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # hooks: places where torch wraps or runs something that no mode sees
 
@@ -297,12 +307,14 @@ _hooks_installed = False
 def install_hooks(
     lift: Callable[[Tensor], Tensor],
     apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
+    is_capturing: Callable[[], bool],
 ) -> None:
     """Let a running capture see what torch hides from every mode.
 
     ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
     level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
-    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread.
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
+    torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
     """
     global _hooks_installed
     with _hooks_lock:
@@ -321,6 +333,7 @@ def install_hooks(
             return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
 
         setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
         _hooks_installed = True
 
 

@@ -7,18 +7,14 @@ import threading
 
 import pytest
 import torch
-from misuses import MISUSES, Misuse
+from misuses import MISUSES
 from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import functorch_hops as fh
 
-CALLS = [
-    pytest.param(misuse, mode, id=f"{name}-{mode}")
-    for name, misuse in MISUSES.items()
-    for mode in (["captured"] if misuse.captured else ["plain", "captured"])
-]
+CALLS = [pytest.param(misuse, mode, id=f"{name}-{mode}") for name, misuse in MISUSES.items() for mode in misuse.modes]
 
 
 def state():
@@ -64,15 +60,10 @@ def nothing_left_behind():
     correct_call()
 
 
-def call(misuse: Misuse, mode: str) -> None:
-    with fh.eager_capture() if mode == "captured" else contextlib.nullcontext():
-        misuse.call()
-
-
 @pytest.mark.parametrize(("misuse", "mode"), CALLS)
-def test_a_misuse(misuse: Misuse, mode: str) -> None:
+def test_a_misuse(misuse, mode) -> None:
     with nothing_left_behind(), pytest.raises(misuse.error):
-        call(misuse, mode)
+        misuse(mode)
 
 
 AROUND = {
@@ -145,7 +136,7 @@ def test_threads_capture_apart() -> None:
     def fail() -> None:
         while not stop.is_set():
             with contextlib.suppress(fh.FunctorchHopsError):
-                call(MISUSES["cond_shapes_differ"], "captured")
+                MISUSES["cond_shapes_differ"]("captured")
 
     def compute() -> None:
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops.capture.call import Arguments, TracedCall, trace_call
-from functorch_hops.capture.validate import check_callable
+from functorch_hops.capture.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, message
 
 __all__ = ["export"]
@@ -57,7 +57,8 @@ def export(
             "not a tuple",
             parameter="args",
             expected="a tuple of arguments",
-            got=type(args).__name__,
+            got=kind_of(args),
+            remedy="write (x,) for one argument",
         )
         raise ArgumentTypeError(text)
     if dynamic_shapes is not None:

@@ -48,6 +48,7 @@ class _Session:
     def __init__(self) -> None:
         self.fake_mode = _torch.new_fake_mode()
         self.ended: list[tuple[Caller, Any]] = []
+        self.deepest = 0
 
     def close(self, caller: Caller) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
@@ -76,6 +77,10 @@ def _leak(caller: Caller) -> LeakedTensorError:
     )
 
 
+_DEPTH_OF_RECURSION = 8
+"""No program nests as deep as this on purpose and exhausts Python's stack by something else."""
+
+
 class _State(threading.local):
     capture: Capture | None = None
 
@@ -95,7 +100,9 @@ class Capture:
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
+        self.depth: int = 1 if parent is None else parent.depth + 1
         self.session: _Session = _Session() if parent is None else parent.session
+        self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
@@ -233,7 +240,7 @@ class Capture:
                 self.operation,
                 f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
                 parameter=self.parameter,
-                expected="a function without side effects: its graph may run in any number and order",
+                expected="a function without side effects",
                 got=f"{func.overloadpacket.__name__} on {self.inputs[place]}",
                 remedy="return the new value, or work on a clone()"
                 if is_own
@@ -352,13 +359,13 @@ def _trace(
     parameter: str,
     keep_autocast: bool,
 ) -> tuple[fx.GraphModule, Capture]:
-    _torch.install_hooks(_lift_hook, _function_hook)
+    _torch.install_hooks(_lift_hook, _function_hook, lambda: _state.capture is not None)
     parent = _state.capture
     capture = Capture(operation, parameter, parent)
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
-            with reading_refused(capture.caller):
+            with reading_refused(capture.caller), _recursion_refused(capture):
                 outputs = function(*fakes)
             with _torch.without_torch_function():
                 return capture.finish(outputs), capture
@@ -400,20 +407,42 @@ def reading_refused(caller: Caller) -> Iterator[None]:
         raise refused from error
 
 
+@contextlib.contextmanager
+def _recursion_refused(capture: Capture) -> Iterator[None]:
+    """A function that calls itself in a branch: captured, it has no end, since both branches are."""
+    try:
+        yield
+    except RecursionError as error:
+        # Reported by the outermost control flow: which one runs out of stack is chance.
+        if capture.depth != 2 or capture.session.deepest < _DEPTH_OF_RECURSION:
+            raise
+        raise CaptureError(
+            message(
+                capture.operation,
+                "captured control flow is nested without end",
+                parameter=capture.parameter,
+                expected="a recursion that ends although every branch is captured",
+                got="a stack of captures as deep as Python's recursion limit",
+                remedy="write it as fh.while_loop, or decide by a Python bool",
+            )
+        ) from error
+
+
 def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
     """The error in our words, if it is torch's refusal to read a value."""
     what = _torch.refused_read(error)
-    return None if what is None else _unreadable(caller, what, error)
+    return None if what is None else _unreadable(caller, what, _COMPUTE if "item" in what else _BRANCH, error)
 
 
-def _unreadable(caller: Caller, what: str, cause: Exception | None = None) -> DataDependentError:
+def _unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
     return DataDependentError(
         message(
             caller.operation,
-            f"{what} asks for the value of a traced tensor, which is known only when the graph runs",
+            "Python asks for the value of a tensor that has none yet: it is traced, or mapped over by vmap",
             parameter=caller.parameter,
-            remedy="keep it a tensor: fh.cond and torch.where branch on it, fh.while_loop and fh.fori_loop loop on it, "
-            "table[i] looks up by it",
+            expected="operations on tensors",
+            got=what,
+            remedy=remedy,
             cause=cause,
         )
     )
@@ -440,22 +469,25 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
     return call_autograd_function(cls, args, kwargs)
 
 
-_READS: dict[Any, str] = {
-    Tensor.__bool__: "bool() (an `if`, `while`, `and`, `or` or `not`)",
-    Tensor.item: ".item()",
-    Tensor.tolist: ".tolist()",
-    Tensor.numpy: ".numpy()",
-    Tensor.__array__: "numpy conversion",
-    Tensor.__int__: "int()",
-    Tensor.__float__: "float()",
-    Tensor.__complex__: "complex()",
-    Tensor.__index__: "use as a Python index or range()",
-    Tensor.is_nonzero: ".is_nonzero()",
-    Tensor.__contains__: "`in`",
-    Tensor.__format__: "a format such as `:.3f`",
-    Tensor.data_ptr: ".data_ptr()",
-    Tensor.__dlpack__: "DLPack conversion",
-    torch.tensor: "torch.tensor() of tensors (instead of torch.stack)",
+_BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
+_COUNT = "use fh.fori_loop to loop up to it, fh.cond to branch on it; tensor[i] and tensor[i] = value take a tensor"
+_COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
+_READS: dict[Any, tuple[str, str]] = {
+    Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
+    Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
+    Tensor.__contains__: ("`in`", "use (tensor == value).any(), and fh.cond to branch on it"),
+    Tensor.__index__: ("use as an int, as range() and the index of a list do it", _COUNT),
+    Tensor.__int__: ("int()", _COUNT),
+    Tensor.__float__: ("float()", _COMPUTE),
+    Tensor.__complex__: ("complex()", _COMPUTE),
+    Tensor.item: (".item()", _COMPUTE),
+    Tensor.tolist: (".tolist()", _COMPUTE),
+    Tensor.numpy: (".numpy()", _COMPUTE),
+    Tensor.__array__: ("conversion to NumPy", _COMPUTE),
+    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
+    Tensor.data_ptr: (".data_ptr()", _COMPUTE),
+    Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
+    torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
 }
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
@@ -498,7 +530,7 @@ class _Lifting(TorchFunctionMode):
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if func in _READS and _is_unknown(args[0]):
-            raise _unreadable(capture.caller, _READS[func])
+            raise _unreadable(capture.caller, *_READS[func])
         if func is Tensor.__getitem__:
             return indexing.getitem(*args)
         if func is Tensor.__setitem__:
@@ -554,8 +586,10 @@ class _Effects(_torch.TorchDispatchMode):
             raise CaptureError(
                 message(
                     self.capture.operation,
-                    f"an in-place operation under no_grad on a value that carries gradients ({func})",
+                    "an in-place operation under no_grad on a value that carries gradients",
                     parameter=self.capture.parameter,
+                    expected="an operation that leaves the gradient history as it is",
+                    got=f"{func.overloadpacket.__name__} on {TensorMeta.of(target)}",
                     remedy="write the operation out of place, on value.detach()",
                 )
             )

@@ -47,17 +47,17 @@ def as_number(value: Any) -> Any:
     return value
 
 
-def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None = None) -> Any:
+def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None = None, expected: str = "an int") -> Any:
     """An argument that must be an int (NumPy's count, bools don't), as a Python int or a symbolic one."""
     value = as_number(value)
+    expected = expected if at_least is None else f"{expected} >= {at_least}"
     if not isinstance(value, torch.SymInt):
         if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-            expected = "an int" if at_least is None else f"an int >= {at_least}"
             text = message(operation, "not an int", parameter=parameter, expected=expected, got=kind_of(value))
             raise ArgumentTypeError(text)
         value = operator.index(value)
     if at_least is not None and value < at_least:
-        text = message(operation, "too small", parameter=parameter, expected=f"an int >= {at_least}", got=value)
+        text = message(operation, "too small", parameter=parameter, expected=expected, got=value)
         raise ArgumentValueError(text)
     return value
 
@@ -124,12 +124,12 @@ def check_agreement(
     for i, (a, b) in enumerate(zip(left.leaves, right.leaves)):
         if a == b:
             continue
-        both = isinstance(a, TensorMeta) and isinstance(b, TensorMeta)
-        error = MetadataMismatchError if both else TreeMismatchError
+        aspect = _aspect(a, b)
+        error = TreeMismatchError if aspect is None else MetadataMismatchError
         raise error(
             message(
                 operation,
-                f"{what} differ in {_aspect(a, b) if both else 'a leaf that is no tensor'}",
+                f"{what} differ in {aspect or 'a leaf that is no tensor'}",
                 parameter=parameter,
                 path=left.paths(path)[i],
                 expected=f"{a} from {name}",
@@ -157,14 +157,19 @@ def kind_of(value: Any) -> str:
 
     >>> import torch
     >>> kind_of(torch.ones(2, 3)), kind_of(2.5), kind_of(None), kind_of([1, 2])
-    ('a tensor float32[2, 3]@cpu', 'float 2.5', 'None', 'list [1, 2]')
+    ('a tensor float32[2, 3]@cpu', 'float 2.5', 'None', 'list [*, *]')
     """
     if isinstance(value, Tensor):
         with without_torch_function():  # a capture that runs must not lift what is only named
             return f"a tensor {TensorMeta.of(value)}"
     if value is None:
         return "None"
-    if type(value).__repr__ is object.__repr__:
+    if isinstance(value, (torch.SymBool, torch.SymInt, torch.SymFloat)):
+        return f"a traced {type(value).__name__.removeprefix('Sym').lower()}"
+    spec = pytree.flatten(value)[1]
+    if not spec.is_leaf():
+        return f"{type(value).__name__} {pytree.describe(spec)}"
+    if "__repr__" not in {name for cls in type(value).__mro__[:-1] for name in vars(cls)}:
         return f"an object of type {type(value).__name__}"
     return f"{type(value).__name__} {re.sub(r' at 0x[0-9a-f]+', '', _short.repr(value))}"
 
@@ -173,7 +178,10 @@ _short = reprlib.Repr()
 _short.maxother = _short.maxstring = 80
 
 
-def _aspect(a: TensorMeta, b: TensorMeta) -> str:
+def _aspect(a: TensorMeta | Constant, b: TensorMeta | Constant) -> str | None:
+    """In what two tensors differ; None where one side is no tensor."""
+    if isinstance(a, Constant) or isinstance(b, Constant):
+        return None
     if a.shape != b.shape:
         return "shape"
     return "dtype" if a.dtype != b.dtype else "device"

@@ -116,17 +116,19 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     last = len(branches) - 1
     if not isinstance(index, Tensor):
         # A bool chooses between two branches.
-        number = int(index) if isinstance(index, bool) else as_int("switch", "index", index)
+        number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)
         return branches[min(max(number, 0), last)](*numbers_as_tensors(operands))
     _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
-        expected = "an int, or an integer tensor of one element"
-        text = message("switch", "not an int", parameter="index", expected=expected, got=kind_of(index))
+        text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))
         raise ArgumentTypeError(text)
     if not is_capturing() and not _torch.is_batched(index):
         return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     return _captured("switch", selector, [(f"branches[{i}]", b) for i, b in enumerate(branches)], operands)
+
+
+_INDEX = "an int or a one-element integer tensor"
 
 
 def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from ... import pytree
@@ -112,9 +111,14 @@ def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: 
         length = as_int(operation, "length", length, at_least=0)
     if not leaves:
         if length is None:
-            raise ArgumentValueError(
-                message(operation, "the number of steps is unknown", parameter="length", remedy="pass xs or length")
+            text = message(
+                operation,
+                "the number of steps is unknown",
+                parameter="length",
+                expected="an int, or a tensor in xs",
+                got="neither",
             )
+            raise ArgumentValueError(text)
         return length
     expected = length
     for i, x in enumerate(leaves):

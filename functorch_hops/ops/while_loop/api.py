@@ -12,7 +12,15 @@ from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
-from ...capture.validate import PYTHON_NUMBERS, as_int, as_number, check_callable, check_carry, check_tensor_leaves, kind_of
+from ...capture.validate import (
+    PYTHON_NUMBERS,
+    as_int,
+    as_number,
+    check_callable,
+    check_carry,
+    check_tensor_leaves,
+    kind_of,
+)
 from ...errors import ArgumentTypeError, ArgumentValueError, Caller, InfiniteLoopError, message
 from ..mode import is_capturing
 from ..scan.api import run_scan
@@ -143,14 +151,16 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     return run_scan(caller, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
 
 
+_BOUND = "an int or a one-element integer tensor"
+
+
 def _bound(parameter: str, bound: Any) -> Any:
     if not isinstance(bound, Tensor):
-        return as_int("fori_loop", parameter, bound)
+        return as_int("fori_loop", parameter, bound, expected=_BOUND)
     is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
     if bound.numel() == 1 and is_integer:
         return bound.reshape(()).to(torch.int64)
-    expected = "an int or a one-element integer tensor"
-    text = message("fori_loop", "not an int", parameter=parameter, expected=expected, got=kind_of(bound))
+    text = message("fori_loop", "not an int", parameter=parameter, expected=_BOUND, got=kind_of(bound))
     raise ArgumentTypeError(text)
 
 
@@ -190,12 +200,12 @@ def _checked_predicate(pred: Any) -> Any:
     if isinstance(pred, Tensor):
         if pred.numel() == 1:
             return pred
-        problem, remedy = "not a single value", "reduce it with .any() or .all(), or vmap the loop"
+        problem, remedy = "the condition is not a single value", "reduce it with .any() or .all(), or vmap the loop"
     else:
         pred = as_number(pred)
         if isinstance(pred, PYTHON_NUMBERS):
             return pred
-        problem, remedy = "neither a number nor a tensor", None
+        problem, remedy = "the condition is neither a number nor a tensor", None
     expected, got = "a bool or a tensor of one element", kind_of(pred)
     text = message("while_loop", problem, parameter="cond_fn", expected=expected, got=got, remedy=remedy)
     raise ArgumentTypeError(text)
@@ -223,6 +233,8 @@ def _captured(
 
     def run_cond(*flat: Tensor) -> list[Tensor]:
         pred = _checked_predicate(cond_fn(carry.unflatten(flat)))
+        known = _torch.known_number(pred) if isinstance(pred, Tensor) else None
+        pred = pred if known is None else known
         if not isinstance(pred, Tensor):
             constants.append(bool(pred))
             return [torch.full((), bool(pred))]
