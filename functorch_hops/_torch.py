@@ -255,12 +255,13 @@ def refused_read(error: BaseException) -> str | None:
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
         return f"the operator {error.func.overloadpacket.__name__}"
     if isinstance(error, GuardOnDataDependentSymNode):
-        return "use as a size, a bound or a Python number"
+        return READ_AS_SIZE
     if type(error) is RuntimeError:
         return next((what for words, what in _VMAP_REFUSALS.items() if words in str(error)), None)
     return None
 
 
+READ_AS_SIZE = "use as a size, a bound or a Python number"
 _VMAP_REFUSALS = {
     "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
     "`while`, `and`, `or`, `not` and `in` call it",

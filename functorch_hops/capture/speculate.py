@@ -15,7 +15,9 @@ refused,
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -45,32 +47,28 @@ __all__ = [
 class _Session:
     """What nested captures share: the fake mode, and the record of values whose capture has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
         self.fake_mode = _torch.new_fake_mode()
         self.ended: list[tuple[Caller, Any]] = []
         self.deepest = 0
+        _callers[self.fake_mode] = caller
 
-    def close(self, caller: Caller) -> None:
+    def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
-        self.fake_mode.dispatch = _Ended(caller)  # type: ignore[method-assign]
+        self.fake_mode.dispatch = functools.partial(_refuse_leak, self.caller)  # type: ignore[method-assign]
         self.ended.clear()
 
 
-class _Ended:
-    """What stands for the dispatch of a fake mode whose outermost capture, that of ``caller``, has ended."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        raise _leak(self.caller)
+_callers: weakref.WeakKeyDictionary[_torch.FakeTensorMode, Caller] = weakref.WeakKeyDictionary()
+"""Who opened the session of a fake mode, as long as tensors of it are alive."""
 
 
-def _leak(caller: Caller) -> LeakedTensorError:
-    return LeakedTensorError(
+def _refuse_leak(caller: Caller, *_: Any, **__: Any) -> Any:
+    raise LeakedTensorError(
         message(
             caller.operation,
-            f"a tensor made while {caller.parameter} was captured is used after that capture has ended",
+            f"a tensor made while {caller.parameter} was captured is used outside of that capture",
             parameter=caller.parameter,
             remedy="return the value from the function instead of storing it in an outer variable",
         )
@@ -101,7 +99,7 @@ class Capture:
         self.parameter = parameter
         self.parent = parent
         self.depth: int = 1 if parent is None else parent.depth + 1
-        self.session: _Session = _Session() if parent is None else parent.session
+        self.session: _Session = _Session(self.caller) if parent is None else parent.session
         self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
@@ -164,13 +162,13 @@ class Capture:
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
         mode = base.fake_mode  # type: ignore[attr-defined]
-        if isinstance(mode.dispatch, _Ended):
-            raise _leak(mode.dispatch.caller)
         if mode is not self.session.fake_mode:
+            if mode in _callers:  # of a session that has ended, or runs on another thread
+                _refuse_leak(_callers[mode])
             return False
         for caller, tracker in self.session.ended:
             if base in tracker:
-                raise _leak(caller)
+                _refuse_leak(caller)
         ancestor = self.parent
         while ancestor is not None:
             if ancestor.owns(base):
@@ -374,7 +372,7 @@ def _trace(
         if parent is not None:
             parent.constants |= capture.constants
         if parent is None:
-            capture.session.close(capture.caller)
+            capture.session.close()
 
 
 @contextlib.contextmanager
@@ -431,7 +429,7 @@ def _recursion_refused(capture: Capture) -> Iterator[None]:
 def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
     """The error in our words, if it is torch's refusal to read a value."""
     what = _torch.refused_read(error)
-    return None if what is None else _unreadable(caller, what, _COMPUTE if "item" in what else _BRANCH, error)
+    return None if what is None else _unreadable(caller, what, _REMEDIES.get(what, _BRANCH), error)
 
 
 def _unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
@@ -470,8 +468,13 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
 
 
 _BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
-_COUNT = "use fh.fori_loop to loop up to it, fh.cond to branch on it; tensor[i] and tensor[i] = value take a tensor"
+_COUNT = (
+    "use fh.fori_loop to loop up to it, fh.cond to branch on it, tensor[i] or tensor[i] = value to index by it, "
+    "torch.arange(n) < i to mask what is beyond it"
+)
 _COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
+_SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
+_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
 _READS: dict[Any, tuple[str, str]] = {
     Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
     Tensor.is_nonzero: (".is_nonzero()", _BRANCH),

@@ -90,7 +90,7 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
     def flat(*args: Tensor) -> list[Tensor]:
         result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
         tensors, returned = OutputSpec.flatten(pytree.map(number_as_tensor, result))
-        sides = ("an element", element), ("fn", returned)
+        sides = ("elems", element), ("fn", returned)
         check_agreement(
             "associative_scan",
             "an element and what fn returns",
