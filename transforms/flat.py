@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import pytree
-from functorch_hops.capture.validate import as_int, check_callable, kind_of
+from functorch_hops.capture.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
 
 Function = Callable[..., Any]
@@ -57,6 +57,7 @@ class Arguments:
         real: bool = False,
     ) -> None:
         self.args, self.kwargs = args, kwargs
+        argnums = as_number(argnums)
         self.single = not isinstance(argnums, Iterable)
         self.numbers = _normalized(operation, argnums, len(args))
         leaves, self.spec = pytree.flatten(tuple(args[number] for number in self.numbers))
