@@ -41,7 +41,11 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
 
 __all__ = [
     "DataDependentOutputException",
@@ -213,6 +217,13 @@ def no_modes() -> bool:
     return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
 
 
+def observer() -> TorchDispatchMode | None:
+    """The innermost dispatch mode if nothing is traced, hence a mode of the user's, such as a FLOP counter."""
+    modes = _get_current_dispatch_mode_stack()
+    is_tracing = any(isinstance(mode, (ProxyTorchDispatchMode, FakeTensorMode)) for mode in modes)
+    return modes[-1] if modes and not is_tracing else None
+
+
 def in_dual_level() -> bool:
     """Whether plain forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
@@ -236,16 +247,9 @@ def lowered(interpreter: Any) -> Iterator[None]:
 # fake tensors and tracing
 
 
-def new_fake_mode() -> FakeTensorMode:
-    """A FakeTensorMode with a ShapeEnv, which unbacked sizes (saved carries of a while loop) need."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = FakeTensorMode(
-        shape_env=ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True),
-        allow_non_fake_inputs=False,
-        static_shapes=True,
-    )
-    return mode
+def new_fake_mode(env: Any = None) -> FakeTensorMode:
+    """A FakeTensorMode with a ShapeEnv, which open sizes and unbacked ones (saved carries of a while loop) need."""
+    return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
 
 
 def refused_read(error: BaseException) -> str | None:
@@ -393,12 +397,22 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
-        result: Sequence[Tensor] = scan_op(step, list(init), list(xs), consts)
+        # Inductor allocates the stacks by what symbols it finds among the operands.
+        sizes = _symbols([x.shape for x in (*init, *xs, *consts)])
+        n = len(init) + len(xs) + len(consts)
+        call = (lambda *args: step(*args[:n])) if sizes else step
+        result: Sequence[Tensor] = scan_op(call, list(init), list(xs), (*consts, *sizes))
     else:
         from torch._higher_order_ops.map import map_impl
 
         result = map_impl(step, list(xs), list(consts))
     return result
+
+
+def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
+    """The sizes in these shapes that are symbols, each once."""
+    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    return list({size.node.expr: size for size in sizes if size.node.expr.is_Symbol}.values())
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
@@ -432,11 +446,11 @@ def is_exporting() -> bool:
 
 
 @contextlib.contextmanager
-def compilation() -> Iterator[FakeTensorMode]:
+def compilation(env: Any = None) -> Iterator[FakeTensorMode]:
     """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state."""
     from torch._guards import TracingContext, tracing
 
-    fake_mode = new_fake_mode()
+    fake_mode = new_fake_mode(env)
     with suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
         yield fake_mode
 
@@ -459,6 +473,45 @@ def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # symbols
+
+
+def new_shape_env() -> Any:
+    """What the symbols of a trace belong to, and where it records what it assumes about them."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+
+
+def new_symbol(env: Any, value: int, name: str) -> torch.SymInt:
+    """An open size, at least 2, that is ``value`` in the call at hand."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(name)
+    symbol = env.create_symbol(value, source, DimDynamic.DYNAMIC)
+    size: torch.SymInt = env.create_symintnode(symbol, hint=value, source=source)
+    return size
+
+
+def shape_env(size: torch.SymInt) -> Any:
+    return size.node.shape_env
+
+
+def expression(size: torch.SymInt) -> Any:
+    """The sympy expression of a size, as it was written: later facts change nothing in it."""
+    return size.node._expr
+
+
+def facts(env: Any) -> list[Any]:
+    """What was assumed about the symbols of a trace, in the order of its recording."""
+    return [guard.expr for guard in env.guards]
+
+
+def is_unbacked(size: Any) -> bool:
+    """Whether a size depends on values that only a run knows."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
 
 
 class LiftedSymbols(dict[Any, Any]):

@@ -42,6 +42,9 @@ class Rules:
 
     ``abstract(static, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
 
+    ``reached(static, sources, by) -> mask``: the outputs that the marked operands reach, as ``Subgraph.reached`` has
+    it; at least those that ``batch`` maps (``by="value"``, ``"lane"``) and ``jvp`` moves (``by="tangent"``).
+
     ``batch(static, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
     the mapped operands.
 
@@ -60,6 +63,7 @@ class Rules:
 
     run: Callable[[StaticParameters, Tensors], Tensors]
     abstract: Callable[[StaticParameters, Tensors], Tensors]
+    reached: Callable[[StaticParameters, Mask, str], Mask]
     batch: Callable[[StaticParameters, Tensors, Mask, int, str], tuple[Tensors, Mask]]
     jvp: Callable[[StaticParameters, Tensors, Maybe], tuple[Tensors, Maybe]]
     augment: Callable[[StaticParameters, Mask], StaticParameters]
@@ -96,6 +100,16 @@ class Hop(_torch.HigherOrderOperator):
         if _torch.top_interpreter() is not None:
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
+
+    def dispatch(self, dispatch_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
+        mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
+        if mode is None:
+            return super().dispatch(dispatch_key, *args, **kwargs)
+        result = NotImplemented
+        if mode.supports_higher_order_operators:
+            result = super().dispatch(dispatch_key, *args, **kwargs)
+        return self._eager(*args) if result is NotImplemented else result
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
@@ -204,7 +218,9 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        saved, n_operands, n_outputs = ctx.saved_tensors, len(ctx.active), ctx.static["n_outputs"]
+        # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
+        saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
+        n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
         operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
         if any(c is not None for c in cotangents[n_outputs:]):
             grads = _second_pullback(ctx, operands, cotangents)
@@ -228,6 +244,8 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
     tensors = [x for x in operands if type(x) is not int]
+    if any(map(_torch.is_wrapped, tensors)):
+        return False
     return not any(map(Tensor.is_conj, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 

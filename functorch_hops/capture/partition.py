@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, storage_key
+from .._torch import OpOverload, is_unbacked, storage_key
 from .derive import joint
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
@@ -64,15 +64,16 @@ def partition(
 
 def backward_operands(
     part: Partition,
-    outputs: Sequence[TensorMeta],
+    body: Subgraph,
     reached: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
-    given = zip(cotangents, outputs, reached)
-    cts = [meta.zeros() if ct is None else ct for ct, meta, r in given if r]
+    sizes = body.bind(operands)
+    given = zip(cotangents, body.outputs, reached)
+    cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, r in given if r]
     return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
 
 
@@ -214,7 +215,7 @@ def _producer(node: fx.Node) -> list[fx.Node]:
 
 def _is_static_tensor(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
-    return isinstance(value, Tensor) and all(type(size) is int for size in value.shape)
+    return isinstance(value, Tensor) and not any(map(is_unbacked, value.shape))
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -31,6 +31,7 @@ from ..errors import Caller, CaptureError, DataDependentError, InputMutationErro
 from . import indexing
 from .functional import bound_slice, has_writes, replace_copy, unwrite_views
 from .liveness import eliminate_dead_code
+from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
 __all__ = [
@@ -47,9 +48,9 @@ __all__ = [
 class _Session:
     """What nested captures share: the fake mode, and the record of values whose capture has ended."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, env: Any) -> None:
         self.caller = caller
-        self.fake_mode = _torch.new_fake_mode()
+        self.fake_mode = _torch.new_fake_mode(env)
         self.ended: list[tuple[Caller, Any]] = []
         self.deepest = 0
         _callers[self.fake_mode] = caller
@@ -94,12 +95,12 @@ def current_capture() -> Capture | None:
 class Capture:
     """One body being captured."""
 
-    def __init__(self, operation: str, parameter: str, parent: Capture | None) -> None:
+    def __init__(self, operation: str, parameter: str, parent: Capture | None, env: Any) -> None:
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
         self.depth: int = 1 if parent is None else parent.depth + 1
-        self.session: _Session = _Session(self.caller) if parent is None else parent.session
+        self.session: _Session = _Session(self.caller, env) if parent is None else parent.session
         self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
@@ -177,27 +178,33 @@ class Capture:
         return True
 
     def _lift_symbol(self, symbol: Any) -> Any | None:
-        """A symbolic number of an enclosing capture travels as a 0-d tensor, and is read again inside."""
+        """A symbol of an enclosing capture travels as an operand, from which it is read again inside: a size as the
+        size of an empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d
+        tensor.
+        """
         if self.parent is None:
             return None
         entry = self.parent.tracer.sympy_expr_tracker.get(symbol)
         if entry is None:
             return None
-        dtype = torch.float64 if isinstance(entry.value, torch.SymFloat) else torch.int64
+        is_size = isinstance(entry.value, torch.SymInt)
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            operand = self.parent.new_scalar(entry.proxy.force(), dtype)
-            placeholder = self.proxy_of(self.lift(operand))
-            number = self.tracer.create_proxy(
-                "call_function", torch.ops.aten._local_scalar_dense.default, (placeholder,), {}
-            )
+            carrier = self.parent.new_carrier(entry.proxy.force(), entry.value)
+            placeholder = self.proxy_of(self.lift(carrier))
+            target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
+            number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
         number.node.meta["val"] = entry.value
         return _torch.symbol_entry(number, entry.value)
 
-    def new_scalar(self, number: fx.Proxy, dtype: torch.dtype) -> Tensor:
-        """A symbolic number of this capture as a 0-d tensor."""
-        fake = self._new_fake(TensorMeta((), dtype, torch.device("cpu")))
-        target = torch.ops.aten.scalar_tensor.default
-        proxy = self.tracer.create_proxy("call_function", target, (number,), {"dtype": dtype})
+    def new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
+        """A symbolic number of this capture as a tensor that can be an operand."""
+        is_size = isinstance(value, torch.SymInt)
+        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
+        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
+        fake = self._new_fake(meta)
+        args = ([number, 0] if is_size else number,)
+        kwargs = {"dtype": meta.dtype, "device": meta.device}
+        proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
         _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
         return fake
 
@@ -257,6 +264,16 @@ class Capture:
             )
         )
 
+    def refuse_generator(self) -> CaptureError:
+        return CaptureError(
+            message(
+                self.operation,
+                "an operator draws from a torch.Generator, whose state a graph can't hold",
+                parameter=self.parameter,
+                remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
+            )
+        )
+
     @property
     def caller(self) -> Caller:
         return Caller(self.operation, self.parameter)
@@ -306,7 +323,7 @@ class Capture:
                 out = torch.zeros_like(out)  # an untracked fake is a zero tangent made by functorch
             seen.add(_torch.storage_key(out))
             unaliased.append(out)
-            if not all(isinstance(size, int) for size in out.shape):
+            if any(map(_torch.is_unbacked, out.shape)):
                 raise self._unknown_shape()
         return unaliased
 
@@ -359,7 +376,7 @@ def _trace(
 ) -> tuple[fx.GraphModule, Capture]:
     _torch.install_hooks(_lift_hook, _function_hook, lambda: _state.capture is not None)
     parent = _state.capture
-    capture = Capture(operation, parameter, parent)
+    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs))
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
@@ -532,6 +549,8 @@ class _Lifting(TorchFunctionMode):
             raise capture.refuse_backward(_BACKWARD[func])
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
+        if kwargs.get("generator") is not None:
+            raise capture.refuse_generator()
         if func in _READS and _is_unknown(args[0]):
             raise _unreadable(capture.caller, *_READS[func])
         if func is Tensor.__getitem__:
@@ -609,11 +628,6 @@ def _depends_on_input(node: fx.Node) -> bool:
             return True
         todo.extend(node.all_input_nodes)
     return False
-
-
-def size_at(x: Tensor, dim: int) -> Any:
-    """``x.shape[dim]``; torch's operator for it has no batching rule."""
-    return x.shape[dim]
 
 
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)

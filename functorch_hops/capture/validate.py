@@ -122,7 +122,7 @@ def check_agreement(
             )
         )
     for i, (a, b) in enumerate(zip(left.leaves, right.leaves)):
-        if a == b:
+        if _agree(a, b):
             continue
         aspect = _aspect(a, b)
         error = TreeMismatchError if aspect is None else MetadataMismatchError
@@ -137,6 +137,10 @@ def check_agreement(
                 remedy=_remedy(a, b, name if is_carry else None),
             )
         )
+
+
+def _agree(a: TensorMeta | Constant, b: TensorMeta | Constant) -> bool:
+    return a.agrees(b) if isinstance(a, TensorMeta) and isinstance(b, TensorMeta) else a == b
 
 
 def check_carry(caller: Caller, carry: OutputSpec, returned: OutputSpec) -> None:

@@ -10,6 +10,7 @@ from .eager import cond_abstract, cond_run
 from .jvp import cond_jvp
 from .liveness import cond_prune
 from .lowering import cond_native
+from .reached import cond_reached
 from .vjp import cond_augment, cond_pullback
 
 __all__ = ["cond_op"]
@@ -19,6 +20,7 @@ cond_op = Hop(
     Rules(
         run=cond_run,
         abstract=cond_abstract,
+        reached=cond_reached,
         batch=cond_batch,
         jvp=cond_jvp,
         augment=cond_augment,

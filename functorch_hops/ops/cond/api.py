@@ -117,7 +117,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     if not isinstance(index, Tensor):
         # A bool chooses between two branches.
         number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)
-        return branches[min(max(number, 0), last)](*numbers_as_tensors(operands))
+        return branches[min(max(int(number), 0), last)](*numbers_as_tensors(operands))
     _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
         text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))

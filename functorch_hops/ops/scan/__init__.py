@@ -11,6 +11,7 @@ from .eager import scan_abstract, scan_run
 from .jvp import scan_jvp
 from .liveness import scan_prune
 from .lowering import scan_native
+from .reached import scan_reached
 from .vjp import scan_augment, scan_pullback
 
 __all__ = ["scan_op"]
@@ -20,6 +21,7 @@ scan_op = Hop(
     Rules(
         run=scan_run,
         abstract=scan_abstract,
+        reached=scan_reached,
         batch=scan_batch,
         jvp=scan_jvp,
         augment=scan_augment,

@@ -49,7 +49,8 @@ def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequ
         carry = [c.clone() for c in carry]
     if not flags:
         return carry
-    metas = body.outputs[n:]
+    sizes = body.bind(operands)
+    metas = [meta.at(sizes) for meta in body.outputs[n:]]
     columns = [[step[i] for step in steps] for i in range(len(metas))]
     stacks = [torch.stack(column) if column else stacked(meta, 0) for column, meta in zip(columns, metas)]
     merged = merge_flags(flags, None, stacks)
