@@ -331,15 +331,27 @@ def install_hooks(
         setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
         setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
-        original_apply = vars(torch.autograd.Function)["apply"].__func__
-
-        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            result = apply_function(cls, args, kwargs)
-            return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
-
-        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        _hook_functions(apply_function)
         logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
         _hooks_installed = True
+
+
+def _hook_functions(apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any]) -> None:
+    def hooked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            is_public = issubclass(cls, torch.autograd.Function)  # not a node of our own operators
+            result = apply_function(cls, args, kwargs) if is_public else NotImplemented
+            return original(cls, *args, **kwargs) if result is NotImplemented else result
+
+        return apply
+
+    original_apply = vars(torch.autograd.Function)["apply"].__func__
+    setattr(torch.autograd.Function, "apply", classmethod(hooked(original_apply)))  # noqa: B010
+    # `f = MyFunction.apply` may have been bound before: that method ends in one of these.
+    below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
+    setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
+    module = torch.autograd.function
+    setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:
