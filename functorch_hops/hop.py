@@ -211,7 +211,8 @@ class _Call(_torch.SingleLevelFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.hop, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
+        reached = _reached(ctx.hop, ctx.augmented, ctx.active)
+        ctx.mark_non_differentiable(*(o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]
         ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
@@ -229,6 +230,13 @@ class _Call(_torch.SingleLevelFunction):
             grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
+
+
+def _reached(hop: Hop, static: StaticParameters, active: Mask) -> Mask:
+    """The outputs that have gradients. That no gradient leads to another is for autograd to say, as it does in plain
+    eager: a pullback would give zeros.
+    """
+    return static.derive(("reached by gradients", active), lambda: hop.rules.reached(static, active, "gradient"))
 
 
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

@@ -59,17 +59,18 @@ def correct_call():
 
 
 @contextlib.contextmanager
-def nothing_left_behind():
+def nothing_left_behind(then_call=True):
     before = state()
     yield
     after = state()
     assert after == before
-    correct_call()
+    if then_call:
+        correct_call()
 
 
 @pytest.mark.parametrize(("misuse", "mode"), CALLS)
 def test_a_misuse(misuse, mode) -> None:
-    with nothing_left_behind(), pytest.raises(misuse.error):
+    with nothing_left_behind(then_call=mode == misuse.modes[-1]), pytest.raises(misuse.error):
         misuse(mode)
 
 
