@@ -86,7 +86,9 @@ def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if len(by_place) != len(args) or not by_name.keys() <= kwargs.keys():
         expected = f"an entry for each of {len(args)} arguments, and for keywords among {sorted(kwargs)}"
         got = f"{len(by_place)} entries, and keywords {sorted(by_name)}"
-        text = message("export", "it does not fit", parameter="dynamic_shapes", expected=expected, got=got)
+        text = message(
+            "export", "it does not fit the arguments", parameter="dynamic_shapes", expected=expected, got=got
+        )
         raise ArgumentValueError(text)
     given: dict[str, Any] = {"args": tuple(by_place)}
     return {**given, "kwargs": {name: by_name.get(name) for name in kwargs}} if kwargs else given

@@ -156,6 +156,12 @@ def if_in_a_branch_in_a_loop_in_a_map():
     fh.map(loop, torch.ones(3))
 
 
+@misuse_captured(fh.CaptureError)
+def body_draws_from_a_generator():
+    generator = torch.Generator()
+    fh.map(lambda x: x + torch.randn(2, generator=generator), torch.ones(3, 2))
+
+
 # --- shapes that depend on values
 
 
@@ -366,6 +372,18 @@ def leaked_input_of_a_finished_capture():
     kept = []
     fh.map(lambda x: kept.append(x) or x, torch.ones(3, 2))
     torch.stack([kept[0], X])
+
+
+@misuse_captured(fh.LeakedTensorError)
+def leaked_into_a_module():
+    cell = torch.nn.Linear(2, 2)
+
+    def step(h, x):
+        cell.last = torch.tanh(cell(h))
+        return cell.last, x
+
+    fh.scan(step, X, torch.ones(3))
+    cell.last.norm()
 
 
 @misuse_captured(fh.LeakedTensorError)

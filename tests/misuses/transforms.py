@@ -3,7 +3,7 @@
 import torch
 
 import functorch_hops as fh
-from misuses.registry import X, misuse
+from misuses.registry import X, misuse, misuse_captured
 
 # --- derivatives
 
@@ -186,6 +186,26 @@ def checkpoint_not_callable():
     fh.checkpoint(X)
 
 
+@misuse_captured(fh.DataDependentError)
+def checkpoint_with_an_if():
+    fh.checkpoint(lambda x: x if x.sum() > 0 else -x)(X)
+
+
+@misuse(fh.DataDependentError)
+def checkpoint_with_an_if_in_a_gradient():
+    def block(x):
+        if x.sum() > 0:
+            return x.sum()
+        return -x.sum()
+
+    fh.grad(fh.checkpoint(block))(X)
+
+
+@misuse(fh.InputMutationError)
+def checkpoint_writes_to_its_argument():
+    fh.grad(fh.checkpoint(lambda x: x.mul_(2).sum()))(X)
+
+
 # --- capture
 
 
@@ -273,3 +293,13 @@ def export_arguments_not_a_tuple():
 @misuse(fh.DataDependentError, "plain captured")
 def export_with_an_if():
     fh.export(lambda x: x if x.sum() > 0 else -x, (X,))
+
+
+@misuse(fh.ArgumentTypeError)
+def export_dynamic_shapes_of_a_string():
+    fh.export(torch.sin, (X,), dynamic_shapes="auto")
+
+
+@misuse(fh.ArgumentValueError)
+def export_dynamic_shapes_of_another_length():
+    fh.export(torch.sin, (X,), dynamic_shapes=({0: torch.export.Dim("n")}, None))
