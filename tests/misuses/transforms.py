@@ -148,6 +148,16 @@ def vmap_in_dims_of_another_tree():
     fh.vmap(lambda p: p["w"], in_dims=({"v": 0},))({"w": X})
 
 
+@misuse(fh.ArgumentValueError)
+def vmap_in_dims_is_a_bool():
+    fh.vmap(torch.sin, in_dims=(True,))(torch.ones(2, 2))
+
+
+@misuse(fh.ArgumentValueError)
+def vmap_output_with_none_depends_on_the_example():
+    fh.vmap(lambda x: {"mean": x}, out_dims=None)(X)
+
+
 @misuse(fh.ArgumentTypeError)
 def vmap_output_is_a_string():
     fh.vmap(lambda x: {"x": x, "mode": "fast"})(X)
