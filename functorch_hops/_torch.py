@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _functorch
+from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import (
     dispatch_functorch,
     retrieve_current_functorch_interpreter,
@@ -172,6 +174,22 @@ def _without_function_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_saved_tensor_hooks() -> Iterator[None]:
+    """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
+    them.
+    """
+    autograd, hooks = torch._C._autograd, []
+    while (hook := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        autograd._pop_saved_tensors_default_hooks()
+        hooks.append(hook)
+    try:
+        yield
+    finally:
+        for hook in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
 def suspended(*, keep_autocast: bool) -> Iterator[None]:
     """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
 
@@ -192,10 +210,25 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_without_saved_tensor_hooks())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
+        stack.enter_context(_shared_dual_level())
         yield
+
+
+@contextlib.contextmanager
+def _shared_dual_level() -> Iterator[None]:
+    """``torch.func.jvp`` enters the one level that forward mode has, unless a jvp around it did: nor must it within a
+    plain ``dual_level``, whose values it wraps before it uses that level.
+    """
+    outer = int(in_dual_level() and eager_transforms.JVP_NESTING == 0)
+    eager_transforms.JVP_NESTING += outer
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= outer
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:
@@ -320,18 +353,20 @@ def install_hooks(
     level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
     hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
     torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
+    ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     global _hooks_installed
     with _hooks_lock:
         if _hooks_installed:
             return
-        from torch._functorch import eager_transforms, vmap
+        from torch._functorch import vmap
 
         add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
         setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
         setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
         _hook_functions(apply_function)
+        _show_views_of_zeros()
         logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
         _hooks_installed = True
 
@@ -352,6 +387,20 @@ def _hook_functions(apply_function: Callable[[type, Sequence[Any], dict[str, Any
     setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
     module = torch.autograd.function
     setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
+
+
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _show_views_of_zeros() -> None:
+    """Let ``view`` of a zero tensor go the way of every other view of one.
+
+    torch has a kernel for it that ends in the backend's: what it makes of a fake zero tensor is a meta tensor, which
+    can't be added to any fake (torch 2.13: ``make_fx(vmap(hessian(f)), tracing_mode="fake")``).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
+        _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:

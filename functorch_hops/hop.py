@@ -7,8 +7,8 @@ NOTE [Dispatch order] functorch comes first when a transform is active: torch wo
 export would record wrappers. Then autograd, the modes of a capture (functionalize, proxy, fake), and at last the
 eager run.
 
-NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call of the same kind,
-whose extra outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
+NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call, whose extra
+outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
 them: cotangents for them arrive at the same node, which then differentiates the augmented call instead.
 """
 
@@ -50,7 +50,8 @@ class Rules:
 
     ``jvp(static, primals, tangents) -> (outputs, tangents)``: None is a tangent that is zero by structure.
 
-    ``augment(static, active) -> static``: the call that also emits what ``pullback`` for the active operands reads.
+    ``augment(static, active) -> static``: the call, of this or another operator, that also emits what ``pullback`` for
+    the active operands reads.
 
     ``pullback(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none; a
     cotangent that is None is zero.
@@ -72,11 +73,19 @@ class Rules:
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 
+_operators: dict[str, Hop] = {}
+
+
+def _operator_of(static: StaticParameters) -> Hop:
+    return _operators[static.hop]
+
+
 class Hop(_torch.HigherOrderOperator):
     """A higher-order operator: dispatch, given its rules."""
 
     def __init__(self, name: str, rules: Rules) -> None:
         super().__init__(f"fh_{name}")
+        _operators[name] = self
         self.label = name
         self.rules = rules
         transform = _torch.TransformType
@@ -167,7 +176,9 @@ class Hop(_torch.HigherOrderOperator):
         return self._differentiable_call(interpreter, static, operands)
 
     def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
-        if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in operands):
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if not tracked and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
             return self._plain_jvp(static, operands)
         return self._differentiable_call(None, static, operands)
 
@@ -184,7 +195,7 @@ class Hop(_torch.HigherOrderOperator):
             return tuple(_wrapped_at(interpreter, o) for o in outs)
         augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
         with _torch.enable_single_level_autograd_function():
-            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
+            outs = _Call.apply(static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
         return outs[: static["n_outputs"]]
 
 
@@ -193,13 +204,13 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def forward(
-        hop: Hop,
         static: StaticParameters,
         augmented: StaticParameters,
         active: Mask,
         interpreter: Any,
         *operands: Any,
     ) -> Any:
+        hop = _operator_of(augmented)
         if interpreter is None and _is_plain(operands):
             return hop._eager(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
@@ -209,13 +220,22 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.hop, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
+        ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        reached = _reached(ctx.hop, ctx.augmented, ctx.active)
+        reached = _reached(ctx.augmented, ctx.active)
         ctx.mark_non_differentiable(*(o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
+        tensors = [x if isinstance(x, Tensor) else None for x in operands]
+        ctx.save_for_backward(*tensors, *residuals)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
+        primals = [n if t is None else forward_ad.unpack_dual(t).primal for t, n in zip(ctx.saved_tensors, ctx.numbers)]
+        _, out_tangents = _operator_of(ctx.augmented).rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
+        return tuple(out_tangents)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -227,23 +247,27 @@ class _Call(_torch.SingleLevelFunction):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
             residuals = saved[n_operands:]
-            grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+            rules = _operator_of(ctx.static).rules
+            grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
-        return None, None, None, None, None, *grads
+        return None, None, None, None, *grads
 
 
-def _reached(hop: Hop, static: StaticParameters, active: Mask) -> Mask:
+def _reached(static: StaticParameters, active: Mask) -> Mask:
     """The outputs that have gradients. That no gradient leads to another is for autograd to say, as it does in plain
-    eager: a pullback would give zeros.
+    eager: a pullback would give zeros. While forward mode is on, what has a tangent counts as well (torch knows no
+    output with the one and without the other).
     """
-    return static.derive(("reached by gradients", active), lambda: hop.rules.reached(static, active, "gradient"))
+    rules, by = _operator_of(static).rules, "tangent" if _torch.in_dual_level() else "gradient"
+    return static.derive(("reached from", active, by), lambda: rules.reached(static, active, by))
 
 
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
-    rules, static = ctx.hop.rules, ctx.augmented
+    static = ctx.augmented
+    rules = _operator_of(static).rules
     again = static.derive(("augment", ctx.active), lambda: rules.augment(static, ctx.active))
-    outs = ctx.hop(again, *operands)
+    outs = _operator_of(again)(again, *operands)
     return rules.pullback(static, ctx.active, operands, outs[static["n_outputs"] :], cotangents)
 
 

@@ -9,6 +9,7 @@ import pathlib
 import re
 
 import pytest
+
 from misuses import MISUSES, Misuse
 
 GOLDEN = pathlib.Path(__file__).with_name("messages.txt")

@@ -10,7 +10,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from misuses import MISUSES
 from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 import functorch_hops as fh
 from functorch_hops.capture.speculate import Capture, current_capture
 from functorch_hops.ops.mode import is_capturing
+from misuses import MISUSES
 
 CALLS = [pytest.param(misuse, mode, id=f"{name}-{mode}") for name, misuse in MISUSES.items() for mode in misuse.modes]
 

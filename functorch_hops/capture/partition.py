@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload, is_unbacked, storage_key
 from .derive import joint
+from .liveness import eliminate_dead_code
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
@@ -135,6 +136,9 @@ class _Splitter:
         builder = _Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
+        for node in self._random(self.module.graph.nodes):
+            if node not in self.backward:
+                builder.value(node)  # first, in their order: a draw keeps its place in the stream, used or not
         results = [builder.value(n) for n in self.outputs]
         for node in self.residuals:
             value = builder.value(node)
@@ -194,6 +198,7 @@ class _Builder:
     def finish(self, results: list[fx.Node]) -> Subgraph:
         self.graph.output(tuple(results))
         module = fx.GraphModule(self.module, self.graph)
+        eliminate_dead_code(module)  # of an operator in it, this part may use some outputs only
         return Subgraph.intern(module, self.inputs, [_meta(n) for n in results])
 
 

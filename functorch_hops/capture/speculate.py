@@ -28,8 +28,8 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
-from . import indexing
-from .functional import bound_slice, has_writes, replace_copy, unwrite_views
+from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unwrite_views
+from .indexing import Rows
 from .liveness import eliminate_dead_code
 from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
@@ -110,6 +110,7 @@ class Capture:
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
         self.is_quiet = False
+        self.rows = Rows()
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._end_of_inputs: fx.Node | None = None
@@ -210,7 +211,7 @@ class Capture:
 
     def lift_tree(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            return self.lift(x)
+            return self.rows.fresh(self.lift(x))
         if type(x) is list:
             return [self.lift_tree(v) for v in x]
         if type(x) is tuple or isinstance(x, torch.Size):
@@ -316,7 +317,7 @@ class Capture:
         seen = set(self._input_storages)
         unaliased = []
         for out in outputs:
-            out = _torch.base_tensor(_torch.plain(self.lift(out)))
+            out = _torch.base_tensor(_torch.plain(self.rows.fresh(self.lift(out))))
             if _torch.storage_key(out) in seen:
                 out = out.clone()
             elif not self.owns(out):
@@ -468,7 +469,7 @@ def lift_operands(operands: Sequence[Any]) -> list[Any]:
     capture = _state.capture
     if capture is None:
         return list(operands)
-    return [capture.lift(x) if isinstance(x, Tensor) else x for x in operands]
+    return [capture.rows.fresh(capture.lift(x)) if isinstance(x, Tensor) else x for x in operands]
 
 
 def _lift_hook(t: Tensor) -> Tensor:
@@ -554,10 +555,14 @@ class _Lifting(TorchFunctionMode):
         if func in _READS and _is_unknown(args[0]):
             raise _unreadable(capture.caller, *_READS[func])
         if func is Tensor.__getitem__:
-            return indexing.getitem(*args)
+            return capture.rows.getitem(*args)
+        result = None
         if func is Tensor.__setitem__:
-            return indexing.setitem(*args)
-        return func(*args, **kwargs)
+            capture.rows.setitem(*args)
+        else:
+            result = func(*args, **kwargs)
+        capture.rows.write_through()
+        return result
 
 
 class _Effects(_torch.TorchDispatchMode):
@@ -598,6 +603,7 @@ class _Effects(_torch.TorchDispatchMode):
             for target in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
+                    self.capture.rows.note_write(target)
                     if detached and is_differentiable(target.dtype):
                         self._check_untracked_write(func, target)
 
@@ -640,6 +646,8 @@ def _clean(module: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.copy.default:
             replace_copy(node)
+        elif node.target is torch.ops.aten.empty_like.default:
+            replace_empty_like(node)
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
         bound_slice(node)

@@ -2,7 +2,7 @@
 
 Each operation here is a combinator: it takes a step, a function of a vector, and makes a function of a vector that runs
 the step inside its body, between work of its own that closes over the weights. So any operations nest in any depth. The
-combinators are written over a namespace: the library's functions, or ``Python``'s, the loops of their docstrings.
+combinators are written over a namespace: the library's functions, or ``Reference``, the loops of their docstrings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -30,59 +29,6 @@ class Library:
     @staticmethod
     def jit(f: Any) -> Any:
         return fh.jit(f, backend="eager")
-
-
-class Python:
-    """The same as plain Python."""
-
-    @staticmethod
-    def cond(pred: Tensor, true_fn: Any, false_fn: Any, *operands: Any) -> Any:
-        return true_fn(*operands) if pred else false_fn(*operands)
-
-    @staticmethod
-    def switch(index: Tensor, branches: Any, *operands: Any) -> Any:
-        return branches[min(max(int(index), 0), len(branches) - 1)](*operands)
-
-    @staticmethod
-    def while_loop(cond_fn: Any, body_fn: Any, value: Any) -> Any:
-        while cond_fn(value):
-            value = body_fn(value)
-        return value
-
-    @staticmethod
-    def fori_loop(lower: int, upper: int, body_fn: Any, value: Any) -> Any:
-        for i in range(lower, upper):
-            value = body_fn(i, value)
-        return value
-
-    @staticmethod
-    def scan(f: Any, carry: Any, xs: Tensor) -> Any:
-        ys = []
-        for x in xs:
-            carry, y = f(carry, x)
-            ys.append(y)
-        return carry, torch.stack(ys)
-
-    @staticmethod
-    def associative_scan(fn: Any, elems: Any) -> Any:
-        leaves, spec = optree.tree_flatten(elems)
-        rows = [spec.unflatten([leaf[i] for leaf in leaves]) for i in range(leaves[0].shape[0])]
-        results = rows[:1]
-        for row in rows[1:]:
-            results.append(fn(results[-1], row))
-        return optree.tree_map(lambda *column: torch.stack(column), *results)
-
-    @staticmethod
-    def map(f: Any, xs: Tensor) -> Tensor:
-        return torch.stack([f(x) for x in xs])
-
-    @staticmethod
-    def checkpoint(f: Any) -> Any:
-        return f
-
-    @staticmethod
-    def jit(f: Any) -> Any:
-        return f
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from reference import Reference
+
 from .contexts import CONTEXTS, OracleTools
-from .nesting import COMBINATORS, Library, Python, nested
+from .nesting import COMBINATORS, Library, nested
 from .test_grid import MODES, PUBLIC_OPERATIONS, arguments, assert_same
 
 PAIRS = list(itertools.product(COMBINATORS, repeat=2))
@@ -21,7 +23,7 @@ NESTED_CONTEXTS = ("jvp(grad)", "vmap(grad)")
 
 @functools.cache
 def expected(names: tuple[str, ...], context: str) -> Any:
-    return CONTEXTS[context](OracleTools, nested(Python, names), *arguments(CONTEXTS[context]))
+    return CONTEXTS[context](OracleTools, nested(Reference, names), *arguments(CONTEXTS[context]))
 
 
 @functools.cache

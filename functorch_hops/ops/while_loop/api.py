@@ -78,17 +78,23 @@ def while_loop(
         max_steps = as_int("while_loop", "max_steps", max_steps, at_least=0)
     if checkpoints is not None:
         checkpoints = as_int("while_loop", "checkpoints", checkpoints, at_least=1)
-        raise NotImplementedError("while_loop: checkpoints= comes in a later version; every carry is saved meanwhile")
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
-    return _run(Caller("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps)
+    return _run(Caller("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
 
 
 def _run(
-    caller: Caller, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None = None
+    caller: Caller,
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: Any,
+    max_steps: int | None = None,
+    checkpoints: int | None = None,
 ) -> Any:
     """``while_loop`` of checked arguments, for the loops that are while loops: ``caller`` is the one the user wrote."""
-    return (_captured if is_capturing() else _plain)(caller, cond_fn, body_fn, init, max_steps)
+    if is_capturing() or checkpoints is not None:
+        return _captured(caller, cond_fn, body_fn, init, max_steps, checkpoints)
+    return _plain(caller, cond_fn, body_fn, init, max_steps)
 
 
 def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
@@ -186,7 +192,8 @@ def _plain(
         pred = _checked_predicate(cond_fn(value))
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
-                return _captured(caller, cond_fn, body_fn, value, None if max_steps is None else max_steps - steps)
+                rest = None if max_steps is None else max_steps - steps
+                return _captured(caller, cond_fn, body_fn, value, rest, None)
             pred = _torch.read_number(pred)
         if not pred:
             break
@@ -212,7 +219,12 @@ def _checked_predicate(pred: Any) -> Any:
 
 
 def _captured(
-    caller: Caller, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
+    caller: Caller,
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: Any,
+    max_steps: int | None,
+    checkpoints: int | None,
 ) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
@@ -226,6 +238,7 @@ def _captured(
             lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
             (start, init),
             None,
+            checkpoints,
         )
         return value
     leaves, carry = OutputSpec.flatten(init)
@@ -261,7 +274,8 @@ def _captured(
         )
     body = speculate_subgraph(run_body, carry.metas, operation=caller.operation, parameter=caller.parameter)
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
-    outs = while_loop_op(while_static(cond_graph, body_graph, len(leaves)), *leaves, *lifted)
+    static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
+    outs = while_loop_op(static, *leaves, *lifted)
     return carry.unflatten(outs)
 
 

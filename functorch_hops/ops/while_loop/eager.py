@@ -17,9 +17,12 @@ T = TypeVar("T")
 __all__ = ["merge_flags", "split_stacks", "while_loop_abstract", "while_loop_run", "while_static"]
 
 
-def while_static(cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = ()) -> StaticParameters:
+def while_static(
+    cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = (), checkpoints: int | None = None
+) -> StaticParameters:
     n_outputs = len(body.outputs) + len(flags)
-    return StaticParameters("while_loop", [cond, body], n_carry=n_carry, flags=flags, n_outputs=n_outputs)
+    attributes = {"n_carry": n_carry, "flags": flags, "checkpoints": checkpoints, "n_outputs": n_outputs}
+    return StaticParameters("while_loop", [cond, body], **attributes)
 
 
 def merge_flags(flags: tuple[int, ...], valid: T, ys: Sequence[T]) -> list[T]:
