@@ -237,6 +237,17 @@ def test_numbers_of_numpy_are_numbers(call, mode) -> None:
             torch.testing.assert_close(call(number), expected)
 
 
+def test_map_in_chunks_over_an_open_size_and_with_a_constant() -> None:
+    """The constant of an output comes back once, in chunks as without."""
+    chunked = lambda x: fh.map(lambda v: {"y": v.sin(), "kind": "sine"}, x, batch_size=2)
+    mapped = fh.jit(chunked, dynamic=True, backend="eager")
+    for n in (5, 7):
+        result = mapped(torch.ones(n))
+        assert result["kind"] == "sine"
+        torch.testing.assert_close(result["y"], torch.ones(n).sin())
+    assert mapped.cache_info().misses == 1
+
+
 def test_a_body_that_raises_in_the_second_call_only() -> None:
     """A condition that fails after its body was captured."""
     calls = []

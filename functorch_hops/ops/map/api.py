@@ -63,7 +63,7 @@ def _each(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size
 
 
 def _in_chunks(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any, batch_size: int) -> Any:
-    chunks, rest = divmod(size, batch_size)
+    chunks, rest = size // batch_size, size % batch_size  # open sizes know no divmod
     batched = _vmapped(f)
     parts = []
     if chunks or not rest:
