@@ -7,6 +7,7 @@ torch release is checked here. Dynamo's and Inductor's private API have rooms of
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -284,11 +285,25 @@ def new_fake_mode(env: Any = None) -> FakeTensorMode:
     return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
 
 
-def is_data_dependent_error(error: BaseException) -> bool:
-    """Whether torch refused to read a value that only a run would know."""
+def refused_read(error: BaseException) -> str | None:
+    """What asked for a value that only a run would know (a traced tensor's, a lane's), if torch refused that."""
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-    return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode))
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return f"the operator {error.func.overloadpacket.__name__}"
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return READ_AS_SIZE
+    if type(error) is RuntimeError:
+        return next((what for words, what in _VMAP_REFUSALS.items() if words in str(error)), None)
+    return None
+
+
+READ_AS_SIZE = "use as a size, a bound or a Python number"
+_VMAP_REFUSALS = {
+    "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
+    "`while`, `and`, `or`, `not` and `in` call it",
+    "vmap: It looks like you're calling .item() on a Tensor": ".item()",
+}
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
@@ -311,6 +326,15 @@ def known_constant(t: Tensor) -> Tensor | None:
     return constant
 
 
+def known_number(t: Tensor) -> Any:
+    """The number that tracing knows a one-element tensor to hold, else None."""
+    constant = known_constant(base_tensor(t))
+    if constant is None:
+        return None
+    with suspended(keep_autocast=False):
+        return constant.item()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # hooks: places where torch wraps or runs something that no mode sees
 
@@ -321,13 +345,15 @@ _hooks_installed = False
 def install_hooks(
     lift: Callable[[Tensor], Tensor],
     apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
+    is_capturing: Callable[[], bool],
 ) -> None:
     """Let a running capture see what torch hides from every mode.
 
     ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
     level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
-    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. ``view``
-    of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
+    torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
+    ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     global _hooks_installed
     with _hooks_lock:
@@ -339,15 +365,28 @@ def install_hooks(
         setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
         setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
-        original_apply = vars(torch.autograd.Function)["apply"].__func__
-
-        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            result = apply_function(cls, args, kwargs)
-            return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
-
-        setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        _hook_functions(apply_function)
         _show_views_of_zeros()
+        logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
         _hooks_installed = True
+
+
+def _hook_functions(apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any]) -> None:
+    def hooked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            is_public = issubclass(cls, torch.autograd.Function)  # not a node of our own operators
+            result = apply_function(cls, args, kwargs) if is_public else NotImplemented
+            return original(cls, *args, **kwargs) if result is NotImplemented else result
+
+        return apply
+
+    original_apply = vars(torch.autograd.Function)["apply"].__func__
+    setattr(torch.autograd.Function, "apply", classmethod(hooked(original_apply)))  # noqa: B010
+    # `f = MyFunction.apply` may have been bound before: that method ends in one of these.
+    below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
+    setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
+    module = torch.autograd.function
+    setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
 
 
 _library = torch.library.Library("aten", "IMPL")

@@ -12,7 +12,9 @@ import functools
 import os
 import sys
 import traceback
-from types import FrameType
+from collections.abc import Iterator
+from types import CodeType
+from typing import NamedTuple
 
 import optree
 import torch
@@ -20,6 +22,7 @@ import torch
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "Caller",
     "CaptureError",
     "DataDependentError",
     "FunctorchHopsError",
@@ -73,6 +76,19 @@ class InfiniteLoopError(FunctorchHopsError, RuntimeError):
     """The condition of a captured loop is constantly true, and nothing else bounds the loop."""
 
 
+class Caller(NamedTuple):
+    """Whose function is at fault: the public operation that the user called, and the user's name for the function.
+
+    Loops are built on one another (a ``map`` is a scan), so the one that was called hands its names down, and what is
+    refused below, plain or captured, is refused in its name.
+    """
+
+    operation: str
+    parameter: str
+    output: str = "y"
+    """What the operation's documentation calls the result that is stacked."""
+
+
 def message(
     operation: str,
     problem: str,
@@ -82,6 +98,7 @@ def message(
     expected: object = None,
     got: object = None,
     remedy: str | None = None,
+    cause: BaseException | None = None,
 ) -> str:
     """Build the text of an error.
 
@@ -93,6 +110,7 @@ def message(
         expected: what would have been right.
         got: what came instead.
         remedy: what to revise, as an imperative sentence.
+        cause: the error that this one stands for: the user's line is where that one was raised.
 
     >>> print(message("scan", "the carry changes its shape", path="carry['h']", expected="(3,)", got="(4,)"))
     ... # doctest: +ELLIPSIS
@@ -107,31 +125,41 @@ def message(
     rows = (("where", place or None), ("expected", expected), ("got", got), ("help", remedy))
     lines += [f"  {label}: {value}" for label, value in rows if value is not None]
     # Dynamo can't look at frames, and names the user's line by itself.
-    frame = None if torch.compiler.is_dynamo_compiling() else user_frame()
+    frame = None if torch.compiler.is_dynamo_compiling() else user_frame(cause)
     if frame is not None:
         line = f": {frame.line}" if frame.line else ""
         lines.append(f"  at {frame.filename}:{frame.lineno}{line}")
     return "\n".join(lines)
 
 
-def user_frame() -> traceback.FrameSummary | None:
-    """The innermost frame of the stack that is the user's code, or None if there is no such frame.
+def user_frame(error: BaseException | None = None) -> traceback.FrameSummary | None:
+    """The innermost frame that is the user's code, or None if there is none: where ``error`` passed, else on the stack.
 
     Called when an error is raised and never before: it walks the whole stack and reads a source file.
     """
     internal = _internal_paths()
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(internal):
-            return traceback.FrameSummary(filename, frame.f_lineno, frame.f_code.co_name)
-        frame = frame.f_back
+    for code, line in (*_frames_of(error), *_frames_of_stack()):
+        if not code.co_filename.startswith(internal):
+            return traceback.FrameSummary(code.co_filename, line, code.co_name)
     return None
+
+
+def _frames_of(error: BaseException | None) -> list[tuple[CodeType, int]]:
+    """The frames that an error has passed, innermost first."""
+    frames = traceback.walk_tb(error.__traceback__) if error is not None else ()
+    return [(frame.f_code, line) for frame, line in frames][::-1]
+
+
+def _frames_of_stack() -> Iterator[tuple[CodeType, int]]:
+    return ((frame.f_code, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
 
 
 def _internal_paths() -> tuple[str, ...]:
     """Beginnings of the file names of code that is not the user's."""
     packages = [optree.__file__, torch.__file__, __file__]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and numpy.__file__ is not None:
+        packages.append(numpy.__file__)
     # An editable install keeps `transforms` in a folder of its own, outside functorch_hops.
     transforms = sys.modules.get("functorch_hops.transforms")
     if transforms is not None and transforms.__file__ is not None:

@@ -222,7 +222,8 @@ class _Call(_torch.SingleLevelFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
+        reached = _reached(ctx.augmented, ctx.active)
+        ctx.mark_non_differentiable(*(o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]
         tensors = [x if isinstance(x, Tensor) else None for x in operands]
@@ -250,6 +251,15 @@ class _Call(_torch.SingleLevelFunction):
             grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, *grads
+
+
+def _reached(static: StaticParameters, active: Mask) -> Mask:
+    """The outputs that have gradients. That no gradient leads to another is for autograd to say, as it does in plain
+    eager: a pullback would give zeros. While forward mode is on, what has a tangent counts as well (torch knows no
+    output with the one and without the other).
+    """
+    rules, by = _operator_of(static).rules, "tangent" if _torch.in_dual_level() else "gradient"
+    return static.derive(("reached from", active, by), lambda: rules.reached(static, active, by))
 
 
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

@@ -178,7 +178,7 @@ def _spread(
     prefix: Tree, spec: Spec, trail: tuple[int, ...], dims: list[int | None]
 ) -> tuple[Tree, tuple[int, ...]] | None:
     """Repeat each entry of a prefix for the leaves of its subtree; what does not fit, and the way to it."""
-    if prefix is None or isinstance(prefix, int):
+    if prefix is None or (isinstance(prefix, int) and not isinstance(prefix, bool)):
         dims.extend([prefix] * spec.num_leaves)
         return None
     children = _prefix_children(prefix, spec)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import optree
@@ -1205,3 +1207,28 @@ def test_modes_that_observe_operators_see_those_of_the_bodies(run):
     with FlopCounterMode(display=False) as counter:
         run(loss, w).backward()
     assert counter.get_total_flops() == 3 * 3 * (2 * 4 * 4)  # one forward, two backward, in each of three steps
+
+
+def test_an_autograd_function_bound_before_the_first_capture() -> None:
+    """``f = MyFunction.apply`` keeps torch's own ``apply``; in a body its derivative is the custom one all the same."""
+    code = """
+import torch
+
+class Cube(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(lambda x: x**3)
+    setup_context = staticmethod(lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+    backward = staticmethod(lambda ctx, g: g * 7 * ctx.saved_tensors[0])
+
+cube = Cube.apply
+import functorch_hops as fh
+
+x = torch.tensor([1.0, 2.0])
+with fh.eager_capture():
+    for body in (cube, fh.vmap(cube)):
+        loop = lambda v: fh.scan(lambda c, _: (body(c), None), v, None, 1)[0].sum()
+        print(fh.grad(loop)(x).tolist())
+        print(torch.autograd.grad(loop(y := x.clone().requires_grad_()), y)[0].tolist())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[7.0, 14.0]\n" * 4

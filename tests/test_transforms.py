@@ -222,7 +222,7 @@ def test_vmap_of_different_sizes():
                 "vmap: an argument has no such dimension",
                 "  where: args[0]['w']",
                 "  expected: in_dims from -1 to 0",
-                "  got: in_dims 1 for float32[2]",
+                "  got: in_dims 1 for a tensor float32[2]@cpu",
             ],
         ),
         (
@@ -277,7 +277,7 @@ def test_vmap_over_what_is_no_tensor():
         "vmap: only tensors can be mapped over",
         "  where: args[0][1]['n']",
         "  expected: a tensor",
-        "  got: int",
+        "  got: int 3",
         "  help: set in_dims to None for it, or pass it by keyword",
     ]
 
@@ -292,7 +292,7 @@ def test_vmap_over_what_is_no_tensor():
                 "vmap: an output is no tensor",
                 "  where: out['n']",
                 "  expected: a tensor",
-                "  got: int",
+                "  got: int 3",
                 "  help: set out_dims to None for it",
             ],
         ),
@@ -303,7 +303,7 @@ def test_vmap_over_what_is_no_tensor():
                 "vmap: an output with None in out_dims depends on the example",
                 "  where: out['x']",
                 "  expected: the same value for all examples",
-                "  got: float32[3]",
+                "  got: a tensor float32[3]@cpu",
                 "  help: give it an integer in out_dims",
             ],
         ),
@@ -314,7 +314,7 @@ def test_vmap_over_what_is_no_tensor():
                 "vmap: an output has no dimension 2",
                 "  where: out['x']",
                 "  expected: out_dims from -2 to 1",
-                "  got: float32[3]",
+                "  got: a tensor float32[3]@cpu",
             ],
         ),
         (
@@ -479,11 +479,11 @@ INTEGERS = {"w": torch.zeros(2), "steps": [torch.zeros(2, dtype=torch.int64)]}
 @pytest.mark.parametrize(
     ("leaf", "got"),
     [
-        (torch.zeros(2, dtype=torch.int64), "int64[2]"),
-        (torch.zeros((), dtype=torch.bool), "bool[]"),
-        (3, "int"),
-        (True, "bool"),
-        ("text", "str"),
+        (torch.zeros(2, dtype=torch.int64), "a tensor int64[2]@cpu"),
+        (torch.zeros((), dtype=torch.bool), "a tensor bool[]@cpu"),
+        (3, "int 3"),
+        (True, "bool True"),
+        ("text", "str 'text'"),
     ],
     ids=str,
 )
@@ -495,7 +495,7 @@ def test_integers_are_not_differentiated(name, call, path, leaf, got):
         f"  where: {path}",
         "  expected: a floating-point or complex tensor, or a float",
         f"  got: {got}",
-        "  help: leave it out of argnums, or convert it",
+        f"  help: {'leave it out of argnums' if 'grad' in name else 'close over it'}, or convert it",
     ]
 
 
@@ -508,18 +508,18 @@ def test_jacobians_are_real(name):
         f"{name}: an argument can't be differentiated",
         "  where: args[0]",
         "  expected: a real tensor, or a float",
-        "  got: complex64[2]",
+        "  got: a tensor complex64[2]@cpu",
     ]
 
 
 @pytest.mark.parametrize(
     ("out", "got"),
     [
-        (torch.zeros(3), "float32[3]"),
-        (torch.tensor(1), "int64[]"),
-        (torch.tensor(1j), "complex64[]"),
-        ({"loss": torch.zeros(())}, "{'loss': *}"),
-        (1.0, "float"),
+        (torch.zeros(3), "a tensor float32[3]@cpu"),
+        (torch.tensor(1), "a tensor int64[]@cpu"),
+        (torch.tensor(1j), "a tensor complex64[]@cpu"),
+        ({"loss": torch.zeros(())}, "dict {'loss': *}"),
+        (1.0, "float 1.0"),
         (None, "None"),
     ],
     ids=str,
@@ -543,7 +543,7 @@ def test_argnums_out_of_range(argnums):
     assert lines(caught) == [
         "grad: there is no such positional argument",
         "  where: argnums",
-        "  expected: numbers of the 2 positional arguments",
+        "  expected: integers from -2 to 1",
         f"  got: {argnums}",
         "  help: pass the arguments that are differentiated by position",
     ]
@@ -566,7 +566,7 @@ def test_argnums_twice():
 def test_aux_without_a_pair(call):
     with pytest.raises(errors.TreeMismatchError, match="must return a pair") as caught:
         call(lambda x: [x.sum(), x])
-    assert lines(caught)[2:] == ["  expected: (output, aux)", "  got: [*, *]"]
+    assert lines(caught)[2:] == ["  expected: (output, aux)", "  got: list [*, *]"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -627,8 +627,9 @@ def test_reverse_mode_of_an_integer_output(name):
     assert lines(caught) == [
         f"{name}: an output of the function can't be differentiated",
         "  where: out['best']",
-        "  got: int64[]",
-        "  help: return it as auxiliary output, with has_aux=True",
+        "  expected: a floating-point or complex tensor",
+        "  got: a tensor int64[]@cpu",
+        "  help: convert it, or leave it out of the output (has_aux=True returns it beside the output)",
     ]
 
 
@@ -653,7 +654,11 @@ def test_tangents_that_do_not_fit(name, call):
     for tangent, got in ((torch.zeros(2), "float32[2]"), (torch.zeros(3, dtype=torch.int64), "int64[3]")):
         with pytest.raises(errors.MetadataMismatchError) as caught:
             call({"w": tangent})
-        assert lines(caught)[1:] == [f"  where: {name}[0]['w']", "  expected: float32[3]", f"  got: {got}"]
+        assert lines(caught)[1:] == [
+            f"  where: {name}[0]['w']",
+            "  expected: a tensor float32[3]@cpu",
+            f"  got: a tensor {got}@cpu",
+        ]
 
 
 def test_jvp_of_bare_primals():
@@ -885,10 +890,10 @@ def test_not_callable(name):
     with pytest.raises(errors.ArgumentTypeError) as caught:
         globals()[name](3)
     assert lines(caught) == [
-        f"{name}: the first argument can't be called",
+        f"{name}: not callable",
         "  where: func",
-        "  expected: a callable",
-        "  got: int",
+        "  expected: a function",
+        "  got: int 3",
     ]
 
 

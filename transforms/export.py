@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops.capture.call import Arguments, TracedCall, trace_call
-from functorch_hops.capture.validate import check_callable
+from functorch_hops.capture.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 
 __all__ = ["export"]
@@ -59,7 +59,8 @@ def export(
             "not a tuple",
             parameter="args",
             expected="a tuple of arguments",
-            got=type(args).__name__,
+            got=kind_of(args),
+            remedy="write (x,) for one argument",
         )
         raise ArgumentTypeError(text)
     kwargs = kwargs or {}
@@ -85,7 +86,9 @@ def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if len(by_place) != len(args) or not by_name.keys() <= kwargs.keys():
         expected = f"an entry for each of {len(args)} arguments, and for keywords among {sorted(kwargs)}"
         got = f"{len(by_place)} entries, and keywords {sorted(by_name)}"
-        text = message("export", "it does not fit", parameter="dynamic_shapes", expected=expected, got=got)
+        text = message(
+            "export", "it does not fit the arguments", parameter="dynamic_shapes", expected=expected, got=got
+        )
         raise ArgumentValueError(text)
     given: dict[str, Any] = {"args": tuple(by_place)}
     return {**given, "kwargs": {name: by_name.get(name) for name in kwargs}} if kwargs else given

@@ -7,13 +7,14 @@ apart, ``torch.func`` sees the tensors alone, and the trees and the other leaves
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functorch_hops import pytree
+from functorch_hops.capture.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
 
 Function = Callable[..., Any]
@@ -25,27 +26,11 @@ def named_like(func: Function) -> Callable[[Function], Function]:
 
 
 def require_callable(operation: str, func: object) -> None:
-    if not callable(func):
-        text = message(
-            operation,
-            "the first argument can't be called",
-            parameter="func",
-            expected="a callable",
-            got=type(func).__name__,
-        )
-        raise ArgumentTypeError(text)
+    check_callable(operation, "func", func)
 
 
-def require_chunk_size(operation: str, chunk_size: int | None) -> None:
-    if chunk_size is not None and chunk_size < 1:
-        text = message(
-            operation,
-            "there must be something in a chunk",
-            parameter="chunk_size",
-            expected="None or at least 1",
-            got=chunk_size,
-        )
-        raise ArgumentValueError(text)
+def require_chunk_size(operation: str, chunk_size: int | None) -> int | None:
+    return None if chunk_size is None else as_int(operation, "chunk_size", chunk_size, at_least=1)
 
 
 def leaf_path(spec: pytree.Spec, index: int, root: str) -> str:
@@ -72,7 +57,8 @@ class Arguments:
         real: bool = False,
     ) -> None:
         self.args, self.kwargs = args, kwargs
-        self.single = isinstance(argnums, int)
+        argnums = as_number(argnums)
+        self.single = not isinstance(argnums, Iterable)
         self.numbers = _normalized(operation, argnums, len(args))
         leaves, self.spec = pytree.flatten(tuple(args[number] for number in self.numbers))
         self.inputs = tuple(
@@ -132,7 +118,7 @@ class Arguments:
             path=self.path(index, root),
             expected=f"a {kind} tensor, or a float",
             got=kind_of(leaf),
-            remedy="leave it out of argnums, or convert it",
+            remedy=f"{'leave it out of argnums' if root == 'args' else 'close over it'}, or convert it",
         )
         raise ArgumentTypeError(text)
 
@@ -182,7 +168,8 @@ class FlatFunction:
                 self.operation,
                 "the function returns no tensor",
                 parameter="func",
-                got=pytree.describe(self.spec),
+                expected="a tree with a tensor in it",
+                got=kind_of(out),
             )
             raise ArgumentTypeError(text)
         for index, leaf in enumerate(leaves):
@@ -191,8 +178,9 @@ class FlatFunction:
                     self.operation,
                     "an output of the function can't be differentiated",
                     path=leaf_path(self.spec, index, "out"),
+                    expected="a floating-point or complex tensor",
                     got=kind_of(leaf),
-                    remedy="return it as auxiliary output, with has_aux=True",
+                    remedy="convert it, or leave it out of the output (has_aux=True returns it beside the output)",
                 )
                 raise ArgumentTypeError(text)
         outputs = tuple(leaves)
@@ -208,7 +196,7 @@ def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
         "with has_aux=True the function must return a pair",
         parameter="func",
         expected="(output, aux)",
-        got=pytree.describe(pytree.flatten(out)[1]),
+        got=kind_of(out),
     )
     raise TreeMismatchError(text)
 
@@ -227,13 +215,6 @@ def is_real(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def kind_of(leaf: object) -> str:
-    """What a leaf is, for a message: such as ``int64[3]`` or ``str``."""
-    if isinstance(leaf, Tensor):
-        return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
-    return type(leaf).__name__
-
-
 def _is_differentiable(leaf: object, real: bool) -> bool:
     return is_real(leaf) if real else is_inexact(leaf)
 
@@ -244,7 +225,8 @@ def _holds_tensors(tree: Any) -> bool:
 
 def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     """The positions that `argnums` means, counted from the left."""
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    given = argnums if isinstance(argnums, Iterable) else (argnums,)
+    numbers = [as_int(operation, "argnums", number) for number in given]
     positions = tuple(number + count if number < 0 else number for number in numbers)
     if any(not 0 <= position < count for position in positions):
         raise ArgumentValueError(
@@ -252,11 +234,18 @@ def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tup
                 operation,
                 "there is no such positional argument",
                 parameter="argnums",
-                expected=f"numbers of the {count} positional arguments",
+                expected=f"integers from {-count} to {count - 1}" if count else "arguments by position",
                 got=argnums,
                 remedy="pass the arguments that are differentiated by position",
             )
         )
     if len(set(positions)) < len(positions):
-        raise ArgumentValueError(message(operation, "an argument is named twice", parameter="argnums", got=argnums))
+        text = message(
+            operation,
+            "an argument is named twice",
+            parameter="argnums",
+            expected="each argument once",
+            got=argnums,
+        )
+        raise ArgumentValueError(text)
     return positions

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import pytree
+from functorch_hops.capture.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.transforms.flat import (
     Arguments,
@@ -21,7 +22,6 @@ from functorch_hops.transforms.flat import (
     Function,
     is_inexact,
     is_tensor,
-    kind_of,
     leaf_path,
     named_like,
     require_callable,
@@ -147,13 +147,12 @@ def _value_and_grad(
 def _checked_scalar(operation: str, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 0:
         return value
-    leaf = isinstance(value, Tensor) or pytree.flatten(value)[1].is_leaf()
     text = message(
         operation,
         "only the gradient of a real scalar is defined",
         parameter="func",
         expected="an output of shape [] with a floating-point dtype",
-        got=kind_of(value) if leaf else pytree.describe(pytree.flatten(value)[1]),
+        got=kind_of(value),
         remedy="reduce the output, or use vjp or jacrev",
     )
     raise ArgumentTypeError(text)
@@ -244,7 +243,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
                 f"{parameter} must have one entry per argument of the function",
                 parameter=parameter,
                 expected="a tuple",
-                got=type(value).__name__,
+                got=kind_of(value),
             )
             raise ArgumentTypeError(text)
     arguments = Arguments("jvp", primals, {}, range(len(primals)), root="primals")

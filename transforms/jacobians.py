@@ -69,12 +69,16 @@ def jacrev(
             [0., 6.]])}
     """
     require_callable("jacrev", func)
-    require_chunk_size("jacrev", chunk_size)
+    return _by_rows("jacrev", func, argnums, has_aux, require_chunk_size("jacrev", chunk_size))
 
+
+def _by_rows(
+    operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+) -> Function:
     @named_like(func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        arguments = Arguments("jacrev", args, kwargs, argnums, real=True)
-        flat = FlatFunction("jacrev", func, arguments, has_aux, is_real)
+        arguments = Arguments(operation, args, kwargs, argnums, real=True)
+        flat = FlatFunction(operation, func, arguments, has_aux, is_real)
         transform = torch.func.jacrev(flat, arguments.indices, has_aux=has_aux, chunk_size=chunk_size)
         result = transform(*arguments.tensors)
         rows, aux = result if has_aux else (result, ())
@@ -123,12 +127,16 @@ def jacfwd(
             [0., 1.]])
     """
     require_callable("jacfwd", func)
-    require_chunk_size("jacfwd", chunk_size)
+    return _by_columns("jacfwd", func, argnums, has_aux, require_chunk_size("jacfwd", chunk_size))
 
+
+def _by_columns(
+    operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+) -> Function:
     @named_like(func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        arguments = Arguments("jacfwd", args, kwargs, argnums, real=True)
-        flat = FlatFunction("jacfwd", func, arguments, has_aux, is_tensor)
+        arguments = Arguments(operation, args, kwargs, argnums, real=True)
+        flat = FlatFunction(operation, func, arguments, has_aux, is_tensor)
         inputs = arguments.inputs
         sizes = [t.numel() for t in inputs]
         columns, aux = _columns(flat, chunk_size)
@@ -231,4 +239,5 @@ def hessian(func: Function, argnums: int | Sequence[int] = 0) -> Function:
             [ 0., 12.]])
     """
     require_callable("hessian", func)
-    return jacfwd(jacrev(func, argnums), argnums)
+    gradient = _by_rows("hessian", func, argnums, False, None)
+    return _by_columns("hessian", gradient, argnums, False, None)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
+from functorch_hops.capture.speculate import data_dependent
+from functorch_hops.capture.validate import kind_of
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from functorch_hops.transforms.flat import (
     Function,
-    kind_of,
     leaf_path,
     named_like,
     require_callable,
@@ -67,7 +68,7 @@ def vmap(
     {'sum': tensor([4., 4.])}
     """
     require_callable("vmap", func)
-    require_chunk_size("vmap", chunk_size)
+    chunk_size = require_chunk_size("vmap", chunk_size)
     _require_randomness(randomness)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
@@ -83,7 +84,13 @@ def vmap(
         # torch.func.vmap fails on an empty batch in chunks, and spends most of its time on tuples.
         chunk = chunk_size if inputs.size else None
         dims = inputs.dims if len(set(inputs.dims)) > 1 else inputs.dims[0]
-        result = torch.func.vmap(lane, dims, randomness=randomness, chunk_size=chunk)(*inputs.tensors)
+        try:
+            result = torch.func.vmap(lane, dims, randomness=randomness, chunk_size=chunk)(*inputs.tensors)
+        except RuntimeError as error:
+            refused = data_dependent(Caller("vmap", "func"), error)
+            if refused is None:
+                raise
+            raise refused from error
         return outputs.tree((result,) if isinstance(result, Tensor) else result)
 
     return batched
@@ -105,7 +112,7 @@ class _BatchedInputs:
                 "there is nothing to map over",
                 parameter="in_dims",
                 expected="at least one tensor among the positional arguments with an integer",
-                got=in_dims,
+                got=repr(in_dims),
                 remedy="keyword arguments are not mapped: pass by position what is",
             )
             raise ArgumentValueError(text)

@@ -15,7 +15,9 @@ refused,
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,39 +27,57 @@ from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
+from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unexpand_written, unwrite_views
 from .indexing import Rows
 from .liveness import eliminate_dead_code
 from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
-__all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
+__all__ = [
+    "Capture",
+    "capture_function",
+    "current_capture",
+    "data_dependent",
+    "lift_operands",
+    "reading_refused",
+    "speculate_subgraph",
+]
 
 
 class _Session:
     """What nested captures share: the fake mode, and the record of values whose capture has ended."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, caller: Caller, env: Any) -> None:
+        self.caller = caller
         self.fake_mode = _torch.new_fake_mode(env)
-        self.ended: list[Any] = []
+        self.ended: list[tuple[Caller, Any]] = []
+        self.deepest = 0
+        _callers[self.fake_mode] = caller
 
     def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
-        self.fake_mode.dispatch = _refuse_leak  # type: ignore[method-assign]
+        self.fake_mode.dispatch = functools.partial(_refuse_leak, self.caller)  # type: ignore[method-assign]
         self.ended.clear()
 
 
-def _refuse_leak(*_: Any, **__: Any) -> Any:
-    raise LeakedTensorError(_leak_message())
+_callers: weakref.WeakKeyDictionary[_torch.FakeTensorMode, Caller] = weakref.WeakKeyDictionary()
+"""Who opened the session of a fake mode, as long as tensors of it are alive."""
 
 
-def _leak_message() -> str:
-    return message(
-        "capture",
-        "a tensor made inside a captured body is used after the capture has ended",
-        remedy="return the value from the body instead of storing it in an outer variable",
+def _refuse_leak(caller: Caller, *_: Any, **__: Any) -> Any:
+    raise LeakedTensorError(
+        message(
+            caller.operation,
+            f"a tensor made while {caller.parameter} was captured is used outside of that capture",
+            parameter=caller.parameter,
+            remedy="return the value from the function instead of storing it in an outer variable",
+        )
     )
+
+
+_DEPTH_OF_RECURSION = 8
+"""No program nests as deep as this on purpose and exhausts Python's stack by something else."""
 
 
 class _State(threading.local):
@@ -79,7 +99,9 @@ class Capture:
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
-        self.session: _Session = _Session(env) if parent is None else parent.session
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.session: _Session = _Session(self.caller, env) if parent is None else parent.session
+        self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
@@ -90,7 +112,7 @@ class Capture:
         self.is_quiet = False
         self.rows = Rows()
         self._fakes: dict[int, Tensor] = {}
-        self._input_storages: set[int] = set()
+        self._input_storages: dict[int, int] = {}
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -108,7 +130,7 @@ class Capture:
             fake = self._new_fake(meta)
             proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
             _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
-            self._input_storages.add(_torch.storage_key(fake))
+            self._input_storages[_torch.storage_key(fake)] = len(self.inputs)
         self._end_of_inputs = proxy.node
         self.inputs.append(meta)
         return fake
@@ -142,12 +164,13 @@ class Capture:
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
         mode = base.fake_mode  # type: ignore[attr-defined]
-        if mode.dispatch is _refuse_leak:
-            raise LeakedTensorError(_leak_message())
         if mode is not self.session.fake_mode:
+            if mode in _callers:  # of a session that has ended, or runs on another thread
+                _refuse_leak(_callers[mode])
             return False
-        if any(base in tracker for tracker in self.session.ended):
-            raise LeakedTensorError(_leak_message())
+        for caller, tracker in self.session.ended:
+            if base in tracker:
+                _refuse_leak(caller)
         ancestor = self.parent
         while ancestor is not None:
             if ancestor.owns(base):
@@ -214,23 +237,31 @@ class Capture:
     # -- checks
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        if _torch.storage_key(target) in self._input_storages:
-            raise InputMutationError(
-                message(
-                    self.operation,
-                    f"{self.parameter} writes to an input or a closed-over tensor ({func})",
-                    parameter=self.parameter,
-                    remedy="return the new value, or work on a clone()",
-                )
-            )
-
-    def refuse_reading(self, what: str) -> DataDependentError:
-        return DataDependentError(
+        place = self._input_storages.get(_torch.storage_key(target))
+        if place is None:
+            return
+        is_own = place < len(self.inputs) - len(self.lifted)
+        raise InputMutationError(
             message(
                 self.operation,
-                f"{what} asks for the value of a traced tensor, which is known only when the graph runs",
+                f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
                 parameter=self.parameter,
-                remedy="use fh.cond (or torch.where) for a branch, fh.while_loop or fh.fori_loop for a loop",
+                expected="a function without side effects",
+                got=f"{func.overloadpacket.__name__} on {self.inputs[place]}",
+                remedy="return the new value, or work on a clone()"
+                if is_own
+                else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
+                "for the buffers of a module)",
+            )
+        )
+
+    def refuse_backward(self, what: str) -> CaptureError:
+        return CaptureError(
+            message(
+                self.operation,
+                f"{what} can't run inside a captured function, whose values have no gradient history",
+                parameter=self.parameter,
+                remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
             )
         )
 
@@ -243,6 +274,10 @@ class Capture:
                 remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
             )
         )
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.operation, self.parameter)
 
     def _unknown_shape(self) -> CaptureError:
         return CaptureError(
@@ -340,18 +375,18 @@ def _trace(
     parameter: str,
     keep_autocast: bool,
 ) -> tuple[fx.GraphModule, Capture]:
-    _torch.install_hooks(_lift_hook, _function_hook)
+    _torch.install_hooks(_lift_hook, _function_hook, lambda: _state.capture is not None)
     parent = _state.capture
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs))
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
-            with _translated_errors(capture):
+            with reading_refused(capture.caller), _recursion_refused(capture):
                 outputs = function(*fakes)
             with _torch.without_torch_function():
                 return capture.finish(outputs), capture
     finally:
-        capture.session.ended.append(capture.tracer.tensor_tracker)
+        capture.session.ended.append((capture.caller, capture.tracer.tensor_tracker))
         if parent is not None:
             parent.constants |= capture.constants
         if parent is None:
@@ -375,15 +410,58 @@ def _observers(capture: Capture) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated_errors(capture: Capture) -> Iterator[None]:
+def reading_refused(caller: Caller) -> Iterator[None]:
+    """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
     try:
         yield
     except DataDependentError:
         raise
     except Exception as error:
-        if _torch.is_data_dependent_error(error):
-            raise capture.refuse_reading("an operator") from error
-        raise
+        refused = data_dependent(caller, error)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+@contextlib.contextmanager
+def _recursion_refused(capture: Capture) -> Iterator[None]:
+    """A function that calls itself in a branch: captured, it has no end, since both branches are."""
+    try:
+        yield
+    except RecursionError as error:
+        # Reported by the outermost control flow: which one runs out of stack is chance.
+        if capture.depth != 2 or capture.session.deepest < _DEPTH_OF_RECURSION:
+            raise
+        raise CaptureError(
+            message(
+                capture.operation,
+                "captured control flow is nested without end",
+                parameter=capture.parameter,
+                expected="a recursion that ends although every branch is captured",
+                got="a stack of captures as deep as Python's recursion limit",
+                remedy="write it as fh.while_loop, or decide by a Python bool",
+            )
+        ) from error
+
+
+def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
+    """The error in our words, if it is torch's refusal to read a value."""
+    what = _torch.refused_read(error)
+    return None if what is None else _unreadable(caller, what, _REMEDIES.get(what, _BRANCH), error)
+
+
+def _unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
+    return DataDependentError(
+        message(
+            caller.operation,
+            "Python asks for the value of a tensor that has none yet: it is traced, or mapped over by vmap",
+            parameter=caller.parameter,
+            expected="operations on tensors",
+            got=what,
+            remedy=remedy,
+            cause=cause,
+        )
+    )
 
 
 def lift_operands(operands: Sequence[Any]) -> list[Any]:
@@ -407,19 +485,56 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
     return call_autograd_function(cls, args, kwargs)
 
 
-_READS: dict[Any, str] = {
-    Tensor.__bool__: "bool() (an `if`, `while`, `and`, `or` or `not`)",
-    Tensor.item: ".item()",
-    Tensor.tolist: ".tolist()",
-    Tensor.numpy: ".numpy()",
-    Tensor.__array__: "numpy conversion",
-    Tensor.__int__: "int()",
-    Tensor.__float__: "float()",
-    Tensor.__complex__: "complex()",
-    Tensor.__index__: "use as a Python index or range()",
-    Tensor.is_nonzero: ".is_nonzero()",
-    Tensor.__contains__: "`in`",
+_BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
+_COUNT = (
+    "use fh.fori_loop to loop up to it, fh.cond to branch on it, tensor[i] or tensor[i] = value to index by it, "
+    "torch.arange(n) < i to mask what is beyond it"
+)
+_COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
+_SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
+_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
+_READS: dict[Any, tuple[str, str]] = {
+    Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
+    Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
+    Tensor.__contains__: ("`in`", "use (tensor == value).any(), and fh.cond to branch on it"),
+    Tensor.__index__: ("use as an int, as range() and the index of a list do it", _COUNT),
+    Tensor.__int__: ("int()", _COUNT),
+    Tensor.__float__: ("float()", _COMPUTE),
+    Tensor.__complex__: ("complex()", _COMPUTE),
+    Tensor.item: (".item()", _COMPUTE),
+    Tensor.tolist: (".tolist()", _COMPUTE),
+    Tensor.numpy: (".numpy()", _COMPUTE),
+    Tensor.__array__: ("conversion to NumPy", _COMPUTE),
+    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
+    Tensor.data_ptr: (".data_ptr()", _COMPUTE),
+    Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
+    torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
 }
+_SHOWN = (Tensor.__repr__, Tensor.__format__)
+"""What makes text of a tensor, if it is given no more than the tensor."""
+_BACKWARD: dict[Any, str] = {
+    torch.autograd.grad: "torch.autograd.grad()",
+    torch.autograd.backward: "torch.autograd.backward()",
+    Tensor.backward: ".backward()",
+}
+
+
+def _is_unknown(x: Any) -> bool:
+    """Whether the values of a traced tensor, or of those in a list of numbers, are unknown."""
+    if isinstance(x, (list, tuple)):
+        return any(map(_is_unknown, x))
+    return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
+
+
+def _has_history(outputs: Any) -> bool:
+    """Whether something to be differentiated can be: where torch.func differentiates, that is so."""
+    with _torch.without_torch_function():
+        return any(t.requires_grad for t in ([outputs] if isinstance(outputs, Tensor) else outputs))
+
+
+def _shown(t: Tensor) -> str:
+    with _torch.without_torch_function():
+        return f"Traced({TensorMeta.of(t)})"
 
 
 class _Lifting(TorchFunctionMode):
@@ -429,12 +544,16 @@ class _Lifting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         capture = self.capture
+        if func in _SHOWN and not any(args[1:]):
+            return _shown(args[0])
+        if func in _BACKWARD and not _has_history(args[0]):
+            raise capture.refuse_backward(_BACKWARD[func])
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:
             raise capture.refuse_generator()
-        if func in _READS and _torch.known_constant(_torch.base_tensor(args[0])) is None:
-            raise capture.refuse_reading(_READS[func])
+        if func in _READS and _is_unknown(args[0]):
+            raise _unreadable(capture.caller, *_READS[func])
         if func is Tensor.__getitem__:
             return capture.rows.getitem(*args)
         result = None
@@ -495,8 +614,10 @@ class _Effects(_torch.TorchDispatchMode):
             raise CaptureError(
                 message(
                     self.capture.operation,
-                    f"an in-place operation under no_grad on a value that carries gradients ({func})",
+                    "an in-place operation under no_grad on a value that carries gradients",
                     parameter=self.capture.parameter,
+                    expected="an operation that leaves the gradient history as it is",
+                    got=f"{func.overloadpacket.__name__} on {TensorMeta.of(target)}",
                     remedy="write the operation out of place, on value.detach()",
                 )
             )

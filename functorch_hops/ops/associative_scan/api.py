@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...capture.output import OutputSpec, number_as_tensor
-from ...capture.speculate import speculate_subgraph
+from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...capture.speculate import reading_refused, speculate_subgraph
 from ...capture.subgraph import TensorMeta
-from ...capture.validate import check_agreement, check_callable, check_tensor_leaves
-from ...errors import ArgumentTypeError, ArgumentValueError, message
+from ...capture.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
+from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from ..mode import is_capturing
 from .eager import prefixes
 
@@ -50,8 +50,9 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
     tensor([ 0,  1,  3,  6, 10])
     """
     check_callable("associative_scan", "fn", fn)
-    leaves, spec = check_tensor_leaves("associative_scan", "elems", elems)
-    dims = _check_sizes(leaves, spec, dim)
+    reverse = as_flag("associative_scan", "reverse", reverse)
+    leaves, spec = check_tensor_leaves("associative_scan", "elems", numbers_as_tensors(elems))
+    dims = _check_sizes(leaves, spec, as_int("associative_scan", "dim", dim))
     moved = [x.movedim(d, 0) for x, d in zip(leaves, dims)]
     if reverse:
         moved = [x.flip(0) for x in moved]
@@ -63,23 +64,21 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
     return pytree.unflatten(spec, [y.movedim(0, d) for y, d in zip(results, dims)])
 
 
-def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: Any) -> list[int]:
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        got = f"{type(dim).__name__} {dim!r}"
-        raise ArgumentTypeError(message("associative_scan", "not an int", parameter="dim", expected="an int", got=got))
+def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: int) -> list[int]:
     if not leaves:
         text = message("associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor")
         raise ArgumentTypeError(text)
     dims = []
     for path, x in zip(pytree.leaf_paths(spec, "elems"), leaves):
         if not -x.dim() <= dim < x.dim():
-            got = f"{x.dim()}-d"
-            text = message("associative_scan", f"there is no dimension {dim}", path=path, expected="that dim", got=got)
+            expected = f"at least {dim + 1 if dim >= 0 else -dim} dimension(s)"
+            text = message("associative_scan", f"no dimension {dim}", path=path, expected=expected, got=kind_of(x))
             raise ArgumentValueError(text)
         dims.append(dim % x.dim())
         if x.shape[dim] != leaves[0].shape[dim]:
-            expected = f"{leaves[0].shape[dim]} at dimension {dim}"
-            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=x.shape[dim])
+            expected = f"{leaves[0].shape[dim]} at dimension {dim}, as in {pytree.leaf_paths(spec, 'elems')[0]}"
+            got = f"{x.shape[dim]}, in {kind_of(x)}"
+            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=got)
             raise ArgumentValueError(text)
     return dims
 
@@ -92,7 +91,14 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
         result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
         tensors, returned = OutputSpec.flatten(pytree.map(number_as_tensor, result))
         sides = ("elems", element), ("fn", returned)
-        check_agreement("associative_scan", "an element and what fn returns", *sides, path="element")
+        check_agreement(
+            "associative_scan",
+            "an element and what fn returns",
+            *sides,
+            parameter="fn",
+            path="element",
+            is_carry=True,
+        )
         return tensors
 
     return flat
@@ -101,7 +107,8 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
 def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
     flat = _checked_fn(fn, element)
     vmapped = torch.func.vmap(lambda *args: tuple(flat(*args)), randomness="different")
-    return prefixes(lambda a, b: vmapped(*a, *b), elems)
+    with reading_refused(Caller("associative_scan", "fn")):
+        return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 
 def _captured(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,15 @@ from ...capture.output import OutputSpec, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
-from ...capture.validate import check_agreement, check_callable, check_tensor_leaves
+from ...capture.validate import (
+    PYTHON_NUMBERS,
+    as_int,
+    as_number,
+    check_agreement,
+    check_callable,
+    check_tensor_leaves,
+    kind_of,
+)
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ..mode import is_capturing
 
@@ -53,10 +61,13 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     check_callable("cond", "true_fn", true_fn)
     check_callable("cond", "false_fn", false_fn)
     if not isinstance(pred, Tensor):
-        _check_number("cond", "pred", pred, (bool, int, float, complex, torch.SymBool, torch.SymInt))
+        pred = as_number(pred)
+        if not isinstance(pred, PYTHON_NUMBERS):
+            expected = "a bool, a number, or a tensor of one element"
+            text = message("cond", "not a predicate", parameter="pred", expected=expected, got=kind_of(pred))
+            raise ArgumentTypeError(text)
         return (true_fn if pred else false_fn)(*numbers_as_tensors(operands))
-    if pred.numel() != 1:
-        raise ArgumentTypeError(_several_elements("cond", "pred", pred))
+    _check_one_element("cond", "pred", pred)
     if not is_capturing() and not _torch.is_batched(pred):
         return (true_fn if _torch.read_number(pred) else false_fn)(*numbers_as_tensors(operands))
     selector = pred.reshape(())
@@ -90,50 +101,47 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     >>> fh.switch(torch.tensor(7), [torch.sin, torch.neg], torch.ones(2))
     tensor([-1., -1.])
     """
+    if not isinstance(branches, Iterable):
+        text = message(
+            "switch", "not a sequence", parameter="branches", expected="a list of functions", got=kind_of(branches)
+        )
+        raise ArgumentTypeError(text)
     branches = list(branches)
     if not branches:
-        raise ArgumentValueError(message("switch", "there is no branch", parameter="branches", expected="at least one"))
+        raise ArgumentValueError(
+            message("switch", "there is no branch", parameter="branches", expected="at least one function", got="none")
+        )
     for i, branch in enumerate(branches):
         check_callable("switch", f"branches[{i}]", branch)
     last = len(branches) - 1
     if not isinstance(index, Tensor):
-        _check_number("switch", "index", index, (bool, int, torch.SymInt))
-        return branches[min(max(int(index), 0), last)](*numbers_as_tensors(operands))
-    if index.numel() != 1:
-        raise ArgumentTypeError(_several_elements("switch", "index", index))
+        # A bool chooses between two branches.
+        number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)
+        return branches[min(max(int(number), 0), last)](*numbers_as_tensors(operands))
+    _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
-        raise ArgumentTypeError(
-            message("switch", "not an integer", parameter="index", expected="an integer tensor", got=index.dtype)
-        )
+        text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))
+        raise ArgumentTypeError(text)
     if not is_capturing() and not _torch.is_batched(index):
         return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     return _captured("switch", selector, [(f"branches[{i}]", b) for i, b in enumerate(branches)], operands)
 
 
-def _check_number(operation: str, parameter: str, value: Any, kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, kinds):
-        names = " or ".join(kind.__name__ for kind in kinds)
-        raise ArgumentTypeError(
-            message(
-                operation,
-                "neither a number nor a tensor",
-                parameter=parameter,
-                expected=f"a one-element tensor or a Python {names}",
-                got=f"{type(value).__name__} {value!r}",
-            )
+_INDEX = "an int or a one-element integer tensor"
+
+
+def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        text = message(
+            operation,
+            "not a single value",
+            parameter=parameter,
+            expected="a tensor of one element",
+            got=kind_of(value),
+            remedy="reduce it with .any() or .all(), or vmap the function over it",
         )
-
-
-def _several_elements(operation: str, parameter: str, value: Tensor) -> str:
-    return message(
-        operation,
-        "not a single value",
-        parameter=parameter,
-        expected="a tensor of one element",
-        got=f"shape {tuple(value.shape)}",
-        remedy="reduce it with .any() or .all(), or vmap the function over it",
-    )
+        raise ArgumentTypeError(text)
 
 
 def _captured(

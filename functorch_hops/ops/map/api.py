@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...capture.output import numbers_as_tensors
-from ...capture.validate import check_callable, check_tensor_leaves
-from ...errors import ArgumentTypeError, ArgumentValueError, message
-from ..scan.api import scan
+from ...capture.output import OutputSpec, numbers_as_tensors
+from ...capture.speculate import reading_refused
+from ...capture.validate import as_int, check_agreement, check_callable, check_tensor_leaves
+from ...errors import ArgumentTypeError, Caller, message
+from ..scan.api import run_scan, trip_count
 
 __all__ = ["map"]
 
@@ -44,68 +45,55 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
     tensor([2., 2., 2.])
     """
     check_callable("map", "f", f)
-    xs = numbers_as_tensors(xs)
-    leaves, spec = check_tensor_leaves("map", "xs", xs)
-    _check_sizes(leaves, spec)
+    leaves, spec = check_tensor_leaves("map", "xs", numbers_as_tensors(xs))
+    if not leaves:
+        raise ArgumentTypeError(message("map", "there is no tensor to map over", parameter="xs", expected="a tensor"))
+    size = trip_count("map", leaves, spec)
     if batch_size is None:
-        return _each(f, xs)
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        text = message("map", "not a positive size", parameter="batch_size", expected="an int >= 1", got=batch_size)
-        raise ArgumentValueError(text)
-    return _in_chunks(f, leaves, spec, batch_size)
+        return _each(f, leaves, spec, size)
+    return _in_chunks(f, leaves, spec, size, as_int("map", "batch_size", batch_size, at_least=1))
 
 
-def _each(f: Callable[[Any], Any], xs: Any) -> Any:
-    _, ys = scan(lambda _, x: (None, f(x)), None, xs)
+_CALLER = Caller("map", "f", output="output")
+
+
+def _each(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any) -> Any:
+    _, ys = run_scan(_CALLER, lambda _, x: (None, f(x)), None, leaves, spec, size)
     return ys
 
 
-def _in_chunks(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: int) -> Any:
-    chunks, rest = divmod(leaves[0].shape[0], size)
+def _in_chunks(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any, batch_size: int) -> Any:
+    chunks, rest = size // batch_size, size % batch_size  # open sizes know no divmod
     batched = _vmapped(f)
-    whole = [x[: chunks * size].unflatten(0, (chunks, size)) for x in leaves]
     parts = []
     if chunks or not rest:
-        parts.append(pytree.map(lambda y: y.flatten(0, 1), _each(batched, pytree.unflatten(spec, whole))))
+        whole = [x[: chunks * batch_size].unflatten(0, (chunks, batch_size)) for x in leaves]
+        ys = _each(batched, whole, spec, chunks)
+        parts.append(pytree.map(lambda y: y.flatten(0, 1) if isinstance(y, Tensor) else y, ys))
     if rest:
-        parts.append(batched(pytree.unflatten(spec, [x[chunks * size :] for x in leaves])))
+        parts.append(batched(pytree.unflatten(spec, [x[chunks * batch_size :] for x in leaves])))
     if len(parts) == 1:
         return parts[0]
-    return pytree.map(lambda a, b: torch.cat((a, b)), *parts)
+    return pytree.map(lambda a, b: torch.cat((a, b)) if isinstance(a, Tensor) else a, *parts)
 
 
 def _vmapped(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``f`` over a chunk: torch's vmap knows its own trees only, so it gets leaves."""
+    """``f`` over a chunk: torch's vmap knows its own trees and no constants, so it gets tensors."""
+    outputs: list[OutputSpec] = []
 
     def chunk(xs: Any) -> Any:
         leaves, spec = pytree.flatten(xs)
-        output: list[pytree.Spec] = []
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
-            out, out_spec = pytree.flatten(f(pytree.unflatten(spec, values)))
-            output.append(out_spec)
-            return tuple(out)
+            tensors, output = OutputSpec.flatten(f(pytree.unflatten(spec, values)))
+            outputs.append(output)
+            sides = ("the first chunk", outputs[0]), ("another chunk", output)
+            check_agreement("map", "the outputs", *sides, parameter="f", path="output")
+            # Something to map even where every output is a constant.
+            return (*tensors, values[0])
 
-        outs = torch.func.vmap(flat, randomness="different")(*leaves)
-        return pytree.unflatten(output[-1], outs)
+        with reading_refused(_CALLER):
+            outs = torch.func.vmap(flat, randomness="different")(*leaves)
+        return outputs[-1].unflatten(outs[:-1])
 
     return chunk
-
-
-def _check_sizes(leaves: list[Tensor], spec: pytree.Spec) -> None:
-    paths = pytree.leaf_paths(spec, "xs")
-    if not leaves:
-        raise ArgumentTypeError(message("map", "there is no tensor to map over", parameter="xs", expected="a tensor"))
-    for path, x in zip(paths, leaves):
-        if x.dim() == 0 or x.shape[0] != leaves[0].shape[0]:
-            got = "0-d" if x.dim() == 0 else x.shape[0]
-            size = leaves[0].shape[0] if leaves[0].dim() else "at least 1-d"
-            raise ArgumentValueError(
-                message(
-                    "map",
-                    "sizes disagree",
-                    path=path,
-                    expected=f"{size} at dimension 0, as in {paths[0]}",
-                    got=got,
-                )
-            )

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
-from ...capture.validate import check_callable, check_carry, check_tensor_leaves
-from ...errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
+from ...capture.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
+from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
 from ..mode import is_capturing
 from .steps import carry_check, elements, stack_outputs
 
-__all__ = ["check_unroll", "scan"]
+__all__ = ["run_scan", "scan", "trip_count"]
 
 
 def scan(
@@ -69,17 +68,32 @@ def scan(
     (tensor(6.), tensor([0., 0., 2., 9.]))
     """
     check_callable("scan", "f", f)
-    check_unroll("scan", unroll)
+    reverse = as_flag("scan", "reverse", reverse)
+    unroll = as_int("scan", "unroll", unroll, at_least=1)
     _check_remat(remat)
     if remat is not None:
         raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
-    steps = _length(leaves, xs_spec, length)
+    steps = trip_count("scan", leaves, xs_spec, length)
     init = numbers_as_tensors(init)
     check_tensor_leaves("scan", "init", init)
-    if steps == 0 or is_capturing():
-        return _captured(f, init, leaves, xs_spec, steps, reverse, unroll)
-    return _plain(f, init, leaves, xs_spec, steps, reverse)
+    return run_scan(Caller("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll)
+
+
+def run_scan(
+    caller: Caller,
+    f: Callable[..., Any],
+    init: Any,
+    leaves: list[Tensor],
+    xs_spec: pytree.Spec,
+    length: Any,
+    reverse: bool = False,
+    unroll: int = 1,
+) -> tuple[Any, Any]:
+    """``scan`` of checked arguments, for the loops that are scans: ``caller`` is the one that the user wrote."""
+    if length == 0 or is_capturing():
+        return _captured(caller, f, init, leaves, xs_spec, length, reverse, unroll)
+    return _plain(caller, f, init, leaves, xs_spec, length, reverse)
 
 
 def _check_remat(remat: Any) -> None:
@@ -91,75 +105,61 @@ def _check_remat(remat: Any) -> None:
         )
 
 
-def check_unroll(operation: str, unroll: Any) -> None:
-    if not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1:
-        raise ArgumentValueError(
-            message(
-                operation,
-                "not a positive number of steps",
-                parameter="unroll",
-                expected="an int >= 1",
-                got=unroll,
-            )
-        )
-
-
-def _length(leaves: list[Tensor], spec: pytree.Spec, length: Any) -> Any:
-    """The trip count, from ``xs`` and ``length``, which must agree."""
-    if length is not None and (isinstance(length, bool) or not isinstance(length, (int, torch.SymInt))):
-        raise ArgumentTypeError(
-            message(
-                "scan",
-                "not an int",
-                parameter="length",
-                expected="an int",
-                got=f"{type(length).__name__} {length!r}",
-            )
-        )
-    if length is not None and length < 0:
-        raise ArgumentValueError(message("scan", "negative", parameter="length", expected="an int >= 0", got=length))
+def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: Any = None) -> Any:
+    """How many elements ``xs`` has, which must agree with ``length``."""
+    if length is not None:
+        length = as_int(operation, "length", length, at_least=0)
     if not leaves:
         if length is None:
-            raise ArgumentValueError(
-                message("scan", "the number of steps is unknown", parameter="length", remedy="pass xs or length")
+            text = message(
+                operation,
+                "the number of steps is unknown",
+                parameter="length",
+                expected="an int, or a tensor in xs",
+                got="neither",
             )
+            raise ArgumentValueError(text)
         return length
     expected = length
     for i, x in enumerate(leaves):
-        path = (
-            pytree.leaf_paths(spec, "xs")[i]
-            if x.dim() == 0 or (expected is not None and x.shape[0] != expected)
-            else ""
-        )
-        if x.dim() == 0:
-            raise ArgumentValueError(
-                message(
-                    "scan",
-                    "a leaf has no dimension to scan over",
-                    path=path,
-                    expected="at least 1-d",
-                    got="0-d",
-                )
-            )
-        if path:
-            given = "length" if i == 0 else pytree.leaf_paths(spec, "xs")[0]
-            raise ArgumentValueError(
-                message(
-                    "scan",
-                    "lengths disagree",
-                    path=path,
-                    expected=f"{expected} at dimension 0, as in {given}",
-                    got=x.shape[0],
-                )
-            )
+        if x.dim() == 0 or (expected is not None and x.shape[0] != expected):
+            _refuse_sizes(operation, pytree.leaf_paths(spec, "xs"), i, x, expected)
         expected = x.shape[0]
     return expected
 
 
+def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected: Any) -> NoReturn:
+    if x.dim() == 0:
+        text = message(
+            operation,
+            "a leaf has no dimension to loop over",
+            path=paths[i],
+            expected="at least one dimension",
+            got=kind_of(x),
+            remedy="pass a tensor for each leaf, of which each step gets a slice; a list of numbers is no tensor",
+        )
+        raise ArgumentValueError(text)
+    given = "length" if i == 0 else paths[0]
+    text = message(
+        operation,
+        "lengths disagree",
+        path=paths[i],
+        expected=f"{expected} at dimension 0, as in {given}",
+        got=f"{x.shape[0]}, in {kind_of(x)}",
+    )
+    raise ArgumentValueError(text)
+
+
 def _plain(
-    f: Callable[..., Any], init: Any, leaves: list[Tensor], xs_spec: pytree.Spec, length: int, reverse: bool
+    caller: Caller,
+    f: Callable[..., Any],
+    init: Any,
+    leaves: list[Tensor],
+    xs_spec: pytree.Spec,
+    length: int,
+    reverse: bool,
 ) -> tuple[Any, Any]:
-    next_carry = carry_check("scan", "f", init)
+    next_carry = carry_check(caller, init)
     carry, ys = init, []
     for x in elements(leaves, xs_spec, length, reverse):
         result = f(carry, x)
@@ -168,12 +168,12 @@ def _plain(
         ys.append(y)
     if reverse:
         ys.reverse()
-    return carry, stack_outputs(ys)
+    return carry, stack_outputs(ys, caller)
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
-        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else kind_of(result)
         raise TreeMismatchError(
             message(
                 "scan",
@@ -188,6 +188,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def _captured(
+    caller: Caller,
     f: Callable[..., Any],
     init: Any,
     leaves: list[Tensor],
@@ -208,12 +209,12 @@ def _captured(
         x = pytree.unflatten(xs_spec, flat[len(carry_leaves) :])
         returned, y = _pair(f(state, x))
         carry_out, returned_spec = OutputSpec.flatten(_as_carry(returned))
-        check_carry("scan", "f", carry, returned_spec)
+        check_carry(caller, carry, returned_spec)
         y_out, y_spec = OutputSpec.flatten(y)
         ys.append(y_spec)
         return [*carry_out, *y_out]
 
-    body, lifted = speculate_subgraph(run, inputs, operation="scan", parameter="f")
+    body, lifted = speculate_subgraph(run, inputs, operation=caller.operation, parameter=caller.parameter)
     outs = run_unrolled(body, len(carry_leaves), length, carry_leaves, leaves, lifted, reverse, unroll)
     return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
 

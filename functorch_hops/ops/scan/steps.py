@@ -15,22 +15,23 @@ from torch import Tensor
 
 from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor
-from ...capture.validate import check_carry
-from ...errors import TreeMismatchError, message
+from ...capture.validate import check_carry, kind_of
+from ...errors import Caller, MetadataMismatchError, TreeMismatchError, message
 
 __all__ = ["carry_check", "elements", "stack_outputs"]
 
 
-def carry_check(operation: str, parameter: str, init: Any) -> Callable[[Any], Any]:
+def carry_check(caller: Caller, init: Any) -> Callable[[Any], Any]:
     """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like
     ``init``.
     """
-    leaves, spec = pytree.flatten(init)
-    expected = [(x.shape, x.dtype, x.device) for x in leaves]
+    # Read now: where the steps are captured, reading them there would make operands of the initial values.
+    _, carry = OutputSpec.flatten(init)
+    spec, expected = carry.spec, carry.metas
 
     def check_fully(value: Any) -> Any:
         value = pytree.map(number_as_tensor, value)
-        check_carry(operation, parameter, OutputSpec.flatten(init)[1], OutputSpec.flatten(value)[1])
+        check_carry(caller, carry, OutputSpec.flatten(value)[1])
         return value
 
     if type(init) is Tensor:
@@ -66,44 +67,66 @@ def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: 
     return map(spec.unflatten, zip(*slices, strict=True))
 
 
-def stack_outputs(outputs: Sequence[Any]) -> Any:
-    """The ys of all steps, stacked leaf by leaf; a leaf that is no tensor must be the same in every step."""
+def stack_outputs(outputs: Sequence[Any], caller: Caller) -> Any:
+    """The outputs of all steps, stacked leaf by leaf; a leaf that is no tensor must be the same in every step."""
     if all(type(y) is Tensor for y in outputs):
-        return torch.stack(list(outputs))
+        return _stacked(list(outputs), caller, caller.output)
     first, spec = pytree.flatten(outputs[0])
     columns: list[list[Any]] = [[leaf] for leaf in first]
     for y in outputs[1:]:
         try:
             leaves = spec.flatten_up_to(y)
         except (ValueError, TypeError):
-            _refuse_changed_tree(spec, pytree.flatten(y)[1])
+            _refuse_changed_tree(spec, pytree.flatten(y)[1], caller)
         for column, leaf in zip(columns, leaves):
             column.append(leaf)
-    return pytree.unflatten(spec, [_stacked(column) for column in columns])
+    paths = pytree.leaf_paths(spec, caller.output) if columns else []
+    return pytree.unflatten(spec, [_stacked(column, caller, path) for column, path in zip(columns, paths)])
 
 
-def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> NoReturn:
-    found = pytree.difference(expected, got, "y")
-    where, left, right = found if found is not None else ("y", "", "")
+def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec, caller: Caller) -> NoReturn:
+    found = pytree.difference(expected, got, caller.output)
+    assert found is not None, "optree could not match the trees"
+    where, left, right = found
     raise TreeMismatchError(
-        message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
+        message(
+            caller.operation,
+            f"{caller.output} changes its tree between steps",
+            parameter=caller.parameter,
+            path=where,
+            expected=f"{left} as in the first step",
+            got=right,
+            remedy="return the same tree in every step",
+        )
     )
 
 
-def _stacked(column: list[Any]) -> Any:
+def _stacked(column: list[Any], caller: Caller, path: str) -> Any:
     first = column[0]
-    if all(isinstance(x, Tensor) for x in column):
-        return torch.stack(column)
-    for value in column:
-        if type(value) is not type(first) or value != first:
-            raise TreeMismatchError(
-                message(
-                    "scan",
-                    "a leaf of y that is no tensor changes between steps",
-                    parameter="f",
-                    expected=repr(first),
-                    got=repr(value),
-                    remedy="return it as a tensor",
-                )
-            )
-    return first
+    if not isinstance(first, Tensor):
+        for value in column:
+            if type(value) is not type(first) or value != first:
+                _refuse_changed_leaf(first, value, caller, path)
+        return first
+    shape, dtype, device = first.shape, first.dtype, first.device
+    for x in column:
+        if not (isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device):
+            _refuse_changed_leaf(first, x, caller, path)
+    return torch.stack(column)
+
+
+def _refuse_changed_leaf(expected: Any, got: Any, caller: Caller, path: str) -> NoReturn:
+    both = isinstance(expected, Tensor) and isinstance(got, Tensor)
+    error = MetadataMismatchError if both else TreeMismatchError
+    what = "changes its shape, dtype or device" if both else "that is no tensor changes"
+    raise error(
+        message(
+            caller.operation,
+            f"a leaf of {caller.output} {what} between steps",
+            parameter=caller.parameter,
+            path=path,
+            expected=f"{kind_of(expected)}, as in the first step",
+            got=kind_of(got),
+            remedy="return what the first step returned, or tensors of one shape, dtype and device",
+        )
+    )

@@ -12,10 +12,18 @@ from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
-from ...capture.validate import check_callable, check_carry, check_tensor_leaves
-from ...errors import ArgumentTypeError, ArgumentValueError, InfiniteLoopError, message
+from ...capture.validate import (
+    PYTHON_NUMBERS,
+    as_int,
+    as_number,
+    check_callable,
+    check_carry,
+    check_tensor_leaves,
+    kind_of,
+)
+from ...errors import ArgumentTypeError, ArgumentValueError, Caller, InfiniteLoopError, message
 from ..mode import is_capturing
-from ..scan.api import check_unroll, scan
+from ..scan.api import run_scan
 from ..scan.steps import carry_check
 
 __all__ = ["fori_loop", "while_loop"]
@@ -66,13 +74,27 @@ def while_loop(
     """
     check_callable("while_loop", "cond_fn", cond_fn)
     check_callable("while_loop", "body_fn", body_fn)
-    _check_count("max_steps", max_steps, least=0)
-    _check_count("checkpoints", checkpoints, least=1)
+    if max_steps is not None:
+        max_steps = as_int("while_loop", "max_steps", max_steps, at_least=0)
+    if checkpoints is not None:
+        checkpoints = as_int("while_loop", "checkpoints", checkpoints, at_least=1)
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
+    return _run(Caller("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
+
+
+def _run(
+    caller: Caller,
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: Any,
+    max_steps: int | None = None,
+    checkpoints: int | None = None,
+) -> Any:
+    """``while_loop`` of checked arguments, for the loops that are while loops: ``caller`` is the one the user wrote."""
     if is_capturing() or checkpoints is not None:
-        return _captured(cond_fn, body_fn, init, max_steps, checkpoints)
-    return _plain(cond_fn, body_fn, init, max_steps)
+        return _captured(caller, cond_fn, body_fn, init, max_steps, checkpoints)
+    return _plain(caller, cond_fn, body_fn, init, max_steps)
 
 
 def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
@@ -106,89 +128,73 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     tensor(10)
     """
     check_callable("fori_loop", "body_fn", body_fn)
-    check_unroll("fori_loop", unroll)
+    unroll = as_int("fori_loop", "unroll", unroll, at_least=1)
     bounds = [_bound("lower", lower), _bound("upper", upper)]
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("fori_loop", "init_val", init)
     if unroll > 1 and any(isinstance(b, Tensor) for b in bounds):
-        raise ArgumentValueError(
-            message("fori_loop", "tensor bounds can't be unrolled", parameter="unroll", expected="Python bounds")
+        text = message(
+            "fori_loop",
+            "a loop whose bounds are tensors can't be unrolled",
+            parameter="unroll",
+            expected="1, or Python ints as bounds",
+            got=unroll,
         )
+        raise ArgumentValueError(text)
+    caller = Caller("fori_loop", "body_fn")
     if any(isinstance(b, Tensor) for b in bounds):
-        return _tensor_bounds(bounds[0], bounds[1], body_fn, init)
+        return _tensor_bounds(caller, bounds[0], bounds[1], body_fn, init)
     if not is_capturing():
-        next_carry, value = carry_check("fori_loop", "body_fn", init), init
+        next_carry, value = carry_check(caller, init), init
         for i in range(bounds[0], bounds[1]):
             value = next_carry(body_fn(torch.tensor(i), value))
         return value
     if bounds[1] <= bounds[0]:
         return init
     indices = torch.arange(bounds[0], bounds[1])
-    step = _as_scan_body(body_fn)
-    return scan(step, init, indices, unroll=unroll)[0]
+    leaves, spec = pytree.flatten(indices)
+    step = lambda value, i: (body_fn(i, value), None)
+    return run_scan(caller, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
 
 
-def _as_scan_body(body_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, None]]:
-    return lambda value, i: (body_fn(i, value), None)
+_BOUND = "an int or a one-element integer tensor"
 
 
 def _bound(parameter: str, bound: Any) -> Any:
-    if isinstance(bound, Tensor):
-        is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
-        if bound.numel() == 1 and is_integer:
-            return bound.reshape(()).to(torch.int64)
-        got = f"{bound.dtype} of shape {tuple(bound.shape)}"
-    elif isinstance(bound, (int, torch.SymInt)) and not isinstance(bound, bool):
-        return bound
-    else:
-        got = f"{type(bound).__name__} {bound!r}"
-    raise ArgumentTypeError(
-        message(
-            "fori_loop",
-            "not an integer",
-            parameter=parameter,
-            expected="an int or a one-element integer tensor",
-            got=got,
-        )
-    )
+    if not isinstance(bound, Tensor):
+        return as_int("fori_loop", parameter, bound, expected=_BOUND)
+    is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
+    if bound.numel() == 1 and is_integer:
+        return bound.reshape(()).to(torch.int64)
+    text = message("fori_loop", "not an int", parameter=parameter, expected=_BOUND, got=kind_of(bound))
+    raise ArgumentTypeError(text)
 
 
-def _tensor_bounds(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: Any) -> Any:
+def _tensor_bounds(caller: Caller, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: Any) -> Any:
     device = next(b.device for b in (lower, upper) if isinstance(b, Tensor))
     first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
     first = first + torch.zeros_like(last)  # batched if either bound is
-    _, value = while_loop(
+    next_carry = carry_check(caller, init)
+    _, value = _run(
+        caller,
         lambda state: state[0] < last,
-        lambda state: (state[0] + 1, body_fn(state[0], state[1])),
+        lambda state: (state[0] + 1, next_carry(body_fn(state[0], state[1]))),
         (first, init),
     )
     return value
 
 
-def _check_count(parameter: str, value: Any, least: int) -> None:
-    if value is None:
-        return
-    expected = f"an int >= {least}"
-    if not isinstance(value, int) or isinstance(value, bool):
-        got = f"{type(value).__name__} {value!r}"
-        raise ArgumentTypeError(message("while_loop", "not an int", parameter=parameter, expected=expected, got=got))
-    if value < least:
-        raise ArgumentValueError(
-            message("while_loop", "out of range", parameter=parameter, expected=expected, got=value)
-        )
-
-
-def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
-    next_carry, value, steps = carry_check("while_loop", "body_fn", init), init, 0
+def _plain(
+    caller: Caller, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
+) -> Any:
+    next_carry, value, steps = carry_check(caller, init), init, 0
     while max_steps is None or steps < max_steps:
-        pred = cond_fn(value)
+        pred = _checked_predicate(cond_fn(value))
         if isinstance(pred, Tensor):
-            _check_one_element(pred)
             if _torch.is_batched(pred):
-                return _captured(cond_fn, body_fn, value, None if max_steps is None else max_steps - steps, None)
+                rest = None if max_steps is None else max_steps - steps
+                return _captured(caller, cond_fn, body_fn, value, rest, None)
             pred = _torch.read_number(pred)
-        else:
-            _check_predicate(pred)
         if not pred:
             break
         value = next_carry(body_fn(value))
@@ -196,29 +202,24 @@ def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, 
     return value
 
 
-def _check_one_element(pred: Tensor) -> None:
-    if pred.numel() != 1:
-        raise ArgumentTypeError(
-            message(
-                "while_loop",
-                "not a single value",
-                parameter="cond_fn",
-                expected="a bool or a tensor of one element",
-                got=f"shape {tuple(pred.shape)}",
-                remedy="reduce it with .any() or .all(), or vmap the loop",
-            )
-        )
-
-
-def _check_predicate(pred: Any) -> None:
-    if not isinstance(pred, (bool, int, float, complex, torch.SymBool, torch.SymInt)):
-        got = f"{type(pred).__name__} {pred!r}"
-        raise ArgumentTypeError(
-            message("while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got)
-        )
+def _checked_predicate(pred: Any) -> Any:
+    """What ``cond_fn`` returned, if it is a one-element tensor or a Python number."""
+    if isinstance(pred, Tensor):
+        if pred.numel() == 1:
+            return pred
+        problem, remedy = "the condition is not a single value", "reduce it with .any() or .all(), or vmap the loop"
+    else:
+        pred = as_number(pred)
+        if isinstance(pred, PYTHON_NUMBERS):
+            return pred
+        problem, remedy = "the condition is neither a number nor a tensor", None
+    expected, got = "a bool or a tensor of one element", kind_of(pred)
+    text = message("while_loop", problem, parameter="cond_fn", expected=expected, got=got, remedy=remedy)
+    raise ArgumentTypeError(text)
 
 
 def _captured(
+    caller: Caller,
     cond_fn: Callable[..., Any],
     body_fn: Callable[..., Any],
     init: Any,
@@ -230,10 +231,11 @@ def _captured(
     from .eager import while_static
 
     if max_steps is not None:
-        start = torch.zeros((), dtype=torch.int64)
+        start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(caller, init)
         _, value = _captured(
+            caller,
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
-            lambda state: (state[0] + 1, body_fn(state[1])),
+            lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
             (start, init),
             None,
             checkpoints,
@@ -243,21 +245,21 @@ def _captured(
     constants: list[Any] = []
 
     def run_cond(*flat: Tensor) -> list[Tensor]:
-        pred = cond_fn(carry.unflatten(flat))
+        pred = _checked_predicate(cond_fn(carry.unflatten(flat)))
+        known = _torch.known_number(pred) if isinstance(pred, Tensor) else None
+        pred = pred if known is None else known
         if not isinstance(pred, Tensor):
-            _check_predicate(pred)
             constants.append(bool(pred))
             return [torch.full((), bool(pred))]
-        _check_one_element(pred)
         pred = pred.reshape(())
         return [pred if pred.dtype == torch.bool else pred != 0]
 
     def run_body(*flat: Tensor) -> list[Tensor]:
         out, returned = OutputSpec.flatten(pytree.map(number_as_tensor, body_fn(carry.unflatten(flat))))
-        check_carry("while_loop", "body_fn", carry, returned)
+        check_carry(caller, carry, returned)
         return out
 
-    cond = speculate_subgraph(run_cond, carry.metas, operation="while_loop", parameter="cond_fn")
+    cond = speculate_subgraph(run_cond, carry.metas, operation=caller.operation, parameter="cond_fn")
     if constants == [False]:
         return init
     if constants == [True]:
@@ -270,7 +272,7 @@ def _captured(
                 remedy="pass max_steps=, or compute the condition from the carry",
             )
         )
-    body = speculate_subgraph(run_body, carry.metas, operation="while_loop", parameter="body_fn")
+    body = speculate_subgraph(run_body, carry.metas, operation=caller.operation, parameter=caller.parameter)
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
     static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
     outs = while_loop_op(static, *leaves, *lifted)
@@ -278,8 +280,7 @@ def _captured(
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:
+    pred = _checked_predicate(pred)
     if not isinstance(pred, Tensor):
-        _check_predicate(pred)
         return bound if pred else False
-    _check_one_element(pred)
     return bound & (pred.reshape(()) != 0)
