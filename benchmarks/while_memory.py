@@ -1,9 +1,10 @@
 """What reverse mode through a while loop keeps, and what that costs: `python benchmarks/while_memory.py`.
 
-The body is a layer of an RNN (batch 32, width 256; a carry of 32 KiB), and the trip count is known to the run only.
-The contenders: the Python loop under autograd (in plain eager, `fh.while_loop` is just that), and
-`fh.jit(backend="eager")` of the library's loop, with everything saved and with `checkpoints=k`. "kept" is what autograd holds between forward and backward, the operands left out; "peak" is how
-much the resident memory grows over a run of 8 steps, in a process of its own.
+The body is a layer of an RNN (batch 32, width 256; a carry of 32 KiB), and the trip count is known to the run only. The
+contenders: the Python loop under autograd (in plain eager, `fh.while_loop` is just that), and `fh.jit(backend="eager")`
+of the library's loop, with everything saved and with `checkpoints=k`. "kept" is what autograd holds between forward and
+backward, the operands left out; "peak" is how much the resident memory grows over a run of 8 steps, in a process of its
+own.
 
 Target: with checkpoints, what is kept does not depend on the trip count.
 """

@@ -160,7 +160,9 @@ def test_what_is_kept_does_not_grow_with_the_trip_count():
 
 def test_a_gradient_that_nobody_differentiates_stacks_nothing():
     """Functorch prepares every gradient for another one; what that would read is pruned, or never stacked."""
-    gradient = jitted(fh.grad(lambda x: fh.while_loop(lambda v: v.sum() < 99, lambda v: v * 1.3, x, checkpoints=2).sum()))
+    gradient = jitted(
+        fh.grad(lambda x: fh.while_loop(lambda v: v.sum() < 99, lambda v: v * 1.3, x, checkpoints=2).sum())
+    )
     text = gradient.lower(torch.ones(3)).as_text()
     assert text.count("while_loop[") == 2
     assert text.count("flags=()") == 2
@@ -315,12 +317,20 @@ def test_a_carry_of_everything(loop):
         def body(s: Any) -> Any:
             z = s["z"] * torch.exp(1j * s["v"].sum())
             moved = torch.where(s["flag"], w, s["v"])
-            return {"n": s["n"] + 1, "flag": ~s["flag"], "v": s["v"] * 1.3 + moved, "z": z, "pair": (s["v"], s["pair"][1])}
+            return {
+                "n": s["n"] + 1,
+                "flag": ~s["flag"],
+                "v": s["v"] * 1.3 + moved,
+                "z": z,
+                "pair": (s["v"], s["pair"][1]),
+            }
 
         init = {"n": torch.tensor(0, dtype=torch.int32), "flag": torch.tensor(True), "v": x}
         init |= {"z": torch.ones((), dtype=torch.complex128), "pair": (torch.zeros(3, dtype=F64), x * 2)}
         out = loop(lambda s: (s["v"] ** 2).sum() < 80, body, init)
-        return (out["v"] * out["n"]).sum() + torch.view_as_real(out["z"]).sum() + (out["pair"][0] * out["pair"][1]).sum()
+        return (
+            (out["v"] * out["n"]).sum() + torch.view_as_real(out["z"]).sum() + (out["pair"][0] * out["pair"][1]).sum()
+        )
 
     arguments = LANES[3], LANES[0]
     expected = torch.func.grad(functools.partial(f, loop=python_loop), argnums=(0, 1))(*arguments)
@@ -353,7 +363,9 @@ def test_modules_and_backward(loop):
     cell, x = nn.Linear(3, 3, dtype=F64), LANES[0]
 
     def f(loop: Any) -> Tensor:
-        out: Tensor = loop(lambda s: s[0] < 6, lambda s: (s[0] + 1, torch.tanh(cell(s[1])) + x), (torch.tensor(0), x))[1]
+        out: Tensor = loop(lambda s: s[0] < 6, lambda s: (s[0] + 1, torch.tanh(cell(s[1])) + x), (torch.tensor(0), x))[
+            1
+        ]
         return out.square().sum()
 
     f(python_loop).backward()
@@ -405,13 +417,20 @@ def test_random_numbers_are_refused_only_where_they_would_be_drawn_again():
     x = torch.ones(3)
     assert noisy(x).sum() >= 9
     for differentiate in (lambda: fh.grad(lambda x: noisy(x).sum())(x), lambda: noisy(x.requires_grad_())):
-        with pytest.raises(fh.ArgumentValueError, match=r"(?s)random numbers.*where: checkpoints.*help: draw them before"):
+        with pytest.raises(
+            fh.ArgumentValueError, match=r"(?s)random numbers.*where: checkpoints.*help: draw them before"
+        ):
             differentiate()
 
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(0, fh.ArgumentValueError), (-3, fh.ArgumentValueError), (2.0, fh.ArgumentTypeError), (True, fh.ArgumentTypeError)],
+    [
+        (0, fh.ArgumentValueError),
+        (-3, fh.ArgumentValueError),
+        (2.0, fh.ArgumentTypeError),
+        (True, fh.ArgumentTypeError),
+    ],
 )
 def test_checkpoints_is_a_positive_int(value, error):
     with pytest.raises(error, match=r"(?s)while_loop: .*where: checkpoints.*expected: an int >= 1"):
@@ -501,8 +520,7 @@ def test_pytorch_175522_vmap(loop):
 
 @with_and_without
 def test_what_is_batched(loop):
-    """testWhileLoopCondConstsBatched, ...BodyConstsBatched, ...TupleBatched, and a fixed point over both (with slopes).
-    """
+    """testWhileLoopCondConstsBatched, testWhileLoopBodyConstsBatched, and a fixed point over both, with slopes."""
     zero, two_three = torch.zeros((), dtype=F64), torch.tensor([2.0, 3.0], dtype=F64)
     until = lambda x, y: loop(lambda v: v < y, lambda v: v + 2, x)
     same(fh.vmap(until, in_dims=(None, 0))(zero, two_three), torch.tensor([2.0, 4.0], dtype=F64))
@@ -544,7 +562,7 @@ def test_linearize(loop):
 
 @with_and_without
 def test_carries_that_are_handed_on(loop):
-    """test_while_readonly_carry_optimization and test_while_constification_correctness: permuted and constant leaves."""
+    """test_while_readonly_carry_optimization, test_while_constification_correctness: permuted and constant leaves."""
 
     def f(w: Tensor, x: Tensor, n: Tensor, loop: Any = loop) -> Any:
         body = lambda s: (s[0] + 1, s[1] @ s[2], s[2], s[4], s[3] * 0.5 + s[1][0], s[5])
