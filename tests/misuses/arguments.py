@@ -152,6 +152,12 @@ def while_loop_checkpoints_is_a_bool():
     fh.while_loop(lambda x: x.sum() < 3, lambda x: x + 1, X, checkpoints=True)
 
 
+@misuse(fh.ArgumentValueError)
+def while_loop_checkpoints_of_random_numbers():
+    loop = lambda x: fh.while_loop(lambda v: v.sum() < 9, lambda v: v + torch.rand_like(v), x, checkpoints=2).sum()
+    fh.grad(loop)(X)
+
+
 @misuse(fh.ArgumentTypeError)
 def while_loop_carry_holds_a_string():
     fh.while_loop(lambda s: s["x"].sum() < 3, lambda s: s, {"x": X, "name": "a"})

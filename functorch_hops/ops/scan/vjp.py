@@ -138,8 +138,7 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
     kept_xs = [meta for meta, k in zip(body.inputs[n : n + m], part.kept[n : n + m]) if k]
     kept_consts = [meta for meta, k in zip(body.inputs[n + m :], part.kept[n + m :]) if k]
     y_metas = [meta for meta, c in zip(body.outputs[n:], plan.cotangents[n:]) if c]
-    flag = [] if valid is None else [valid]
-    groups = [carry_metas, const_metas, flag, part.residuals, kept_carry, kept_xs, y_metas, kept_consts]
+    groups = [carry_metas, const_metas, part.residuals, kept_carry, kept_xs, y_metas, kept_consts]
     n_ct, n_x = len(carry_metas), sum(plan.active[n : n + m])
 
     def run(*args: Tensor) -> list[Tensor]:
@@ -147,20 +146,35 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
         for group in groups:
             pieces.append(values[: len(group)])
             values = values[len(group) :]
-        ct_carry, sums, happened, residuals, carry, xs, ct_ys, consts = pieces
+        ct_carry, sums, residuals, carry, xs, ct_ys, consts = pieces
         grads = list(part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
         new_carry, ct_x, ct_w = grads[:n_ct], grads[n_ct : n_ct + n_x], grads[n_ct + n_x :]
-        if happened:
-            # A step that did not happen for this lane hands its cotangent on, see NOTE [Representative lanes].
-            (flag,) = happened
-            new_carry = [torch.where(flag, g, ct) for g, ct in zip(new_carry, ct_carry)]
-            ct_x = [torch.where(flag, g, 0) for g in ct_x]
-            ct_w = [torch.where(flag, g, 0) for g in ct_w]
         return [*new_carry, *(s + g for s, g in zip(sums, ct_w)), *ct_x]
 
     inputs = [meta for group in groups for meta in group]
-    key = ("backward step", plan.n_carry, plan.n_xs, plan.active, plan.cotangents, valid)
-    return part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
+    key = ("backward step", plan.n_carry, plan.n_xs, plan.active, plan.cotangents)
+    step = part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
+    return step if valid is None else _if_it_happened(step, n_ct + len(const_metas), valid)
+
+
+def _if_it_happened(step: Subgraph, n_carry: int, valid: TensorMeta) -> Subgraph:
+    """``(carry; valid, the step's other operands)``: a step that did not happen for this lane hands the carry on.
+
+    A cond, because such a lane has the rows of another one (NOTE [Stacks of lanes]) and constants of its own, which may
+    not go together: under vmap the cond gives it the constants of a lane that took the step.
+    """
+    from ..cond import cond_op
+    from ..cond.eager import cond_static
+
+    def skip(*args: Tensor) -> list[Tensor]:
+        return [*args[:n_carry], *(meta.zeros() for meta in step.outputs[n_carry:])]
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        branches = cond_static([rewritten(skip, step.inputs, "grad"), step])
+        return cond_op(branches, args[n_carry], *args[:n_carry], *args[n_carry + 1 :])
+
+    inputs = [*step.inputs[:n_carry], valid, *step.inputs[n_carry:]]
+    return step.derive(("if it happened", n_carry, valid), lambda: rewritten(run, inputs, "grad"))
 
 
 def cotangent_or_zeros(ct: Tensor | None, meta: TensorMeta, length: int | None) -> Tensor:

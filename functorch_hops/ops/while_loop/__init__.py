@@ -1,10 +1,10 @@
 """``while_loop``: a loop whose trip count only a run knows.
 
-Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``, and
-``flags``. Operands: the initial carry, the constants. Outputs: the final carry and, where the loop stacks (``flags`` is
-not empty), the stacks over the iterations: the body's outputs beyond the carry, with the bool vector ``valid`` - which
-iterations happened - at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag
-before its own.
+Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``,
+``flags``, and ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step. Operands: the
+initial carry, the constants. Outputs: the final carry and, where the loop stacks (``flags`` is not empty), the stacks
+over the iterations: the body's outputs beyond the carry, with the bool vector ``valid`` - which iterations happened -
+at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag before its own.
 """
 
 from ...hop import Hop, Rules

@@ -53,20 +53,27 @@ def while_loop(
         body_fn: one step, from the carry to a carry of the same tree, shapes, dtypes and devices.
         init_val: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
         max_steps: stop after so many iterations, silently; 0 is allowed.
-        checkpoints: how many carries reverse mode keeps; comes later.
+        checkpoints: reverse mode keeps the initial carry and at most so many others, and runs the body again for the
+            rest. The loop is then captured in plain eager too. The body must draw no random numbers where gradients are
+            taken.
 
     Under ``vmap`` with a batched condition the loop runs until every lane is done; a finished lane keeps its value and
     is never poisoned by what the others still compute.
 
     Raises:
         TreeMismatchError, MetadataMismatchError: the carry changes.
-        ArgumentTypeError: a function is not callable, the condition has several elements.
+        ArgumentTypeError: a function is not callable, the condition has several elements, a count is no int.
+        ArgumentValueError: ``max_steps < 0``, ``checkpoints < 1``; gradients of a body with random numbers, with
+            ``checkpoints``.
         InfiniteLoopError: a captured condition is constantly true and ``max_steps`` is None.
 
     Cost: one call of the condition and the body per iteration. Reverse mode stores, per iteration, what the body's
-    derivative reads.
+    derivative reads. With ``checkpoints=k`` it stores k carries for any number T of iterations, and the body runs at
+    most (r + 1) T times in all, its evaluation within each step's derivative included, for the least r >= 1 with
+    C(k + r, r) >= T. A derivative of a derivative stores, while it is computed, something for each of these runs.
 
-    Source: ``jax.lax.while_loop``; reverse mode as asked for in jax-ml/jax 2469 and 13062.
+    Source: ``jax.lax.while_loop``; reverse mode as asked for in jax-ml/jax 2469 and 13062; checkpoints after Wang, Moin
+    and Iaccarino 2009, "Minimal repetition dynamic checkpointing algorithm for unsteady adjoint calculation".
 
     >>> import torch, functorch_hops as fh
     >>> fh.while_loop(lambda x: x < 100, lambda x: x * 3, torch.tensor(1.0))
@@ -80,6 +87,8 @@ def while_loop(
         checkpoints = as_int("while_loop", "checkpoints", checkpoints, at_least=1)
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
+    if checkpoints is not None and max_steps is not None:
+        checkpoints = max(1, min(checkpoints, max_steps))  # slots that no step could fill
     return _run(Caller("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
 
 

@@ -5,8 +5,7 @@ carries a mask of the lanes that run; it ends when no lane does. A lane that has
 along with the operands of one that runs (NOTE [Representative lanes]).
 
 NOTE [Stacks of lanes] A stacked loop then runs as long as its longest lane. Rows of a lane that had finished hold what
-the borrowed operands gave - finite if the running lane's are - and ``valid`` is False there, which tells the loop
-backwards to skip them.
+the borrowed operands gave, and ``valid`` is False there, which tells the loop backwards to skip them.
 """
 
 from __future__ import annotations

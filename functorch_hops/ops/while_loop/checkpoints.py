@@ -12,7 +12,7 @@ while loops, with memory for each iteration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,13 @@ class _Step:
         """Of the active carries and constants."""
         return [meta for meta, a in zip(self.plan.body.inputs, self.plan.active) if a]
 
-    def pulled(self, grads: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]) -> Sequence[Tensor]:
+    def pulled(self, grads: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]) -> list[Tensor]:
         """The gradients before the step, from those after it; those of the constants are sums."""
         n, kept = self.plan.n_carry, self.plan.part.kept
         residuals = self.residuals(*values, *consts)
         carry = [x for x, k in zip(values, self.of_carry(kept)) if k]
         read = [c for c, k in zip(consts, kept[n:]) if k]
-        return backward_step(self.plan, None)(*grads, *residuals, *carry, *read)
+        return list(backward_step(self.plan, None)(*grads, *residuals, *carry, *read))
 
 
 def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParameters:
@@ -189,7 +189,11 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
     return rewritten(run, _flat(inputs), "while_loop")
 
 
-def _loop(condition: Any, step: Any, metas: Sequence[Sequence[TensorMeta]]) -> StaticParameters:
+def _loop(
+    condition: Callable[..., Sequence[Tensor]],
+    step: Callable[..., Sequence[Tensor]],
+    metas: Sequence[Sequence[TensorMeta]],
+) -> StaticParameters:
     """A loop over operands in groups; the step returns the carry, which are the first ones."""
     cond, body = (rewritten(function, _flat(metas), "while_loop") for function in (condition, step))
     return while_static(cond, body, len(body.outputs))

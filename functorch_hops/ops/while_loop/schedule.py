@@ -4,18 +4,18 @@ NOTE [Minimal repetition checkpointing] Each saved carry has a level. It is disp
 higher level. The carry of each step is offered as it arises: at level 0 it takes an empty slot, or that of a
 dispensable carry; where there is none, it replaces the latest one and gets a level more than that. Going backwards, the
 carries up to the one from which the body runs again are fixed, and those behind it are done with: the same problem with
-fewer slots, solved by the same rule. With the initial carry, which needs no slot, no step then runs more than r + 1
-times, its first run and that inside its own derivative included, as long as the loop takes ::
+fewer slots, solved by the same rule. The initial carry needs no slot. No step then runs more than r + 1 times, its
+first run and that inside its own derivative included, as long as the loop takes ::
 
-    T <= C(k + r, r)    steps (r >= 1),
+    1 < T <= C(k + r, r)    steps,
 
-for every T at once; knowing T in advance would not lower r. (A loop of one step runs it twice, r being 0.)
+for all T at once, and nobody needs to know T. (A loop of one step, for which r is 0, runs it twice.)
 
 Sources: Wang, Moin and Iaccarino 2009, "Minimal repetition dynamic checkpointing algorithm for unsteady adjoint
 calculation" (the rule and the bound); Stumm and Walther 2010, "New algorithms for optimal online checkpointing" (fewer
-runs in total as long as r <= 2); Griewank and Walther 2000, "Revolve" (the bound where T is known).
+runs in total, while r is small); Griewank and Walther 2000, "Revolve" (the bound where T is known).
 
-The table of the slots are two int64 vectors, ``steps`` (0: empty) and ``levels``; it travels in the carry of the loop.
+The table of the slots is two int64 vectors, ``steps`` (0: empty) and ``levels``; it travels in the carry of the loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ NUMBER = TensorMeta((), torch.int64, torch.device("cpu"))
 
 _FIXED = 1 << 40
 """A level above all others."""
-
 
 _FREE = -1
 """The level of a slot that is empty or dispensable."""
