@@ -127,7 +127,7 @@ def test_cond_errors(run):
 
 @every_mode
 def test_cond_mutates_what_it_made(run):
-    """test_cond_functionalized, test_cond_functionalized_nested, test_cond_functionalized_elem_*."""
+    """test_cond_functionalized, test_cond_functionalized_nested."""
 
     def yes(x):
         y = x.sin()
@@ -292,8 +292,8 @@ def test_scan_trees(run, reverse):
 
 @every_mode
 def test_scan_aliases(run):
-    """test_scan_functionalized_elem_alias, test_scan_input_carry_alias, ...input_output_alias, ...carry_carry_alias,
-    ...carry_output_alias: errors there, results here.
+    """test_scan_functionalized_elem_alias: an error there, a result here; carries and outputs that are inputs or each
+    other.
     """
     xs = torch.stack([X, X * 2, X + 1])
     step = lambda c, x: ((c[1], c[1], x), (x, c[0], c[0], x[:2]))
@@ -305,9 +305,7 @@ def test_scan_aliases(run):
 
 @while_capturing
 def test_scan_errors(run):
-    """test_scan_wrong_pytree, test_scan_carry_wrong_pytree, test_scan_init_wrong_shape, test_scan_init_wrong_pytree,
-    test_scan_functionalized_elem_mutation.
-    """
+    """test_scan_wrong_pytree, test_scan_init_wrong_shape, test_scan_functionalized_elem_mutation."""
     xs = torch.stack([X, X])
     for error, step, init in [
         (fh.TreeMismatchError, lambda c, x: ({**c, "k": 0.0}, x), {"i": X}),
@@ -324,8 +322,8 @@ def test_scan_errors(run):
 @every_mode
 @reversible
 def test_scan_rnn(run, reverse):
-    """test_scan_RNN, test_scan_closure_RNN, test_scan_closure_combine_fn_with_no_grad_*: weights closed over, one frozen,
-    a part of the step without gradients; against nn.RNN.
+    """test_scan_RNN, test_scan_closure_RNN_partial_autograd, test_scan_closure_combine_fn_with_no_grad_*: closed-over
+    weights, one frozen, and a part of the step without gradients; against nn.RNN.
     """
     torch.manual_seed(0)
     rnn = nn.RNN(4, 3).double()
@@ -398,8 +396,8 @@ def test_prefixes(run, reverse, name):
 @every_mode
 @reversible
 def test_prefixes_of_chains(run, reverse):
-    """test_associative_scan_downstream_scan_matmul, ...scan_scan, ...scan_scan_different_dim, ...binary_operator,
-    ...tuple, ...freevars_*: with closed-over tensors, in several dimensions, complex.
+    """test_associative_scan_downstream_scan_matmul, ...scan_scan, ...scan_scan_different_dim, ...binary_operator:
+    with closed-over tensors, in several dimensions, complex.
     """
     scale = torch.tensor(0.5, dtype=torch.complex128)
     weight = torch.ones(2, 5, dtype=torch.complex128)
