@@ -114,7 +114,7 @@ def nested(step, values, ts, last, read, loop):
             tables = [t.clone() for t in tables]
             if read:
                 j = i // 2
-                b, c, d = (t[j] for t in tables)
+                b, c, d = (t[j].clone() for t in tables)
                 rows = (a + b, 0.8 * a + b + c, a + torch.tanh(b * d))
             else:
                 rows = (a, a, a)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...capture.derive import rewritten
 from ...capture.partition import Partition, partition
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, is_differentiable
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, is_differentiable, static_of
 from .carry import carry_fixpoint
 from .eager import Operands, scan_static, split_operands
 
@@ -148,7 +148,7 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
             pieces.append(values[: len(group)])
             values = values[len(group) :]
         ct_carry, sums, happened, residuals, carry, xs, ct_ys, consts = pieces
-        grads = list(part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
+        grads = _if_happened(happened, part.backward, [*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys])
         new_carry, ct_x, ct_w = grads[:n_ct], grads[n_ct : n_ct + n_x], grads[n_ct + n_x :]
         if happened:
             # A step that did not happen for this lane hands its cotangent on, see NOTE [Representative lanes].
@@ -161,6 +161,25 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
     inputs = [meta for group in groups for meta in group]
     key = ("backward step", plan.n_carry, plan.n_xs, plan.active, plan.cotangents, valid)
     return part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
+
+
+def _if_happened(flag: Sequence[Tensor], backward: Subgraph, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of a step, of no meaning where it did not happen.
+
+    Operators in the step run in a branch, because as such a lane for which it did not happen computes along as one for
+    which it did (NOTE [Representative lanes]): with the rows that were lent to it and constants of its own a loop might
+    not end.
+    """
+    from ..cond import cond_op
+    from ..cond.eager import cond_static
+
+    def skip(*_: Tensor) -> list[Tensor]:
+        return [meta.zeros() for meta in backward.outputs]
+
+    if not flag or not any(static_of(node, backward.module) for node in backward.module.graph.nodes):
+        return backward(*operands)
+    skipped = backward.derive("skipped", lambda: rewritten(skip, backward.inputs, "grad"))
+    return cond_op(cond_static([skipped, backward]), *flag, *operands)
 
 
 def cotangent_or_zeros(ct: Tensor | None, meta: TensorMeta, length: int | None) -> Tensor:
