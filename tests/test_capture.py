@@ -1150,6 +1150,18 @@ def test_a_loop_in_a_loop_ends(run):
     same(run(fh.vmap(fh.grad(f)), x), _by_lanes(torch.func.grad(oracle), x))
 
 
+@every_mode
+def test_backward_of_a_finished_lane_borrows_constants_too(run):
+    """With its own constants and the rows of another lane its inner loop would not end."""
+
+    def f(x, k, n):
+        inner = lambda v: fh.while_loop(lambda u: u < 10, lambda u: u * k, v)
+        return fh.while_loop(lambda s: s[0] > 0, lambda s: (s[0] - 1, inner(s[1]) * 0.3), (n, x))[1]
+
+    x, k, n = torch.full((2,), 1.5, dtype=F64), torch.tensor([2.0, 1.0], dtype=F64), torch.tensor([2, 0])
+    same(run(fh.vmap(fh.grad(f)), x, k, n), torch.tensor([2.88, 1.0], dtype=F64))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what is batched, and what is cached
 

@@ -304,7 +304,7 @@ def test_equal_loops_are_one_graph():
 @every_mode
 @pytest.mark.parametrize("as_tensor", [lambda n: n, torch.tensor, lambda n: torch.tensor(n, dtype=torch.int16)])
 def test_bounds(run, as_tensor):
-    """testForiLoopBasic, testForiLoopClosure, testForiLoopErrors (mixed types are promoted), testForiLoopScalarLimits."""
+    """testForiLoopBasic, testForiLoopClosure, testForiLoopScalarLimits, testForiLoopErrors (promoted here)."""
     for num in (0, 2, 3, 4):
         same(
             run(lambda x: fh.fori_loop(0, as_tensor(num), lambda i, t: t + i, x), torch.tensor(0)),
