@@ -66,6 +66,9 @@ def jit(
         backend: as ``torch.compile``'s: ``"inductor"``, ``"aot_eager"``, ``"eager"``, or a callable.
         options: the backend's options.
 
+    Random numbers are fresh in every call. With ``backend="eager"`` they are those of plain eager at the same seed;
+    Inductor draws others, reproducibly after ``torch.manual_seed``.
+
     Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
     is a new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and
     modules never goes stale.
