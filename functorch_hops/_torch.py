@@ -190,6 +190,19 @@ def _without_saved_tensor_hooks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _dual_level_as_jvp() -> Iterator[None]:
+    """Let functorch's jvp join a dual level of plain autograd, as it joins that of another jvp: torch has one only."""
+    from torch._functorch import eager_transforms
+
+    joins = in_dual_level() and eager_transforms.JVP_NESTING == 0
+    eager_transforms.JVP_NESTING += joins
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= joins
+
+
+@contextlib.contextmanager
 def suspended(*, keep_autocast: bool) -> Iterator[None]:
     """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
 
@@ -211,6 +224,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(_without_saved_tensor_hooks())
+        stack.enter_context(_dual_level_as_jvp())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))

@@ -23,7 +23,9 @@ class Reference:
         return branches[min(max(int(index), 0), len(branches) - 1)](*operands)
 
     @staticmethod
-    def while_loop(cond_fn: Any, body_fn: Any, value: Any, *, max_steps: int | None = None) -> Any:
+    def while_loop(
+        cond_fn: Any, body_fn: Any, value: Any, *, max_steps: int | None = None, checkpoints: int | None = None
+    ) -> Any:
         steps = 0
         while (max_steps is None or steps < max_steps) and cond_fn(value):
             value, steps = body_fn(value), steps + 1

@@ -48,7 +48,9 @@ def _programs(inner: st.SearchStrategy[Program]) -> st.SearchStrategy[Program]:
         st.tuples(st.just("cond"), _depths, _numbers, inner, inner),
         st.tuples(st.just("root")),
         st.tuples(st.just("switch"), st.lists(inner, min_size=1, max_size=3).map(tuple)),
-        st.tuples(st.just("while"), _depths, _numbers, st.sampled_from([None, 2]), inner),
+        st.tuples(
+            st.just("while"), _depths, _numbers, st.sampled_from([None, 2]), st.sampled_from([None, 1, 2]), inner
+        ),
         st.tuples(st.just("fori"), st.booleans(), st.integers(0, 3), inner),
         st.tuples(st.just("scan"), st.booleans(), st.sampled_from([1, 2]), inner),
         st.tuples(st.just("map"), st.sampled_from([None, 2]), inner),
@@ -141,7 +143,14 @@ class Interpreter:
         return result
 
     def _while(
-        self, s: State, outer: tuple[State, ...], depth: int, k: float, most: int | None, body: Program
+        self,
+        s: State,
+        outer: tuple[State, ...],
+        depth: int,
+        k: float,
+        most: int | None,
+        checkpoints: int | None,
+        body: Program,
     ) -> State:
         bound = self._seen(outer, depth)["s"] * 0.2 + k + 1.5
         inner = self._body(body, outer)
@@ -152,7 +161,8 @@ class Interpreter:
             return count + 1, {**state, "s": state["s"] + 0.3}
 
         go_on = lambda carry: (carry[0] < 3) & (carry[1]["s"] < bound)
-        result: State = self.ops.while_loop(go_on, step, (torch.tensor(0), s), max_steps=most)[1]
+        loop = self.ops.while_loop(go_on, step, (torch.tensor(0), s), max_steps=most, checkpoints=checkpoints)
+        result: State = loop[1]
         return result
 
     def _fori(self, s: State, outer: tuple[State, ...], is_tensor: bool, upper: int, body: Program) -> State:

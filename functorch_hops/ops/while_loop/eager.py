@@ -40,29 +40,24 @@ def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequ
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     carry, consts = operands[:n], operands[n:]
-    columns: list[list[Tensor]] = [[] for _ in body.outputs[n:]]
+    steps: list[Sequence[Tensor]] = []
     trips = 0
     while cond(*carry, *consts)[0].item():
         outs = body(*carry, *consts)
         carry = outs[:n]
         trips += 1
-        for column, y in zip(columns, outs[n:]):
-            column.append(y)
+        if flags:
+            steps.append(outs[n:])
     if trips == 0:
         carry = [c.clone() for c in carry]
     if not flags:
         return carry
     sizes = body.bind(operands)
-    stacks = [_stack(column, meta.at(sizes)) for column, meta in zip(columns, body.outputs[n:])]
+    metas = [meta.at(sizes) for meta in body.outputs[n:]]
+    columns = [[step[i] for step in steps] for i in range(len(metas))]
+    stacks = [torch.stack(column) if column else stacked(meta, 0) for column, meta in zip(columns, metas)]
     merged = merge_flags(flags, None, stacks)
     return [*carry, *(torch.ones(trips, dtype=torch.bool) if s is None else s for s in merged)]
-
-
-def _stack(column: list[Tensor], meta: TensorMeta) -> Tensor:
-    """The rows as one tensor; they are freed, so that no more than one column is there twice."""
-    stack = torch.stack(column) if column else stacked(meta, 0)
-    column.clear()
-    return stack
 
 
 def while_loop_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
