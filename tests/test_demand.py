@@ -294,9 +294,9 @@ def test_transforms_of_loops_compile(name, inside):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vmap(jacfwd), pt 151196", "hessian, pt 154284"])
+@pytest.mark.parametrize("name", ["vmap(jacfwd), pt 151196", "vmap of jvp, pt 182842"])
 def test_transforms_of_loops_compile_by_inductor(name):
-    """pt 151196, pt 154284."""
+    """pt 151196, pt 182842."""
     compose, xs = COMPOSITIONS[name]
     same(fh.jit(compose(fh, loss))(W, xs), compose(torch.func, loss_oracle)(W, xs))
 

@@ -32,7 +32,7 @@ def gradients(run, f, leaves, *args):
 def test_cond_autograd(run):
     """test_cond_autograd_simple, test_cond_autograd_complex, test_cond_no_trace, test_cond_in_forloop."""
     yes, no = lambda x: torch.abs((x**2).sin()), lambda x: (x + 42).cos()
-    for pred in PREDICATES:
+    for pred in PREDICATES[:2]:
         same_derivatives(run, lambda x: fh.cond(pred, yes, no, x), yes if pred else no, X)
     for i in range(3):
         same(run(lambda x: fh.cond(i < 2, yes, no, x), X), yes(X) if i < 2 else no(X))
