@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _functorch
+from torch._functorch.autograd_function import VmapInfo as _VmapInfo
 from torch._functorch.pyfunctorch import (
     dispatch_functorch,
     retrieve_current_functorch_interpreter,
@@ -30,7 +31,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.function import _SingleLevelFunction, once_differentiable
 from torch.fx.experimental.proxy_tensor import (
     ProxyTorchDispatchMode,
     PythonKeyTracer,
@@ -309,6 +310,17 @@ def install_hooks(
 
         setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
         _hooks_installed = True
+
+
+_ONCE_CODE = once_differentiable(lambda ctx: None).__code__
+VmapInfo = _VmapInfo
+"""What a ``vmap`` staticmethod gets of its transform."""
+
+
+def is_once_differentiable(backward: Any) -> bool:
+    """Whether a staticmethod was marked by torch's decorator of that name."""
+    code = getattr(backward, "__code__", None)
+    return code is _ONCE_CODE
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:

@@ -1,0 +1,255 @@
+"""The static parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
+
+NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its graphs
+would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a name for the rule around it (its
+``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` puts the rule itself
+for its name. What has no name left in it is closed, and every graph that is handed out is.
+
+NOTE [Batching is lazy] For the same reason a batched rule is not made of batched graphs, which would have to hold the
+batched rule again: :class:`Batched` remembers what to do, and batches a graph when a derivative asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...capture.derive import batched, rewritten
+from ...capture.partition import partition
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, count
+
+__all__ = ["Batched", "CustomRule", "Layout", "Recursion", "Reverse", "Rule"]
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """``forward: operands -> outputs, residuals``; ``backward: residuals, operands, cotangents of the differentiable
+    outputs -> gradients`` of the operands that ``gradients`` marks.
+    """
+
+    forward: Subgraph
+    backward: Subgraph
+    gradients: Mask
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the flat values of a custom rule are.
+
+    ``n_inputs``: the operands before the closed-over values. ``marked``: the inputs with tangents. ``gradients``: those
+    for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
+    ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over counts as
+    constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say where a
+    derivative is asked for that there is not. ``vmap``: a batching rule of the user's.
+    """
+
+    name: str
+    n_inputs: int
+    marked: Mask
+    gradients: Mask
+    differentiable: Mask
+    has_backward: bool
+    has_tangent: bool
+    constant_closure: bool
+    missing_reverse: tuple[str, str]
+    missing_tangent: tuple[str, str]
+    vmap: Any = None
+
+    def mark_operands(self, inputs: Mask, n_operands: int) -> Mask:
+        return (*inputs, *(False,) * (n_operands - self.n_inputs))
+
+
+class Rule(StaticParameters):
+    """A function with derivatives of its own. ``bodies[0]`` is the function: ``operands -> outputs``."""
+
+    @property
+    def layout(self) -> Layout:
+        raise NotImplementedError
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        """The graphs of reverse mode for the active operands, if the rule has any."""
+        raise NotImplementedError
+
+    def tangent(self) -> Subgraph | None:
+        """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
+        raise NotImplementedError
+
+    def reached(self, sources: Mask, by: str) -> Mask:
+        """Which outputs the marked operands reach, in the function or in what a derivative computes for it."""
+        raise NotImplementedError
+
+
+class CustomRule(Rule):
+    """As captured: ``bodies`` are the function, then ``operands -> outputs, residuals`` and ``residuals, operands,
+    cotangents -> gradients``, then ``operands, tangents -> outputs, tangents``, as far as the rule has them.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        return self["layout"]  # type: ignore[no-any-return]
+
+    def unfolded(self, body: Subgraph) -> Subgraph:
+        """A graph of this rule, closed (see NOTE [Recursion])."""
+        return _substituted(body, self["binder"], self)
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        return self.derive(("reverse", active), lambda: self._reverse(active))
+
+    def _reverse(self, active: Mask) -> Reverse | None:
+        layout, n = self.layout, len(self.bodies[0].inputs)
+        if layout.has_backward:
+            forward, backward = (self.unfolded(body) for body in self.bodies[1:3])
+            return Reverse(forward, backward, layout.mark_operands(layout.gradients, n))
+        tangent = self.tangent()
+        return None if tangent is None else _transposed(tangent, layout, active)
+
+    def tangent(self) -> Subgraph | None:
+        return self.derive("tangent", lambda: self.unfolded(self.bodies[-1])) if self.layout.has_tangent else None
+
+    def reached(self, sources: Mask, by: str) -> Mask:
+        layout, n_outputs = self.layout, self["n_outputs"]
+        found = self.bodies[0].reached(sources, by=by)
+        if layout.has_backward:
+            of_forward = self.bodies[1].reached(sources, by=by)[:n_outputs]
+            found = tuple(a or b for a, b in zip(found, of_forward))
+        if layout.has_tangent:
+            extended = (*sources, *(False,) * count(layout.marked))
+            of_tangent = self.bodies[-1].reached(extended, by=by)[:n_outputs]
+            found = tuple(a or b for a, b in zip(found, of_tangent))
+        return found
+
+
+class Recursion(StaticParameters):
+    """A call of a rule inside its own graphs (see NOTE [Recursion]); ``bodies`` is the function alone."""
+
+
+class Batched(Rule):
+    """The rule ``of`` over a batch of size ``size`` at dimension 0 of the ``mapped`` operands, and of the outputs in
+    ``out`` (see NOTE [Batching is lazy]).
+    """
+
+    @property
+    def layout(self) -> Layout:
+        return self["of"].layout  # type: ignore[no-any-return]
+
+    @property
+    def random(self) -> bool:
+        return self["of"].random  # type: ignore[no-any-return]
+
+    def _batched(self, body: Subgraph, mapped: Mask, out: Mask) -> tuple[Subgraph, Mask]:
+        return batched(body, mapped, self["size"], self["randomness"], out)
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        return self.derive(("reverse", active), lambda: self._reverse(active))
+
+    def _reverse(self, active: Mask) -> Reverse | None:
+        inner: Reverse | None = self["of"].reverse(active)
+        if inner is None:
+            return None
+        mapped, n = self["mapped"], self["n_outputs"]
+        n_residuals = len(inner.forward.outputs) - n
+        forward, out = self._batched(inner.forward, mapped, (*self["out"], *(False,) * n_residuals))
+        cotangents = (True,) * count(self.layout.differentiable)
+        everywhere = (True,) * len(inner.backward.outputs)
+        backward, _ = self._batched(inner.backward, (*out[n:], *mapped, *cotangents), everywhere)
+        shared = [not m for m, g in zip(mapped, inner.gradients) if g]
+        return Reverse(forward, _summed(backward, shared), inner.gradients)
+
+    def tangent(self) -> Subgraph | None:
+        return self.derive("tangent", self._tangent)
+
+    def _tangent(self) -> Subgraph | None:
+        inner: Subgraph | None = self["of"].tangent()
+        if inner is None:
+            return None
+        mapped, layout = self["mapped"], self.layout
+        tangents = tuple(m for m, marked in zip(mapped, layout.marked) if marked)
+        out = (*self["out"], *(True,) * count(layout.differentiable))
+        return self._batched(inner, (*mapped, *tangents), out)[0]
+
+    def reached(self, sources: Mask, by: str) -> Mask:
+        return self["of"].reached(sources, by)  # type: ignore[no-any-return]
+
+
+def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:
+    """The reverse mode of a forward-mode rule: its tangents are linear in the given ones, wherever those are."""
+    n, n_outputs = len(active), len(layout.differentiable)
+    moving = [a for a, m in zip(active, layout.marked) if m]
+    metas = tangent.inputs
+    still = [meta for meta, m in zip(metas[n:], moving) if not m]
+    linear_inputs = [*metas[:n], *(meta for meta, m in zip(metas[n:], moving) if m)]
+
+    def linear(*args: Tensor) -> Sequence[Tensor]:
+        given, zeros = iter(args[n:]), iter([meta.zeros() for meta in still])
+        return tangent(*args[:n], *(next(given) if m else next(zeros) for m in moving))
+
+    body = rewritten(linear, linear_inputs, "vjp")
+    sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
+    reached = body.reached(sources, by="gradient")
+    cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
+    part = partition(body, sources, cotangents)
+
+    def everything(operands: Sequence[Tensor]) -> list[Tensor]:
+        return [*operands, *(meta.zeros() for meta in linear_inputs[n:])]
+
+    def forward(*operands: Tensor) -> list[Tensor]:
+        outs = part.forward(*everything(operands))
+        return [*outs[:n_outputs], *outs[len(body.outputs) :]]
+
+    n_residuals = len(part.residuals)
+
+    def backward(*args: Tensor) -> Sequence[Tensor]:
+        operands = everything(args[n_residuals : n_residuals + n])
+        cts = [ct for ct, r in zip(args[n_residuals + n :], reached[n_outputs:]) if r]
+        return part.backward(*args[:n_residuals], *(x for x, k in zip(operands, part.kept) if k), *cts)
+
+    cts = [meta for meta, d in zip(tangent.outputs, layout.differentiable) if d]
+    return Reverse(
+        forward=rewritten(forward, metas[:n], "vjp"),
+        backward=rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
+        gradients=tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active)),
+    )
+
+
+def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:
+    """The gradient of an operand that all lanes share is the sum over the lanes."""
+    if not any(shared):
+        return backward
+
+    def run(*args: Tensor) -> list[Tensor]:
+        return [g.sum(0) if s else g for g, s in zip(backward(*args), shared)]
+
+    return backward.derive(("summed", tuple(shared)), lambda: rewritten(run, backward.inputs, "vmap"))
+
+
+def _substituted(body: Subgraph, binder: int, rule: CustomRule) -> Subgraph:
+    """The graph with ``rule`` in the place of its name."""
+    root, changed = torch.nn.Module(), False
+    for node in body.module.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(body.module, str(node.target))
+            new = _renamed(value, binder, rule) if isinstance(value, StaticParameters) else value
+            setattr(root, str(node.target), new)
+            changed = changed or new is not value
+    if not changed:
+        return body
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {}))
+    return Subgraph.intern(fx.GraphModule(root, graph), body.inputs, body.outputs)
+
+
+def _renamed(static: StaticParameters, binder: int, rule: CustomRule) -> StaticParameters:
+    if isinstance(static, Recursion):
+        return rule if static["binder"] == binder else static
+    if isinstance(static, CustomRule) and static["binder"] == binder:
+        return static
+    if isinstance(static, Batched):
+        of = _renamed(static["of"], binder, rule)
+        return static if of is static["of"] else Batched(static.hop, static.bodies, **{**static.attributes, "of": of})
+    return static.with_bodies(lambda body: _substituted(body, binder, rule))
+
+
