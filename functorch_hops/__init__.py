@@ -21,6 +21,8 @@ from .ops.scan.api import scan
 from .ops.while_loop.api import fori_loop, while_loop
 from .transforms import (
     TensorSpec,
+    custom_jvp,
+    custom_vjp,
     eval_shape,
     export,
     grad,
@@ -53,6 +55,8 @@ __all__ = [
     "associative_scan",
     "checkpoint",
     "cond",
+    "custom_jvp",
+    "custom_vjp",
     "eager_capture",
     "eval_shape",
     "export",

@@ -1,5 +1,6 @@
 """Transforms over pytrees, compilation and export."""
 
+from functorch_hops.transforms.custom_derivatives import custom_jvp, custom_vjp
 from functorch_hops.transforms.export import export
 from functorch_hops.transforms.gradients import grad, jvp, linearize, value_and_grad, vjp
 from functorch_hops.transforms.graph import TensorSpec, eval_shape, make_graph
@@ -9,6 +10,8 @@ from functorch_hops.transforms.vmap import vmap
 
 __all__ = [
     "TensorSpec",
+    "custom_jvp",
+    "custom_vjp",
     "eval_shape",
     "export",
     "grad",

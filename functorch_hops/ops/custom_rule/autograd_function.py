@@ -11,6 +11,7 @@ Function, whose further outputs are what else it saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,6 +79,17 @@ def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What a run of ``forward`` showed: its context, the tensors that this may refer to, and the results."""
+
+    context: _Context
+    tensors: list[Tensor]
+    results: list[TensorMeta | Constant]
+    is_single: bool
+    moving: Mask
+
+
 class _FunctionRule(FlatRule):
     """One call of a Function: ``primal`` is its ``forward``, and emits what else the context holds after the outputs."""
 
@@ -114,20 +126,29 @@ class _FunctionRule(FlatRule):
             self.set_up(context, values, result)
         else:
             result = self.cls.forward(context, *values)
-        self.is_single = not isinstance(result, (tuple, list))
-        results = [result] if self.is_single else list(result)
+        is_single = not isinstance(result, (tuple, list))
+        results = [result] if is_single else list(result)
         outs = [o for o in results if isinstance(o, Tensor)]
         known = {id(t) for t in (*inputs, *outs)}
         others = [] if self.has_setup else [t for t in context.tensors() if id(t) not in known]
-        self.recorded, self.recorded_tensors = context, [*inputs, *outs, *others]
-        self.results = [TensorMeta.of(o) if isinstance(o, Tensor) else Constant(o) for o in results]
-        self.moving = [
-            is_differentiable(o.dtype) and not any(o is t for t in context.non_differentiable) for o in outs
-        ]
+        self.learned = _Record(
+            context=context,
+            tensors=[*inputs, *outs, *others],
+            results=[TensorMeta.of(o) if isinstance(o, Tensor) else Constant(o) for o in results],
+            is_single=is_single,
+            moving=tuple(
+                is_differentiable(o.dtype) and not any(o is t for t in context.non_differentiable) for o in outs
+            ),
+        )
         return [*outs, *others]
 
+    @property
+    def record(self) -> _Record:
+        assert isinstance(self.learned, _Record)
+        return self.learned
+
     def is_differentiable(self, i: int, dtype: torch.dtype) -> bool:
-        return i < len(self.moving) and self.moving[i]
+        return i < len(self.record.moving) and self.record.moving[i]
 
     def set_up(self, context: _Context, values: Sequence[Any], result: Any) -> None:
         with torch.no_grad():
@@ -136,14 +157,14 @@ class _FunctionRule(FlatRule):
     def result(self, outs: Tensors) -> Any:
         """What ``apply`` returns."""
         given = iter(outs)
-        results = tuple(o.value if isinstance(o, Constant) else next(given) for o in self.results)
-        return results[0] if self.is_single else results
+        results = tuple(o.value if isinstance(o, Constant) else next(given) for o in self.record.results)
+        return results[0] if self.record.is_single else results
 
     def call(self, inputs: Tensors) -> tuple[Tensors, _Context]:
         """The outputs, by a call of the Function itself, and the context that belongs to them."""
         outs = call_custom_rule(self, inputs)
         if not self.has_setup:
-            return outs, self.recorded.replaced(self.recorded_tensors, [*inputs, *outs])
+            return outs, self.record.context.replaced(self.record.tensors, [*inputs, *outs])
         context = _Context(self.needs)
         self.set_up(context, self.values(inputs), self.result(outs))
         return outs, context
@@ -157,8 +178,8 @@ class _FunctionRule(FlatRule):
 
     def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
         context = self.saved.replaced(self.residuals, residuals)
-        given, moving = iter(cotangents), iter(self.moving)
-        cts = [None if isinstance(o, Constant) else next(given) if next(moving) else o for o in self.results]
+        given, moving = iter(cotangents), iter(self.record.moving)
+        cts = [None if isinstance(o, Constant) else next(given) if next(moving) else o for o in self.record.results]
         zeros = lambda meta: meta.zeros() if context.materialize_grads else None
         cts = [zeros(ct) if isinstance(ct, TensorMeta) else ct for ct in cts]
         grads = getattr(self.cls.backward, "__wrapped__", self.cls.backward) if self.is_once else self.cls.backward
@@ -182,8 +203,8 @@ class _FunctionRule(FlatRule):
         given = iter(tangents)
         result = self.cls.jvp(context, *(next(given) if needed else None for needed in self.needs))
         result = result if isinstance(result, (tuple, list)) else (result,)
-        of_tensors = [(o, t) for o, t in zip(self.results, result) if isinstance(o, TensorMeta)]
-        return outs, [o.zeros() if t is None else t for (o, t), m in zip(of_tensors, self.moving) if m]
+        of_tensors = [(o, t) for o, t in zip(self.record.results, result) if isinstance(o, TensorMeta)]
+        return outs, [o.zeros() if t is None else t for (o, t), m in zip(of_tensors, self.record.moving) if m]
 
 
 class _UserBatching:

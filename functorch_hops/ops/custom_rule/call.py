@@ -38,6 +38,8 @@ class FlatRule:
     reverse_remedy = "use forward mode"
     forward_remedy = "use reverse mode"
     vmap: Callable[..., Any] | None = None
+    learned: Any = None
+    """What ``primal`` found out about its outputs. A call inside the derivatives gets it without a run of ``primal``."""
 
     def primal(self, *inputs: Tensor) -> Tensors:
         """The outputs."""
@@ -113,6 +115,7 @@ class _CapturedCall:
 
         for outer in _active.calls:
             if outer.rule.identity == self.rule.identity and outer.metas == self.metas:
+                self.rule.learned = outer.rule.learned
                 return custom_rule_op(outer.recursion(), *self.inputs, *outer.closed_over())
         return custom_rule_op(self.static(), *self.inputs, *self.closed_over())
 

@@ -12,13 +12,13 @@ batched rule again: :class:`Batched` remembers what to do, and batches a graph w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...capture.derive import batched, rewritten
+from ...capture.derive import batched, joint, rewritten
 from ...capture.partition import partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, count
 
@@ -44,7 +44,7 @@ class Layout:
     for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
     ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over counts as
     constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say where a
-    derivative is asked for that there is not. ``vmap``: a batching rule of the user's.
+    derivative is asked for that there is not. ``transposes_backward``: forward mode is made of reverse mode. ``vmap``: a batching rule of the user's.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Layout:
     missing_reverse: tuple[str, str]
     missing_tangent: tuple[str, str]
     vmap: Any = None
+    transposes_backward: bool = False
 
     def mark_operands(self, inputs: Mask, n_operands: int) -> Mask:
         return (*inputs, *(False,) * (n_operands - self.n_inputs))
@@ -94,7 +95,12 @@ class CustomRule(Rule):
 
     def unfolded(self, body: Subgraph) -> Subgraph:
         """A graph of this rule, closed (see NOTE [Recursion])."""
-        return _substituted(body, self["binder"], self)
+        return _substituted(body, self["binder"], self.derive("inside itself", self._inside_itself))
+
+    def _inside_itself(self) -> CustomRule:
+        """This rule in its own graphs, which forward mode may meet: as the forward mode of a gradient, say."""
+        layout = replace(self.layout, transposes_backward=self.layout.has_backward)
+        return self if layout == self.layout else CustomRule(self.hop, self.bodies, **{**self.attributes, "layout": layout})
 
     def reverse(self, active: Mask) -> Reverse | None:
         return self.derive(("reverse", active), lambda: self._reverse(active))
@@ -108,7 +114,11 @@ class CustomRule(Rule):
         return None if tangent is None else _transposed(tangent, layout, active)
 
     def tangent(self) -> Subgraph | None:
-        return self.derive("tangent", lambda: self.unfolded(self.bodies[-1])) if self.layout.has_tangent else None
+        if self.layout.has_tangent:
+            return self.derive("tangent", lambda: self.unfolded(self.bodies[-1]))
+        if self.layout.transposes_backward:
+            return self.derive("tangent", lambda: _tangent_of(self))
+        return None
 
     def reached(self, sources: Mask, by: str) -> Mask:
         layout, n_outputs = self.layout, self["n_outputs"]
@@ -213,6 +223,29 @@ def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:
         backward=rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
         gradients=tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active)),
     )
+
+
+def _tangent_of(rule: CustomRule) -> Subgraph:
+    """The forward mode of a reverse-mode rule, whose gradients are linear in the cotangents, wherever those are."""
+    layout, metas = rule.layout, rule.bodies[0].inputs
+    n, n_outputs = len(metas), rule["n_outputs"]
+    reverse = rule.reverse((True,) * n)
+    assert reverse is not None
+    backward = reverse.backward
+    cts = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+    is_cotangent = (*(False,) * (len(backward.inputs) - len(cts)), *(True,) * len(cts))
+    transposed = joint(backward, is_cotangent, (True,) * len(backward.outputs))
+
+    def tangent(*args: Tensor) -> list[Tensor]:
+        operands, tangents = args[:n], iter(args[n:])
+        outs = reverse.forward(*operands)
+        given = [(next(tangents), g) for g, m in zip(layout.gradients, layout.marked) if m]
+        zeros = [meta.zeros() for meta in cts]
+        found = transposed(*outs[n_outputs:], *operands, *zeros, *(t for t, g in given if g))
+        return [*outs[:n_outputs], *found[len(backward.outputs) :]]
+
+    marked = [meta for meta, m in zip(metas, layout.marked) if m]
+    return rewritten(tangent, [*metas, *marked], "jvp")
 
 
 def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:
