@@ -22,6 +22,8 @@ from .ops.while_loop.api import fori_loop, while_loop
 from .transforms import (
     TensorSpec,
     custom_jvp,
+    custom_linear_solve,
+    custom_root,
     custom_vjp,
     eval_shape,
     export,
@@ -56,6 +58,8 @@ __all__ = [
     "checkpoint",
     "cond",
     "custom_jvp",
+    "custom_linear_solve",
+    "custom_root",
     "custom_vjp",
     "eager_capture",
     "eval_shape",
