@@ -156,7 +156,7 @@ def test_plain_autograd(run, f):
         mixed = out + first[0] * first[1]
         return out, first, torch.autograd.grad(mixed, (x, y), create_graph=True)
 
-    got, expected = run(lambda: twice(functools.partial(run, f))), twice(sin)
+    got, expected = twice(functools.partial(run, f)), twice(sin)
     same(got, expected)
     third = lambda results: torch.autograd.grad(sum(results[2]), (x, y))
     same(third(got), third(expected))
@@ -199,7 +199,7 @@ def test_loops_inside_rules(run):
         return fh.while_loop(lambda x: (x * x - a).abs() > 1e-13, lambda x: (x + a / x) / 2, torch.ones_like(a))
 
     def bwd(x, ct):
-        return (fh.fori_loop(0, 60, lambda i, s: s + 0.3 * (3 * ct - 2 * x * s), torch.zeros_like(ct)),)
+        return (fh.fori_loop(0, 250, lambda i, s: s + 0.2 * (3 * ct - 2 * x * s), torch.zeros_like(ct)),)
 
     root.defvjp(lambda a: (lambda x: (x, x))(root(a)), bwd)
     a = f64(2.5)
@@ -292,12 +292,6 @@ def test_trees_of_tangents(run):
 
 @every_mode
 def test_keywords_and_defaults(run):
-    @fh.custom_vjp
-    def f(x, y=2.0, *, z=None):
-        return x * y
-
-    f.defvjp(lambda x, y: (f(x, y), y), lambda y, ct: (3 * ct * y, None))
-    same(run(fh.grad(lambda x: f(x)), X), f64(6.0)) if False else None
     g = fh.custom_vjp(lambda x, y=2.0: x * y)
     g.defvjp(lambda x, y: (g(x, y), y), lambda y, ct: (3 * ct * y, None))
     same(run(fh.grad(lambda x: g(y=Y, x=x)), X), 3 * Y)
@@ -526,7 +520,7 @@ def test_an_instance_that_jit_reads_is_never_stale():
 
 @pytest.mark.parametrize("f", [sin_vjp, sin_jvp], ids=["custom_vjp", "custom_jvp"])
 def test_exported(f):
-    example = (torch.tensor([0.1, 0.2]), torch.tensor(1.5))
+    example = (torch.tensor([0.1, 0.2]), torch.tensor([1.5, 2.0]))
     for g, oracle in [(f, sin), (fh.grad(lambda x, y: f(x, y).sum()), fh.grad(lambda x, y: sin(x, y).sum()))]:
         same(fh.export(g, example).module()(*example), oracle(*example))
 
@@ -543,8 +537,12 @@ def test_compiled(f):
 # torch.autograd.Function in captured bodies
 
 
+def in_body(f):
+    """The function in a body that is captured in every mode but plain."""
+    return lambda *args: fh.cond(torch.tensor(True), f, f, *args)
+
+
 class Function(torch.autograd.Function):
-    """For tests: what a subclass leaves out is as in torch."""
 
     generate_vmap_rule = True
 
@@ -577,7 +575,7 @@ class SinWithJvp(Function):
 def test_a_function_with_all_rules(run, name):
     """pytorch/pytorch 192985: Dynamo silently drops a custom jvp."""
     transform = {**TRANSFORMS, **FORWARD}[name]
-    f = lambda x, y: SinWithJvp.apply(x, y)
+    f = in_body(SinWithJvp.apply)
     same(run(transform(f), X, Y), transform(sin)(X, Y))
     if name != "value":
         same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
@@ -603,7 +601,7 @@ class ExpOfItself(Function):
 @while_capturing
 def test_a_function_whose_backward_calls_it(run):
     for order in (fh.grad, lambda f: fh.grad(fh.grad(f)), lambda f: fh.grad(fh.grad(fh.grad(f)))):
-        same(run(order(ExpOfItself.apply), X), order(ExpOfItself.apply)(X))
+        same(run(order(in_body(ExpOfItself.apply)), X), order(ExpOfItself.apply)(X))
 
 
 class Polynomial(Function):
@@ -643,10 +641,10 @@ class Endless(Function):
 
 @while_capturing
 def test_a_function_whose_backward_calls_it_with_other_arguments(run):
-    f = lambda x: Polynomial.apply(x, 3)
+    f = in_body(lambda x: Polynomial.apply(x, 3))
     same(run(fh.grad(f), X), 6 * X**2)
     same(run(fh.grad(fh.grad(f)), X), 24 * X)
-    g = lambda x: Endless.apply(x, 0)
+    g = in_body(lambda x: Endless.apply(x, 0))
     same(run(fh.grad(fh.grad(g)), X), 4 * torch.sin(X + 2))
     deep = functools.reduce(lambda f, _: fh.grad(f), range(6), g)
     with pytest.raises(fh.ArgumentTypeError, match="more than 4 times"):
@@ -674,6 +672,7 @@ class OldStyle(torch.autograd.Function):
 
 @while_capturing
 def test_an_old_style_function(run):
+    @in_body
     def f(x, y):
         out, label, extra = OldStyle.apply(x, {"scale": 7.0}, y)
         assert label == "label"
@@ -700,7 +699,7 @@ class WithVmap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, ct, other):
-        assert not other.any()
+        assert not other.requires_grad
         return 3 * ct * ctx.k, None
 
     @staticmethod
@@ -776,9 +775,9 @@ class Broadcast(Function):
 
 @while_capturing
 def test_gradients_that_are_none_or_broadcast(run):
-    f = lambda x, y: NoneGradients.apply(x, y)[0]
+    f = in_body(lambda x, y: NoneGradients.apply(x, y)[0])
     same(run(fh.grad(f, argnums=(0, 1)), X, Y), (f64(2.0), f64(0.0)))
-    same(run(fh.grad(lambda x: Broadcast.apply(x).sum()), X), f64(3.0))
+    same(run(fh.grad(in_body(lambda x: Broadcast.apply(x).sum())), X), f64(3.0))
 
 
 class NoBackward(Function):
@@ -817,5 +816,5 @@ class ClosingOver(Function):
 
 @while_capturing
 def test_a_function_that_closes_over_tensors(run):
-    same(run(fh.grad(ClosingOver.apply), X), f64(6.0))
+    same(run(fh.grad(in_body(ClosingOver.apply)), X), f64(6.0))
     same(run(fh.grad(lambda x: fh.scan(lambda c, _: (ClosingOver.apply(c), None), x, length=2)[0]), X), f64(36.0))

@@ -31,7 +31,7 @@ class _CustomRuleHop(Hop):
     def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
         if isinstance(static, Inlined):
             with _torch.autocast_off():
-                return static.bodies[0](*operands)
+                return tuple(map(Tensor.contiguous, static.bodies[0](*operands)))
         return super().__call__(static, *operands)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .call import FlatRule, marked_inputs
-from .rules import refuse_closed_over, refuse_missing
+from .refusal import closed_over, missing
 
 __all__ = ["call_in_python"]
 
@@ -70,7 +70,7 @@ class _Call:
         return outs
 
     def missing(self, _: Tensors, __: Tensors) -> Sequence[Tensor | None]:
-        raise refuse_missing(self.rule.name, "it has no reverse-mode derivative", self.rule.reverse_remedy)
+        raise missing(self.rule.name, "it has no reverse-mode derivative", self.rule.reverse_remedy).exception()
 
     def gradients(self, inputs: Tensors, residuals: Tensors, cotangents: Tensors) -> list[Tensor | None]:
         cts = [ct for ct, d in zip(cotangents, self.differentiable) if d]
@@ -128,7 +128,7 @@ class _Guard(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, ct: Tensor) -> Any:
-        raise refuse_closed_over(ctx.name, "tensor that requires gradients")
+        raise closed_over(ctx.name, "tensor that requires gradients").exception()
 
 
 class _RandomState:

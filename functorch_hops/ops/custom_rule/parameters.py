@@ -79,10 +79,6 @@ class Rule(StaticParameters):
         """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
         raise NotImplementedError
 
-    def reached(self, sources: Mask, by: str) -> Mask:
-        """Which outputs the marked operands reach, in the function or in what a derivative computes for it."""
-        raise NotImplementedError
-
 
 class CustomRule(Rule):
     """As captured: ``bodies`` are the function, then ``operands -> outputs, residuals`` and ``residuals, operands,
@@ -120,18 +116,6 @@ class CustomRule(Rule):
             return self.derive("tangent", lambda: _tangent_of(self))
         return None
 
-    def reached(self, sources: Mask, by: str) -> Mask:
-        layout, n_outputs = self.layout, self["n_outputs"]
-        found = self.bodies[0].reached(sources, by=by)
-        if layout.has_backward:
-            of_forward = self.bodies[1].reached(sources, by=by)[:n_outputs]
-            found = tuple(a or b for a, b in zip(found, of_forward))
-        if layout.has_tangent:
-            extended = (*sources, *(False,) * count(layout.marked))
-            of_tangent = self.bodies[-1].reached(extended, by=by)[:n_outputs]
-            found = tuple(a or b for a, b in zip(found, of_tangent))
-        return found
-
 
 class Recursion(StaticParameters):
     """A call of a rule inside its own graphs (see NOTE [Recursion]); ``bodies`` is the function alone."""
@@ -150,8 +134,21 @@ class Batched(Rule):
     def random(self) -> bool:
         return self["of"].random  # type: ignore[no-any-return]
 
-    def _batched(self, body: Subgraph, mapped: Mask, out: Mask) -> tuple[Subgraph, Mask]:
-        return batched(body, mapped, self["size"], self["randomness"], out)
+    def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
+        """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""
+        out = self["out"]
+        graph, found = batched(body, mapped, self["size"], self["randomness"], (*out, *rest))
+        if found[: len(out)] == out:
+            return graph, found
+
+        def run(*args: Tensor) -> list[Tensor]:
+            """All lanes have the same value where the function's outputs have no lanes."""
+            values = graph(*args)
+            shared = [v.select(0, 0) if f and not o else v for v, f, o in zip(values, found, out)]
+            return [*shared, *values[len(out) :]]
+
+        key = ("shared outputs", out)
+        return graph.derive(key, lambda: rewritten(run, graph.inputs, "vmap")), (*out, *found[len(out) :])
 
     def reverse(self, active: Mask) -> Reverse | None:
         return self.derive(("reverse", active), lambda: self._reverse(active))
@@ -162,10 +159,11 @@ class Batched(Rule):
             return None
         mapped, n = self["mapped"], self["n_outputs"]
         n_residuals = len(inner.forward.outputs) - n
-        forward, out = self._batched(inner.forward, mapped, (*self["out"], *(False,) * n_residuals))
+        forward, out = self._batched(inner.forward, mapped, (False,) * n_residuals)
         cotangents = (True,) * count(self.layout.differentiable)
         everywhere = (True,) * len(inner.backward.outputs)
-        backward, _ = self._batched(inner.backward, (*out[n:], *mapped, *cotangents), everywhere)
+        over = (*out[n:], *mapped, *cotangents)
+        backward, _ = batched(inner.backward, over, self["size"], self["randomness"], everywhere)
         shared = [not m for m, g in zip(mapped, inner.gradients) if g]
         return Reverse(forward, _summed(backward, shared), inner.gradients)
 
@@ -178,11 +176,7 @@ class Batched(Rule):
             return None
         mapped, layout = self["mapped"], self.layout
         tangents = tuple(m for m, marked in zip(mapped, layout.marked) if marked)
-        out = (*self["out"], *(True,) * count(layout.differentiable))
-        return self._batched(inner, (*mapped, *tangents), out)[0]
-
-    def reached(self, sources: Mask, by: str) -> Mask:
-        return self["of"].reached(sources, by)  # type: ignore[no-any-return]
+        return self._batched(inner, (*mapped, *tangents), (True,) * count(layout.differentiable))[0]
 
 
 def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:

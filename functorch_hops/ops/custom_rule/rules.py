@@ -4,9 +4,6 @@ NOTE [Derivatives are ordinary code] At the level that differentiates it, the ca
 gradient is the backward graph; or, in forward mode, by its tangent graph. Every level below differentiates these as it
 does any code: so the second derivative is that of the rule, residuals included, as in JAX. (jax
 ``custom_derivatives.py``; Radul et al., "You only linearize once", 2023.)
-
-NOTE [What is missing is missed late] functorch prepares each backward pass for being differentiated again. So an
-operation without reverse mode, or a differentiated closed-over value, is an error where a cotangent arrives, not before.
 """
 
 from __future__ import annotations
@@ -22,8 +19,9 @@ from ...capture.derive import batched
 from ...capture.liveness import Pruned
 from ...capture.partition import backward_operands, partition
 from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
-from ...errors import ArgumentTypeError, ArgumentValueError, CaptureError, message
+from ...errors import CaptureError, message
 from .parameters import Batched, Recursion, Rule
+from .refusal import Refusal, closed_over, missing, refused
 
 __all__ = [
     "Inlined",
@@ -35,8 +33,6 @@ __all__ = [
     "custom_rule_prune",
     "custom_rule_pullback",
     "custom_rule_run",
-    "refuse_closed_over",
-    "refuse_missing",
 ]
 
 
@@ -91,9 +87,11 @@ def custom_rule_pullback(
     layout = rule.layout
     cts = [_filled(ct, meta) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
-    if reverse is None:
-        raise refuse_missing(layout.name, *layout.missing_reverse)
-    _check_closed_over(rule, active, "gradient")
+    refusal = missing(layout.name, *layout.missing_reverse) if reverse is None else _closed_over(rule, active, "gradient")
+    if reverse is None or refusal is not None:
+        asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
+        refused_grads = iter(refused(refusal, asking, cts))
+        return [next(refused_grads) if a else None for a in active]
     with _torch.autocast_off():
         grads = iter(reverse.backward(*residuals, *operands, *cts))
     return [next(grads) if g else None for g in reverse.gradients]
@@ -143,20 +141,25 @@ def _filled(ct: Tensor | None, meta: TensorMeta) -> Tensor:
 def custom_rule_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    rule = _require_rule(static)
-    layout = rule.layout
-    _check_closed_over(rule, tuple(t is not None for t in tangents), "tangent")
-    if not any(t is not None and m for t, m in zip(tangents, layout.marked)):
-        from . import custom_rule_op
+    from . import custom_rule_op
 
-        return custom_rule_op(rule, *primals), [None] * rule["n_outputs"]
+    rule = _require_rule(static)
+    layout, n = rule.layout, rule["n_outputs"]
+    is_moving = tuple(t is not None for t in tangents)
+    refusal = _closed_over(rule, is_moving, "tangent")
+    if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and refusal is None:
+        return custom_rule_op(rule, *primals), [None] * n
     graph = rule.tangent()
-    if graph is None:
-        raise refuse_missing(layout.name, *layout.missing_tangent)
+    if graph is None and refusal is None:
+        refusal = missing(layout.name, *layout.missing_tangent)
+    if graph is None or refusal is not None:
+        assert refusal is not None
+        metas = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+        moving = iter(refused(refusal, metas, [t for t in tangents if t is not None]))
+        return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
     given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
     with _torch.autocast_off():
-        outs = graph(*primals, *given)
-    n = rule["n_outputs"]
+        outs = [x.contiguous() for x in graph(*primals, *given)]
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if d else None for d in layout.differentiable]
 
@@ -173,8 +176,8 @@ def custom_rule_batch(
         return rule.layout.vmap(operands, mapped, size, randomness)  # type: ignore[no-any-return]
     else:
         # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
-        reached = rule.reached(mapped, "lane" if randomness == "different" else "value")
-        out = tuple(r or d for r, d in zip(reached, rule.layout.differentiable))
+        reached = static.bodies[0].reached(mapped, by="lane" if randomness == "different" else "value")
+        out = tuple(r or d or size == 0 for r, d in zip(reached, rule.layout.differentiable))
     body, out = batched(static.bodies[0], mapped, size, randomness, out)
     attributes = {"mapped": mapped, "size": size, "randomness": randomness, "out": out}
     new = Batched("custom_rule", [body], of=static, n_outputs=static["n_outputs"], **attributes)
@@ -206,29 +209,13 @@ def _require_rule(static: StaticParameters) -> Rule:
     return rule
 
 
-def _check_closed_over(rule: Rule, active: Mask, by: str) -> None:
-    """Refuse a derivative that the rule knows nothing of."""
+def _closed_over(rule: Rule, active: Mask, by: str) -> Refusal | None:
+    """Why there is no derivative, where a closed-over value is differentiated."""
     layout = rule.layout
-    closed_over = tuple(a and i >= layout.n_inputs for i, a in enumerate(active))
-    if layout.constant_closure or not any(closed_over):
-        return
-    if any(r and d for r, d in zip(rule.bodies[0].reached(closed_over, by=by), layout.differentiable)):
-        place = closed_over.index(True)
-        raise refuse_closed_over(layout.name, str(rule.bodies[0].inputs[place]))
-
-
-def refuse_missing(name: str, problem: str, remedy: str) -> ArgumentTypeError:
-    return ArgumentTypeError(message(name, problem, remedy=remedy))
-
-
-def refuse_closed_over(name: str, what: str) -> ArgumentValueError:
-    return ArgumentValueError(
-        message(
-            name,
-            "differentiated with respect to a value that the function closes over, of which its rule says nothing",
-            got=f"a closed-over {what}",
-            remedy="pass the value as an argument, or detach() it where the function reads it",
-        )
-    )
-
-
+    values = tuple(a and i >= layout.n_inputs for i, a in enumerate(active))
+    if layout.constant_closure or not any(values):
+        return None
+    reached = rule.bodies[0].reached(values, by=by)
+    if not any(r and d for r, d in zip(reached, layout.differentiable)):
+        return None
+    return closed_over(layout.name, str(rule.bodies[0].inputs[values.index(True)]))
