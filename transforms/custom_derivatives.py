@@ -120,6 +120,7 @@ class custom_vjp(_CustomFunction):  # noqa: N801 - a decorator
     """
 
     operation = "custom_vjp"
+    __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
     def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
@@ -184,6 +185,7 @@ class custom_jvp(_CustomFunction):  # noqa: N801 - a decorator
     """
 
     operation = "custom_jvp"
+    __environment__ = ("fun", "rule", "nondiff_argnums")
 
     def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
