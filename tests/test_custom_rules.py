@@ -341,6 +341,23 @@ def test_one_rule_per_argument(run):
 
 
 @every_mode
+def test_a_linear_function_whose_rule_is_itself(run):
+    """The rule calls the function on the tangents (JAX has the same case, in a scan)."""
+    f = fh.custom_jvp(lambda x: -x)
+    f.defjvp(lambda primals, tangents: (f(*primals), f(tangents[0]) + 0 * f(2 * tangents[0])))
+    loop = lambda x: fh.scan(lambda c, _: (f(c) * c, None), x, length=2)[0]
+    oracle = lambda x: -((-x * x) ** 2)
+    for g, expected in [(f, torch.neg), (loop, oracle)]:
+        for order in (fh.grad, fh.jacfwd, lambda f: fh.grad(fh.grad(f)), fh.hessian, lambda f: fh.jacrev(fh.jacfwd(f))):
+            same(run(order(g), X), order(expected)(X))
+        same(run(fh.vmap(fh.grad(g)), f64(1.0, 2.0)), fh.vmap(fh.grad(expected))(f64(1.0, 2.0)))
+    if run is not jitted:
+        x = X.clone().requires_grad_()
+        (first,) = torch.autograd.grad(run(loop, x), x, create_graph=True)
+        same((first.detach(), *torch.autograd.grad(first, x)), (-4 * X**3, -12 * X**2))
+
+
+@every_mode
 def test_lists_and_numbers_as_gradients(run):
     f = fh.custom_vjp(lambda x, y: x * y)
     f.defvjp(lambda x, y: (f(x, y), None), lambda res, ct: [ct * 2, 5.0])

@@ -269,6 +269,7 @@ class _LinearSolve(_Implicit):
         super().__init__(equation, solve)
         self.back, self.symmetric, self.names = back, symmetric, names
         self.has_backward = back is not None
+        self.transposes_tangent = False
         self.identity = ("custom_linear_solve", equation.body, id(solve), id(back), names)
 
     def transposed(self) -> _LinearSolve:

@@ -25,7 +25,8 @@ class FlatRule:
     """A function of tensors with its derivatives, as Python functions; trees are the business of subclasses.
 
     ``identity``: a tuple that tells this function from others where its derivatives call it again. It begins with the
-    function, whatever its arguments; the metadata of the inputs are no part of it. ``constant_closure``: what the
+    function, whatever its arguments; the metadata of the inputs are no part of it. ``transposes_tangent``: without a
+    ``backward``, reverse mode is the transpose of ``tangent``. ``constant_closure``: what the
     function closes over counts as constant; else it is an error to differentiate it. ``vmap``: a batching rule,
     ``(operands, mapped, size, randomness) -> (outputs, mapped outputs)``.
     """
@@ -34,6 +35,7 @@ class FlatRule:
     identity: tuple[Hashable, ...]
     has_backward = False
     has_tangent = False
+    transposes_tangent = True
     constant_closure = False
     reverse_remedy = "use forward mode"
     forward_remedy = "use reverse mode"
@@ -230,5 +232,6 @@ class _CapturedCall:
             constant_closure=rule.constant_closure,
             missing_reverse=deep if is_deep else ("it has no reverse-mode derivative", rule.reverse_remedy),
             missing_tangent=deep if is_deep else ("it has no forward-mode derivative", rule.forward_remedy),
+            transposes_tangent=rule.transposes_tangent and rule.has_tangent and not rule.has_backward and not is_deep,
             vmap=rule.vmap,
         )

@@ -7,7 +7,8 @@ The first derivative costs one run of the rule, whose residuals are stored. Wher
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ Tensors = Sequence[Tensor]
 
 
 def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
+    if any(identity == rule.identity and _depend_on(inputs, zeros) for identity, zeros in _active.linear):
+        return rule.primal(*inputs)
     marked = marked_inputs(inputs)
     needed = tuple(m and x.requires_grad for m, x in zip(marked, inputs))
     if not (torch.is_grad_enabled() and any(needed)):
@@ -45,7 +48,7 @@ class _Call:
         if rule.has_backward:
             outs, residuals = rule.forward(*inputs)
             self.pull = rule.backward
-        elif rule.has_tangent:
+        elif rule.has_tangent and rule.transposes_tangent:
             outs, residuals = self.linear(inputs), []
         else:
             outs, residuals = rule.primal(*inputs), []
@@ -58,7 +61,8 @@ class _Call:
         """The rule's tangents are linear in the given ones: their gradient at zero is that everywhere."""
         with torch.enable_grad():
             zeros = [torch.zeros_like(x, requires_grad=n) for x, m, n in zip(inputs, self.marked, self.needed) if m]
-            outs, tangents = self.rule.tangent(inputs, zeros)
+            with _linear_in(self.rule, zeros):
+                outs, tangents = self.rule.tangent(inputs, zeros)
 
         def pull(_: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
             pairs = [(t, ct) for t, ct in zip(tangents, cotangents) if t.requires_grad]
@@ -83,6 +87,41 @@ class _Call:
             grads = again.pull(residuals, cts)
         given = iter(grads)
         return [next(given) if m else None for m in self.marked]
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.linear: list[tuple[tuple[Hashable, ...], Tensors]] = []
+
+
+_active = _Active()
+
+
+@contextlib.contextmanager
+def _linear_in(rule: FlatRule, tangents: Tensors) -> Iterator[None]:
+    """A rule may call its own function on its tangents, which says that it is linear: it is differentiated as it is."""
+    _active.linear.append((rule.identity, tangents))
+    try:
+        yield
+    finally:
+        _active.linear.pop()
+
+
+def _depend_on(tensors: Tensors, sources: Tensors) -> bool:
+    """Whether autograd leads from some of the tensors back to a source, a leaf."""
+    if any(t is s for t in tensors for s in sources if s.requires_grad):
+        return True
+    leaves = {id(s) for s in sources}
+    todo, seen = [t.grad_fn for t in tensors if t.grad_fn is not None], set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in leaves:
+            return True
+        todo += [below for below, _ in node.next_functions if below is not None]
+    return False
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]], moving: Tensors) -> Sequence[Tensor | None]:

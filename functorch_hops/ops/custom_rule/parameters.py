@@ -11,7 +11,7 @@ batched rule again: :class:`Batched` remembers what to do, and batches a graph w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from ...capture.derive import batched, joint, rewritten
 from ...capture.partition import partition
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta, count
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, count, is_differentiable
 
 __all__ = ["Batched", "CustomRule", "Layout", "Recursion", "Reverse", "Rule"]
 
@@ -44,7 +44,8 @@ class Layout:
     for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
     ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over counts as
     constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say where a
-    derivative is asked for that there is not. ``transposes_backward``: forward mode is made of reverse mode. ``vmap``: a batching rule of the user's.
+    derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
+    ``transposes_backward`` the other way round. ``is_ordinary``: the function is differentiated as it is. ``vmap``: a batching rule of the user's.
     """
 
     name: str
@@ -57,8 +58,10 @@ class Layout:
     constant_closure: bool
     missing_reverse: tuple[str, str]
     missing_tangent: tuple[str, str]
+    transposes_tangent: bool
     vmap: Any = None
     transposes_backward: bool = False
+    is_ordinary: bool = False
 
     def mark_operands(self, inputs: Mask, n_operands: int) -> Mask:
         return (*inputs, *(False,) * (n_operands - self.n_inputs))
@@ -90,24 +93,28 @@ class CustomRule(Rule):
         return self["layout"]  # type: ignore[no-any-return]
 
     def unfolded(self, body: Subgraph) -> Subgraph:
-        """A graph of this rule, closed (see NOTE [Recursion])."""
-        return _substituted(body, self["binder"], self.derive("inside itself", self._inside_itself))
+        """A graph of this rule, closed (see NOTE [Recursion]); forward mode may meet the rule in it."""
+        return _substituted(body, self["binder"], self.variant(transposes_backward=self.layout.has_backward))
 
-    def _inside_itself(self) -> CustomRule:
-        """This rule in its own graphs, which forward mode may meet: as the forward mode of a gradient, say."""
-        layout = replace(self.layout, transposes_backward=self.layout.has_backward)
-        return self if layout == self.layout else CustomRule(self.hop, self.bodies, **{**self.attributes, "layout": layout})
+    def variant(self, **changes: Any) -> CustomRule:
+        """This rule with another layout."""
+        layout = replace(self.layout, **changes)
+        if layout == self.layout:
+            return self
+        make = lambda: CustomRule(self.hop, self.bodies, **{**self.attributes, "layout": layout})
+        return self.derive(("variant", layout), make)
 
     def reverse(self, active: Mask) -> Reverse | None:
         return self.derive(("reverse", active), lambda: self._reverse(active))
 
     def _reverse(self, active: Mask) -> Reverse | None:
         layout, n = self.layout, len(self.bodies[0].inputs)
+        if layout.is_ordinary:
+            return _ordinary(self.bodies[0], active)
         if layout.has_backward:
             forward, backward = (self.unfolded(body) for body in self.bodies[1:3])
             return Reverse(forward, backward, layout.mark_operands(layout.gradients, n))
-        tangent = self.tangent()
-        return None if tangent is None else _transposed(tangent, layout, active)
+        return _transposed(self, active) if layout.transposes_tangent else None
 
     def tangent(self) -> Subgraph | None:
         if self.layout.has_tangent:
@@ -179,8 +186,14 @@ class Batched(Rule):
         return self._batched(inner, (*mapped, *tangents), (True,) * count(layout.differentiable))[0]
 
 
-def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:
-    """The reverse mode of a forward-mode rule: its tangents are linear in the given ones, wherever those are."""
+def _transposed(rule: CustomRule, active: Mask) -> Reverse:
+    """The reverse mode of a forward-mode rule: its tangents are linear in the given ones, wherever those are.
+
+    A function that is linear itself has a rule that calls it on the tangents; there it is differentiated as it is.
+    """
+    layout, binder = rule.layout, rule["binder"]
+    ordinary = rule.variant(is_ordinary=True)
+    tangent = _substituted(rule.bodies[-1], binder, ordinary)
     n, n_outputs = len(active), len(layout.differentiable)
     moving = [a for a, m in zip(active, layout.marked) if m]
     metas = tangent.inputs
@@ -194,8 +207,7 @@ def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:
     body = rewritten(linear, linear_inputs, "vjp")
     sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
     reached = body.reached(sources, by="gradient")
-    cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
-    part = partition(body, sources, cotangents)
+    part = partition(body, sources, (*(False,) * n_outputs, *reached[n_outputs:]))
 
     def everything(operands: Sequence[Tensor]) -> list[Tensor]:
         return [*operands, *(meta.zeros() for meta in linear_inputs[n:])]
@@ -212,11 +224,33 @@ def _transposed(tangent: Subgraph, layout: Layout, active: Mask) -> Reverse:
         return part.backward(*args[:n_residuals], *(x for x, k in zip(operands, part.kept) if k), *cts)
 
     cts = [meta for meta, d in zip(tangent.outputs, layout.differentiable) if d]
-    return Reverse(
-        forward=rewritten(forward, metas[:n], "vjp"),
-        backward=rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
-        gradients=tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active)),
+    graphs = (
+        rewritten(forward, metas[:n], "vjp"),
+        rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
     )
+    key = ordinary.key()
+    restore = lambda static: rule if isinstance(static, CustomRule) and static.key() == key else None
+    forward_graph, backward_graph = (_replaced(graph, restore) for graph in graphs)
+    gradients = tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active))
+    return Reverse(forward_graph, backward_graph, gradients)
+
+
+def _ordinary(function: Subgraph, active: Mask) -> Reverse:
+    """The reverse mode of the function's own operators."""
+    reached = function.reached(active, by="gradient")
+    part = partition(function, active, reached)
+    n, n_residuals = len(active), len(part.residuals)
+
+    def backward(*args: Tensor) -> Sequence[Tensor]:
+        operands, cts = args[n_residuals : n_residuals + n], args[n_residuals + n :]
+        given = [ct for ct, r in zip(cts, differentiable_reached) if r]
+        return part.backward(*args[:n_residuals], *(x for x, k in zip(operands, part.kept) if k), *given)
+
+    differentiable = [is_differentiable(meta.dtype) for meta in function.outputs]
+    differentiable_reached = [r for r, d in zip(reached, differentiable) if d]
+    cts = [meta for meta, d in zip(function.outputs, differentiable) if d]
+    inputs = [*part.residuals, *function.inputs, *cts]
+    return Reverse(part.forward, rewritten(backward, inputs, "vjp"), active)
 
 
 def _tangent_of(rule: CustomRule) -> Subgraph:
@@ -255,28 +289,38 @@ def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:
 
 def _substituted(body: Subgraph, binder: int, rule: CustomRule) -> Subgraph:
     """The graph with ``rule`` in the place of its name."""
-    root, changed = torch.nn.Module(), False
+
+    def change(static: StaticParameters) -> StaticParameters | None:
+        if isinstance(static, Recursion):
+            return rule if static["binder"] == binder else static
+        return static if isinstance(static, CustomRule) and static["binder"] == binder else None
+
+    return _replaced(body, change)
+
+
+def _replaced(body: Subgraph, change: Callable[[StaticParameters], StaticParameters | None]) -> Subgraph:
+    """The graph with other static parameters; where ``change`` gives None it goes on inside."""
+    root, is_new = torch.nn.Module(), False
     for node in body.module.graph.nodes:
         if node.op == "get_attr":
             value = getattr(body.module, str(node.target))
-            new = _renamed(value, binder, rule) if isinstance(value, StaticParameters) else value
+            new = _changed(value, change) if isinstance(value, StaticParameters) else value
             setattr(root, str(node.target), new)
-            changed = changed or new is not value
-    if not changed:
+            is_new = is_new or new is not value
+    if not is_new:
         return body
     graph = fx.Graph()
     graph.output(graph.graph_copy(body.module.graph, {}))
     return Subgraph.intern(fx.GraphModule(root, graph), body.inputs, body.outputs)
 
 
-def _renamed(static: StaticParameters, binder: int, rule: CustomRule) -> StaticParameters:
-    if isinstance(static, Recursion):
-        return rule if static["binder"] == binder else static
-    if isinstance(static, CustomRule) and static["binder"] == binder:
-        return static
+def _changed(
+    static: StaticParameters, change: Callable[[StaticParameters], StaticParameters | None]
+) -> StaticParameters:
+    new = change(static)
+    if new is not None:
+        return new
     if isinstance(static, Batched):
-        of = _renamed(static["of"], binder, rule)
+        of = _changed(static["of"], change)
         return static if of is static["of"] else Batched(static.hop, static.bodies, **{**static.attributes, "of": of})
-    return static.with_bodies(lambda body: _substituted(body, binder, rule))
-
-
+    return static.with_bodies(lambda body: _replaced(body, change))
