@@ -1,7 +1,7 @@
 """custom_vjp, custom_jvp, and torch.autograd.Function in captured bodies.
 
-Most rules here are wrong on purpose, three times the true derivative, so that one can see which rule ran: ``tripled`` of
-the function has the same value and derivatives. The cases follow JAX's tests of custom derivatives.
+Most rules here are wrong on purpose, three times the true derivative, so that one can see which rule ran: ``tripled``
+of the function has the same value and derivatives. The cases follow JAX's tests of custom derivatives.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def test_trees(run):
     def bwd(res, ct):
         assert ct["name"] == "out"
         assert not ct["n"].is_floating_point()
-        q, flag = res["pair"]
+        q, _ = res["pair"]
         return {"u": 3 * ct["y"] * q.a, "n": None}, Pair(3 * ct["y"] * res["p"]["u"], None), None
 
     f.defvjp(fwd, bwd)
@@ -560,7 +560,6 @@ def in_body(f):
 
 
 class Function(torch.autograd.Function):
-
     generate_vmap_rule = True
 
 
@@ -680,7 +679,7 @@ class OldStyle(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, ct, label, extra):
-        x, out, none = ctx.saved_tensors
+        _, out, none = ctx.saved_tensors
         assert none is None
         assert label is None
         assert ctx.needs_input_grad == (True, False, True)

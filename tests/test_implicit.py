@@ -155,7 +155,10 @@ def test_a_root_over_trees(run):
     loss = lambda f: lambda p: (f(p)["u"] ** 2).sum() * f(p)["n"][0]
     same(run(root, p), oracle(p))
     same(run(fh.grad(loss(root)), p), fh.grad(loss(oracle))(p))
-    same(run(fh.grad(lambda p: fh.grad(loss(root))(p)["scale"]), p), fh.grad(lambda p: fh.grad(loss(oracle))(p)["scale"])(p))
+    same(
+        run(fh.grad(lambda p: fh.grad(loss(root))(p)["scale"]), p),
+        fh.grad(lambda p: fh.grad(loss(oracle))(p)["scale"])(p),
+    )
 
 
 @every_mode

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
 
 import optree
 import torch
@@ -37,7 +37,7 @@ class _CustomFunction:
 
     def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
-        functools.update_wrapper(self, fun, updated=())
+        functools.update_wrapper(cast(Any, self), fun, updated=())
         self.fun = fun
         self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
 
@@ -71,7 +71,7 @@ class _CustomFunction:
     __name__: str
 
 
-class custom_vjp(_CustomFunction):  # noqa: N801 - a decorator
+class custom_vjp(_CustomFunction):
     """A function with a reverse-mode derivative of its own.
 
     ::
@@ -86,9 +86,9 @@ class custom_vjp(_CustomFunction):  # noqa: N801 - a decorator
             forward = staticmethod(fun)
             backward = staticmethod(lambda ctx, ct: bwd(ctx.residuals, ct))
 
-    except that residuals are differentiated as `fwd` computes them, and with everything that ``F`` lacks: trees, closures,
-    every transform. The rule holds for derivatives of any order; the second one differentiates `fwd` (its residuals) and
-    `bwd`, which should therefore call `fun` for its value.
+    except that residuals are differentiated as `fwd` computes them, and with everything that ``F`` lacks: trees,
+    closures, every transform. The rule holds for derivatives of any order; the second one differentiates `fwd` (its
+    residuals) and `bwd`, which should therefore call `fun` for its value.
 
     Arguments:
         fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
@@ -96,17 +96,18 @@ class custom_vjp(_CustomFunction):  # noqa: N801 - a decorator
         nondiff_argnums: positions of arguments without derivatives, such as functions. `bwd` gets them first:
             ``bwd(*nondiff, residuals, ct)``.
 
-    ``defvjp(fwd, bwd)`` sets the rule. `fwd` takes the arguments of `fun` and returns its output and any tree of residuals.
-    `bwd` takes the residuals and a cotangent like the output (zeros for an integer leaf), and returns a tuple with one
-    entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree, stands for zero.
+    ``defvjp(fwd, bwd)`` sets the rule. `fwd` takes the arguments of `fun` and returns its output and any tree of
+    residuals. `bwd` takes the residuals and a cotangent like the output (zeros for an integer leaf), and returns a
+    tuple with one entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree,
+    stands for zero.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; forward mode is asked for.
         TreeMismatchError, MetadataMismatchError: the results of `fwd` or `bwd` do not fit output or arguments.
         ArgumentValueError: a derivative with respect to a closed-over value is asked for.
 
-    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, each call traces `fun`, `fwd` and
-    `bwd` once. ``create_graph`` in plain eager runs `fwd` a second time.
+    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, each call traces `fun`, `fwd`
+    and `bwd` once. ``create_graph`` in plain eager runs `fwd` a second time.
 
     Source: ``jax.custom_vjp``; asked for in pytorch/pytorch 87222.
 
@@ -139,7 +140,7 @@ class custom_vjp(_CustomFunction):  # noqa: N801 - a decorator
         return _VjpCall(self, self._positional(args, kwargs)).result()
 
 
-class custom_jvp(_CustomFunction):  # noqa: N801 - a decorator
+class custom_jvp(_CustomFunction):
     """A function with a forward-mode derivative of its own, from which reverse mode follows.
 
     ::
@@ -147,8 +148,8 @@ class custom_jvp(_CustomFunction):  # noqa: N801 - a decorator
         custom_jvp : ((a, ...) -> b) -> ((a, ...) -> b)
         rule : ((a, ...), (a, ...)) -> (b, b)
 
-    Equivalent, in value, to `fun`; its ``jvp`` is ``rule(primals, tangents)``, and its ``vjp`` the transpose of that, which
-    is linear in the tangents.
+    Equivalent, in value, to `fun`; its ``jvp`` is ``rule(primals, tangents)``, and its ``vjp`` the transpose of that,
+    which is linear in the tangents.
 
     Arguments:
         fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
@@ -157,10 +158,10 @@ class custom_jvp(_CustomFunction):  # noqa: N801 - a decorator
             ``rule(*nondiff, primals, tangents)``.
 
     ``defjvp(rule)`` sets the rule and returns it. It takes two tuples, with the (differentiable) arguments and their
-    tangents, and returns the output and its tangent: trees of the same structure, in which a tangent may be None for zero. It
-    should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor has a
-    tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) -> tangent_out`` per
-    argument, or None.
+    tangents, and returns the output and its tangent: trees of the same structure, in which a tangent may be None for
+    zero. It should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor
+    has a tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) ->
+    tangent_out`` per argument, or None.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule.
@@ -264,7 +265,7 @@ class _Call(FlatRule):
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
-        return pytree.unflatten(self.spec, leaves)  # type: ignore[no-any-return]
+        return pytree.unflatten(self.spec, leaves)
 
     def arguments(self, tensors: Tensors) -> list[Any]:
         merged: list[Any] = self.function._merged(self.nondiff, self.others(tensors))
@@ -375,14 +376,14 @@ def _no_tangent(leaf: Any) -> Any:
 
 
 def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: str) -> list[Any]:
-    """The leaves of a tree of derivatives, one for each leaf of what it belongs to; None stands for a subtree of zeros."""
+    """The leaves of a tree of derivatives like ``spec``, in which None may stand for a subtree of zeros."""
     if tree is None:
         return [None] * spec.num_leaves
-    if spec.is_leaf():
+    found = pytree.flatten(tree)[1]
+    if spec.is_leaf() and found.is_leaf():
         return [tree]
-    _, found = pytree.flatten(tree)  # so that optree knows its types
-    children = [] if found.is_leaf() else optree.tree_flatten_one_level(tree, namespace=pytree.NAMESPACE)[0]
-    if found.type is not spec.type or len(children) != spec.num_children or found.entries() != spec.entries():
+    same = found.type is spec.type and found.entries() == spec.entries()
+    if not same or found.is_leaf() != spec.is_leaf():
         text = message(
             operation,
             "the tree of derivatives does not fit",
@@ -392,6 +393,7 @@ def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: 
             got=pytree.describe(found),
         )
         raise TreeMismatchError(text)
+    children = optree.tree_flatten_one_level(tree, namespace=pytree.NAMESPACE)[0]
     one_level = spec.one_level()
     paths = pytree.leaf_paths(one_level, path) if one_level is not None else []
     rows = zip(children, spec.children(), paths, strict=True)

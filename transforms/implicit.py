@@ -1,4 +1,4 @@
-"""custom_root and custom_linear_solve: derivatives of what is defined by an equation, not by the steps of its solver."""
+"""custom_root and custom_linear_solve: derivatives of what an equation defines, not of the steps of its solver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functorch_hops import _torch, pytree
 from functorch_hops.capture.derive import joint, rewritten, with_tangents
 from functorch_hops.capture.output import OutputSpec, numbers_as_tensors
 from functorch_hops.capture.speculate import speculate_subgraph
-from functorch_hops.capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from functorch_hops.capture.subgraph import Mask, Subgraph, is_differentiable
 from functorch_hops.capture.validate import check_agreement, check_callable, check_tensor_leaves
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule
@@ -32,30 +32,30 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
 
         custom_root : ((a -> a), a, ((a -> a), a) -> a, ((a -> a), a) -> a) -> a
 
-    Equivalent, in value, to ``solve(f, init)``. With ``f(x, p) = 0`` for what `f` closes over, ``dx = -(df/dx)^-1 (df/dp)
-    dp``: derivatives of any order flow to everything that `f` closes over, and none to `init`, nor to what only `solve`
-    closes over.
+    Equivalent, in value, to ``solve(f, init)``. With ``f(x, p) = 0`` for what `f` closes over, ``dx = -(df/dx)^-1
+    (df/dp) dp``: derivatives of any order flow to everything that `f` closes over, and none to `init`, nor to what
+    only `solve` closes over.
 
     Arguments:
         f: takes and returns trees like `init`; it may close over anything.
         init: where the search begins: floating-point or complex tensors.
         solve: ``solve(f, init)`` returns ``x``, like `init`, with ``f(x) = 0``. Its steps are not differentiated.
-        tangent_solve: ``tangent_solve(g, y)`` returns the ``x`` with ``g(x) = y``, where ``g`` is `f` linearised at the root.
-            It must be linear in ``y``, and is differentiated as any code: for a scalar ``lambda g, y: y / g(1.0)``, for
-            a vector ``lambda g, y: torch.linalg.solve(fh.jacfwd(g)(y), y)``, for anything iterative
+        tangent_solve: ``tangent_solve(g, y)`` returns the ``x`` with ``g(x) = y``, where ``g`` is `f` linearised at
+            the root. It must be linear in ``y``, and is differentiated as any code: for a scalar ``lambda g, y: y /
+            g(1.0)``, for a vector ``lambda g, y: torch.linalg.inv(fh.jacfwd(g)(y)) @ y``, for anything iterative
             ``custom_linear_solve``.
 
     Raises:
         TreeMismatchError, MetadataMismatchError: the results of `f`, `solve` or `tangent_solve` are not like `init`.
         ArgumentTypeError: something is not callable, or a leaf of `init` is an integer.
-        ArgumentValueError: `solve` did not converge. Without capture, and outside vmap, the root is looked at: it must be
-            finite, and better than `init` (half its residual, or a Newton step of less than 1 % of its size).
+        ArgumentValueError: `solve` did not converge. Without capture, and outside vmap, the root is looked at: it
+            must be finite, and better than `init` (half its residual, or a Newton step of less than 1 % of its size).
 
     Cost: of `solve`; a derivative costs one `tangent_solve`, whatever the number of steps, and no memory for them. `f`
     is traced once where derivatives may be asked for.
 
-    Source: ``jax.lax.custom_root``; Blondel et al. 2022, "Efficient and modular implicit differentiation"; the Jacobians
-    of implicit roots in metaopt/torchopt 223.
+    Source: ``jax.lax.custom_root``; Blondel et al. 2022, "Efficient and modular implicit differentiation"; the
+    Jacobians of implicit roots in metaopt/torchopt 223.
 
     >>> import torch, functorch_hops as fh
     >>> def sqrt(a):
@@ -179,7 +179,9 @@ class _Equation:
         return _flat(self.operation, self.tree, value, producer)
 
     def arguments(self, value: Any) -> list[Tensor]:
-        """What a solver passes to a function: a tree like the unknowns, in which numbers count as tensors of their kind."""
+        """What a solver passes to a function: a tree like the unknowns, in which numbers count as tensors of their
+        kind.
+        """
         leaves, spec = pytree.flatten(value)
         metas = self.tree.metas
         if spec == self.tree.spec:
@@ -321,7 +323,9 @@ def _check_convergence(rule: _Root, parameters: Tensors, init: Tensors, root: Te
         eps = max(torch.finfo(x.dtype).eps for x in root)
         if not step <= max(0.01 * max(_size(root), _size(init)), math.sqrt(eps)):
             expected = "a residual of less than half of that at init, or a Newton step of at most 1 %"
-            raise _not_converged("the residual is no smaller than at init", expected, f"{left:.3g}, a step of {step:.3g}")
+            raise _not_converged(
+                "the residual is no smaller than at init", expected, f"{left:.3g}, a step of {step:.3g}"
+            )
 
 
 def _size(tensors: Tensors) -> float:
@@ -331,6 +335,11 @@ def _size(tensors: Tensors) -> float:
 def _not_converged(problem: str, expected: str, got: object) -> ArgumentValueError:
     remedy = "let solve take more steps, begin nearer to the root, or see whether f has one"
     text = message(
-        "custom_root", f"solve did not converge: {problem}", parameter="solve", expected=expected, got=got, remedy=remedy
+        "custom_root",
+        f"solve did not converge: {problem}",
+        parameter="solve",
+        expected=expected,
+        got=got,
+        remedy=remedy,
     )
     return ArgumentValueError(text)

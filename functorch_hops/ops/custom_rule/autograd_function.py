@@ -91,7 +91,7 @@ class _Record:
 
 
 class _FunctionRule(FlatRule):
-    """One call of a Function: ``primal`` is its ``forward``, and emits what else the context holds after the outputs."""
+    """One call of a Function. ``primal`` is its ``forward``; what else the context holds follows the outputs."""
 
     def __init__(self, cls: Any, args: Sequence[Any]) -> None:
         self.cls, self.args = cls, args
@@ -195,6 +195,7 @@ class _FunctionRule(FlatRule):
             text = message(self.name, "too few gradients", parameter="backward", expected=expected, got=len(grads))
             raise TreeMismatchError(text)
         meta, grad = self.metas[i], grads[i]
+        assert meta is not None
         return grad if grad is None or tuple(grad.shape) == meta.shape else grad.sum_to_size(meta.shape)
 
     def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:

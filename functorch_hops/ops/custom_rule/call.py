@@ -41,7 +41,7 @@ class FlatRule:
     forward_remedy = "use reverse mode"
     vmap: Callable[..., Any] | None = None
     learned: Any = None
-    """What ``primal`` found out about its outputs. A call inside the derivatives gets it without a run of ``primal``."""
+    """What ``primal`` found out; a call inside the derivatives gets it without a run of ``primal``."""
 
     def primal(self, *inputs: Tensor) -> Tensors:
         """The outputs."""
@@ -162,7 +162,8 @@ class _CapturedCall:
 
         def forward(*inputs: Tensor) -> Tensors:
             outs, residuals = rule.forward(*inputs)
-            table, emitted = {id(x): i for i, x in enumerate(inputs)}, []
+            table = {id(x): i for i, x in enumerate(inputs)}
+            emitted: list[Tensor] = []
             for r in residuals:
                 if id(r) not in table:
                     table[id(r)] = n + len(emitted)
@@ -179,10 +180,10 @@ class _CapturedCall:
             return [g for g in given if g is not None]
 
         forward_graph = self.capture(forward, self.metas, "fwd")
-        emitted = forward_graph.body.outputs[n_outputs:]
-        n_emitted = len(emitted)
+        residuals = forward_graph.body.outputs[n_outputs:]
+        n_emitted = len(residuals)
         cts = [m for m, d in zip(self.function.body.outputs, self.differentiable) if d]
-        return [forward_graph, self.capture(backward, [*emitted, *self.metas, *cts], "bwd", len(cts))]
+        return [forward_graph, self.capture(backward, [*residuals, *self.metas, *cts], "bwd", len(cts))]
 
     def tangent_graph(self) -> list[_Graph]:
         rule, n = self.rule, len(self.metas)

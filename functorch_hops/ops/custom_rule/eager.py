@@ -129,9 +129,7 @@ def _products(pairs: Sequence[tuple[Tensor, Tensor]], moving: Tensors) -> Sequen
         return [None] * len(moving)
     tangents, cotangents = zip(*pairs)
     higher = torch.is_grad_enabled()
-    return torch.autograd.grad(
-        tangents, moving, cotangents, retain_graph=True, create_graph=higher, allow_unused=True
-    )
+    return torch.autograd.grad(tangents, moving, cotangents, retain_graph=True, create_graph=higher, allow_unused=True)
 
 
 class _Attached(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """The static parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
 
-NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its graphs
-would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a name for the rule around it (its
-``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` puts the rule itself
+NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its
+graphs would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a name for the rule around it
+(its ``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` puts the rule itself
 for its name. What has no name left in it is closed, and every graph that is handed out is.
 
 NOTE [Batching is lazy] For the same reason a batched rule is not made of batched graphs, which would have to hold the
@@ -42,10 +42,11 @@ class Layout:
 
     ``n_inputs``: the operands before the closed-over values. ``marked``: the inputs with tangents. ``gradients``: those
     for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
-    ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over counts as
-    constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say where a
-    derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
-    ``transposes_backward`` the other way round. ``is_ordinary``: the function is differentiated as it is. ``vmap``: a batching rule of the user's.
+    ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over
+    counts as constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say
+    where a derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
+    ``transposes_backward`` the other way round. ``is_ordinary``: the function is differentiated as it is. ``vmap``: a
+    batching rule of the user's.
     """
 
     name: str
@@ -90,7 +91,7 @@ class CustomRule(Rule):
 
     @property
     def layout(self) -> Layout:
-        return self["layout"]  # type: ignore[no-any-return]
+        return self["layout"]
 
     def unfolded(self, body: Subgraph) -> Subgraph:
         """A graph of this rule, closed (see NOTE [Recursion]); forward mode may meet the rule in it."""
@@ -135,11 +136,11 @@ class Batched(Rule):
 
     @property
     def layout(self) -> Layout:
-        return self["of"].layout  # type: ignore[no-any-return]
+        return self["of"].layout
 
     @property
     def random(self) -> bool:
-        return self["of"].random  # type: ignore[no-any-return]
+        return self["of"].random
 
     def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
         """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""

@@ -21,7 +21,7 @@ from ...capture.subgraph import Mask, StaticParameters, TensorMeta
 from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
 from ...hop import Hop, Rules
 
-__all__ = ["Refusal", "closed_over", "missing", "refused", "refusal_op"]
+__all__ = ["Refusal", "closed_over", "missing", "refusal_op", "refused"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def closed_over(name: str, what: str) -> Refusal:
 
 
 def refused(refusal: Refusal, outputs: Sequence[TensorMeta], asked: Sequence[Tensor]) -> Sequence[Tensor]:
-    """In place of derivatives like ``outputs``, for which ``asked`` asks (see NOTE [What is missing is missed late])."""
+    """In place of derivatives like ``outputs``, for which ``asked`` asks."""
     if current_capture() is None:
         raise refusal.exception()
     return refusal_op(_static(refusal, outputs), *asked)

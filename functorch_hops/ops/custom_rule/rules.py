@@ -1,8 +1,8 @@
 """The rules of a call with derivatives of its own.
 
-NOTE [Derivatives are ordinary code] At the level that differentiates it, the call is replaced by its forward graph, whose
-gradient is the backward graph; or, in forward mode, by its tangent graph. Every level below differentiates these as it
-does any code: so the second derivative is that of the rule, residuals included, as in JAX. (jax
+NOTE [Derivatives are ordinary code] At the level that differentiates it, the call is replaced by its forward graph,
+whose gradient is the backward graph; or, in forward mode, by its tangent graph. Every level below differentiates
+these as it does any code: so the second derivative is that of the rule, residuals included, as in JAX. (jax
 ``custom_derivatives.py``; Radul et al., "You only linearize once", 2023.)
 """
 
@@ -87,8 +87,11 @@ def custom_rule_pullback(
     layout = rule.layout
     cts = [_filled(ct, meta) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
-    refusal = missing(layout.name, *layout.missing_reverse) if reverse is None else _closed_over(rule, active, "gradient")
+    refusal = _closed_over(rule, active, "gradient")
+    if reverse is None:
+        refusal = refusal or missing(layout.name, *layout.missing_reverse)
     if reverse is None or refusal is not None:
+        assert refusal is not None
         asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
         refused_grads = iter(refused(refusal, asking, cts))
         return [next(refused_grads) if a else None for a in active]
@@ -115,7 +118,8 @@ def _second_pullback(
 ) -> Sequence[Tensor | None]:
     """A second derivative by plain autograd, whose cotangents arrive at the node of the first.
 
-    Those of the outputs are the first derivative's business, and take the rule; those of the residuals are the second's.
+    Those of the outputs are the first derivative's business, and take the rule; those of the residuals are the
+    second's.
     """
     rule, (graph,) = static["of"], static.bodies
     part, marked = _residual_partition(static, active)
@@ -173,7 +177,8 @@ def custom_rule_batch(
     if rule is None:
         out = (True,) * static["n_outputs"]
     elif rule.layout.vmap is not None:
-        return rule.layout.vmap(operands, mapped, size, randomness)  # type: ignore[no-any-return]
+        found: tuple[Sequence[Tensor], Mask] = rule.layout.vmap(operands, mapped, size, randomness)
+        return found
     else:
         # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
         reached = static.bodies[0].reached(mapped, by="lane" if randomness == "different" else "value")
