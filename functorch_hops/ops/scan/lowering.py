@@ -37,7 +37,8 @@ def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
         outs = body(*carry, *x[:n_xs], *rest)
         return tuple(o.contiguous() for o in (*(c.clone() for c in args[:k]), *outs))
 
-    inputs = _torch.unshared([c.contiguous() for c in (*idle, *init, *xs)])
+    # Closed-over values too: Inductor writes each carry into the buffer of the initial one.
+    inputs = _torch.unshared([*consts, *(c.contiguous() for c in (*idle, *init, *xs))])[len(consts) :]
     outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:]
     ys = [y.flip(0) for y in outs[n:]] if static["reverse"] else outs[n:]
     return [*outs[:n], *ys]
