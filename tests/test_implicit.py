@@ -93,8 +93,7 @@ def test_a_scalar_root(run, name):
     transform, oracle = ORDERS[name], lambda a: a ** (2 / 3)
     a = f64(2.0)
     same(run(transform(cube_root_of_square), a), transform(oracle)(a))
-    if name not in ("hessian", "jacfwd(jacfwd)"):
-        same(run(fh.vmap(transform(cube_root_of_square)), f64(0.5, 3.0)), fh.vmap(transform(oracle))(f64(0.5, 3.0)))
+    same(run(fh.vmap(transform(cube_root_of_square)), f64(0.5, 3.0)), fh.vmap(transform(oracle))(f64(0.5, 3.0)))
     if name != "value":
         same(transform(fh.jit(cube_root_of_square, backend="eager"))(a), transform(oracle)(a))
 

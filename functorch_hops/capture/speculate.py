@@ -422,6 +422,9 @@ class _Lifting(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_META = torch.device("meta")
+
+
 class _Effects(_torch.TorchDispatchMode):
     supports_higher_order_operators = True
 
@@ -433,12 +436,26 @@ class _Effects(_torch.TorchDispatchMode):
         kwargs = kwargs or {}
         if self.capture.is_quiet:
             return func(*args, **kwargs)
+        args = tuple(self._zero_tangent(a) for a in args)
+        if kwargs.get("device") == _META:
+            kwargs = {**kwargs, "device": self._device(args)}
         detached = not torch.is_grad_enabled()
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         return self._untracked(out) if detached else out
+
+    def _zero_tangent(self, x: Any) -> Any:
+        """torch's kernels see that a fake is on the meta device, and make zero tangents there, which are no fakes."""
+        if type(x) is not Tensor or x.device != _META:
+            return x
+        return torch.zeros(x.shape, dtype=x.dtype, device=self._device(()))
+
+    def _device(self, args: Sequence[Any]) -> torch.device:
+        """Where a value belongs that torch's kernels would put on the meta device."""
+        devices = [x.device for x in args if isinstance(x, Tensor)] + [meta.device for meta in self.capture.inputs]
+        return next((d for d in devices if d != _META), torch.device("cpu"))
 
     def _untracked(self, out: Any) -> Any:
         """What ran without gradients, as a value that reverse mode does not look behind."""
