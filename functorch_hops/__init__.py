@@ -21,6 +21,10 @@ from .ops.scan.api import scan
 from .ops.while_loop.api import fori_loop, while_loop
 from .transforms import (
     TensorSpec,
+    custom_jvp,
+    custom_linear_solve,
+    custom_root,
+    custom_vjp,
     eval_shape,
     export,
     grad,
@@ -53,6 +57,10 @@ __all__ = [
     "associative_scan",
     "checkpoint",
     "cond",
+    "custom_jvp",
+    "custom_linear_solve",
+    "custom_root",
+    "custom_vjp",
     "eager_capture",
     "eval_shape",
     "export",

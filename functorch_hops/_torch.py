@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, _functorch
 from torch._functorch import eager_transforms
+from torch._functorch.autograd_function import VmapInfo as _VmapInfo
 from torch._functorch.pyfunctorch import (
     dispatch_functorch,
     retrieve_current_functorch_interpreter,
@@ -33,7 +34,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.function import _SingleLevelFunction, once_differentiable
 from torch.fx.experimental.proxy_tensor import (
     ProxyTorchDispatchMode,
     PythonKeyTracer,
@@ -415,6 +416,17 @@ def _show_views_of_zeros() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
         _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")
+
+
+_ONCE_CODE = once_differentiable(lambda ctx: None).__code__
+VmapInfo = _VmapInfo
+"""What a ``vmap`` staticmethod gets of its transform."""
+
+
+def is_once_differentiable(backward: Any) -> bool:
+    """Whether a staticmethod was marked by torch's decorator of that name."""
+    code = getattr(backward, "__code__", None)
+    return code is _ONCE_CODE
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:

@@ -222,7 +222,8 @@ class _Call(_torch.SingleLevelFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        reached = _reached(ctx.augmented, ctx.active)
+        own, emitted = _reached(ctx.static, ctx.active), _reached(ctx.augmented, ctx.active)
+        reached = (*own, *emitted[len(own) :])
         ctx.mark_non_differentiable(*(o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]

@@ -26,6 +26,10 @@ CASES = {
         lambda x: fh.scan(lambda c, a: (fh.cond(c.sum() > 0, torch.sin, torch.cos, c) + a, c), x, XS),
         torch.ones(4),
     ),
+    "scan whose body closes over the initial carry": (
+        lambda x: fh.scan(lambda c, _: (torch.sin(c) * x, c), x, length=4),
+        torch.linspace(0, 1, 4),
+    ),
     "vmap of while": (fh.vmap(newton), torch.tensor([1.0, 4.0, 9.0])),
     "value and grad of scan": (fh.value_and_grad(lambda x: recurrence(x)[0].sum()), torch.ones(4)),
     "grad of unbounded while": (

@@ -273,3 +273,11 @@ def test_a_callable_backend_gets_native_operators():
     g = fh.jit(lambda x: fh.scan(lambda c, a: (c + a, c), x, torch.ones(5))[1], backend=backend)
     assert torch.equal(g(torch.tensor(0.0)), torch.arange(5.0))
     assert "scan" in seen
+
+
+@pytest.mark.parametrize("second", [fh.hessian, lambda f: fh.jacfwd(fh.jacfwd(f))], ids=["hessian", "jacfwd(jacfwd)"])
+def test_lanes_of_second_derivatives_of_a_difference(second):
+    """Forward mode makes the tangent of the first operand a zero, which is no fake tensor (and was on no device)."""
+    x, xs = torch.tensor(2.0), torch.tensor([0.5, 3.0])
+    for f in (lambda a: x**3 - a * a, lambda a: fh.cond(x > 0, lambda: x - a**3, lambda: a)):
+        assert torch.equal(jit(fh.vmap(second(f)))(xs), fh.vmap(second(f))(xs))

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import _torch
 from .sizes import size_key
 from .subgraph import Mask, Subgraph, TensorMeta
 
-__all__ = ["batched", "rewritten", "with_tangents"]
+__all__ = ["batched", "joint", "rearranged", "rewritten", "with_tangents"]
 
 
 def rewritten(function: Callable[..., Sequence[Tensor]], inputs: Sequence[TensorMeta], operation: str) -> Subgraph:
@@ -25,6 +25,25 @@ def rewritten(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor
     graph, lifted = speculate_subgraph(function, inputs, operation=operation, parameter="body", keep_autocast=False)
     assert not lifted, "a derived graph closes over nothing"
     return graph
+
+
+def rearranged(body: Subgraph, places: Sequence[int], inputs: Sequence[TensorMeta]) -> Subgraph:
+    """The same graph over other inputs, of which its own j-th is the one at ``places[j]``; it ignores the rest."""
+    if list(places) == list(range(len(inputs))):
+        return body
+    graph = fx.Graph()
+    placeholders = [graph.placeholder(f"arg{i}") for i in range(len(inputs))]
+    new: dict[fx.Node, fx.Node] = {}
+    own = iter(places)
+    for node in body.module.graph.nodes:
+        if node.op == "placeholder":
+            new[node] = placeholders[next(own)]
+            new[node].meta = dict(node.meta)
+        elif node.op == "output":
+            graph.output(tuple(new[n] for n in body.output_nodes()))
+        else:
+            new[node] = graph.node_copy(node, new.__getitem__)
+    return Subgraph.intern(fx.GraphModule(body.module, graph), inputs, body.outputs)
 
 
 def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask | None = None) -> tuple[Subgraph, Mask]:

@@ -146,11 +146,14 @@ class StaticParameters(_Deriving):
         return (
             self
             if all(a is b for a, b in zip(bodies, self.bodies))
-            else StaticParameters(self.hop, bodies, **self.attributes)
+            else type(self)(self.hop, bodies, **self.attributes)
         )
 
     def key(self) -> Hashable:
-        return self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(self.attributes.items()))
+        attributes = [
+            (n, v.key() if isinstance(v, StaticParameters) else size_key(v)) for n, v in self.attributes.items()
+        ]
+        return type(self), self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(attributes))
 
     @property
     def random(self) -> bool:

@@ -31,15 +31,19 @@ class Operation:
     program: Program
     oracle: Program
     decision: Callable[[Weights, Tensor], Any] | None = None
+    refused: tuple[str, ...] = ()
+    """The contexts that are an error."""
 
 
 OPERATIONS: dict[str, Operation] = {}
 
 
-def operation(name: str, public: str, *, oracle: Program, decision: Any = None) -> Callable[[Program], Program]:
+def operation(
+    name: str, public: str, *, oracle: Program, decision: Any = None, refused: tuple[str, ...] = ()
+) -> Callable[[Program], Program]:
     def register(program: Program) -> Program:
         assert name not in OPERATIONS
-        OPERATIONS[name] = Operation(name, public, program, oracle, decision)
+        OPERATIONS[name] = Operation(name, public, program, oracle, decision, refused)
         return program
 
     return register
@@ -393,6 +397,119 @@ def _checkpoint(p: Weights, x: Tensor) -> Any:
 def _jit(p: Weights, x: Tensor) -> Any:
     layer = fh.jit(lambda s: _layer(p, s), backend="eager")
     return layer({"x": layer({"x": x * 2})["y"]})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# derivatives by hand
+
+
+def _layer_fwd(p: Weights, s: dict[str, Tensor]) -> Any:
+    out = _vjp_layer(p, s)
+    return out, (p, s["x"], out["h"])
+
+
+def _layer_bwd(residuals: Any, ct: dict[str, Tensor]) -> Any:
+    p, x, h = residuals
+    z = (ct["h"] + ct["y"] * torch.cos(h) * p["b"]) * (1 - h**2)
+    return {"w": z[:, None] * x, "b": ct["y"] * torch.sin(h)}, {"x": p["w"].T @ z + ct["y"]}
+
+
+def _layer_rule(primals: Any, tangents: Any) -> Any:
+    (p, s), (tp, ts) = primals, tangents
+    out = _jvp_layer(p, s)
+    h = out["h"]
+    th = (1 - h**2) * (tp["w"] @ s["x"] + p["w"] @ ts["x"])
+    return out, {"h": th, "y": torch.cos(h) * th * p["b"] + torch.sin(h) * tp["b"] + ts["x"]}
+
+
+_vjp_layer = fh.custom_vjp(_layer)
+_vjp_layer.defvjp(_layer_fwd, _layer_bwd)
+_jvp_layer = fh.custom_jvp(_layer)
+_jvp_layer.defjvp(_layer_rule)
+
+
+@operation("custom_vjp", "custom_vjp", oracle=_layers_oracle, refused=("jvp", "jacfwd"))
+def _custom_vjp(p: Weights, x: Tensor) -> Any:
+    return _vjp_layer(p, {"x": _vjp_layer(p, {"x": x * 2})["y"]})
+
+
+@operation("custom_jvp", "custom_jvp", oracle=_layers_oracle)
+def _custom_jvp(p: Weights, x: Tensor) -> Any:
+    return _jvp_layer(p, {"x": _jvp_layer(p, {"x": x * 2})["y"]})
+
+
+def _rule_scan_oracle(p: Weights, x: Tensor) -> Any:
+    ys = []
+    for row in p["w"]:
+        out = _layer(p, {"x": x + row})
+        x = out["y"] if x.sum() > 0 else out["h"]
+        ys.append(x)
+    return x, torch.stack(ys)
+
+
+@operation("custom_jvp in cond in scan", "custom_jvp", oracle=_rule_scan_oracle, decision=_is_positive)
+def _rule_scan(p: Weights, x: Tensor) -> Any:
+    def step(x: Tensor, row: Tensor) -> Any:
+        y = fh.cond(x.sum() > 0, lambda: _jvp_layer(p, {"x": x + row})["y"], lambda: _jvp_layer(p, {"x": x + row})["h"])
+        return y, y
+
+    return fh.scan(step, x, p["w"])
+
+
+def _pull(p: Weights, x: Tensor, v: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A contraction."""
+    return {"v": x - 0.4 * torch.tanh(p["w"] @ v["v"] + v["s"]), "s": 0.3 * torch.sin(v["v"] * p["b"]).sum()}
+
+
+def _root_oracle(p: Weights, x: Tensor) -> Any:
+    v = {"v": torch.zeros_like(x), "s": torch.zeros((), dtype=x.dtype)}
+    for _ in range(80):
+        v = _pull(p, x, v)
+    return v
+
+
+def _settled(f: Any, v: Any) -> Any:
+    """Iterate ``v - f(v)``, as long as each lane needs."""
+    is_far = lambda v: (f(v)["v"] ** 2).sum() + f(v)["s"] ** 2 > 1e-28
+    minus = lambda v, r: {"v": v["v"] - r["v"], "s": v["s"] - r["s"]}
+    return fh.while_loop(is_far, lambda v: minus(v, f(v)), v)
+
+
+def _settled_linear(g: Any, y: Any) -> Any:
+    minus = lambda a, b: {"v": a["v"] - b["v"], "s": a["s"] - b["s"]}
+    return _settled(lambda v: minus(g(v), y), y)
+
+
+@operation("custom_root", "custom_root", oracle=_root_oracle)
+def _root(p: Weights, x: Tensor) -> Any:
+    def residual(v: dict[str, Tensor]) -> dict[str, Tensor]:
+        w = _pull(p, x, v)
+        return {"v": v["v"] - w["v"], "s": v["s"] - w["s"]}
+
+    init = {"v": torch.zeros_like(x), "s": torch.zeros((), dtype=x.dtype)}
+    solve = lambda g, y: fh.custom_linear_solve(g, y, _settled_linear, _settled_linear)
+    return fh.custom_root(residual, init, _settled, solve)
+
+
+def _system(p: Weights, x: Tensor, v: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Linear in ``v``, and not symmetric."""
+    v, s = v["v"], v["s"]
+    return {"v": v + 0.4 * p["w"] @ v + 0.2 * torch.sin(x) * s, "s": s + 0.3 * (p["b"] * v).sum()}
+
+
+def _linear_oracle(p: Weights, x: Tensor) -> Any:
+    columns = []
+    for e in torch.eye(4, dtype=x.dtype):
+        column = _system(p, x, {"v": e[:3], "s": e[3]})
+        columns.append(torch.cat([column["v"], column["s"][None]]))
+    solution = torch.linalg.inv(torch.stack(columns, dim=1)) @ torch.cat([x * p["b"], x[:1]])
+    return {"v": solution[:3], "s": solution[3]}
+
+
+@operation("custom_linear_solve", "custom_linear_solve", oracle=_linear_oracle)
+def _linear(p: Weights, x: Tensor) -> Any:
+    b = {"v": x * p["b"], "s": x[0]}
+    return fh.custom_linear_solve(lambda v: _system(p, x, v), b, _settled_linear, _settled_linear)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

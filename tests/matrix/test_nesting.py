@@ -49,4 +49,5 @@ def test_triple(names: tuple[str, ...], context: str) -> None:
 
 
 def test_every_operation_nests() -> None:
-    assert set(COMBINATORS) == PUBLIC_OPERATIONS
+    """Rules by hand have tests of their own inside loops and around them."""
+    assert set(COMBINATORS) == {name for name in PUBLIC_OPERATIONS if not name.startswith("custom_")}

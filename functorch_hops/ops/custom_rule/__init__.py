@@ -1,14 +1,19 @@
-"""``custom_rule``: a call with a derivative of its own (``torch.autograd.Function`` in a captured body).
+"""``custom_rule``: a call with derivatives of its own.
 
-Static parameters: ``bodies`` are the forward graph ``inputs -> outputs, residuals``, the backward graph ``residuals,
-closed-over values, cotangents -> gradients of the marked inputs`` and, where the function has one, the forward-mode
-graph ``residuals, closed-over values, tangents -> tangents of the differentiable outputs``. ``layout`` says which is
-which. Operands: the forward graph's inputs, then what the backward and the forward-mode graph close over.
+``custom_vjp``, ``custom_jvp``, ``custom_root``, ``custom_linear_solve`` and, in a captured body,
+``torch.autograd.Function`` are this one operator. Static parameters: a ``Rule`` (see parameters.py). Operands: the flat
+inputs, then everything that the function and its derivatives close over.
 """
 
+from typing import Any
+
+from torch import Tensor
+
+from ... import _torch
+from ...capture.subgraph import StaticParameters
 from ...hop import Hop, Rules
-from .reached import custom_rule_reached
 from .rules import (
+    Inlined,
     custom_rule_abstract,
     custom_rule_augment,
     custom_rule_batch,
@@ -16,12 +21,22 @@ from .rules import (
     custom_rule_native,
     custom_rule_prune,
     custom_rule_pullback,
+    custom_rule_reached,
     custom_rule_run,
 )
 
 __all__ = ["custom_rule_op"]
 
-custom_rule_op = Hop(
+
+class _CustomRuleHop(Hop):
+    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
+        if isinstance(static, Inlined):
+            with _torch.autocast_off():
+                return tuple(map(Tensor.contiguous, static.bodies[0](*operands)))
+        return super().__call__(static, *operands)
+
+
+custom_rule_op = _CustomRuleHop(
     "custom_rule",
     Rules(
         run=custom_rule_run,

@@ -1,28 +1,38 @@
 """``torch.autograd.Function`` inside a captured body.
 
-A trace below autograd would keep what ``forward`` does and forget ``backward``. Here each staticmethod is captured as a
-graph, with a context object of our own that remembers what ``forward`` saved.
+A trace below autograd would keep what ``forward`` does and forget ``backward``. Here the call becomes a custom rule,
+with a context object of our own that remembers what ``forward`` saved.
+
+NOTE [Second derivatives of a Function] They follow torch: a saved input leads back to that input, a saved output leads
+back through the Function itself, and anything else has no derivative. So the graph that emits the residuals calls the
+Function, whose further outputs are what else it saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...capture.speculate import speculate_subgraph
-from ...capture.subgraph import TensorMeta, is_differentiable
-from .rules import Layout, custom_rule_static
+from ... import _torch
+from ...capture.output import Constant
+from ...capture.subgraph import Mask, TensorMeta, is_differentiable
+from ...errors import TreeMismatchError, message
+from .call import FlatRule, call_custom_rule
 
 __all__ = ["call_autograd_function"]
 
+Function = torch.autograd.Function
+Tensors = Sequence[Tensor]
+
 
 class _Context:
-    """What ``forward`` and ``backward`` get as ``ctx``."""
+    """What the staticmethods get as ``ctx``."""
 
-    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+    def __init__(self, needs_input_grad: Mask) -> None:
         self.needs_input_grad = needs_input_grad
         self.saved_tensors: tuple[Tensor | None, ...] = ()
         self.saved_for_forward: tuple[Tensor | None, ...] = ()
@@ -45,149 +55,211 @@ class _Context:
         self.materialize_grads = value
 
     def tensors(self) -> list[Tensor]:
-        """Everything that the graphs of the derivatives read, without repetition."""
+        """Everything that the derivatives may read, without repetition."""
         found: dict[int, Tensor] = {}
-        for value in self.__dict__.values():
-            for t in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(t, Tensor):
-                    found.setdefault(id(t), t)
+        _mapped(self.__dict__, lambda t: found.setdefault(id(t), t))
         return list(found.values())
 
-    def replaced(self, old: Sequence[Tensor], new: Sequence[Tensor]) -> _Context:
+    def replaced(self, old: Tensors, new: Tensors) -> _Context:
         """The same context with other tensors."""
-        table = {id(a): b for a, b in zip(old, new)}
-
-        def swap(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return table[id(value)]
-            return type(value)(map(swap, value)) if type(value) in (tuple, list) else value
-
+        table = {id(a): b for a, b in zip(old, new, strict=True)}
         other = _Context(self.needs_input_grad)
-        other.__dict__.update({name: swap(value) for name, value in self.__dict__.items()})
+        other.__dict__.update(_mapped(self.__dict__, lambda t: table[id(t)]))
         return other
 
 
-class _Recorded:
-    """One call: its context, and what of its outputs is a tensor."""
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The value of an attribute with its tensors changed, in tuples, lists and dicts too."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (tuple, list):
+        return type(value)([_mapped(v, change) for v in value])
+    if type(value) is dict:
+        return {k: _mapped(v, change) for k, v in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a run of ``forward`` showed: its context, the tensors that this may refer to, and the results."""
+
+    context: _Context
+    tensors: list[Tensor]
+    results: list[TensorMeta | Constant]
+    is_single: bool
+    moving: Mask
+
+
+class _FunctionRule(FlatRule):
+    """One call of a Function. ``primal`` is its ``forward``; what else the context holds follows the outputs."""
 
     def __init__(self, cls: Any, args: Sequence[Any]) -> None:
         self.cls, self.args = cls, args
+        self.name = cls.__name__
         self.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
-        self.context = _Context(tuple(isinstance(a, Tensor) and is_differentiable(a.dtype) for a in args))
-        self.outputs: tuple[Any, ...] = ()
-        self.is_single = False
-        self.sources: list[tuple[str, int]] = []
-        self.residuals: list[Tensor] = []
+        self.identity = (cls, *(None if isinstance(a, Tensor) else _static_key(a) for a in args))
+        self.needs = tuple(isinstance(a, Tensor) and is_differentiable(a.dtype) for a in args)
+        self.has_backward = cls.backward is not Function.backward
+        self.has_tangent = cls.jvp is not Function.jvp
+        self.has_setup = cls.setup_context is not Function.setup_context
+        self.is_once = _torch.is_once_differentiable(cls.backward)
+        self.metas = [TensorMeta.of(a) if isinstance(a, Tensor) else None for a in args]
+        self.reverse_remedy = "define its backward staticmethod"
+        self.forward_remedy = "define its jvp staticmethod, or use reverse mode"
+        if cls.vmap is not Function.vmap:
+            self.vmap = _UserBatching(self)
 
-    def forward(self, *flat: Tensor) -> list[Tensor]:
+    # -- forward
+
+    def values(self, tensors: Tensors) -> list[Any]:
+        """The arguments with these tensors in them."""
         values = list(self.args)
-        for place, value in zip(self.places, flat):
-            values[place] = value
-        if self.cls.setup_context is not torch.autograd.Function.setup_context:
+        for place, tensor in zip(self.places, tensors, strict=True):
+            values[place] = tensor
+        return values
+
+    def primal(self, *inputs: Tensor) -> Tensors:
+        values, context = self.values(inputs), _Context(self.needs)
+        if self.has_setup:
             result = self.cls.forward(*values)
-            self.cls.setup_context(self.context, tuple(values), result)
+            # What it saves is saved anew for the derivatives; here it says which outputs have none.
+            self.set_up(context, values, result)
         else:
-            result = self.cls.forward(self.context, *values)
-        self.is_single = not isinstance(result, (tuple, list))
-        self.outputs = (result,) if self.is_single else tuple(result)
-        outs = self.tensor_outputs()
-        self.residuals = self.context.tensors()
-        self.sources = [_source(r, flat, outs) for r in self.residuals]
-        self.differentiable = tuple(
-            is_differentiable(o.dtype) and not any(o is t for t in self.context.non_differentiable) for o in outs
+            result = self.cls.forward(context, *values)
+        is_single = not isinstance(result, (tuple, list))
+        results = [result] if is_single else list(result)
+        outs = [o for o in results if isinstance(o, Tensor)]
+        known = {id(t) for t in (*inputs, *outs)}
+        others = [] if self.has_setup else [t for t in context.tensors() if id(t) not in known]
+        self.learned = _Record(
+            context=context,
+            tensors=[*inputs, *outs, *others],
+            results=[TensorMeta.of(o) if isinstance(o, Tensor) else Constant(o) for o in results],
+            is_single=is_single,
+            moving=tuple(
+                is_differentiable(o.dtype) and not any(o is t for t in context.non_differentiable) for o in outs
+            ),
         )
-        return [*outs, *self.residuals]
+        return [*outs, *others]
 
-    def tensor_outputs(self) -> list[Tensor]:
-        return [o for o in self.outputs if isinstance(o, Tensor)]
+    @property
+    def record(self) -> _Record:
+        assert isinstance(self.learned, _Record)
+        return self.learned
 
-    def backward(self, *flat: Tensor) -> list[Tensor]:
-        """``residuals, cotangents of the differentiable outputs -> gradients``, zeros for None."""
-        context = self.context.replaced(self.residuals, flat[: len(self.residuals)])
-        given = iter(flat[len(self.residuals) :])
-        marks = iter(self.differentiable)
-        cts = [next(given) if isinstance(o, Tensor) and next(marks) else self._no_cotangent(o) for o in self.outputs]
-        grads = self.cls.backward(context, *cts)
+    def is_differentiable(self, i: int, dtype: torch.dtype) -> bool:
+        return i < len(self.record.moving) and self.record.moving[i]
+
+    def set_up(self, context: _Context, values: Sequence[Any], result: Any) -> None:
+        with torch.no_grad():
+            self.cls.setup_context(context, tuple(values), result)
+
+    def result(self, outs: Tensors) -> Any:
+        """What ``apply`` returns."""
+        given = iter(outs)
+        results = tuple(o.value if isinstance(o, Constant) else next(given) for o in self.record.results)
+        return results[0] if self.record.is_single else results
+
+    def call(self, inputs: Tensors) -> tuple[Tensors, _Context]:
+        """The outputs, by a call of the Function itself, and the context that belongs to them."""
+        outs = call_custom_rule(self, inputs)
+        if not self.has_setup:
+            return outs, self.record.context.replaced(self.record.tensors, [*inputs, *outs])
+        context = _Context(self.needs)
+        self.set_up(context, self.values(inputs), self.result(outs))
+        return outs, context
+
+    # -- derivatives
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        outs, self.saved = self.call(inputs)
+        self.residuals = self.saved.tensors()
+        return outs, self.residuals
+
+    def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
+        context = self.saved.replaced(self.residuals, residuals)
+        given, moving = iter(cotangents), iter(self.record.moving)
+        cts = [None if isinstance(o, Constant) else next(given) if next(moving) else o for o in self.record.results]
+        zeros = lambda meta: meta.zeros() if context.materialize_grads else None
+        cts = [zeros(ct) if isinstance(ct, TensorMeta) else ct for ct in cts]
+        grads = getattr(self.cls.backward, "__wrapped__", self.cls.backward) if self.is_once else self.cls.backward
+        grads = grads(context, *cts)
         grads = grads if isinstance(grads, (tuple, list)) else (grads,)
-        return [self._gradient(grads, i) for i in self.places if self.context.needs_input_grad[i]]
+        grads = [self.gradient(grads, i) for i in self.places if self.needs[i]]
+        return _once(self.name, grads) if self.is_once else grads
 
-    def _no_cotangent(self, output: Any) -> Tensor | None:
-        if not isinstance(output, Tensor) or not self.context.materialize_grads:
-            return None
-        return TensorMeta.of(output).zeros()
+    def gradient(self, grads: Sequence[Any], i: int) -> Tensor | None:
+        """The i-th gradient; as in torch, one that was broadcast is summed up."""
+        if len(grads) < len(self.args):
+            expected = f"{len(self.args)}, one for each argument of forward"
+            text = message(self.name, "too few gradients", parameter="backward", expected=expected, got=len(grads))
+            raise TreeMismatchError(text)
+        meta, grad = self.metas[i], grads[i]
+        assert meta is not None
+        return grad if grad is None or tuple(grad.shape) == meta.shape else grad.sum_to_size(meta.shape)
 
-    def _gradient(self, grads: Sequence[Any], i: int) -> Tensor:
-        grad = grads[i] if i < len(grads) else None
-        return TensorMeta.of(self.args[i]).zeros() if grad is None else grad
-
-    def forward_mode(self, *flat: Tensor) -> list[Tensor]:
-        """``residuals, tangents of the marked inputs -> tangents of the differentiable outputs``."""
-        context = self.context.replaced(self.residuals, flat[: len(self.residuals)])
+    def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
+        outs, context = self.call(inputs)
         context.saved_tensors = context.saved_for_forward or context.saved_tensors
-        given = iter(flat[len(self.residuals) :])
-        tangents = [next(given) if needed else None for needed in self.context.needs_input_grad]
-        result = self.cls.jvp(context, *tangents)
+        given = iter(tangents)
+        result = self.cls.jvp(context, *(next(given) if needed else None for needed in self.needs))
         result = result if isinstance(result, (tuple, list)) else (result,)
-        tensors = [(o, t) for o, t in zip(self.outputs, result) if isinstance(o, Tensor)]
-        return [TensorMeta.of(o).zeros() if t is None else t for (o, t), d in zip(tensors, self.differentiable) if d]
+        of_tensors = [(o, t) for o, t in zip(self.record.results, result) if isinstance(o, TensorMeta)]
+        return outs, [o.zeros() if t is None else t for (o, t), m in zip(of_tensors, self.record.moving) if m]
 
 
-def _source(residual: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[str, int]:
-    for kind, values in (("input", inputs), ("output", outputs)):
-        for i, value in enumerate(values):
-            if residual is value:
-                return kind, i
-    return "other", 0
+class _UserBatching:
+    """The ``vmap`` staticmethod of a Function as the batching rule of a call."""
+
+    def __init__(self, rule: _FunctionRule) -> None:
+        self.rule, self.key = rule, rule.identity
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _UserBatching) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __call__(self, operands: Tensors, mapped: Mask, size: int, randomness: str) -> tuple[Tensors, Mask]:
+        rule = self.rule
+        n = len(rule.places)
+        in_dims: list[int | None] = [None] * len(rule.args)
+        for place, is_mapped in zip(rule.places, mapped):
+            in_dims[place] = 0 if is_mapped else None
+        info = _torch.VmapInfo(batch_size=size, randomness=randomness)
+        outs, dims = rule.cls.vmap(info, tuple(in_dims), *rule.values(operands[:n]))
+        outs, dims = ((outs,), (dims,)) if isinstance(outs, Tensor) else (outs, dims)
+        dims = dims if isinstance(dims, (tuple, list)) else [dims] * len(outs)
+        pairs = [(o, d) for o, d in zip(outs, dims, strict=True) if isinstance(o, Tensor)]
+        moved = [o if d is None else o.movedim(d, 0) for o, d in pairs]
+        return moved, tuple(d is not None for _, d in pairs)
+
+
+class _OnceRule(FlatRule):
+    """Gradients of a ``once_differentiable`` backward: they have no derivative."""
+
+    reverse_remedy = forward_remedy = "differentiate once, or write a backward without once_differentiable"
+
+    def __init__(self, name: str) -> None:
+        self.name, self.identity = name, (_OnceRule, name)
+
+    def primal(self, *inputs: Tensor) -> Tensors:
+        return inputs
+
+
+def _once(name: str, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    given = iter(call_custom_rule(_OnceRule(f"{name}.backward"), [g for g in grads if g is not None]))
+    return [None if g is None else next(given) for g in grads]
+
+
+def _static_key(value: Any) -> Hashable:
+    """An argument that is no tensor, compared by value where it has one."""
+    return (type(value), value) if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
 def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """``cls.apply(*args)`` as a node with graphs for its derivatives."""
-    from . import custom_rule_op
-
     args = [*args, *kwargs.values()]
-    call = _Recorded(cls, args)
-    inputs = [TensorMeta.of(args[i]) for i in call.places]
-    name = cls.__name__
-    forward, lifted = speculate_subgraph(call.forward, inputs, operation=name, parameter="forward")
-    n_outs, n_residuals = len(call.differentiable), len(call.residuals)
-    residuals = list(forward.outputs[n_outs : n_outs + n_residuals])
-    cts = [m for m, d in zip(forward.outputs, call.differentiable) if d]
-    marked = tuple(call.context.needs_input_grad[i] for i in call.places)
-    backward, backward_lifted = _closing_between(call.backward, residuals, cts, name, "backward")
-    bodies = [forward, backward]
-    forward_lifted: list[Tensor] = []
-    if cls.jvp is not torch.autograd.Function.jvp:
-        moving = [m for m, needed in zip(inputs, marked) if needed]
-        body, forward_lifted = _closing_between(call.forward_mode, residuals, moving, name, "jvp")
-        bodies.append(body)
-    layout = Layout(
-        n_inputs=len(forward.inputs),
-        marked=marked,
-        differentiable=call.differentiable,
-        sources=tuple(call.sources),
-        n_backward=len(backward_lifted),
-        n_forward_mode=len(forward_lifted),
-    )
-    operands = [*(args[i] for i in call.places), *lifted, *backward_lifted, *forward_lifted]
-    outs = iter(custom_rule_op(custom_rule_static(name, bodies, layout), *operands))
-    result = tuple(next(outs) if isinstance(o, Tensor) else o for o in call.outputs)
-    return result[0] if call.is_single else result
-
-
-def _closing_between(
-    function: Any, residuals: list[TensorMeta], given: list[TensorMeta], name: str, parameter: str
-) -> tuple[Any, list[Tensor]]:
-    """Capture a derivative; what it closes over comes between the residuals and the given values."""
-    from ...capture.derive import rewritten
-
-    body, lifted = speculate_subgraph(function, [*residuals, *given], operation=name, parameter=parameter)
-    if not lifted:
-        return body, lifted
-    r, g = len(residuals), len(given)
-    k = len(lifted)
-
-    def reordered(*args: Tensor) -> Sequence[Tensor]:
-        return body(*args[:r], *args[r + k :], *args[r : r + k])
-
-    metas = [*residuals, *body.inputs[r + g :], *given]
-    return body.derive(("closing between", r, g), lambda: rewritten(reordered, metas, name)), lifted
+    rule = _FunctionRule(cls, args)
+    outs = call_custom_rule(rule, [args[i] for i in rule.places])
+    return rule.result(outs)

@@ -1,23 +1,30 @@
-"""The rules of a call with a derivative of its own.
+"""The rules of a call with derivatives of its own.
 
-NOTE [Residuals of a custom rule] A second derivative follows torch: a residual that is an input leads back to that
-input, one that is an output leads back through the custom derivative, and any other has no derivative.
+NOTE [Derivatives are ordinary code] At the level that differentiates it, the call is replaced by its forward graph,
+whose gradient is the backward graph; or, in forward mode, by its tangent graph. Every level below differentiates
+these as it does any code: so the second derivative is that of the rule, residuals included, as in JAX. (jax
+``custom_derivatives.py``; Radul et al., "You only linearize once", 2023.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...capture.derive import batched, rewritten
+from ... import _torch
+from ...capture.derive import batched
 from ...capture.liveness import Pruned
-from ...capture.subgraph import Mask, StaticParameters, Subgraph
+from ...capture.partition import backward_operands, partition
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ...errors import CaptureError, message
+from .parameters import Batched, Recursion, Rule
+from .refusal import Refusal, closed_over, missing, refused
 
 __all__ = [
-    "Layout",
+    "Inlined",
     "custom_rule_abstract",
     "custom_rule_augment",
     "custom_rule_batch",
@@ -25,53 +32,47 @@ __all__ = [
     "custom_rule_native",
     "custom_rule_prune",
     "custom_rule_pullback",
+    "custom_rule_reached",
     "custom_rule_run",
-    "custom_rule_static",
 ]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What the flat values of a custom rule are.
-
-    ``marked``: the inputs that have gradients, among the first of the forward graph's. ``differentiable``: the outputs
-    that have cotangents. ``sources``: for each residual ``("input", i)``, ``("output", i)`` or ``("other", 0)``.
-    ``n_backward`` and ``n_forward_mode``: how many values these graphs close over.
-    """
-
-    n_inputs: int
-    marked: Mask
-    differentiable: Mask
-    sources: tuple[tuple[str, int], ...]
-    n_backward: int
-    n_forward_mode: int
+class Inlined(StaticParameters):
+    """A call that dissolves into its graph; ``of`` is the rule whose forward graph it is."""
 
 
-def custom_rule_static(name: str, bodies: Sequence[Subgraph], layout: Layout, emits: int = 0) -> StaticParameters:
-    """``emits``: how many times the residuals follow the outputs."""
-    n_outputs = len(layout.differentiable) + emits * len(layout.sources)
-    return StaticParameters("custom_rule", bodies, name=name, layout=layout, emits=emits, n_outputs=n_outputs)
+def _inlined(graph: Subgraph, of: Rule) -> Inlined:
+    return Inlined("custom_rule", [graph], of=of, n_outputs=len(graph.outputs))
 
 
 def custom_rule_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    layout: Layout = static["layout"]
-    outs = static.bodies[0](*operands[: layout.n_inputs])
-    n = len(layout.differentiable)
-    return [*outs[:n], *(r for _ in range(static["emits"]) for r in outs[n:])]
+    return static.bodies[0](*operands)
 
 
 def custom_rule_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    metas = static.bodies[0].outputs
-    n = len(static["layout"].differentiable)
-    return [m.empty() for m in (*metas[:n], *metas[n:] * static["emits"])]
+    return [meta.empty() for meta in static.bodies[0].outputs]
 
 
 def custom_rule_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return custom_rule_run(static, operands)
+    """What is lowered has been differentiated already."""
+    return static.bodies[0](*operands)
+
+
+def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
+    """The rule is about all operands and outputs of the call."""
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# reverse mode
 
 
 def custom_rule_augment(static: StaticParameters, active: Mask) -> StaticParameters:
-    return custom_rule_static(static["name"], static.bodies, static["layout"], static["emits"] + 1)
+    if isinstance(static, Inlined):
+        return _inlined(_residual_partition(static, active)[0].forward, static["of"])
+    rule = _require_rule(static)
+    reverse = rule.reverse(active)
+    return rule if reverse is None else _inlined(reverse.forward, rule)
 
 
 def custom_rule_pullback(
@@ -81,28 +82,65 @@ def custom_rule_pullback(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    layout: Layout = static["layout"]
-    _, backward, *_ = static.bodies
-    n, k = len(layout.differentiable), len(layout.sources)
-    cts = list(cotangents[:n])
-    to_inputs: list[Tensor | None] = [None] * len(operands)
-    for copy in range(static["emits"]):
-        for (kind, i), ct in zip(layout.sources, cotangents[n + copy * k :]):
-            if kind == "output":
-                cts[i] = _sum(cts[i], ct)
-            elif kind == "input":
-                to_inputs[i] = _sum(to_inputs[i], ct)
-    metas = static.bodies[0].outputs
-    given = [m.zeros() if ct is None else ct for ct, m, d in zip(cts, metas, layout.differentiable) if d]
-    closed_over = operands[layout.n_inputs : layout.n_inputs + layout.n_backward]
-    grads = iter(backward(*residuals, *closed_over, *given))
-    own = [next(grads) if m else None for m in layout.marked]
-    own += [None] * (len(operands) - len(own))
-    return [_sum(g, extra) for g, extra in zip(own, to_inputs)]
+    if isinstance(static, Inlined):
+        return _second_pullback(static, active, operands, residuals, cotangents)
+    rule = _require_rule(static)
+    layout = rule.layout
+    cts = [_filled(ct, meta) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
+    reverse = rule.reverse(active)
+    refusal = _closed_over(rule, active, "gradient")
+    if reverse is None:
+        refusal = refusal or missing(layout.name, *layout.missing_reverse)
+    if reverse is None or refusal is not None:
+        assert refusal is not None
+        asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
+        refused_grads = iter(refused(refusal, asking, cts))
+        return [next(refused_grads) if a else None for a in active]
+    with _torch.autocast_off():
+        grads = iter(reverse.backward(*residuals, *operands, *cts))
+    return [next(grads) if g else None for g in reverse.gradients]
 
 
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
+def _residual_partition(static: Inlined, active: Mask) -> tuple[Any, Mask]:
+    """How the residuals of a forward graph are differentiated: as ordinary code."""
+    (graph,) = static.bodies
+    n_outputs = static["of"]["n_outputs"]
+    reached = graph.reached(active, by="gradient")
+    cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
+    return partition(graph, active, cotangents), cotangents
+
+
+def _second_pullback(
+    static: Inlined,
+    active: Mask,
+    operands: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    """A second derivative by plain autograd, whose cotangents arrive at the node of the first.
+
+    Those of the outputs are the first derivative's business, and take the rule; those of the residuals are the
+    second's.
+    """
+    rule, (graph,) = static["of"], static.bodies
+    part, marked = _residual_partition(static, active)
+    given = backward_operands(part, graph, marked, operands, residuals, cotangents)
+    ordinary = iter(part.backward(*given))
+    grads = [next(ordinary) if a else None for a in active]
+    n_outputs = rule["n_outputs"]
+    if all(ct is None for ct in cotangents[:n_outputs]):
+        return grads
+    values = graph(*operands)[n_outputs:]
+    first = custom_rule_pullback(rule, active, operands, values, cotangents[:n_outputs])
+    return [b if a is None else a if b is None else a + b for a, b in zip(grads, first)]
+
+
+def _filled(ct: Tensor | None, meta: TensorMeta) -> Tensor:
+    return meta.zeros() if ct is None else ct
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# forward mode and vmap
 
 
 def custom_rule_jvp(
@@ -110,24 +148,41 @@ def custom_rule_jvp(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     from . import custom_rule_op
 
-    layout: Layout = static["layout"]
-    if len(static.bodies) < 3:
-        raise NotImplementedError(
-            f"{static['name']} has no forward-mode derivative: define its jvp staticmethod, or use reverse mode"
-        )
-    n = len(layout.differentiable)
-    outs = custom_rule_op(custom_rule_augment(static, ()), *primals)
-    residuals = outs[static["n_outputs"] :]
-    closed_over = primals[layout.n_inputs + layout.n_backward :]
-    moving = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
-    out_tangents = iter(static.bodies[2](*residuals, *closed_over, *moving))
-    own: list[Tensor | None] = [next(out_tangents) if d else None for d in layout.differentiable]
-    emitted = [
-        own[i] if kind == "output" else tangents[i] if kind == "input" else None
-        for _ in range(static["emits"])
-        for kind, i in layout.sources
-    ]
-    return outs[: n + len(emitted)], [*own, *emitted]
+    rule = _require_rule(static)
+    layout, n = rule.layout, rule["n_outputs"]
+    is_moving = tuple(t is not None for t in tangents)
+    refusal = _closed_over(rule, is_moving, "tangent")
+    if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and refusal is None:
+        return custom_rule_op(rule, *primals), [None] * n
+    graph = rule.tangent()
+    if graph is None and refusal is None:
+        refusal = missing(layout.name, *layout.missing_tangent)
+    if graph is None or refusal is not None:
+        assert refusal is not None
+        metas = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+        moving = iter(refused(refusal, metas, [t for t in tangents if t is not None]))
+        return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
+    given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
+    with _torch.autocast_off():
+        outs = [x.contiguous() for x in graph(*primals, *given)]
+    moving = iter(outs[n:])
+    return outs[:n], [next(moving) if d else None for d in layout.differentiable]
+
+
+def custom_rule_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
+    if isinstance(static, Inlined):
+        return static.bodies[0].reached(sources, by=by)
+    rule, hit = _rule_of(static), any(sources) or (by == "lane" and static.random)
+    if rule is None or not hit:
+        return (hit,) * static["n_outputs"]
+    differentiable = rule.layout.differentiable
+    if by in ("gradient", "tangent"):
+        return differentiable
+    if rule.layout.vmap is not None:
+        return (True,) * static["n_outputs"]
+    # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
+    reached = static.bodies[0].reached(sources, by=by)
+    return tuple(r or d for r, d in zip(reached, differentiable))
 
 
 def custom_rule_batch(
@@ -135,47 +190,50 @@ def custom_rule_batch(
 ) -> tuple[Sequence[Tensor], Mask]:
     from . import custom_rule_op
 
-    layout: Layout = static["layout"]
-    forward, backward, *forward_mode = static.bodies
-    n, k = layout.n_inputs, len(layout.differentiable)
-    everywhere = (*(True,) * k, *(False,) * len(layout.sources))
-    new_forward, out = batched(forward, mapped[:n], size, randomness, everywhere)
-    cts = (True,) * sum(layout.differentiable)
-    backward_mapped = (*out[k:], *mapped[n : n + layout.n_backward], *cts)
-    bodies = [new_forward, _summed(backward, backward_mapped, size, randomness, layout, mapped)]
-    if forward_mode:
-        bodies.append(_expanded(forward_mode[0], out[k:], mapped, size, randomness, layout))
-    new = custom_rule_static(static["name"], bodies, layout, static["emits"])
-    return custom_rule_op(new, *operands), (*out[:k], *out[k:] * static["emits"])
+    rule = _rule_of(static)
+    if rule is not None and rule.layout.vmap is not None:
+        found: tuple[Sequence[Tensor], Mask] = rule.layout.vmap(operands, mapped, size, randomness)
+        return found
+    reached = custom_rule_reached(static, mapped, "lane" if randomness == "different" else "value")
+    out = tuple(r or size == 0 for r in reached)
+    body, out = batched(static.bodies[0], mapped, size, randomness, out)
+    attributes = {"mapped": mapped, "size": size, "randomness": randomness, "out": out}
+    new = Batched("custom_rule", [body], of=static, n_outputs=static["n_outputs"], **attributes)
+    return custom_rule_op(new, *operands), out
 
 
-def _summed(
-    backward: Subgraph, mapped: Mask, size: int, randomness: str, layout: Layout, operands_mapped: Mask
-) -> Subgraph:
-    """The batched backward graph; the gradient of an input that all lanes share is the sum over the lanes."""
-    body, _ = batched(backward, mapped, size, randomness, (True,) * len(backward.outputs))
-    shared = [not m for m, marked in zip(operands_mapped, layout.marked) if marked]
-
-    def run(*args: Tensor) -> list[Tensor]:
-        return [g.sum(0) if s else g for g, s in zip(body(*args), shared)]
-
-    return body.derive(("summed", tuple(shared)), lambda: rewritten(run, body.inputs, "vmap")) if any(shared) else body
+# ---------------------------------------------------------------------------------------------------------------------
+# refusals
 
 
-def _expanded(
-    forward_mode: Subgraph, residuals: Mask, mapped: Mask, size: int, randomness: str, layout: Layout
-) -> Subgraph:
-    marked = tuple(m for m, d in zip(mapped, layout.marked) if d)
-    closed_over = mapped[layout.n_inputs + layout.n_backward :]
-    everywhere = (True,) * len(forward_mode.outputs)
-    return batched(forward_mode, (*residuals, *closed_over, *marked), size, randomness, everywhere)[0]
+def _rule_of(static: StaticParameters) -> Rule | None:
+    """The parameters as a rule; None inside the graphs of this rule itself (NOTE [Recursion])."""
+    of = static
+    while isinstance(of, Batched):
+        of = of["of"]
+    return static if isinstance(static, Rule) and not isinstance(of, Recursion) else None
 
 
-def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
-    n = len(static["layout"].differentiable)
-    if not static["emits"] or any(used[n:]):
+def _require_rule(static: StaticParameters) -> Rule:
+    rule = _rule_of(static)
+    if rule is None:
+        raise CaptureError(
+            message(
+                "custom rule",
+                "a rule differentiates the function that it belongs to",
+                remedy="write the rule in terms of other functions; it may call its own function, not differentiate it",
+            )
+        )
+    return rule
+
+
+def _closed_over(rule: Rule, active: Mask, by: str) -> Refusal | None:
+    """Why there is no derivative, where a closed-over value is differentiated."""
+    layout = rule.layout
+    values = tuple(a and i >= layout.n_inputs for i, a in enumerate(active))
+    if layout.constant_closure or not any(values):
         return None
-    layout: Layout = static["layout"]
-    operands = (True,) * (layout.n_inputs + layout.n_backward + layout.n_forward_mode)
-    outputs = (*(True,) * n, *(False,) * (len(used) - n))
-    return Pruned(custom_rule_static(static["name"], static.bodies, layout), operands, outputs)
+    reached = rule.bodies[0].reached(values, by=by)
+    if not any(r and d for r, d in zip(reached, layout.differentiable)):
+        return None
+    return closed_over(layout.name, str(rule.bodies[0].inputs[values.index(True)]))

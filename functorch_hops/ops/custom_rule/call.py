@@ -1,0 +1,238 @@
+"""A call of a function with derivatives of its own: as Python, or captured as one node."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import _torch
+from ...capture.derive import rearranged
+from ...capture.speculate import capture_function
+from ...capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from ..mode import is_capturing
+from .parameters import CustomRule, Layout, Recursion
+
+__all__ = ["FlatRule", "call_custom_rule"]
+
+Tensors = Sequence[Tensor]
+
+
+class FlatRule:
+    """A function of tensors with its derivatives, as Python functions; trees are the business of subclasses.
+
+    ``identity``: a tuple that tells this function from others where its derivatives call it again. It begins with the
+    function, whatever its arguments; the metadata of the inputs are no part of it. ``transposes_tangent``: without a
+    ``backward``, reverse mode is the transpose of ``tangent``. ``constant_closure``: what the
+    function closes over counts as constant; else it is an error to differentiate it. ``vmap``: a batching rule,
+    ``(operands, mapped, size, randomness) -> (outputs, mapped outputs)``.
+    """
+
+    name: str
+    identity: tuple[Hashable, ...]
+    has_backward = False
+    has_tangent = False
+    transposes_tangent = True
+    constant_closure = False
+    reverse_remedy = "use forward mode"
+    forward_remedy = "use reverse mode"
+    vmap: Callable[..., Any] | None = None
+    learned: Any = None
+    """What ``primal`` found out; a call inside the derivatives gets it without a run of ``primal``."""
+
+    def primal(self, *inputs: Tensor) -> Tensors:
+        """The outputs."""
+        raise NotImplementedError
+
+    def is_differentiable(self, i: int, dtype: torch.dtype) -> bool:
+        """Whether the i-th output has tangents; asked after ``primal``."""
+        return is_differentiable(dtype)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        """The outputs, and the residuals for ``backward``."""
+        raise NotImplementedError
+
+    def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
+        """One gradient for each marked input, from the cotangents of the differentiable outputs."""
+        raise NotImplementedError
+
+    def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
+        """The outputs, and the tangents of the differentiable ones, from those of the marked inputs."""
+        raise NotImplementedError
+
+
+def marked_inputs(inputs: Tensors) -> Mask:
+    return tuple(is_differentiable(x.dtype) for x in inputs)
+
+
+def call_custom_rule(rule: FlatRule, inputs: Tensors) -> Sequence[Tensor]:
+    """The outputs of ``rule`` for ``inputs``, with its derivatives at every level of differentiation."""
+    if is_capturing() or _torch.top_interpreter() is not None or _torch.in_dual_level():
+        return _CapturedCall(rule, inputs).outputs()
+    from .eager import call_in_python
+
+    return call_in_python(rule, inputs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# capture
+
+DEPTH = 4
+"""How often a rule may call its own function with other arguments inside itself: each is captured in turn."""
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.calls: list[_CapturedCall] = []
+
+
+_active = _Active()
+
+
+class _Graph(NamedTuple):
+    """A captured graph; ``keys`` name what it closes over; the last ``n_after`` of its own inputs go behind that."""
+
+    body: Subgraph
+    keys: list[Hashable]
+    n_after: int
+
+
+class _CapturedCall:
+    """A call becoming a node: its graphs, and what they close over, in one list for all of them."""
+
+    def __init__(self, rule: FlatRule, inputs: Tensors) -> None:
+        self.rule, self.inputs = rule, inputs
+        self.metas = [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in inputs]
+        self.marked = marked_inputs(inputs)
+        self.gradients = self.marked
+        self.binder = len(_active.calls)
+        self.closed: dict[Hashable, tuple[Tensor, TensorMeta]] = {}
+        self.is_recursive = False
+
+    def outputs(self) -> Sequence[Tensor]:
+        from . import custom_rule_op
+
+        for outer in _active.calls:
+            if outer.rule.identity == self.rule.identity and outer.metas == self.metas:
+                self.rule.learned = outer.rule.learned
+                return custom_rule_op(outer.recursion(), *self.inputs, *outer.closed_over())
+        return custom_rule_op(self.static(), *self.inputs, *self.closed_over())
+
+    def closed_over(self) -> list[Tensor]:
+        return [t for t, _ in self.closed.values()]
+
+    def recursion(self) -> Recursion:
+        """This call inside its own derivatives (see NOTE [Recursion])."""
+        self.is_recursive = True
+        function = self.arranged(self.function)
+        return Recursion("custom_rule", [function], binder=self.binder, n_outputs=len(function.outputs))
+
+    def static(self) -> CustomRule:
+        rule = self.rule
+        self.function = self.capture(rule.primal, self.metas, "the function")
+        outputs = self.function.body.outputs
+        self.differentiable = tuple(rule.is_differentiable(i, meta.dtype) for i, meta in enumerate(outputs))
+        is_deep = sum(outer.rule.identity[0] == rule.identity[0] for outer in _active.calls) >= DEPTH
+        bodies = [self.arranged(graph) for graph in ([self.function] if is_deep else self.with_derivatives())]
+        layout = self.layout(is_deep)
+        key = ("custom rule", tuple(bodies[1:]), self.binder, layout)
+        make = lambda: CustomRule("custom_rule", bodies, binder=self.binder, layout=layout, n_outputs=len(outputs))
+        return bodies[0].derive(key, make)
+
+    def with_derivatives(self) -> list[_Graph]:
+        """All graphs. Where they call the function they are captured twice, lest they close over more than it knew."""
+        _active.calls.append(self)
+        try:
+            while True:
+                known = len(self.closed)
+                graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
+                if not self.is_recursive or len(self.closed) == known:
+                    return graphs
+        finally:
+            _active.calls.pop()
+
+    def reverse_graphs(self) -> list[_Graph]:
+        rule, n, n_outputs = self.rule, len(self.metas), len(self.differentiable)
+        if not rule.has_backward:
+            return []
+        places: list[int] = []  # of the residuals among the inputs and the emitted ones
+
+        def forward(*inputs: Tensor) -> Tensors:
+            outs, residuals = rule.forward(*inputs)
+            table = {id(x): i for i, x in enumerate(inputs)}
+            emitted: list[Tensor] = []
+            for r in residuals:
+                if id(r) not in table:
+                    table[id(r)] = n + len(emitted)
+                    emitted.append(r)
+            places[:] = [table[id(r)] for r in residuals]
+            return [*outs, *emitted]
+
+        def backward(*flat: Tensor) -> Tensors:
+            emitted, inputs, cts = flat[:n_emitted], flat[n_emitted : n_emitted + n], flat[n_emitted + n :]
+            values = (*inputs, *emitted)
+            grads = iter(rule.backward([values[p] for p in places], cts))
+            given = [next(grads) if m else None for m in self.marked]
+            self.gradients = tuple(g is not None for g in given)
+            return [g for g in given if g is not None]
+
+        forward_graph = self.capture(forward, self.metas, "fwd")
+        residuals = forward_graph.body.outputs[n_outputs:]
+        n_emitted = len(residuals)
+        cts = [m for m, d in zip(self.function.body.outputs, self.differentiable) if d]
+        return [forward_graph, self.capture(backward, [*residuals, *self.metas, *cts], "bwd", len(cts))]
+
+    def tangent_graph(self) -> list[_Graph]:
+        rule, n = self.rule, len(self.metas)
+        if not rule.has_tangent:
+            return []
+
+        def tangent(*flat: Tensor) -> Tensors:
+            outs, tangents = rule.tangent(flat[:n], flat[n:])
+            return [*outs, *tangents]
+
+        tangents = [m for m, marked in zip(self.metas, self.marked) if marked]
+        return [self.capture(tangent, [*self.metas, *tangents], "rule", len(tangents))]
+
+    def capture(
+        self, function: Callable[..., Tensors], metas: Sequence[TensorMeta], parameter: str, n_after: int = 0
+    ) -> _Graph:
+        body, capture = capture_function(function, metas, operation=self.rule.name, parameter=parameter)
+        keys: list[Hashable] = []
+        for t, meta in zip(capture.lifted, body.inputs[len(metas) :]):
+            # Each capture makes the constants of a function anew; they are known by their order.
+            is_constant = id(t) in capture.constants
+            key = (parameter, sum(type(k) is tuple for k in keys)) if is_constant else id(t)
+            self.closed.setdefault(key, (t, meta))
+            keys.append(key)
+        return _Graph(body, keys, n_after)
+
+    def arranged(self, graph: _Graph) -> Subgraph:
+        """The graph with all that the call closes over, in one order for all graphs."""
+        order = {key: i for i, key in enumerate(self.closed)}
+        metas = graph.body.inputs[: len(graph.body.inputs) - len(graph.keys)]
+        n = len(metas) - graph.n_after
+        before, after = range(n), range(n + len(order), len(metas) + len(order))
+        places = [*before, *after, *(n + order[key] for key in graph.keys)]
+        return rearranged(graph.body, places, [*metas[:n], *(meta for _, meta in self.closed.values()), *metas[n:]])
+
+    def layout(self, is_deep: bool) -> Layout:
+        rule = self.rule
+        deep = (f"its derivatives call it with new arguments more than {DEPTH} times over", "differentiate less often")
+        return Layout(
+            name=rule.name,
+            n_inputs=len(self.metas),
+            marked=self.marked,
+            gradients=self.gradients,
+            differentiable=self.differentiable,
+            has_backward=rule.has_backward and not is_deep,
+            has_tangent=rule.has_tangent and not is_deep,
+            constant_closure=rule.constant_closure,
+            missing_reverse=deep if is_deep else ("it has no reverse-mode derivative", rule.reverse_remedy),
+            missing_tangent=deep if is_deep else ("it has no forward-mode derivative", rule.forward_remedy),
+            transposes_tangent=rule.transposes_tangent and rule.has_tangent and not rule.has_backward and not is_deep,
+            vmap=rule.vmap,
+        )

@@ -1,0 +1,194 @@
+"""A call of a custom rule as plain Python, under plain autograd.
+
+The first derivative costs one run of the rule, whose residuals are stored. Where a second one is prepared for
+(``create_graph``), the rule runs again as ordinary code on the inputs, with the same random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import FlatRule, marked_inputs
+from .refusal import closed_over, missing
+
+__all__ = ["call_in_python"]
+
+Tensors = Sequence[Tensor]
+
+
+def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
+    if any(identity == rule.identity and _depend_on(inputs, zeros) for identity, zeros in _active.linear):
+        return rule.primal(*inputs)
+    marked = marked_inputs(inputs)
+    needed = tuple(m and x.requires_grad for m, x in zip(marked, inputs))
+    if not (torch.is_grad_enabled() and any(needed)):
+        return _guarded(rule, rule.primal(*inputs))
+    call = _Call(rule, marked, needed)
+    outs, residuals = call.run([x.detach() for x in inputs])
+    guards = [o for o in _guarded(rule, outs) if o.requires_grad]
+    return _Attached.apply(call, [o.detach() for o in outs], residuals, *inputs, *guards)
+
+
+class _Call:
+    """One run of a rule; ``pull`` takes residuals and cotangents to gradients."""
+
+    def __init__(self, rule: FlatRule, marked: Sequence[bool], needed: Sequence[bool]) -> None:
+        self.rule, self.marked, self.needed = rule, marked, needed
+        self.pull: Callable[[Tensors, Tensors], Sequence[Tensor | None]]
+
+    def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
+        rule = self.rule
+        self.random = _RandomState(inputs)
+        if rule.has_backward:
+            outs, residuals = rule.forward(*inputs)
+            self.pull = rule.backward
+        elif rule.has_tangent and rule.transposes_tangent:
+            outs, residuals = self.linear(inputs), []
+        else:
+            outs, residuals = rule.primal(*inputs), []
+            self.pull = self.missing
+        self.differentiable = [rule.is_differentiable(i, o.dtype) for i, o in enumerate(outs)]
+        self.random.note_use()
+        return outs, residuals
+
+    def linear(self, inputs: Tensors) -> Tensors:
+        """The rule's tangents are linear in the given ones: their gradient at zero is that everywhere."""
+        with torch.enable_grad():
+            zeros = [torch.zeros_like(x, requires_grad=n) for x, m, n in zip(inputs, self.marked, self.needed) if m]
+            with _linear_in(self.rule, zeros):
+                outs, tangents = self.rule.tangent(inputs, zeros)
+
+        def pull(_: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
+            pairs = [(t, ct) for t, ct in zip(tangents, cotangents) if t.requires_grad]
+            moving = [z for z in zeros if z.requires_grad]
+            grads = iter(_products(pairs, moving))
+            return [next(grads) if z.requires_grad else None for z in zeros]
+
+        self.pull = pull
+        return outs
+
+    def missing(self, _: Tensors, __: Tensors) -> Sequence[Tensor | None]:
+        raise missing(self.rule.name, "it has no reverse-mode derivative", self.rule.reverse_remedy).exception()
+
+    def gradients(self, inputs: Tensors, residuals: Tensors, cotangents: Tensors) -> list[Tensor | None]:
+        cts = [ct for ct, d in zip(cotangents, self.differentiable) if d]
+        if not torch.is_grad_enabled():
+            grads = self.pull(residuals, cts)
+        else:
+            again = _Call(self.rule, self.marked, self.needed)
+            with self.random.replayed():
+                _, residuals = again.run(inputs)
+            grads = again.pull(residuals, cts)
+        given = iter(grads)
+        return [next(given) if m else None for m in self.marked]
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.linear: list[tuple[tuple[Hashable, ...], Tensors]] = []
+
+
+_active = _Active()
+
+
+@contextlib.contextmanager
+def _linear_in(rule: FlatRule, tangents: Tensors) -> Iterator[None]:
+    """A rule may call its own function on its tangents, which says that it is linear: it is differentiated as it is."""
+    _active.linear.append((rule.identity, tangents))
+    try:
+        yield
+    finally:
+        _active.linear.pop()
+
+
+def _depend_on(tensors: Tensors, sources: Tensors) -> bool:
+    """Whether autograd leads from some of the tensors back to a source, a leaf."""
+    if any(t is s for t in tensors for s in sources if s.requires_grad):
+        return True
+    leaves = {id(s) for s in sources}
+    todo, seen = [t.grad_fn for t in tensors if t.grad_fn is not None], set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in leaves:
+            return True
+        todo += [below for below, _ in node.next_functions if below is not None]
+    return False
+
+
+def _products(pairs: Sequence[tuple[Tensor, Tensor]], moving: Tensors) -> Sequence[Tensor | None]:
+    if not pairs:
+        return [None] * len(moving)
+    tangents, cotangents = zip(*pairs)
+    higher = torch.is_grad_enabled()
+    return torch.autograd.grad(tangents, moving, cotangents, retain_graph=True, create_graph=higher, allow_unused=True)
+
+
+class _Attached(torch.autograd.Function):
+    """The outputs of a call, with its derivative; the guards are what they owe to closed-over values."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:
+        inputs, guards = tensors[: len(call.marked)], tensors[len(call.marked) :]
+        ctx.call, ctx.n_residuals = call, len(residuals)
+        ctx.guards = [torch.zeros_like(g) for g in guards]
+        ctx.save_for_backward(*residuals, *inputs)
+        ctx.mark_non_differentiable(*(o for o, d in zip(outs, call.differentiable) if not d))
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        residuals, inputs = ctx.saved_tensors[: ctx.n_residuals], ctx.saved_tensors[ctx.n_residuals :]
+        return (None, None, None, *ctx.call.gradients(inputs, residuals, cotangents), *ctx.guards)
+
+
+def _guarded(rule: FlatRule, outs: Tensors) -> Tensors:
+    """The outputs; where one depends on a closed-over value with a gradient, asking for that gradient is an error."""
+    if rule.constant_closure:
+        return [o.detach() if o.requires_grad else o for o in outs]
+    return [_Guard.apply(o, rule.name) if o.requires_grad else o for o in outs]
+
+
+class _Guard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, ct: Tensor) -> Any:
+        raise closed_over(ctx.name, "tensor that requires gradients").exception()
+
+
+class _RandomState:
+    """The random numbers that a run draws, on the devices of some tensors."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.devices = sorted({x.device.index for x in tensors if x.is_cuda})
+        self.states = self.now()
+        self.is_used = True
+
+    def now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+
+    def note_use(self) -> None:
+        self.is_used = not all(map(torch.equal, self.states, self.now()))
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        if not self.is_used:
+            yield
+            return
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:]):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -1,0 +1,327 @@
+"""The static parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
+
+NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its
+graphs would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a name for the rule around it
+(its ``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` puts the rule itself
+for its name. What has no name left in it is closed, and every graph that is handed out is.
+
+NOTE [Batching is lazy] For the same reason a batched rule is not made of batched graphs, which would have to hold the
+batched rule again: :class:`Batched` remembers what to do, and batches a graph when a derivative asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...capture.derive import batched, joint, rewritten
+from ...capture.partition import partition
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, count, is_differentiable
+
+__all__ = ["Batched", "CustomRule", "Layout", "Recursion", "Reverse", "Rule"]
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """``forward: operands -> outputs, residuals``; ``backward: residuals, operands, cotangents of the differentiable
+    outputs -> gradients`` of the operands that ``gradients`` marks.
+    """
+
+    forward: Subgraph
+    backward: Subgraph
+    gradients: Mask
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the flat values of a custom rule are.
+
+    ``n_inputs``: the operands before the closed-over values. ``marked``: the inputs with tangents. ``gradients``: those
+    for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
+    ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over
+    counts as constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say
+    where a derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
+    ``transposes_backward`` the other way round. ``is_ordinary``: the function is differentiated as it is. ``vmap``: a
+    batching rule of the user's.
+    """
+
+    name: str
+    n_inputs: int
+    marked: Mask
+    gradients: Mask
+    differentiable: Mask
+    has_backward: bool
+    has_tangent: bool
+    constant_closure: bool
+    missing_reverse: tuple[str, str]
+    missing_tangent: tuple[str, str]
+    transposes_tangent: bool
+    vmap: Any = None
+    transposes_backward: bool = False
+    is_ordinary: bool = False
+
+    def mark_operands(self, inputs: Mask, n_operands: int) -> Mask:
+        return (*inputs, *(False,) * (n_operands - self.n_inputs))
+
+
+class Rule(StaticParameters):
+    """A function with derivatives of its own. ``bodies[0]`` is the function: ``operands -> outputs``."""
+
+    @property
+    def layout(self) -> Layout:
+        raise NotImplementedError
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        """The graphs of reverse mode for the active operands, if the rule has any."""
+        raise NotImplementedError
+
+    def tangent(self) -> Subgraph | None:
+        """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
+        raise NotImplementedError
+
+
+class CustomRule(Rule):
+    """As captured: ``bodies`` are the function, then ``operands -> outputs, residuals`` and ``residuals, operands,
+    cotangents -> gradients``, then ``operands, tangents -> outputs, tangents``, as far as the rule has them.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        return self["layout"]
+
+    def unfolded(self, body: Subgraph) -> Subgraph:
+        """A graph of this rule, closed (see NOTE [Recursion]); forward mode may meet the rule in it."""
+        return _substituted(body, self["binder"], self.variant(transposes_backward=self.layout.has_backward))
+
+    def variant(self, **changes: Any) -> CustomRule:
+        """This rule with another layout."""
+        layout = replace(self.layout, **changes)
+        if layout == self.layout:
+            return self
+        make = lambda: CustomRule(self.hop, self.bodies, **{**self.attributes, "layout": layout})
+        return self.derive(("variant", layout), make)
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        return self.derive(("reverse", active), lambda: self._reverse(active))
+
+    def _reverse(self, active: Mask) -> Reverse | None:
+        layout, n = self.layout, len(self.bodies[0].inputs)
+        if layout.is_ordinary:
+            return _ordinary(self.bodies[0], active)
+        if layout.has_backward:
+            forward, backward = (self.unfolded(body) for body in self.bodies[1:3])
+            return Reverse(forward, backward, layout.mark_operands(layout.gradients, n))
+        return _transposed(self, active) if layout.transposes_tangent else None
+
+    def tangent(self) -> Subgraph | None:
+        if self.layout.has_tangent:
+            return self.derive("tangent", lambda: self.unfolded(self.bodies[-1]))
+        if self.layout.transposes_backward:
+            return self.derive("tangent", lambda: _tangent_of(self))
+        return None
+
+
+class Recursion(StaticParameters):
+    """A call of a rule inside its own graphs (see NOTE [Recursion]); ``bodies`` is the function alone."""
+
+
+class Batched(Rule):
+    """The rule ``of`` over a batch of size ``size`` at dimension 0 of the ``mapped`` operands, and of the outputs in
+    ``out`` (see NOTE [Batching is lazy]).
+    """
+
+    @property
+    def layout(self) -> Layout:
+        return self["of"].layout
+
+    @property
+    def random(self) -> bool:
+        return self["of"].random
+
+    def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
+        """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""
+        out = self["out"]
+        graph, found = batched(body, mapped, self["size"], self["randomness"], (*out, *rest))
+        if found[: len(out)] == out:
+            return graph, found
+
+        def run(*args: Tensor) -> list[Tensor]:
+            """All lanes have the same value where the function's outputs have no lanes."""
+            values = graph(*args)
+            shared = [v.select(0, 0) if f and not o else v for v, f, o in zip(values, found, out)]
+            return [*shared, *values[len(out) :]]
+
+        key = ("shared outputs", out)
+        return graph.derive(key, lambda: rewritten(run, graph.inputs, "vmap")), (*out, *found[len(out) :])
+
+    def reverse(self, active: Mask) -> Reverse | None:
+        return self.derive(("reverse", active), lambda: self._reverse(active))
+
+    def _reverse(self, active: Mask) -> Reverse | None:
+        inner: Reverse | None = self["of"].reverse(active)
+        if inner is None:
+            return None
+        mapped, n = self["mapped"], self["n_outputs"]
+        n_residuals = len(inner.forward.outputs) - n
+        forward, out = self._batched(inner.forward, mapped, (False,) * n_residuals)
+        cotangents = (True,) * count(self.layout.differentiable)
+        everywhere = (True,) * len(inner.backward.outputs)
+        over = (*out[n:], *mapped, *cotangents)
+        backward, _ = batched(inner.backward, over, self["size"], self["randomness"], everywhere)
+        shared = [not m for m, g in zip(mapped, inner.gradients) if g]
+        return Reverse(forward, _summed(backward, shared), inner.gradients)
+
+    def tangent(self) -> Subgraph | None:
+        return self.derive("tangent", self._tangent)
+
+    def _tangent(self) -> Subgraph | None:
+        inner: Subgraph | None = self["of"].tangent()
+        if inner is None:
+            return None
+        mapped, layout = self["mapped"], self.layout
+        tangents = tuple(m for m, marked in zip(mapped, layout.marked) if marked)
+        return self._batched(inner, (*mapped, *tangents), (True,) * count(layout.differentiable))[0]
+
+
+def _transposed(rule: CustomRule, active: Mask) -> Reverse:
+    """The reverse mode of a forward-mode rule: its tangents are linear in the given ones, wherever those are.
+
+    A function that is linear itself has a rule that calls it on the tangents; there it is differentiated as it is.
+    """
+    layout, binder = rule.layout, rule["binder"]
+    ordinary = rule.variant(is_ordinary=True)
+    tangent = _substituted(rule.bodies[-1], binder, ordinary)
+    n, n_outputs = len(active), len(layout.differentiable)
+    moving = [a for a, m in zip(active, layout.marked) if m]
+    metas = tangent.inputs
+    still = [meta for meta, m in zip(metas[n:], moving) if not m]
+    linear_inputs = [*metas[:n], *(meta for meta, m in zip(metas[n:], moving) if m)]
+
+    def linear(*args: Tensor) -> Sequence[Tensor]:
+        given, zeros = iter(args[n:]), iter([meta.zeros() for meta in still])
+        return tangent(*args[:n], *(next(given) if m else next(zeros) for m in moving))
+
+    body = rewritten(linear, linear_inputs, "vjp")
+    sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
+    reached = body.reached(sources, by="gradient")
+    part = partition(body, sources, (*(False,) * n_outputs, *reached[n_outputs:]))
+
+    def everything(operands: Sequence[Tensor]) -> list[Tensor]:
+        return [*operands, *(meta.zeros() for meta in linear_inputs[n:])]
+
+    def forward(*operands: Tensor) -> list[Tensor]:
+        outs = part.forward(*everything(operands))
+        return [*outs[:n_outputs], *outs[len(body.outputs) :]]
+
+    n_residuals = len(part.residuals)
+
+    def backward(*args: Tensor) -> Sequence[Tensor]:
+        operands = everything(args[n_residuals : n_residuals + n])
+        cts = [ct for ct, r in zip(args[n_residuals + n :], reached[n_outputs:]) if r]
+        return part.backward(*args[:n_residuals], *(x for x, k in zip(operands, part.kept) if k), *cts)
+
+    cts = [meta for meta, d in zip(tangent.outputs, layout.differentiable) if d]
+    graphs = (
+        rewritten(forward, metas[:n], "vjp"),
+        rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
+    )
+    key = ordinary.key()
+    restore = lambda static: rule if isinstance(static, CustomRule) and static.key() == key else None
+    forward_graph, backward_graph = (_replaced(graph, restore) for graph in graphs)
+    gradients = tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active))
+    return Reverse(forward_graph, backward_graph, gradients)
+
+
+def _ordinary(function: Subgraph, active: Mask) -> Reverse:
+    """The reverse mode of the function's own operators."""
+    reached = function.reached(active, by="gradient")
+    part = partition(function, active, reached)
+    n, n_residuals = len(active), len(part.residuals)
+
+    def backward(*args: Tensor) -> Sequence[Tensor]:
+        operands, cts = args[n_residuals : n_residuals + n], args[n_residuals + n :]
+        given = [ct for ct, r in zip(cts, differentiable_reached) if r]
+        return part.backward(*args[:n_residuals], *(x for x, k in zip(operands, part.kept) if k), *given)
+
+    differentiable = [is_differentiable(meta.dtype) for meta in function.outputs]
+    differentiable_reached = [r for r, d in zip(reached, differentiable) if d]
+    cts = [meta for meta, d in zip(function.outputs, differentiable) if d]
+    inputs = [*part.residuals, *function.inputs, *cts]
+    return Reverse(part.forward, rewritten(backward, inputs, "vjp"), active)
+
+
+def _tangent_of(rule: CustomRule) -> Subgraph:
+    """The forward mode of a reverse-mode rule, whose gradients are linear in the cotangents, wherever those are."""
+    layout, metas = rule.layout, rule.bodies[0].inputs
+    n, n_outputs = len(metas), rule["n_outputs"]
+    reverse = rule.reverse((True,) * n)
+    assert reverse is not None
+    backward = reverse.backward
+    cts = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+    is_cotangent = (*(False,) * (len(backward.inputs) - len(cts)), *(True,) * len(cts))
+    transposed = joint(backward, is_cotangent, (True,) * len(backward.outputs))
+
+    def tangent(*args: Tensor) -> list[Tensor]:
+        operands, tangents = args[:n], iter(args[n:])
+        outs = reverse.forward(*operands)
+        given = [(next(tangents), g) for g, m in zip(layout.gradients, layout.marked) if m]
+        zeros = [meta.zeros() for meta in cts]
+        found = transposed(*outs[n_outputs:], *operands, *zeros, *(t for t, g in given if g))
+        return [*outs[:n_outputs], *found[len(backward.outputs) :]]
+
+    marked = [meta for meta, m in zip(metas, layout.marked) if m]
+    return rewritten(tangent, [*metas, *marked], "jvp")
+
+
+def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:
+    """The gradient of an operand that all lanes share is the sum over the lanes."""
+    if not any(shared):
+        return backward
+
+    def run(*args: Tensor) -> list[Tensor]:
+        return [g.sum(0) if s else g for g, s in zip(backward(*args), shared)]
+
+    return backward.derive(("summed", tuple(shared)), lambda: rewritten(run, backward.inputs, "vmap"))
+
+
+def _substituted(body: Subgraph, binder: int, rule: CustomRule) -> Subgraph:
+    """The graph with ``rule`` in the place of its name."""
+
+    def change(static: StaticParameters) -> StaticParameters | None:
+        if isinstance(static, Recursion):
+            return rule if static["binder"] == binder else static
+        return static if isinstance(static, CustomRule) and static["binder"] == binder else None
+
+    return _replaced(body, change)
+
+
+def _replaced(body: Subgraph, change: Callable[[StaticParameters], StaticParameters | None]) -> Subgraph:
+    """The graph with other static parameters; where ``change`` gives None it goes on inside."""
+    root, is_new = torch.nn.Module(), False
+    for node in body.module.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(body.module, str(node.target))
+            new = _changed(value, change) if isinstance(value, StaticParameters) else value
+            setattr(root, str(node.target), new)
+            is_new = is_new or new is not value
+    if not is_new:
+        return body
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {}))
+    return Subgraph.intern(fx.GraphModule(root, graph), body.inputs, body.outputs)
+
+
+def _changed(
+    static: StaticParameters, change: Callable[[StaticParameters], StaticParameters | None]
+) -> StaticParameters:
+    new = change(static)
+    if new is not None:
+        return new
+    if isinstance(static, Batched):
+        of = _changed(static["of"], change)
+        return static if of is static["of"] else Batched(static.hop, static.bodies, **{**static.attributes, "of": of})
+    return static.with_bodies(lambda body: _replaced(body, change))

@@ -1,0 +1,836 @@
+"""custom_vjp, custom_jvp, and torch.autograd.Function in captured bodies.
+
+Most rules here are wrong on purpose, three times the true derivative, so that one can see which rule ran: ``tripled``
+of the function has the same value and derivatives. The cases follow JAX's tests of custom derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import optree
+import pytest
+import torch
+from torch.autograd.function import once_differentiable
+
+import functorch_hops as fh
+
+F64 = torch.float64
+
+
+def plain(f, *args):
+    return f(*args)
+
+
+def captured(f, *args):
+    with fh.eager_capture():
+        return f(*args)
+
+
+def jitted(f, *args):
+    return fh.jit(f, backend="eager")(*args)
+
+
+MODES = {"plain": plain, "captured": captured, "jit": jitted}
+every_mode = pytest.mark.parametrize("run", MODES.values(), ids=MODES)
+while_capturing = pytest.mark.parametrize("run", [captured, jitted], ids=["captured", "jit"])
+
+
+def same(got, expected):
+    got, expected = (optree.tree_flatten(t) for t in (got, expected))
+    assert got[1] == expected[1]
+    for a, b in zip(got[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def f64(*values):
+    return torch.tensor(values if len(values) > 1 else values[0], dtype=F64)
+
+
+def tripled(f):
+    """A function with the value of ``f`` and three times its derivatives, of any order."""
+    return lambda *args: f(*args) * 3 - f(*args).detach() * 2
+
+
+@fh.custom_vjp
+def sin_vjp(x, y):
+    return torch.sin(x) * y
+
+
+sin_vjp.defvjp(
+    lambda x, y: (sin_vjp(x, y), (torch.cos(x), torch.sin(x), y)),
+    lambda res, ct: (3 * ct * res[0] * res[2], 3 * ct * res[1]),
+)
+
+
+@fh.custom_jvp
+def sin_jvp(x, y):
+    return torch.sin(x) * y
+
+
+@sin_jvp.defjvp
+def _(primals, tangents):
+    (x, y), (tx, ty) = primals, tangents
+    return sin_jvp(x, y), 3 * (torch.cos(x) * y * tx + torch.sin(x) * ty)
+
+
+sin = tripled(lambda x, y: torch.sin(x) * y)
+both = pytest.mark.parametrize("f", [sin_vjp, sin_jvp], ids=["custom_vjp", "custom_jvp"])
+X, Y = f64(0.7), f64(1.3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# which rule runs
+
+
+def reverse_twice(f):
+    return fh.jacrev(fh.jacrev(f, argnums=(0, 1)), argnums=(0, 1))
+
+
+def reverse_thrice(f):
+    return fh.grad(fh.grad(fh.grad(f)), argnums=1)
+
+
+TRANSFORMS = {
+    "value": lambda f: f,
+    "grad": lambda f: fh.grad(f, argnums=(0, 1)),
+    "reverse over reverse": reverse_twice,
+    "third order": reverse_thrice,
+    "forward over reverse": lambda f: fh.hessian(f, argnums=(0, 1)),
+}
+FORWARD = {
+    "jvp": lambda f: lambda x, y: fh.jvp(f, (x, y), (y, x)),
+    "jacfwd": lambda f: fh.jacfwd(f, argnums=(0, 1)),
+    "forward over forward": lambda f: fh.jacfwd(fh.jacfwd(f, argnums=(0, 1)), argnums=1),
+    "reverse over forward": lambda f: fh.jacrev(fh.jacfwd(f, argnums=(0, 1)), argnums=(0, 1)),
+    "linearize": lambda f: lambda x, y: fh.linearize(f, x, y)[1](y, x),
+}
+
+
+@every_mode
+@both
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_of_any_order(run, f, name):
+    """pytorch/pytorch 87222: custom_jvp and custom_vjp for functorch."""
+    transform = TRANSFORMS[name]
+    same(run(transform(f), X, Y), transform(sin)(X, Y))
+
+
+@every_mode
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_mode(run, name):
+    transform = FORWARD[name]
+    same(run(transform(sin_jvp), X, Y), transform(sin)(X, Y))
+
+
+@both
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_a_jitted_function(f, name):
+    transform = TRANSFORMS[name]
+    same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
+
+
+@every_mode
+@both
+def test_vmap_inside_and_outside(run, f):
+    xs = f64(0.1, 0.5, -0.4)
+    for in_dims, args in [((0, None), (xs, Y)), ((None, 0), (X, xs)), ((0, 0), (xs, xs + 1))]:
+        lanes = fh.vmap(fh.grad(sin, argnums=(0, 1)), in_dims)
+        same(run(fh.vmap(fh.grad(f, argnums=(0, 1)), in_dims), *args), lanes(*args))
+        total = lambda f: fh.grad(lambda *a: fh.vmap(f, in_dims)(*a).sum(), argnums=(0, 1))
+        same(run(total(f), *args), total(sin)(*args))
+        second = lambda f: fh.hessian(lambda *a: fh.vmap(f, in_dims)(*a).sum(), argnums=(0, 1))
+        same(run(second(f), *args), second(sin)(*args))
+
+
+@every_mode
+@both
+def test_plain_autograd(run, f):
+    """Backward, and backward of it, with everything hanging on one node."""
+    x, y = X.clone().requires_grad_(), Y.clone().requires_grad_()
+
+    def twice(f):
+        out = f(x, y)
+        first = torch.autograd.grad(out, (x, y), create_graph=True)
+        mixed = out + first[0] * first[1]
+        return out, first, torch.autograd.grad(mixed, (x, y), create_graph=True)
+
+    got, expected = twice(functools.partial(run, f)), twice(sin)
+    same(got, expected)
+    third = lambda results: torch.autograd.grad(sum(results[2]), (x, y))
+    same(third(got), third(expected))
+
+
+def test_dual_numbers():
+    """Forward mode by torch.autograd.forward_ad, without torch.func."""
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(X, torch.ones_like(X))
+        out = torch.autograd.forward_ad.unpack_dual(sin_jvp(x, Y))
+    same(out.tangent, 3 * X.cos() * Y)
+
+
+@every_mode
+@both
+def test_in_loops_and_branches(run, f):
+    def looped(f):
+        def step(c, x):
+            c = fh.cond(c > 0.3, lambda: f(c, x), lambda: c + f(x, x))
+            return fh.while_loop(lambda v: v < 0.5, lambda v: v + f(x, x) ** 2 + 0.1, c), c
+
+        return lambda c, xs: fh.scan(step, c, xs)[0]
+
+    xs = f64(0.4, 0.9, 1.4)
+    derivative = lambda f: fh.grad(looped(f), argnums=(0, 1))
+    same(run(derivative(f), X, xs), derivative(sin)(X, xs))
+    second = lambda f: fh.hessian(looped(f), argnums=0)
+    same(run(second(f), X, xs), second(sin)(X, xs))
+    lanes = lambda f: fh.vmap(fh.grad(looped(f)), in_dims=(0, None))
+    starts = f64(0.1, 0.4, 2.0)
+    same(run(lanes(f), starts, xs), torch.stack([fh.grad(looped(sin))(c, xs) for c in starts]))
+
+
+@every_mode
+def test_loops_inside_rules(run):
+    """The function is a Newton iteration; its rule is another loop, closed over the result."""
+
+    @fh.custom_vjp
+    def root(a):
+        return fh.while_loop(lambda x: (x * x - a).abs() > 1e-13, lambda x: (x + a / x) / 2, torch.ones_like(a))
+
+    def bwd(x, ct):
+        return (fh.fori_loop(0, 250, lambda i, s: s + 0.2 * (3 * ct - 2 * x * s), torch.zeros_like(ct)),)
+
+    root.defvjp(lambda a: (lambda x: (x, x))(root(a)), bwd)
+    a = f64(2.5)
+    same(run(fh.grad(root), a), 3 / (2 * a.sqrt()))
+    same(run(fh.grad(fh.grad(root)), a), 3 * fh.grad(lambda a: 1 / (2 * tripled(torch.sqrt)(a)))(a))
+    same(run(fh.vmap(fh.grad(root)), f64(0.5, 9.0)), 3 / (2 * f64(0.5, 9.0).sqrt()))
+
+
+@every_mode
+def test_checkpointed(run):
+    g = lambda f: fh.grad(lambda x: fh.checkpoint(lambda x: f(f(x, Y), x))(x))
+    for f in (sin_vjp, sin_jvp):
+        same(run(g(f), X), g(sin)(X))
+        same(run(fh.grad(g(f)), X), fh.grad(g(sin))(X))
+
+
+def test_residuals_are_differentiated_as_fwd_computes_them():
+    """As in JAX: a forward rule that does not call the function is differentiated as any code."""
+    f = fh.custom_vjp(torch.exp)
+    f.defvjp(lambda x: (torch.exp(x), torch.exp(x)), lambda y, ct: (3 * y * ct,))
+    g = fh.custom_vjp(torch.exp)
+    g.defvjp(lambda x: (g(x), g(x)), lambda y, ct: (3 * y * ct,))
+    for run in MODES.values():
+        same(run(fh.grad(fh.grad(f)), X), 3 * X.exp())
+        same(run(fh.grad(fh.grad(g)), X), 9 * X.exp())
+    x = X.clone().requires_grad_()
+    for run in (plain, captured):
+        for function, expected in [(f, 3), (g, 9)]:
+            (first,) = torch.autograd.grad(run(function, x), x, create_graph=True)
+            same(torch.autograd.grad(first, x)[0], (expected * X.exp()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# arguments
+
+
+@dataclasses.dataclass
+class Pair:
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@every_mode
+def test_trees(run):
+    @fh.custom_vjp
+    def f(p, q, flag):
+        assert flag == "on"
+        return {"y": p["u"] * q.a, "n": p["n"] + 1, "none": None, "name": "out"}
+
+    def fwd(p, q, flag):
+        return f(p, q, flag), {"p": p, "pair": (q, flag)}
+
+    def bwd(res, ct):
+        assert ct["name"] == "out"
+        assert not ct["n"].is_floating_point()
+        q, _ = res["pair"]
+        return {"u": 3 * ct["y"] * q.a, "n": None}, Pair(3 * ct["y"] * res["p"]["u"], None), None
+
+    f.defvjp(fwd, bwd)
+    p, q = {"u": X, "n": torch.tensor(4)}, Pair(Y, f64(2.0))
+    out = run(lambda p, q: f(p, q, "on"), p, q)
+    same((out["y"], out["n"]), (X * Y, torch.tensor(5)))
+    assert (out["none"], out["name"]) == (None, "out")
+    loss = lambda u, q: f({"u": u, "n": torch.tensor(4)}, q, flag="on")["y"]
+    got = run(fh.grad(loss, argnums=(0, 1)), X, q)
+    same(got[0], 3 * Y)
+    same((got[1].a, got[1].b), (3 * X, f64(0.0)))
+
+
+@every_mode
+def test_trees_of_tangents(run):
+    @fh.custom_jvp
+    def f(p):
+        return {"y": p["x"] * 2, "n": p["n"]}, "word"
+
+    @f.defjvp
+    def _(primals, tangents):
+        (p,), (t,) = primals, tangents
+        assert p["k"] == 2.5
+        assert t["n"].dtype == torch.int64
+        assert t["k"] == 0.0
+        return f(p), ({"y": t["x"] * 6, "n": None}, None)
+
+    full = lambda x: f({"x": x, "n": torch.tensor(3), "k": 2.5})
+    g = lambda x: full(x)[0]["y"]
+    assert full(X)[1] == "word"
+    same(run(fh.grad(g), X), f64(6.0))
+    same(run(fh.jacfwd(g), X), f64(6.0))
+
+
+@every_mode
+def test_keywords_and_defaults(run):
+    g = fh.custom_vjp(lambda x, y=2.0: x * y)
+    g.defvjp(lambda x, y: (g(x, y), y), lambda y, ct: (3 * ct * y, None))
+    same(run(fh.grad(lambda x: g(y=Y, x=x)), X), 3 * Y)
+    same(run(fh.grad(lambda x: g(x=x)), X), f64(6.0))
+
+
+@every_mode
+def test_arguments_without_derivatives(run):
+    @functools.partial(fh.custom_vjp, nondiff_argnums=(0, 2))
+    def apply(h, x, power):
+        return h(x) ** power
+
+    apply.defvjp(
+        lambda h, x, power: (apply(h, x, power), x), lambda h, power, x, ct: (3 * ct * power * h(x) ** (power - 1),)
+    )
+    same(run(fh.grad(lambda x: apply(torch.sin, x, 3)), X), 9 * X.sin() ** 2)
+
+    @functools.partial(fh.custom_jvp, nondiff_argnums=0)
+    def apply(h, x):
+        return h(x)
+
+    apply.defjvp(lambda h, primals, tangents: (apply(h, *primals), 3 * tangents[0]))
+    same(run(fh.grad(lambda x: apply(torch.sin, x)), X), f64(3.0))
+    same(run(lambda x: fh.jvp(lambda x: apply(torch.sin, x), (x,), (Y,)), X), (X.sin(), 3 * Y))
+
+
+@every_mode
+def test_a_tensor_as_an_argument_without_derivative(run):
+    """It may be an integer, a lane of a vmap, the value of an outer loop: anything that is not differentiated."""
+
+    @functools.partial(fh.custom_jvp, nondiff_argnums=(0,))
+    def f(k, x):
+        return k * x
+
+    f.defjvp(lambda k, primals, tangents: (f(k, *primals), 3 * k * tangents[0]))
+    ks = f64(2.0, 5.0)
+    same(run(fh.vmap(fh.grad(f, argnums=1), in_dims=(0, None)), ks, X), 3 * ks)
+    total = fh.grad(lambda x: fh.scan(lambda c, k: (c + f(k, x), None), f64(0.0), ks)[0])
+    same(run(total, X), f64(21.0))
+
+
+@every_mode
+def test_one_rule_per_argument(run):
+    f = fh.custom_jvp(lambda x, y, z: x * y + z)
+    f.defjvps(lambda t, out, x, y, z: 3 * t * y, None, lambda t, out, x, y, z: t * out)
+    same(run(fh.grad(f, argnums=(0, 1, 2)), X, Y, X), (3 * Y, f64(0.0), X * Y + X))
+
+
+@every_mode
+def test_a_linear_function_whose_rule_is_itself(run):
+    """The rule calls the function on the tangents (JAX has the same case, in a scan)."""
+    f = fh.custom_jvp(lambda x: -x)
+    f.defjvp(lambda primals, tangents: (f(*primals), f(tangents[0]) + 0 * f(2 * tangents[0])))
+    loop = lambda x: fh.scan(lambda c, _: (f(c) * c, None), x, length=2)[0]
+    oracle = lambda x: -((-x * x) ** 2)
+    for g, expected in [(f, torch.neg), (loop, oracle)]:
+        for order in (fh.grad, fh.jacfwd, lambda f: fh.grad(fh.grad(f)), fh.hessian, lambda f: fh.jacrev(fh.jacfwd(f))):
+            same(run(order(g), X), order(expected)(X))
+        same(run(fh.vmap(fh.grad(g)), f64(1.0, 2.0)), fh.vmap(fh.grad(expected))(f64(1.0, 2.0)))
+    if run is not jitted:
+        x = X.clone().requires_grad_()
+        (first,) = torch.autograd.grad(run(loop, x), x, create_graph=True)
+        same((first.detach(), *torch.autograd.grad(first, x)), (-4 * X**3, -12 * X**2))
+
+
+@every_mode
+def test_lists_and_numbers_as_gradients(run):
+    f = fh.custom_vjp(lambda x, y: x * y)
+    f.defvjp(lambda x, y: (f(x, y), None), lambda res, ct: [ct * 2, 5.0])
+    same(run(fh.grad(f, argnums=(0, 1)), X, Y), (f64(2.0), f64(5.0)))
+
+
+@every_mode
+def test_several_rules_in_one_body(run):
+    def f(x):
+        return sin_vjp(sin_jvp(x, Y), sin_vjp(Y, x)) + sin_vjp(x, x)
+
+    def oracle(x):
+        return sin(sin(x, Y), sin(Y, x)) + sin(x, x)
+
+    same(run(fh.grad(f), X), fh.grad(oracle)(X))
+    same(run(fh.grad(fh.grad(f)), X), fh.grad(fh.grad(oracle))(X))
+
+
+@every_mode
+def test_no_output_and_no_input(run):
+    nothing = fh.custom_vjp(lambda x: None)
+    nothing.defvjp(lambda x: (None, x), lambda x, ct: (x,))
+    constant = fh.custom_jvp(lambda: f64(2.0))
+    constant.defjvp(lambda primals, tangents: (f64(2.0), f64(0.0)))
+    f = lambda x: x * constant() if nothing(x) is None else x
+    same(run(fh.grad(f), X), f64(2.0))
+    same(run(fh.vmap(f), f64(1.0, 2.0)), f64(2.0, 4.0))
+
+
+@every_mode
+def test_a_value_that_does_not_depend_on_the_input(run):
+    """The rule says that it does; each lane of a vmap has a cotangent of its own."""
+    f = fh.custom_vjp(lambda x: torch.zeros_like(x))
+    f.defvjp(lambda x: (torch.zeros_like(x), None), lambda _, ct: (ct * 3,))
+    weights = f64(1.0, 2.0)
+    same(run(fh.grad(lambda x: (fh.vmap(f)(x) * weights).sum()), f64(4.0, 5.0)), 3 * weights)
+    g = fh.custom_jvp(lambda x: torch.zeros((), dtype=F64))
+    g.defjvp(lambda primals, tangents: (torch.zeros((), dtype=F64), tangents[0] * 3))
+    same(run(lambda x: fh.jvp(fh.vmap(g), (x,), (weights,)), weights), (f64(0.0, 0.0), 3 * weights))
+    same(run(fh.vmap(fh.grad(g)), weights), f64(3.0, 3.0))
+
+
+@every_mode
+def test_an_integer_output_of_all_lanes(run):
+    f = fh.custom_jvp(lambda x, n: (x * 2, n + 1))
+    f.defjvp(lambda primals, tangents: (f(*primals), (tangents[0] * 6, None)))
+    shared = fh.vmap(lambda x, n: f(x, n), in_dims=(0, None), out_dims=(0, None))
+    same(run(shared, f64(1.0, 2.0), torch.tensor(3)), (f64(2.0, 4.0), torch.tensor(4)))
+
+
+@every_mode
+def test_random_numbers(run):
+    """The backward pass sees the numbers that the forward pass drew; so does a second run for a second derivative."""
+
+    @fh.custom_vjp
+    def noisy(x):
+        return x * torch.rand(4, dtype=F64)
+
+    def fwd(x):
+        noise = torch.rand(4, dtype=F64)
+        return x * noise, (noise, x)
+
+    noisy.defvjp(fwd, lambda res, ct: ((ct * res[0] * res[1]).sum() * 2,))
+    x = X.clone().requires_grad_()
+    out = run(noisy, x)
+    (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    noise = out.detach() / X
+    same(slope.detach(), (noise * X).sum() * 2)
+    same(torch.autograd.grad(slope, x)[0], noise.sum() * 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# closed-over values
+
+
+def scaled_vjp(scale):
+    f = fh.custom_vjp(lambda x: x * scale)
+    f.defvjp(lambda x: (f(x), None), lambda _, ct: (3 * ct * scale,))
+    return f
+
+
+def scaled_jvp(scale):
+    f = fh.custom_jvp(lambda x: x * scale)
+    f.defjvp(lambda primals, tangents: (f(*primals), 3 * scale * tangents[0]))
+    return f
+
+
+both_scaled = pytest.mark.parametrize("scaled", [scaled_vjp, scaled_jvp], ids=["custom_vjp", "custom_jvp"])
+
+
+@every_mode
+@both_scaled
+def test_closed_over_lanes(run, scaled):
+    """A mapped value that the function closes over, where its argument is not mapped (jax-ml/jax 3822, 8783)."""
+    scales = f64(0.0, 1.0, 2.0)
+    same(run(fh.vmap(lambda s: fh.grad(scaled(s))(X)), scales), 3 * scales)
+    same(run(fh.vmap(lambda s: scaled(s)(X)), scales), scales * X)
+    total = lambda z: fh.vmap(lambda s: scaled(s)(z))(scales).sum()
+    same(run(fh.grad(total), X), f64(9.0))
+
+
+@every_mode
+@both_scaled
+def test_closed_over_values_of_loops(run, scaled):
+    f = lambda x: fh.scan(lambda c, s: (scaled(s + c.detach())(x), c), f64(0.0), f64(1.0, 2.0))[0]
+    same(run(f, X), (2 + X) * X)
+    same(run(fh.grad(f), X), 3 * (2 + X))
+    same(run(fh.vmap(fh.grad(f)), f64(1.0, 2.0)), 3 * (2 + f64(1.0, 2.0)))
+
+
+@every_mode
+def test_a_backward_rule_that_closes_over_a_differentiated_value(run):
+    """It is ordinary code: the second derivative flows to the value (JAX has the same case)."""
+
+    def in_bwd(y):
+        f = fh.custom_vjp(lambda x: 2 * torch.sin(x))
+        f.defvjp(lambda x: (f(x), None), lambda _, ct: (2 * torch.cos(y) * ct,))
+        return fh.grad(f)(X)
+
+    def in_fwd(y):
+        f = fh.custom_vjp(lambda x: 2 * torch.sin(x))
+        f.defvjp(lambda x: (f(x), y), lambda y, ct: (2 * torch.cos(y) * ct,))
+        return fh.grad(f)(X)
+
+    for f in (in_bwd, in_fwd):
+        same(run(f, Y), 2 * torch.cos(Y))
+        same(run(fh.vmap(f), f64(1.0, 2.0)), 2 * torch.cos(f64(1.0, 2.0)))
+        same(run(fh.grad(f), Y), -2 * torch.sin(Y))
+
+
+@every_mode
+@both_scaled
+def test_differentiating_a_closed_over_value_is_an_error(run, scaled):
+    f = lambda s: scaled(s)(X)
+    for g in (fh.grad(f), fh.grad(lambda s: scaled(s)(s)), lambda s: fh.jvp(lambda s: scaled(s)(X), (s,), (s,))):
+        with pytest.raises(fh.ArgumentValueError, match="closes over"):
+            run(g, Y)
+
+
+@both_scaled
+def test_a_closed_over_parameter(scaled):
+    """A parameter may be there as long as nobody asks for its gradient."""
+    w, x = Y.clone().requires_grad_(), X.clone().requires_grad_()
+    for run in (plain, captured):
+        same(run(scaled(w), X).detach(), X * Y)
+        with pytest.raises(fh.ArgumentValueError, match="pass the value as an argument"):
+            run(scaled(w), x).backward()
+        with pytest.raises(fh.ArgumentValueError):
+            run(scaled(w), X).backward()
+        with torch.no_grad():
+            same(run(scaled(w), X), X * Y)
+        same(torch.autograd.grad(run(scaled(w.detach()), x), x)[0], 3 * Y)
+    same(torch.autograd.grad(scaled(w)(x), x)[0], 3 * Y)
+
+
+@every_mode
+def test_constants_in_rules(run):
+    """Tensors made from Python numbers, in the function and in rules that call it."""
+    c = lambda: torch.tensor([1.0, 2.0], dtype=F64)
+    f = fh.custom_jvp(lambda x: (x * c()).sum())
+    f.defjvp(lambda primals, tangents: (f(*primals), tangents[0] * (c() * 3 * torch.tensor(2.0)).sum() * primals[0]))
+    same(run(fh.grad(f), X), 18 * X)
+    same(run(fh.grad(fh.grad(f)), X), f64(18.0))
+
+
+def test_an_instance_that_jit_reads_is_never_stale():
+    rate = {"value": 3.0}
+    f = fh.custom_vjp(lambda x: x * rate["value"])
+    f.defvjp(lambda x: (f(x), None), lambda _, ct: (ct * rate["value"] * 2,))
+    g = fh.jit(fh.value_and_grad(lambda x: f(x)), backend="eager")
+    same(g(X), (3 * X, f64(6.0)))
+    rate["value"] = 5.0
+    same(g(X), (5 * X, f64(10.0)))
+    f.defvjp(lambda x: (f(x), None), lambda _, ct: (ct * 7,))
+    same(g(X), (5 * X, f64(7.0)))
+
+
+@pytest.mark.parametrize("f", [sin_vjp, sin_jvp], ids=["custom_vjp", "custom_jvp"])
+def test_exported(f):
+    example = (torch.tensor([0.1, 0.2]), torch.tensor([1.5, 2.0]))
+    for g, oracle in [(f, sin), (fh.grad(lambda x, y: f(x, y).sum()), fh.grad(lambda x, y: sin(x, y).sum()))]:
+        same(fh.export(g, example).module()(*example), oracle(*example))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("f", [sin_vjp, sin_jvp], ids=["custom_vjp", "custom_jvp"])
+def test_compiled(f):
+    loop = lambda f: lambda x: fh.scan(lambda c, _: (f(c, x), c), x + 1, length=4)[0].sum()
+    x = torch.linspace(0, 1, 4)
+    same(fh.jit(fh.value_and_grad(loop(f)))(x), fh.value_and_grad(loop(sin))(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.autograd.Function in captured bodies
+
+
+def in_body(f):
+    """The function in a body that is captured in every mode but plain."""
+    return lambda *args: fh.cond(torch.tensor(True), f, f, *args)
+
+
+class Function(torch.autograd.Function):
+    generate_vmap_rule = True
+
+
+class SinWithJvp(Function):
+    """Three times the derivative, in both modes."""
+
+    @staticmethod
+    def forward(x, y):
+        return torch.sin(x) * y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, ct):
+        x, y = ctx.saved_tensors
+        return 3 * ct * x.cos() * y, 3 * ct * x.sin()
+
+    @staticmethod
+    def jvp(ctx, tx, ty):
+        x, y = ctx.saved_tensors
+        return 3 * (x.cos() * y * tx + x.sin() * ty)
+
+
+@while_capturing
+@pytest.mark.parametrize("name", [*TRANSFORMS, *FORWARD])
+def test_a_function_with_all_rules(run, name):
+    """pytorch/pytorch 192985: Dynamo silently drops a custom jvp."""
+    transform = {**TRANSFORMS, **FORWARD}[name]
+    f = in_body(SinWithJvp.apply)
+    same(run(transform(f), X, Y), transform(sin)(X, Y))
+    if name != "value":
+        same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
+
+
+class ExpOfItself(Function):
+    """It saves its output, and its backward calls the Function again."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, ct):
+        x, y = ctx.saved_tensors
+        return ct * (y + 2 * ExpOfItself.apply(x))
+
+
+@while_capturing
+def test_a_function_whose_backward_calls_it(run):
+    for order in (fh.grad, lambda f: fh.grad(fh.grad(f)), lambda f: fh.grad(fh.grad(fh.grad(f)))):
+        same(run(order(in_body(ExpOfItself.apply)), X), order(ExpOfItself.apply)(X))
+
+
+class Polynomial(Function):
+    """Its backward calls it with another static argument: a chain that ends."""
+
+    @staticmethod
+    def forward(x, n):
+        return x**n
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.n = inputs[1]
+
+    @staticmethod
+    def backward(ctx, ct):
+        (x,) = ctx.saved_tensors
+        return 2 * ct * ctx.n * (Polynomial.apply(x, ctx.n - 1) if ctx.n > 1 else torch.ones_like(x)), None
+
+
+class Endless(Function):
+    """A chain that does not end (the derivatives of polygamma, say)."""
+
+    @staticmethod
+    def forward(x, n):
+        return torch.sin(x + n)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.n = inputs[1]
+
+    @staticmethod
+    def backward(ctx, ct):
+        return 2 * ct * Endless.apply(ctx.saved_tensors[0], ctx.n + 1), None
+
+
+@while_capturing
+def test_a_function_whose_backward_calls_it_with_other_arguments(run):
+    f = in_body(lambda x: Polynomial.apply(x, 3))
+    same(run(fh.grad(f), X), 6 * X**2)
+    same(run(fh.grad(fh.grad(f)), X), 24 * X)
+    g = in_body(lambda x: Endless.apply(x, 0))
+    same(run(fh.grad(fh.grad(g)), X), 4 * torch.sin(X + 2))
+    deep = functools.reduce(lambda f, _: fh.grad(f), range(6), g)
+    with pytest.raises(fh.ArgumentTypeError, match="more than 4 times"):
+        run(deep, X)
+
+
+class OldStyle(torch.autograd.Function):
+    """Tensors of all kinds on its context: inputs, outputs, intermediates, in containers."""
+
+    @staticmethod
+    def forward(ctx, x, options, y):
+        middle, out = x * 2, x.sin() * y
+        ctx.save_for_backward(x, out, None)
+        ctx.middle, ctx.pair, ctx.table, ctx.scale = middle, [y, middle], {"y": y}, options["scale"]
+        return out, "label", x.detach() * 5
+
+    @staticmethod
+    def backward(ctx, ct, label, extra):
+        _, out, none = ctx.saved_tensors
+        assert none is None
+        assert label is None
+        assert ctx.needs_input_grad == (True, False, True)
+        return ct * ctx.middle + extra * 0 + out * 0, None, ct * ctx.pair[0] * ctx.table["y"] * ctx.scale
+
+
+@while_capturing
+def test_an_old_style_function(run):
+    @in_body
+    def f(x, y):
+        out, label, extra = OldStyle.apply(x, {"scale": 7.0}, y)
+        assert label == "label"
+        return out + extra * 0
+
+    same(run(fh.grad(f, argnums=(0, 1)), X, Y), (2 * X, 7 * Y * Y))
+    # An intermediate has no derivative, an input has (as in torch).
+    same(run(fh.grad(fh.grad(f, argnums=1), argnums=1), X, Y), 14 * Y)
+    same(run(fh.grad(fh.grad(f)), X, Y), f64(0.0))
+    same(run(fh.vmap(fh.grad(f), in_dims=(0, None)), f64(1.0, 2.0), Y), f64(2.0, 4.0))
+
+
+class WithVmap(torch.autograd.Function):
+    """Its vmap staticmethod shows that it ran: the value of a batch is negated."""
+
+    @staticmethod
+    def forward(x, k):
+        return x * k, x + 1
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.k = inputs[1]
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, ct, other):
+        assert not other.requires_grad
+        return 3 * ct * ctx.k, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, k):
+        assert info.batch_size == 2
+        assert in_dims == (0, None)
+        y, z = WithVmap.apply(x.movedim(in_dims[0], -1), k)
+        return (-y, z.sum()), (-1, None)
+
+
+@while_capturing
+def test_a_vmap_staticmethod(run):
+    f = lambda x: fh.vmap(lambda v: WithVmap.apply(v, 4), out_dims=(0, None))(x)
+    xs = f64(1.0, 2.0)
+    same(run(f, xs), (-4 * xs, xs.sum() + 2))
+    same(run(fh.grad(lambda x: f(x)[0].sum()), xs), f64(-12.0, -12.0))
+    same(run(fh.vmap(fh.grad(lambda v: WithVmap.apply(v, 4)[0])), xs), f64(12.0, 12.0))
+
+
+class Once(Function):
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, ct):
+        return ct * 2 * ctx.saved_tensors[0]
+
+
+@while_capturing
+def test_once_differentiable(run):
+    """A second derivative is an error, never zero."""
+    f = lambda x: fh.fori_loop(0, 2, lambda i, v: Once.apply(v), x)
+    same(run(fh.grad(f), X), 4 * X**3)
+    same(run(fh.vmap(fh.grad(f)), f64(1.0, 2.0)), f64(4.0, 32.0))
+    for second in (fh.grad(fh.grad(f)), fh.jacfwd(fh.grad(f))):
+        with pytest.raises(fh.ArgumentTypeError, match="once_differentiable"):
+            run(second, X)
+
+
+class NoneGradients(Function):
+    @staticmethod
+    def forward(x, y):
+        return x * y, x + y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, a, b):
+        return a * 2, None
+
+
+class Broadcast(Function):
+    @staticmethod
+    def forward(x):
+        return x.expand(3).clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, ct):
+        return ct
+
+
+@while_capturing
+def test_gradients_that_are_none_or_broadcast(run):
+    f = in_body(lambda x, y: NoneGradients.apply(x, y)[0])
+    same(run(fh.grad(f, argnums=(0, 1)), X, Y), (f64(2.0), f64(0.0)))
+    same(run(fh.grad(in_body(lambda x: Broadcast.apply(x).sum())), X), f64(3.0))
+
+
+class NoBackward(Function):
+    @staticmethod
+    def forward(x):
+        return x * 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+@while_capturing
+def test_functions_without_rules(run):
+    same(run(NoBackward.apply, X), 2 * X)
+    for transform in (fh.grad, fh.jacfwd):
+        with pytest.raises(fh.ArgumentTypeError, match="NoBackward"):
+            run(transform(lambda x: fh.cond(x > 0, NoBackward.apply, torch.neg, x)), X)
+
+
+class ClosingOver(Function):
+    scale = f64(2.0)
+
+    @staticmethod
+    def forward(x):
+        return x * ClosingOver.scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, ct):
+        return ct * ClosingOver.scale * 3
+
+
+@while_capturing
+def test_a_function_that_closes_over_tensors(run):
+    same(run(fh.grad(in_body(ClosingOver.apply)), X), f64(6.0))
+    same(run(fh.grad(lambda x: fh.scan(lambda c, _: (ClosingOver.apply(c), None), x, length=2)[0]), X), f64(36.0))
