@@ -1,10 +1,6 @@
 """``jit``: capture once per signature, compile, and never serve what is stale.
 
-NOTE [When a trace is valid] A trace stands for the function as long as four things are as they were: the trees,
-metadata and static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device);
-what the function reads from closures, globals and modules (``capture.environment``); and the metadata of the tensors
-that it finds there. The tensors themselves are operands, fetched anew at each call. What the function itself changed
-while being captured - a counter - is a side effect, not an input, and is not watched.
+When a trace is valid: see the note in ``capture.traces``.
 """
 
 from __future__ import annotations
@@ -21,8 +17,9 @@ from torch import Tensor, fx
 
 from functorch_hops import _torch
 from functorch_hops.capture import environment
-from functorch_hops.capture.call import Arguments, TracedCall, trace_call
+from functorch_hops.capture.call import Arguments, trace_call
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
+from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message, user_frame
 from functorch_hops.lowering.backends import Backend, compiled
@@ -90,23 +87,21 @@ def jit(
 
 
 @dataclass
-class _Trace:
-    """One captured call, and what must hold for it to be used."""
+class _Entry:
+    """A compiled trace, and what must hold for it to be used."""
 
+    trace: Trace
     static: StaticParameters
-    call: TracedCall
     statics: environment.Statics
     guard: environment.Guard
-    paths: tuple[environment.Path, ...]
     metas: list[tuple[Any, ...]]
-    constants: list[Tensor]
 
     def operands(self) -> list[Tensor] | None:
         """The tensors that the function closes over, as they are now; None if this trace is not valid."""
         tensors = self.guard()
         if tensors is None or [(t.shape, t.dtype, t.device) for t in tensors] != self.metas:
             return None
-        return [*tensors, *self.constants]
+        return self.trace.operands(tensors)
 
 
 class Jitted:
@@ -125,7 +120,7 @@ class Jitted:
         self._func = func
         self._static_argnums, self._static_argnames = static_argnums, static_argnames
         self._backend = backend
-        self._traces: dict[Hashable, list[_Trace]] = {}
+        self._entries: dict[Hashable, list[_Entry]] = {}
         self._ignored: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
@@ -135,9 +130,9 @@ class Jitted:
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        trace, operands = self._find(args, kwargs)
-        outputs = closed_call_op(trace.static, *operands)
-        return trace.call.output.unflatten(outputs)
+        entry, operands = self._find(args, kwargs)
+        outputs = closed_call_op(entry.static, *operands)
+        return entry.trace.output.unflatten(outputs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: one compiled function per instance."""
@@ -162,47 +157,48 @@ class Jitted:
 
     def cache_info(self) -> CacheInfo:
         """``(hits, misses, maxsize, currsize)``; a miss is a capture."""
-        return CacheInfo(self._hits, self._misses, None, sum(map(len, self._traces.values())))
+        return CacheInfo(self._hits, self._misses, None, sum(map(len, self._entries.values())))
 
     def clear_cache(self) -> None:
         """Forget every trace."""
         with self._lock:
-            self._traces.clear()
+            self._entries.clear()
             self._hits = self._misses = 0
             self._last = None
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Trace, list[Tensor]]:
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Entry, list[Tensor]]:
         """The valid trace for a call, captured now if there is none, and its operands."""
         func, args, kwargs, static = self._without_static(args, kwargs)
         arguments = Arguments(args, kwargs, self._static_floats)
         key = (arguments.key, static, _torch.ambient_state())
-        for trace in self._traces.get(key, ()):
-            closed = trace.operands()
+        for entry in self._entries.get(key, ()):
+            closed = entry.operands()
             if closed is not None:
                 self._hits += 1
-                return trace, [*arguments.operands, *closed]
+                return entry, [*arguments.operands, *closed]
         with self._lock:
             return self._find_slowly(func, arguments, key)
 
     def _find_slowly(
         self, func: Callable[..., Any], arguments: Arguments, key: Hashable
-    ) -> tuple[_Trace, list[Tensor]]:
+    ) -> tuple[_Entry, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
         objects = [*arguments.objects, *_objects(key)]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
-        for trace in self._traces.get(key, ()):
-            if trace.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in trace.paths):
-                trace.statics, trace.guard = now.statics, now.guard(trace.paths)
-                closed = trace.operands()
+        for entry in self._entries.get(key, ()):
+            paths = entry.trace.paths
+            if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
+                entry.statics, entry.guard = now.statics, now.guard(paths)
+                closed = entry.operands()
                 if closed is not None:
                     self._hits += 1
-                    return trace, [*arguments.operands, *closed]
+                    return entry, [*arguments.operands, *closed]
         return self._capture(func, root, arguments, key, now)
 
     def _capture(
         self, func: Callable[..., Any], root: Callable[..., Any], arguments: Arguments, key: Any, before: Any
-    ) -> tuple[_Trace, list[Tensor]]:
+    ) -> tuple[_Entry, list[Tensor]]:
         self._misses += 1
         self._warn_if_repeated(key, before)
         try:
@@ -220,34 +216,24 @@ class Jitted:
             self._ignored |= changed
             after = environment.snapshot(root, ignore=self._ignored)
         self._last = (key, after.statics)
-        trace, cacheable = self._new_trace(call, after)
-        if cacheable:
-            self._traces.setdefault(key, []).append(trace)
-        return trace, [*arguments.operands, *call.lifted]
+        entry = self._new_entry(Trace.of(call, after), after)
+        if not entry.trace.lost:
+            self._entries.setdefault(key, []).append(entry)
+        return entry, [*arguments.operands, *call.lifted]
 
-    def _new_trace(self, call: TracedCall, found: environment.Snapshot) -> tuple[_Trace, bool]:
-        """Constants last, as operands are put together at each call; a tensor that can't be found again forbids
-        caching.
-        """
-        is_constant = [id(t) in call.constants for t in call.lifted]
-        paths = [found.path_of(t) for t, c in zip(call.lifted, is_constant) if not c]
-        lost = [t for t, p in zip((t for t, c in zip(call.lifted, is_constant) if not c), paths) if p is None]
-        known = tuple(p for p in paths if p is not None)
-        trace = _Trace(
-            static=closed_call_static(call.body, self._backend),
-            call=call,
-            statics=found.statics,
-            guard=found.guard(known),
-            paths=known,
-            metas=[(t.shape, t.dtype, t.device) for t, c in zip(call.lifted, is_constant) if not c],
-            constants=[t for t, c in zip(call.lifted, is_constant) if c],
-        )
-        if lost:
+    def _new_entry(self, trace: Trace, found: environment.Snapshot) -> _Entry:
+        if trace.lost:
             self._warn(
-                f"reads {len(lost)} tensor(s) from a place that can't be watched (first: {TensorMeta.of(lost[0])}), "
+                f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
                 "so it is captured again at every call; pass them as arguments"
             )
-        return trace, not lost
+        return _Entry(
+            trace=trace,
+            static=closed_call_static(trace.body, self._backend),
+            statics=found.statics,
+            guard=found.guard(trace.paths),
+            metas=[(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)],
+        )
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -334,8 +320,7 @@ class Lowered:
 
     def __init__(self, jitted: Jitted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
-        trace, _ = jitted._find(args, kwargs)
-        self._trace = trace
+        self._entry, _ = jitted._find(args, kwargs)
         self._key = Arguments(args, kwargs, jitted._static_floats).key
 
     @property
@@ -347,8 +332,7 @@ class Lowered:
 
     @property
     def _body(self) -> Subgraph:
-        (body,) = self._trace.static.bodies
-        return body
+        return self._entry.trace.body
 
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""
@@ -356,7 +340,7 @@ class Lowered:
 
     def compile(self) -> Callable[..., Any]:
         """Compile now; the result takes arguments of the same signature."""
-        compiled(self._body, self._trace.static["backend"])
+        compiled(self._body, self._entry.static["backend"])
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if Arguments(args, kwargs, self._jitted._static_floats).key != self._key:

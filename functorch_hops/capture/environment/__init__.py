@@ -49,6 +49,8 @@ class Snapshot:
         """The environment is larger than a walk may be; what it did not reach is in `opaque`."""
         self.opaque: tuple[Path, ...] = tuple(walk.opaque)
         """Mutable things of which only the identity is watched."""
+        self.unwatched: tuple[Path, ...] = tuple(walk.not_watched)
+        """What may have effects or a state that is not seen; empty if equal snapshots mean equal calls."""
         self._found = walk.guard
         self._paths: dict[int, Path] = {}
         for path, tensor in self.tensors.items():

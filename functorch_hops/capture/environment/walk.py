@@ -107,6 +107,7 @@ class Walk:
         self.tensors: dict[Path, torch.Tensor] = {}
         self.guard = GuardBuilder()
         self.opaque: list[Path] = []
+        self.not_watched: list[Path] = []
         self.truncated = False
         self.makers = Makers()
         self._package = origin.own_package(func)
@@ -275,6 +276,11 @@ class Walk:
         """A mutable thing of which only the identity is known."""
         self.note(path, Same(value))
         self.opaque.append(path)
+        self.unwatched(path)
+
+    def unwatched(self, path: Path) -> None:
+        """Code or data that a snapshot says too little of to know that a call would do the same again."""
+        self.not_watched.append(path)
 
     def room(self, size: int) -> bool:
         """Whether so many more locations may be visited."""
@@ -334,6 +340,8 @@ class Walk:
 
     def _library_class(self, base: type) -> None:
         """A library's class is fixed, but for the one method that users replace."""
+        if not origin.repeatable(origin.of_class(base)):
+            self.unwatched(f"class {base.__qualname__}")
         if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
             return
         self._patchable.add(base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
+from ...capture.traces import as_graph
 from ...capture.validate import check_callable, check_carry, check_tensor_leaves
 from ...errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
 from ..mode import is_capturing
@@ -78,7 +79,7 @@ def scan(
     init = numbers_as_tensors(init)
     check_tensor_leaves("scan", "init", init)
     if steps == 0 or is_capturing():
-        return _captured(f, init, leaves, xs_spec, steps, reverse, unroll)
+        return as_graph("scan", _captured, (f,), (init, leaves), xs_spec, steps, reverse, unroll)
     return _plain(f, init, leaves, xs_spec, steps, reverse)
 
 
@@ -188,9 +189,8 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def _captured(
-    f: Callable[..., Any],
-    init: Any,
-    leaves: list[Tensor],
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, list[Tensor]],
     xs_spec: pytree.Spec,
     length: Any,
     reverse: bool,
@@ -198,6 +198,7 @@ def _captured(
 ) -> tuple[Any, Any]:
     from .unrolling import run_unrolled
 
+    (f,), (init, leaves) = functions, operands
     carry_leaves, carry = OutputSpec.flatten(init)
     slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
     inputs = [*carry.metas, *slices]

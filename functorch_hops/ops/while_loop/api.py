@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
+from ...capture.traces import as_graph
 from ...capture.validate import check_callable, check_carry, check_tensor_leaves
 from ...errors import ArgumentTypeError, ArgumentValueError, InfiniteLoopError, message
 from ..mode import is_capturing
@@ -77,7 +78,7 @@ def while_loop(
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
     if is_capturing():
-        return _captured(cond_fn, body_fn, init, max_steps)
+        return as_graph("while_loop", _captured, (cond_fn, body_fn), (init,), max_steps)
     return _plain(cond_fn, body_fn, init, max_steps)
 
 
@@ -190,7 +191,8 @@ def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, 
         if isinstance(pred, Tensor):
             _check_one_element(pred)
             if _torch.is_batched(pred):
-                return _captured(cond_fn, body_fn, value, None if max_steps is None else max_steps - steps)
+                left = None if max_steps is None else max_steps - steps
+                return as_graph("while_loop", _captured, (cond_fn, body_fn), (value,), left)
             pred = _torch.read_number(pred)
         else:
             _check_predicate(pred)
@@ -223,19 +225,19 @@ def _check_predicate(pred: Any) -> None:
         )
 
 
-def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
+def _captured(functions: Sequence[Callable[..., Any]], operands: tuple[Any], max_steps: int | None) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static
 
+    (cond_fn, body_fn), (init,) = functions, operands
     if max_steps is not None:
         start = torch.zeros((), dtype=torch.int64)
-        _, value = _captured(
+        bounded = (
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, body_fn(state[1])),
-            (start, init),
-            None,
         )
+        _, value = _captured(bounded, ((start, init),), None)
         return value
     leaves, carry = OutputSpec.flatten(init)
     constants: list[Any] = []
