@@ -188,6 +188,10 @@ class _Failures:
             if len(self._counts) > MOST_TRACES:
                 self._counts.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._counts.clear()
+
 
 _traces = _Recent()
 _failures = _Failures()

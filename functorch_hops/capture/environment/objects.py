@@ -48,6 +48,8 @@ def python_module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
 
 def python_class(walk: Walk, path: Path, cls: type, whole: bool) -> None:
     walk.note(path, ("class", cls))
+    if "<locals>" in cls.__qualname__:  # it may close over anything, and another call makes another one
+        walk.unwatched(path)
     walk.class_of(cls, constructed=True)
 
 
@@ -87,6 +89,8 @@ def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
     if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
         walk.note(path, ("object", cls))
+        if "<locals>" in cls.__qualname__:
+            walk.unwatched(path)
         node = walk.is_node(value)
         for names in (attributes, _Slots(value)):
             if names is not None:

@@ -300,6 +300,8 @@ class Walk:
     def _tensor(self, path: Path, value: torch.Tensor) -> None:
         first = self._seen.setdefault(id(value), path)
         self.note(path, ("tensor", type(value)) if first == path else ("alias", first))
+        if first == path and value.__dict__:  # what a user hung on it
+            self.look_up(value.__dict__, path)
 
     def _open(self, path: Path, value: Any, whole: bool) -> None:
         if not self.room(1):
