@@ -483,15 +483,18 @@ def ambient_state() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        _default_device(),
+        torch._C._is_any_autocast_enabled() and _autocast_dtypes(),
+        _default_device() if torch._C._len_torch_function_stack() else None,
     )
+
+
+def _autocast_dtypes() -> tuple[Any, ...]:
+    return tuple(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in ("cpu", "cuda"))
 
 
 def _default_device() -> torch.device | None:
     modes = _get_current_function_mode_stack()
-    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None) if modes else None
+    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
 
 
 def restart_dynamo(reason: str) -> None:

@@ -14,6 +14,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +90,10 @@ class Hop(_torch.HigherOrderOperator):
 
     def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
         if _is_plain(operands):
-            if torch.is_grad_enabled() and any(x.requires_grad for x in operands if isinstance(x, Tensor)):
-                return self._differentiable_call(None, static, operands)
+            if torch.is_grad_enabled():
+                active = tuple([type(x) is not int and x.requires_grad for x in operands])
+                if True in active:
+                    return self._recorded_call(self._eager, None, static, active, operands)
             return self._eager(static, *operands)
         operands = tuple(lift_operands([_torch.plain(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
@@ -168,9 +171,15 @@ class Hop(_torch.HigherOrderOperator):
             with _below(interpreter):
                 outs = self(static, *(_unwrapped_at(interpreter, x) for x in operands))
             return tuple(_wrapped_at(interpreter, o) for o in outs)
+        return self._recorded_call(self, interpreter, static, active, operands)
+
+    def _recorded_call(
+        self, run: Any, interpreter: Any, static: StaticParameters, active: Mask, operands: Sequence[Any]
+    ) -> Any:
+        """A call that autograd remembers. ``run``: this operator, or its eager run where nothing else is active."""
         augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
-        with _torch.enable_single_level_autograd_function():
-            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
+        with contextlib.nullcontext() if run is not self else _torch.enable_single_level_autograd_function():
+            outs = _Call.apply(self, run, static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
         return outs[: static["n_outputs"]]
 
 
@@ -180,14 +189,15 @@ class _Call(_torch.SingleLevelFunction):
     @staticmethod
     def forward(
         hop: Hop,
+        run: Any,
         static: StaticParameters,
         augmented: StaticParameters,
         active: Mask,
         interpreter: Any,
         *operands: Any,
     ) -> Any:
-        if interpreter is None and _is_plain(operands):
-            return hop._eager(augmented, *operands)
+        if run is not hop:
+            return run(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
         with below:
             outs = hop(augmented, *(_unwrapped_at(interpreter, x) for x in operands))
@@ -195,24 +205,24 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.hop, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
+        ctx.hop, _, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
-        residuals = output[ctx.static["n_outputs"] :]
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
+        ctx.mark_non_differentiable(*[o for o in output if not is_differentiable(o.dtype)])
+        ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
+        tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
+        ctx.save_for_backward(*tensors, *output[ctx.static["n_outputs"] :])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         saved, n_operands, n_outputs = ctx.saved_tensors, len(ctx.active), ctx.static["n_outputs"]
-        operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
+        operands = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         if any(c is not None for c in cotangents[n_outputs:]):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
             residuals = saved[n_operands:]
             grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
-        return None, None, None, None, None, *grads
+        return None, None, None, None, None, None, *grads
 
 
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
@@ -227,8 +237,7 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
-    tensors = [x for x in operands if type(x) is not int]
-    return not any(map(Tensor.is_conj, tensors)) and not any(map(Tensor.is_neg, tensors))
+    return not any(type(x) is not int and (x.is_neg() or x.is_conj()) for x in operands)
 
 
 def _below(interpreter: Any) -> Any:
