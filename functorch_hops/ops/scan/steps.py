@@ -71,26 +71,22 @@ def stack_outputs(outputs: Sequence[Any]) -> Any:
     if all(type(y) is Tensor for y in outputs):
         return torch.stack(list(outputs))
     first, spec = pytree.flatten(outputs[0])
-    columns: list[list[Any]] = [[leaf] for leaf in first]
-    for y in outputs[1:]:
-        try:
-            leaves = spec.flatten_up_to(y)
-        except (ValueError, TypeError):
-            _refuse_changed_tree(spec, pytree.flatten(y)[1])
-        for column, leaf in zip(columns, leaves):
-            column.append(leaf)
-    return pytree.unflatten(spec, [_stacked(column) for column in columns])
+    try:
+        rows = [first, *map(spec.flatten_up_to, outputs[1:])]
+    except (ValueError, TypeError):
+        _refuse_changed_tree(spec, outputs)
+    return pytree.unflatten(spec, [_stacked(column) for column in zip(*rows)])
 
 
-def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec) -> NoReturn:
-    found = pytree.difference(expected, got, "y")
-    where, left, right = found if found is not None else ("y", "", "")
+def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any]) -> NoReturn:
+    differences = (pytree.difference(expected, pytree.flatten(y)[1], "y") for y in outputs)
+    where, left, right = next(filter(None, differences), ("y", "", ""))
     raise TreeMismatchError(
         message("scan", "y changes its tree between steps", parameter="f", path=where, expected=left, got=right)
     )
 
 
-def _stacked(column: list[Any]) -> Any:
+def _stacked(column: tuple[Any, ...]) -> Any:
     first = column[0]
     if all(isinstance(x, Tensor) for x in column):
         return torch.stack(column)
