@@ -10,14 +10,16 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 
 from functorch_hops import _torch
 from functorch_hops.capture import environment
+from functorch_hops.capture.buffers import Buffers, refuse_update
 from functorch_hops.capture.call import Arguments, trace_call
+from functorch_hops.capture.speculate import current_capture
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable
@@ -86,15 +88,20 @@ def jit(
     return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))))
 
 
-@dataclass
 class _Entry:
     """A compiled trace, and what must hold for it to be used."""
 
-    trace: Trace
-    static: StaticParameters
-    statics: environment.Statics
-    guard: environment.Guard
-    metas: list[tuple[Any, ...]]
+    def __init__(
+        self, trace: Trace, static: StaticParameters, metas: list[tuple[Any, ...]], found: environment.Snapshot
+    ) -> None:
+        self.trace, self.static, self.metas = trace, static, metas
+        self.watch(found)
+
+    def watch(self, found: environment.Snapshot) -> None:
+        """Hold on to an environment that is equal to the one of the trace."""
+        self.statics, self.guard = found.statics, found.guard(self.trace.paths)
+        bound = {update.path for update in self.trace.updates if update.operand is None}
+        self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
 
     def operands(self) -> list[Tensor] | None:
         """The tensors that the function closes over, as they are now; None if this trace is not valid."""
@@ -102,6 +109,30 @@ class _Entry:
         if tensors is None or [(t.shape, t.dtype, t.device) for t in tensors] != self.metas:
             return None
         return self.trace.operands(tensors)
+
+    def call_with_updates(self, operands: list[Tensor]) -> Sequence[Tensor]:
+        """The call, after which the new values of buffers are written back as the function did.
+
+        The graph works on copies, so that what it saved for reverse mode is not written to.
+        """
+        body, updates = self.trace.body, self.trace.updates
+        if _torch.top_interpreter() is not None or _torch.foreign_capture_active() or current_capture() is not None:
+            raise refuse_update("jit", updates[0].path, "is updated")
+        first_closed = len(operands) - len(self.trace.sources)
+        buffers = [None if u.operand is None else operands[first_closed + u.operand] for u in updates]
+        active = tuple(x.requires_grad for x in operands)
+        copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
+        outputs = closed_call_op(self.static, *copies)
+        n = len(outputs) - len(updates)
+        has_history = body.reached(active, by="gradient")[n:]
+        for update, buffer, value, keeps in zip(updates, buffers, outputs[n:], has_history):
+            value = value if keeps and torch.is_grad_enabled() else value.detach()
+            if buffer is not None:
+                buffer.copy_(value)
+            else:
+                mapping, name = self.places[update.path]
+                mapping[name] = value
+        return outputs[:n]
 
 
 class Jitted:
@@ -131,7 +162,10 @@ class Jitted:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         entry, operands = self._find(args, kwargs)
-        outputs = closed_call_op(entry.static, *operands)
+        if entry.trace.updates:
+            outputs = entry.call_with_updates(operands)
+        else:
+            outputs = closed_call_op(entry.static, *operands)
         return entry.trace.output.unflatten(outputs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -189,7 +223,7 @@ class Jitted:
         for entry in self._entries.get(key, ()):
             paths = entry.trace.paths
             if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
-                entry.statics, entry.guard = now.statics, now.guard(paths)
+                entry.watch(now)
                 closed = entry.operands()
                 if closed is not None:
                     self._hits += 1
@@ -202,14 +236,14 @@ class Jitted:
         self._misses += 1
         self._warn_if_repeated(key, before)
         try:
-            call = trace_call(func, arguments, "jit")
+            call = trace_call(func, arguments, "jit", _buffers(before))
         except DataDependentError:
             if self._static_floats or float not in arguments.key:
                 raise
             self._static_floats = True
             arguments = Arguments(*_rebuilt(arguments), static_floats=True)
             key = (arguments.key, *key[1:])
-            call = trace_call(func, arguments, "jit")
+            call = trace_call(func, arguments, "jit", _buffers(before))
         after = environment.snapshot(root, ignore=self._ignored)
         changed = environment.written(before, after)
         if changed:
@@ -227,13 +261,8 @@ class Jitted:
                 f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
                 "so it is captured again at every call; pass them as arguments"
             )
-        return _Entry(
-            trace=trace,
-            static=closed_call_static(trace.body, self._backend),
-            statics=found.statics,
-            guard=found.guard(trace.paths),
-            metas=[(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)],
-        )
+        metas = [(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)]
+        return _Entry(trace, closed_call_static(trace.body, self._backend), metas, found)
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -283,6 +312,10 @@ class Jitted:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
+
+
+def _buffers(found: environment.Snapshot) -> Buffers:
+    return Buffers(found.buffers, "jit", writable=True)
 
 
 def _objects(key: Any) -> list[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .._torch import OpOverload
 
-__all__ = ["bound_slice", "has_writes", "replace_copy", "unwrite_views"]
+__all__ = ["bound_slice", "has_writes", "replace_copy", "unwrite_views", "updates_statistics"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -60,3 +60,11 @@ def bound_slice(node: fx.Node) -> None:
     size = source.meta["val"].shape[dim]
     if isinstance(end, int) and isinstance(size, int) and end > size:
         node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
+
+
+_BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
+
+
+def updates_statistics(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operator is batch normalisation that updates running statistics, which not all schemas admit."""
+    return func in _BATCH_NORMS and isinstance(args[3], Tensor) and args[5]

@@ -27,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
-from .functional import bound_slice, has_writes, replace_copy, unwrite_views
+from .buffers import Buffers, refuse_update
+from .functional import bound_slice, has_writes, replace_copy, unwrite_views, updates_statistics
 from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
@@ -74,7 +75,8 @@ def current_capture() -> Capture | None:
 class Capture:
     """One body being captured."""
 
-    def __init__(self, operation: str, parameter: str, parent: Capture | None) -> None:
+    def __init__(self, operation: str, parameter: str, parent: Capture | None, buffers: Buffers | None = None) -> None:
+        self.buffers = buffers
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
@@ -122,6 +124,10 @@ class Capture:
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
 
+    def may_return(self, t: Tensor) -> bool:
+        """Whether ``t`` is a value of this capture, or a tensor from outside of every capture and transform."""
+        return self.owns(t) or not (_torch.is_wrapped(t) or isinstance(t, _torch.FakeTensor))
+
     def lift(self, t: Tensor) -> Tensor:
         """What stands for ``t`` in this capture: itself if it belongs here, else the fake of an operand."""
         base = _torch.base_tensor(t)
@@ -133,9 +139,22 @@ class Capture:
         if fake is None:
             with _torch.without_torch_function():
                 meta = TensorMeta.of(t)
-            fake = self._fakes[id(t)] = self.new_input(meta)
+            fake = self.new_input(meta)
+            if self.buffers is not None and self.buffers.may_update(t):
+                fake = self._copied(fake)
+                self.buffers.add_copy(t, fake)
+            self._fakes[id(t)] = fake
             self.lifted.append(t)
         return fake
+
+    def _copied(self, fake: Tensor) -> Tensor:
+        """What stands for a buffer: see NOTE [Updates of buffers]."""
+        self.is_quiet = True
+        try:
+            with _torch.without_torch_function(), _torch.below_transforms():
+                return fake.detach().clone()
+        finally:
+            self.is_quiet = False
 
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
@@ -206,7 +225,11 @@ class Capture:
     # -- checks
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        if _torch.storage_key(target) in self._input_storages:
+        storage = _torch.storage_key(target)
+        if storage in self._input_storages:
+            path = self._path_of_buffer(storage)
+            if path is not None:
+                raise refuse_update(self.operation, path, f"is written to ({func})")
             raise InputMutationError(
                 message(
                     self.operation,
@@ -215,6 +238,17 @@ class Capture:
                     remedy="return the new value, or work on a clone()",
                 )
             )
+        if self.buffers is not None:
+            self.buffers.note_write(storage)
+
+    def _path_of_buffer(self, storage: int) -> str | None:
+        outermost = self
+        while outermost.parent is not None:
+            outermost = outermost.parent
+        if outermost.buffers is None:
+            return None
+        written = (t for t in self.lifted if _torch.storage_key(self._fakes[id(t)]) == storage)
+        return next(filter(None, map(outermost.buffers.path_of, written)), None)
 
     def refuse_reading(self, what: str) -> DataDependentError:
         return DataDependentError(
@@ -242,6 +276,9 @@ class Capture:
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
         outputs = self._without_aliases(outputs)
+        for copy in self.buffers.unwritten() if self.buffers is not None else ():
+            node = self.proxy_of(copy).node
+            node.replace_all_uses_with(node.args[0].args[0])
         self._lift_constants()
         nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
         self.graph.output(tuple(nodes))
@@ -262,6 +299,8 @@ class Capture:
 
     def _without_aliases(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         seen = set(self._input_storages)
+        if self.buffers is not None:
+            seen.update(map(_torch.storage_key, self.buffers.unwritten()))
         unaliased = []
         for out in outputs:
             out = _torch.base_tensor(_torch.plain(self.lift(out)))
@@ -303,9 +342,13 @@ def capture_function(
     operation: str,
     parameter: str,
     keep_autocast: bool = True,
+    buffers: Buffers | None = None,
 ) -> tuple[Subgraph, Capture]:
-    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants."""
-    module, capture = _trace(function, inputs, operation, parameter, keep_autocast)
+    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants.
+
+    ``buffers``: of the modules that ``function`` uses, which then may return their new values.
+    """
+    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, buffers)
     unwrite_views(module.graph)
     if has_writes(module.graph):
         functional = functionalize(module, remove="mutations")
@@ -321,10 +364,11 @@ def _trace(
     operation: str,
     parameter: str,
     keep_autocast: bool,
+    buffers: Buffers | None = None,
 ) -> tuple[fx.GraphModule, Capture]:
     _torch.install_hooks(_lift_hook, _function_hook)
     parent = _state.capture
-    capture = Capture(operation, parameter, parent)
+    capture = Capture(operation, parameter, parent, buffers)
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
@@ -434,8 +478,12 @@ class _Effects(_torch.TorchDispatchMode):
         if self.capture.is_quiet:
             return func(*args, **kwargs)
         detached = not torch.is_grad_enabled()
+        if updates_statistics(func, args):
+            return self._batch_norm(func, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)
+            if detached:
+                args, kwargs = self._without_history(func, args, kwargs)
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         return self._untracked(out) if detached else out
@@ -451,6 +499,25 @@ class _Effects(_torch.TorchDispatchMode):
         with _torch.disable_proxy_modes_tracing():
             alias = out.detach()
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
+
+    def _batch_norm(self, func: _torch.OpOverload, args: Any, detached: bool) -> Any:
+        """Running statistics are written as by the user: they have no derivative."""
+        *out, mean, var = torch.ops.aten._native_batch_norm_legit_functional.default(*args)
+        for target, value in zip(args[3:5], (mean, var)):
+            self.capture.check_write(func, target)
+            torch.ops.aten.copy_.default(target, self._untracked(value))
+        return self._untracked(tuple(out)) if detached else tuple(out)
+
+    def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What is written under no_grad carries no gradient into the target."""
+        names = [a.name for a in func._schema.arguments if a.alias_info is None]
+        read = {name: self._untracked(kwargs[name]) for name in names if name in kwargs}
+        places = {a.name: i for i, a in enumerate(func._schema.arguments)}
+        new = list(args)
+        for name in names:
+            if places[name] < len(new) and isinstance(new[places[name]], (Tensor, list)):
+                new[places[name]] = self._untracked(new[places[name]])
+        return tuple(new), {**kwargs, **read}
 
     def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
         for i, argument in enumerate(func._schema.arguments):

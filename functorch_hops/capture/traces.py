@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import _torch
 from . import environment
+from .buffers import Buffers, Update
 from .call import Arguments, TracedCall, trace_call
 from .environment.keys import Makers, by_value
 from .output import Constant, OutputSpec
@@ -46,6 +47,7 @@ class Trace:
     output: OutputSpec
     sources: tuple[environment.Path | Tensor, ...]
     """For each tensor beyond the arguments its path, or itself if tracing made it."""
+    updates: tuple[Update, ...]
     lost: tuple[TensorMeta, ...]
     """Tensors from places that can't be watched: this trace holds for the call that made it only."""
 
@@ -61,7 +63,7 @@ class Trace:
                 sources.append(t)
             else:
                 lost.append(TensorMeta.of(t))
-        return cls(call.body, call.output, tuple(sources), tuple(lost))
+        return cls(call.body, call.output, tuple(sources), tuple(call.updates), tuple(lost))
 
     @functools.cached_property
     def paths(self) -> tuple[environment.Path, ...]:
@@ -102,7 +104,8 @@ def as_graph(
     if trace is None and (before.unwatched or not _failures.may_try(before)):
         return captured(functions, operands, *static)
     if trace is None:
-        call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation)
+        buffers = Buffers(before.buffers, operation, writable=False)
+        call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
         trace, closed = Trace.of(call, before), call.lifted
         if _is_repeatable(trace, before, environment.snapshot(root)):
             _traces.put(key, trace)

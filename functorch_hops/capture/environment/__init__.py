@@ -52,6 +52,8 @@ class Snapshot:
         """Mutable things of which only the identity is watched."""
         self.unwatched: tuple[Path, ...] = tuple(walk.not_watched)
         """What may have effects or a state that is not seen; empty if equal snapshots mean equal calls."""
+        self.buffers = tuple(walk.buffers)
+        """Where modules keep buffers: path, mapping and key."""
         self._found = walk.guard
         self._paths: dict[int, Path] = {}
         for path, tensor in self.tensors.items():

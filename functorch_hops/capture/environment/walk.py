@@ -108,6 +108,7 @@ class Walk:
         self.guard = GuardBuilder()
         self.opaque: list[Path] = []
         self.not_watched: list[Path] = []
+        self.buffers: list[tuple[Path, dict[str, Any], str]] = []
         self.truncated = False
         self.makers = Makers()
         self._package = origin.own_package(func)
