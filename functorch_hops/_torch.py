@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
@@ -127,6 +128,23 @@ def plain(t: Tensor) -> Tensor:
     if t.is_neg():
         t = t.resolve_neg()
     return t
+
+
+def has_own_operators(t: Tensor) -> bool:
+    """Whether the class of ``t`` redefines what operators do. A graph knows nothing of that."""
+    cls = type(t)
+    if cls in PLAIN_TYPES or issubclass(cls, (FakeTensor, FunctionalTensor)):
+        return False
+    function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    known = Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
+    return function not in known or cls.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def as_plain_class(t: Tensor) -> Tensor:
+    """A tensor of a class that only bears a name, as one of the base class."""
+    if type(t) in PLAIN_TYPES or isinstance(t, (FakeTensor, FunctionalTensor)):
+        return t
+    return t.as_subclass(Tensor)
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
@@ -252,6 +270,17 @@ def is_data_dependent_error(error: BaseException) -> bool:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     return isinstance(error, (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode))
+
+
+def is_captured_write_error(error: RuntimeError) -> bool:
+    """Whether functorch refused to write to a tensor from outside of a transform."""
+    texts = "would mutate a captured Tensor", "will be updated in place, were not batched", "vmap: inplace arithmetic"
+    return any(text in str(error) for text in texts)
+
+
+def function_name(func: Any) -> str:
+    """The name under which a user knows a function that a ``__torch_function__`` mode sees."""
+    return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:

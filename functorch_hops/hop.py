@@ -27,6 +27,7 @@ from . import _torch
 from .capture.liveness import Pruned
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
+from .capture.validate import check_tensor_class
 from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
@@ -95,10 +96,14 @@ class Hop(_torch.HigherOrderOperator):
                 if True in active:
                     return self._recorded_call(self._eager, None, static, active, operands)
             return self._eager(static, *operands)
-        operands = tuple(lift_operands([_torch.plain(x) if isinstance(x, Tensor) else x for x in operands]))
+        operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
+
+    def _operand(self, x: Tensor) -> Tensor:
+        check_tensor_class(self.label, x)
+        return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():

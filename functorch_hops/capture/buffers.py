@@ -52,6 +52,9 @@ class Buffers:
     def may_update(self, t: Tensor) -> bool:
         return self.writable and id(t) in self._paths and not t.requires_grad and not _torch.is_wrapped(t)
 
+    def is_copy(self, storage: int) -> bool:
+        return any(_torch.storage_key(copy) == storage for copy in self._copies.values())
+
     def add_copy(self, t: Tensor, copy: Tensor) -> None:
         self._copies[id(t)] = copy
 
@@ -80,20 +83,31 @@ class Buffers:
                 values.append(now)
         return updates, values
 
+    def bound(self) -> list[Any]:
+        """What the modules hold now."""
+        return [place.mapping.get(place.name) for place in self._places]
+
     def restore(self) -> None:
-        for place, before in zip(self._places, self._before):
-            if place.mapping.get(place.name) is not before:
+        for place, before, now in zip(self._places, self._before, self.bound()):
+            if now is not before:
                 place.mapping[place.name] = before
+
+    def check_bound(self, before: list[Any], operation: str) -> None:
+        """A body may bind no buffer anew."""
+        for place, old, new in zip(self._places, before, self.bound()):
+            if old is not new:
+                raise refuse_update(operation, place.path, "is bound anew")
 
 
 def refuse_update(operation: str, path: str, what: str) -> InputMutationError:
     return InputMutationError(
         message(
             operation,
-            f"a module's buffer {what} in a body or under a transform",
+            f"a module's buffer {what}, and can't be written back from a body, under a transform or in a bare graph",
             path=path,
             expected="buffers that are carried like any other value",
-            remedy="take them as an argument and return them: new = {name: b.clone() for name, b in buffers.items()}; "
+            remedy="take them as an argument and return them: new = {name: b.detach().clone() for name, b in "
+            "buffers.items()}; "
             "y = torch.func.functional_call(module, (parameters, new), x); return new, y",
         )
     )

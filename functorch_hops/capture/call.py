@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, pytree
+from . import environment
 from .buffers import Buffers, Update
 from .output import OutputSpec, number_as_tensor
 from .speculate import capture_function, current_capture
@@ -125,7 +126,7 @@ def trace_call(
     """Capture ``func`` on arguments like these, called once."""
     is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
     dynamic = _dynamic_places(arguments)
-    buffers = buffers or Buffers((), operation, writable=False)
+    buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
     outputs: list[OutputSpec] = []
     updates: list[Update] = []
     grad_enabled = torch.is_grad_enabled()

@@ -9,7 +9,15 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload
 
-__all__ = ["bound_slice", "has_writes", "replace_copy", "unwrite_views", "updates_statistics"]
+__all__ = [
+    "WITHOUT_DERIVATIVE",
+    "bound_slice",
+    "has_writes",
+    "replace_copy",
+    "running_statistics",
+    "unwrite_views",
+    "updates_statistics",
+]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -65,6 +73,22 @@ def bound_slice(node: fx.Node) -> None:
 _BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
 
 
+# Arguments that the operator's own derivative takes as functions of the others: they have none of their own.
+WITHOUT_DERIVATIVE: dict[Any, tuple[int, ...]] = {torch.ops.aten.native_batch_norm_backward.default: (3, 4, 5, 6)}
+
+
 def updates_statistics(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operator is batch normalisation that updates running statistics, which not all schemas admit."""
     return func in _BATCH_NORMS and isinstance(args[3], Tensor) and args[5]
+
+
+def running_statistics(
+    x: Tensor, batch_mean: Tensor, invstd: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The new running statistics, from what batch normalisation saves: ``invstd = (batch_var + eps) ** -0.5``.
+
+    The batch's variance there is the biased one, and the running one is unbiased.
+    """
+    n = x.numel() // x.shape[1]
+    batch_var = (invstd.square().reciprocal() - eps) * (n / (n - 1))
+    return mean + momentum * (batch_mean - mean), var + momentum * (batch_var - var)

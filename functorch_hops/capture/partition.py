@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload, storage_key
 from .derive import joint
-from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
+from .subgraph import Mask, Subgraph, TensorMeta, is_random_node, untracked
 
 __all__ = ["Partition", "backward_operands", "partition"]
 
@@ -219,6 +219,8 @@ def _is_static_tensor(node: fx.Node) -> bool:
 
 def _is_view(node: fx.Node) -> bool:
     target = node.target
+    if target is untracked:  # so that the backward graph does not look behind it either
+        return True
     if not isinstance(target, OpOverload):
         return False
     if target is torch.ops.aten.reshape.default or target is torch.ops.aten.detach.default:

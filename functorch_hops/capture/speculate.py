@@ -28,9 +28,18 @@ from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
 from .buffers import Buffers, refuse_update
-from .functional import bound_slice, has_writes, replace_copy, unwrite_views, updates_statistics
+from .functional import (
+    WITHOUT_DERIVATIVE,
+    bound_slice,
+    has_writes,
+    replace_copy,
+    running_statistics,
+    unwrite_views,
+    updates_statistics,
+)
 from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
+from .validate import check_tensor_class
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
 
@@ -89,6 +98,7 @@ class Capture:
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
         self.is_quiet = False
+        self.in_transform = False
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
@@ -137,6 +147,7 @@ class Capture:
             return t
         fake = self._fakes.get(id(t))
         if fake is None:
+            check_tensor_class(self.operation, t)
             with _torch.without_torch_function():
                 meta = TensorMeta.of(t)
             fake = self.new_input(meta)
@@ -226,29 +237,35 @@ class Capture:
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
         storage = _torch.storage_key(target)
-        if storage in self._input_storages:
-            path = self._path_of_buffer(storage)
-            if path is not None:
-                raise refuse_update(self.operation, path, f"is written to ({func})")
-            raise InputMutationError(
-                message(
-                    self.operation,
-                    f"{self.parameter} writes to an input or a closed-over tensor ({func})",
-                    parameter=self.parameter,
-                    remedy="return the new value, or work on a clone()",
-                )
-            )
-        if self.buffers is not None:
-            self.buffers.note_write(storage)
+        is_buffer = self.buffers is not None and self.buffers.is_copy(storage)
+        if storage in self._input_storages or (is_buffer and self.in_transform):
+            raise self.refuse_write(str(func), [target])
+        if is_buffer:
+            self.buffers.note_write(storage)  # type: ignore[union-attr]
 
-    def _path_of_buffer(self, storage: int) -> str | None:
-        outermost = self
-        while outermost.parent is not None:
-            outermost = outermost.parent
-        if outermost.buffers is None:
-            return None
-        written = (t for t in self.lifted if _torch.storage_key(self._fakes[id(t)]) == storage)
-        return next(filter(None, map(outermost.buffers.path_of, written)), None)
+    def refuse_write(self, function: str, targets: Sequence[Any]) -> InputMutationError:
+        """The error for a write to one of these values of the capture."""
+        buffers = self.outermost().buffers
+        written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
+        path = next(filter(None, written), None)
+        if path is not None:
+            return refuse_update(self.operation, path, f"is written to ({function})")
+        return InputMutationError(
+            message(
+                self.operation,
+                f"{self.parameter} writes to an input or a closed-over tensor ({function})",
+                parameter=self.parameter,
+                remedy="return the new value, or work on a clone()",
+            )
+        )
+
+    def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
+        """The tensors from outside that these values stand for."""
+        storages = {_torch.storage_key(_torch.base_tensor(t)) for t in values if isinstance(t, Tensor)}
+        return [t for t in self.lifted if id(t) in self._fakes and _torch.storage_key(self._fakes[id(t)]) in storages]
+
+    def outermost(self) -> Capture:
+        return self if self.parent is None else self.parent.outermost()
 
     def refuse_reading(self, what: str) -> DataDependentError:
         return DataDependentError(
@@ -372,8 +389,12 @@ def _trace(
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
+            own = capture.outermost().buffers if parent is not None else None
+            bound = own.bound() if own is not None else []
             with _translated_errors(capture):
                 outputs = function(*fakes)
+            if own is not None:
+                own.check_bound(bound, operation)
             with _torch.without_torch_function():
                 return capture.finish(outputs), capture
     finally:
@@ -459,11 +480,18 @@ class _Lifting(TorchFunctionMode):
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if func in _READS and _torch.known_constant(_torch.base_tensor(args[0])) is None:
             raise capture.refuse_reading(_READS[func])
-        if func is Tensor.__getitem__:
-            return indexing.getitem(*args)
-        if func is Tensor.__setitem__:
-            return indexing.setitem(*args)
-        return func(*args, **kwargs)
+        capture.in_transform = _torch.top_interpreter() is not None
+        try:
+            if func is Tensor.__getitem__:
+                return indexing.getitem(*args)
+            if func is Tensor.__setitem__:
+                return indexing.setitem(*args)
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            values = [*args, *kwargs.values()]
+            if _torch.is_captured_write_error(error) and capture.lifted_among(values):
+                raise capture.refuse_write(_torch.function_name(func), values) from error
+            raise
 
 
 class _Effects(_torch.TorchDispatchMode):
@@ -480,6 +508,8 @@ class _Effects(_torch.TorchDispatchMode):
         detached = not torch.is_grad_enabled()
         if updates_statistics(func, args):
             return self._batch_norm(func, args, detached)
+        for place in WITHOUT_DERIVATIVE.get(func, ()):
+            args = (*args[:place], self._untracked(args[place]), *args[place + 1 :])
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)
             if detached:
@@ -501,12 +531,13 @@ class _Effects(_torch.TorchDispatchMode):
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
 
     def _batch_norm(self, func: _torch.OpOverload, args: Any, detached: bool) -> Any:
-        """Running statistics are written as by the user: they have no derivative."""
-        *out, mean, var = torch.ops.aten._native_batch_norm_legit_functional.default(*args)
-        for target, value in zip(args[3:5], (mean, var)):
+        """The normalisation without running statistics, and the update of these as if the user had written it."""
+        x, weight, bias, mean, var, *options = args
+        out = torch.ops.aten.native_batch_norm.default(x, weight, bias, None, None, *options)
+        for target, value in zip((mean, var), running_statistics(x, *out[1:], mean, var, *options[1:])):
             self.capture.check_write(func, target)
             torch.ops.aten.copy_.default(target, self._untracked(value))
-        return self._untracked(tuple(out)) if detached else tuple(out)
+        return self._untracked(out) if detached else out
 
     def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """What is written under no_grad carries no gradient into the target."""

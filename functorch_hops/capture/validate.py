@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import pytree
-from ..errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
+from .. import _torch, pytree
+from ..errors import ArgumentTypeError, CaptureError, MetadataMismatchError, TreeMismatchError, message
 from .output import OutputSpec
 from .subgraph import TensorMeta
 
-__all__ = ["check_agreement", "check_callable", "check_carry", "check_tensor_leaves"]
+__all__ = ["check_agreement", "check_callable", "check_carry", "check_tensor_class", "check_tensor_leaves"]
 
 
 def check_callable(operation: str, parameter: str, value: Any) -> None:
@@ -37,6 +37,20 @@ def check_tensor_leaves(operation: str, parameter: str, tree: Any) -> tuple[list
                 )
             )
     return leaves, spec
+
+
+def check_tensor_class(operation: str, t: Tensor) -> None:
+    if _torch.has_own_operators(t):
+        raise CaptureError(
+            message(
+                operation,
+                "a tensor of a class that redefines operators",
+                expected="a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or "
+                "__torch_dispatch__ of its own",
+                got=type(t).__name__,
+                remedy="pass its data as a plain tensor, for example with .as_subclass(torch.Tensor)",
+            )
+        )
 
 
 def check_agreement(
