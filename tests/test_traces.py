@@ -23,8 +23,7 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def no_traces():
-    traces._traces.clear()
-    traces._failures.clear()
+    traces.forget()
 
 
 @contextlib.contextmanager

@@ -532,9 +532,10 @@ class _Effects(_torch.TorchDispatchMode):
 
     def _batch_norm(self, func: _torch.OpOverload, args: Any, detached: bool) -> Any:
         """The normalisation without running statistics, and the update of these as if the user had written it."""
-        x, weight, bias, mean, var, *options = args
-        out = torch.ops.aten.native_batch_norm.default(x, weight, bias, None, None, *options)
-        for target, value in zip((mean, var), running_statistics(x, *out[1:], mean, var, *options[1:])):
+        x, weight, bias, mean, var, training, momentum, eps = args
+        out = torch.ops.aten.native_batch_norm.default(x, weight, bias, None, None, training, momentum, eps)
+        new = running_statistics(x, out[1], out[2], mean, var, momentum, eps)
+        for target, value in zip((mean, var), new):
             self.capture.check_write(func, target)
             torch.ops.aten.copy_.default(target, self._untracked(value))
         return self._untracked(out) if detached else out

@@ -31,7 +31,7 @@ from .output import Constant, OutputSpec
 from .speculate import current_capture
 from .subgraph import Subgraph, TensorMeta
 
-__all__ = ["Trace", "as_graph"]
+__all__ = ["Trace", "as_graph", "forget"]
 
 MOST_TRACES = 256
 ATTEMPTS = 3
@@ -198,3 +198,9 @@ class _Failures:
 
 _traces = _Recent()
 _failures = _Failures()
+
+
+def forget() -> None:
+    """Begin anew, for tests and benchmarks."""
+    _traces.clear()
+    _failures.clear()
