@@ -64,13 +64,13 @@ def jit(
 
     Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
     is a new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and
-    modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are written back after the call;
-    other writes to inputs are refused, and so is an update in a body or under a transform.
+    modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are written back after the
+    call; other writes to inputs are refused, and so is an update in a body or under a transform.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
         CaptureError, DataDependentError: ``func`` can't be captured.
-        InputMutationError: ``func`` writes to a tensor from outside that is no buffer, or where it can't be written back.
+        InputMutationError: ``func`` writes to a tensor from outside that is no buffer, or can't be written back to.
 
     Cost: a call that finds its trace adds some tens of microseconds to the compiled code; after 8 captures of one
     function a warning says what changed.
