@@ -16,7 +16,7 @@ __all__ = [
     "replace_copy",
     "running_statistics",
     "unwrite_views",
-    "updates_statistics",
+    "without_statistics",
 ]
 
 
@@ -70,16 +70,26 @@ def bound_slice(node: fx.Node) -> None:
         node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
 
 
-_BATCH_NORMS = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._native_batch_norm_legit.default)
-
+_aten = torch.ops.aten
+_BATCH_NORMS = {
+    _aten.native_batch_norm.default: _aten.native_batch_norm.default,
+    _aten._native_batch_norm_legit.default: _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default: _aten.cudnn_batch_norm.default,
+    _aten.miopen_batch_norm.default: _aten.miopen_batch_norm.default,
+}
+"""Operators that update running statistics, which not all of their schemas admit, with one that can do without."""
 
 # Arguments that the operator's own derivative takes as functions of the others: they have none of their own.
-WITHOUT_DERIVATIVE: dict[Any, tuple[int, ...]] = {torch.ops.aten.native_batch_norm_backward.default: (3, 4, 5, 6)}
+WITHOUT_DERIVATIVE: dict[Any, tuple[int, ...]] = {
+    _aten.native_batch_norm_backward.default: (3, 4, 5, 6),
+    _aten.cudnn_batch_norm_backward.default: (3, 4, 5, 6),
+    _aten.miopen_batch_norm_backward.default: (3, 4, 5, 6),
+}
 
 
-def updates_statistics(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operator is batch normalisation that updates running statistics, which not all schemas admit."""
-    return func in _BATCH_NORMS and isinstance(args[3], Tensor) and args[5]
+def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:
+    """What computes the same as this batch normalisation if it updates running statistics, else None."""
+    return _BATCH_NORMS.get(func) if func in _BATCH_NORMS and isinstance(args[3], Tensor) and args[5] else None
 
 
 def running_statistics(

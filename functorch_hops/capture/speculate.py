@@ -35,7 +35,7 @@ from .functional import (
     replace_copy,
     running_statistics,
     unwrite_views,
-    updates_statistics,
+    without_statistics,
 )
 from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
@@ -506,8 +506,9 @@ class _Effects(_torch.TorchDispatchMode):
         if self.capture.is_quiet:
             return func(*args, **kwargs)
         detached = not torch.is_grad_enabled()
-        if updates_statistics(func, args):
-            return self._batch_norm(func, args, detached)
+        pure = without_statistics(func, args)
+        if pure is not None:
+            return self._batch_norm(func, pure, args, detached)
         for place in WITHOUT_DERIVATIVE.get(func, ()):
             args = (*args[:place], self._untracked(args[place]), *args[place + 1 :])
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
@@ -530,10 +531,10 @@ class _Effects(_torch.TorchDispatchMode):
             alias = out.detach()
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
 
-    def _batch_norm(self, func: _torch.OpOverload, args: Any, detached: bool) -> Any:
+    def _batch_norm(self, func: _torch.OpOverload, pure: Any, args: Any, detached: bool) -> Any:
         """The normalisation without running statistics, and the update of these as if the user had written it."""
         x, weight, bias, mean, var, training, momentum, eps = args
-        out = torch.ops.aten.native_batch_norm.default(x, weight, bias, None, None, training, momentum, eps)
+        out = pure(x, weight, bias, None, None, training, momentum, eps)
         new = running_statistics(x, out[1], out[2], mean, var, momentum, eps)
         for target, value in zip((mean, var), new):
             self.capture.check_write(func, target)

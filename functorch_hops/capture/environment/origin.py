@@ -37,7 +37,17 @@ _REPEATABLE = frozenset(
 )
 _NOT_REPEATABLE_NAMES = frozenset(
     {
-        *("random", "seed", "manual_seed", "initial_seed", "fork_rng", "get_rng_state", "set_rng_state"),
+        *(
+            "random",
+            "seed",
+            "seed_all",
+            "manual_seed",
+            "manual_seed_all",
+            "initial_seed",
+            "fork_rng",
+            "get_rng_state",
+            "set_rng_state",
+        ),
         *("save", "load", "set_default_dtype", "set_default_device", "set_printoptions"),
         *("print", "input", "open", "exec", "eval", "compile", "__import__", "breakpoint"),
         *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache"),
