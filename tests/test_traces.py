@@ -435,6 +435,16 @@ def test_the_cache_is_bounded(monkeypatch):
         assert len(traces._traces) <= 3
 
 
+def test_what_is_derived_from_a_body_with_effects_is_kept(capsys):
+    counts = []
+    for _ in range(3):
+        gc.collect()
+        with captures() as count:
+            select(lambda x: print("here") or x.sin(), XS)
+        counts.append(count[0])
+    assert counts[0] > counts[1] == counts[2] == 2  # the two branches
+
+
 def test_code_that_can_not_be_traced_again_is_not_tried_for_ever():
     seen = []
 

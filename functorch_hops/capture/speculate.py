@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -349,7 +350,14 @@ def speculate_subgraph(
     subgraph, capture = capture_function(
         function, inputs, operation=operation, parameter=parameter, keep_autocast=keep_autocast
     )
+    if capture.parent is None and keep_autocast:
+        _recent_bodies.append(subgraph)
     return subgraph, capture.lifted
+
+
+_recent_bodies: deque[Subgraph] = deque(maxlen=64)
+"""Bodies of the user's that plain eager captured by themselves. They may be captured again at the next call (where they
+have effects, see NOTE [When a trace is valid]), and find what was derived from them, since equal graphs are shared."""
 
 
 def capture_function(
