@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
@@ -128,6 +129,40 @@ def test_second_derivatives_of_a_training_step():
         (grad,) = torch.autograd.grad(f(x).sin().sum(), x, create_graph=True)
         results.append(torch.autograd.grad(grad.square().sum(), x)[0])
     torch.testing.assert_close(*results)
+
+
+LAYERS = {
+    "layer norm": lambda: nn.LayerNorm(6),
+    "group norm": lambda: nn.GroupNorm(2, 6),
+    "batch norm in eval mode": lambda: nn.BatchNorm1d(6).eval(),
+    "cross entropy": lambda: lambda x: F.cross_entropy(x.tanh(), torch.tensor([0, 1, 2, 3])),
+    "attention": lambda: nn.TransformerDecoderLayer(6, 2, 8, dropout=0.0).eval().self_attn,
+    "GRU cell": lambda: nn.GRUCell(6, 3),
+    "linear solve": lambda: lambda x: torch.linalg.solve(x.T @ x + torch.eye(6, dtype=F64), x.T),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_second_derivatives_of_layers(name):
+    """Layers whose derivative reads what has no derivative of its own (NOTE [Constant residuals])."""
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    layer = layer.double() if isinstance(layer, nn.Module) else layer
+    f = (lambda x: layer(x, x, x)[0].sin().sum()) if name == "attention" else lambda x: layer(x).sin().sum()
+
+    def slope(f):
+        return lambda x: fh.grad(f)(x).square().sum()
+
+    x = torch.randn(4, 6, dtype=F64)
+    y = x.clone().requires_grad_()
+    results = []
+    for g in (f, jit(f)):
+        (grad,) = torch.autograd.grad(g(y), y, create_graph=True)
+        results.append(torch.autograd.grad(grad.square().sum(), y)[0])
+    results.append(fh.grad(slope(jit(f)))(x))
+    results.append(jit(fh.grad(slope(f)))(x))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
 
 
 def test_an_update_may_carry_gradients_as_in_eager():

@@ -10,7 +10,6 @@ from torch import Tensor, fx
 from .._torch import OpOverload
 
 __all__ = [
-    "WITHOUT_DERIVATIVE",
     "bound_slice",
     "has_writes",
     "replace_copy",
@@ -78,13 +77,6 @@ _BATCH_NORMS = {
     _aten.miopen_batch_norm.default: _aten.miopen_batch_norm.default,
 }
 """Operators that update running statistics, which not all of their schemas admit, with one that can do without."""
-
-# Arguments that the operator's own derivative takes as functions of the others: they have none of their own.
-WITHOUT_DERIVATIVE: dict[Any, tuple[int, ...]] = {
-    _aten.native_batch_norm_backward.default: (3, 4, 5, 6),
-    _aten.cudnn_batch_norm_backward.default: (3, 4, 5, 6),
-    _aten.miopen_batch_norm_backward.default: (3, 4, 5, 6),
-}
 
 
 def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:

@@ -30,7 +30,6 @@ from ..errors import CaptureError, DataDependentError, InputMutationError, Leake
 from . import indexing
 from .buffers import Buffers, refuse_update
 from .functional import (
-    WITHOUT_DERIVATIVE,
     bound_slice,
     has_writes,
     replace_copy,
@@ -517,8 +516,6 @@ class _Effects(_torch.TorchDispatchMode):
         pure = without_statistics(func, args)
         if pure is not None:
             return self._batch_norm(func, pure, args, detached)
-        for place in WITHOUT_DERIVATIVE.get(func, ()):
-            args = (*args[:place], self._untracked(args[place]), *args[place + 1 :])
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)
             if detached:
