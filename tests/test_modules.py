@@ -239,6 +239,17 @@ def test_a_buffer_set_from_outside_is_read():
     assert compiled.cache_info().misses == 1
 
 
+def test_an_updated_buffer_that_shares_memory_is_refused():
+    module, x = nn.BatchNorm1d(2), torch.randn(4, 2)
+    compiled = jit(lambda x: module(x) + module.running_mean)
+    compiled(x)
+    with pytest.raises(fh.InputMutationError, match="shares memory"):
+        jit(module)(module.running_mean.expand(4, 2))
+    module.running_var = module.running_mean.view(2)
+    with pytest.raises(fh.InputMutationError, match="shares memory"):
+        compiled(x)
+
+
 def test_inductor_updates_buffers():
     module, x = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), torch.randn(4, 2)
     expected = copy.deepcopy(module)

@@ -17,13 +17,20 @@ from torch import Tensor, fx
 
 from functorch_hops import _torch
 from functorch_hops.capture import environment
-from functorch_hops.capture.buffers import Buffers, refuse_update
+from functorch_hops.capture.buffers import Buffers, Update, refuse_update
 from functorch_hops.capture.call import Arguments, trace_call
 from functorch_hops.capture.speculate import current_capture
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message, user_frame
+from functorch_hops.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DataDependentError,
+    InputMutationError,
+    message,
+    user_frame,
+)
 from functorch_hops.lowering.backends import Backend, compiled
 from functorch_hops.ops.closed_call import closed_call_op, closed_call_static
 
@@ -122,6 +129,7 @@ class _Entry:
             raise refuse_update("jit", updates[0].path, "is updated")
         first_closed = len(operands) - len(self.trace.sources)
         buffers = [None if u.operand is None else operands[first_closed + u.operand] for u in updates]
+        _check_unshared(operands, updates, buffers)
         active = tuple(x.requires_grad for x in operands)
         copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
         outputs = closed_call_op(self.static, *copies)
@@ -314,6 +322,21 @@ class Jitted:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
+
+
+def _check_unshared(operands: Sequence[Tensor], updates: Sequence[Update], buffers: Sequence[Tensor | None]) -> None:
+    """The graph has a copy of each updated buffer: another operand would not see what is written to it."""
+    storages = list(map(_torch.storage_key, operands))
+    for update, buffer in zip(updates, buffers):
+        if buffer is not None and storages.count(_torch.storage_key(buffer)) > 1:
+            raise InputMutationError(
+                message(
+                    "jit",
+                    "an updated buffer shares memory with another tensor that the function reads",
+                    path=update.path,
+                    remedy="pass a clone(), or make them one tensor",
+                )
+            )
 
 
 def _buffers(found: environment.Snapshot) -> Buffers:
