@@ -514,6 +514,12 @@ def ambient_state() -> tuple[Any, ...]:
         torch.get_default_dtype(),
         torch._C._is_any_autocast_enabled() and _autocast_dtypes(),
         _default_device() if torch._C._len_torch_function_stack() else None,
+        # Composite operators choose their kernels by these.
+        torch._C._get_flash_sdp_enabled(),
+        torch._C._get_mem_efficient_sdp_enabled(),
+        torch._C._get_math_sdp_enabled(),
+        torch._C._get_cudnn_enabled(),
+        torch._C._get_mkldnn_enabled(),
     )
 
 

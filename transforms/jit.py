@@ -309,7 +309,7 @@ class Jitted:
         if key[1] != old_key[1]:  # type: ignore[index]
             reasons.append(f"static arguments changed from {old_key[1]} to {key[1]}")  # type: ignore[index]
         if key[2] != old_key[2]:  # type: ignore[index]
-            reasons.append("gradient mode, autocast, default dtype or default device changed")
+            reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
         self._warn(
             f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}"
         )
