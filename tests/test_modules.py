@@ -184,6 +184,23 @@ def test_an_update_may_carry_gradients_as_in_eager():
     torch.testing.assert_close(*grads)
 
 
+def test_an_update_in_place_that_carries_gradients_is_refused_when_it_is_read():
+    class Running(Mean):
+        def forward(self, x):
+            self.mean.add_(self.linear(x).mean(0))
+            return self.mean * 2
+
+    module, expected = Running(""), Running("")
+    expected.load_state_dict(module.state_dict())
+    compiled, x = jit(module), torch.randn(4, 2)
+    for f, m in ((compiled, module), (expected, expected)):
+        f(x).sum().backward()
+        assert m.mean.requires_grad
+    torch.testing.assert_close(module.linear.weight.grad, expected.linear.weight.grad)
+    with pytest.raises(fh.InputMutationError, match="carries gradients"):
+        compiled(x)
+
+
 def test_no_gradient_flows_through_what_no_grad_wrote():
     def f(x):
         t = torch.zeros(2, dtype=F64)

@@ -129,7 +129,7 @@ class _Entry:
             raise refuse_update("jit", updates[0].path, "is updated")
         first_closed = len(operands) - len(self.trace.sources)
         buffers = [None if u.operand is None else operands[first_closed + u.operand] for u in updates]
-        _check_unshared(operands, updates, buffers)
+        _check_buffers(operands, updates, buffers)
         active = tuple(x.requires_grad for x in operands)
         copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
         outputs = closed_call_op(self.static, *copies)
@@ -324,19 +324,19 @@ class Jitted:
             warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
 
 
-def _check_unshared(operands: Sequence[Tensor], updates: Sequence[Update], buffers: Sequence[Tensor | None]) -> None:
-    """The graph has a copy of each updated buffer: another operand would not see what is written to it."""
+def _check_buffers(operands: Sequence[Tensor], updates: Sequence[Update], buffers: Sequence[Tensor | None]) -> None:
+    """The graph has a copy of each updated buffer, without its history; no other operand sees what is written to it."""
     storages = list(map(_torch.storage_key, operands))
     for update, buffer in zip(updates, buffers):
-        if buffer is not None and storages.count(_torch.storage_key(buffer)) > 1:
-            raise InputMutationError(
-                message(
-                    "jit",
-                    "an updated buffer shares memory with another tensor that the function reads",
-                    path=update.path,
-                    remedy="pass a clone(), or make them one tensor",
-                )
-            )
+        if buffer is None:
+            continue
+        if buffer.requires_grad:
+            problem, remedy = "carries gradients from an earlier call", "detach what is written to it"
+        elif storages.count(_torch.storage_key(buffer)) > 1:
+            problem, remedy = "shares memory with another tensor that the function reads", "pass a clone()"
+        else:
+            continue
+        raise InputMutationError(message("jit", f"an updated buffer {problem}", path=update.path, remedy=remedy))
 
 
 def _buffers(found: environment.Snapshot) -> Buffers:

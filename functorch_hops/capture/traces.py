@@ -33,7 +33,7 @@ from .subgraph import Subgraph, TensorMeta
 
 __all__ = ["Trace", "as_graph", "forget"]
 
-MOST_TRACES = 256
+MOST_TRACES = 128
 ATTEMPTS = 3
 LARGEST_CONSTANTS = 2**20
 """Bytes of the tensors that a trace itself holds, beyond which it is not kept."""
