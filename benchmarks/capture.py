@@ -2,13 +2,15 @@
 
 Captures a function of twelve operators, a scan of it, and the transforms of that scan, with nothing compiled.
 torch's own `make_fx` on the function shows what tracing twelve operators costs in itself. Then calls a jitted
-function many times with signatures that it has seen, and counts how often the Python function ran.
+function many times with signatures that it has seen, and counts how often the Python function ran. At last times
+plain-eager calls that need a graph: the first one of some code, and those that use its trace again.
 
 Target: at most 20 ms for twelve operators; no call of the Python function for a signature that was seen.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import functorch_hops as fh
+from functorch_hops.capture import traces
 
 TARGET = 20.0
 CALLS = 100
@@ -102,6 +105,47 @@ def repeated_calls() -> list[list[str]]:
     return rows
 
 
+def plain_eager_calls() -> list[list[str]]:
+    """Calls that capture although nothing asks for a graph, with bodies that are made anew at each call."""
+    xs, weight = torch.linspace(1, 2, 8), torch.rand(8)
+
+    def newton(a: Tensor) -> Tensor:
+        return fh.while_loop(lambda x: (x * x - a).abs() > 1e-3, lambda x: 0.5 * (x + a / x), a)
+
+    def select(x: Tensor) -> Tensor:
+        return fh.cond(x > 1.5, lambda x: twelve_operators(x, weight[0]), torch.cos, x)
+
+    def checkpointed(x: Tensor) -> Tensor:
+        return fh.checkpoint(lambda x: twelve_operators(x, weight).sum())(x)
+
+    def captured_scan() -> object:
+        with fh.eager_capture():
+            return summed(xs, torch.stack([weight, xs]))
+
+    calls: dict[str, Callable[[], object]] = {
+        "vmap of while_loop, 4 iterations": lambda: torch.func.vmap(newton)(xs),
+        "vmap of cond": lambda: torch.func.vmap(select)(xs),
+        "grad of vmap of cond": lambda: torch.func.grad(lambda xs: torch.func.vmap(select)(xs).sum())(xs),
+        "grad of checkpoint": lambda: torch.func.grad(checkpointed)(xs),
+        "scan in eager_capture": captured_scan,
+    }
+    rows = []
+    for name, call in calls.items():
+        first = min(first_call(call) for _ in range(5))
+        (later,) = interleaved(call, seconds=1.0)
+        rows.append([name, f"{first:.1f}", f"{later.millis:.2f}", f"{first / later.millis:.0f}"])
+    return rows
+
+
+def first_call(call: Callable[[], object]) -> float:
+    """Milliseconds of a call for which nothing was captured or derived before."""
+    traces.forget()
+    gc.collect()
+    start = time.process_time()
+    call()
+    return (time.process_time() - start) * 1e3
+
+
 def options(i: int) -> dict[str, Any]:
     return {"factor": 0.5 * i, "shift": bool(i % 2)}
 
@@ -121,6 +165,8 @@ def main() -> None:
     print_table(f"Captures (target: twelve operators in at most {TARGET:.0f} ms)", header, rows)
     header = ["calls of a jitted function", "calls", "function ran", "hits", "misses"]
     print_table("Seen signatures are not captured again", header, repeated_calls())
+    header = ["plain-eager call", "traced, ms", "trace used again, ms", "ratio"]
+    print_table("Plain-eager calls that need a graph", header, plain_eager_calls())
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def cases(requires_grad: bool) -> list[Case]:
 
 def code_of(jitted: Jitted, case: Case) -> Callable[[], object]:
     """The compiled code by itself; with gradients, that which saves what the backward pass needs."""
-    trace, operands = jitted._find(case.arguments, {})
-    static, active = trace.static, tuple(x.requires_grad for x in operands)
+    entry, operands = jitted._find(case.arguments, {})
+    static, active = entry.static, tuple(x.requires_grad for x in operands)
     if any(active):
         static = closed_call_op.rules.augment(static, active)
     run, operands = compiled(static.bodies[0], static["backend"]), [x.detach() for x in operands]

@@ -32,6 +32,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction, once_differentiable
@@ -135,6 +136,23 @@ def plain(t: Tensor) -> Tensor:
     if t.is_neg():
         t = t.resolve_neg()
     return t
+
+
+def has_own_operators(t: Tensor) -> bool:
+    """Whether the class of ``t`` redefines what operators do. A graph knows nothing of that."""
+    cls = type(t)
+    if cls in PLAIN_TYPES or issubclass(cls, (FakeTensor, FunctionalTensor)):
+        return False
+    function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    known = Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
+    return function not in known or cls.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def as_plain_class(t: Tensor) -> Tensor:
+    """A tensor of a class that only bears a name, as one of the base class."""
+    if type(t) in PLAIN_TYPES or isinstance(t, (FakeTensor, FunctionalTensor)):
+        return t
+    return t.as_subclass(Tensor)
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
@@ -319,6 +337,17 @@ _VMAP_REFUSALS = {
     "`while`, `and`, `or`, `not` and `in` call it",
     "vmap: It looks like you're calling .item() on a Tensor": ".item()",
 }
+
+
+def is_captured_write_error(error: RuntimeError) -> bool:
+    """Whether functorch refused to write to a tensor from outside of a transform."""
+    texts = "would mutate a captured Tensor", "will be updated in place, were not batched", "vmap: inplace arithmetic"
+    return any(text in str(error) for text in texts)
+
+
+def function_name(func: Any) -> str:
+    """The name under which a user knows a function that a ``__torch_function__`` mode sees."""
+    return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
@@ -674,15 +703,24 @@ def ambient_state() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
-        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
-        _default_device(),
+        torch._C._is_any_autocast_enabled() and _autocast_dtypes(),
+        _default_device() if torch._C._len_torch_function_stack() else None,
+        # Composite operators choose their kernels by these.
+        torch._C._get_flash_sdp_enabled(),
+        torch._C._get_mem_efficient_sdp_enabled(),
+        torch._C._get_math_sdp_enabled(),
+        torch._C._get_cudnn_enabled(),
+        torch._C._get_mkldnn_enabled(),
     )
+
+
+def _autocast_dtypes() -> tuple[Any, ...]:
+    return tuple(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in ("cpu", "cuda"))
 
 
 def _default_device() -> torch.device | None:
     modes = _get_current_function_mode_stack()
-    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None) if modes else None
+    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
 
 
 def restart_dynamo(reason: str) -> None:

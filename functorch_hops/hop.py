@@ -14,6 +14,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from . import _torch
 from .capture.liveness import Pruned
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
+from .capture.validate import check_tensor_class
 from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
@@ -102,10 +104,12 @@ class Hop(_torch.HigherOrderOperator):
 
     def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
         if _is_plain(operands):
-            if torch.is_grad_enabled() and any(x.requires_grad for x in operands if isinstance(x, Tensor)):
-                return self._differentiable_call(None, static, operands)
+            if torch.is_grad_enabled():
+                active = tuple([type(x) is not int and x.requires_grad for x in operands])
+                if True in active:
+                    return self._recorded_call(True, None, static, active, operands)
             return self._eager(static, *operands)
-        operands = tuple(lift_operands([_torch.plain(x) if isinstance(x, Tensor) else x for x in operands]))
+        operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
@@ -119,6 +123,10 @@ class Hop(_torch.HigherOrderOperator):
         if mode.supports_higher_order_operators:
             result = super().dispatch(dispatch_key, *args, **kwargs)
         return self._eager(*args) if result is NotImplemented else result
+
+    def _operand(self, x: Tensor) -> Tensor:
+        check_tensor_class(self.label, x)
+        return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
@@ -193,9 +201,15 @@ class Hop(_torch.HigherOrderOperator):
             with _below(interpreter):
                 outs = self(static, *(_unwrapped_at(interpreter, x) for x in operands))
             return tuple(_wrapped_at(interpreter, o) for o in outs)
+        return self._recorded_call(False, interpreter, static, active, operands)
+
+    def _recorded_call(
+        self, is_plain: bool, interpreter: Any, static: StaticParameters, active: Mask, operands: Sequence[Any]
+    ) -> Any:
+        """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
         augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
-        with _torch.enable_single_level_autograd_function():
-            outs = _Call.apply(static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
+        with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
+            outs = _Call.apply(static, augmented, active, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
         return outs[: static["n_outputs"]]
 
 
@@ -208,10 +222,11 @@ class _Call(_torch.SingleLevelFunction):
         augmented: StaticParameters,
         active: Mask,
         interpreter: Any,
+        is_plain: bool,
         *operands: Any,
     ) -> Any:
         hop = _operator_of(augmented)
-        if interpreter is None and _is_plain(operands):
+        if is_plain:
             return hop._eager(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
         with below:
@@ -220,21 +235,21 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
+        ctx.static, ctx.augmented, ctx.active, _, _, *operands = inputs
         ctx.set_materialize_grads(False)
         own, emitted = _reached(ctx.static, ctx.active), _reached(ctx.augmented, ctx.active)
         reached = (*own, *emitted[len(own) :])
-        ctx.mark_non_differentiable(*(o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))))
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
-        residuals = output[ctx.static["n_outputs"] :]
-        tensors = [x if isinstance(x, Tensor) else None for x in operands]
-        ctx.save_for_backward(*tensors, *residuals)
+        ctx.mark_non_differentiable(*[o for o, r in zip(output, reached) if not (r and is_differentiable(o.dtype))])
+        ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
+        tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
+        ctx.save_for_backward(*tensors, *output[ctx.static["n_outputs"] :])
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
-        primals = [n if t is None else forward_ad.unpack_dual(t).primal for t, n in zip(ctx.saved_tensors, ctx.numbers)]
+        saved = ctx.saved_tensors[: len(ctx.active)]
+        primals = [ctx.numbers[i] if t is None else forward_ad.unpack_dual(t).primal for i, t in enumerate(saved)]
         _, out_tangents = _operator_of(ctx.augmented).rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
         return tuple(out_tangents)
 
@@ -243,7 +258,7 @@ class _Call(_torch.SingleLevelFunction):
         # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
-        operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
+        operands = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         if any(c is not None for c in cotangents[n_outputs:]):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
@@ -251,7 +266,7 @@ class _Call(_torch.SingleLevelFunction):
             rules = _operator_of(ctx.static).rules
             grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
-        return None, None, None, None, *grads
+        return None, None, None, None, None, *grads
 
 
 def _reached(static: StaticParameters, active: Mask) -> Mask:
@@ -276,10 +291,7 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
-    tensors = [x for x in operands if type(x) is not int]
-    if any(map(_torch.is_wrapped, tensors)):
-        return False
-    return not any(map(Tensor.is_conj, tensors)) and not any(map(Tensor.is_neg, tensors))
+    return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
 
 
 def _below(interpreter: Any) -> Any:

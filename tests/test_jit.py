@@ -148,6 +148,17 @@ def test_ambient_settings_belong_to_the_signature():
     assert g(x).dtype == torch.float32
 
 
+def test_the_choice_of_kernels_belongs_to_the_signature():
+    x = torch.randn(1, 1, 3, 4)
+    g = jit(lambda x: nn.functional.scaled_dot_product_attention(x, x, x))
+    expected = g(x)
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        assert torch.allclose(g(x), expected, atol=1e-6)
+        assert "softmax" in g.lower(x).as_text()
+    assert torch.equal(g(x), expected)
+    assert g.cache_info().misses == 2
+
+
 @pytest.mark.parametrize(
     "transform", ["grad(jit)", "jit(grad)", "vmap(jit)", "jit(vmap)", "hessian(jit)", "jit(hessian)"]
 )

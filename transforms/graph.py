@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from functorch_hops.capture import environment
+from functorch_hops.capture.buffers import Buffers
 from functorch_hops.capture.call import Arguments, TensorSpec, TracedCall, trace_call
 from functorch_hops.capture.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
@@ -108,6 +110,7 @@ def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     {'y': TensorSpec(shape=(2, 2), dtype=torch.float32, device=cpu)}
     """
     check_callable("eval_shape", "func", func)
-    output = trace_call(func, Arguments(args, kwargs), "eval_shape").output
+    buffers = Buffers(environment.snapshot(func).buffers, "eval_shape", writable=True)
+    output = trace_call(func, Arguments(args, kwargs), "eval_shape", buffers).output
     specs: list[Any] = [TensorSpec(*meta) for meta in output.metas]
     return output.unflatten(specs)

@@ -1,10 +1,6 @@
 """``jit``: capture once per signature, compile, and never serve what is stale.
 
-NOTE [When a trace is valid] A trace stands for the function as long as four things are as they were: the trees,
-metadata and static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device);
-what the function reads from closures, globals and modules (``capture.environment``); and the metadata of the tensors
-that it finds there. The tensors themselves are operands, fetched anew at each call. What the function itself changed
-while being captured - a counter - is a side effect, not an input, and is not watched.
+When a trace is valid: see the note in ``capture.traces``.
 """
 
 from __future__ import annotations
@@ -14,18 +10,28 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 
 from functorch_hops import _torch
 from functorch_hops.capture import environment
-from functorch_hops.capture.call import Arguments, TracedCall, trace_call
+from functorch_hops.capture.buffers import Buffers, Update, refuse_update
+from functorch_hops.capture.call import Arguments, trace_call
 from functorch_hops.capture.sizes import facts_hold
+from functorch_hops.capture.speculate import current_capture
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
+from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message, user_frame
+from functorch_hops.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DataDependentError,
+    InputMutationError,
+    message,
+    user_frame,
+)
 from functorch_hops.lowering.backends import Backend, OtherSizesError, compiled
 from functorch_hops.ops.closed_call import closed_call_op, closed_call_static
 from functorch_hops.ops.mode import is_capturing
@@ -71,11 +77,13 @@ def jit(
 
     Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
     is a new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and
-    modules never goes stale.
+    modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are written back after the
+    call; other writes to inputs are refused, and so is an update in a body or under a transform.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
         CaptureError, DataDependentError: ``func`` can't be captured.
+        InputMutationError: ``func`` writes to a tensor from outside that is no buffer, or can't be written back to.
 
     Cost: a call that finds its trace adds some tens of microseconds to the compiled code; after 8 captures of one
     function a warning says what changed.
@@ -93,17 +101,20 @@ def jit(
     return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
 
 
-@dataclass
-class _Trace:
-    """One captured call, and what must hold for it to be used."""
+class _Entry:
+    """A compiled trace, and what must hold for it to be used."""
 
-    static: StaticParameters
-    call: TracedCall
-    statics: environment.Statics
-    guard: environment.Guard
-    paths: tuple[environment.Path, ...]
-    metas: list[tuple[Any, ...]]
-    constants: list[Tensor]
+    def __init__(
+        self, trace: Trace, static: StaticParameters, metas: list[tuple[Any, ...]], found: environment.Snapshot
+    ) -> None:
+        self.trace, self.static, self.metas = trace, static, metas
+        self.watch(found)
+
+    def watch(self, found: environment.Snapshot) -> None:
+        """Hold on to an environment that is equal to the one of the trace."""
+        self.statics, self.guard = found.statics, found.guard(self.trace.paths)
+        bound = {update.path for update in self.trace.updates if update.operand is None}
+        self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
 
     def allows(self, operands: Sequence[Tensor]) -> bool:
         """Whether all that was assumed about open sizes holds for these arguments."""
@@ -115,7 +126,35 @@ class _Trace:
         tensors = self.guard()
         if tensors is None or [(t.shape, t.dtype, t.device) for t in tensors] != self.metas:
             return None
-        return [*tensors, *self.constants]
+        return self.trace.operands(tensors)
+
+    def call(self, operands: list[Tensor]) -> Sequence[Tensor]:
+        return self._call_with_updates(operands) if self.trace.updates else closed_call_op(self.static, *operands)
+
+    def _call_with_updates(self, operands: list[Tensor]) -> Sequence[Tensor]:
+        """The call, after which the new values of buffers are written back as the function did.
+
+        The graph works on copies, so that what it saved for reverse mode is not written to.
+        """
+        body, updates = self.trace.body, self.trace.updates
+        if _torch.top_interpreter() is not None or _torch.foreign_capture_active() or current_capture() is not None:
+            raise refuse_update("jit", updates[0].path, "is updated")
+        first_closed = len(operands) - len(self.trace.sources)
+        buffers = [None if u.operand is None else operands[first_closed + u.operand] for u in updates]
+        _check_buffers(operands, updates, buffers)
+        active = tuple(x.requires_grad for x in operands)
+        copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
+        outputs = closed_call_op(self.static, *copies)
+        n = len(outputs) - len(updates)
+        has_history = body.reached(active, by="gradient")[n:]
+        for update, buffer, value, keeps in zip(updates, buffers, outputs[n:], has_history):
+            value = value if keeps and torch.is_grad_enabled() else value.detach()
+            if buffer is not None:
+                buffer.copy_(value)
+            else:
+                mapping, name = self.places[update.path]
+                mapping[name] = value
+        return outputs[:n]
 
 
 class Jitted:
@@ -135,7 +174,7 @@ class Jitted:
         self._func, self._dynamic = func, dynamic
         self._static_argnums, self._static_argnames = static_argnums, static_argnames
         self._backend = backend
-        self._traces: dict[Hashable, list[_Trace]] = {}
+        self._entries: dict[Hashable, list[_Entry]] = {}
         self._ignored: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
@@ -147,14 +186,14 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_capturing() and (self._dynamic or Arguments(args, kwargs).has_symbols()):
             return self._func(*args, **kwargs)  # the symbols are those of the graph around it
-        trace, operands = self._find(args, kwargs)
+        entry, operands = self._find(args, kwargs)
         try:
-            outputs = closed_call_op(trace.static, *operands)
+            outputs = entry.call(operands)
         except OtherSizesError:
             # A transform that met the trace just now assumed what does not hold here; the trace has noted it.
-            trace, operands = self._find(args, kwargs)
-            outputs = closed_call_op(trace.static, *operands)
-        return trace.call.output.unflatten(outputs)
+            entry, operands = self._find(args, kwargs)
+            outputs = entry.call(operands)
+        return entry.trace.output.unflatten(outputs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: one compiled function per instance."""
@@ -180,94 +219,80 @@ class Jitted:
 
     def cache_info(self) -> CacheInfo:
         """``(hits, misses, maxsize, currsize)``; a miss is a capture."""
-        return CacheInfo(self._hits, self._misses, None, sum(map(len, self._traces.values())))
+        return CacheInfo(self._hits, self._misses, None, sum(map(len, self._entries.values())))
 
     def clear_cache(self) -> None:
         """Forget every trace."""
         with self._lock:
-            self._traces.clear()
+            self._entries.clear()
             self._hits = self._misses = 0
             self._last = None
 
-    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Trace, list[Tensor]]:
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Entry, list[Tensor]]:
         """The valid trace for a call, captured now if there is none, and its operands."""
         func, args, kwargs, static = self._without_static(args, kwargs)
         arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
         key = (arguments.key, static, _torch.ambient_state())
-        for trace in self._traces.get(key, ()):
-            closed = trace.operands() if trace.allows(arguments.operands) else None
+        for entry in self._entries.get(key, ()):
+            closed = entry.operands() if entry.allows(arguments.operands) else None
             if closed is not None:
                 self._hits += 1
-                return trace, [*arguments.operands, *closed]
+                return entry, [*arguments.operands, *closed]
         with self._lock:
             return self._find_slowly(func, arguments, key)
 
     def _find_slowly(
         self, func: Callable[..., Any], arguments: Arguments, key: Hashable
-    ) -> tuple[_Trace, list[Tensor]]:
+    ) -> tuple[_Entry, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
         objects = [*arguments.objects, *_objects(key)]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
-        for trace in self._traces.get(key, ()):
-            if not trace.allows(arguments.operands):
+        for entry in self._entries.get(key, ()):
+            if not entry.allows(arguments.operands):
                 continue
-            if trace.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in trace.paths):
-                trace.statics, trace.guard = now.statics, now.guard(trace.paths)
-                closed = trace.operands()
+            paths = entry.trace.paths
+            if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
+                entry.watch(now)
+                closed = entry.operands()
                 if closed is not None:
                     self._hits += 1
-                    return trace, [*arguments.operands, *closed]
+                    return entry, [*arguments.operands, *closed]
         return self._capture(func, root, arguments, key, now)
 
     def _capture(
         self, func: Callable[..., Any], root: Callable[..., Any], arguments: Arguments, key: Any, before: Any
-    ) -> tuple[_Trace, list[Tensor]]:
+    ) -> tuple[_Entry, list[Tensor]]:
         self._misses += 1
         self._warn_if_repeated(key, before)
         try:
-            call = trace_call(func, arguments, "jit")
+            call = trace_call(func, arguments, "jit", _buffers(before))
         except DataDependentError:
             if self._static_floats or float not in arguments.key:
                 raise
             self._static_floats = True
             arguments = Arguments(*_rebuilt(arguments), static_floats=True, dynamic=self._dynamic)
             key = (arguments.key, *key[1:])
-            call = trace_call(func, arguments, "jit")
+            call = trace_call(func, arguments, "jit", _buffers(before))
         after = environment.snapshot(root, ignore=self._ignored)
         changed = environment.written(before, after)
         if changed:
             self._ignored |= changed
             after = environment.snapshot(root, ignore=self._ignored)
         self._last = (key, after.statics)
-        trace, cacheable = self._new_trace(call, after)
-        if cacheable:
-            self._traces.setdefault(key, []).append(trace)
-        return trace, [*arguments.operands, *call.lifted]
+        entry = self._new_entry(Trace.of(call, after), after)
+        if not entry.trace.lost:
+            self._entries.setdefault(key, []).append(entry)
+        return entry, [*arguments.operands, *call.lifted]
 
-    def _new_trace(self, call: TracedCall, found: environment.Snapshot) -> tuple[_Trace, bool]:
-        """Constants last, as operands are put together at each call; a tensor that can't be found again forbids
-        caching.
-        """
-        is_constant = [id(t) in call.constants for t in call.lifted]
-        paths = [found.path_of(t) for t, c in zip(call.lifted, is_constant) if not c]
-        lost = [t for t, p in zip((t for t, c in zip(call.lifted, is_constant) if not c), paths) if p is None]
-        known = tuple(p for p in paths if p is not None)
-        trace = _Trace(
-            static=closed_call_static(call.body, self._backend),
-            call=call,
-            statics=found.statics,
-            guard=found.guard(known),
-            paths=known,
-            metas=[(t.shape, t.dtype, t.device) for t, c in zip(call.lifted, is_constant) if not c],
-            constants=[t for t, c in zip(call.lifted, is_constant) if c],
-        )
-        if lost:
+    def _new_entry(self, trace: Trace, found: environment.Snapshot) -> _Entry:
+        if trace.lost:
             self._warn(
-                f"reads {len(lost)} tensor(s) from a place that can't be watched (first: {TensorMeta.of(lost[0])}), "
+                f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
                 "so it is captured again at every call; pass them as arguments"
             )
-        return trace, not lost
+        metas = [(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)]
+        return _Entry(trace, closed_call_static(trace.body, self._backend), metas, found)
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -304,7 +329,7 @@ class Jitted:
         if key[1] != old_key[1]:  # type: ignore[index]
             reasons.append(f"static arguments changed from {old_key[1]} to {key[1]}")  # type: ignore[index]
         if key[2] != old_key[2]:  # type: ignore[index]
-            reasons.append("gradient mode, autocast, default dtype or default device changed")
+            reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
         self._warn(
             f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}"
         )
@@ -317,6 +342,25 @@ class Jitted:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
+
+
+def _check_buffers(operands: Sequence[Tensor], updates: Sequence[Update], buffers: Sequence[Tensor | None]) -> None:
+    """The graph has a copy of each updated buffer, without its history; no other operand sees what is written to it."""
+    storages = list(map(_torch.storage_key, operands))
+    for update, buffer in zip(updates, buffers):
+        if buffer is None:
+            continue
+        if buffer.requires_grad:
+            problem, remedy = "carries gradients from an earlier call", "detach what is written to it"
+        elif storages.count(_torch.storage_key(buffer)) > 1:
+            problem, remedy = "shares memory with another tensor that the function reads", "pass a clone()"
+        else:
+            continue
+        raise InputMutationError(message("jit", f"an updated buffer {problem}", path=update.path, remedy=remedy))
+
+
+def _buffers(found: environment.Snapshot) -> Buffers:
+    return Buffers(found.buffers, "jit", writable=True)
 
 
 def _objects(key: Any) -> list[Any]:
@@ -354,8 +398,7 @@ class Lowered:
 
     def __init__(self, jitted: Jitted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
-        trace, _ = jitted._find(args, kwargs)
-        self._trace = trace
+        self._entry, _ = jitted._find(args, kwargs)
         self._key = self._key_of(args, kwargs)
 
     @property
@@ -367,8 +410,7 @@ class Lowered:
 
     @property
     def _body(self) -> Subgraph:
-        (body,) = self._trace.static.bodies
-        return body
+        return self._entry.trace.body
 
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""
@@ -379,7 +421,7 @@ class Lowered:
 
     def compile(self) -> Callable[..., Any]:
         """Compile now; the result takes arguments of the same signature."""
-        compiled(self._body, self._trace.static["backend"])
+        compiled(self._body, self._entry.static["backend"])
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._key_of(args, kwargs) != self._key:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from .. import _torch, pytree
+from . import environment
+from .buffers import Buffers, Update
 from .output import OutputSpec, number_as_tensor
 from .sizes import open_shape, shape_env_of
-from .speculate import capture_function
+from .speculate import capture_function, current_capture
 from .subgraph import Subgraph, TensorMeta
 
 __all__ = ["Arguments", "TracedCall", "trace_call"]
@@ -128,13 +130,19 @@ class TracedCall:
     output: OutputSpec
     lifted: list[Tensor]
     constants: set[int]
+    updates: list[Update]
+    """Of buffers; their new values follow the outputs."""
 
 
-def trace_call(func: Callable[..., Any], arguments: Arguments, operation: str) -> TracedCall:
+def trace_call(
+    func: Callable[..., Any], arguments: Arguments, operation: str, buffers: Buffers | None = None
+) -> TracedCall:
     """Capture ``func`` on arguments like these, called once."""
     is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
     dynamic = _dynamic_places(arguments)
+    buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
     outputs: list[OutputSpec] = []
+    updates: list[Update] = []
     grad_enabled = torch.is_grad_enabled()
 
     def run(*flat: Tensor) -> list[Tensor]:
@@ -146,10 +154,17 @@ def trace_call(func: Callable[..., Any], arguments: Arguments, operation: str) -
             result = func(*args, **kwargs)
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
         outputs.append(output)
-        return tensors
+        made, values = buffers.updates(current_capture())
+        updates.extend(made)
+        return [*tensors, *values]
 
-    body, capture = capture_function(run, arguments.metas(), operation=operation, parameter=_name(func))
-    return TracedCall(body, outputs[-1], capture.lifted, capture.constants)
+    try:
+        body, capture = capture_function(
+            run, arguments.metas(), operation=operation, parameter=_name(func), buffers=buffers
+        )
+    finally:
+        buffers.restore()
+    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates)
 
 
 def _dynamic_places(arguments: Arguments) -> list[int]:

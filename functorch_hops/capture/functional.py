@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from .._torch import OpOverload
 
-__all__ = ["bound_slice", "has_writes", "replace_copy", "replace_empty_like", "unexpand_written", "unwrite_views"]
+__all__ = [
+    "bound_slice",
+    "has_writes",
+    "replace_copy",
+    "replace_empty_like",
+    "running_statistics",
+    "unexpand_written",
+    "unwrite_views",
+    "without_statistics",
+]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -93,3 +102,30 @@ def bound_slice(node: fx.Node) -> None:
     size = source.meta["val"].shape[dim]
     if isinstance(end, int) and isinstance(size, int) and end > size:
         node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
+
+
+_aten = torch.ops.aten
+_BATCH_NORMS = {
+    _aten.native_batch_norm.default: _aten.native_batch_norm.default,
+    _aten._native_batch_norm_legit.default: _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default: _aten.cudnn_batch_norm.default,
+    _aten.miopen_batch_norm.default: _aten.miopen_batch_norm.default,
+}
+"""Operators that update running statistics, which not all of their schemas admit, with one that can do without."""
+
+
+def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:
+    """What computes the same as this batch normalisation if it updates running statistics, else None."""
+    return _BATCH_NORMS.get(func) if func in _BATCH_NORMS and isinstance(args[3], Tensor) and args[5] else None
+
+
+def running_statistics(
+    x: Tensor, batch_mean: Tensor, invstd: Tensor, mean: Tensor, var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The new running statistics, from what batch normalisation saves: ``invstd = (batch_var + eps) ** -0.5``.
+
+    The batch's variance there is the biased one, and the running one is unbiased.
+    """
+    n = x.numel() // x.shape[1]
+    batch_var = (invstd.square().reciprocal() - eps) * (n / (n - 1))
+    return mean + momentum * (batch_mean - mean), var + momentum * (batch_var - var)

@@ -10,10 +10,15 @@ does
 - else a residual: an output of the forward graph.
 
 Random numbers are residuals always, so the backward pass sees those that the forward pass drew.
+
+NOTE [Constant residuals] Some operators save what has no derivative of its own, because the operator's second
+derivative accounts for it already: a normalisation the mean and the standard deviation, ``nll_loss`` the total weight.
+The backward graph takes such a residual as a constant.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, is_unbacked, storage_key
+from .._torch import OpOverload, is_unbacked, storage_key, suspended
 from .derive import joint
 from .liveness import eliminate_dead_code
-from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
+from .subgraph import Mask, Subgraph, TensorMeta, is_differentiable, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
 
@@ -88,6 +93,7 @@ class _Splitter:
         outputs = nodes[-1].args[0]
         self.outputs, self.grads = outputs[: len(body.outputs)], outputs[len(body.outputs) :]
         self.backward = _closure(nodes, set(self.cts))
+        self.tracked = _closure(nodes, {p for p, a in zip(self.inputs, active) if a})
         self.stored = _closure(nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes)))
         self.residuals: dict[fx.Node, None] = {}
         self.kept: set[fx.Node] = set()
@@ -131,6 +137,11 @@ class _Splitter:
             return False
         return node not in self.stored or _is_view(node) or not self.save(node)
 
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether autograd gives this element of a tuple no gradient: see NOTE [Constant residuals]."""
+        sources = [p for p in _producer(node) if node.target is operator.getitem and isinstance(p.target, OpOverload)]
+        return any(node.args[1] in _constant_outputs(p, self.tracked) for p in sources)
+
     def _forward(self) -> Subgraph:
         taken = {storage_key(n.meta["val"]) for n in (*self.inputs, *self.outputs)}
         builder = _Builder(self.module)
@@ -151,6 +162,8 @@ class _Splitter:
         builder = _Builder(self.module)
         for node in self.residuals:
             builder.placeholder(node, _meta(node))
+            if self._is_constant(node):
+                builder.bar(node)
         for node in (n for n in self.inputs if n in self.kept):
             builder.placeholder(node, _meta(node))
         for node in self.cts:
@@ -177,6 +190,12 @@ class _Builder:
         new.meta = dict(old.meta)
         self.new[old] = new
         self.inputs.append(meta)
+
+    def bar(self, old: fx.Node) -> None:
+        """Let no derivative look behind the value of this node."""
+        value = self.new[old]
+        self.new[old] = self.graph.call_function(torch.ops.aten.detach.default, (value,))
+        self.new[old].meta["val"] = old.meta["val"]
 
     def value(self, old: fx.Node) -> fx.Node:
         todo = [old]
@@ -216,6 +235,27 @@ def _producer(node: fx.Node) -> list[fx.Node]:
     source = node.args[0] if node.args else None
     is_tuple = isinstance(source, fx.Node) and isinstance(source.meta.get("val"), (tuple, list))
     return [source] if is_tuple and isinstance(source, fx.Node) else []
+
+
+def _constant_outputs(node: fx.Node, tracked: set[fx.Node]) -> list[int]:
+    """The outputs to which autograd gives no gradient, if some inputs are ``tracked``; asked without data."""
+
+    def sample(argument: fx.Node) -> Any:
+        value: Any = argument.meta["val"]
+        if not isinstance(value, Tensor):
+            return value
+        sizes = tuple(value.shape)
+        needs = argument in tracked and is_differentiable(value.dtype)
+        return torch.empty(sizes, dtype=value.dtype, device="meta", requires_grad=needs)
+
+    with suspended(keep_autocast=False):
+        try:
+            args, kwargs = fx.map_arg(node.args, sample), fx.map_arg(node.kwargs, sample)
+            outs = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):
+            return []  # no kernel for tensors without data, or sizes that only a run knows
+    has_gradient = [isinstance(o, Tensor) and o.requires_grad for o in outs]
+    return [i for i, has in enumerate(has_gradient) if not has] if any(has_gradient) else []
 
 
 def _is_static_tensor(node: fx.Node) -> bool:

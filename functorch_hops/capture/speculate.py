@@ -18,6 +18,7 @@ import contextlib
 import functools
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,11 +29,22 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
-from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unexpand_written, unwrite_views
+from .buffers import Buffers, refuse_update
+from .functional import (
+    bound_slice,
+    has_writes,
+    replace_copy,
+    replace_empty_like,
+    running_statistics,
+    unexpand_written,
+    unwrite_views,
+    without_statistics,
+)
 from .indexing import Rows
 from .liveness import eliminate_dead_code
 from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
+from .validate import check_tensor_class
 
 __all__ = [
     "Capture",
@@ -95,7 +107,10 @@ def current_capture() -> Capture | None:
 class Capture:
     """One body being captured."""
 
-    def __init__(self, operation: str, parameter: str, parent: Capture | None, env: Any) -> None:
+    def __init__(
+        self, operation: str, parameter: str, parent: Capture | None, env: Any, buffers: Buffers | None = None
+    ) -> None:
+        self.buffers = buffers
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
@@ -111,6 +126,7 @@ class Capture:
         self.constants: set[int] = set()
         self.is_quiet = False
         self.rows = Rows()
+        self.in_transform = False
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._end_of_inputs: fx.Node | None = None
@@ -146,6 +162,10 @@ class Capture:
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
 
+    def may_return(self, t: Tensor) -> bool:
+        """Whether ``t`` is a value of this capture, or a tensor from outside of every capture and transform."""
+        return self.owns(t) or not (_torch.is_wrapped(t) or isinstance(t, _torch.FakeTensor))
+
     def lift(self, t: Tensor) -> Tensor:
         """What stands for ``t`` in this capture: itself if it belongs here, else the fake of an operand."""
         base = _torch.base_tensor(t)
@@ -155,11 +175,25 @@ class Capture:
             return t
         fake = self._fakes.get(id(t))
         if fake is None:
+            check_tensor_class(self.operation, t)
             with _torch.without_torch_function():
                 meta = TensorMeta.of(t)
-            fake = self._fakes[id(t)] = self.new_input(meta)
+            fake = self.new_input(meta)
+            if self.buffers is not None and self.buffers.may_update(t):
+                fake = self._copied(fake)
+                self.buffers.add_copy(t, fake)
+            self._fakes[id(t)] = fake
             self.lifted.append(t)
         return fake
+
+    def _copied(self, fake: Tensor) -> Tensor:
+        """What stands for a buffer: see NOTE [Updates of buffers]."""
+        self.is_quiet = True
+        try:
+            with _torch.without_torch_function(), _torch.below_transforms():
+                return fake.detach().clone()
+        finally:
+            self.is_quiet = False
 
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
@@ -237,23 +271,44 @@ class Capture:
     # -- checks
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        place = self._input_storages.get(_torch.storage_key(target))
-        if place is None:
-            return
+        storage = _torch.storage_key(target)
+        is_buffer = self.buffers is not None and self.buffers.is_copy(storage)
+        if storage in self._input_storages or (is_buffer and self.in_transform):
+            raise self.refuse_write(func.overloadpacket.__name__, [target])
+        if is_buffer:
+            self.buffers.note_write(storage)  # type: ignore[union-attr]
+
+    def refuse_write(self, function: str, targets: Sequence[Any]) -> InputMutationError:
+        """The error for a write to one of these values of the capture."""
+        buffers = self.outermost().buffers
+        written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
+        path = next(filter(None, written), None)
+        if path is not None:
+            return refuse_update(self.operation, path, f"is written to ({function})")
+        storages = [_torch.storage_key(_torch.base_tensor(t)) for t in targets if isinstance(t, Tensor)]
+        place = next(self._input_storages[storage] for storage in storages if storage in self._input_storages)
         is_own = place < len(self.inputs) - len(self.lifted)
-        raise InputMutationError(
+        return InputMutationError(
             message(
                 self.operation,
                 f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
                 parameter=self.parameter,
                 expected="a function without side effects",
-                got=f"{func.overloadpacket.__name__} on {self.inputs[place]}",
+                got=f"{function} on {self.inputs[place]}",
                 remedy="return the new value, or work on a clone()"
                 if is_own
                 else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
                 "for the buffers of a module)",
             )
         )
+
+    def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
+        """The tensors from outside that these values stand for."""
+        storages = {_torch.storage_key(_torch.base_tensor(t)) for t in values if isinstance(t, Tensor)}
+        return [t for t in self.lifted if id(t) in self._fakes and _torch.storage_key(self._fakes[id(t)]) in storages]
+
+    def outermost(self) -> Capture:
+        return self if self.parent is None else self.parent.outermost()
 
     def refuse_backward(self, what: str) -> CaptureError:
         return CaptureError(
@@ -295,6 +350,9 @@ class Capture:
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
         outputs = self._without_aliases(outputs)
+        for copy in self.buffers.unwritten() if self.buffers is not None else ():
+            node = self.proxy_of(copy).node
+            node.replace_all_uses_with(node.args[0].args[0])
         self._lift_constants()
         nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
         self.graph.output(tuple(nodes))
@@ -315,6 +373,8 @@ class Capture:
 
     def _without_aliases(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         seen = set(self._input_storages)
+        if self.buffers is not None:
+            seen.update(map(_torch.storage_key, self.buffers.unwritten()))
         unaliased = []
         for out in outputs:
             out = _torch.base_tensor(_torch.plain(self.rows.fresh(self.lift(out))))
@@ -346,7 +406,14 @@ def speculate_subgraph(
     subgraph, capture = capture_function(
         function, inputs, operation=operation, parameter=parameter, keep_autocast=keep_autocast
     )
+    if capture.parent is None and keep_autocast:
+        _recent_bodies.append(subgraph)
     return subgraph, capture.lifted
+
+
+_recent_bodies: deque[Subgraph] = deque(maxlen=64)
+"""Bodies of the user's that plain eager captured by themselves. They may be captured again at the next call (where they
+have effects, see NOTE [When a trace is valid]), and find what was derived from them, since equal graphs are shared."""
 
 
 def capture_function(
@@ -356,9 +423,13 @@ def capture_function(
     operation: str,
     parameter: str,
     keep_autocast: bool = True,
+    buffers: Buffers | None = None,
 ) -> tuple[Subgraph, Capture]:
-    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants."""
-    module, capture = _trace(function, inputs, operation, parameter, keep_autocast)
+    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants.
+
+    ``buffers``: of the modules that ``function`` uses, which then may return their new values.
+    """
+    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, buffers)
     unwrite_views(module.graph)
     if has_writes(module.graph):
         functional = functionalize(module, remove="mutations")
@@ -374,15 +445,20 @@ def _trace(
     operation: str,
     parameter: str,
     keep_autocast: bool,
+    buffers: Buffers | None = None,
 ) -> tuple[fx.GraphModule, Capture]:
     _torch.install_hooks(_lift_hook, _function_hook, lambda: _state.capture is not None)
     parent = _state.capture
-    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs))
+    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
+            own = capture.outermost().buffers if parent is not None else None
+            bound = own.bound() if own is not None else []
             with reading_refused(capture.caller), _recursion_refused(capture):
                 outputs = function(*fakes)
+            if own is not None:
+                own.check_bound(bound, operation)
             with _torch.without_torch_function():
                 return capture.finish(outputs), capture
     finally:
@@ -554,14 +630,24 @@ class _Lifting(TorchFunctionMode):
             raise capture.refuse_generator()
         if func in _READS and _is_unknown(args[0]):
             raise _unreadable(capture.caller, *_READS[func])
+        capture.in_transform = _torch.top_interpreter() is not None
+        try:
+            return self._call(func, args, kwargs)
+        except RuntimeError as error:
+            values = [*args, *kwargs.values()]
+            if _torch.is_captured_write_error(error) and capture.lifted_among(values):
+                raise capture.refuse_write(_torch.function_name(func), values) from error
+            raise
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        rows, result = self.capture.rows, None
         if func is Tensor.__getitem__:
-            return capture.rows.getitem(*args)
-        result = None
+            return rows.getitem(*args)
         if func is Tensor.__setitem__:
-            capture.rows.setitem(*args)
+            rows.setitem(*args)
         else:
             result = func(*args, **kwargs)
-        capture.rows.write_through()
+        rows.write_through()
         return result
 
 
@@ -577,8 +663,13 @@ class _Effects(_torch.TorchDispatchMode):
         if self.capture.is_quiet:
             return func(*args, **kwargs)
         detached = not torch.is_grad_enabled()
+        pure = without_statistics(func, args)
+        if pure is not None:
+            return self._batch_norm(func, pure, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs, detached)
+            if detached:
+                args, kwargs = self._without_history(func, args, kwargs)
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         return self._untracked(out) if detached else out
@@ -594,6 +685,27 @@ class _Effects(_torch.TorchDispatchMode):
         with _torch.disable_proxy_modes_tracing():
             alias = out.detach()
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
+
+    def _batch_norm(self, func: _torch.OpOverload, pure: Any, args: Any, detached: bool) -> Any:
+        """The normalisation without running statistics, and the update of these as if the user had written it."""
+        x, weight, bias, mean, var, training, momentum, eps = args
+        out = pure(x, weight, bias, None, None, training, momentum, eps)
+        new = running_statistics(x, out[1], out[2], mean, var, momentum, eps)
+        for target, value in zip((mean, var), new):
+            self.capture.check_write(func, target)
+            torch.ops.aten.copy_.default(target, self._untracked(value))
+        return self._untracked(out) if detached else out
+
+    def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What is written under no_grad carries no gradient into the target."""
+        names = [a.name for a in func._schema.arguments if a.alias_info is None]
+        read = {name: self._untracked(kwargs[name]) for name in names if name in kwargs}
+        places = {a.name: i for i, a in enumerate(func._schema.arguments)}
+        new = list(args)
+        for name in names:
+            if places[name] < len(new) and isinstance(new[places[name]], (Tensor, list)):
+                new[places[name]] = self._untracked(new[places[name]])
+        return tuple(new), {**kwargs, **read}
 
     def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
         for i, argument in enumerate(func._schema.arguments):

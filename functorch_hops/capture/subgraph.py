@@ -39,9 +39,16 @@ T = TypeVar("T")
 Mask = tuple[bool, ...]
 
 
+_DIFFERENTIABLE = frozenset(
+    dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and (dtype.is_floating_point or dtype.is_complex)
+)
+
+
 def is_differentiable(dtype: torch.dtype) -> bool:
     """Whether values of ``dtype`` have tangents."""
-    return dtype.is_floating_point or dtype.is_complex
+    return dtype in _DIFFERENTIABLE
 
 
 def untracked(x: Tensor) -> Tensor:

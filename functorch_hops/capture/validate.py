@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import pytree
+from .. import _torch, pytree
 from .._torch import without_torch_function
-from ..errors import ArgumentTypeError, ArgumentValueError, Caller, MetadataMismatchError, TreeMismatchError, message
+from ..errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    Caller,
+    CaptureError,
+    MetadataMismatchError,
+    TreeMismatchError,
+    message,
+)
 from .output import Constant, OutputSpec
 from .subgraph import TensorMeta
 
@@ -24,6 +32,7 @@ __all__ = [
     "check_agreement",
     "check_callable",
     "check_carry",
+    "check_tensor_class",
     "check_tensor_leaves",
     "kind_of",
 ]
@@ -90,6 +99,20 @@ def check_tensor_leaves(operation: str, parameter: str, tree: Any) -> tuple[list
                 )
             )
     return leaves, spec
+
+
+def check_tensor_class(operation: str, t: Tensor) -> None:
+    if _torch.has_own_operators(t):
+        raise CaptureError(
+            message(
+                operation,
+                "a tensor of a class that redefines operators",
+                expected="a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or "
+                "__torch_dispatch__ of its own",
+                got=type(t).__name__,
+                remedy="pass its data as a plain tensor, for example with .as_subclass(torch.Tensor)",
+            )
+        )
 
 
 def check_agreement(

@@ -21,7 +21,8 @@ A snapshot divides what it finds: *statics*, by which two environments trace ali
 which are inputs and may be others at each call. It is complete for Python code that reads its environment
 through names. Not seen are: the state of iterators and of objects implemented in C, attributes read by
 library code that is handed one of the user's objects (trees excepted), what the standard library keeps
-(``os.environ``), attributes of tensors, and what ``eval`` or modules imported at run time read.
+(``os.environ``), and what ``eval`` or modules imported at run time read. Where any of this may matter,
+`Snapshot.unwatched` says so.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class Snapshot:
         """The environment is larger than a walk may be; what it did not reach is in `opaque`."""
         self.opaque: tuple[Path, ...] = tuple(walk.opaque)
         """Mutable things of which only the identity is watched."""
+        self.unwatched: tuple[Path, ...] = tuple(walk.not_watched)
+        """What may have effects or a state that is not seen; empty if equal snapshots mean equal calls."""
+        self.buffers = tuple(walk.buffers)
+        """Where modules keep buffers: path, mapping and key."""
         self._found = walk.guard
         self._paths: dict[int, Path] = {}
         for path, tensor in self.tensors.items():

@@ -28,6 +28,10 @@ _READ_ALL = frozenset({"vars", "__dict__", "asdict", "astuple", "getmembers"})
 _READ_BY_STRING = frozenset({"attrgetter", "methodcaller"})
 _GLOBAL_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _CLOSURE_LOADS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+_GLOBAL_STORES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
+_CLOSURE_STORES = frozenset({"STORE_DEREF", "DELETE_DEREF"})
+_ATTRIBUTE_STORES = frozenset({"STORE_ATTR", "DELETE_ATTR"})
+_STORES = _GLOBAL_STORES | _CLOSURE_STORES | _ATTRIBUTE_STORES
 _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
 # In 3.11 the arguments leave the stack at the first of two instructions.
 _CALL = "PRECALL" if sys.version_info < (3, 12) else "CALL"
@@ -46,6 +50,8 @@ class CodeFacts:
     imports: tuple[Import, ...]
     reads_all: bool
     """Attributes are read by names that the code does not mention."""
+    writes_unread: bool
+    """Something outside is written that is not read, so that a snapshot does not look at it."""
 
 
 @functools.lru_cache(maxsize=8192)
@@ -55,6 +61,7 @@ def facts(code: CodeType) -> CodeFacts:
     attributes: dict[str, None] = {}
     imports: dict[Import, None] = {}
     reads_all = False
+    stores: set[Root] = set()
     for part in _nested(code):
         instructions = [i for i in dis.get_instructions(part) if i.opname not in ("CACHE", "EXTENDED_ARG")]
         root: Root | None = None
@@ -67,6 +74,8 @@ def facts(code: CodeType) -> CodeFacts:
                     roots[root][argument] = None
                 reads_all = reads_all or argument in _READ_ALL
                 continue
+            if name in _STORES:
+                _add_store(stores, name, argument, code.co_freevars, part.co_name)
             root = _root(name, argument, code.co_freevars)
             if root is not None:
                 roots.setdefault(root, {})
@@ -98,7 +107,20 @@ def facts(code: CodeType) -> CodeFacts:
         attributes=tuple(attributes),
         imports=tuple(imports),
         reads_all=reads_all,
+        writes_unread=any(
+            name not in attributes if kind == "attribute" else (kind, name) not in roots for kind, name in stores
+        ),
     )
+
+
+def _add_store(stores: set[Root], opname: str, name: str, free: Sequence[str], function: str) -> None:
+    if opname in _GLOBAL_STORES:
+        stores.add(("global", name))
+    elif opname in _CLOSURE_STORES:
+        if name in free:
+            stores.add(("closure", name))
+    elif function != "__init__":  # which writes to what is new
+        stores.add(("attribute", name))
 
 
 def _nested(code: CodeType) -> Iterable[CodeType]:

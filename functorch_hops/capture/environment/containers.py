@@ -76,6 +76,8 @@ def mapping(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         # A key without a readable text of its own is named by its place.
         places.append(f"{path}[#{at}]" if made is None else item(path, key))
         kept.append(Same(key) if made is None else made)
+        if made is None:
+            walk.unwatched(places[-1])
     walk.note(path, ("dict", tuple(kept)))
     entries(walk, value, places)
     if isinstance(value, collections.defaultdict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from functorch_hops.capture.environment import origin
@@ -29,11 +29,15 @@ def function(walk: Walk, path: Path, func: Any, whole: bool) -> None:
     inner = func.__dict__.get("__wrapped__")
     if inner is not None:
         walk.value(attribute(path, "__wrapped__"), inner)
+    if not followed and not origin.repeatable(origin.of_globals(func.__globals__), func.__name__):
+        walk.unwatched(path)
     read = facts(code) if followed else None
     if func.__closure__:
         _closure(walk, path, func, read)
     if read is None:
         return
+    if read.writes_unread:
+        walk.unwatched(path)
     walk.guard.function(func)
     _defaults(walk, path, func)
     _names(walk, func, read)
@@ -53,8 +57,8 @@ def _closure(walk: Walk, path: Path, func: Any, read: CodeFacts | None) -> None:
             walk.guard.call(_content, cell, content, role, place)
         else:
             walk.guard.cell(cell, content, role, place)
-        if read is not None and not is_library_module(walk, content):
-            walk.mention(read.roots[root])
+        if read is not None:
+            _mention(walk, place, content, read.roots[root])
 
 
 def _content(cell: types.CellType) -> Any:
@@ -84,17 +88,26 @@ def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
     if names:
         walk.globals_of(namespace, names, frozenset(name for kind, name in read.whole if kind == "global"))
     for (kind, name), attributes in read.roots.items():
-        if kind == "global" and not is_library_module(walk, namespace.get(name)):
-            walk.mention(attributes)
+        if kind == "global":
+            _mention(walk, f"global {name}", namespace.get(name), attributes)
     for name, level, imported in read.imports:
         full = name
         if level:
             full = importlib.util.resolve_name("." * level + name, namespace.get("__package__") or "")
         module = sys.modules.get(full)
-        if module is not None:
+        if module is None:
+            walk.unwatched(f"module {full}")
+        else:
             walk.value(f"module {full}", module)
-            if not is_library_module(walk, module):
-                walk.mention(imported)
+            _mention(walk, f"module {full}", module, imported)
+
+
+def _mention(walk: Walk, path: Path, holder: Any, attributes: Sequence[str]) -> None:
+    """The code reads these attributes of what is at `path`."""
+    if not is_library_module(walk, holder):
+        walk.mention(attributes)
+    elif not origin.repeatable_names(attributes):
+        walk.unwatched(path)
 
 
 def is_library_module(walk: Walk, value: Any) -> bool:
@@ -119,6 +132,8 @@ def builtin(walk: Walk, path: Path, func: Any, whole: bool) -> None:
     owner = getattr(func, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
         walk.note(path, Same(func))
+        if not origin.repeatable((func.__module__ or "", None), func.__name__):
+            walk.unwatched(path)
         return
     walk.note(path, ("method", func.__name__))
     walk.value(attribute(path, "__self__"), owner)

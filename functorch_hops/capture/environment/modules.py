@@ -33,6 +33,8 @@ def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
             walk.guard.item(attributes, name, part, SAME, path)
     else:
         walk.guard.module(value)
+    for name in attributes["_buffers"]:
+        walk.buffers.append((f"{path}.{name}", attributes["_buffers"], name))
     for part in parts:
         entries(walk, part, [f"{path}[{name}]" if name.isdigit() else f"{path}.{name}" for name in part])
     followed = walk.follows_class(cls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,8 @@ FIELDS = "__environment__"
 
 # The library's, but nothing else than the user's attributes.
 _PLAIN = {("types", "SimpleNamespace"), ("argparse", "Namespace")}
+# Of the interpreter's, without a state that changes.
+_IMMUTABLE = frozenset({object, operator.attrgetter, operator.itemgetter, operator.methodcaller})
 _CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 # Special methods that no tracing runs, and those that dataclasses make, which mention every field.
 _NEVER_RUN = {"__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
@@ -36,12 +39,17 @@ _MADE_BY_DATACLASS = {
 
 def python_module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
     walk.note(path, Same(value))
-    if walk.follows(origin.of_module(value)):
+    code = origin.of_module(value)
+    if walk.follows(code):
         walk.look_up(value.__dict__, path)
+    elif not origin.repeatable(code):
+        walk.unwatched(path)
 
 
 def python_class(walk: Walk, path: Path, cls: type, whole: bool) -> None:
     walk.note(path, ("class", cls))
+    if "<locals>" in cls.__qualname__:  # it may close over anything, and another call makes another one
+        walk.unwatched(path)
     walk.class_of(cls, constructed=True)
 
 
@@ -81,6 +89,8 @@ def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
     if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
         walk.note(path, ("object", cls))
+        if "<locals>" in cls.__qualname__:
+            walk.unwatched(path)
         node = walk.is_node(value)
         for names in (attributes, _Slots(value)):
             if names is not None:
@@ -91,6 +101,8 @@ def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
         walk.note(path, ("object", cls) if everything else Same(value))
         if attributes is None and hasattr(cls, "__setitem__"):
             walk.opaque.append(path)
+        if cls not in _IMMUTABLE and not (everything and origin.repeatable(origin.of_class(cls))):
+            walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
             walk.look_up(attributes, path, everything=everything)
     if attributes is not None:

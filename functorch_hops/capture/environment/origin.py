@@ -5,17 +5,54 @@ from __future__ import annotations
 import functools
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-__all__ = ["Origin", "library", "of_class", "of_globals", "of_module", "own_package", "package", "standard"]
+__all__ = [
+    "Origin",
+    "library",
+    "of_class",
+    "of_globals",
+    "of_module",
+    "own_package",
+    "package",
+    "repeatable",
+    "repeatable_names",
+    "standard",
+]
 
 Origin = tuple[str, str | None]
 """Module name and file."""
 
 # Followed nowhere, wherever they are installed (an editable install lies outside site-packages).
 _LIBRARIES = frozenset({"torch", "numpy", "optree", "functorch_hops"})
+# Of these it is known that their functions do nothing but compute: they write nowhere, and read nothing that changes.
+_REPEATABLE = frozenset(
+    {
+        *("torch", "functorch_hops", "optree", "numpy", "einops", "builtins", "math", "cmath", "operator", "_operator"),
+        *("functools", "_functools", "itertools", "collections", "_collections", "_collections_abc", "dataclasses"),
+        *("enum", "typing", "types", "abc", "numbers", "contextlib"),
+    }
+)
+_NOT_REPEATABLE_NAMES = frozenset(
+    {
+        *(
+            "random",
+            "seed",
+            "seed_all",
+            "manual_seed",
+            "manual_seed_all",
+            "initial_seed",
+            "fork_rng",
+            "get_rng_state",
+            "set_rng_state",
+        ),
+        *("save", "load", "set_default_dtype", "set_default_device", "set_printoptions"),
+        *("print", "input", "open", "exec", "eval", "compile", "__import__", "breakpoint"),
+        *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache"),
+    }
+)
 _MOST_WRAPPERS = 100
 _EXTENSIONS = (".so", ".pyd", ".dylib")
 
@@ -63,6 +100,16 @@ def library(origin: Origin) -> bool:
     if file is None:
         return False
     return file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
+
+
+def repeatable(code: Origin, name: str = "") -> bool:
+    """Whether what a library offers under a name gives the same for the same and has no effect, as far as known."""
+    module = code[0].split(".")
+    return module[0] in _REPEATABLE and "random" not in module and name not in _NOT_REPEATABLE_NAMES
+
+
+def repeatable_names(names: Iterable[str]) -> bool:
+    return _NOT_REPEATABLE_NAMES.isdisjoint(names)
 
 
 @functools.lru_cache(maxsize=8192)

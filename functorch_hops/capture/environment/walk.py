@@ -107,6 +107,8 @@ class Walk:
         self.tensors: dict[Path, torch.Tensor] = {}
         self.guard = GuardBuilder()
         self.opaque: list[Path] = []
+        self.not_watched: list[Path] = []
+        self.buffers: list[tuple[Path, dict[str, Any], str]] = []
         self.truncated = False
         self.makers = Makers()
         self._package = origin.own_package(func)
@@ -275,6 +277,11 @@ class Walk:
         """A mutable thing of which only the identity is known."""
         self.note(path, Same(value))
         self.opaque.append(path)
+        self.unwatched(path)
+
+    def unwatched(self, path: Path) -> None:
+        """Code or data that a snapshot says too little of to know that a call would do the same again."""
+        self.not_watched.append(path)
 
     def room(self, size: int) -> bool:
         """Whether so many more locations may be visited."""
@@ -294,6 +301,8 @@ class Walk:
     def _tensor(self, path: Path, value: torch.Tensor) -> None:
         first = self._seen.setdefault(id(value), path)
         self.note(path, ("tensor", type(value)) if first == path else ("alias", first))
+        if first == path and value.__dict__:  # what a user hung on it
+            self.look_up(value.__dict__, path)
 
     def _open(self, path: Path, value: Any, whole: bool) -> None:
         if not self.room(1):
@@ -334,6 +343,8 @@ class Walk:
 
     def _library_class(self, base: type) -> None:
         """A library's class is fixed, but for the one method that users replace."""
+        if not origin.repeatable(origin.of_class(base)):
+            self.unwatched(f"class {base.__qualname__}")
         if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
             return
         self._patchable.add(base)

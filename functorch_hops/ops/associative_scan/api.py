@@ -12,6 +12,7 @@ from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.speculate import reading_refused, speculate_subgraph
 from ...capture.subgraph import TensorMeta
+from ...capture.traces import as_graph
 from ...capture.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from ..mode import is_capturing
@@ -57,8 +58,10 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
     if reverse:
         moved = [x.flip(0) for x in moved]
     element = OutputSpec(spec, tuple(TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in moved))
-    is_captured = is_capturing() or moved[0].shape[0] == 0
-    results = (_captured if is_captured else _plain)(fn, moved, element)
+    if is_capturing() or moved[0].shape[0] == 0:
+        results = as_graph("associative_scan", _captured, (fn,), (moved,), element)
+    else:
+        results = _plain(fn, moved, element)
     if reverse:
         results = [y.flip(0) for y in results]
     return pytree.unflatten(spec, [y.movedim(0, d) for y, d in zip(results, dims)])
@@ -111,10 +114,13 @@ def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: Outp
         return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 
-def _captured(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
+def _captured(
+    functions: Sequence[Callable[[Any, Any], Any]], operands: tuple[Sequence[Tensor]], element: OutputSpec
+) -> Sequence[Tensor]:
     from . import associative_scan_op
     from .eager import associative_static
 
+    (fn,), (elems,) = functions, operands
     inputs = [*element.metas, *element.metas]
     body, lifted = speculate_subgraph(_checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn")
     return associative_scan_op(associative_static(body, len(elems)), *elems, *lifted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.utils.checkpoint
@@ -13,6 +13,7 @@ from ... import _torch, pytree
 from ...capture.output import OutputSpec
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
+from ...capture.traces import as_graph
 from ...capture.validate import check_callable
 from ..mode import is_capturing
 
@@ -54,15 +55,16 @@ def checkpoint(
             return torch.utils.checkpoint.checkpoint(
                 func, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, **kwargs
             )
-        return _captured(func, args, kwargs)
+        return as_graph("checkpoint", _captured, (func,), (args, kwargs))
 
     return checkpointed
 
 
-def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _captured(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     from . import checkpoint_op, checkpoint_static
 
-    leaves, spec = pytree.flatten((args, kwargs))
+    (func,) = functions
+    leaves, spec = pytree.flatten(operands)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     outputs: list[OutputSpec] = []
 

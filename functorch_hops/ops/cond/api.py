@@ -13,6 +13,7 @@ from ...capture.output import OutputSpec, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
+from ...capture.traces import as_graph
 from ...capture.validate import (
     PYTHON_NUMBERS,
     as_int,
@@ -72,7 +73,9 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
         return (true_fn if _torch.read_number(pred) else false_fn)(*numbers_as_tensors(operands))
     selector = pred.reshape(())
     selector = selector if selector.dtype == torch.bool else selector != 0
-    return _captured("cond", selector, [("false_fn", false_fn), ("true_fn", true_fn)], operands)
+    names = ("false_fn", "true_fn")
+    arguments = (selector, *numbers_as_tensors(operands))
+    return as_graph("cond", _captured, (false_fn, true_fn), arguments, "cond", names)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any) -> Any:
@@ -125,7 +128,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     if not is_capturing() and not _torch.is_batched(index):
         return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
-    return _captured("switch", selector, [(f"branches[{i}]", b) for i, b in enumerate(branches)], operands)
+    names = tuple(f"branches[{i}]" for i in range(len(branches)))
+    arguments = (selector, *numbers_as_tensors(operands))
+    return as_graph("switch", _captured, branches, arguments, "switch", names)
 
 
 _INDEX = "an int or a one-element integer tensor"
@@ -145,18 +150,16 @@ def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
 
 
 def _captured(
-    operation: str,
-    selector: Tensor,
-    branches: list[tuple[str, Callable[..., Any]]],
-    operands: tuple[Any, ...],
+    branches: Sequence[Callable[..., Any]], arguments: tuple[Any, ...], operation: str, names: tuple[str, ...]
 ) -> Any:
     from . import cond_op
     from .eager import cond_static
 
-    leaves, spec = check_tensor_leaves(operation, "operands", numbers_as_tensors(operands))
+    selector, *operands = arguments
+    leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
     inputs = [TensorMeta.of(x) for x in leaves]
     captured, specs = [], []
-    for name, branch in branches:
+    for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
             tensors, output = OutputSpec.flatten(branch(*pytree.unflatten(spec, flat)))
@@ -166,7 +169,7 @@ def _captured(
         captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name))
     # The user names the true branch first.
     order = reversed(range(len(branches))) if operation == "cond" else range(len(branches))
-    first, *others = [(branches[i][0], specs[i]) for i in order]
+    first, *others = [(names[i], specs[i]) for i in order]
     for other in others:
         check_agreement(operation, "the outputs of the branches", first, other, path="output")
     bodies, lifted = merge_lifted(captured, len(inputs))

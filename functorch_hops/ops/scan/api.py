@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
+from ...capture.traces import as_graph
 from ...capture.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
 from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
 from ..mode import is_capturing
@@ -92,7 +93,7 @@ def run_scan(
 ) -> tuple[Any, Any]:
     """``scan`` of checked arguments, for the loops that are scans: ``caller`` is the one that the user wrote."""
     if length == 0 or is_capturing():
-        return _captured(caller, f, init, leaves, xs_spec, length, reverse, unroll)
+        return as_graph("scan", _captured, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll)
     return _plain(caller, f, init, leaves, xs_spec, length, reverse)
 
 
@@ -188,10 +189,9 @@ def _pair(result: Any) -> tuple[Any, Any]:
 
 
 def _captured(
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, list[Tensor]],
     caller: Caller,
-    f: Callable[..., Any],
-    init: Any,
-    leaves: list[Tensor],
     xs_spec: pytree.Spec,
     length: Any,
     reverse: bool,
@@ -199,6 +199,7 @@ def _captured(
 ) -> tuple[Any, Any]:
     from .unrolling import run_unrolled
 
+    (f,), (init, leaves) = functions, operands
     carry_leaves, carry = OutputSpec.flatten(init)
     slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
     inputs = [*carry.metas, *slices]

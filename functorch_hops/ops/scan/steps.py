@@ -72,20 +72,17 @@ def stack_outputs(outputs: Sequence[Any], caller: Caller) -> Any:
     if all(type(y) is Tensor for y in outputs):
         return _stacked(list(outputs), caller, caller.output)
     first, spec = pytree.flatten(outputs[0])
-    columns: list[list[Any]] = [[leaf] for leaf in first]
-    for y in outputs[1:]:
-        try:
-            leaves = spec.flatten_up_to(y)
-        except (ValueError, TypeError):
-            _refuse_changed_tree(spec, pytree.flatten(y)[1], caller)
-        for column, leaf in zip(columns, leaves):
-            column.append(leaf)
-    paths = pytree.leaf_paths(spec, caller.output) if columns else []
-    return pytree.unflatten(spec, [_stacked(column, caller, path) for column, path in zip(columns, paths)])
+    try:
+        rows = [first, *map(spec.flatten_up_to, outputs[1:])]
+    except (ValueError, TypeError):
+        _refuse_changed_tree(spec, outputs, caller)
+    paths = pytree.leaf_paths(spec, caller.output) if first else []
+    return pytree.unflatten(spec, [_stacked(column, caller, path) for column, path in zip(zip(*rows), paths)])
 
 
-def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec, caller: Caller) -> NoReturn:
-    found = pytree.difference(expected, got, caller.output)
+def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any], caller: Caller) -> NoReturn:
+    differences = (pytree.difference(expected, pytree.flatten(y)[1], caller.output) for y in outputs)
+    found = next(filter(None, differences), None)
     assert found is not None, "optree could not match the trees"
     where, left, right = found
     raise TreeMismatchError(
@@ -101,7 +98,7 @@ def _refuse_changed_tree(expected: pytree.Spec, got: pytree.Spec, caller: Caller
     )
 
 
-def _stacked(column: list[Any], caller: Caller, path: str) -> Any:
+def _stacked(column: Sequence[Any], caller: Caller, path: str) -> Any:
     first = column[0]
     if not isinstance(first, Tensor):
         for value in column:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
+from ...capture.traces import as_graph
 from ...capture.validate import (
     PYTHON_NUMBERS,
     as_int,
@@ -102,7 +103,7 @@ def _run(
 ) -> Any:
     """``while_loop`` of checked arguments, for the loops that are while loops: ``caller`` is the one the user wrote."""
     if is_capturing() or checkpoints is not None:
-        return _captured(caller, cond_fn, body_fn, init, max_steps, checkpoints)
+        return as_graph("while_loop", _captured, (cond_fn, body_fn), (init,), caller, max_steps, checkpoints)
     return _plain(caller, cond_fn, body_fn, init, max_steps)
 
 
@@ -202,7 +203,7 @@ def _plain(
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - steps
-                return _captured(caller, cond_fn, body_fn, value, rest, None)
+                return as_graph("while_loop", _captured, (cond_fn, body_fn), (value,), caller, rest, None)
             pred = _torch.read_number(pred)
         if not pred:
             break
@@ -228,10 +229,9 @@ def _checked_predicate(pred: Any) -> Any:
 
 
 def _captured(
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any],
     caller: Caller,
-    cond_fn: Callable[..., Any],
-    body_fn: Callable[..., Any],
-    init: Any,
     max_steps: int | None,
     checkpoints: int | None,
 ) -> Any:
@@ -239,16 +239,14 @@ def _captured(
     from . import while_loop_op
     from .eager import while_static
 
+    (cond_fn, body_fn), (init,) = functions, operands
     if max_steps is not None:
         start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(caller, init)
-        _, value = _captured(
-            caller,
+        bounded = (
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
-            (start, init),
-            None,
-            checkpoints,
         )
+        _, value = _captured(bounded, ((start, init),), caller, None, checkpoints)
         return value
     leaves, carry = OutputSpec.flatten(init)
     constants: list[Any] = []
