@@ -15,19 +15,18 @@ refused,
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.overrides import TorchFunctionMode
 
-from .. import _torch
+from .. import _torch, pytree
 from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from .buffers import Buffers, refuse_update
 from .functional import (
@@ -65,19 +64,38 @@ class _Session:
         self.fake_mode = _torch.new_fake_mode(env)
         self.ended: list[tuple[Caller, Any]] = []
         self.deepest = 0
-        _callers[self.fake_mode] = caller
+        self.origins = _origins[self.fake_mode] = _Origins(caller)
 
     def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
-        self.fake_mode.dispatch = functools.partial(_refuse_leak, self.caller)  # type: ignore[method-assign]
+        self.fake_mode.dispatch = self.origins.refuse_use  # type: ignore[method-assign]
+        for caller, tracker in self.ended:
+            self.origins.leaked.update({id(t): (weakref.ref(t), caller) for t in tracker})
         self.ended.clear()
 
 
-_callers: weakref.WeakKeyDictionary[_torch.FakeTensorMode, Caller] = weakref.WeakKeyDictionary()
-"""Who opened the session of a fake mode, as long as tensors of it are alive."""
+class _Origins:
+    """Where the fakes of a session that has ended come from: those that are alive then have leaked."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.leaked: dict[int, tuple[weakref.ref[Tensor], Caller]] = {}
+
+    def refuse(self, tensors: Iterable[Any]) -> NoReturn:
+        # What autograd hands on is an alias of the tensor that the user has: then any that leaked may be meant.
+        given = [self.leaked[id(t)] for t in tensors if id(t) in self.leaked]
+        alive = (caller for t, caller in (*given, *self.leaked.values()) if t() is not None)
+        _refuse_leak(next(alive, self.caller))
+
+    def refuse_use(self, _func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        self.refuse(pytree.flatten((args, kwargs or {}))[0])
 
 
-def _refuse_leak(caller: Caller, *_: Any, **__: Any) -> Any:
+_origins: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref.WeakKeyDictionary()
+"""Of each session, as long as tensors of it are alive."""
+
+
+def _refuse_leak(caller: Caller) -> NoReturn:
     raise LeakedTensorError(
         message(
             caller.operation,
@@ -199,8 +217,8 @@ class Capture:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
         mode = base.fake_mode  # type: ignore[attr-defined]
         if mode is not self.session.fake_mode:
-            if mode in _callers:  # of a session that has ended, or runs on another thread
-                _refuse_leak(_callers[mode])
+            if mode in _origins:  # of a session that has ended, or runs on another thread
+                _origins[mode].refuse([base])
             return False
         for caller, tracker in self.session.ended:
             if base in tracker:

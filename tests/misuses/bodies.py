@@ -240,7 +240,7 @@ def body_writes_to_data():
     fh.fori_loop(0, torch.tensor(3), body, X)
 
 
-@misuse_captured(fh.InputMutationError)
+@misuse(fh.InputMutationError, "captured")
 def body_updates_a_buffer():
     norm = torch.nn.BatchNorm1d(2)
     fh.scan(lambda c, x: (c, norm(x)), X, torch.ones(3, 4, 2))

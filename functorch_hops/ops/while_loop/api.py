@@ -184,14 +184,21 @@ def _tensor_bounds(caller: Caller, lower: Any, upper: Any, body_fn: Callable[[An
     device = next(b.device for b in (lower, upper) if isinstance(b, Tensor))
     first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
     first = first + torch.zeros_like(last)  # batched if either bound is
-    next_carry = carry_check(caller, init)
-    _, value = _run(
-        caller,
-        lambda state: state[0] < last,
-        lambda state: (state[0] + 1, next_carry(body_fn(state[0], state[1]))),
-        (first, init),
-    )
+    _, value = _run(caller, lambda state: state[0] < last, _Counting(body_fn, carry_check(caller, init)), (first, init))
     return value
+
+
+class _Counting:
+    """A step of ``fori_loop`` as one of ``while_loop``, whose carry is the index and the user's carry."""
+
+    __environment__ = ("_body_fn",)  # the check follows from the carry
+
+    def __init__(self, body_fn: Callable[[Any, Any], Any], next_carry: Callable[[Any], Any]) -> None:
+        self._body_fn, self._next_carry = body_fn, next_carry
+
+    def __call__(self, state: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        i, value = state
+        return i + 1, self._next_carry(self._body_fn(i, value))
 
 
 def _plain(
