@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload, storage_key
+from .builder import Builder, meta_of
 from .derive import joint
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
@@ -104,7 +105,7 @@ class _Splitter:
             forward=self._forward(),
             backward=self._backward(),
             kept=tuple(p in self.kept for p in self.inputs),
-            residuals=tuple(_meta(n) for n in self.residuals),
+            residuals=tuple(meta_of(n) for n in self.residuals),
         )
 
     def _need(self, node: fx.Node) -> None:
@@ -131,7 +132,7 @@ class _Splitter:
 
     def _forward(self) -> Subgraph:
         taken = {storage_key(n.meta["val"]) for n in (*self.inputs, *self.outputs)}
-        builder = _Builder(self.module)
+        builder = Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
         results = [builder.value(n) for n in self.outputs]
@@ -143,57 +144,19 @@ class _Splitter:
         return builder.finish(results)
 
     def _backward(self) -> Subgraph:
-        builder = _Builder(self.module)
+        builder = Builder(self.module)
         for node in self.residuals:
-            builder.placeholder(node, _meta(node))
+            builder.placeholder(node, meta_of(node))
         for node in (n for n in self.inputs if n in self.kept):
-            builder.placeholder(node, _meta(node))
+            builder.placeholder(node, meta_of(node))
         for node in self.cts:
-            builder.placeholder(node, _meta(node))
+            builder.placeholder(node, meta_of(node))
         results, taken = [], {storage_key(n.meta["val"]) for n in builder.new}
         for node in self.grads:
             value, key = builder.value(node), storage_key(node.meta["val"])
             results.append(builder.clone(value) if key in taken else value)
             taken.add(key)
         return builder.finish(results)
-
-
-class _Builder:
-    """A graph assembled from nodes of another one."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
-        self.graph = fx.Graph()
-        self.new: dict[fx.Node, fx.Node] = {}
-        self.inputs: list[TensorMeta] = []
-
-    def placeholder(self, old: fx.Node, meta: TensorMeta) -> None:
-        new = self.graph.placeholder(f"arg{len(self.inputs)}")
-        new.meta = dict(old.meta)
-        self.new[old] = new
-        self.inputs.append(meta)
-
-    def value(self, old: fx.Node) -> fx.Node:
-        todo = [old]
-        while todo:
-            node = todo[-1]
-            missing = [n for n in node.all_input_nodes if n not in self.new] if node not in self.new else []
-            todo.extend(missing)
-            if not missing:
-                todo.pop()
-                if node not in self.new:
-                    self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
-        return self.new[old]
-
-    def clone(self, node: fx.Node) -> fx.Node:
-        new = self.graph.call_function(torch.ops.aten.clone.default, (node,))
-        new.meta["val"] = node.meta["val"]
-        return new
-
-    def finish(self, results: list[fx.Node]) -> Subgraph:
-        self.graph.output(tuple(results))
-        module = fx.GraphModule(self.module, self.graph)
-        return Subgraph.intern(module, self.inputs, [_meta(n) for n in results])
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
@@ -225,7 +188,3 @@ def _is_view(node: fx.Node) -> bool:
         return True
     returned = target._schema.returns
     return bool(returned) and returned[0].alias_info is not None and not target._schema.is_mutable
-
-
-def _meta(node: fx.Node) -> TensorMeta:
-    return TensorMeta.of(node.meta["val"])
