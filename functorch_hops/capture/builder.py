@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import fx
 
-from .subgraph import Subgraph, TensorMeta
+from .._torch import OpOverload, new_graph_module
+from .dead_code import eliminate_dead_code
+from .subgraph import StaticParameters, Subgraph, TensorMeta, untracked
 
-__all__ = ["Builder", "meta_of"]
+__all__ = ["Builder", "copy_nodes", "is_view", "memory_of", "meta_of"]
 
 
 class Builder:
-    """A graph assembled from nodes of another one."""
+    """A graph made of nodes of another one, in their order (random operators draw in it)."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
@@ -25,27 +30,78 @@ class Builder:
         self.new[old] = new
         self.inputs.append(meta)
 
-    def value(self, old: fx.Node) -> fx.Node:
-        todo = [old]
-        while todo:
-            node = todo[-1]
-            missing = [n for n in node.all_input_nodes if n not in self.new] if node not in self.new else []
-            todo.extend(missing)
-            if not missing:
-                todo.pop()
-                if node not in self.new:
-                    self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
-        return self.new[old]
+    def finish(self, outputs: Sequence[fx.Node], also: Sequence[fx.Node] = ()) -> Subgraph:
+        """Close the graph over the values of these nodes, those copied that share memory with an input or another.
 
-    def clone(self, node: fx.Node) -> fx.Node:
+        Nodes in ``also`` are kept without being outputs.
+        """
+        self._copy_ancestors([*outputs, *also])
+        taken = {node for node in self.graph.nodes if node.op == "placeholder"}
+        results = []
+        for old in outputs:
+            node = self.new[old]
+            memory = memory_of(node)
+            results.append(self._clone(node) if memory in taken else node)
+            taken.add(memory)
+        self.graph.output(tuple(results))
+        module = new_graph_module(self.module, self.graph)
+        eliminate_dead_code(module)
+        return Subgraph.intern(module, self.inputs, [meta_of(n) for n in results])
+
+    def _copy_ancestors(self, roots: list[fx.Node]) -> None:
+        needed: set[fx.Node] = set()
+        while roots:
+            node = roots.pop()
+            if node not in needed and node not in self.new:
+                needed.add(node)
+                roots.extend(node.all_input_nodes)
+        for node in self.module.graph.nodes:
+            if node in needed:
+                self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+
+    def _clone(self, node: fx.Node) -> fx.Node:
         new = self.graph.call_function(torch.ops.aten.clone.default, (node,))
         new.meta["val"] = node.meta["val"]
         return new
 
-    def finish(self, results: list[fx.Node]) -> Subgraph:
-        self.graph.output(tuple(results))
-        module = fx.GraphModule(self.module, self.graph)
-        return Subgraph.intern(module, self.inputs, [meta_of(n) for n in results])
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the result may share memory with the first argument."""
+    target = node.target
+    if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked):
+        return True
+    if not isinstance(target, OpOverload) or target._schema.is_mutable:
+        return False
+    return any(returned.alias_info is not None for returned in target._schema.returns)
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a value."""
+    while True:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or not (is_view(node) or _is_element_of_view(node, source)):
+            return node
+        node = source
+
+
+def _is_element_of_view(node: fx.Node, source: fx.Node) -> bool:
+    return node.target is operator.getitem and is_view(source)
+
+
+def copy_nodes(
+    body: Subgraph, inputs: Sequence[fx.Node], graph: fx.Graph, add_static: Callable[[StaticParameters], fx.Node]
+) -> list[fx.Node]:
+    """Append the nodes of a body to a graph, these nodes in the place of its inputs; returns those of its outputs."""
+    placeholders = iter(inputs)
+    new: dict[fx.Node, fx.Node] = {}
+    for node in body.module.graph.nodes:
+        if node.op == "placeholder":
+            new[node] = next(placeholders)
+        elif node.op == "get_attr":
+            new[node] = add_static(getattr(body.module, str(node.target)))
+        elif node.op != "output":
+            new[node] = graph.node_copy(node, new.__getitem__)
+    return [new[node] for node in body.output_nodes()]
 
 
 def meta_of(node: fx.Node) -> TensorMeta:

@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, storage_key
-from .builder import Builder, meta_of
+from .builder import Builder, is_view, meta_of
 from .derive import joint
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
@@ -128,20 +126,13 @@ class _Splitter:
             return True
         if is_random_node(node, self.module) or any(is_random_node(n, self.module) for n in _producer(node)):
             return False
-        return node not in self.stored or _is_view(node) or not self.save(node)
+        return node not in self.stored or is_view(node) or not self.save(node)
 
     def _forward(self) -> Subgraph:
-        taken = {storage_key(n.meta["val"]) for n in (*self.inputs, *self.outputs)}
         builder = Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
-        results = [builder.value(n) for n in self.outputs]
-        for node in self.residuals:
-            value = builder.value(node)
-            key = storage_key(node.meta["val"])
-            results.append(builder.clone(value) if key in taken else value)
-            taken.add(key)
-        return builder.finish(results)
+        return builder.finish([*self.outputs, *self.residuals])
 
     def _backward(self) -> Subgraph:
         builder = Builder(self.module)
@@ -151,12 +142,7 @@ class _Splitter:
             builder.placeholder(node, meta_of(node))
         for node in self.cts:
             builder.placeholder(node, meta_of(node))
-        results, taken = [], {storage_key(n.meta["val"]) for n in builder.new}
-        for node in self.grads:
-            value, key = builder.value(node), storage_key(node.meta["val"])
-            results.append(builder.clone(value) if key in taken else value)
-            taken.add(key)
-        return builder.finish(results)
+        return builder.finish(self.grads)
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
@@ -178,13 +164,3 @@ def _producer(node: fx.Node) -> list[fx.Node]:
 def _is_static_tensor(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     return isinstance(value, Tensor) and all(type(size) is int for size in value.shape)
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, OpOverload):
-        return False
-    if target is torch.ops.aten.reshape.default or target is torch.ops.aten.detach.default:
-        return True
-    returned = target._schema.returns
-    return bool(returned) and returned[0].alias_info is not None and not target._schema.is_mutable

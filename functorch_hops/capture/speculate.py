@@ -15,7 +15,6 @@ refused,
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,8 +26,10 @@ from torch.overrides import TorchFunctionMode
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from . import indexing
+from .builder import copy_nodes
+from .current import current_capture, state
+from .dead_code import eliminate_dead_code
 from .functional import bound_slice, has_writes, replace_copy, unwrite_views
-from .liveness import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
@@ -57,18 +58,6 @@ def _leak_message() -> str:
         "a tensor made inside a captured body is used after the capture has ended",
         remedy="return the value from the body instead of storing it in an outer variable",
     )
-
-
-class _State(threading.local):
-    capture: Capture | None = None
-
-
-_state = _State()
-
-
-def current_capture() -> Capture | None:
-    """The innermost capture that runs on this thread."""
-    return _state.capture
 
 
 class Capture:
@@ -191,6 +180,28 @@ class Capture:
 
     # -- nodes
 
+    def inline(self, body: Subgraph, operands: Sequence[Tensor]) -> list[Tensor] | None:
+        """Copy a graph into this one instead of running it, where nothing would happen to its operators on the way.
+
+        That is so for plain values of this capture, with no transform, tangent or gradient at work. Rules wrap graphs
+        in a few operators of their own; this saves tracing what is inside again.
+        """
+        if _torch.top_interpreter() is not None or not torch.is_grad_enabled():
+            return None
+        outputs = []
+        with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
+                return None
+            inputs = [self.proxy_of(x).node for x in operands]
+            for node, meta in zip(copy_nodes(body, inputs, self.graph, self._static_node), body.outputs):
+                fake = self._new_fake(meta)
+                _torch.track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
+                outputs.append(fake)
+        return outputs
+
+    def _static_node(self, static: StaticParameters) -> fx.Node:
+        return self.add_static(static.hop, static).node
+
     def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
         """The ``get_attr`` node of an operator's static parameters."""
         name = self.tracer.get_fresh_qualname(f"{label}_")
@@ -245,7 +256,7 @@ class Capture:
         self._lift_constants()
         nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
         self.graph.output(tuple(nodes))
-        return fx.GraphModule(self.root, self.graph)
+        return _torch.new_graph_module(self.root, self.graph)
 
     def _lift_constants(self) -> None:
         """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold
@@ -323,7 +334,7 @@ def _trace(
     keep_autocast: bool,
 ) -> tuple[fx.GraphModule, Capture]:
     _torch.install_hooks(_lift_hook, _function_hook)
-    parent = _state.capture
+    parent = state.capture
     capture = Capture(operation, parameter, parent)
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
@@ -342,8 +353,8 @@ def _trace(
 
 @contextlib.contextmanager
 def _observers(capture: Capture) -> Iterator[None]:
-    outer = _state.capture
-    _state.capture = capture
+    outer = state.capture
+    state.capture = capture
     try:
         with (
             capture.session.fake_mode,
@@ -353,7 +364,7 @@ def _observers(capture: Capture) -> Iterator[None]:
         ):
             yield
     finally:
-        _state.capture = outer
+        state.capture = outer
 
 
 @contextlib.contextmanager
@@ -370,19 +381,19 @@ def _translated_errors(capture: Capture) -> Iterator[None]:
 
 def lift_operands(operands: Sequence[Any]) -> list[Any]:
     """Operands of a HOP call as values of the innermost capture, if one runs."""
-    capture = _state.capture
+    capture = state.capture
     if capture is None:
         return list(operands)
     return [capture.lift(x) if isinstance(x, Tensor) else x for x in operands]
 
 
 def _lift_hook(t: Tensor) -> Tensor:
-    capture = _state.capture
+    capture = state.capture
     return capture.lift(t) if capture is not None and isinstance(t, Tensor) else t
 
 
 def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if _state.capture is None:
+    if state.capture is None:
         return NotImplemented
     from ..ops.custom_rule.autograd_function import call_autograd_function
 

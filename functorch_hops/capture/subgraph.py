@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import FakeTensorMode, OpOverload, without_torch_function
+from .._torch import FakeTensorMode, OpOverload, run_of, without_torch_function
+from .current import state
 
 __all__ = [
     "Mask",
@@ -145,7 +146,7 @@ class Subgraph(_Deriving):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
-        self._run = module.forward
+        self._run: Callable[..., tuple[Tensor, ...]] | None = None
 
     @staticmethod
     def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
@@ -158,8 +159,13 @@ class Subgraph(_Deriving):
             return existing
 
     def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = self._run(*operands)
-        return result
+        if state.capture is not None:
+            copied = state.capture.inline(self, operands)
+            if copied is not None:
+                return tuple(copied)
+        if self._run is None:
+            self._run = run_of(self.module)
+        return self._run(*operands)
 
     def reached(self, sources: Sequence[bool], *, by: str) -> Mask:
         """Which outputs the marked inputs reach.
@@ -187,6 +193,9 @@ class Subgraph(_Deriving):
             if hit:
                 marked.add(node)
         return tuple(isinstance(out, fx.Node) and out in marked for out in self.output_nodes())
+
+    def input_nodes(self) -> list[fx.Node]:
+        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
 
     def output_nodes(self) -> Sequence[fx.Node]:
         (outputs,) = self.module.graph.output_node().args
