@@ -12,7 +12,7 @@ from .._torch import OpOverload, new_graph_module
 from .dead_code import eliminate_dead_code
 from .subgraph import StaticParameters, Subgraph, TensorMeta, untracked
 
-__all__ = ["Builder", "copy_nodes", "is_view", "memory_of", "meta_of"]
+__all__ = ["Builder", "copy_nodes", "is_view", "keep_apart", "memory_of", "meta_of"]
 
 
 class Builder:
@@ -36,17 +36,11 @@ class Builder:
         Nodes in ``also`` are kept without being outputs.
         """
         self._copy_ancestors([*outputs, *also])
-        taken = {node for node in self.graph.nodes if node.op == "placeholder"}
-        results = []
-        for old in outputs:
-            node = self.new[old]
-            memory = memory_of(node)
-            results.append(self._clone(node) if memory in taken else node)
-            taken.add(memory)
-        self.graph.output(tuple(results))
+        output = self.graph.output(tuple(self.new[node] for node in outputs))
+        keep_apart(output)
         module = new_graph_module(self.module, self.graph)
         eliminate_dead_code(module)
-        return Subgraph.intern(module, self.inputs, [meta_of(n) for n in results])
+        return Subgraph.intern(module, self.inputs, [meta_of(n) for n in outputs])
 
     def _copy_ancestors(self, roots: list[fx.Node]) -> None:
         needed: set[fx.Node] = set()
@@ -58,11 +52,6 @@ class Builder:
         for node in self.module.graph.nodes:
             if node in needed:
                 self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
-
-    def _clone(self, node: fx.Node) -> fx.Node:
-        new = self.graph.call_function(torch.ops.aten.clone.default, (node,))
-        new.meta["val"] = node.meta["val"]
-        return new
 
 
 def is_view(node: fx.Node) -> bool:
@@ -86,6 +75,24 @@ def memory_of(node: fx.Node) -> fx.Node:
 
 def _is_element_of_view(node: fx.Node, source: fx.Node) -> bool:
     return node.target is operator.getitem and is_view(source)
+
+
+def keep_apart(output: fx.Node) -> None:
+    """Copy the outputs that share memory with an input or another output (see NOTE [Subgraph invariants])."""
+    graph = output.graph
+    taken = {node for node in graph.nodes if node.op == "placeholder"}
+    results = []
+    for node in output.args[0]:  # type: ignore[union-attr]
+        assert isinstance(node, fx.Node)
+        memory = memory_of(node)
+        if memory in taken:
+            with graph.inserting_before(output):
+                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+            copy.meta["val"] = node.meta["val"]
+            node = copy
+        taken.add(memory)
+        results.append(node)
+    output.args = (tuple(results),)
 
 
 def copy_nodes(

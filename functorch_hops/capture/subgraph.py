@@ -28,6 +28,7 @@ __all__ = [
     "StaticParameters",
     "Subgraph",
     "TensorMeta",
+    "frozen",
     "is_differentiable",
     "is_random_node",
     "static_of",
@@ -242,26 +243,28 @@ def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
 
 def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:
     index: dict[fx.Node, int] = {}
-
-    def freeze(a: Any) -> Hashable:
-        if isinstance(a, fx.Node):
-            return ("%", index[a])
-        if isinstance(a, (tuple, list)):
-            return ("seq", *map(freeze, a))
-        if isinstance(a, dict):
-            return ("map", *((k, freeze(v)) for k, v in a.items()))
-        if isinstance(a, slice):
-            return ("slice", freeze(a.start), freeze(a.stop), freeze(a.step))
-        return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
-
     rows = []
     for node in module.graph.nodes:
         index[node] = len(index)
         target = _attribute_key(getattr(module, node.target)) if node.op == "get_attr" else node.target
         if node.op == "placeholder":
             target = None
-        rows.append((node.op, target, freeze(node.args), freeze(node.kwargs), _dtypes(node.meta.get("val"))))
+        arguments = frozen(node.args, index), frozen(node.kwargs, index)
+        rows.append((node.op, target, *arguments, _dtypes(node.meta.get("val"))))
     return tuple(rows), tuple(inputs)
+
+
+def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:
+    """Arguments of a node as a key; other nodes by their place in ``index``, or as they are."""
+    if isinstance(a, fx.Node):
+        return ("%", a if index is None else index[a])
+    if isinstance(a, (tuple, list)):
+        return ("seq", *(frozen(v, index) for v in a))
+    if isinstance(a, dict):
+        return ("map", *((k, frozen(v, index)) for k, v in a.items()))
+    if isinstance(a, slice):
+        return ("slice", frozen(a.start, index), frozen(a.stop, index), frozen(a.step, index))
+    return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
 
 
 def _dtypes(value: Any) -> Hashable:
