@@ -14,7 +14,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from . import _torch
 from .capture.liveness import Pruned
+from .capture.passes.forwarding import Forwarded
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
 from .lowering.numbers import without_numbers
@@ -55,6 +56,9 @@ class Rules:
     ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs
     need; None where nothing can be left out.
 
+    ``forward(static, operands) -> smaller call``: without operands that only pass through or are there twice (equal
+    ones compare equal); None where there are none.
+
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
 
@@ -65,6 +69,7 @@ class Rules:
     augment: Callable[[StaticParameters, Mask], StaticParameters]
     pullback: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
     prune: Callable[[StaticParameters, Mask], Pruned | None]
+    forward: Callable[[StaticParameters, Sequence[Hashable]], Forwarded | None]
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 

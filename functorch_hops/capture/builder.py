@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import fx
 
-from .._torch import OpOverload, new_graph_module
-from .dead_code import eliminate_dead_code
-from .subgraph import StaticParameters, Subgraph, TensorMeta, untracked
+from .._torch import new_graph_module
+from .memory import keep_apart
+from .passes import clean
+from .subgraph import StaticParameters, Subgraph, TensorMeta
 
-__all__ = ["Builder", "copy_nodes", "is_view", "keep_apart", "memory_of", "meta_of"]
+__all__ = ["Builder", "copy_nodes", "meta_of"]
 
 
 class Builder:
@@ -39,7 +38,7 @@ class Builder:
         output = self.graph.output(tuple(self.new[node] for node in outputs))
         keep_apart(output)
         module = new_graph_module(self.module, self.graph)
-        eliminate_dead_code(module)
+        clean(module)
         return Subgraph.intern(module, self.inputs, [meta_of(n) for n in outputs])
 
     def _copy_ancestors(self, roots: list[fx.Node]) -> None:
@@ -52,47 +51,6 @@ class Builder:
         for node in self.module.graph.nodes:
             if node in needed:
                 self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with the first argument."""
-    target = node.target
-    if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked):
-        return True
-    if not isinstance(target, OpOverload) or target._schema.is_mutable:
-        return False
-    return any(returned.alias_info is not None for returned in target._schema.returns)
-
-
-def memory_of(node: fx.Node) -> fx.Node:
-    """The node that made the memory of a value."""
-    while True:
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or not (is_view(node) or _is_element_of_view(node, source)):
-            return node
-        node = source
-
-
-def _is_element_of_view(node: fx.Node, source: fx.Node) -> bool:
-    return node.target is operator.getitem and is_view(source)
-
-
-def keep_apart(output: fx.Node) -> None:
-    """Copy the outputs that share memory with an input or another output (see NOTE [Subgraph invariants])."""
-    graph = output.graph
-    taken = {node for node in graph.nodes if node.op == "placeholder"}
-    results = []
-    for node in output.args[0]:  # type: ignore[union-attr]
-        assert isinstance(node, fx.Node)
-        memory = memory_of(node)
-        if memory in taken:
-            with graph.inserting_before(output):
-                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
-            copy.meta["val"] = node.meta["val"]
-            node = copy
-        taken.add(memory)
-        results.append(node)
-    output.args = (tuple(results),)
 
 
 def copy_nodes(

@@ -20,8 +20,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from .builder import Builder, is_view, meta_of
+from .builder import Builder, meta_of
 from .derive import joint
+from .memory import is_view
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]

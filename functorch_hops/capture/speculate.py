@@ -28,9 +28,8 @@ from ..errors import CaptureError, DataDependentError, InputMutationError, Leake
 from . import indexing
 from .builder import copy_nodes
 from .current import current_capture, state
-from .dead_code import eliminate_dead_code
 from .functional import bound_slice, has_writes, replace_copy, unwrite_views
-from .simplify import simplify
+from .passes import clean
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
@@ -520,5 +519,4 @@ def _clean(module: fx.GraphModule) -> None:
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
         bound_slice(node)
-    simplify(module)
-    eliminate_dead_code(module)
+    clean(module)

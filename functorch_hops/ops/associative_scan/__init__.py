@@ -7,6 +7,7 @@ dimension 0, the constants.
 from ...hop import Hop, Rules
 from .batching import associative_scan_batch
 from .eager import associative_scan_abstract, associative_scan_run
+from .forwarding import associative_scan_forward
 from .jvp import associative_scan_jvp
 from .liveness import associative_scan_prune
 from .lowering import associative_scan_native
@@ -24,6 +25,7 @@ associative_scan_op = Hop(
         augment=associative_scan_augment,
         pullback=associative_scan_pullback,
         prune=associative_scan_prune,
+        forward=associative_scan_forward,
         native=associative_scan_native,
     ),
 )

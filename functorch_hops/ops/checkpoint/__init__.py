@@ -8,6 +8,7 @@ from .rules import (
     checkpoint_abstract,
     checkpoint_augment,
     checkpoint_batch,
+    checkpoint_forward,
     checkpoint_jvp,
     checkpoint_native,
     checkpoint_prune,
@@ -28,6 +29,7 @@ checkpoint_op = Hop(
         augment=checkpoint_augment,
         pullback=checkpoint_pullback,
         prune=checkpoint_prune,
+        forward=checkpoint_forward,
         native=checkpoint_native,
     ),
 )

@@ -8,6 +8,7 @@ from .rules import (
     closed_call_abstract,
     closed_call_augment,
     closed_call_batch,
+    closed_call_forward,
     closed_call_jvp,
     closed_call_native,
     closed_call_prune,
@@ -28,6 +29,7 @@ closed_call_op = Hop(
         augment=closed_call_augment,
         pullback=closed_call_pullback,
         prune=closed_call_prune,
+        forward=closed_call_forward,
         native=closed_call_native,
     ),
 )

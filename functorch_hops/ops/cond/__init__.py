@@ -7,6 +7,7 @@ branch 0) or a 0-d int64 in range - then the branches' operands.
 from ...hop import Hop, Rules
 from .batching import cond_batch
 from .eager import cond_abstract, cond_run
+from .forwarding import cond_forward
 from .jvp import cond_jvp
 from .liveness import cond_prune
 from .lowering import cond_native
@@ -24,6 +25,7 @@ cond_op = Hop(
         augment=cond_augment,
         pullback=cond_pullback,
         prune=cond_prune,
+        forward=cond_forward,
         native=cond_native,
     ),
 )

@@ -11,6 +11,7 @@ from .rules import (
     custom_rule_abstract,
     custom_rule_augment,
     custom_rule_batch,
+    custom_rule_forward,
     custom_rule_jvp,
     custom_rule_native,
     custom_rule_prune,
@@ -30,6 +31,7 @@ custom_rule_op = Hop(
         augment=custom_rule_augment,
         pullback=custom_rule_pullback,
         prune=custom_rule_prune,
+        forward=custom_rule_forward,
         native=custom_rule_native,
     ),
 )

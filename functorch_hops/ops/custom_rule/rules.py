@@ -6,7 +6,7 @@ input, one that is an output leads back through the custom derivative, and any o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "custom_rule_abstract",
     "custom_rule_augment",
     "custom_rule_batch",
+    "custom_rule_forward",
     "custom_rule_jvp",
     "custom_rule_native",
     "custom_rule_prune",
@@ -169,6 +170,10 @@ def _expanded(
     closed_over = mapped[layout.n_inputs + layout.n_backward :]
     everywhere = (True,) * len(forward_mode.outputs)
     return batched(forward_mode, (*residuals, *closed_over, *marked), size, randomness, everywhere)[0]
+
+
+def custom_rule_forward(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+    """The derivative is the user's, who sees all operands and outputs: they stay as they are."""
 
 
 def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:

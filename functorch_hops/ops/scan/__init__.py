@@ -8,6 +8,7 @@ the stacked ys.
 from ...hop import Hop, Rules
 from .batching import scan_batch
 from .eager import scan_abstract, scan_run
+from .forwarding import scan_forward
 from .jvp import scan_jvp
 from .liveness import scan_prune
 from .lowering import scan_native
@@ -25,6 +26,7 @@ scan_op = Hop(
         augment=scan_augment,
         pullback=scan_pullback,
         prune=scan_prune,
+        forward=scan_forward,
         native=scan_native,
     ),
 )

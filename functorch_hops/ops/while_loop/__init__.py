@@ -10,6 +10,7 @@ before its own.
 from ...hop import Hop, Rules
 from .batching import while_loop_batch
 from .eager import while_loop_abstract, while_loop_run
+from .forwarding import while_loop_forward
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
 from .lowering import while_loop_native
@@ -27,6 +28,7 @@ while_loop_op = Hop(
         augment=while_loop_augment,
         pullback=while_loop_pullback,
         prune=while_loop_prune,
+        forward=while_loop_forward,
         native=while_loop_native,
     ),
 )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from .subgraph import StaticParameters, is_random_node, static_of
+from ..subgraph import StaticParameters, is_random_node, static_of
 
 if TYPE_CHECKING:
-    from .liveness import Pruned
+    from ..liveness import Pruned
 
 __all__ = ["eliminate_dead_code"]
 

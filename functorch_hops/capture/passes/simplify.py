@@ -12,9 +12,9 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload
-from .builder import keep_apart
-from .subgraph import frozen, is_random_node
+from ..._torch import OpOverload
+from ..memory import keep_apart
+from ..subgraph import frozen, is_random_node
 
 __all__ = ["simplify"]
 
