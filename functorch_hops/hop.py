@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from . import _torch
 from .capture.liveness import Pruned
 from .capture.passes.forwarding import Forwarded
+from .capture.passes.hoisting import Hoisted
 from .capture.speculate import current_capture, lift_operands
 from .capture.subgraph import Mask, StaticParameters, is_differentiable
 from .lowering.numbers import without_numbers
@@ -59,6 +60,9 @@ class Rules:
     ``forward(static, operands) -> smaller call``: without operands that only pass through or are there twice (equal
     ones compare equal); None where there are none.
 
+    ``hoist(static, operands) -> smaller call``: without what its body computes from constants alone, and the graph that
+    does it; None where there is nothing. ``operands`` may be of any kind, only numbers among them are looked at.
+
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
 
@@ -70,6 +74,7 @@ class Rules:
     pullback: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
     prune: Callable[[StaticParameters, Mask], Pruned | None]
     forward: Callable[[StaticParameters, Sequence[Hashable]], Forwarded | None]
+    hoist: Callable[[StaticParameters, Sequence[Any]], Hoisted | None]
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 
@@ -209,7 +214,9 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        saved, n_operands, n_outputs = ctx.saved_tensors, len(ctx.active), ctx.static["n_outputs"]
+        # A vjp calls back when its level has ended: its wrappers then still say that they require gradients.
+        saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
+        n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
         operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
         if any(c is not None for c in cotangents[n_outputs:]):
             grads = _second_pullback(ctx, operands, cotangents)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
+import torch
 from torch import fx
 
 from .._torch import new_graph_module
-from .memory import keep_apart
 from .passes import clean
 from .subgraph import StaticParameters, Subgraph, TensorMeta
 
-__all__ = ["Builder", "copy_nodes", "meta_of"]
+__all__ = ["Builder", "add_static", "copy_nodes", "copy_of", "meta_of"]
 
 
 class Builder:
@@ -23,20 +24,21 @@ class Builder:
         self.new: dict[fx.Node, fx.Node] = {}
         self.inputs: list[TensorMeta] = []
 
-    def placeholder(self, old: fx.Node, meta: TensorMeta) -> None:
+    def placeholder(self, old: fx.Node | None, meta: TensorMeta) -> None:
+        """The next input: the value of ``old`` in the other graph, or one that nothing reads."""
         new = self.graph.placeholder(f"arg{len(self.inputs)}")
-        new.meta = dict(old.meta)
-        self.new[old] = new
+        if old is not None:
+            new.meta = dict(old.meta)
+            self.new[old] = new
         self.inputs.append(meta)
 
     def finish(self, outputs: Sequence[fx.Node], also: Sequence[fx.Node] = ()) -> Subgraph:
-        """Close the graph over the values of these nodes, those copied that share memory with an input or another.
+        """Close the graph over the values of these nodes.
 
         Nodes in ``also`` are kept without being outputs.
         """
         self._copy_ancestors([*outputs, *also])
-        output = self.graph.output(tuple(self.new[node] for node in outputs))
-        keep_apart(output)
+        self.graph.output(tuple(self.new[node] for node in outputs))
         module = new_graph_module(self.module, self.graph)
         clean(module)
         return Subgraph.intern(module, self.inputs, [meta_of(n) for n in outputs])
@@ -53,17 +55,30 @@ class Builder:
                 self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
 
 
-def copy_nodes(
-    body: Subgraph, inputs: Sequence[fx.Node], graph: fx.Graph, add_static: Callable[[StaticParameters], fx.Node]
-) -> list[fx.Node]:
-    """Append the nodes of a body to a graph, these nodes in the place of its inputs; returns those of its outputs."""
+def copy_of(body: Subgraph) -> fx.GraphModule:
+    """The graph of a body, to be changed."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {}))
+    return new_graph_module(body.module, graph)
+
+
+def add_static(module: torch.nn.Module, graph: fx.Graph, static: StaticParameters) -> fx.Node:
+    """A ``get_attr`` node for static parameters, at the place where the graph inserts nodes now."""
+    names = (f"{static.hop}_{i}" for i in itertools.count())
+    name = next(name for name in names if not hasattr(module, name))
+    module.register_module(name, static)
+    return graph.get_attr(name)
+
+
+def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Module, graph: fx.Graph) -> list[fx.Node]:
+    """Insert the nodes of a body into a graph, these nodes in the place of its inputs; returns those of its outputs."""
     placeholders = iter(inputs)
     new: dict[fx.Node, fx.Node] = {}
     for node in body.module.graph.nodes:
         if node.op == "placeholder":
             new[node] = next(placeholders)
         elif node.op == "get_attr":
-            new[node] = add_static(getattr(body.module, str(node.target)))
+            new[node] = add_static(module, graph, getattr(body.module, str(node.target)))
         elif node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     return [new[node] for node in body.output_nodes()]

@@ -190,17 +190,15 @@ class Capture:
             return None
         outputs = []
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            operands = [self.lift(x) for x in operands]
             if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
                 return None
             inputs = [self.proxy_of(x).node for x in operands]
-            for node, meta in zip(copy_nodes(body, inputs, self.graph, self._static_node), body.outputs):
+            for node, meta in zip(copy_nodes(body, inputs, self.root, self.graph), body.outputs):
                 fake = self._new_fake(meta)
                 _torch.track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
                 outputs.append(fake)
         return outputs
-
-    def _static_node(self, static: StaticParameters) -> fx.Node:
-        return self.add_static(static.hop, static).node
 
     def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
         """The ``get_attr`` node of an operator's static parameters."""

@@ -44,17 +44,17 @@ def _prune(node: fx.Node, static: StaticParameters, module: fx.GraphModule) -> N
         return
     used = {int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
     mask = tuple(i in used for i in range(static["n_outputs"]))
-    pruned: Pruned | None = None if all(mask) else node.target.rules.prune(static, mask)  # type: ignore[union-attr]
+    pruned: Pruned | None = node.target.rules.prune(static, mask)  # type: ignore[union-attr]
     if pruned is None or (all(pruned.operands) and all(pruned.outputs)):
         return
     _rewrite(node, pruned, module)
 
 
 def _rewrite(node: fx.Node, pruned: Pruned, module: fx.GraphModule) -> None:
-    name = f"{node.args[0].target}_pruned"  # type: ignore[union-attr]
-    module.register_module(name, pruned.static)
+    from ..builder import add_static
+
     with module.graph.inserting_before(node):
-        parameters = module.graph.get_attr(name)
+        parameters = add_static(module, module.graph, pruned.static)
     node.args = (parameters, *(a for a, k in zip(node.args[1:], pruned.operands) if k))
     places = {old: new for new, old in enumerate(i for i, k in enumerate(pruned.outputs) if k)}
     for user in list(node.users):

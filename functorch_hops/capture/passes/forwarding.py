@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from ..memory import keep_apart
-from ..subgraph import Mask, StaticParameters, Subgraph, is_random_node, static_of
+from ..subgraph import Mask, StaticParameters, Subgraph, TensorMeta, is_random_node, static_of
 
 __all__ = [
     "Forwarded",
@@ -24,6 +23,7 @@ __all__ = [
     "Source",
     "distinct",
     "forward_branches",
+    "forward_call",
     "forward_values",
     "handed_on",
     "rewired",
@@ -34,8 +34,8 @@ aten = torch.ops.aten
 
 
 class Source(NamedTuple):
-    """Where an output of the old call is now: ``output`` number ``place`` of the new one, or ``operand`` number ``place``
-    of the old one, repeated ``steps`` times if that is not None.
+    """Where an output of the old call is now: ``output`` number ``place`` of the new one, or ``operand`` number
+    ``place`` of the old one, repeated ``steps`` times if that is not None.
     """
 
     kind: str
@@ -50,6 +50,9 @@ class Forwarded:
     static: StaticParameters
     operands: tuple[int, ...]
     outputs: tuple[Source, ...]
+
+
+Rule = Callable[[StaticParameters, Sequence[Hashable]], Forwarded | None]
 
 
 def handed_on(body: Subgraph) -> tuple[int | None, ...]:
@@ -96,10 +99,10 @@ class Renumbering:
         return cls(tuple(numbers), tuple(kept))
 
 
-def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask) -> Subgraph:
-    """The body with the marked outputs, and with these of its old inputs; inputs that got equal numbers are one.
+def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask, more: Sequence[TensorMeta] = ()) -> Subgraph:
+    """The body with the marked outputs, and with inputs that are numbered anew; those with equal numbers are one.
 
-    ``inputs`` holds for each old input the number of the new one.
+    ``inputs`` holds the new number of each old input; ``more`` are inputs that the body does not read.
     """
     from ..builder import Builder
 
@@ -110,10 +113,12 @@ def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask) -> Subgraph:
             olds = [i for i, place in enumerate(inputs) if place == new]
             builder.placeholder(nodes[olds[0]], body.inputs[olds[0]])
             builder.new.update({nodes[i]: builder.new[nodes[olds[0]]] for i in olds})
+        for meta in more:
+            builder.placeholder(None, meta)
         kept = [n for n, o in zip(body.output_nodes(), outputs) if o]
         return builder.finish(kept, also=[n for n in body.module.graph.nodes if is_random_node(n, body.module)])
 
-    return body.derive(("rewired", tuple(inputs), outputs), make)
+    return body.derive(("rewired", tuple(inputs), outputs, tuple(more)), make)
 
 
 def forward_branches(
@@ -141,21 +146,46 @@ def forward_branches(
     return Forwarded(smaller, (*range(n_own), *(n_own + i for i in new.kept)), tuple(outputs))
 
 
-def forward_values(module: fx.GraphModule) -> None:
+def forward_call(
+    rule: Rule, static: StaticParameters, operands: Sequence[Any]
+) -> tuple[StaticParameters, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
+    """A call before any transform sees it: smaller, and a function from its outputs to those of the call as it was.
+
+    What a body hands on is then no carry to batch, to differentiate or to save once per step.
+    """
+    found = rule(static, [id(x) if isinstance(x, Tensor) else x for x in operands])
+    if found is None:
+        return static, operands, list
+    sources = found.outputs
+
+    def restore(outs: Sequence[Tensor]) -> list[Tensor]:
+        return [outs[s.place] if s.kind == "output" else _copied(operands[s.place], s.steps) for s in sources]
+
+    return found.static, [operands[i] for i in found.operands], restore
+
+
+def _copied(x: Tensor, steps: Any) -> Tensor:
+    return x.clone() if steps is None else x.expand(steps, *x.shape).clone()
+
+
+def forward_values(module: fx.GraphModule) -> bool:
+    """Shrink the calls in a graph; whether there was one to shrink."""
+    is_changed = False
     for node in list(module.graph.nodes):
         static = static_of(node, module)
         if static is None or any(user.target is not operator.getitem for user in node.users):
             continue
-        rule: Callable[..., Forwarded | None] = node.target.rules.forward
+        rule: Rule = node.target.rules.forward
         found = rule(static, node.args[1:])
         if found is not None:
             _rewrite(node, found, module)
-    keep_apart(module.graph.output_node())
+            is_changed = True
+    return is_changed
 
 
 def _rewrite(node: fx.Node, found: Forwarded, module: fx.GraphModule) -> None:
-    name = f"{node.args[0].target}_forwarded"  # type: ignore[union-attr]
-    module.register_module(name, found.static)
+    from ..builder import add_static
+
     operands = node.args[1:]
     for user in list(node.users):
         source = found.outputs[int(user.args[1])]  # type: ignore[arg-type]
@@ -168,7 +198,7 @@ def _rewrite(node: fx.Node, found: Forwarded, module: fx.GraphModule) -> None:
             user.replace_all_uses_with(value)
             module.graph.erase_node(user)
     with module.graph.inserting_before(node):
-        parameters = module.graph.get_attr(name)
+        parameters = add_static(module, module.graph, found.static)
     node.args = (parameters, *(operands[i] for i in found.operands))
     metas = node.meta.get("val")
     if metas is not None:

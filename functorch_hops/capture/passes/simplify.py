@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, fx
 
 from ..._torch import OpOverload
-from ..memory import keep_apart
 from ..subgraph import frozen, is_random_node
 
 __all__ = ["simplify"]
@@ -22,12 +21,10 @@ aten = torch.ops.aten
 
 
 def simplify(module: fx.GraphModule) -> None:
-    """Replace values by equal ones that come first; the outputs stay apart in memory (NOTE [Subgraph invariants])."""
+    """Replace values by equal ones that come first."""
     found: dict[Hashable, fx.Node] = {}
     for node in list(module.graph.nodes):
-        if node.op == "output":
-            keep_apart(node)
-        elif node.op == "call_function":
+        if node.op == "call_function":
             same = _unchanged(node)
             if same is None and _is_pure(node, module):
                 same = found.setdefault((node.target, frozen(node.args), frozen(node.kwargs)), node)

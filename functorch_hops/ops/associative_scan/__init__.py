@@ -4,6 +4,7 @@ Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, 
 dimension 0, the constants.
 """
 
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .batching import associative_scan_batch
 from .eager import associative_scan_abstract, associative_scan_run
@@ -26,6 +27,7 @@ associative_scan_op = Hop(
         pullback=associative_scan_pullback,
         prune=associative_scan_prune,
         forward=associative_scan_forward,
+        hoist=not_a_loop,
         native=associative_scan_native,
     ),
 )

@@ -3,6 +3,7 @@
 Static parameters: the body. Operands: its inputs.
 """
 
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
     checkpoint_abstract,
@@ -30,6 +31,7 @@ checkpoint_op = Hop(
         pullback=checkpoint_pullback,
         prune=checkpoint_prune,
         forward=checkpoint_forward,
+        hoist=not_a_loop,
         native=checkpoint_native,
     ),
 )

@@ -3,6 +3,7 @@
 Static parameters: the body, and the ``backend`` that compiles it. Operands: the body's inputs.
 """
 
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
     closed_call_abstract,
@@ -30,6 +31,7 @@ closed_call_op = Hop(
         pullback=closed_call_pullback,
         prune=closed_call_prune,
         forward=closed_call_forward,
+        hoist=not_a_loop,
         native=closed_call_native,
     ),
 )

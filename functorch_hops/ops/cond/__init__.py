@@ -4,6 +4,7 @@ Static parameters: ``bodies`` are the branches, all of one signature. Operands: 
 branch 0) or a 0-d int64 in range - then the branches' operands.
 """
 
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .batching import cond_batch
 from .eager import cond_abstract, cond_run
@@ -26,6 +27,7 @@ cond_op = Hop(
         pullback=cond_pullback,
         prune=cond_prune,
         forward=cond_forward,
+        hoist=not_a_loop,
         native=cond_native,
     ),
 )

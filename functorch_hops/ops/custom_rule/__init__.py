@@ -6,6 +6,7 @@ graph ``residuals, closed-over values, tangents -> tangents of the differentiabl
 which. Operands: the forward graph's inputs, then what the backward and the forward-mode graph close over.
 """
 
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
     custom_rule_abstract,
@@ -32,6 +33,7 @@ custom_rule_op = Hop(
         pullback=custom_rule_pullback,
         prune=custom_rule_prune,
         forward=custom_rule_forward,
+        hoist=not_a_loop,
         native=custom_rule_native,
     ),
 )

@@ -9,6 +9,7 @@ from ...hop import Hop, Rules
 from .batching import scan_batch
 from .eager import scan_abstract, scan_run
 from .forwarding import scan_forward
+from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
 from .lowering import scan_native
@@ -27,6 +28,7 @@ scan_op = Hop(
         pullback=scan_pullback,
         prune=scan_prune,
         forward=scan_forward,
+        hoist=scan_hoist,
         native=scan_native,
     ),
 )

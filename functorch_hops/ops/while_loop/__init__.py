@@ -11,6 +11,7 @@ from ...hop import Hop, Rules
 from .batching import while_loop_batch
 from .eager import while_loop_abstract, while_loop_run
 from .forwarding import while_loop_forward
+from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
 from .lowering import while_loop_native
@@ -29,6 +30,7 @@ while_loop_op = Hop(
         pullback=while_loop_pullback,
         prune=while_loop_prune,
         forward=while_loop_forward,
+        hoist=while_loop_hoist,
         native=while_loop_native,
     ),
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...capture.passes.forwarding import forward_call
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
 from ...capture.validate import check_callable, check_carry, check_tensor_leaves
@@ -227,6 +228,7 @@ def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: An
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static
+    from .forwarding import while_loop_forward
 
     if max_steps is not None:
         start = torch.zeros((), dtype=torch.int64)
@@ -270,8 +272,9 @@ def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: An
         )
     body = speculate_subgraph(run_body, carry.metas, operation="while_loop", parameter="body_fn")
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
-    outs = while_loop_op(while_static(cond_graph, body_graph, len(leaves)), *leaves, *lifted)
-    return carry.unflatten(outs)
+    static = while_static(cond_graph, body_graph, len(leaves))
+    static, operands, restore = forward_call(while_loop_forward, static, [*leaves, *lifted])
+    return carry.unflatten(restore(while_loop_op(static, *operands)))
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:
