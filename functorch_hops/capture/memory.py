@@ -10,7 +10,7 @@ from torch import fx
 from .._torch import OpOverload
 from .subgraph import untracked
 
-__all__ = ["is_view", "keep_apart", "memory_of"]
+__all__ = ["is_copy", "is_view", "keep_apart", "memory_of", "origin_of"]
 
 
 def is_view(node: fx.Node) -> bool:
@@ -36,19 +36,37 @@ def _is_element_of_view(node: fx.Node, source: fx.Node) -> bool:
     return node.target is operator.getitem and is_view(source)
 
 
+def is_copy(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.clone.default and not node.kwargs
+
+
+def origin_of(node: fx.Node) -> fx.Node:
+    """The value without the copies of it."""
+    while is_copy(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
 def keep_apart(output: fx.Node) -> None:
-    """Copy the outputs that share memory with an input or another output (see NOTE [Subgraph invariants])."""
-    graph = output.graph
-    taken = {node for node in graph.nodes if node.op == "placeholder"}
-    results = []
+    """Copy the outputs that share memory with an input or another output (NOTE [Subgraph invariants]), no others."""
+    taken = {node for node in output.graph.nodes if node.op == "placeholder"}
+    results: list[fx.Node] = []
     for node in output.args[0]:  # type: ignore[union-attr]
         assert isinstance(node, fx.Node)
-        memory = memory_of(node)
-        if memory in taken:
-            with graph.inserting_before(output):
-                copy = graph.call_function(torch.ops.aten.clone.default, (node,))
-            copy.meta["val"] = node.meta["val"]
-            node = copy
+        value = origin_of(node)
+        memory = memory_of(value)
+        if memory not in taken:
+            node = value
+        elif node is value or node in results:
+            node = _copied(value, output)
         taken.add(memory)
         results.append(node)
     output.args = (tuple(results),)
+
+
+def _copied(value: fx.Node, before: fx.Node) -> fx.Node:
+    graph = before.graph
+    with graph.inserting_before(before):
+        copy = graph.create_node("call_function", torch.ops.aten.clone.default, (value,), name="clone")
+    copy.meta["val"] = value.meta["val"]
+    return copy

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from ..memory import origin_of
 from ..subgraph import Mask, StaticParameters, Subgraph, TensorMeta, is_random_node, static_of
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
     "rewired",
     "values",
 ]
-
-aten = torch.ops.aten
 
 
 class Source(NamedTuple):
@@ -61,15 +60,9 @@ def handed_on(body: Subgraph) -> tuple[int | None, ...]:
     return tuple(map(places.get, values(body)))
 
 
-def _origin(node: fx.Node) -> fx.Node:
-    while node.target is aten.clone.default:
-        node = node.args[0]  # type: ignore[assignment]
-    return node
-
-
 def values(body: Subgraph) -> list[fx.Node]:
     """The outputs, the same node for the same value."""
-    return [_origin(node) for node in body.output_nodes()]
+    return [origin_of(node) for node in body.output_nodes()]
 
 
 def distinct(keys: Sequence[Hashable]) -> list[int]:
@@ -209,6 +202,7 @@ def _rewrite(node: fx.Node, found: Forwarded, module: fx.GraphModule) -> None:
 def _repeated(operand: fx.Node, steps: Any, like: fx.Node) -> fx.Node:
     graph, value = like.graph, like.meta["val"]
     with graph.inserting_before(like):
-        repeated = graph.call_function(aten.expand.default, (operand, [steps, *value.shape[1:]]))
+        sizes = [steps, *value.shape[1:]]
+        repeated = graph.create_node("call_function", torch.ops.aten.expand.default, (operand, sizes), name="expand")
     repeated.meta["val"] = value
     return repeated

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..._torch import OpOverload
+from ..memory import is_copy
 from ..subgraph import frozen, is_random_node
 
 __all__ = ["simplify"]
@@ -29,8 +30,8 @@ def simplify(module: fx.GraphModule) -> None:
             if same is None and _is_pure(node, module):
                 same = found.setdefault((node.target, frozen(node.args), frozen(node.kwargs)), node)
             if same is not None and same is not node:
-                node.replace_all_uses_with(same)
-                module.graph.erase_node(node)
+                # A copy may be what keeps outputs apart.
+                node.replace_all_uses_with(same, lambda user, node=node: user.op != "output" or not is_copy(node))
 
 
 def _unchanged(node: fx.Node) -> fx.Node | None:
