@@ -27,7 +27,7 @@ from .capture.liveness import Pruned
 from .capture.passes.forwarding import Forwarded
 from .capture.passes.hoisting import Hoisted
 from .capture.speculate import current_capture, lift_operands
-from .capture.subgraph import Mask, StaticParameters, is_differentiable
+from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
@@ -63,6 +63,9 @@ class Rules:
     ``hoist(static, operands) -> smaller call``: without what its body computes from constants alone, and the graph that
     does it; None where there is nothing. ``operands`` may be of any kind, only numbers among them are looked at.
 
+    ``fission(static, operands) -> graph``: the call as a graph over its tensors, products that need not be in the loop
+    taken for all steps at once; None where there are none.
+
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
 
@@ -75,6 +78,7 @@ class Rules:
     prune: Callable[[StaticParameters, Mask], Pruned | None]
     forward: Callable[[StaticParameters, Sequence[Hashable]], Forwarded | None]
     hoist: Callable[[StaticParameters, Sequence[Any]], Hoisted | None]
+    fission: Callable[[StaticParameters, Sequence[Any]], Subgraph | None]
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import functorch_hops as fh
 from functorch_hops.capture.passes import clean
+from functorch_hops.capture.passes.fission import batch_products
 from functorch_hops.capture.passes.hoisting import hoist_loops
 
 F64 = torch.float64
@@ -95,7 +96,18 @@ def repeated_work(h, w, xs):
     return (h * w).sin() + (h * w).sin().clone().reshape(3).expand(3) + torch.zeros(3, dtype=F64)
 
 
+def recurrent(h, w, xs):
+    u, v = w.outer(w) + 1, torch.diag(w) - 0.5
+    return fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), (x @ v).sin()), h, xs)
+
+
+def recurrent_in_lanes(h, w, xs):
+    return fh.vmap(lambda u: recurrent(h, u, xs))(torch.stack([w, w.sin()]))
+
+
 PROGRAMS = [
+    recurrent,
+    recurrent_in_lanes,
     unchanged_carry,
     carry_that_is_a_constant,
     exchanged_carries,
@@ -144,11 +156,11 @@ def test_the_meaning_stays(program, transform):
 def test_a_second_time_there_is_nothing_left_to_do(program):
     args = inputs((3,), (3,), (4, 3))
     for f in (program, fh.grad(total(program), (0, 1, 2))):
-        body = hoist_loops(graph_of(f, *args))
+        body = batch_products(hoist_loops(graph_of(f, *args)))
         before = body.as_text()
-        assert hoist_loops(body) is body
-        clean(body.module)
-        assert body.as_text() == before
+        again = batch_products(hoist_loops(body))
+        clean(again.module)
+        assert again.as_text() == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -298,7 +310,9 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
         )
 
     def test_while_with_unchanged_carry(self):
-        self.check(while_with_unchanged_carry, """\
+        self.check(
+            while_with_unchanged_carry,
+            """\
 f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
   %zeros: int64[] = zeros([], dtype=torch.int64, device=cpu, pin_memory=False)
   %while_loop = while_loop[n_carry=2, flags=()](%zeros, %arg0, %arg1)
@@ -313,7 +327,8 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
       return (%add, %sin)
   %getitem_1: float64[3] = getitem(%while_loop, 1)
   %clone: float64[3] = clone(%arg1)
-  return (%getitem_1, %clone)""")
+  return (%getitem_1, %clone)""",
+        )
 
     def test_while_is_hoisted_when_it_is_compiled(self):
         self.check_compiled(
@@ -434,6 +449,31 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
   %add: float64[3] = add.Tensor(%mul_2, %mul_3)
   return (%add)""",
         )
+
+
+def products(text: str) -> tuple[int, int]:
+    """How many products a program takes outside and inside its loops."""
+    lines = [line for line in text.splitlines() if " mm(" in line or " bmm(" in line]
+    outside = [line for line in lines if line.startswith("  %")]
+    return len(outside), len(lines) - len(outside)
+
+
+def test_products_that_wait_for_no_carry_are_taken_for_all_steps():
+    """``x @ u`` is taken before the loop, the gradients of ``u`` and ``v`` after it."""
+    h, u, v, xs = inputs((2, 8), (8, 8), (8, 8), (5, 2, 8))
+    loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()
+    f = fh.grad(loss, argnums=(1, 2))
+    body = graph_of(f, h, u, v, xs)
+    assert products(body.as_text()) == (0, 5)
+    assert products(batch_products(body).as_text()) == (3, 2)
+    torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
+
+
+def test_products_of_many_rows_stay_in_the_loop():
+    h, u, v, xs = inputs((20, 4), (4, 4), (4, 4), (5, 20, 4))
+    loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()
+    body = graph_of(fh.grad(loss, argnums=(1, 2)), h, u, v, xs)
+    assert products(batch_products(body).as_text()) == (0, 5)
 
 
 STAYS = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
+from ..capture.passes.fission import batch_products
 from ..capture.passes.hoisting import hoist_loops
 from ..capture.subgraph import Subgraph
 from .numbers import without_numbers
@@ -33,7 +34,7 @@ def compiled(body: Subgraph, backend: Backend) -> Compiled:
 
 
 def _compile(body: Subgraph, backend: Backend) -> Compiled:
-    body = hoist_loops(body)
+    body = batch_products(hoist_loops(body))
     if backend.name == "eager":
         return lambda operands: body(*operands)
     if not body.outputs:

@@ -23,9 +23,9 @@ from ..._torch import OpOverload
 from ..memory import is_view
 from ..subgraph import Mask, StaticParameters, Subgraph, is_random_node, static_of
 
-__all__ = ["Hoisted", "hoist_loops", "is_any", "is_total", "not_a_loop", "split_invariant"]
+__all__ = ["Hoisted", "hoist_loops", "is_any", "is_costly", "is_total", "not_a_loop", "split_invariant"]
 
-MayMove = Callable[[fx.Node], bool]
+Judgement = Callable[[fx.Node], bool]
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,37 @@ class Hoisted:
     operands: tuple[int, ...]
 
 
-def split_invariant(body: Subgraph, constant: Mask, may_move: MayMove) -> tuple[Subgraph, Subgraph] | None:
-    """``outside: constant inputs -> values``, ``inside: inputs, values -> outputs``; None if nothing is worth it.
+def is_costly(node: fx.Node) -> bool:
+    """Whether a value is worth computing elsewhere.
 
-    What costs nothing (views, sizes, what is made from no tensor) and what is much larger than what it is made from
-    stays inside, computed from values outside.
+    What costs nothing (views, sizes, what is made from no tensor) is not, nor what is broadcast to more than it is made
+    from.
     """
-    return body.derive(("split invariant", constant, may_move), lambda: (_Split(body, constant, may_move).graphs(),))[0]
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not all(type(size) is int for size in value.shape):
+        return False
+    producer = node.all_input_nodes[0] if node.all_input_nodes else None
+    if producer is None or is_view(node) or (is_view(producer) and isinstance(producer.meta.get("val"), (list, tuple))):
+        return False
+    tensors = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
+    is_broadcast = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    return not is_broadcast or any(v.numel() >= value.numel() for v in tensors)
+
+
+def split_invariant(
+    body: Subgraph, constant: Mask, may_move: Judgement, is_worth: Judgement = is_costly
+) -> tuple[Subgraph, Subgraph] | None:
+    """``outside: constant inputs -> values``, ``inside: inputs, values -> outputs``; None if no value is worth it.
+
+    What is not worth it stays inside, computed from the values outside.
+    """
+    key = ("split invariant", constant, may_move, is_worth)
+    return body.derive(key, lambda: (_Split(body, constant, may_move, is_worth).graphs(),))[0]
 
 
 class _Split:
-    def __init__(self, body: Subgraph, constant: Mask, may_move: MayMove) -> None:
-        self.body, self.module = body, body.module
+    def __init__(self, body: Subgraph, constant: Mask, may_move: Judgement, is_worth: Judgement) -> None:
+        self.body, self.module, self.is_worth = body, body.module, is_worth
         self.constants = [n for n, c in zip(body.input_nodes(), constant) if c]
         self.metas = [m for m, c in zip(body.inputs, constant) if c]
         self.invariant = set(self.constants)
@@ -59,7 +78,7 @@ class _Split:
             if self._moves(node, may_move):
                 self.invariant.add(node)
 
-    def _moves(self, node: fx.Node, may_move: MayMove) -> bool:
+    def _moves(self, node: fx.Node, may_move: Judgement) -> bool:
         if node.op == "get_attr":
             return True
         is_fit = node.op == "call_function" and not is_random_node(node, self.module) and may_move(node)
@@ -92,23 +111,11 @@ class _Split:
             if node in seen or node not in self.invariant or node in self.constants:
                 continue
             seen.add(node)
-            if _is_costly(node):
+            if self.is_worth(node):
                 found.add(node)
             else:
                 todo.extend(node.all_input_nodes)
         return [n for n in self.module.graph.nodes if n in found]
-
-
-def _is_costly(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not all(type(size) is int for size in value.shape):
-        return False
-    producer = node.all_input_nodes[0] if node.all_input_nodes else None
-    if producer is None or is_view(node) or (is_view(producer) and isinstance(producer.meta.get("val"), (list, tuple))):
-        return False
-    tensors = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
-    is_broadcast = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-    return not is_broadcast or any(v.numel() >= value.numel() for v in tensors)
 
 
 def is_any(node: fx.Node) -> bool:

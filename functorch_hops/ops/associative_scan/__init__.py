@@ -4,6 +4,7 @@ Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, 
 dimension 0, the constants.
 """
 
+from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .batching import associative_scan_batch
@@ -28,6 +29,7 @@ associative_scan_op = Hop(
         prune=associative_scan_prune,
         forward=associative_scan_forward,
         hoist=not_a_loop,
+        fission=no_products,
         native=associative_scan_native,
     ),
 )

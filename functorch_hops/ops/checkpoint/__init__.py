@@ -3,6 +3,7 @@
 Static parameters: the body. Operands: its inputs.
 """
 
+from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
@@ -32,6 +33,7 @@ checkpoint_op = Hop(
         prune=checkpoint_prune,
         forward=checkpoint_forward,
         hoist=not_a_loop,
+        fission=no_products,
         native=checkpoint_native,
     ),
 )

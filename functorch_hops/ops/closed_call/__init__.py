@@ -3,6 +3,7 @@
 Static parameters: the body, and the ``backend`` that compiles it. Operands: the body's inputs.
 """
 
+from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
@@ -32,6 +33,7 @@ closed_call_op = Hop(
         prune=closed_call_prune,
         forward=closed_call_forward,
         hoist=not_a_loop,
+        fission=no_products,
         native=closed_call_native,
     ),
 )

@@ -4,6 +4,7 @@ Static parameters: ``bodies`` are the branches, all of one signature. Operands: 
 branch 0) or a 0-d int64 in range - then the branches' operands.
 """
 
+from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .batching import cond_batch
@@ -28,6 +29,7 @@ cond_op = Hop(
         prune=cond_prune,
         forward=cond_forward,
         hoist=not_a_loop,
+        fission=no_products,
         native=cond_native,
     ),
 )

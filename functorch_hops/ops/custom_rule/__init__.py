@@ -6,6 +6,7 @@ graph ``residuals, closed-over values, tangents -> tangents of the differentiabl
 which. Operands: the forward graph's inputs, then what the backward and the forward-mode graph close over.
 """
 
+from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
@@ -34,6 +35,7 @@ custom_rule_op = Hop(
         prune=custom_rule_prune,
         forward=custom_rule_forward,
         hoist=not_a_loop,
+        fission=no_products,
         native=custom_rule_native,
     ),
 )

@@ -7,6 +7,7 @@ iterations happened - at the places in ``flags``. The gradient rule adds stacks;
 before its own.
 """
 
+from ...capture.passes.fission import no_products
 from ...hop import Hop, Rules
 from .batching import while_loop_batch
 from .eager import while_loop_abstract, while_loop_run
@@ -31,6 +32,7 @@ while_loop_op = Hop(
         prune=while_loop_prune,
         forward=while_loop_forward,
         hoist=while_loop_hoist,
+        fission=no_products,
         native=while_loop_native,
     ),
 )
