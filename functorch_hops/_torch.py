@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, _functorch
-from torch._functorch.eager_transforms import _vjp_with_argnums
+from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import (
     dispatch_functorch,
     retrieve_current_functorch_interpreter,
@@ -42,7 +43,11 @@ from torch.fx.experimental.proxy_tensor import (
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
 
 __all__ = [
     "DataDependentOutputException",
@@ -140,7 +145,7 @@ def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool) -> tuple[Any, ...]:
     """``torch.func.vjp`` for some of the arguments; all may be updated in place."""
-    result: tuple[Any, ...] = _vjp_with_argnums(func, *args, argnums=tuple(argnums), has_aux=has_aux)
+    result: tuple[Any, ...] = eager_transforms._vjp_with_argnums(func, *args, argnums=tuple(argnums), has_aux=has_aux)
     return result
 
 
@@ -175,6 +180,22 @@ def _without_function_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_saved_tensor_hooks() -> Iterator[None]:
+    """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
+    them.
+    """
+    autograd, hooks = torch._C._autograd, []
+    while (hook := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        autograd._pop_saved_tensors_default_hooks()
+        hooks.append(hook)
+    try:
+        yield
+    finally:
+        for hook in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
 def suspended(*, keep_autocast: bool) -> Iterator[None]:
     """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
 
@@ -195,10 +216,25 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_without_saved_tensor_hooks())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
+        stack.enter_context(_shared_dual_level())
         yield
+
+
+@contextlib.contextmanager
+def _shared_dual_level() -> Iterator[None]:
+    """``torch.func.jvp`` enters the one level that forward mode has, unless a jvp around it did: nor must it within a
+    plain ``dual_level``, whose values it wraps before it uses that level.
+    """
+    outer = int(in_dual_level() and eager_transforms.JVP_NESTING == 0)
+    eager_transforms.JVP_NESTING += outer
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= outer
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:
@@ -218,6 +254,13 @@ def foreign_capture_active() -> bool:
 def no_modes() -> bool:
     """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
     return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def observer() -> TorchDispatchMode | None:
+    """The innermost dispatch mode if nothing is traced, hence a mode of the user's, such as a FLOP counter."""
+    modes = _get_current_dispatch_mode_stack()
+    is_tracing = any(isinstance(mode, (ProxyTorchDispatchMode, FakeTensorMode)) for mode in modes)
+    return modes[-1] if modes and not is_tracing else None
 
 
 def in_dual_level() -> bool:
@@ -248,16 +291,9 @@ def lowered(interpreter: Any) -> Iterator[None]:
 # fake tensors and tracing
 
 
-def new_fake_mode() -> FakeTensorMode:
-    """A FakeTensorMode with a ShapeEnv, which unbacked sizes (saved carries of a while loop) need."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    mode = FakeTensorMode(
-        shape_env=ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True),
-        allow_non_fake_inputs=False,
-        static_shapes=True,
-    )
-    return mode
+def new_fake_mode(env: Any = None) -> FakeTensorMode:
+    """A FakeTensorMode with a ShapeEnv, which open sizes and unbacked ones (saved carries of a while loop) need."""
+    return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
 
 
 def is_data_dependent_error(error: BaseException) -> bool:
@@ -313,13 +349,14 @@ def install_hooks(
 
     ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
     level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
-    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread.
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. ``view``
+    of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     global _hooks_installed
     with _hooks_lock:
         if _hooks_installed:
             return
-        from torch._functorch import eager_transforms, vmap
+        from torch._functorch import vmap
 
         add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
         setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
@@ -332,7 +369,22 @@ def install_hooks(
             return original_apply(cls, *args, **kwargs) if result is NotImplemented else result
 
         setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
+        _show_views_of_zeros()
         _hooks_installed = True
+
+
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _show_views_of_zeros() -> None:
+    """Let ``view`` of a zero tensor go the way of every other view of one.
+
+    torch has a kernel for it that ends in the backend's: what it makes of a fake zero tensor is a meta tensor, which
+    can't be added to any fake (torch 2.13: ``make_fx(vmap(hessian(f)), tracing_mode="fake")``).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
+        _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:
@@ -390,12 +442,22 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
-        result: Sequence[Tensor] = scan_op(step, list(init), list(xs), consts)
+        # Inductor allocates the stacks by what symbols it finds among the operands.
+        sizes = _symbols([x.shape for x in (*init, *xs, *consts)])
+        n = len(init) + len(xs) + len(consts)
+        call = (lambda *args: step(*args[:n])) if sizes else step
+        result: Sequence[Tensor] = scan_op(call, list(init), list(xs), (*consts, *sizes))
     else:
         from torch._higher_order_ops.map import map_impl
 
         result = map_impl(step, list(xs), list(consts))
     return result
+
+
+def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
+    """The sizes in these shapes that are symbols, each once."""
+    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    return list({size.node.expr: size for size in sizes if size.node.expr.is_Symbol}.values())
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
@@ -429,11 +491,11 @@ def is_exporting() -> bool:
 
 
 @contextlib.contextmanager
-def compilation() -> Iterator[FakeTensorMode]:
+def compilation(env: Any = None) -> Iterator[FakeTensorMode]:
     """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state."""
     from torch._guards import TracingContext, tracing
 
-    fake_mode = new_fake_mode()
+    fake_mode = new_fake_mode(env)
     with suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
         yield fake_mode
 
@@ -456,6 +518,45 @@ def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # symbols
+
+
+def new_shape_env() -> Any:
+    """What the symbols of a trace belong to, and where it records what it assumes about them."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+
+
+def new_symbol(env: Any, value: int, name: str) -> torch.SymInt:
+    """An open size, at least 2, that is ``value`` in the call at hand."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(name)
+    symbol = env.create_symbol(value, source, DimDynamic.DYNAMIC)
+    size: torch.SymInt = env.create_symintnode(symbol, hint=value, source=source)
+    return size
+
+
+def shape_env(size: torch.SymInt) -> Any:
+    return size.node.shape_env
+
+
+def expression(size: torch.SymInt) -> Any:
+    """The sympy expression of a size, as it was written: later facts change nothing in it."""
+    return size.node._expr
+
+
+def facts(env: Any) -> list[Any]:
+    """What was assumed about the symbols of a trace, in the order of its recording."""
+    return [guard.expr for guard in env.guards]
+
+
+def is_unbacked(size: Any) -> bool:
+    """Whether a size depends on values that only a run knows."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
 
 
 class LiftedSymbols(dict[Any, Any]):

@@ -7,8 +7,8 @@ NOTE [Dispatch order] functorch comes first when a transform is active: torch wo
 export would record wrappers. Then autograd, the modes of a capture (functionalize, proxy, fake), and at last the
 eager run.
 
-NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call of the same kind,
-whose extra outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
+NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call, whose extra
+outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
 them: cotangents for them arrive at the same node, which then differentiates the augmented call instead.
 """
 
@@ -44,12 +44,16 @@ class Rules:
 
     ``abstract(static, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
 
+    ``reached(static, sources, by) -> mask``: the outputs that the marked operands reach, as ``Subgraph.reached`` has
+    it; at least those that ``batch`` maps (``by="value"``, ``"lane"``) and ``jvp`` moves (``by="tangent"``).
+
     ``batch(static, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
     the mapped operands.
 
     ``jvp(static, primals, tangents) -> (outputs, tangents)``: None is a tangent that is zero by structure.
 
-    ``augment(static, active) -> static``: the call that also emits what ``pullback`` for the active operands reads.
+    ``augment(static, active) -> static``: the call, of this or another operator, that also emits what ``pullback`` for
+    the active operands reads.
 
     ``pullback(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none; a
     cotangent that is None is zero.
@@ -71,6 +75,7 @@ class Rules:
 
     run: Callable[[StaticParameters, Tensors], Tensors]
     abstract: Callable[[StaticParameters, Tensors], Tensors]
+    reached: Callable[[StaticParameters, Mask, str], Mask]
     batch: Callable[[StaticParameters, Tensors, Mask, int, str], tuple[Tensors, Mask]]
     jvp: Callable[[StaticParameters, Tensors, Maybe], tuple[Tensors, Maybe]]
     augment: Callable[[StaticParameters, Mask], StaticParameters]
@@ -82,11 +87,19 @@ class Rules:
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 
+_operators: dict[str, Hop] = {}
+
+
+def _operator_of(static: StaticParameters) -> Hop:
+    return _operators[static.hop]
+
+
 class Hop(_torch.HigherOrderOperator):
     """A higher-order operator: dispatch, given its rules."""
 
     def __init__(self, name: str, rules: Rules) -> None:
         super().__init__(f"fh_{name}")
+        _operators[name] = self
         self.label = name
         self.rules = rules
         transform = _torch.TransformType
@@ -110,6 +123,16 @@ class Hop(_torch.HigherOrderOperator):
         if _torch.top_interpreter() is not None:
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
+
+    def dispatch(self, dispatch_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
+        mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
+        if mode is None:
+            return super().dispatch(dispatch_key, *args, **kwargs)
+        result = NotImplemented
+        if mode.supports_higher_order_operators:
+            result = super().dispatch(dispatch_key, *args, **kwargs)
+        return self._eager(*args) if result is NotImplemented else result
 
     def _eager(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
@@ -167,7 +190,9 @@ class Hop(_torch.HigherOrderOperator):
         return self._differentiable_call(interpreter, static, operands)
 
     def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
-        if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in operands):
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if not tracked and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
             return self._plain_jvp(static, operands)
         return self._differentiable_call(None, static, operands)
 
@@ -184,7 +209,7 @@ class Hop(_torch.HigherOrderOperator):
             return tuple(_wrapped_at(interpreter, o) for o in outs)
         augmented = static.derive(("augment", active), lambda: self.rules.augment(static, active))
         with _torch.enable_single_level_autograd_function():
-            outs = _Call.apply(self, static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
+            outs = _Call.apply(static, augmented, active, interpreter, *operands)  # type: ignore[attr-defined]
         return outs[: static["n_outputs"]]
 
 
@@ -193,13 +218,13 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def forward(
-        hop: Hop,
         static: StaticParameters,
         augmented: StaticParameters,
         active: Mask,
         interpreter: Any,
         *operands: Any,
     ) -> Any:
+        hop = _operator_of(augmented)
         if interpreter is None and _is_plain(operands):
             return hop._eager(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
@@ -209,16 +234,25 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.hop, ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
+        ctx.static, ctx.augmented, ctx.active, _, *operands = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(o for o in output if not is_differentiable(o.dtype)))
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in operands]
         residuals = output[ctx.static["n_outputs"] :]
-        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in operands), *residuals)
+        tensors = [x if isinstance(x, Tensor) else None for x in operands]
+        ctx.save_for_backward(*tensors, *residuals)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
+        primals = [n if t is None else forward_ad.unpack_dual(t).primal for t, n in zip(ctx.saved_tensors, ctx.numbers)]
+        _, out_tangents = _operator_of(ctx.augmented).rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
+        return tuple(out_tangents)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        # A vjp calls back when its level has ended: its wrappers then still say that they require gradients.
+        # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
         operands = [n if t is None else t for t, n in zip(saved, ctx.numbers)]
@@ -226,16 +260,18 @@ class _Call(_torch.SingleLevelFunction):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
             residuals = saved[n_operands:]
-            grads = ctx.hop.rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+            rules = _operator_of(ctx.static).rules
+            grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
-        return None, None, None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 def _second_pullback(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
-    rules, static = ctx.hop.rules, ctx.augmented
+    static = ctx.augmented
+    rules = _operator_of(static).rules
     again = static.derive(("augment", ctx.active), lambda: rules.augment(static, ctx.active))
-    outs = ctx.hop(again, *operands)
+    outs = _operator_of(again)(again, *operands)
     return rules.pullback(static, ctx.active, operands, outs[static["n_outputs"] :], cotangents)
 
 
@@ -244,6 +280,8 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
     tensors = [x for x in operands if type(x) is not int]
+    if any(map(_torch.is_wrapped, tensors)):
+        return False
     return not any(map(Tensor.is_conj, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 

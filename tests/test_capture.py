@@ -804,6 +804,16 @@ def test_random_numbers_obey_the_seed(run):
     same(got, (c, torch.stack(ys)))
 
 
+def test_a_generator_in_a_body_is_refused():
+    """Its state would be frozen with the graph, and go on from call to call."""
+
+    def f(x):
+        return x + torch.randn(2, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(fh.CaptureError, match="default generator"):
+        fh.jit(f, backend="eager")(torch.zeros(2))
+
+
 @every_mode
 def test_gradients_see_the_numbers_that_were_drawn(run):
     """The gradient of the noise-weighted sum is the noise itself."""
@@ -1152,3 +1162,46 @@ def test_conditions_are_not_confused():
         limit = 4.0 + k % 17
         got = fh.vmap(lambda v: fh.while_loop(lambda s: s < limit, body, v))(x)
         same(got, torch.full((3,), limit))
+
+
+@every_mode
+def test_counters_of_nested_loops_stay_unbatched(run):
+    """What no lane reaches is the same for all: it may leave vmap with None in out_dims, or be a trip count."""
+
+    def f(x):
+        def outer(state):
+            i, s = state
+            j, s = fh.while_loop(lambda d: d[0] < 3, lambda d: (d[0] + 1, d[1] * 1.5), (torch.tensor(0), s))
+            (k, s), count = fh.scan(lambda c, _: ((c[0] + 1, c[1] * x), c[0]), (j, s), None, 2)
+            return fh.cond(i < 3, lambda i, s: (i + count.sum() - k, s), lambda i, s: (i + 1, s * x), i, s)
+
+        return fh.while_loop(lambda c: c[0] < 9, outer, (torch.tensor(0), x))
+
+    x = torch.tensor([0.9, 1.1], dtype=F64)
+    count, value = run(fh.vmap(f, out_dims=(None, 0)), x)
+    same(count, f(x[0])[0])
+    same(value, torch.stack([f(v)[1] for v in x]))
+
+
+def test_a_pull_function_outlives_its_transform():
+    """What it saved is wrapped at a level that is gone, and must not ask for gradients there."""
+    x = torch.tensor([0.3, 0.8], dtype=F64)
+    f = lambda x: fh.scan(lambda c, _: (c * x.sin(), None), x, None, 3)[0]
+    with fh.eager_capture():
+        out, pull = fh.vjp(f, x)
+        (gradient,) = pull(torch.ones(2, dtype=F64))
+    same(gradient, torch.func.vjp(lambda x: x * x.sin() ** 3, x)[1](torch.ones(2, dtype=F64))[0])
+    assert not out.requires_grad
+    assert not gradient.requires_grad
+
+
+@while_capturing
+def test_modes_that_observe_operators_see_those_of_the_bodies(run):
+    """A FLOP counter counts the products in a captured loop and in its backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    w, x = torch.randn(4, 4, dtype=F64, requires_grad=True), torch.randn(4, dtype=F64)
+    loss = lambda w: fh.scan(lambda c, _: ((w @ c[:, None])[:, 0], None), x, None, 3)[0].sum()
+    with FlopCounterMode(display=False) as counter:
+        run(loss, w).backward()
+    assert counter.get_total_flops() == 3 * 3 * (2 * 4 * 4)  # one forward, two backward, in each of three steps

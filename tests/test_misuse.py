@@ -7,12 +7,12 @@ import threading
 
 import pytest
 import torch
-from misuses import MISUSES, Misuse
 from torch._C._functorch import peek_interpreter_stack
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import functorch_hops as fh
+from misuses import MISUSES, Misuse
 
 CALLS = [
     pytest.param(misuse, mode, id=f"{name}-{mode}")

@@ -283,7 +283,7 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
   %getitem_1: float64[4, 3] = getitem(%scan, 1)
   %getitem_2: float64[4, 3] = getitem(%scan, 2)
   %getitem_3: float64[4, 3] = getitem(%scan, 3)
-  %expand: float64[4, 3] = expand(%arg1, [4, 3])
+  %expand: float64[4, 3] = expand(%arg1, [4, -1])
   %clone: float64[4, 3] = clone(%expand)
   %clone_1: float64[4, 3] = clone(%arg2)
   return (%getitem, %getitem_1, %clone, %getitem_2, %getitem_3, %clone_1)""",

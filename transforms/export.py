@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from functorch_hops.capture.call import Arguments, TracedCall, trace_call
 from functorch_hops.capture.validate import check_callable
-from functorch_hops.errors import ArgumentTypeError, message
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 
 __all__ = ["export"]
 
@@ -31,7 +32,8 @@ def export(
         func: a function or an ``nn.Module``. Parameters and buffers of a module keep their names; other tensors
             that the function closes over become buffers ``lifted_0``, ``lifted_1``, ...
         args, kwargs: example arguments. Tensors are inputs of the program, everything else is static.
-        dynamic_shapes: as for ``torch.export.export``; comes later.
+        dynamic_shapes: as for ``torch.export.export`` of a module with the signature of ``func``: by position or by
+            name of the argument, a tree like it, with a dict or a sequence of ``torch.export.Dim`` for each tensor.
 
     Returns:
         A program with native operators (``scan``, ``while_loop``, ``cond``, ...), which saves, loads and runs anywhere
@@ -60,13 +62,33 @@ def export(
             got=type(args).__name__,
         )
         raise ArgumentTypeError(text)
-    if dynamic_shapes is not None:
-        raise NotImplementedError("export: dynamic_shapes= comes in a later version; shapes are those of the example")
     kwargs = kwargs or {}
     with torch.no_grad():
         call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export")
-        module = _Exported(call, func)
-        return torch.export.export(module, args, kwargs, strict=False)
+        if dynamic_shapes is None:
+            return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
+        shapes = _by_parameter(func, args, kwargs, dynamic_shapes)
+        return torch.export.export(_ExportedDynamic(call, func), args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
+    """``dynamic_shapes`` for ``forward(*args, **kwargs)``, from those for the signature of ``func``."""
+    if isinstance(shapes, (tuple, list)):
+        by_place, by_name = list(shapes), {}
+    elif isinstance(shapes, dict):
+        names = list(inspect.signature(func).bind_partial(*args).arguments)
+        by_place, by_name = [shapes.get(name) for name in names], {k: v for k, v in shapes.items() if k not in names}
+    else:
+        expected, got = "a dict by the names of the arguments, or a tuple", type(shapes).__name__
+        text = message("export", "neither names nor positions", parameter="dynamic_shapes", expected=expected, got=got)
+        raise ArgumentTypeError(text)
+    if len(by_place) != len(args) or not by_name.keys() <= kwargs.keys():
+        expected = f"an entry for each of {len(args)} arguments, and for keywords among {sorted(kwargs)}"
+        got = f"{len(by_place)} entries, and keywords {sorted(by_name)}"
+        text = message("export", "it does not fit", parameter="dynamic_shapes", expected=expected, got=got)
+        raise ArgumentValueError(text)
+    given: dict[str, Any] = {"args": tuple(by_place)}
+    return {**given, "kwargs": {name: by_name.get(name) for name in kwargs}} if kwargs else given
 
 
 class _Exported(torch.nn.Module):
@@ -74,10 +96,7 @@ class _Exported(torch.nn.Module):
 
     def __init__(self, call: TracedCall, func: Callable[..., Any]) -> None:
         super().__init__()
-        self.body, self.output = (
-            [call.body],
-            call.output,
-        )  # in a list: its attributes are no part of the program
+        self.call = [call]  # in a list: its attributes are no part of the program
         names = _module_names(func)
         self.names = [self._own(t, names.get(id(t), f"lifted_{i}")) for i, t in enumerate(call.lifted)]
 
@@ -101,8 +120,24 @@ class _Exported(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         operands = Arguments(args, kwargs, static_floats=True).operands
-        (body,) = self.body
-        return self.output.unflatten(body(*operands, *map(self._owned, self.names)))
+        (call,) = self.call
+        return call.output.unflatten(call.body(*operands, *map(self._owned, self.names)))
+
+
+class _ExportedDynamic(_Exported):
+    """The same with open sizes: captured again where torch.export traces, with its symbols."""
+
+    def __init__(self, call: TracedCall, func: Callable[..., Any]) -> None:
+        super().__init__(call, func)
+        self.func = [func]
+        self.owners = {id(t): name for t, name in zip(call.lifted, self.names)}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (func,) = self.func
+        arguments = Arguments(args, kwargs, static_floats=True)
+        call = trace_call(func, arguments, "export")
+        lifted = [self._owned(self.owners[id(t)]) if id(t) in self.owners else t for t in call.lifted]
+        return call.output.unflatten(call.body(*arguments.operands, *lifted))
 
 
 def _module_names(func: Callable[..., Any]) -> dict[int, str]:

@@ -206,15 +206,17 @@ def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator
     """The unit vectors of the space of all tensors together, `chunk_size` at a time, stacked on dim 0."""
     sizes = [t.numel() for t in tensors]
     total = sum(sizes)
-    step = chunk_size or total
-    offsets = [sum(sizes[:index]) for index in range(len(sizes))]
-    for start in range(0, total, step):
-        rows = range(start, min(start + step, total))
-        chunk = []
-        for t, size, offset in zip(tensors, sizes, offsets, strict=True):
-            row = torch.arange(rows.start - offset, rows.stop - offset, device=t.device)
+    # Without chunks no size is read, so that it may stay open while tracing.
+    spans = (
+        [(0, total)] if chunk_size is None else [(i, min(chunk_size, total - i)) for i in range(0, total, chunk_size)]
+    )
+    for start, count in spans:
+        chunk, offset = [], 0
+        for t, size in zip(tensors, sizes, strict=True):
+            row = torch.arange(count, device=t.device) + (start - offset)
             column = torch.arange(size, device=t.device)
-            chunk.append((row[:, None] == column).to(t.dtype).reshape((len(rows), *t.shape)))
+            chunk.append((row[:, None] == column).to(t.dtype).reshape((count, *t.shape)))
+            offset += size
         yield tuple(chunk)
 
 

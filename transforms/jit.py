@@ -22,11 +22,13 @@ from torch import Tensor, fx
 from functorch_hops import _torch
 from functorch_hops.capture import environment
 from functorch_hops.capture.call import Arguments, TracedCall, trace_call
+from functorch_hops.capture.sizes import facts_hold
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from functorch_hops.capture.validate import check_callable
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, DataDependentError, message, user_frame
-from functorch_hops.lowering.backends import Backend, compiled
+from functorch_hops.lowering.backends import Backend, OtherSizesError, compiled
 from functorch_hops.ops.closed_call import closed_call_op, closed_call_static
+from functorch_hops.ops.mode import is_capturing
 
 __all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
 
@@ -59,7 +61,8 @@ def jit(
         func: a function or an ``nn.Module``. It may use control flow of this library, close over tensors and
             modules, and apply transforms; the result takes part in every transform and in ``loss.backward()``.
         static_argnums, static_argnames: arguments to be taken as hashable constants as a whole.
-        dynamic: one trace for many sizes; comes later.
+        dynamic: one trace for tensors of all sizes (of one number of dimensions) as far as nothing that was traced
+            depends on them: what does, is noticed and captured again. Sizes 0 and 1 have traces of their own.
         backend: as ``torch.compile``'s: ``"inductor"``, ``"aot_eager"``, ``"eager"``, or a callable.
         options: the backend's options.
 
@@ -82,11 +85,9 @@ def jit(
     (tensor([2., 2.]), tensor([0., 0.]), 1)
     """
     check_callable("jit", "func", func)
-    if dynamic:
-        raise NotImplementedError("jit: dynamic=True comes in a later version; each shape is captured once meanwhile")
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-    return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))))
+    return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
 
 
 @dataclass
@@ -100,6 +101,11 @@ class _Trace:
     paths: tuple[environment.Path, ...]
     metas: list[tuple[Any, ...]]
     constants: list[Tensor]
+
+    def allows(self, operands: Sequence[Tensor]) -> bool:
+        """Whether all that was assumed about open sizes holds for these arguments."""
+        (body,) = self.static.bodies
+        return body.shape_env is None or facts_hold(body.shape_env, body.bind(operands))
 
     def operands(self) -> list[Tensor] | None:
         """The tensors that the function closes over, as they are now; None if this trace is not valid."""
@@ -121,8 +127,9 @@ class Jitted:
         static_argnums: tuple[int, ...],
         static_argnames: tuple[str, ...],
         backend: Backend,
+        dynamic: bool,
     ) -> None:
-        self._func = func
+        self._func, self._dynamic = func, dynamic
         self._static_argnums, self._static_argnames = static_argnums, static_argnames
         self._backend = backend
         self._traces: dict[Hashable, list[_Trace]] = {}
@@ -135,8 +142,15 @@ class Jitted:
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if is_capturing() and (self._dynamic or Arguments(args, kwargs).has_symbols()):
+            return self._func(*args, **kwargs)  # the symbols are those of the graph around it
         trace, operands = self._find(args, kwargs)
-        outputs = closed_call_op(trace.static, *operands)
+        try:
+            outputs = closed_call_op(trace.static, *operands)
+        except OtherSizesError:
+            # A transform that met the trace just now assumed what does not hold here; the trace has noted it.
+            trace, operands = self._find(args, kwargs)
+            outputs = closed_call_op(trace.static, *operands)
         return trace.call.output.unflatten(outputs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -145,7 +159,8 @@ class Jitted:
             return self
         if instance not in self._bound:
             method = self._func.__get__(instance, owner)
-            self._bound[instance] = Jitted(method, self._static_argnums, self._static_argnames, self._backend)
+            options = self._static_argnums, self._static_argnames, self._backend, self._dynamic
+            self._bound[instance] = Jitted(method, *options)
         return self._bound[instance]
 
     def __getattr__(self, name: str) -> Any:
@@ -174,10 +189,10 @@ class Jitted:
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Trace, list[Tensor]]:
         """The valid trace for a call, captured now if there is none, and its operands."""
         func, args, kwargs, static = self._without_static(args, kwargs)
-        arguments = Arguments(args, kwargs, self._static_floats)
+        arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
         key = (arguments.key, static, _torch.ambient_state())
         for trace in self._traces.get(key, ()):
-            closed = trace.operands()
+            closed = trace.operands() if trace.allows(arguments.operands) else None
             if closed is not None:
                 self._hits += 1
                 return trace, [*arguments.operands, *closed]
@@ -192,6 +207,8 @@ class Jitted:
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for trace in self._traces.get(key, ()):
+            if not trace.allows(arguments.operands):
+                continue
             if trace.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in trace.paths):
                 trace.statics, trace.guard = now.statics, now.guard(trace.paths)
                 closed = trace.operands()
@@ -211,7 +228,7 @@ class Jitted:
             if self._static_floats or float not in arguments.key:
                 raise
             self._static_floats = True
-            arguments = Arguments(*_rebuilt(arguments), static_floats=True)
+            arguments = Arguments(*_rebuilt(arguments), static_floats=True, dynamic=self._dynamic)
             key = (arguments.key, *key[1:])
             call = trace_call(func, arguments, "jit")
         after = environment.snapshot(root, ignore=self._ignored)
@@ -336,7 +353,7 @@ class Lowered:
         self._jitted = jitted
         trace, _ = jitted._find(args, kwargs)
         self._trace = trace
-        self._key = Arguments(args, kwargs, jitted._static_floats).key
+        self._key = self._key_of(args, kwargs)
 
     @property
     def graph(self) -> fx.GraphModule:
@@ -354,12 +371,15 @@ class Lowered:
         """The graph as text, nested bodies included."""
         return self._body.as_text(getattr(self._jitted, "__name__", "main"))
 
+    def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        return Arguments(args, kwargs, self._jitted._static_floats, self._jitted._dynamic).key
+
     def compile(self) -> Callable[..., Any]:
         """Compile now; the result takes arguments of the same signature."""
         compiled(self._body, self._trace.static["backend"])
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if Arguments(args, kwargs, self._jitted._static_floats).key != self._key:
+            if self._key_of(args, kwargs) != self._key:
                 text = message(
                     "jit",
                     "the compiled function was called with another signature",

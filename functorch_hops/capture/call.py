@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _torch, pytree
 from .output import OutputSpec, number_as_tensor
+from .sizes import open_shape, shape_env_of
 from .speculate import capture_function
 from .subgraph import Subgraph, TensorMeta
 
@@ -51,12 +52,16 @@ class TensorSpec:
 class Arguments:
     """The arguments of a call, flattened: tensors and floats are operands, everything else is static.
 
-    ``static_floats``: floats are static too (a function that branched on one was seen).
+    ``static_floats``: floats are static too (a function that branched on one was seen). ``dynamic``: sizes from 2 on
+    are open, see NOTE [Open sizes].
     """
 
-    __slots__ = ("key", "leaves", "objects", "operands", "spec")
+    __slots__ = ("dynamic", "key", "leaves", "objects", "operands", "spec")
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], static_floats: bool = False) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], static_floats: bool = False, dynamic: bool = False
+    ) -> None:
+        self.dynamic = dynamic
         self.leaves, self.spec = pytree.flatten((args, kwargs))
         self.operands: list[Tensor] = []
         self.objects: list[Any] = []
@@ -65,7 +70,7 @@ class Arguments:
             kind = type(leaf)
             if isinstance(leaf, (Tensor, TensorSpec)):
                 self.operands.append(leaf)  # type: ignore[arg-type]
-                key.append((leaf.shape, leaf.dtype, leaf.device))
+                key.append((open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device))
             elif kind is float and not static_floats:
                 self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
                 key.append(float)
@@ -78,8 +83,17 @@ class Arguments:
                 key.append((kind, _Identity(leaf)))
         self.key = tuple(key)
 
+    def has_symbols(self) -> bool:
+        """Whether a size or a number among the arguments is a symbol of an enclosing capture."""
+        numbers = any(isinstance(leaf, (torch.SymInt, torch.SymFloat)) for leaf in self.leaves)
+        return numbers or shape_env_of(x.shape for x in self.operands) is not None
+
     def metas(self) -> list[TensorMeta]:
-        return [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in self.operands]
+        metas = [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in self.operands]
+        if not self.dynamic:
+            return metas
+        env = _torch.new_shape_env()
+        return [meta.opened(env, f"arg{i}") for i, meta in enumerate(metas)]
 
 
 class _Identity:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .sizes import size_key
 from .subgraph import Mask, Subgraph, TensorMeta
 
 __all__ = ["batched", "rewritten", "with_tangents"]
@@ -44,7 +45,7 @@ def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask 
         inputs = [meta.with_leading(size) if m else meta for meta, m in zip(body.inputs, mapped)]
         return rewritten(run, inputs, "vmap")
 
-    return body.derive(("batched", mapped, size, randomness, outputs), make), outputs
+    return body.derive(("batched", mapped, size_key(size), randomness, outputs), make), outputs
 
 
 def _at_front(x: Tensor, dim: int | None, size: int) -> Tensor:

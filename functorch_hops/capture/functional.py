@@ -9,7 +9,7 @@ from torch import fx
 
 from .._torch import OpOverload
 
-__all__ = ["bound_slice", "has_writes", "replace_copy", "unwrite_views"]
+__all__ = ["bound_slice", "has_writes", "replace_copy", "replace_empty_like", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -31,6 +31,14 @@ def replace_copy(node: fx.Node) -> None:
         new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(cast)
     graph.erase_node(node)
+
+
+def replace_empty_like(node: fx.Node) -> None:
+    """``empty_like(x)`` takes no value of ``x``: what is drawn into it (dropout) can be the same for all lanes of x."""
+    value = node.meta["val"]
+    if all(isinstance(size, int) for size in value.shape):
+        node.target = torch.ops.aten.empty.memory_format
+        node.args, node.kwargs = (list(value.shape),), {"dtype": value.dtype, "device": value.device}
 
 
 def unwrite_views(graph: fx.Graph) -> None:

@@ -3,36 +3,116 @@
 torch turns a 0-d integer tensor in an index into a Python number (``select``). A traced one has no value yet. Selecting
 with it is a gather of one row followed by ``[0]``; writing with it is a write into that row, put back by
 ``index_copy_``.
+
+NOTE [Rows are views] Eager Python reads a view by ``table[i]``, the gather is a copy. So that no program can tell, a
+write to a row (``table[i][j] = v``, ``table[i].add_(v)``) is written to its table at once, and a row whose table was
+written since is gathered again before it is used, as torch's functionalization regenerates views.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["getitem", "setitem"]
+from .._torch import base_tensor, storage_key
+
+__all__ = ["Rows"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-def getitem(x: Tensor, index: Any) -> Tensor:
-    while (found := _first_traced_integer(x, index)) is not None:
+class _Row(NamedTuple):
+    value: Tensor
+    table: Tensor
+    index: Any
+
+
+class Rows:
+    """Indexing in one capture, and the rows that it read (see NOTE [Rows are views])."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, _Row] = {}
+        self._written: list[_Row] = []
+        self._stale: dict[int, _Row] = {}
+
+    def getitem(self, table: Tensor, index: Any) -> Tensor:
+        value = _getitem(table, index)
+        if value is not None:
+            if _is_view(index):
+                self._rows[_storage(value)] = _Row(value, table, index)
+            return value
+        return table[index]
+
+    def setitem(self, table: Tensor, index: Any, value: Any) -> None:
+        row = self._rows.get(_storage(value)) if self._rows and isinstance(value, Tensor) else None
+        if row is None or row.index is not index or row.table is not table:  # else the end of `table[index] += ...`
+            _setitem(table, index, value)
+
+    def note_write(self, target: Tensor) -> None:
+        """An operator is about to write to ``target``."""
+        if self._rows:
+            key = _storage(target)
+            if key in self._rows and key not in self._stale:
+                self._written.append(self._rows[key])
+            self._expire(key)
+
+    def _expire(self, table: int) -> None:
+        for key, row in self._rows.items():
+            if key not in self._stale and _storage(row.table) == table:
+                self._stale[key] = row
+                self._expire(key)
+
+    def write_through(self) -> None:
+        """Write to the tables what was written to rows; a table may be a row itself."""
+        while self._written:
+            row = self._written.pop()
+            _setitem(row.table, row.index, row.value)
+            self._stale.pop(_storage(row.value), None)
+
+    def fresh(self, x: Tensor) -> Tensor:
+        """``x``, gathered again if it is (a view of) a row of a table that was written since."""
+        row = self._stale.get(_storage(x)) if self._stale else None
+        if row is not None:
+            self.fresh(row.table)
+            with torch.enable_grad():
+                row.value.copy_(_getitem(row.table, row.index))  # type: ignore[arg-type]
+            del self._stale[_storage(x)]
+        return x
+
+
+def _storage(x: Tensor) -> int:
+    return storage_key(base_tensor(x))
+
+
+def _getitem(x: Tensor, index: Any) -> Tensor | None:
+    """The row, or None where no item of the index is a traced integer."""
+    found = _first_traced_integer(x, index)
+    if found is None:
+        return None
+    while found is not None:
         dim, row, index = found
         x = x.index_select(dim, row)
+        found = _first_traced_integer(x, index)
     return x[index]
 
 
-def setitem(x: Tensor, index: Any, value: Any) -> None:
+def _setitem(x: Tensor, index: Any, value: Any) -> None:
     found = _first_traced_integer(x, index)
     if found is None:
         x[index] = value
         return
     dim, row, rest = found
     part = x.index_select(dim, row)
-    setitem(part, rest, value)
+    _setitem(part, rest, value)
     x.index_copy_(dim, row, part)
+
+
+def _is_view(index: Any) -> bool:
+    """Whether eager Python reads a view by this index: numbers and slices only."""
+    items = index if isinstance(index, tuple) else (index,)
+    return all(_is_traced_integer(i) or i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
 
 
 def _is_traced_integer(index: Any) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from .._torch import is_unbacked
 from .builder import Builder, meta_of
 from .derive import joint
 from .memory import is_view
@@ -64,15 +65,16 @@ def partition(
 
 def backward_operands(
     part: Partition,
-    outputs: Sequence[TensorMeta],
+    body: Subgraph,
     reached: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
-    given = zip(cotangents, outputs, reached)
-    cts = [meta.zeros() if ct is None else ct for ct, meta, r in given if r]
+    sizes = body.bind(operands)
+    given = zip(cotangents, body.outputs, reached)
+    cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, r in given if r]
     return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
 
 
@@ -133,7 +135,9 @@ class _Splitter:
         builder = Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
-        return builder.finish([*self.outputs, *self.residuals])
+        # A draw keeps its place in the stream, used or not.
+        draws = [n for n in self._random(self.module.graph.nodes) if n not in self.backward]
+        return builder.finish([*self.outputs, *self.residuals], also=draws)
 
     def _backward(self) -> Subgraph:
         builder = Builder(self.module)
@@ -164,4 +168,4 @@ def _producer(node: fx.Node) -> list[fx.Node]:
 
 def _is_static_tensor(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
-    return isinstance(value, Tensor) and all(type(size) is int for size in value.shape)
+    return isinstance(value, Tensor) and not any(map(is_unbacked, value.shape))

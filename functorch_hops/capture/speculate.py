@@ -25,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
-from . import indexing
 from .builder import copy_nodes
 from .current import current_capture, state
-from .functional import bound_slice, has_writes, replace_copy, unwrite_views
+from .functional import bound_slice, has_writes, replace_copy, replace_empty_like, unwrite_views
+from .indexing import Rows
 from .passes import clean
+from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 
 __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "speculate_subgraph"]
@@ -38,8 +39,8 @@ __all__ = ["Capture", "capture_function", "current_capture", "lift_operands", "s
 class _Session:
     """What nested captures share: the fake mode, and the record of values whose capture has ended."""
 
-    def __init__(self) -> None:
-        self.fake_mode = _torch.new_fake_mode()
+    def __init__(self, env: Any) -> None:
+        self.fake_mode = _torch.new_fake_mode(env)
         self.ended: list[Any] = []
 
     def close(self) -> None:
@@ -63,11 +64,11 @@ def _leak_message() -> str:
 class Capture:
     """One body being captured."""
 
-    def __init__(self, operation: str, parameter: str, parent: Capture | None) -> None:
+    def __init__(self, operation: str, parameter: str, parent: Capture | None, env: Any) -> None:
         self.operation = operation
         self.parameter = parameter
         self.parent = parent
-        self.session: _Session = _Session() if parent is None else parent.session
+        self.session: _Session = _Session(env) if parent is None else parent.session
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
@@ -76,6 +77,7 @@ class Capture:
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
         self.is_quiet = False
+        self.rows = Rows()
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
@@ -143,33 +145,39 @@ class Capture:
         return True
 
     def _lift_symbol(self, symbol: Any) -> Any | None:
-        """A symbolic number of an enclosing capture travels as a 0-d tensor, and is read again inside."""
+        """A symbol of an enclosing capture travels as an operand, from which it is read again inside: a size as the
+        size of an empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d
+        tensor.
+        """
         if self.parent is None:
             return None
         entry = self.parent.tracer.sympy_expr_tracker.get(symbol)
         if entry is None:
             return None
-        dtype = torch.float64 if isinstance(entry.value, torch.SymFloat) else torch.int64
+        is_size = isinstance(entry.value, torch.SymInt)
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            operand = self.parent.new_scalar(entry.proxy.force(), dtype)
-            placeholder = self.proxy_of(self.lift(operand))
-            number = self.tracer.create_proxy(
-                "call_function", torch.ops.aten._local_scalar_dense.default, (placeholder,), {}
-            )
+            carrier = self.parent.new_carrier(entry.proxy.force(), entry.value)
+            placeholder = self.proxy_of(self.lift(carrier))
+            target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
+            number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
         number.node.meta["val"] = entry.value
         return _torch.symbol_entry(number, entry.value)
 
-    def new_scalar(self, number: fx.Proxy, dtype: torch.dtype) -> Tensor:
-        """A symbolic number of this capture as a 0-d tensor."""
-        fake = self._new_fake(TensorMeta((), dtype, torch.device("cpu")))
-        target = torch.ops.aten.scalar_tensor.default
-        proxy = self.tracer.create_proxy("call_function", target, (number,), {"dtype": dtype})
+    def new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
+        """A symbolic number of this capture as a tensor that can be an operand."""
+        is_size = isinstance(value, torch.SymInt)
+        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
+        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
+        fake = self._new_fake(meta)
+        args = ([number, 0] if is_size else number,)
+        kwargs = {"dtype": meta.dtype, "device": meta.device}
+        proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
         _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
         return fake
 
     def lift_tree(self, x: Any) -> Any:
         if isinstance(x, Tensor):
-            return self.lift(x)
+            return self.rows.fresh(self.lift(x))
         if type(x) is list:
             return [self.lift_tree(v) for v in x]
         if type(x) is tuple or isinstance(x, torch.Size):
@@ -183,14 +191,14 @@ class Capture:
     def inline(self, body: Subgraph, operands: Sequence[Tensor]) -> list[Tensor] | None:
         """Copy a graph into this one instead of running it, where nothing would happen to its operators on the way.
 
-        That is so for plain values of this capture, with no transform, tangent or gradient at work. Rules wrap graphs
-        in a few operators of their own; this saves tracing what is inside again.
+        That is so for plain values of this capture, with no transform, tangent or gradient at work and no open sizes.
+        Rules wrap graphs in a few operators of their own; this saves tracing what is inside again.
         """
-        if _torch.top_interpreter() is not None or not torch.is_grad_enabled():
+        if _torch.top_interpreter() is not None or not torch.is_grad_enabled() or body.shape_env is not None:
             return None
         outputs = []
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
-            operands = [self.lift(x) for x in operands]
+            operands = [self.rows.fresh(self.lift(x)) for x in operands]
             if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
                 return None
             inputs = [self.proxy_of(x).node for x in operands]
@@ -235,6 +243,16 @@ class Capture:
             )
         )
 
+    def refuse_generator(self) -> CaptureError:
+        return CaptureError(
+            message(
+                self.operation,
+                "an operator draws from a torch.Generator, whose state a graph can't hold",
+                parameter=self.parameter,
+                remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
+            )
+        )
+
     def _unknown_shape(self) -> CaptureError:
         return CaptureError(
             message(
@@ -273,14 +291,14 @@ class Capture:
         seen = set(self._input_storages)
         unaliased = []
         for out in outputs:
-            out = _torch.base_tensor(_torch.plain(self.lift(out)))
+            out = _torch.base_tensor(_torch.plain(self.rows.fresh(self.lift(out))))
             if _torch.storage_key(out) in seen:
                 out = out.clone()
             elif not self.owns(out):
                 out = torch.zeros_like(out)  # an untracked fake is a zero tangent made by functorch
             seen.add(_torch.storage_key(out))
             unaliased.append(out)
-            if not all(isinstance(size, int) for size in out.shape):
+            if any(map(_torch.is_unbacked, out.shape)):
                 raise self._unknown_shape()
         return unaliased
 
@@ -333,7 +351,7 @@ def _trace(
 ) -> tuple[fx.GraphModule, Capture]:
     _torch.install_hooks(_lift_hook, _function_hook)
     parent = state.capture
-    capture = Capture(operation, parameter, parent)
+    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs))
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
@@ -382,7 +400,7 @@ def lift_operands(operands: Sequence[Any]) -> list[Any]:
     capture = state.capture
     if capture is None:
         return list(operands)
-    return [capture.lift(x) if isinstance(x, Tensor) else x for x in operands]
+    return [capture.rows.fresh(capture.lift(x)) if isinstance(x, Tensor) else x for x in operands]
 
 
 def _lift_hook(t: Tensor) -> Tensor:
@@ -422,13 +440,19 @@ class _Lifting(TorchFunctionMode):
         capture = self.capture
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
+        if kwargs.get("generator") is not None:
+            raise capture.refuse_generator()
         if func in _READS and _torch.known_constant(_torch.base_tensor(args[0])) is None:
             raise capture.refuse_reading(_READS[func])
         if func is Tensor.__getitem__:
-            return indexing.getitem(*args)
+            return capture.rows.getitem(*args)
+        result = None
         if func is Tensor.__setitem__:
-            return indexing.setitem(*args)
-        return func(*args, **kwargs)
+            capture.rows.setitem(*args)
+        else:
+            result = func(*args, **kwargs)
+        capture.rows.write_through()
+        return result
 
 
 class _Effects(_torch.TorchDispatchMode):
@@ -469,6 +493,7 @@ class _Effects(_torch.TorchDispatchMode):
             for target in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
+                    self.capture.rows.note_write(target)
                     if detached and is_differentiable(target.dtype):
                         self._check_untracked_write(func, target)
 
@@ -499,11 +524,6 @@ def _depends_on_input(node: fx.Node) -> bool:
     return False
 
 
-def size_at(x: Tensor, dim: int) -> Any:
-    """``x.shape[dim]``; torch's operator for it has no batching rule."""
-    return x.shape[dim]
-
-
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -514,6 +534,8 @@ def _clean(module: fx.GraphModule) -> None:
             node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.copy.default:
             replace_copy(node)
+        elif node.target is torch.ops.aten.empty_like.default:
+            replace_empty_like(node)
         elif node.target is torch.ops.aten.sym_size.int:
             node.target = size_at
         bound_slice(node)

@@ -12,6 +12,7 @@ NOTE [Subgraph invariants]
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -20,8 +21,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import FakeTensorMode, OpOverload, run_of, without_torch_function
+from .._torch import FakeTensorMode, OpOverload, facts, run_of, without_torch_function
 from .current import state
+from .sizes import Binding, SymbolPlaces, facts_hold, open_size, same_sizes, shape_env_of, size_key, size_value
 
 __all__ = [
     "Mask",
@@ -51,15 +53,37 @@ def untracked(x: Tensor) -> Tensor:
 
 
 class TensorMeta(NamedTuple):
-    """What a capture knows of a tensor."""
+    """What a capture knows of a tensor. A size may be open, see NOTE [Open sizes]; equality is that of form."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     dtype: torch.dtype
     device: torch.device
 
     @classmethod
     def of(cls, t: Tensor) -> TensorMeta:
         return cls(tuple(t.shape), t.dtype, t.device)
+
+    def _form(self) -> Hashable:
+        return tuple(map(size_key, self.shape)), self.dtype, self.device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorMeta) and self._form() == other._form()
+
+    def __hash__(self) -> int:
+        return hash(self._form())
+
+    def agrees(self, other: TensorMeta) -> bool:
+        """Whether tensors of both kinds can stand for one another."""
+        return self[1:] == other[1:] and same_sizes(self.shape, other.shape)
+
+    def opened(self, env: Any, name: str) -> TensorMeta:
+        """The same with every size from 2 on left open."""
+        sizes = (open_size(env, size, f"{name}_{d}") for d, size in enumerate(self.shape))
+        return TensorMeta(tuple(sizes), self.dtype, self.device)
+
+    def at(self, binding: Binding) -> TensorMeta:
+        """The same with numbers for the open sizes."""
+        return TensorMeta(tuple(size_value(s, binding) for s in self.shape), self.dtype, self.device)
 
     def empty(self) -> Tensor:
         """An uninitialised tensor of this kind (a fake one under a fake mode)."""
@@ -72,7 +96,7 @@ class TensorMeta(NamedTuple):
         with mode:
             return self.empty()
 
-    def with_leading(self, size: int) -> TensorMeta:
+    def with_leading(self, size: Any) -> TensorMeta:
         return TensorMeta((size, *self.shape), self.dtype, self.device)
 
     def __str__(self) -> str:
@@ -148,6 +172,10 @@ class Subgraph(_Deriving):
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
         self._run: Callable[..., tuple[Tensor, ...]] | None = None
+        shapes = [meta.shape for meta in self.inputs]
+        self.shape_env = shape_env_of(shapes)
+        self._symbols = SymbolPlaces(shapes) if self.shape_env is not None else None
+        self._n_facts = len(facts(self.shape_env)) if self.shape_env is not None else 0
 
     @staticmethod
     def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
@@ -179,21 +207,37 @@ class Subgraph(_Deriving):
         return self.derive(key, lambda: self._reached(tuple(sources), by))
 
     def _reached(self, sources: Mask, by: str) -> Mask:
-        marked: set[fx.Node] = set()
+        marked: dict[fx.Node, bool | Mask] = {}
         inputs = iter(sources)
         for node in self.module.graph.nodes:
             if node.op == "placeholder":
-                hit = next(inputs)
-            elif node.op == "output":
-                break
-            else:
-                hit = any(n in marked for n in node.all_input_nodes)
-                hit = hit or (by == "lane" and is_random_node(node, self.module))
-            if by in _BARRIERS and hit:
-                hit = node.target not in _BARRIERS[by] and _carries_gradient(node)
-            if hit:
-                marked.add(node)
-        return tuple(isinstance(out, fx.Node) and out in marked for out in self.output_nodes())
+                marked[node] = next(inputs) and _passes(node, by)
+            elif node.op != "output":
+                marked[node] = self._reached_through(node, marked, by)
+        return tuple(isinstance(out, fx.Node) and bool(marked[out]) for out in self.output_nodes())
+
+    def _reached_through(self, node: fx.Node, marked: dict[fx.Node, bool | Mask], by: str) -> bool | Mask:
+        """Whether a node is reached, or which of its outputs are, if its operator has a rule for that."""
+        static = static_of(node, self.module)
+        if static is not None:
+            mask = tuple(isinstance(a, fx.Node) and bool(marked[a]) for a in node.args[1:])
+            return node.target.rules.reached(static, mask, by)  # type: ignore[union-attr]
+        if node.target is operator.getitem:
+            source, index = node.args
+            whole = marked[source]  # type: ignore[index]
+            hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
+        else:
+            hit = any(marked[n] for n in node.all_input_nodes)
+            hit = hit or (by == "lane" and is_random_node(node, self.module))
+        return hit and _passes(node, by)
+
+    def bind(self, operands: Sequence[Tensor]) -> Binding:
+        """What the open sizes are in a call with these operands."""
+        return {} if self._symbols is None else self._symbols.bind(operands)
+
+    def allows(self, binding: Binding) -> bool:
+        """Whether this graph stands for what was traced at these sizes too."""
+        return self.shape_env is None or facts_hold(self.shape_env, binding, self._n_facts)
 
     def input_nodes(self) -> list[fx.Node]:
         return [node for node in self.module.graph.nodes if node.op == "placeholder"]
@@ -218,11 +262,13 @@ _interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
 
 
-def _carries_gradient(node: fx.Node) -> bool:
+def _passes(node: fx.Node, by: str) -> bool:
+    """Whether what reaches a node goes on from there."""
+    if by not in _BARRIERS:
+        return True
     value = node.meta.get("val")
-    if isinstance(value, Tensor):
-        return is_differentiable(value.dtype)
-    return isinstance(value, (tuple, list))
+    carries = is_differentiable(value.dtype) if isinstance(value, Tensor) else isinstance(value, (tuple, list))
+    return carries and node.target not in _BARRIERS[by]
 
 
 def static_of(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import pytree
 from ..errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
-from .output import OutputSpec
+from .output import Constant, OutputSpec
 from .subgraph import TensorMeta
 
 __all__ = ["check_agreement", "check_callable", "check_carry", "check_tensor_leaves"]
@@ -58,9 +58,9 @@ def check_agreement(
             )
         )
     for i, (a, b) in enumerate(zip(left.leaves, right.leaves)):
-        if a == b:
-            continue
         both = isinstance(a, TensorMeta) and isinstance(b, TensorMeta)
+        if _agree(a, b):
+            continue
         error = MetadataMismatchError if both else TreeMismatchError
         raise error(
             message(
@@ -72,6 +72,10 @@ def check_agreement(
                 remedy=_remedy(a, b) if both else "return tensors, or the same constant from both",
             )
         )
+
+
+def _agree(a: TensorMeta | Constant, b: TensorMeta | Constant) -> bool:
+    return a.agrees(b) if isinstance(a, TensorMeta) and isinstance(b, TensorMeta) else a == b
 
 
 def check_carry(operation: str, parameter: str, carry: OutputSpec, returned: OutputSpec) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, fx
 from .. import _torch
 from ..capture.passes.fission import batch_products
 from ..capture.passes.hoisting import hoist_loops
+from ..capture.sizes import facts_hold
 from ..capture.subgraph import Subgraph
 from .numbers import without_numbers
 
-__all__ = ["Backend", "compiled"]
+__all__ = ["Backend", "OtherSizesError", "compiled"]
 
 Compiled = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -28,9 +29,28 @@ class Backend:
     options: tuple[tuple[str, Any], ...] = ()
 
 
+class OtherSizesError(Exception):
+    """A graph was derived under assumptions about its open sizes that do not hold for this call."""
+
+
 def compiled(body: Subgraph, backend: Backend) -> Compiled:
     """``body`` compiled, once per backend: a function of a sequence of operands in any layout."""
-    return body.derive(("compiled", backend), lambda: _compile(body, backend))
+    run = body.derive(("compiled", backend), lambda: _compile(body, backend))
+    return run if body.shape_env is None else _checked(body, run)
+
+
+def _checked(body: Subgraph, run: Compiled) -> Compiled:
+    """``run`` for sizes that its compilation allows; for others the graph itself, if these allow at least that."""
+
+    def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        sizes = body.bind(operands)
+        if facts_hold(body.shape_env, sizes):
+            return run(operands)
+        if body.allows(sizes):
+            return body(*operands)
+        raise OtherSizesError
+
+    return call
 
 
 def _compile(body: Subgraph, backend: Backend) -> Compiled:
@@ -40,7 +60,7 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
     if not body.outputs:
         return lambda operands: ()
     body = without_numbers(body)
-    with _torch.compilation() as fake_mode:
+    with _torch.compilation(body.shape_env) as fake_mode:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))
         if backend.name == "inductor":

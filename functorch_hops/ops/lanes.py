@@ -21,6 +21,8 @@ def _column(mask: Tensor, like: Tensor) -> Tensor:
 
 def representative(taken: Tensor, x: Tensor) -> Tensor:
     """``x`` with the lanes that are not ``taken`` replaced by the first one that is (lanes at dimension 0)."""
+    if taken.shape[0] == 0:
+        return x  # a vmap over nothing: there is no first lane
     first = taken.to(x.device, torch.int64).argmax().reshape(1)
     return torch.where(_column(taken, x), x, x.detach().index_select(0, first))
 

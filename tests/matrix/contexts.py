@@ -236,3 +236,31 @@ def _grad_grad(tools: Any, f: Function) -> Function:
 @_context("jvp(grad)")
 def _jvp_grad(tools: Any, f: Function) -> Function:
     return lambda p, x: tools.jvp(tools.grad(_loss(f), argnums=(0, 1)), (p, x), _tangents(p, x))
+
+
+@_context("vmap(hessian)", batched=("x",))
+def _vmap_hessian(tools: Any, f: Function) -> Function:
+    return tools.vmap(tools.hessian(_loss(f), argnums=1), in_dims=(None, 0))
+
+
+@_context("hessian(vmap)", batched=("x",))
+def _hessian_vmap(tools: Any, f: Function) -> Function:
+    return tools.hessian(_loss(tools.vmap(f, in_dims=(None, 0))), argnums=1)
+
+
+@_context("jvp(vmap)", batched=("x",))
+def _jvp_vmap(tools: Any, f: Function) -> Function:
+    return lambda p, x: tools.jvp(_floats(tools.vmap(f, in_dims=(None, 0))), (p, x), _tangents(p, x))
+
+
+@_context("grad(jvp)")
+def _grad_jvp(tools: Any, f: Function) -> Function:
+    def slope(p: Any, x: Tensor) -> Tensor:
+        return scalar(tools.jvp(_floats(f), (p, x), _tangents(p, x))[1])
+
+    return tools.grad(slope, argnums=(0, 1))
+
+
+@_context("jacfwd(jacrev)")
+def _jacfwd_jacrev(tools: Any, f: Function) -> Function:
+    return tools.jacfwd(tools.jacrev(_floats(f), argnums=1), argnums=1)

@@ -161,6 +161,11 @@ def _while_max(p: Weights, x: Tensor) -> Any:
     return fh.while_loop(_is_small, lambda s: _grow(p, s), {"n": 0, "s": (x, p["b"])}, max_steps=4)
 
 
+@operation("while_loop checkpoints", "while_loop", oracle=_while_oracle, decision=_trips)
+def _while_checkpoints(p: Weights, x: Tensor) -> Any:
+    return fh.while_loop(_is_small, lambda s: _grow(p, s), {"n": 0, "s": (x, p["b"])}, checkpoints=2)
+
+
 def _countdown_oracle(p: Weights, x: Tensor) -> Any:
     value = x
     for _ in range(4):
@@ -177,6 +182,14 @@ def _countdown(p: Weights, x: Tensor) -> Any:
         return n - 1, value * p["b"] + torch.sin(p["w"] @ value)
 
     return fh.while_loop(lambda state: state[0], body, (4, x))[1]
+
+
+@operation("while_loop checkpoints in step", "while_loop", oracle=_countdown_oracle)
+def _countdown_checkpoints(p: Weights, x: Tensor) -> Any:
+    def body(value: Tensor) -> Any:
+        return value * p["b"] + torch.sin(p["w"] @ value)
+
+    return fh.while_loop(lambda value: True, body, x, max_steps=4, checkpoints=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

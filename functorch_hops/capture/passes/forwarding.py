@@ -158,7 +158,7 @@ def forward_call(
 
 
 def _copied(x: Tensor, steps: Any) -> Tensor:
-    return x.clone() if steps is None else x.expand(steps, *x.shape).clone()
+    return x.clone() if steps is None else x.expand(steps, *(-1,) * x.dim()).clone()
 
 
 def forward_values(module: fx.GraphModule) -> bool:
@@ -202,7 +202,7 @@ def _rewrite(node: fx.Node, found: Forwarded, module: fx.GraphModule) -> None:
 def _repeated(operand: fx.Node, steps: Any, like: fx.Node) -> fx.Node:
     graph, value = like.graph, like.meta["val"]
     with graph.inserting_before(like):
-        sizes = [steps, *value.shape[1:]]
+        sizes = [steps, *[-1] * (value.dim() - 1)]
         repeated = graph.create_node("call_function", torch.ops.aten.expand.default, (operand, sizes), name="expand")
     repeated.meta["val"] = value
     return repeated

@@ -13,6 +13,7 @@ from .forwarding import associative_scan_forward
 from .jvp import associative_scan_jvp
 from .liveness import associative_scan_prune
 from .lowering import associative_scan_native
+from .reached import associative_scan_reached
 from .vjp import associative_scan_augment, associative_scan_pullback
 
 __all__ = ["associative_scan_op"]
@@ -22,6 +23,7 @@ associative_scan_op = Hop(
     Rules(
         run=associative_scan_run,
         abstract=associative_scan_abstract,
+        reached=associative_scan_reached,
         batch=associative_scan_batch,
         jvp=associative_scan_jvp,
         augment=associative_scan_augment,

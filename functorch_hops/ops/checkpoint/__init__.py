@@ -15,6 +15,7 @@ from .rules import (
     checkpoint_native,
     checkpoint_prune,
     checkpoint_pullback,
+    checkpoint_reached,
     checkpoint_run,
     checkpoint_static,
 )
@@ -26,6 +27,7 @@ checkpoint_op = Hop(
     Rules(
         run=checkpoint_run,
         abstract=checkpoint_abstract,
+        reached=checkpoint_reached,
         batch=checkpoint_batch,
         jvp=checkpoint_jvp,
         augment=checkpoint_augment,

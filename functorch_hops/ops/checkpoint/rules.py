@@ -24,6 +24,7 @@ __all__ = [
     "checkpoint_native",
     "checkpoint_prune",
     "checkpoint_pullback",
+    "checkpoint_reached",
     "checkpoint_run",
     "checkpoint_static",
 ]
@@ -57,6 +58,10 @@ def checkpoint_abstract(static: StaticParameters, operands: Sequence[Tensor]) ->
     return [meta.empty() for meta in static.bodies[0].outputs]
 
 
+def checkpoint_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
+    return static.bodies[0].reached(sources, by=by)
+
+
 def checkpoint_batch(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
@@ -87,7 +92,7 @@ def checkpoint_pullback(
 ) -> Sequence[Tensor | None]:
     (body,) = static.bodies
     part, reached = _partition(static, active)
-    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, operands_back))
     return [next(grads) if a else None for a in active]
 

@@ -15,6 +15,7 @@ from .rules import (
     closed_call_native,
     closed_call_prune,
     closed_call_pullback,
+    closed_call_reached,
     closed_call_run,
     closed_call_static,
 )
@@ -26,6 +27,7 @@ closed_call_op = Hop(
     Rules(
         run=closed_call_run,
         abstract=closed_call_abstract,
+        reached=closed_call_reached,
         batch=closed_call_batch,
         jvp=closed_call_jvp,
         augment=closed_call_augment,

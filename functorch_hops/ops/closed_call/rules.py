@@ -22,6 +22,7 @@ __all__ = [
     "closed_call_native",
     "closed_call_prune",
     "closed_call_pullback",
+    "closed_call_reached",
     "closed_call_run",
     "closed_call_static",
 ]
@@ -46,6 +47,10 @@ def closed_call_run(static: StaticParameters, operands: Sequence[Tensor]) -> Seq
 
 def closed_call_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]
+
+
+def closed_call_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
+    return static.bodies[0].reached(sources, by=by)
 
 
 def closed_call_batch(
@@ -81,7 +86,7 @@ def closed_call_pullback(
     body = static.bodies[0]
     reached = body.reached(active, by="gradient")
     part = partition(body, active, reached)
-    operands_back = backward_operands(part, body.outputs, reached, operands, residuals, cotangents)
+    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, static, operands_back))
     return [next(grads) if a else None for a in active]
 

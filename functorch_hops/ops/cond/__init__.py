@@ -13,6 +13,7 @@ from .forwarding import cond_forward
 from .jvp import cond_jvp
 from .liveness import cond_prune
 from .lowering import cond_native
+from .reached import cond_reached
 from .vjp import cond_augment, cond_pullback
 
 __all__ = ["cond_op"]
@@ -22,6 +23,7 @@ cond_op = Hop(
     Rules(
         run=cond_run,
         abstract=cond_abstract,
+        reached=cond_reached,
         batch=cond_batch,
         jvp=cond_jvp,
         augment=cond_augment,

@@ -53,7 +53,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     check_callable("cond", "true_fn", true_fn)
     check_callable("cond", "false_fn", false_fn)
     if not isinstance(pred, Tensor):
-        _check_number("cond", "pred", pred, (bool, int, float, complex))
+        _check_number("cond", "pred", pred, (bool, int, float, complex, torch.SymBool, torch.SymInt))
         return (true_fn if pred else false_fn)(*numbers_as_tensors(operands))
     if pred.numel() != 1:
         raise ArgumentTypeError(_several_elements("cond", "pred", pred))
@@ -97,7 +97,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         check_callable("switch", f"branches[{i}]", branch)
     last = len(branches) - 1
     if not isinstance(index, Tensor):
-        _check_number("switch", "index", index, (bool, int))
+        _check_number("switch", "index", index, (bool, int, torch.SymInt))
         return branches[min(max(int(index), 0), last)](*numbers_as_tensors(operands))
     if index.numel() != 1:
         raise ArgumentTypeError(_several_elements("switch", "index", index))

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...capture.derive import rewritten, with_tangents
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 from .eager import cond_static
+from .reached import cond_reached
 
 __all__ = ["cond_jvp"]
 
@@ -19,7 +20,7 @@ def cond_jvp(
     from . import cond_op
 
     active = tuple(t is not None for t in tangents[1:])
-    reached = tuple(any(c) for c in zip(*(b.reached(active, by="tangent") for b in static.bodies), strict=True))
+    reached = cond_reached(static, (False, *active), "tangent")
     branches = [_branch_with_tangents(body, active, reached) for body in static.bodies]
     given = [t for t in tangents if t is not None]
     outs = cond_op(cond_static(branches), *primals, *given)

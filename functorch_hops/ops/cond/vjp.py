@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...capture.derive import rewritten
 from ...capture.partition import Partition, partition
-from ...capture.subgraph import Mask, StaticParameters, TensorMeta, count, is_differentiable
+from ...capture.subgraph import Mask, StaticParameters, TensorMeta, count
 from .eager import cond_static
+from .reached import cond_reached
 
 __all__ = ["cond_augment", "cond_pullback"]
 
@@ -40,11 +41,7 @@ class _Plan:
 
 
 def _plan(static: StaticParameters, active: Mask) -> _Plan:
-    reached = [body.reached(active[1:], by="gradient") for body in static.bodies]
-    cotangents = tuple(
-        any(column) and is_differentiable(meta.dtype)
-        for column, meta in zip(zip(*reached, strict=True), static.bodies[0].outputs)
-    )
+    cotangents = cond_reached(static, active, "gradient")
     parts = tuple(partition(body, active[1:], cotangents) for body in static.bodies)
     needed: Counter[TensorMeta] = Counter()
     for part in parts:

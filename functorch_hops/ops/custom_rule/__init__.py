@@ -9,6 +9,7 @@ which. Operands: the forward graph's inputs, then what the backward and the forw
 from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
+from .reached import custom_rule_reached
 from .rules import (
     custom_rule_abstract,
     custom_rule_augment,
@@ -28,6 +29,7 @@ custom_rule_op = Hop(
     Rules(
         run=custom_rule_run,
         abstract=custom_rule_abstract,
+        reached=custom_rule_reached,
         batch=custom_rule_batch,
         jvp=custom_rule_jvp,
         augment=custom_rule_augment,

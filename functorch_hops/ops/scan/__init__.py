@@ -14,6 +14,7 @@ from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
 from .lowering import scan_native
+from .reached import scan_reached
 from .vjp import scan_augment, scan_pullback
 
 __all__ = ["scan_op"]
@@ -23,6 +24,7 @@ scan_op = Hop(
     Rules(
         run=scan_run,
         abstract=scan_abstract,
+        reached=scan_reached,
         batch=scan_batch,
         jvp=scan_jvp,
         augment=scan_augment,

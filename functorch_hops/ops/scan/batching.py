@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...capture.derive import batched
 from ...capture.subgraph import Mask, StaticParameters
-from .carry import carry_fixpoint
 from .eager import scan_static, split_operands
+from .reached import scan_reached
 
 __all__ = ["expand_lanes", "scan_batch"]
 
@@ -24,7 +24,7 @@ def scan_batch(
     length, init, xs, consts = split_operands(static, operands)
     _, init_mapped, xs_mapped, consts_mapped = split_operands(static, mapped)
     by = "lane" if randomness == "different" else "value"
-    carry_mapped = carry_fixpoint(init_mapped, lambda c: body.reached((*c, *xs_mapped, *consts_mapped), by=by)[:n])
+    carry_mapped = scan_reached(static, mapped, by)[:n]
     at_carry = (*carry_mapped, *(False,) * (len(body.outputs) - n))
     new_body, out = batched(body, (*carry_mapped, *xs_mapped, *consts_mapped), size, randomness, at_carry)
     outs = scan_op(

@@ -37,8 +37,8 @@ def scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[T
     carry: Sequence[Tensor] = init
     n = static["n_carry"]
     if length == 0:
-        empty = [torch.zeros((0, *m.shape), dtype=m.dtype, device=m.device) for m in body.outputs[n:]]
-        return [*(c.clone() for c in carry), *empty]
+        sizes = body.bind([*init, *(x.new_empty(x.shape[1:]) for x in xs), *consts])
+        return [*(c.clone() for c in carry), *(meta.at(sizes).with_leading(0).zeros() for meta in body.outputs[n:])]
     slices = [x.unbind(0) for x in xs]
     steps: list[Sequence[Tensor]] = []
     for t in range(length - 1, -1, -1) if static["reverse"] else range(length):

@@ -29,9 +29,9 @@ __all__ = ["scan_fission"]
 def scan_fission(static: StaticParameters, operands: Sequence[Any]) -> Subgraph | None:
     """The scan as a graph over its operands but the length, products taken outside; None where there are none."""
     length = operands[0]
-    if not isinstance(length, int) or length < 2:
-        return None
     (body,) = static.bodies
+    if not isinstance(length, int) or length < 2 or body.shape_env is not None:
+        return None
     n, m, reverse = static["n_carry"], static["n_xs"], static["reverse"]
     before, body = _products_before(body, n, m)
     loop = _Summing.make(body, n, m + (len(before.outputs) if before else 0))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...capture.derive import rewritten, with_tangents
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
-from .carry import carry_fixpoint
 from .eager import scan_static, split_operands
+from .reached import scan_reached
 
 __all__ = ["pair_carry", "scan_jvp"]
 
@@ -25,9 +25,7 @@ def scan_jvp(
     length, init, xs, consts = split_operands(static, primals)
     _, init_t, xs_t, consts_t = split_operands(static, tangents)
     fixed = tuple(t is not None for t in (*xs_t, *consts_t))
-    carry_active = carry_fixpoint(
-        [t is not None for t in init_t], lambda c: body.reached((*c, *fixed), by="tangent")[:n]
-    )
+    carry_active = scan_reached(static, tuple(t is not None for t in tangents), "tangent")[:n]
     pair_body, reached = pair_carry(body, n, m, (*carry_active, *fixed))
     k = sum(carry_active)
     init_t = [torch.zeros_like(c) if t is None else t for c, t, a in zip(init, init_t, carry_active) if a]

@@ -16,6 +16,7 @@ from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
 from .lowering import while_loop_native
+from .reached import while_loop_reached
 from .vjp import while_loop_augment, while_loop_pullback
 
 __all__ = ["while_loop_op"]
@@ -25,6 +26,7 @@ while_loop_op = Hop(
     Rules(
         run=while_loop_run,
         abstract=while_loop_abstract,
+        reached=while_loop_reached,
         batch=while_loop_batch,
         jvp=while_loop_jvp,
         augment=while_loop_augment,

@@ -67,18 +67,12 @@ def while_loop(
     """
     check_callable("while_loop", "cond_fn", cond_fn)
     check_callable("while_loop", "body_fn", body_fn)
-    _check_max_steps(max_steps)
-    if checkpoints is not None:
-        if not isinstance(checkpoints, int) or checkpoints < 1:
-            text = message(
-                "while_loop", "out of range", parameter="checkpoints", expected="an int >= 1", got=checkpoints
-            )
-            raise ArgumentValueError(text)
-        raise NotImplementedError("while_loop: checkpoints= comes in a later version; every carry is saved meanwhile")
+    _check_count("max_steps", max_steps, least=0)
+    _check_count("checkpoints", checkpoints, least=1)
     init = numbers_as_tensors(init_val)
     check_tensor_leaves("while_loop", "init_val", init)
-    if is_capturing():
-        return _captured(cond_fn, body_fn, init, max_steps)
+    if is_capturing() or checkpoints is not None:
+        return _captured(cond_fn, body_fn, init, max_steps, checkpoints)
     return _plain(cond_fn, body_fn, init, max_steps)
 
 
@@ -172,15 +166,16 @@ def _tensor_bounds(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], i
     return value
 
 
-def _check_max_steps(max_steps: Any) -> None:
-    if max_steps is None:
+def _check_count(parameter: str, value: Any, least: int) -> None:
+    if value is None:
         return
-    if not isinstance(max_steps, int) or isinstance(max_steps, bool):
-        got = f"{type(max_steps).__name__} {max_steps!r}"
-        raise ArgumentTypeError(message("while_loop", "not an int", parameter="max_steps", expected="an int", got=got))
-    if max_steps < 0:
+    expected = f"an int >= {least}"
+    if not isinstance(value, int) or isinstance(value, bool):
+        got = f"{type(value).__name__} {value!r}"
+        raise ArgumentTypeError(message("while_loop", "not an int", parameter=parameter, expected=expected, got=got))
+    if value < least:
         raise ArgumentValueError(
-            message("while_loop", "negative", parameter="max_steps", expected="an int >= 0", got=max_steps)
+            message("while_loop", "out of range", parameter=parameter, expected=expected, got=value)
         )
 
 
@@ -191,7 +186,7 @@ def _plain(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, 
         if isinstance(pred, Tensor):
             _check_one_element(pred)
             if _torch.is_batched(pred):
-                return _captured(cond_fn, body_fn, value, None if max_steps is None else max_steps - steps)
+                return _captured(cond_fn, body_fn, value, None if max_steps is None else max_steps - steps, None)
             pred = _torch.read_number(pred)
         else:
             _check_predicate(pred)
@@ -217,14 +212,20 @@ def _check_one_element(pred: Tensor) -> None:
 
 
 def _check_predicate(pred: Any) -> None:
-    if not isinstance(pred, (bool, int, float, complex)):
+    if not isinstance(pred, (bool, int, float, complex, torch.SymBool, torch.SymInt)):
         got = f"{type(pred).__name__} {pred!r}"
         raise ArgumentTypeError(
             message("while_loop", "neither a number nor a tensor", parameter="cond_fn", expected="a bool", got=got)
         )
 
 
-def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None) -> Any:
+def _captured(
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: Any,
+    max_steps: int | None,
+    checkpoints: int | None,
+) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static
@@ -237,6 +238,7 @@ def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: An
             lambda state: (state[0] + 1, body_fn(state[1])),
             (start, init),
             None,
+            checkpoints,
         )
         return value
     leaves, carry = OutputSpec.flatten(init)
@@ -272,7 +274,7 @@ def _captured(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: An
         )
     body = speculate_subgraph(run_body, carry.metas, operation="while_loop", parameter="body_fn")
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
-    static = while_static(cond_graph, body_graph, len(leaves))
+    static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
     static, operands, restore = forward_call(while_loop_forward, static, [*leaves, *lifted])
     return carry.unflatten(restore(while_loop_op(static, *operands)))
 

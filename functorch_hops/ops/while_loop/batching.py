@@ -55,7 +55,7 @@ def _in_step(
     new_cond, _ = batched(cond, masks, size, randomness)
     new_body, out = batched(body, masks, size, randomness, (*carry, *(False,) * (len(body.outputs) - n)))
     init = [expand_lanes(x, size) if new and not old else x for x, new, old in zip(operands[:n], carry, mapped)]
-    outs = while_loop_op(while_static(new_cond, new_body, n, flags), *init, *operands[n:])
+    outs = while_loop_op(while_static(new_cond, new_body, n, flags, static["checkpoints"]), *init, *operands[n:])
     stacks_mapped = merge_flags(flags, False, out[n:])
     stacks = [s.movedim(1, 0) if m else s for s, m in zip(outs[n:], stacks_mapped)]
     return [*outs[:n], *stacks], (*out[:n], *stacks_mapped)
@@ -75,13 +75,14 @@ def _per_lane(
     (running,) = lane_cond(*init, *operands[n:])
     mask = TensorMeta((size,), torch.bool, cond.outputs[0].device)
     step = _masked_step(lane_cond, lane_body, mask, mapped[n:], n, bool(flags))
-    loop = while_static(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else ())
+    loop = while_static(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else (), static["checkpoints"])
     outs = while_loop_op(loop, running, *init, *operands[n:])
     carry = outs[1 : n + 1]
     if not flags:
         return carry, (True,) * n
-    # The step stacks its mask first; the flag of the loop itself says only that some lane ran.
-    _, valid, *ys = outs[n + 1 :]
+    # The step stacks its mask first. Where the flag of the loop itself is False, this is another one's, borrowed.
+    happened, running, *ys = outs[n + 1 :]
+    valid = running & happened.unsqueeze(1)
     stacks = [s.movedim(1, 0) for s in merge_flags(flags, valid, ys)]
     return [*carry, *stacks], (True,) * (n + len(stacks))
 

@@ -17,9 +17,12 @@ T = TypeVar("T")
 __all__ = ["merge_flags", "split_stacks", "while_loop_abstract", "while_loop_run", "while_static"]
 
 
-def while_static(cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = ()) -> StaticParameters:
+def while_static(
+    cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = (), checkpoints: int | None = None
+) -> StaticParameters:
     n_outputs = len(body.outputs) + len(flags)
-    return StaticParameters("while_loop", [cond, body], n_carry=n_carry, flags=flags, n_outputs=n_outputs)
+    attributes = {"n_carry": n_carry, "flags": flags, "checkpoints": checkpoints, "n_outputs": n_outputs}
+    return StaticParameters("while_loop", [cond, body], **attributes)
 
 
 def merge_flags(flags: tuple[int, ...], valid: T, ys: Sequence[T]) -> list[T]:
@@ -49,7 +52,8 @@ def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequ
         carry = [c.clone() for c in carry]
     if not flags:
         return carry
-    metas = body.outputs[n:]
+    sizes = body.bind(operands)
+    metas = [meta.at(sizes) for meta in body.outputs[n:]]
     columns = [[step[i] for step in steps] for i in range(len(metas))]
     stacks = [torch.stack(column) if column else stacked(meta, 0) for column, meta in zip(columns, metas)]
     merged = merge_flags(flags, None, stacks)

@@ -31,4 +31,5 @@ def while_loop_forward(static: StaticParameters, operands: Sequence[Hashable]) -
         outputs.append(Source("output", sum(kept) + sum(stacks[: i if j is None else j])))
     new_flags = tuple(sum(stacks[:place]) for place in flags)
     bodies = rewired(cond, new.numbers, (True,)), rewired(body, new.numbers, (*kept, *ys))
-    return Forwarded(while_static(*bodies, sum(kept), new_flags), new.kept, tuple(outputs))
+    loop = while_static(*bodies, sum(kept), new_flags, static["checkpoints"])
+    return Forwarded(loop, new.kept, tuple(outputs))

@@ -31,7 +31,8 @@ def while_loop_jvp(
     carry_t = [torch.zeros_like(x) if t is None else t for x, t, a in zip(primals, tangents, carry) if a]
     consts_t = [t for t in tangents[n:] if t is not None]
     k = len(carry_t)
-    loop = while_static(_on_primals(cond, pair_body, n, k), pair_body, n + k, (0,) if flags else ())
+    new_cond = _on_primals(cond, pair_body, n, k)
+    loop = while_static(new_cond, pair_body, n + k, (0,) if flags else (), static["checkpoints"])
     outs = while_loop_op(loop, *primals[:n], *carry_t, *primals[n:], *consts_t)
     stacks, n_ys = outs[n + k :], len(body.outputs) - n
     ys = stacks[1 : 1 + n_ys] if flags else ()

@@ -25,4 +25,5 @@ def while_loop_prune(static: StaticParameters, used: Mask) -> Pruned:
     stacks = merge_flags(flags, is_stacked, ys)
     new_flags = tuple(sum(stacks[:place]) for place in flags) if is_stacked else ()
     bodies = restricted(cond, needed, (True,)), restricted(body, needed, (*carry, *ys))
-    return Pruned(while_static(*bodies, sum(carry), new_flags), needed, (*carry, *stacks))
+    smaller = while_static(*bodies, sum(carry), new_flags, static["checkpoints"])
+    return Pruned(smaller, needed, (*carry, *stacks))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...capture.subgraph import Mask, StaticParameters
 from ..scan.eager import Operands
 from ..scan.vjp import BackwardPlan, cotangent_or_zeros, run_backward, with_kept_carry
+from .checkpoints import checkpointed_augment, checkpointed_pullback
 from .eager import split_stacks, while_static
 
 __all__ = ["while_loop_augment", "while_loop_pullback"]
@@ -24,6 +25,8 @@ def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
 
 
 def while_loop_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+    if static["checkpoints"] is not None:
+        return checkpointed_augment(static, active)
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     part = _plan(static, active).part
@@ -39,6 +42,8 @@ def while_loop_pullback(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
+    if static["checkpoints"] is not None:
+        return checkpointed_pullback(static, active, operands, residuals, cotangents)
     _, body = static.bodies
     plan = _plan(static, active)
     n = static["n_carry"]

@@ -1,0 +1,204 @@
+"""vjp of a while loop that keeps k of its carries and computes the others again.
+
+The loop forwards saves carries in k slots. The loop backwards goes from the last step to the first; where the carry
+with which a step began is gone, it runs the body again from the latest saved one, saving carries on the way in the
+slots that have become free. Which ones: NOTE [Minimal repetition checkpointing].
+
+NOTE [Both loops are recomputed calls] They are bodies of ``checkpoint`` calls, which save their operands only. A
+gradient that may be differentiated again (functorch prepares each one for that) would else stack what every iteration
+of the loop backwards computes, and nothing would be saved. When it is differentiated again, both run once more as plain
+while loops, with memory for each iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...capture.derive import rewritten
+from ...capture.liveness import needed_inputs, restricted
+from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ...errors import ArgumentValueError, message
+from ..checkpoint import checkpoint_op, checkpoint_static
+from ..cond import cond_op
+from ..cond.eager import cond_static
+from ..scan.carry import carry_fixpoint
+from ..scan.vjp import BackwardPlan, backward_step, cotangent_or_zeros
+from .eager import while_static
+from .schedule import NUMBER, empty_table, latest, offer, table, written
+
+__all__ = ["checkpointed_augment", "checkpointed_pullback"]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of the loop, to be taken again and to be differentiated.
+
+    ``values``: which carries that reads; these are saved. ``again: (values, consts) -> values``; ``residuals: (values,
+    consts) -> what the step's backward reads``.
+    """
+
+    plan: BackwardPlan
+    values: Mask
+    again: Subgraph
+    residuals: Subgraph
+
+    @classmethod
+    def make(cls, static: StaticParameters, active: Mask) -> _Step:
+        _, body = static.bodies
+        n = static["n_carry"]
+        plan = BackwardPlan.make(body, n, 0, active)
+        forward = plan.part.forward
+        emitted = (False,) * n + (True,) * (len(forward.outputs) - n)
+        read = [a or b for a, b in zip(needed_inputs(forward, emitted), plan.part.kept)]
+        values = carry_fixpoint(read[:n], lambda c: needed_inputs(body, c)[:n])
+        inputs = (*values, *(True,) * (len(body.inputs) - n))
+        return cls(plan, values, restricted(body, inputs, values), restricted(forward, inputs, emitted))
+
+    def of_carry(self, carry: Sequence[Any]) -> list[Any]:
+        return [x for x, v in zip(carry, self.values) if v]
+
+    def slots(self, k: int) -> list[TensorMeta]:
+        return [meta.with_leading(k) for meta in self.of_carry(self.plan.body.inputs)]
+
+    def gradients(self) -> list[TensorMeta]:
+        """Of the active carries and constants."""
+        return [meta for meta, a in zip(self.plan.body.inputs, self.plan.active) if a]
+
+    def pulled(self, grads: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The gradients before the step, from those after it; those of the constants are sums."""
+        n, kept = self.plan.n_carry, self.plan.part.kept
+        residuals = self.residuals(*values, *consts)
+        carry = [x for x, k in zip(values, self.of_carry(kept)) if k]
+        read = [c for c, k in zip(consts, kept[n:]) if k]
+        return backward_step(self.plan, None)(*grads, *residuals, *carry, *read)
+
+
+def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+    """The loop that also returns its trip count, which step's carry is in which slot, and the slots."""
+    cond, body = static.bodies
+    if body.random:
+        raise ArgumentValueError(
+            message(
+                "while_loop",
+                "the body draws random numbers, and would draw others when it runs again",
+                parameter="checkpoints",
+                expected="a body without random numbers, to take gradients",
+                remedy="draw them before the loop, or leave checkpoints out",
+            )
+        )
+    n, k = static["n_carry"], static["checkpoints"]
+    key = ("saving loop", cond, n, active, k)
+    return checkpoint_static(body.derive(key, lambda: _saving_loop(cond, _Step.make(static, active), k)))
+
+
+def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
+    """``(carry, consts) -> (carry, trips, steps, slots)``, by a loop that carries ``carry, (at, steps, levels),
+    slots``.
+    """
+    from . import while_loop_op
+
+    body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
+    state = [NUMBER, table(k), table(k)]
+    metas = [body.inputs[:n], state, slot_metas, body.inputs[n:]]
+
+    def condition(*args: Tensor) -> Sequence[Tensor]:
+        carry, _, _, consts = _split(args, metas)
+        return cond(*carry, *consts)
+
+    def step(*args: Tensor) -> list[Tensor]:
+        carry, (at, *columns), slots, consts = _split(args, metas)
+        place, taken, *columns = offer(at, at > 0, *columns)
+        return [*body(*carry, *consts), at + 1, *columns, *written(place, taken, one.of_carry(carry), slots)]
+
+    loop = _loop(condition, step, metas)
+
+    def run(*operands: Tensor) -> list[Tensor]:
+        start = [NUMBER.zeros(), *empty_table(k), *(meta.zeros() for meta in slot_metas)]
+        outs = while_loop_op(loop, *operands[:n], *start, *operands[n:])
+        carry, (trips, steps, _), slots = _split(outs, metas[:3])
+        return [*carry, trips, steps, *slots]
+
+    return rewritten(run, body.inputs, "while_loop")
+
+
+def checkpointed_pullback(
+    static: StaticParameters,
+    active: Mask,
+    operands: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    _, body = static.bodies
+    n, k = static["n_carry"], static["checkpoints"]
+    one = _Step.make(static, active)
+    given = [cotangent_or_zeros(ct, m, None) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
+    call = checkpoint_static(body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k)))
+    grads = iter(checkpoint_op(call, *residuals, *one.of_carry(operands[:n]), *given, *operands[n:]))
+    return [next(grads) if a else None for a in one.plan.active]
+
+
+def _loop_backwards(one: _Step, k: int) -> Subgraph:
+    """``(trips, steps, slots, init, ct carry, consts) -> gradients``, by a loop that carries ``(end, at, steps,
+    levels), values, gradients, slots``.
+
+    The steps from ``end`` on are done, and ``values`` are the carry with which step ``at < end`` begins. An iteration
+    takes this step or, if it is the last one before ``end``, its derivative.
+    """
+    from . import while_loop_op
+
+    body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
+    value_metas, grad_metas, const_metas = one.of_carry(body.inputs[:n]), one.gradients(), body.inputs[n:]
+    state = [NUMBER, NUMBER, table(k), table(k)]
+    metas = [state, value_metas, grad_metas, slot_metas, value_metas, const_metas]
+
+    def again(*args: Tensor) -> list[Tensor]:
+        (end, at, *columns), values, grads, _, _, consts = _split(args, metas)
+        place, taken, *columns = offer(at + 1, at + 2 < end, *columns)
+        return [place, taken, end, at + 1, *columns, *one.again(*values, *consts), *grads]
+
+    def turn(*args: Tensor) -> list[Tensor]:
+        (end, _, steps, _), values, grads, slots, init, consts = _split(args, metas)
+        grads = one.pulled(grads, values, consts)
+        at, steps, levels, values = latest(end - 1, steps, slots, init)
+        return [torch.zeros_like(at).reshape(1), (at < 0).reshape(1), end - 1, at, steps, levels, *values, *grads]
+
+    branches = cond_static([rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)])
+
+    def step(*args: Tensor) -> list[Tensor]:
+        (end, at, *_), _, _, slots, _, _ = _split(args, metas)
+        place, taken, *rest = cond_op(branches, at + 1 == end, *args)
+        _, values, _ = _split(rest, metas[:3])
+        return [*rest, *written(place, taken, values, slots)]
+
+    loop = _loop(lambda end, *_: [end > 0], step, metas)
+    ct_metas = grad_metas[: sum(one.plan.cotangents)]
+    inputs = [[NUMBER, table(k)], slot_metas, value_metas, ct_metas, const_metas]
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        (trips, steps), slots, init, cts, consts = _split(args, inputs)
+        at, steps, levels, values = latest(trips, steps, slots, init)
+        sums = [meta.zeros() for meta in grad_metas[len(cts) :]]
+        outs = while_loop_op(loop, trips, at, steps, levels, *values, *cts, *sums, *slots, *init, *consts)
+        return _split(outs, metas[:4])[2]
+
+    return rewritten(run, _flat(inputs), "while_loop")
+
+
+def _loop(condition: Any, step: Any, metas: Sequence[Sequence[TensorMeta]]) -> StaticParameters:
+    """A loop over operands in groups; the step returns the carry, which are the first ones."""
+    cond, body = (rewritten(function, _flat(metas), "while_loop") for function in (condition, step))
+    return while_static(cond, body, len(body.outputs))
+
+
+def _flat(groups: Sequence[Sequence[TensorMeta]]) -> list[TensorMeta]:
+    return [meta for group in groups for meta in group]
+
+
+def _split(flat: Sequence[Tensor], groups: Sequence[Sequence[TensorMeta]]) -> list[list[Tensor]]:
+    rest = iter(flat)
+    return [[next(rest) for _ in group] for group in groups]

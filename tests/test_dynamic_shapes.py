@@ -1,0 +1,230 @@
+"""Open sizes: one trace of ``jit(dynamic=True)`` and one exported program serve tensors of many sizes."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+import functorch_hops as fh
+
+F64 = torch.float64
+WEIGHT = torch.tensor([[0.3, -0.2, 0.1], [0.5, 0.4, -0.6], [-0.1, 0.2, 0.3]], dtype=F64)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def cumulative(xs: Tensor) -> Any:
+    return fh.scan(lambda c, x: (torch.tanh(c + x @ WEIGHT), c.sum()), torch.zeros(3, dtype=F64), xs)
+
+
+def rnn(xs: Tensor, h: Tensor) -> Any:
+    """Time and batch are both open."""
+    return fh.scan(lambda h, x: (torch.tanh(h @ WEIGHT + x), h.sum(-1)), h, xs)
+
+
+def doubled_until(x: Tensor) -> Tensor:
+    return fh.while_loop(lambda v: v.sum() < 20, lambda v: v * 1.5 + 0.1 * x.shape[0], x.abs() + 0.1)
+
+
+def branch(x: Tensor) -> Tensor:
+    return fh.cond(x.sum() > 0, lambda x: x.exp() * x.shape[0], lambda x: x.flip(0).sin(), x)
+
+
+def size_as_number(xs: Tensor) -> Tensor:
+    return fh.scan(lambda c, x: (c + x / xs.shape[0], None), torch.zeros(3, dtype=F64), xs)[0]
+
+
+def size_as_shape(xs: Tensor) -> Any:
+    """The body makes a tensor of a size that none of its own operands has."""
+    n = xs.shape[0]
+    return fh.scan(lambda c, x: (c + torch.ones(n, dtype=F64).sum() * x, torch.arange(n)), WEIGHT[0], xs[:, :3])
+
+
+def indexed(xs: Tensor) -> Tensor:
+    return fh.fori_loop(0, xs.shape[0], lambda i, c: c * 0.5 + xs[i], torch.zeros(3, dtype=F64))
+
+
+CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
+    "pointwise": (torch.sin, [(random(4, 3),), (random(7, 5),)]),
+    "scan": (cumulative, [(random(4, 3),), (random(9, 3),)]),
+    "scan over time and batch": (rnn, [(random(4, 5, 3), random(5, 3)), (random(9, 2, 3), random(2, 3))]),
+    "while_loop": (doubled_until, [(random(4),), (random(7),)]),
+    "cond": (branch, [(random(4),), (random(7),), (-random(5).abs(),), (random(6).abs(),)]),
+    "size as a number": (size_as_number, [(random(4, 3),), (random(9, 3),)]),
+    "size as a shape": (size_as_shape, [(random(4, 5),), (random(9, 5),)]),
+    "fori_loop": (indexed, [(random(4, 3),), (random(9, 3),)]),
+    "map": (lambda xs: fh.map(torch.sin, xs), [(random(4, 3),), (random(9, 2),)]),
+    "vmap(scan)": (fh.vmap(cumulative), [(random(2, 4, 3),), (random(5, 9, 3),)]),
+    "vmap(while_loop)": (fh.vmap(doubled_until), [(random(4, 3),), (random(7, 5),)]),
+    "vmap(cond)": (fh.vmap(branch), [(random(4, 3),), (random(7, 5),)]),
+    "grad(scan)": (fh.grad(lambda xs, h: rnn(xs, h)[1].sum(), (0, 1)), [
+        (random(4, 5, 3), random(5, 3)), (random(9, 2, 3), random(2, 3)),
+    ]),
+    "grad(vmap(while_loop))": (fh.grad(lambda x: fh.vmap(doubled_until)(x).sum()), [(random(4, 3),), (random(7, 5),)]),
+    "grad(vmap(cond))": (fh.grad(lambda x: fh.vmap(branch)(x).sum()), [(random(4, 3),), (random(7, 5),)]),
+    "vmap(grad(scan))": (fh.vmap(fh.grad(lambda xs: cumulative(xs)[1].sum())), [
+        (random(2, 4, 3),), (random(5, 9, 3),),
+    ]),
+    "hessian(scan)": (fh.hessian(lambda x: fh.scan(lambda c, v: (c * v.sin(), None), x.sum(), x)[0]), [
+        (random(4),), (random(7),),
+    ]),
+    "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_trace_for_all_sizes(name: str) -> None:
+    f, calls = CASES[name]
+    jitted = fh.jit(f, backend="eager", dynamic=True)
+    for arguments in calls:
+        torch.testing.assert_close(jitted(*arguments), f(*arguments))
+    assert jitted.cache_info().misses == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["scan over time and batch", "size as a shape", "vmap(while_loop)", "grad(vmap(cond))"]
+)
+def test_one_compiled_program_for_all_sizes(name: str) -> None:
+    f, calls = CASES[name]
+    jitted = fh.jit(f, dynamic=True)
+    for arguments in calls:
+        torch.testing.assert_close(jitted(*arguments), f(*arguments))
+    assert jitted.cache_info().misses == 1
+
+
+def test_what_depends_on_a_size_is_captured_again() -> None:
+    """A decision by a size, and an operator that only works for some, are facts that a trace is bound to."""
+    f = fh.jit(lambda x: x.sum() if x.shape[0] > 5 else x.mean(), backend="eager", dynamic=True)
+    for n in (4, 7, 3, 9):
+        x = random(n)
+        torch.testing.assert_close(f(x), x.sum() if n > 5 else x.mean())
+    assert f.cache_info().misses == 2
+    added = fh.jit(lambda x: x + WEIGHT[0], backend="eager", dynamic=True)
+    torch.testing.assert_close(added(random(3)), random(3) + WEIGHT[0])
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        added(random(4))
+
+
+def test_sizes_zero_and_one() -> None:
+    f = fh.jit(
+        lambda x: fh.scan(lambda c, v: (c + v, v * 2), torch.zeros((), dtype=F64), x), backend="eager", dynamic=True
+    )
+    for n in (4, 1, 0, 6):
+        x = random(n)
+        torch.testing.assert_close(f(x), (x.sum(), x * 2))
+    assert f.cache_info().misses == 3
+
+
+@pytest.mark.parametrize("n", [4, 9])
+def test_transforms_of_a_dynamic_function(n: int) -> None:
+    """Derivatives and batches of one trace, at sizes that it was not made for."""
+    f = lambda x: cumulative(x)[1]
+    jitted = fh.jit(f, backend="eager", dynamic=True)
+    jitted(random(6, 3))
+    x, t = random(n, 3), random(n, 3).cos()
+    loss = lambda g: lambda x: (g(x) ** 2).sum()
+    torch.testing.assert_close(fh.grad(loss(jitted))(x), fh.grad(loss(f))(x))
+    torch.testing.assert_close(
+        fh.grad(lambda x: fh.grad(loss(jitted))(x).sum())(x), fh.grad(lambda x: fh.grad(loss(f))(x).sum())(x)
+    )
+    torch.testing.assert_close(fh.jvp(jitted, (x,), (t,)), fh.jvp(f, (x,), (t,)))
+    torch.testing.assert_close(fh.vmap(jitted)(torch.stack([x, t])), fh.vmap(f)(torch.stack([x, t])))
+    assert jitted.cache_info().misses == 1
+
+
+def test_backward_at_the_sizes_of_each_call() -> None:
+    """A pull of an earlier call runs at that call's sizes, unused outputs included."""
+    jitted = fh.jit(cumulative, backend="eager", dynamic=True)
+    inputs = [random(n, 3).requires_grad_() for n in (4, 9, 5)]
+    outputs = [jitted(x)[1] for x in inputs]
+    for x, ys in zip(inputs, outputs):
+        (gradient,) = torch.autograd.grad(ys.sum(), x)
+        torch.testing.assert_close(gradient, torch.func.grad(lambda x: cumulative(x)[1].sum())(x.detach()))
+    assert jitted.cache_info().misses == 1
+
+
+def test_jit_in_a_dynamic_jit() -> None:
+    inner = fh.jit(lambda x, n: x * n + x.shape[0], backend="eager")
+    outer = fh.jit(lambda x: fh.map(lambda v: inner(v, x.shape[0]), x), backend="eager", dynamic=True)
+    for x in (random(4, 3), random(7, 2)):
+        torch.testing.assert_close(outer(x), x * x.shape[0] + x.shape[1])
+    assert outer.cache_info().misses == 1
+
+
+def test_a_predicate_by_size_is_static() -> None:
+    f = fh.jit(lambda x: fh.cond(x.shape[0] > 5, torch.sin, torch.cos, x), backend="eager", dynamic=True)
+    for n in (4, 9):
+        torch.testing.assert_close(f(random(n)), random(n).sin() if n > 5 else random(n).cos())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# export
+
+B, T = Dim("B", min=2), Dim("T", min=2)
+EXPORTS: dict[str, tuple[Any, Any, list[tuple[Tensor, ...]]]] = {
+    "scan": (rnn, ({0: T, 1: B}, {0: B}), CASES["scan over time and batch"][1]),
+    "by name": (rnn, {"xs": {0: T, 1: B}, "h": {0: B}}, CASES["scan over time and batch"][1]),
+    "vmap(scan)": (fh.vmap(cumulative), ({0: B, 1: T},), CASES["vmap(scan)"][1]),
+    "grad(scan)": (fh.grad(lambda xs, h: rnn(xs, h)[1].sum()), ({0: T, 1: B}, {0: B}), CASES["grad(scan)"][1]),
+    "vmap(while_loop)": (fh.vmap(doubled_until), ({0: B},), [(random(4, 3),), (random(7, 3),)]),
+    "cond": (branch, ({0: B},), CASES["cond"][1]),
+    "fori_loop": (indexed, ({0: B},), CASES["fori_loop"][1]),
+    "associative_scan": (lambda x: fh.associative_scan(torch.add, x), ({0: B},), [(random(4, 3),), (random(9, 3),)]),
+    "jit": (fh.jit(cumulative, backend="eager"), ({0: B},), CASES["scan"][1]),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_export_with_dims(name: str) -> None:
+    f, shapes, (example, *others) = EXPORTS[name]
+    buffer = io.BytesIO()
+    torch.export.save(fh.export(f, example, dynamic_shapes=shapes), buffer)
+    buffer.seek(0)
+    program = torch.export.load(buffer).module()
+    for arguments in (example, *others):
+        torch.testing.assert_close(program(*arguments), f(*arguments))
+
+
+def test_exported_parameters_keep_their_names() -> None:
+    linear = torch.nn.Linear(3, 2)
+
+    class Mapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: Tensor) -> Tensor:
+            return fh.map(self.linear, x)
+
+    program = fh.export(Mapped(), (torch.ones(4, 3),), dynamic_shapes=({0: B},))
+    assert list(program.state_dict) == ["linear.weight", "linear.bias"]
+    torch.testing.assert_close(program.module()(torch.ones(7, 3)), linear(torch.ones(7, 3)))
+
+
+def test_pt_147991_a_fact_of_one_branch_stays_there() -> None:
+    """A branch that slices and pads to a fixed size says nothing about the sizes that the other may have."""
+
+    def f(x: Tensor) -> Tensor:
+        head = lambda x: torch.cat((x, x))[:2].sum() + x.sum()
+        return fh.cond(x.sum() > 0, head, lambda x: x.prod(), x)
+
+    program = fh.export(f, (random(4),), dynamic_shapes=({0: B},)).module()
+    jitted = fh.jit(f, backend="eager", dynamic=True)
+    for x in (random(4), -random(7).abs(), random(3).abs()):
+        torch.testing.assert_close(program(x), f(x))
+        torch.testing.assert_close(jitted(x), f(x))
+    assert jitted.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("shapes", [3, ({0: B}, None), {"x": {0: B}, "other": None}])
+def test_dynamic_shapes_that_do_not_fit(shapes: Any) -> None:
+    with pytest.raises((fh.ArgumentTypeError, fh.ArgumentValueError), match="dynamic_shapes"):
+        fh.export(lambda x: x, (random(4),), dynamic_shapes=shapes)

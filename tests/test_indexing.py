@@ -1,0 +1,90 @@
+"""``table[i]`` by a traced index behaves as the view that it is in eager Python: written to, and seen to change."""
+
+from __future__ import annotations
+
+import optree
+import pytest
+import torch
+from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
+
+import functorch_hops as fh
+
+TABLE = torch.linspace(-1, 1, 27, dtype=torch.float64).reshape(3, 3, 3)
+
+
+def reads(table, i):
+    """Every kind of index around a traced one."""
+    j = (i * 2) % 3
+    by_list, by_tensor = table[[0, 2], i], table[torch.tensor([1, 0]), i]
+    return (
+        (table[i], table[i, j], table[..., j], table[:, i, 1:], table[i, ..., j], table[None, i], table[-1 - i]),
+        (table[i][j][j], table[i, None], table[i, :, j][::2], table[i, 1:], by_list, by_tensor),
+    )
+
+
+def writes(table, i):
+    """Every kind of write, by one index and by several in a row."""
+    j = (i * 2) % 3
+    table = table.clone()
+    table[i] = table[j] * 2
+    table[i, j] = table[0].sum()
+    table[..., j] = table[..., j] * 0.5
+    table[:, i, 1:] *= 2
+    table[i][j] = table[i][j] + 3
+    table[i][j][0] -= 1
+    table[i].mul_(0.5)
+    return table
+
+
+def swaps(table, i):
+    """The row is a view: it sees what is written to its table later, and a row of a row does."""
+    table = table.clone()
+    row = table[i]
+    element = row[0]
+    table[i] = table[2 - i]
+    table[2 - i] = row
+    table.mul_(0.5)
+    taken = fh.cond(element.sum() > 0, lambda: row + 1, lambda: row * 2)
+    last = table[i][1]
+    row.neg_()
+    return table, (element, taken, last, row)
+
+
+def steps(f):
+    def loop(table):
+        return fh.scan(lambda c, i: (f(c, i)[0], f(c, i)[1]), table, torch.arange(3))
+
+    def oracle(table):
+        ys = []
+        for i in range(3):
+            table, y = optree.tree_map(torch.clone, f(table, i))
+            ys.append(y)
+        return table, optree.tree_map(lambda *rows: torch.stack(rows), *ys)
+
+    return loop, oracle
+
+
+PROGRAMS = {
+    "reads": steps(lambda c, i: (c, reads(c, i))),
+    "writes": steps(lambda c, i: (writes(c, i), c[i])),
+    "swaps": steps(swaps),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_agrees_with_python(run, name):
+    loop, oracle = PROGRAMS[name]
+    same(run(loop, TABLE), oracle(TABLE))
+    lanes = torch.stack([TABLE, TABLE * 2])
+    same(run(fh.vmap(loop), lanes), lane_by_lane(oracle, lanes))
+    same_derivatives(run, loop, oracle, TABLE, order=1)
+
+
+@while_capturing
+def test_a_write_to_a_row_of_an_input_is_refused(run):
+    for write in (lambda t, i: t[i].add_(1), lambda t, i: t[i].zero_(), lambda t, i: t[i][0].fill_(2)):
+        with pytest.raises(fh.InputMutationError):
+            run(lambda t: fh.fori_loop(0, 2, lambda i, c: (write(c, i), c)[1], t), TABLE.clone())
+        with pytest.raises(fh.InputMutationError):
+            run(lambda t: fh.fori_loop(0, 2, lambda i, c: (write(t, i), c)[1], 0.0), TABLE.clone())

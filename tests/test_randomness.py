@@ -1,0 +1,105 @@
+"""Random numbers: fresh in every iteration, the same stream in every mode, one stream per lane or one for all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from modes import MODES, every_mode, same, while_capturing
+from torch.nn import functional as F
+
+import functorch_hops as fh
+
+X = torch.linspace(-1, 1, 4)
+LANES = torch.stack([X, X * 2, X])
+
+
+def noisy(x):
+    """Several draws in a step, one of which nobody reads."""
+
+    def step(c, _):
+        torch.rand(3)
+        return F.dropout(torch.sin(c), 0.5) + 0.1 * torch.randn_like(c) * torch.rand(()), c.sum()
+
+    return fh.scan(step, x, length=5)
+
+
+def growth(x):
+    body = lambda s: (s[0] + torch.rand_like(s[0]) * s[0], s[1] + torch.bernoulli(torch.tensor(0.6)))
+    return fh.while_loop(lambda s: s[1] < 4, body, (x, 0.0))[0]
+
+
+def either(x):
+    return fh.cond(x.sum() > 0, lambda x: x + torch.rand_like(x), lambda x: x * torch.randn_like(x), x)
+
+
+total = lambda x: noisy(x)[1].sum()
+energy = lambda x: growth(x).square().sum()
+
+PROGRAMS = {
+    "scan": noisy,
+    "while_loop": growth,
+    "cond": either,
+    "cond in scan": lambda x: fh.scan(lambda c, _: (either(c), c), x, length=4),
+    "fori_loop": lambda x: fh.fori_loop(0, 4, lambda i, x: x + torch.randint(0, 9, (4,)), x),
+    "map": lambda x: fh.map(lambda a: a + torch.rand(()), x),
+    "map in chunks": lambda x: fh.map(lambda a: a + torch.rand(()), x, batch_size=3),
+    "grad of scan": fh.grad(total),
+    "grad of while_loop": fh.grad(energy),
+    "grad of cond": fh.grad(lambda x: either(x).square().sum()),
+    "grad of grad of scan": fh.grad(lambda x: fh.grad(total)(x).square().sum()),
+    "jvp of scan": lambda x: fh.jvp(total, (x,), (x,)),
+    "jvp of grad of while_loop": lambda x: fh.jvp(fh.grad(energy), (x,), (x,)),
+    "grad of a checkpointed step": fh.grad(
+        lambda x: fh.scan(fh.checkpoint(lambda c, _: (F.dropout(c.sin()) + torch.rand(4), c.sum())), x, length=5)[
+            1
+        ].sum()
+    ),
+}
+
+
+def drawn(run, f, *args):
+    """The result, and the next number of the stream."""
+    torch.manual_seed(0)
+    return run(f, *args), torch.rand(1)
+
+
+@while_capturing
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_mode_draws_the_same_stream(run, name):
+    same(drawn(run, PROGRAMS[name], X), drawn(MODES["plain"], PROGRAMS[name], X))
+
+
+@while_capturing
+@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("transform", [lambda f: f, fh.grad], ids=["value", "grad"])
+def test_lanes_draw_the_same_stream_in_every_mode(run, randomness, transform):
+    f = fh.vmap(transform(total), randomness=randomness)
+    same(drawn(run, f, LANES), drawn(MODES["plain"], f, LANES))
+
+
+@every_mode
+@pytest.mark.parametrize("f", [noisy, growth, either], ids=["scan", "while_loop", "cond"])
+def test_randomness_of_lanes(run, f):
+    """Lanes 0 and 2 are equal; conditions differ between lanes 0 and 1 of LANES - 0.1."""
+    lanes = LANES - 0.1
+    first = lambda out: out[0] if isinstance(out, tuple) else out
+    shared = first(run(fh.vmap(f, randomness="same"), lanes))
+    same(shared[0], shared[2])
+    own = first(run(fh.vmap(f, randomness="different"), lanes))
+    assert not torch.equal(own[0], own[2])
+    with pytest.raises(RuntimeError, match="randomness"):
+        run(fh.vmap(f), lanes)
+
+
+@every_mode
+def test_the_gradient_sees_the_numbers_of_the_value(run):
+    """The product of the draws is linear in x."""
+    f = lambda x: fh.scan(lambda c, _: (F.dropout(c) * torch.rand_like(c), None), x, length=3)[0].sum()
+    slope, value = run(lambda x: (fh.value_and_grad(f)(x))[::-1], X)
+    same((slope * X).sum(), value)
+
+
+@every_mode
+def test_iterations_draw_fresh_numbers(run):
+    draws = run(lambda x: fh.scan(lambda c, _: (c, torch.rand(2)), x, length=20)[1], X)
+    assert draws.unique().numel() == 40

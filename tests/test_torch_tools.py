@@ -1,0 +1,201 @@
+"""torch's own tools around and inside the library's operations: autograd and its checkers, forward mode, torch.func,
+hooks and parametrizations of modules.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from modes import captured, every_mode, plain, same
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations
+
+import functorch_hops as fh
+
+F64 = torch.float64
+W = torch.tensor([[0.3, -0.5, 0.1], [0.2, 0.4, -0.3], [-0.1, 0.6, 0.2]], dtype=F64)
+X = torch.tensor([0.4, -0.7, 0.9], dtype=F64)
+
+
+def rnn(x):
+    return fh.scan(lambda c, _: (torch.tanh(W @ c), c.sum()), x, length=3)
+
+
+def rnn_oracle(x):
+    ys = []
+    for _ in range(3):
+        ys.append(x.sum())
+        x = torch.tanh(W @ x)
+    return x, torch.stack(ys)
+
+
+def growth(x):
+    return fh.while_loop(lambda v: v.norm() < 5, lambda v: v * 1.5 + v.sin(), x)
+
+
+def scalar(f):
+    return lambda x: f(x)[1].prod() + f(x)[0].sum()
+
+
+tf = torch.func
+TRANSFORMS = {
+    "grad": tf.grad,
+    "hessian": tf.hessian,
+    "jacfwd": tf.jacfwd,
+    "jacrev": tf.jacrev,
+    "vmap of grad": lambda f: lambda x: tf.vmap(tf.grad(f))(torch.stack([x, 2 * x])),
+    "jvp": lambda f: lambda x: tf.jvp(f, (x,), (x,)),
+    "vjp": lambda f: lambda x: tf.vjp(f, x)[1](torch.ones((), dtype=F64)),
+    "jvp of grad": lambda f: lambda x: tf.jvp(tf.grad(f), (x,), (x,)),
+    "jacfwd of jacfwd of jacrev": lambda f: tf.jacfwd(tf.jacfwd(tf.jacrev(f))),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_torch_func(run, name):
+    transform = TRANSFORMS[name]
+    same(run(transform(scalar(rnn)), X), transform(scalar(rnn_oracle))(X))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_torch_func_around_jit(name):
+    transform = TRANSFORMS[name]
+    same(transform(fh.jit(scalar(rnn), backend="eager"))(X), transform(scalar(rnn_oracle))(X))
+
+
+@every_mode
+@pytest.mark.parametrize("f", [scalar(rnn), growth], ids=["scan", "while_loop"])
+def test_gradcheck(run, f):
+    x = X.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: run(f, x), (x,), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: run(f, x), (x,), check_fwd_over_rev=True)
+
+
+@every_mode
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_autograd_functional(run, vectorize):
+    for name in ("jacobian", "hessian"):
+        derive = getattr(torch.autograd.functional, name)
+        same(derive(lambda x: run(scalar(rnn), x), X, vectorize=vectorize), derive(scalar(rnn_oracle), X))
+
+
+@every_mode
+def test_plain_forward_mode(run):
+    """A body is captured and differentiated for the first time within the level."""
+    scale = torch.tensor(1.5, dtype=F64)
+    f = lambda x: fh.scan(lambda c, _: (torch.sin(c * scale - 0.25), c.sum()), x, length=2)
+    with forward_ad.dual_level():
+        out = run(scalar(f), forward_ad.make_dual(X, X))
+        tangent = forward_ad.unpack_dual(out).tangent
+    same(tangent, tf.jvp(scalar(f), (X,), (X,))[1])
+
+
+def mixed(x):
+    """Outputs of several dtypes, of which some depend on x, and residuals of a loop of unknown length."""
+    loop = lambda s: (s[0] * 1.5 + torch.sin(s[1]), s[1] * s[0], s[2] + 1)
+    a, b, n = fh.while_loop(lambda s: s[0].norm() < 5, loop, (x, torch.ones_like(x), 0))
+    return fh.cond(x[0] > 0, lambda: (a * b, n, x > 0), lambda: (a + b, n * 2, x < 0))
+
+
+@every_mode
+def test_plain_forward_mode_with_plain_reverse_mode(run):
+    """One over the other, in both orders."""
+    f = lambda x: run(mixed, x)[0].sum()
+    expected = tf.hessian(lambda x: mixed(x)[0].sum())(X) @ X
+    x = X.clone().requires_grad_()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, X)
+        (slope,) = torch.autograd.grad(f(dual), dual, create_graph=True)
+        same(forward_ad.unpack_dual(slope).tangent, expected)
+        tangent = forward_ad.unpack_dual(f(forward_ad.make_dual(x, X))).tangent
+        same(torch.autograd.grad(tangent, x)[0], expected)
+
+
+@every_mode
+def test_backward(run):
+    """Retained graphs, parts of the outputs, accumulation, graphs of gradients, and a graph that is gone."""
+    x = X.clone().requires_grad_()
+    _, ys = run(rnn, x)
+    ys[1].backward(retain_graph=True)
+    once = x.grad.clone()
+    ys[1].backward()
+    same(x.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="second time"):
+        ys[0].backward()
+    slopes = []
+    for f in (lambda x: run(rnn, x), rnn_oracle):
+        x = X.clone().requires_grad_()
+        slope = torch.autograd.grad(f(x)[0][0], x, create_graph=True)[0]
+        slopes.append((slope, torch.autograd.grad(slope.sum(), x)[0]))
+    same(*slopes)
+
+
+@every_mode
+def test_modes_without_gradients(run):
+    x = X.clone().requires_grad_()
+    with torch.no_grad():
+        out = run(scalar(rnn), x)
+        assert not out.requires_grad
+        same(run(fh.grad(scalar(rnn)), x), tf.grad(scalar(rnn_oracle))(X))
+    with torch.inference_mode():
+        out = run(scalar(rnn), X)
+        assert out.is_inference()
+        same(run(fh.vmap(scalar(rnn)), torch.stack([X, X])), torch.stack([out, out]))
+        same(run(fh.grad(scalar(rnn)), X), tf.grad(scalar(rnn_oracle))(X))
+
+
+@every_mode
+def test_autograd_grad_in_a_body(run):
+    """A body may differentiate by torch.autograd on leaves of its own."""
+
+    def step(c, _):
+        leaf = c.detach().requires_grad_()
+        (slope,) = torch.autograd.grad((leaf**3).sum(), leaf)
+        return c - 0.1 * slope, None
+
+    expected = X
+    for _ in range(2):
+        expected = expected - 0.3 * expected**2
+    same(run(lambda x: fh.scan(step, x, length=2)[0], X), expected)
+
+
+@pytest.mark.parametrize("run", [plain, captured], ids=["plain", "captured"])
+def test_modules_hooks_and_parametrizations(run):
+    torch.manual_seed(0)
+    layers = {
+        "hook": nn.Linear(3, 3).double(),
+        "weight norm": parametrizations.weight_norm(nn.Linear(3, 3).double()),
+        "orthogonal": parametrizations.orthogonal(nn.Linear(3, 3).double()),
+    }
+    layers["hook"].register_forward_hook(lambda module, inputs, output: output * 2)
+    calls = []
+    layers["hook"].weight.register_post_accumulate_grad_hook(lambda p: calls.append(1))
+    for layer in layers.values():
+        twice = lambda x: fh.scan(lambda c, _: (torch.tanh(layer(c)), None), x, length=2)[0]
+        expected = torch.tanh(layer(torch.tanh(layer(X))))
+        same(run(twice, X), expected)
+        gradients = torch.autograd.grad(expected.sum(), list(layer.parameters()))
+        layer.zero_grad()
+        run(twice, X).sum().backward()
+        same(tuple(p.grad for p in layer.parameters()), gradients)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["cat", "slice_scatter", "slice"])
+def test_zero_tangents_of_other_shapes(mode):
+    """Views of zero tangents in a capture: derivatives of derivatives of lanes whose parts go different ways."""
+
+    def f(x):
+        if mode == "cat":
+            return (torch.cat([x[:1], x[1:3] * 2, x[3:]]) ** 2).sum()
+        return (x.slice_scatter(x[1:3] * 2, 0, 1, 3) if mode == "slice_scatter" else x[:3] * x[1:]).square().sum()
+
+    x = torch.linspace(-1, 1, 12, dtype=F64).reshape(3, 4)
+    looped = lambda x: fh.scan(lambda c, _: (c + f(x), None), x.sum(), length=2)[0]
+    for g in (f, looped):
+        expected = tf.vmap(tf.hessian(lambda x: f(x) * (2 if g is looped else 1)))(x)
+        for outer in (fh.jacfwd, fh.jacrev):
+            for inner in (fh.jacfwd, fh.jacrev):
+                same(fh.jit(fh.vmap(outer(inner(g))), backend="eager")(x), expected)
