@@ -315,7 +315,7 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
             """\
 f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
   %zeros: int64[] = zeros([], dtype=torch.int64, device=cpu, pin_memory=False)
-  %while_loop = while_loop[n_carry=2, flags=()](%zeros, %arg0, %arg1)
+  %while_loop = while_loop[n_carry=2, flags=(), checkpoints=None](%zeros, %arg0, %arg1)
     cond(%arg0: int64[], %arg1: float64[3], %arg2: float64[3]):
       %lt: bool[] = lt.Scalar(%arg0, 3)
       return (%lt)
@@ -337,7 +337,7 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
 f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
   %zeros: int64[] = zeros([], dtype=torch.int64, device=cpu, pin_memory=False)
   %exp: float64[3] = exp(%arg1)
-  %while_loop = while_loop[n_carry=2, flags=()](%zeros, %arg0, %exp)
+  %while_loop = while_loop[n_carry=2, flags=(), checkpoints=None](%zeros, %arg0, %exp)
     cond(%arg0: int64[], %arg1: float64[3], %arg2: float64[3]):
       %lt: bool[] = lt.Scalar(%arg0, 3)
       return (%lt)
