@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from ..._torch import OpOverload
 from ..memory import is_view
+from ..sizes import is_closed
 from ..subgraph import Mask, StaticParameters, Subgraph, is_random_node, static_of
 
 __all__ = ["Hoisted", "hoist_loops", "is_any", "is_costly", "is_total", "not_a_loop", "split_invariant"]
@@ -47,14 +48,14 @@ def is_costly(node: fx.Node) -> bool:
     from.
     """
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not all(type(size) is int for size in value.shape):
+    if not isinstance(value, Tensor) or not is_closed(value.shape):
         return False
     producer = node.all_input_nodes[0] if node.all_input_nodes else None
     if producer is None or is_view(node) or (is_view(producer) and isinstance(producer.meta.get("val"), (list, tuple))):
         return False
     tensors = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
     is_broadcast = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-    return not is_broadcast or any(v.numel() >= value.numel() for v in tensors)
+    return not is_broadcast or any(is_closed(v.shape) and v.numel() >= value.numel() for v in tensors)
 
 
 def split_invariant(

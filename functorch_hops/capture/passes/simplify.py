@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ..._torch import OpOverload
 from ..memory import is_copy
+from ..sizes import is_closed
 from ..subgraph import frozen, is_random_node
 
 __all__ = ["simplify"]
@@ -65,7 +66,7 @@ _MAY_CHANGE_NOTHING = frozenset(
 
 
 def _same_sizes(a: Tensor, b: Tensor) -> bool:
-    return all(type(size) is int for size in a.shape) and a.shape == b.shape
+    return is_closed(a.shape) and is_closed(b.shape) and a.shape == b.shape
 
 
 def _is_pure(node: fx.Node, module: fx.GraphModule) -> bool:
