@@ -52,6 +52,15 @@ def tangent(h: Tensor, xs: Tensor) -> Any:
     return fh.jvp(lambda h: summed(h, xs), (h,), (h,))
 
 
+def scan_of_cond(h: Tensor, xs: Tensor) -> Tensor:
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = fh.cond(h.sum() > 0, twelve_operators, lambda h, x: (h * x).tanh(), h, x)
+        return h, h
+
+    h, ys = fh.scan(step, h, xs)
+    return h.sum() + ys.sum()
+
+
 def captures() -> dict[str, Callable[[], object]]:
     h, xs = torch.rand(8), torch.rand(64, 8)
     hs = torch.rand(4, 8)
@@ -65,6 +74,7 @@ def captures() -> dict[str, Callable[[], object]]:
         "grad of the scan": lambda: fh.make_graph(fh.grad(summed))(h, xs),
         "vmap of grad of the scan": lambda: fh.make_graph(fh.vmap(fh.grad(summed), in_dims))(hs, xs),
         "hessian of the scan": lambda: fh.make_graph(fh.hessian(summed))(h, xs),
+        "hessian of a scan of cond": lambda: fh.make_graph(fh.hessian(scan_of_cond))(h, xs),
     }
 
 

@@ -36,6 +36,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction, once_differentiable
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import (
     ProxyTorchDispatchMode,
     PythonKeyTracer,
@@ -156,10 +157,16 @@ def as_plain_class(t: Tensor) -> Tensor:
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    """``forward_ad.make_dual``, which copies a tangent of another layout by a kernel that knows no symbolic sizes."""
-    if any(isinstance(size, torch.SymInt) for size in primal.shape):
-        primal, tangent = primal.contiguous(), tangent.contiguous()
-    return forward_ad.make_dual(primal, tangent)
+    """``forward_ad.make_dual``, which copies a tangent of another layout in place, by a kernel that knows no symbolic
+    sizes.
+    """
+    return forward_ad.make_dual(primal.contiguous(), tangent.contiguous())
+
+
+def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool) -> tuple[Any, ...]:
+    """``torch.func.vjp`` for some of the arguments; all may be updated in place."""
+    result: tuple[Any, ...] = eager_transforms._vjp_with_argnums(func, *args, argnums=tuple(argnums), has_aux=has_aux)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,6 +302,11 @@ def in_dual_level() -> bool:
     return forward_ad._current_level >= 0
 
 
+def has_tangent(t: Tensor) -> bool:
+    """Whether plain forward-mode differentiation is at work on ``t``."""
+    return in_dual_level() and forward_ad.unpack_dual(t).tangent is not None
+
+
 @contextlib.contextmanager
 def differentiable() -> Iterator[None]:
     """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped."""
@@ -357,6 +369,17 @@ def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
     tracer.graph = graph
     tracer.tensor_attrs = {}
     return tracer
+
+
+def new_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> torch.fx.GraphModule:
+    """A GraphModule that generates its code when it first runs: most graphs are only steps to others."""
+    return _LazyGraphModule(root, graph)
+
+
+def run_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """The generated code of a graph."""
+    _LazyGraphModule.force_recompile(module)
+    return module.forward
 
 
 def storage_key(t: Tensor) -> int:

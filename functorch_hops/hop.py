@@ -15,7 +15,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,10 @@ from torch.autograd import forward_ad
 
 from . import _torch
 from .capture.liveness import Pruned
+from .capture.passes.forwarding import Forwarded
+from .capture.passes.hoisting import Hoisted
 from .capture.speculate import current_capture, lift_operands
-from .capture.subgraph import Mask, StaticParameters, is_differentiable
+from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .capture.validate import check_tensor_class
 from .lowering.numbers import without_numbers
 
@@ -61,6 +63,15 @@ class Rules:
     ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs
     need; None where nothing can be left out.
 
+    ``forward(static, operands) -> smaller call``: without operands that only pass through or are there twice (equal
+    ones compare equal); None where there are none.
+
+    ``hoist(static, operands) -> smaller call``: without what its body computes from constants alone, and the graph that
+    does it; None where there is nothing. ``operands`` may be of any kind, only numbers among them are looked at.
+
+    ``fission(static, operands) -> graph``: the call as a graph over its tensors, products that need not be in the loop
+    taken for all steps at once; None where there are none.
+
     ``native(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
     """
 
@@ -72,6 +83,9 @@ class Rules:
     augment: Callable[[StaticParameters, Mask], StaticParameters]
     pullback: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
     prune: Callable[[StaticParameters, Mask], Pruned | None]
+    forward: Callable[[StaticParameters, Sequence[Hashable]], Forwarded | None]
+    hoist: Callable[[StaticParameters, Sequence[Any]], Hoisted | None]
+    fission: Callable[[StaticParameters, Sequence[Any]], Subgraph | None]
     native: Callable[[StaticParameters, Tensors], Tensors]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_hops import pytree
+from functorch_hops import _torch, pytree
 from functorch_hops.capture.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.transforms.flat import (
@@ -136,12 +136,12 @@ def _value_and_grad(
         companions.append(Auxiliary(aux))
         return _checked_scalar(operation, value), companions[0].tensors
 
-    transform = torch.func.grad_and_value(flat, arguments.indices, has_aux=has_aux)
-    gradients, result = transform(*arguments.tensors)
-    if not has_aux:
-        return result, arguments.tree(gradients)
-    value, tensors = result
-    return value, arguments.tree(gradients), companions[0].tree(tensors)
+    # torch.func.grad runs the backward pass while its level is active, where every operator is prepared for a second
+    # derivative that nobody takes. That of a vjp runs when the level has ended.
+    value, pull, *tensors = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
+    with torch.enable_grad():
+        gradients = arguments.tree(pull(torch.ones_like(value)))
+    return (value, gradients, companions[0].tree(*tensors)) if has_aux else (value, gradients)
 
 
 def _checked_scalar(operation: str, value: Any) -> Tensor:

@@ -79,13 +79,29 @@ def _by_rows(
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_real)
-        transform = torch.func.jacrev(flat, arguments.indices, has_aux=has_aux, chunk_size=chunk_size)
-        result = transform(*arguments.tensors)
-        rows, aux = result if has_aux else (result, ())
+        outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
+        gradients = _rows(pull, outputs, arguments.inputs, chunk_size)
+        sizes = [out.numel() for out in outputs]
+        blocks = [
+            [part.reshape((*out.shape, *t.shape)) for part, out in zip(gradient.split(sizes), outputs, strict=True)]
+            for gradient, t in zip(gradients, arguments.inputs, strict=True)
+        ]
+        rows = zip(*blocks, strict=True) if blocks else [()] * len(outputs)
         jacobian = flat.spec.unflatten([arguments.tree(row) for row in rows])
-        return (jacobian, flat.aux.tree(aux)) if has_aux else jacobian
+        return (jacobian, flat.aux.tree(*aux)) if has_aux else jacobian
 
     return jacobian_of
+
+
+def _rows(pull: Function, outputs: Sequence[Tensor], inputs: Sequence[Tensor], chunk_size: int | None) -> list[Tensor]:
+    """The gradient of each input from every unit vector of the outputs, stacked on dim 0."""
+    if sum(out.numel() for out in outputs) == 0:
+        return [t.new_zeros(0, *t.shape) for t in inputs]
+    chunks = [
+        _in_lanes(lambda *cotangents: (pull(cotangents)[: len(inputs)], ()), basis, chunk_size)[0]
+        for basis in _unit_vectors(outputs, chunk_size)
+    ]
+    return _concatenated(chunks)
 
 
 def jacfwd(
@@ -176,25 +192,27 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
         places = [place for place, tensor in enumerate(aux) if _torch.is_batched_here(tensor)]
         return derivatives, tuple(aux[place] for place in places)
 
-    chunks = [_push_chunk(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
+    chunks = [_in_lanes(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
     for place, lanes in zip(places, chunks[-1][1], strict=True):
         aux[place] = lanes[0]
-    columns = [derivatives for derivatives, _ in chunks]
-    if len(columns) == 1:
-        return list(columns[0]), aux
-    return [torch.cat(parts) for parts in zip(*columns, strict=True)], aux
+    return _concatenated([derivatives for derivatives, _ in chunks]), aux
 
 
-def _push_chunk(push: Function, basis: tuple[Tensor, ...], chunk_size: int | None) -> Any:
+def _concatenated(chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return list(chunks[0]) if len(chunks) == 1 else [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+
+def _in_lanes(function: Function, basis: tuple[Tensor, ...], chunk_size: int | None) -> Any:
+    """The derivatives along the vectors of `basis`, and what accompanies them, each stacked on dim 0."""
     if chunk_size == 1:
-        derivatives, aux = push(*(vector.squeeze(0) for vector in basis))
+        derivatives, aux = function(*(vector.squeeze(0) for vector in basis))
         return tuple(t.unsqueeze(0) for t in derivatives), tuple(t.unsqueeze(0) for t in aux)
-    return torch.func.vmap(push)(*basis)
+    return torch.func.vmap(function)(*basis)
 
 
-def _unit_vectors(inputs: Sequence[Tensor], chunk_size: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """The unit vectors of the space of all inputs together, `chunk_size` at a time, stacked on dim 0."""
-    sizes = [t.numel() for t in inputs]
+def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator[tuple[Tensor, ...]]:
+    """The unit vectors of the space of all tensors together, `chunk_size` at a time, stacked on dim 0."""
+    sizes = [t.numel() for t in tensors]
     total = sum(sizes)
     # Without chunks no size is read, so that it may stay open while tracing.
     spans = (
@@ -202,7 +220,7 @@ def _unit_vectors(inputs: Sequence[Tensor], chunk_size: int | None) -> Iterator[
     )
     for start, count in spans:
         chunk, offset = [], 0
-        for t, size in zip(inputs, sizes, strict=True):
+        for t, size in zip(tensors, sizes, strict=True):
             row = torch.arange(count, device=t.device) + (start - offset)
             column = torch.arange(size, device=t.device)
             chunk.append((row[:, None] == column).to(t.dtype).reshape((count, *t.shape)))

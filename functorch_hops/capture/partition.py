@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, is_unbacked, storage_key, suspended
+from .._torch import OpOverload, is_unbacked, suspended
+from .builder import Builder, meta_of
 from .derive import joint
-from .liveness import eliminate_dead_code
+from .memory import is_view
 from .subgraph import Mask, Subgraph, TensorMeta, is_differentiable, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
@@ -112,7 +113,7 @@ class _Splitter:
             forward=self._forward(),
             backward=self._backward(),
             kept=tuple(p in self.kept for p in self.inputs),
-            residuals=tuple(_meta(n) for n in self.residuals),
+            residuals=tuple(meta_of(n) for n in self.residuals),
         )
 
     def _need(self, node: fx.Node) -> None:
@@ -135,7 +136,7 @@ class _Splitter:
             return True
         if is_random_node(node, self.module) or any(is_random_node(n, self.module) for n in _producer(node)):
             return False
-        return node not in self.stored or _is_view(node) or not self.save(node)
+        return node not in self.stored or is_view(node) or not self.save(node)
 
     def _is_constant(self, node: fx.Node) -> bool:
         """Whether autograd gives this element of a tuple no gradient: see NOTE [Constant residuals]."""
@@ -143,82 +144,24 @@ class _Splitter:
         return any(node.args[1] in _constant_outputs(p, self.tracked) for p in sources)
 
     def _forward(self) -> Subgraph:
-        taken = {storage_key(n.meta["val"]) for n in (*self.inputs, *self.outputs)}
-        builder = _Builder(self.module)
+        builder = Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
-        for node in self._random(self.module.graph.nodes):
-            if node not in self.backward:
-                builder.value(node)  # first, in their order: a draw keeps its place in the stream, used or not
-        results = [builder.value(n) for n in self.outputs]
-        for node in self.residuals:
-            value = builder.value(node)
-            key = storage_key(node.meta["val"])
-            results.append(builder.clone(value) if key in taken else value)
-            taken.add(key)
-        return builder.finish(results)
+        # A draw keeps its place in the stream, used or not.
+        draws = [n for n in self._random(self.module.graph.nodes) if n not in self.backward]
+        return builder.finish([*self.outputs, *self.residuals], also=draws)
 
     def _backward(self) -> Subgraph:
-        builder = _Builder(self.module)
+        builder = Builder(self.module)
         for node in self.residuals:
-            builder.placeholder(node, _meta(node))
+            builder.placeholder(node, meta_of(node))
             if self._is_constant(node):
                 builder.bar(node)
         for node in (n for n in self.inputs if n in self.kept):
-            builder.placeholder(node, _meta(node))
+            builder.placeholder(node, meta_of(node))
         for node in self.cts:
-            builder.placeholder(node, _meta(node))
-        results, taken = [], {storage_key(n.meta["val"]) for n in builder.new}
-        for node in self.grads:
-            value, key = builder.value(node), storage_key(node.meta["val"])
-            results.append(builder.clone(value) if key in taken else value)
-            taken.add(key)
-        return builder.finish(results)
-
-
-class _Builder:
-    """A graph assembled from nodes of another one."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
-        self.graph = fx.Graph()
-        self.new: dict[fx.Node, fx.Node] = {}
-        self.inputs: list[TensorMeta] = []
-
-    def placeholder(self, old: fx.Node, meta: TensorMeta) -> None:
-        new = self.graph.placeholder(f"arg{len(self.inputs)}")
-        new.meta = dict(old.meta)
-        self.new[old] = new
-        self.inputs.append(meta)
-
-    def bar(self, old: fx.Node) -> None:
-        """Let no derivative look behind the value of this node."""
-        value = self.new[old]
-        self.new[old] = self.graph.call_function(torch.ops.aten.detach.default, (value,))
-        self.new[old].meta["val"] = old.meta["val"]
-
-    def value(self, old: fx.Node) -> fx.Node:
-        todo = [old]
-        while todo:
-            node = todo[-1]
-            missing = [n for n in node.all_input_nodes if n not in self.new] if node not in self.new else []
-            todo.extend(missing)
-            if not missing:
-                todo.pop()
-                if node not in self.new:
-                    self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
-        return self.new[old]
-
-    def clone(self, node: fx.Node) -> fx.Node:
-        new = self.graph.call_function(torch.ops.aten.clone.default, (node,))
-        new.meta["val"] = node.meta["val"]
-        return new
-
-    def finish(self, results: list[fx.Node]) -> Subgraph:
-        self.graph.output(tuple(results))
-        module = fx.GraphModule(self.module, self.graph)
-        eliminate_dead_code(module)  # of an operator in it, this part may use some outputs only
-        return Subgraph.intern(module, self.inputs, [_meta(n) for n in results])
+            builder.placeholder(node, meta_of(node))
+        return builder.finish(self.grads)
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
@@ -261,17 +204,3 @@ def _constant_outputs(node: fx.Node, tracked: set[fx.Node]) -> list[int]:
 def _is_static_tensor(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     return isinstance(value, Tensor) and not any(map(is_unbacked, value.shape))
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, OpOverload):
-        return False
-    if target is torch.ops.aten.reshape.default or target is torch.ops.aten.detach.default:
-        return True
-    returned = target._schema.returns
-    return bool(returned) and returned[0].alias_info is not None and not target._schema.is_mutable
-
-
-def _meta(node: fx.Node) -> TensorMeta:
-    return TensorMeta.of(node.meta["val"])

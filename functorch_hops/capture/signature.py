@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
+from .._torch import new_graph_module
 from .subgraph import Subgraph, TensorMeta
 
 __all__ = ["merge_lifted"]
@@ -51,4 +52,4 @@ def _with_inputs(body: Subgraph, n_inputs: int, places: list[int], metas: list[T
             mapped[node] = graph.node_copy(node, mapped.__getitem__)
     for placeholder, meta in zip(new, inputs):
         placeholder.meta.setdefault("val", meta)
-    return Subgraph.intern(fx.GraphModule(body.module, graph), inputs, body.outputs)
+    return Subgraph.intern(new_graph_module(body.module, graph), inputs, body.outputs)

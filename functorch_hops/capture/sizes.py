@@ -24,6 +24,7 @@ __all__ = [
     "Binding",
     "SymbolPlaces",
     "facts_hold",
+    "is_closed",
     "open_shape",
     "open_size",
     "same_sizes",
@@ -43,6 +44,11 @@ def size_at(x: Tensor, dim: int) -> Any:
 
 
 _FIRST_OPEN = 2
+
+
+def is_closed(shape: Sequence[Any]) -> bool:
+    """Whether all sizes are numbers: only then they may be compared without recording a fact."""
+    return all(type(size) is int for size in shape)
 
 
 def open_shape(shape: Sequence[int]) -> tuple[int | None, ...]:

@@ -15,7 +15,6 @@ refused,
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +28,8 @@ from torch.overrides import TorchFunctionMode
 from .. import _torch, pytree
 from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
 from .buffers import Buffers, refuse_update
+from .builder import copy_nodes
+from .current import current_capture, state
 from .functional import (
     bound_slice,
     has_writes,
@@ -40,7 +41,7 @@ from .functional import (
     without_statistics,
 )
 from .indexing import Rows
-from .liveness import eliminate_dead_code
+from .passes import clean
 from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
 from .validate import check_tensor_class
@@ -108,18 +109,6 @@ def _refuse_leak(caller: Caller) -> NoReturn:
 
 _DEPTH_OF_RECURSION = 8
 """No program nests as deep as this on purpose and exhausts Python's stack by something else."""
-
-
-class _State(threading.local):
-    capture: Capture | None = None
-
-
-_state = _State()
-
-
-def current_capture() -> Capture | None:
-    """The innermost capture that runs on this thread."""
-    return _state.capture
 
 
 class Capture:
@@ -274,6 +263,26 @@ class Capture:
 
     # -- nodes
 
+    def inline(self, body: Subgraph, operands: Sequence[Tensor]) -> list[Tensor] | None:
+        """Copy a graph into this one instead of running it, where nothing would happen to its operators on the way.
+
+        That is so for plain values of this capture, with no transform, tangent or gradient at work and no open sizes.
+        Rules wrap graphs in a few operators of their own; this saves tracing what is inside again.
+        """
+        if _torch.top_interpreter() is not None or not torch.is_grad_enabled() or body.shape_env is not None:
+            return None
+        outputs = []
+        with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            operands = [self.rows.fresh(self.lift(x)) for x in operands]
+            if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
+                return None
+            inputs = [self.proxy_of(x).node for x in operands]
+            for node, meta in zip(copy_nodes(body, inputs, self.root, self.graph), body.outputs):
+                fake = self._new_fake(meta)
+                _torch.track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
+                outputs.append(fake)
+        return outputs
+
     def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
         """The ``get_attr`` node of an operator's static parameters."""
         name = self.tracer.get_fresh_qualname(f"{label}_")
@@ -374,7 +383,7 @@ class Capture:
         self._lift_constants()
         nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
         self.graph.output(tuple(nodes))
-        return fx.GraphModule(self.root, self.graph)
+        return _torch.new_graph_module(self.root, self.graph)
 
     def _lift_constants(self) -> None:
         """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold
@@ -465,8 +474,8 @@ def _trace(
     keep_autocast: bool,
     buffers: Buffers | None = None,
 ) -> tuple[fx.GraphModule, Capture]:
-    _torch.install_hooks(_lift_hook, _function_hook, lambda: _state.capture is not None)
-    parent = _state.capture
+    _torch.install_hooks(_lift_hook, _function_hook, lambda: state.capture is not None)
+    parent = state.capture
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
@@ -489,8 +498,8 @@ def _trace(
 
 @contextlib.contextmanager
 def _observers(capture: Capture) -> Iterator[None]:
-    outer = _state.capture
-    _state.capture = capture
+    outer = state.capture
+    state.capture = capture
     try:
         with (
             capture.session.fake_mode,
@@ -500,7 +509,7 @@ def _observers(capture: Capture) -> Iterator[None]:
         ):
             yield
     finally:
-        _state.capture = outer
+        state.capture = outer
 
 
 @contextlib.contextmanager
@@ -560,19 +569,19 @@ def _unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None 
 
 def lift_operands(operands: Sequence[Any]) -> list[Any]:
     """Operands of a HOP call as values of the innermost capture, if one runs."""
-    capture = _state.capture
+    capture = state.capture
     if capture is None:
         return list(operands)
     return [capture.rows.fresh(capture.lift(x)) if isinstance(x, Tensor) else x for x in operands]
 
 
 def _lift_hook(t: Tensor) -> Tensor:
-    capture = _state.capture
+    capture = state.capture
     return capture.lift(t) if capture is not None and isinstance(t, Tensor) else t
 
 
 def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if _state.capture is None:
+    if state.capture is None:
         return NotImplemented
     from ..ops.custom_rule.autograd_function import call_autograd_function
 
@@ -782,4 +791,4 @@ def _clean(module: fx.GraphModule) -> None:
             node.target = size_at
         bound_slice(node)
         unexpand_written(node)
-    eliminate_dead_code(module)
+    clean(module)

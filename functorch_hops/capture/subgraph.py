@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import FakeTensorMode, OpOverload, facts, without_torch_function
+from .._torch import FakeTensorMode, OpOverload, facts, run_of, without_torch_function
+from .current import state
 from .sizes import Binding, SymbolPlaces, facts_hold, open_size, same_sizes, shape_env_of, size_key, size_value
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "StaticParameters",
     "Subgraph",
     "TensorMeta",
+    "frozen",
     "is_differentiable",
     "is_random_node",
     "static_of",
@@ -179,7 +181,7 @@ class Subgraph(_Deriving):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
-        self._run = module.forward
+        self._run: Callable[..., tuple[Tensor, ...]] | None = None
         shapes = [meta.shape for meta in self.inputs]
         self.shape_env = shape_env_of(shapes)
         self._symbols = SymbolPlaces(shapes) if self.shape_env is not None else None
@@ -196,8 +198,13 @@ class Subgraph(_Deriving):
             return existing
 
     def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = self._run(*operands)
-        return result
+        if state.capture is not None:
+            copied = state.capture.inline(self, operands)
+            if copied is not None:
+                return tuple(copied)
+        if self._run is None:
+            self._run = run_of(self.module)
+        return self._run(*operands)
 
     def reached(self, sources: Sequence[bool], *, by: str) -> Mask:
         """Which outputs the marked inputs reach.
@@ -241,6 +248,9 @@ class Subgraph(_Deriving):
     def allows(self, binding: Binding) -> bool:
         """Whether this graph stands for what was traced at these sizes too."""
         return self.shape_env is None or facts_hold(self.shape_env, binding, self._n_facts)
+
+    def input_nodes(self) -> list[fx.Node]:
+        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
 
     def output_nodes(self) -> Sequence[fx.Node]:
         (outputs,) = self.module.graph.output_node().args
@@ -289,26 +299,28 @@ def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
 
 def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:
     index: dict[fx.Node, int] = {}
-
-    def freeze(a: Any) -> Hashable:
-        if isinstance(a, fx.Node):
-            return ("%", index[a])
-        if isinstance(a, (tuple, list)):
-            return ("seq", *map(freeze, a))
-        if isinstance(a, dict):
-            return ("map", *((k, freeze(v)) for k, v in a.items()))
-        if isinstance(a, slice):
-            return ("slice", freeze(a.start), freeze(a.stop), freeze(a.step))
-        return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
-
     rows = []
     for node in module.graph.nodes:
         index[node] = len(index)
         target = _attribute_key(getattr(module, node.target)) if node.op == "get_attr" else node.target
         if node.op == "placeholder":
             target = None
-        rows.append((node.op, target, freeze(node.args), freeze(node.kwargs), _dtypes(node.meta.get("val"))))
+        arguments = frozen(node.args, index), frozen(node.kwargs, index)
+        rows.append((node.op, target, *arguments, _dtypes(node.meta.get("val"))))
     return tuple(rows), tuple(inputs)
+
+
+def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:
+    """Arguments of a node as a key; other nodes by their place in ``index``, or as they are."""
+    if isinstance(a, fx.Node):
+        return ("%", a if index is None else index[a])
+    if isinstance(a, (tuple, list)):
+        return ("seq", *(frozen(v, index) for v in a))
+    if isinstance(a, dict):
+        return ("map", *((k, frozen(v, index)) for k, v in a.items()))
+    if isinstance(a, slice):
+        return ("slice", frozen(a.start, index), frozen(a.stop, index), frozen(a.step, index))
+    return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
 
 
 def _dtypes(value: Any) -> Hashable:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
+from ..capture.passes.fission import batch_products
+from ..capture.passes.hoisting import hoist_loops
 from ..capture.sizes import facts_hold
 from ..capture.subgraph import Subgraph
 from .numbers import without_numbers
@@ -52,6 +54,7 @@ def _checked(body: Subgraph, run: Compiled) -> Compiled:
 
 
 def _compile(body: Subgraph, backend: Backend) -> Compiled:
+    body = batch_products(hoist_loops(body))
     if backend.name == "eager":
         return lambda operands: body(*operands)
     if not body.outputs:

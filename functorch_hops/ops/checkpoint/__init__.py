@@ -3,11 +3,14 @@
 Static parameters: the body. Operands: its inputs.
 """
 
+from ...capture.passes.fission import no_products
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
     checkpoint_abstract,
     checkpoint_augment,
     checkpoint_batch,
+    checkpoint_forward,
     checkpoint_jvp,
     checkpoint_native,
     checkpoint_prune,
@@ -30,6 +33,9 @@ checkpoint_op = Hop(
         augment=checkpoint_augment,
         pullback=checkpoint_pullback,
         prune=checkpoint_prune,
+        forward=checkpoint_forward,
+        hoist=not_a_loop,
+        fission=no_products,
         native=checkpoint_native,
     ),
 )

@@ -5,19 +5,21 @@ Random numbers are the exception: they are residuals (NOTE [Partition]), so the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor, fx
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
 from ...capture.partition import Partition, backward_operands, partition
+from ...capture.passes.forwarding import Forwarded, forward_branches
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 
 __all__ = [
     "checkpoint_abstract",
     "checkpoint_augment",
     "checkpoint_batch",
+    "checkpoint_forward",
     "checkpoint_jvp",
     "checkpoint_native",
     "checkpoint_prune",
@@ -93,6 +95,10 @@ def checkpoint_pullback(
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, operands_back))
     return [next(grads) if a else None for a in active]
+
+
+def checkpoint_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
+    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(*bodies))
 
 
 def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -3,11 +3,14 @@
 Static parameters: the body, and the ``backend`` that compiles it. Operands: the body's inputs.
 """
 
+from ...capture.passes.fission import no_products
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .rules import (
     closed_call_abstract,
     closed_call_augment,
     closed_call_batch,
+    closed_call_forward,
     closed_call_jvp,
     closed_call_native,
     closed_call_prune,
@@ -30,6 +33,9 @@ closed_call_op = Hop(
         augment=closed_call_augment,
         pullback=closed_call_pullback,
         prune=closed_call_prune,
+        forward=closed_call_forward,
+        hoist=not_a_loop,
+        fission=no_products,
         native=closed_call_native,
     ),
 )

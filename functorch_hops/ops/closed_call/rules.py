@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
 from ...capture.partition import backward_operands, partition
+from ...capture.passes.forwarding import Forwarded, forward_branches
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 from ...lowering.backends import Backend, compiled
 
@@ -16,6 +17,7 @@ __all__ = [
     "closed_call_abstract",
     "closed_call_augment",
     "closed_call_batch",
+    "closed_call_forward",
     "closed_call_jvp",
     "closed_call_native",
     "closed_call_prune",
@@ -87,6 +89,14 @@ def closed_call_pullback(
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, static, operands_back))
     return [next(grads) if a else None for a in active]
+
+
+def closed_call_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
+    def make(bodies: Sequence[Subgraph]) -> StaticParameters:
+        (body,) = bodies
+        return closed_call_static(body, static["backend"])
+
+    return forward_branches(static.bodies, operands, 0, make)
 
 
 def closed_call_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -4,9 +4,12 @@ Static parameters: ``bodies`` are the branches, all of one signature. Operands: 
 branch 0) or a 0-d int64 in range - then the branches' operands.
 """
 
+from ...capture.passes.fission import no_products
+from ...capture.passes.hoisting import not_a_loop
 from ...hop import Hop, Rules
 from .batching import cond_batch
 from .eager import cond_abstract, cond_run
+from .forwarding import cond_forward
 from .jvp import cond_jvp
 from .liveness import cond_prune
 from .lowering import cond_native
@@ -26,6 +29,9 @@ cond_op = Hop(
         augment=cond_augment,
         pullback=cond_pullback,
         prune=cond_prune,
+        forward=cond_forward,
+        hoist=not_a_loop,
+        fission=no_products,
         native=cond_native,
     ),
 )

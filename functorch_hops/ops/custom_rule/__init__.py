@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ... import _torch
+from ...capture.passes.fission import no_products
+from ...capture.passes.hoisting import not_a_loop
 from ...capture.subgraph import StaticParameters
 from ...hop import Hop, Rules
 from .rules import (
@@ -17,6 +19,7 @@ from .rules import (
     custom_rule_abstract,
     custom_rule_augment,
     custom_rule_batch,
+    custom_rule_forward,
     custom_rule_jvp,
     custom_rule_native,
     custom_rule_prune,
@@ -47,6 +50,9 @@ custom_rule_op = _CustomRuleHop(
         augment=custom_rule_augment,
         pullback=custom_rule_pullback,
         prune=custom_rule_prune,
+        forward=custom_rule_forward,
+        hoist=not_a_loop,
+        fission=no_products,
         native=custom_rule_native,
     ),
 )

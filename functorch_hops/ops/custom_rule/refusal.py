@@ -10,12 +10,14 @@ Static parameters: the error, and the metadata of the outputs. Operands: the cot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...capture.liveness import Pruned
+from ...capture.passes.fission import no_products
+from ...capture.passes.hoisting import not_a_loop
 from ...capture.speculate import current_capture
 from ...capture.subgraph import Mask, StaticParameters, TensorMeta
 from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
@@ -104,6 +106,10 @@ def refusal_prune(static: StaticParameters, used: Mask) -> Pruned | None:
     return None
 
 
+def refusal_forward(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+    """Nothing is known of what is not computed."""
+
+
 refusal_op = Hop(
     "refusal",
     Rules(
@@ -115,6 +121,9 @@ refusal_op = Hop(
         augment=refusal_augment,
         pullback=refusal_pullback,
         prune=refusal_prune,
+        forward=refusal_forward,
+        hoist=not_a_loop,
+        fission=no_products,
         native=refusal_run,
     ),
 )

@@ -8,7 +8,7 @@ these as it does any code: so the second derivative is that of the rule, residua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "custom_rule_abstract",
     "custom_rule_augment",
     "custom_rule_batch",
+    "custom_rule_forward",
     "custom_rule_jvp",
     "custom_rule_native",
     "custom_rule_prune",
@@ -56,6 +57,10 @@ def custom_rule_abstract(static: StaticParameters, operands: Sequence[Tensor]) -
 def custom_rule_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """What is lowered has been differentiated already."""
     return static.bodies[0](*operands)
+
+
+def custom_rule_forward(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+    """The derivative is the user's, who sees all operands and outputs: they stay as they are."""
 
 
 def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:

@@ -8,6 +8,9 @@ the stacked ys.
 from ...hop import Hop, Rules
 from .batching import scan_batch
 from .eager import scan_abstract, scan_run
+from .fission import scan_fission
+from .forwarding import scan_forward
+from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
 from .lowering import scan_native
@@ -27,6 +30,9 @@ scan_op = Hop(
         augment=scan_augment,
         pullback=scan_pullback,
         prune=scan_prune,
+        forward=scan_forward,
+        hoist=scan_hoist,
+        fission=scan_fission,
         native=scan_native,
     ),
 )

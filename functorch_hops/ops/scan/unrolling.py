@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _torch
 from ...capture.derive import rewritten
+from ...capture.liveness import needed_inputs, restricted
+from ...capture.passes.forwarding import forward_call
+from ...capture.passes.hoisting import is_any, split_invariant
 from ...capture.subgraph import Subgraph, TensorMeta
-from .eager import scan_static
+from .eager import scan_static, split_operands
+from .forwarding import scan_forward
 
 __all__ = ["run_unrolled"]
 
@@ -25,7 +30,27 @@ def run_unrolled(
     reverse: bool,
     unroll: int,
 ) -> Sequence[Tensor]:
-    """``scan`` in chunks of ``unroll`` steps; in reverse the remainder comes first in time order, hence last run."""
+    """``scan`` without what it only hands on, invariant work done, in chunks of ``unroll`` steps."""
+    static = scan_static(body, n_carry, len(xs), reverse)
+    static, operands, restore = forward_call(scan_forward, static, [length, *init, *xs, *consts])
+    _, init, xs, consts = split_operands(static, operands)
+    (body,) = static.bodies
+    if isinstance(length, int) and length > 0:
+        body, consts = _without_invariants(body, len(init), xs, consts)
+    return restore(_in_chunks(body, len(init), length, init, xs, consts, reverse, unroll))
+
+
+def _in_chunks(
+    body: Subgraph,
+    n_carry: int,
+    length: Any,
+    init: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+    unroll: int,
+) -> Sequence[Tensor]:
+    """In reverse the remainder comes first in time order, hence it runs last."""
     from . import scan_op
 
     def scan(body: Subgraph, length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -45,6 +70,22 @@ def run_unrolled(
     outs = scan(body, length % unroll, carry, rest)
     pairs = zip(outs[n_carry:], ys) if reverse else zip(ys, outs[n_carry:])
     return [*outs[:n_carry], *(torch.cat(pair) for pair in pairs)]
+
+
+def _without_invariants(
+    body: Subgraph, n_carry: int, xs: Sequence[Tensor], consts: Sequence[Tensor]
+) -> tuple[Subgraph, Sequence[Tensor]]:
+    """The body of a scan that takes a step, and its constants, invariant work done (NOTE [When hoisting is right])."""
+    first = n_carry + len(xs)
+    parts = split_invariant(body, tuple(i >= first for i in range(len(body.inputs))), is_any)
+    if parts is None:
+        return body, consts
+    outside, inside = parts
+    with _torch.autocast_off():
+        consts = [*consts, *outside(*consts)]
+    everything = (True,) * len(body.outputs)
+    needed = needed_inputs(inside, everything)[first:]
+    return restricted(inside, (*(True,) * first, *needed), everything), [c for c, n in zip(consts, needed) if n]
 
 
 def _several_steps(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool) -> Subgraph:

@@ -7,9 +7,12 @@ over the iterations: the body's outputs beyond the carry, with the bool vector `
 at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag before its own.
 """
 
+from ...capture.passes.fission import no_products
 from ...hop import Hop, Rules
 from .batching import while_loop_batch
 from .eager import while_loop_abstract, while_loop_run
+from .forwarding import while_loop_forward
+from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
 from .lowering import while_loop_native
@@ -29,6 +32,9 @@ while_loop_op = Hop(
         augment=while_loop_augment,
         pullback=while_loop_pullback,
         prune=while_loop_prune,
+        forward=while_loop_forward,
+        hoist=while_loop_hoist,
+        fission=no_products,
         native=while_loop_native,
     ),
 )

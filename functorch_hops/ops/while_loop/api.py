@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...capture.passes.forwarding import forward_call
 from ...capture.signature import merge_lifted
 from ...capture.speculate import speculate_subgraph
 from ...capture.traces import as_graph
@@ -245,6 +246,7 @@ def _captured(
     """The loop as one node; a bound on the steps is a counter in its carry."""
     from . import while_loop_op
     from .eager import while_static
+    from .forwarding import while_loop_forward
 
     (cond_fn, body_fn), (init,) = functions, operands
     if max_steps is not None:
@@ -289,8 +291,8 @@ def _captured(
     body = speculate_subgraph(run_body, carry.metas, operation=caller.operation, parameter=caller.parameter)
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
     static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
-    outs = while_loop_op(static, *leaves, *lifted)
-    return carry.unflatten(outs)
+    static, operands, restore = forward_call(while_loop_forward, static, [*leaves, *lifted])
+    return carry.unflatten(restore(while_loop_op(static, *operands)))
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:

@@ -1,0 +1,93 @@
+"""Graphs assembled from nodes of other graphs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from .._torch import new_graph_module
+from .passes import clean
+from .subgraph import StaticParameters, Subgraph, TensorMeta
+
+__all__ = ["Builder", "add_static", "copy_nodes", "copy_of", "meta_of"]
+
+
+class Builder:
+    """A graph made of nodes of another one, in their order (random operators draw in it)."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.inputs: list[TensorMeta] = []
+
+    def placeholder(self, old: fx.Node | None, meta: TensorMeta) -> None:
+        """The next input: the value of ``old`` in the other graph, or one that nothing reads."""
+        new = self.graph.placeholder(f"arg{len(self.inputs)}")
+        if old is not None:
+            new.meta = dict(old.meta)
+            self.new[old] = new
+        self.inputs.append(meta)
+
+    def bar(self, old: fx.Node) -> None:
+        """Let no derivative look behind the value of this node."""
+        self.new[old] = self.graph.call_function(torch.ops.aten.detach.default, (self.new[old],))
+        self.new[old].meta["val"] = old.meta["val"]
+
+    def finish(self, outputs: Sequence[fx.Node], also: Sequence[fx.Node] = ()) -> Subgraph:
+        """Close the graph over the values of these nodes.
+
+        Nodes in ``also`` are kept without being outputs.
+        """
+        self._copy_ancestors([*outputs, *also])
+        self.graph.output(tuple(self.new[node] for node in outputs))
+        module = new_graph_module(self.module, self.graph)
+        clean(module)
+        return Subgraph.intern(module, self.inputs, [meta_of(n) for n in outputs])
+
+    def _copy_ancestors(self, roots: list[fx.Node]) -> None:
+        needed: set[fx.Node] = set()
+        while roots:
+            node = roots.pop()
+            if node not in needed and node not in self.new:
+                needed.add(node)
+                roots.extend(node.all_input_nodes)
+        for node in self.module.graph.nodes:
+            if node in needed:
+                self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
+
+
+def copy_of(body: Subgraph) -> fx.GraphModule:
+    """The graph of a body, to be changed."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {}))
+    return new_graph_module(body.module, graph)
+
+
+def add_static(module: torch.nn.Module, graph: fx.Graph, static: StaticParameters) -> fx.Node:
+    """A ``get_attr`` node for static parameters, at the place where the graph inserts nodes now."""
+    names = (f"{static.hop}_{i}" for i in itertools.count())
+    name = next(name for name in names if not hasattr(module, name))
+    module.register_module(name, static)
+    return graph.get_attr(name)
+
+
+def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Module, graph: fx.Graph) -> list[fx.Node]:
+    """Insert the nodes of a body into a graph, these nodes in the place of its inputs; returns those of its outputs."""
+    placeholders = iter(inputs)
+    new: dict[fx.Node, fx.Node] = {}
+    for node in body.module.graph.nodes:
+        if node.op == "placeholder":
+            new[node] = next(placeholders)
+        elif node.op == "get_attr":
+            new[node] = add_static(module, graph, getattr(body.module, str(node.target)))
+        elif node.op != "output":
+            new[node] = graph.node_copy(node, new.__getitem__)
+    return [new[node] for node in body.output_nodes()]
+
+
+def meta_of(node: fx.Node) -> TensorMeta:
+    return TensorMeta.of(node.meta["val"])
