@@ -59,6 +59,10 @@ def checkpoint(
     return checkpointed
 
 
+def save_nothing(node):
+    return False
+
+
 def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from . import checkpoint_op, checkpoint_static
 
@@ -77,5 +81,5 @@ def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
     inputs = [TensorMeta.of(leaves[i]) for i in places]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func")
-    outs = checkpoint_op(checkpoint_static(body), *(leaves[i] for i in places), *lifted)
+    outs = checkpoint_op(checkpoint_static(body, save_nothing), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)
