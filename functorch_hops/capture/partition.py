@@ -1,28 +1,32 @@
 """Split a body and its vector-Jacobian product into a forward graph that emits residuals and a backward graph.
 
 NOTE [Partition] The joint graph computes outputs and gradients from inputs and cotangents. What depends on a cotangent
-is backward; the rest is forward. A forward value that backward reads is
+is backward; the rest is forward. A forward value that backward reads is passed again, if it is an input; or saved, as
+an output of the forward graph (a residual); or computed again. Which of them is decided for all values at once, by a
+minimum cut: the saved values are those of the fewest bytes from which the others follow
 
-- passed again, if it is an input;
-- recomputed, if that takes no stored value: views, sizes, constants, chains over ``free`` inputs (those that a loop
-does
-  not stack), and values of data-dependent shape, which no loop could stack;
-- else a residual: an output of the forward graph.
+- without computing again what is not cheap (see ``is_cheap``), and never a random number, so the backward pass sees
+  those that the forward pass drew;
+- values that follow from ``free`` inputs only (those that a loop does not stack) take nothing: they are never saved;
+- an input takes nothing, since it is there anyway, but for a ``carried`` one, which a loop would have to stack;
+- values of data-dependent shape can't be stacked: they are computed again.
 
-Random numbers are residuals always, so the backward pass sees those that the forward pass drew.
+A policy (``fh.checkpoint``) leaves no choice: what it saves is not computed again, and nothing else is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, storage_key
+from .._torch import storage_key
+from ..errors import CaptureError, message
 from .derive import joint
+from .mincut import Cost, least_saved
+from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
@@ -38,28 +42,21 @@ class Partition:
     residuals: tuple[TensorMeta, ...]
 
 
-SavePolicy = Callable[[fx.Node], bool]
-
-
-def save_all(node: fx.Node) -> bool:
-    return True
-
-
 def partition(
     body: Subgraph,
     active: Mask,
     cotangents: Mask,
     *,
-    free: Mask | None = None,
-    save: SavePolicy = save_all,
+    free: Mask = (),
+    carried: Mask = (),
+    policy: Policy | None = None,
 ) -> Partition:
     """The partition of ``body`` for gradients of its ``active`` inputs, given cotangents of the marked outputs.
 
-    ``save`` may refuse a value as residual; backward then recomputes it (its random ancestors are saved all the same).
+    The masks ``free`` and ``carried`` are of the inputs; an empty one marks none.
     """
-    free = free or (False,) * len(active)
-    key = ("partition", active, cotangents, free, save)
-    return body.derive(key, lambda: _Splitter(body, active, cotangents, free, save).split())
+    key = ("partition", active, cotangents, free, carried, policy)
+    return body.derive(key, lambda: _Splitter(body, active, cotangents, free, carried, policy).split())
 
 
 def backward_operands(
@@ -77,8 +74,10 @@ def backward_operands(
 
 
 class _Splitter:
-    def __init__(self, body: Subgraph, active: Mask, cotangents: Mask, free: Mask, save: SavePolicy) -> None:
-        self.body, self.active, self.cotangents, self.save = body, active, cotangents, save
+    def __init__(
+        self, body: Subgraph, active: Mask, cotangents: Mask, free: Mask, carried: Mask, policy: Policy | None
+    ) -> None:
+        self.body, self.policy = body, policy
         self.module = joint(body, active, cotangents).module
         nodes = list(self.module.graph.nodes)
         placeholders = [n for n in nodes if n.op == "placeholder"]
@@ -86,20 +85,22 @@ class _Splitter:
         outputs = nodes[-1].args[0]
         self.outputs, self.grads = outputs[: len(body.outputs)], outputs[len(body.outputs) :]
         self.backward = _closure(nodes, set(self.cts))
-        self.stored = _closure(nodes, {p for p, f in zip(self.inputs, free) if not f} | set(self._random(nodes)))
+        invariant = {p for p, f in zip(self.inputs, free) if f}
+        random = {n for n in nodes if is_random_node(n, self.module)}
+        self.varying = _closure(nodes, set(self.inputs) - invariant | random)
+        self.carried = {p for p, c in zip(self.inputs, carried) if c}
         self.residuals: dict[fx.Node, None] = {}
         self.kept: set[fx.Node] = set()
         self.copied: set[fx.Node] = set()
 
-    def _random(self, nodes: Iterable[fx.Node]) -> Iterable[fx.Node]:
-        return (n for n in nodes if is_random_node(n, self.module))
-
     def split(self) -> Partition:
-        for node in self.backward:
-            for argument in node.all_input_nodes:
-                self._need(argument)
-        for grad in self.grads:
-            self._need(grad)
+        late = self.backward | set(self.cts)
+        read = [n for node in self.backward for n in node.all_input_nodes]
+        needed = [n for n in (*read, *self.grads) if n not in late]
+        saved = least_saved(needed, self._cost)
+        if saved is None:
+            raise _unsaved_random_numbers()
+        self._provide(needed, saved)
         return Partition(
             forward=self._forward(),
             backward=self._backward(),
@@ -107,27 +108,34 @@ class _Splitter:
             residuals=tuple(_meta(n) for n in self.residuals),
         )
 
-    def _need(self, node: fx.Node) -> None:
-        """Arrange that the backward graph has the value of ``node``."""
-        todo = [node]
+    def _cost(self, node: fx.Node) -> Cost | None:
+        """What it takes to save a value; None for one that is there anyway."""
+        if node in self.carried:
+            return Cost(bytes_of(node), is_fixed=True)
+        if node.op in ("placeholder", "get_attr") or node not in self.varying:
+            return None
+        size = bytes_of(node) if is_storable(node) else None
+        if is_random(node, self.module):
+            return Cost(size, is_fixed=not _is_tuple(node))
+        if size is None:
+            return Cost(None, is_fixed=False)
+        if self.policy is None:
+            return Cost(size, is_fixed=not is_cheap(node, self.module))
+        is_chosen = is_saved(self.policy, node, self.module)
+        return Cost(size if is_chosen else None, is_fixed=is_chosen)
+
+    def _provide(self, needed: Iterable[fx.Node], saved: set[fx.Node]) -> None:
+        """Arrange that the backward graph has the values of the needed nodes."""
+        todo = list(needed)
         while todo:
             node = todo.pop()
-            if node in self.backward or node in self.cts or node in self.copied or node in self.residuals:
-                continue
             if node in self.inputs:
                 self.kept.add(node)
-            elif self._is_recomputed(node):
+            elif node in saved:
+                self.residuals[node] = None
+            elif node not in self.copied:
                 self.copied.add(node)
                 todo.extend(node.all_input_nodes)
-            else:
-                self.residuals[node] = None
-
-    def _is_recomputed(self, node: fx.Node) -> bool:
-        if node.op == "get_attr" or not _is_static_tensor(node):
-            return True
-        if is_random_node(node, self.module) or any(is_random_node(n, self.module) for n in _producer(node)):
-            return False
-        return node not in self.stored or _is_view(node) or not self.save(node)
 
     def _forward(self) -> Subgraph:
         taken = {storage_key(n.meta["val"]) for n in (*self.inputs, *self.outputs)}
@@ -205,27 +213,19 @@ def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _producer(node: fx.Node) -> list[fx.Node]:
-    """The node that made the tuple of which ``node`` is an element."""
-    source = node.args[0] if node.args else None
-    is_tuple = isinstance(source, fx.Node) and isinstance(source.meta.get("val"), (tuple, list))
-    return [source] if is_tuple and isinstance(source, fx.Node) else []
-
-
-def _is_static_tensor(node: fx.Node) -> bool:
-    value: Any = node.meta.get("val")
-    return isinstance(value, Tensor) and all(type(size) is int for size in value.shape)
-
-
-def _is_view(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, OpOverload):
-        return False
-    if target is torch.ops.aten.reshape.default or target is torch.ops.aten.detach.default:
-        return True
-    returned = target._schema.returns
-    return bool(returned) and returned[0].alias_info is not None and not target._schema.is_mutable
+def _is_tuple(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (tuple, list))
 
 
 def _meta(node: fx.Node) -> TensorMeta:
     return TensorMeta.of(node.meta["val"])
+
+
+def _unsaved_random_numbers() -> CaptureError:
+    return CaptureError(
+        message(
+            "grad",
+            "random numbers drawn in a while_loop can't be kept for reverse mode, as nothing bounds their number",
+            remedy="draw them before the loop, or use scan or fori_loop with a trip count that is known",
+        )
+    )

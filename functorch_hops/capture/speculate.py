@@ -89,6 +89,7 @@ class Capture:
         self.is_quiet = False
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: set[int] = set()
+        self._protected_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -205,12 +206,17 @@ class Capture:
 
     # -- checks
 
+    def protect(self, t: Tensor) -> None:
+        """Refuse writes to a value that this capture made."""
+        with _torch.without_torch_function():
+            self._protected_storages.add(_torch.storage_key(_torch.base_tensor(t)))
+
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        if _torch.storage_key(target) in self._input_storages:
+        if _torch.storage_key(target) in self._input_storages | self._protected_storages:
             raise InputMutationError(
                 message(
                     self.operation,
-                    f"{self.parameter} writes to an input or a closed-over tensor ({func})",
+                    f"{self.parameter} writes to an input, a closed-over tensor or a named value ({func})",
                     parameter=self.parameter,
                     remedy="return the new value, or work on a clone()",
                 )

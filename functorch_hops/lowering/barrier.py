@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["barriers", "hold", "held"]
+__all__ = ["barriers", "held", "hold"]
 
 _library = torch.library.Library("functorch_hops", "DEF")
 _library.define("hold(Tensor value, Tensor[] until) -> Tensor")

@@ -15,12 +15,13 @@ from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
 from ...capture.validate import check_callable
 from ..mode import is_capturing
+from .policies import CheckpointPolicy, check_policy, nothing
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "checkpointed_plainly"]
 
 
 def checkpoint(
-    func: Callable[..., Any], /, *, policy: Any = None, preserve_rng_state: bool = True
+    func: Callable[..., Any], /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
 ) -> Callable[..., Any]:
     """The same function, which stores its inputs for reverse mode and computes everything else again.
 
@@ -28,15 +29,19 @@ def checkpoint(
 
     Arguments:
         func: a function of trees; it may close over anything.
-        policy: what is stored all the same; anything but None comes later.
-        preserve_rng_state: random numbers are the same in the recomputation.
+        policy: what is stored besides the inputs, one of ``fh.checkpoint_policies``; None stores nothing else.
+        preserve_rng_state: random numbers are the same in the recomputation. A captured function stores them, so they
+            are the same even without it.
 
-    Works under every transform, and for ``loss.backward()``.
+    Works under every transform, for ``loss.backward()`` and compiled: a barrier keeps compilers from merging the
+    recomputation with the forward pass.
 
     Raises:
-        ArgumentTypeError: ``func`` is not callable.
+        ArgumentTypeError: ``func`` is not callable, ``policy`` is no policy.
+        ArgumentValueError: ``policy`` is a string.
 
     Cost: one more forward pass of ``func`` when gradients are taken; memory of its inputs instead of its residuals.
+    A loop inside stores its residuals while its own part of the backward pass runs.
 
     Source: ``jax.checkpoint``; Griewank and Walther 2000; asked for under functorch in pytorch/pytorch 122729.
 
@@ -45,25 +50,27 @@ def checkpoint(
     tensor(1.)
     """
     check_callable("checkpoint", "func", func)
-    if policy is not None:
-        raise NotImplementedError("checkpoint: policy= comes in a later version; nothing is saved meanwhile")
+    saved = nothing if policy is None else check_policy("checkpoint", policy)
 
     @functools.wraps(func)
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not is_capturing() and _torch.top_interpreter() is None:
-            return torch.utils.checkpoint.checkpoint(
-                func, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, **kwargs
-            )
-        return _captured(func, args, kwargs)
+        if policy is None and not is_capturing() and _torch.top_interpreter() is None:
+            return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
+        return _captured(func, args, kwargs, saved)
 
     return checkpointed
 
 
-def save_nothing(node):
-    return False
+def checkpointed_plainly(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], preserve_rng_state: bool = True
+) -> Any:
+    """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
+    return torch.utils.checkpoint.checkpoint(
+        functools.partial(func, **kwargs), *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
+    )
 
 
-def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], policy: CheckpointPolicy) -> Any:
     from . import checkpoint_op, checkpoint_static
 
     leaves, spec = pytree.flatten((args, kwargs))
@@ -81,5 +88,5 @@ def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
     inputs = [TensorMeta.of(leaves[i]) for i in places]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func")
-    outs = checkpoint_op(checkpoint_static(body, save_nothing), *(leaves[i] for i in places), *lifted)
+    outs = checkpoint_op(checkpoint_static(body, policy), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)

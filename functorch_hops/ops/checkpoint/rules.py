@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.partition import Partition, SavePolicy, backward_operands, partition
+from ...capture.partition import Partition, backward_operands, partition
+from ...capture.saving import Policy
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
 from ...lowering.barrier import held
 
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def checkpoint_static(body: Subgraph, policy: SavePolicy, late: Mask = ()) -> StaticParameters:
+def checkpoint_static(body: Subgraph, policy: Policy, late: Mask = ()) -> StaticParameters:
     """``late`` marks operands; the empty mask marks none."""
     return StaticParameters("checkpoint", [body], policy=policy, late=late, n_outputs=len(body.outputs))
 
@@ -43,7 +44,7 @@ def _call(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tens
 def _partition(static: StaticParameters, active: Mask) -> tuple[Partition, Mask]:
     (body,) = static.bodies
     reached = body.reached(active, by="gradient")
-    return partition(body, active, reached, save=static["policy"]), reached
+    return partition(body, active, reached, policy=static["policy"]), reached
 
 
 def checkpoint_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -67,9 +68,7 @@ def checkpoint_jvp(
     body, reached = with_tangents(static.bodies[0], tuple(t is not None for t in tangents))
     late = static["late"]
     late += tuple(is_late for is_late, t in zip(late, tangents) if t is not None)
-    outs = _call(
-        checkpoint_static(body, static["policy"], late), [*primals, *(t for t in tangents if t is not None)]
-    )
+    outs = _call(checkpoint_static(body, static["policy"], late), [*primals, *(t for t in tangents if t is not None)])
     n = static["n_outputs"]
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if r else None for r in reached]
@@ -97,7 +96,8 @@ def checkpoint_pullback(
 def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
     late = static["late"] or (False,) * len(operands)
-    early = iter(held([x for x, is_late in zip(operands, late) if not is_late], [x for x, is_late in zip(operands, late) if is_late]))
+    until = [x for x, is_late in zip(operands, late) if is_late]
+    early = iter(held([x for x, is_late in zip(operands, late) if not is_late], until))
     return static.bodies[0](*(x if is_late else next(early) for x, is_late in zip(operands, late)))
 
 

@@ -50,9 +50,11 @@ class BackwardPlan:
         carry = carry_fixpoint(active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry])
         carry = tuple(a and is_differentiable(m.dtype) for a, m in zip(carry, body.inputs))
         reached = body.reached((*carry, *fixed), by="gradient")
-        free = (False,) * (n_carry + n_xs) + (True,) * (len(body.inputs) - n_carry - n_xs)
+        places = range(len(body.inputs))
+        carried = tuple(i < n_carry for i in places)
+        free = tuple(i >= n_carry + n_xs for i in places)
         cotangents = (*carry, *reached[n_carry:])
-        part = partition(body, (*carry, *fixed), cotangents, free=free)
+        part = partition(body, (*carry, *fixed), cotangents, free=free, carried=carried)
         return cls(body, n_carry, n_xs, (*carry, *fixed), cotangents, part)
 
 
