@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,10 @@ from ...capture.derive import rewritten
 from ...capture.subgraph import Subgraph, TensorMeta
 from .eager import scan_static
 
-__all__ = ["run_unrolled"]
+__all__ = ["run_in_chunks", "run_unrolled"]
+
+
+Rest = Callable[[Any, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
 
 
 def run_unrolled(
@@ -25,26 +28,58 @@ def run_unrolled(
     reverse: bool,
     unroll: int,
 ) -> Sequence[Tensor]:
-    """``scan`` in chunks of ``unroll`` steps; in reverse the remainder comes first in time order, hence last run."""
-    from . import scan_op
+    """``scan`` with ``unroll`` steps in each iteration."""
 
-    def scan(body: Subgraph, length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
+    def rest(length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _scan(body, n_carry, length, carry, xs, consts, reverse)
 
     if unroll == 1 or length < 2 * unroll:
-        return scan(body, length, init, xs)
-    chunks = length // unroll
-    cut = length % unroll if reverse else chunks * unroll
-    head, tail = [x[:cut] for x in xs], [x[cut:] for x in xs]
-    chunked, rest = (tail, head) if reverse else (head, tail)
+        return rest(length, init, xs)
     several = _several_steps(body, n_carry, len(xs), unroll, reverse)
-    outs = scan(several, chunks, init, [x.unflatten(0, (chunks, unroll)) for x in chunked])
+    return run_in_chunks(several, unroll, rest, n_carry, length, init, xs, consts, reverse)
+
+
+def run_in_chunks(
+    chunk: Subgraph,
+    size: int,
+    rest: Rest,
+    n_carry: int,
+    length: Any,
+    init: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+) -> Sequence[Tensor]:
+    """A scan over chunks of ``size`` steps, whose body is ``chunk``, and ``rest`` for what remains.
+
+    The remainder runs last, so in reverse it is the first part of ``xs``.
+    """
+    chunks, remainder = length // size, length % size
+    cut = remainder if reverse else chunks * size
+    head, tail = [x[:cut] for x in xs], [x[cut:] for x in xs]
+    chunked, left = (tail, head) if reverse else (head, tail)
+    folded = [x.unflatten(0, (chunks, size)) for x in chunked]
+    outs = _scan(chunk, n_carry, chunks, init, folded, consts, reverse)
     carry, ys = outs[:n_carry], [y.flatten(0, 1) for y in outs[n_carry:]]
-    if length % unroll == 0:
+    if remainder == 0:
         return [*carry, *ys]
-    outs = scan(body, length % unroll, carry, rest)
+    outs = rest(remainder, carry, left)
     pairs = zip(outs[n_carry:], ys) if reverse else zip(ys, outs[n_carry:])
     return [*outs[:n_carry], *(torch.cat(pair) for pair in pairs)]
+
+
+def _scan(
+    body: Subgraph,
+    n_carry: int,
+    length: Any,
+    carry: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+) -> Sequence[Tensor]:
+    from . import scan_op
+
+    return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
 
 
 def _several_steps(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool) -> Subgraph:
