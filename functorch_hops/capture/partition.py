@@ -26,7 +26,7 @@ from .._torch import storage_key
 from ..errors import CaptureError, message
 from .derive import joint
 from .mincut import Cost, least_saved
-from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable
+from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable, is_view
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
 
 __all__ = ["Partition", "backward_operands", "partition"]
@@ -120,7 +120,8 @@ class _Splitter:
         if size is None:
             return Cost(None, is_fixed=False)
         if self.policy is None:
-            return Cost(size, is_fixed=not is_cheap(node, self.module))
+            # To save a view is to copy it: where it is no smaller, what it is a view of is the better choice.
+            return Cost(size + is_view(node, self.module), is_fixed=not is_cheap(node, self.module))
         is_chosen = is_saved(self.policy, node, self.module)
         return Cost(size if is_chosen else None, is_fixed=is_chosen)
 
