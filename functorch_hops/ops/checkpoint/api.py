@@ -65,9 +65,43 @@ def checkpointed_plainly(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], preserve_rng_state: bool = True
 ) -> Any:
     """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
-    return torch.utils.checkpoint.checkpoint(
-        functools.partial(func, **kwargs), *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
-    )
+    call = functools.partial(func, **kwargs)
+    if preserve_rng_state:
+        call = _Replayed(call)
+    return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class _Replayed:
+    """A function that draws the same random numbers whenever it is called.
+
+    torch's own ``preserve_rng_state`` keeps the state of the generators, 5 KiB and more, for each call: for the steps
+    of a loop that may be more than what checkpoints save. Here it is kept where random numbers were drawn.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+        self.is_first = True
+        self.states: tuple[Tensor, Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.is_first:
+            return self._draw(args)
+        if self.states is None:
+            return self.func(*args)
+        cpu, (devices, others) = self.states
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu)
+            torch.utils.checkpoint.set_device_states(devices, others)
+            return self.func(*args)
+
+    def _draw(self, args: tuple[Any, ...]) -> Any:
+        self.is_first = False
+        before = torch.get_rng_state(), torch.utils.checkpoint.get_device_states(*args)
+        result = self.func(*args)
+        now = torch.get_rng_state(), torch.utils.checkpoint.get_device_states(*args)
+        if not all(map(torch.equal, [before[0], *before[1][1]], [now[0], *now[1][1]])):
+            self.states = before
+        return result
 
 
 def _captured(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], policy: CheckpointPolicy) -> Any:
