@@ -315,6 +315,66 @@ def test_random_numbers_of_an_unbounded_loop_are_refused() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# compilation does not undo it
+
+
+def _normalise(x: Tensor) -> Tensor:
+    for _ in range(4):
+        x = torch.softmax(x.sin() + x, 0) * torch.softmax(x.cos(), 1)
+    return x
+
+
+def _blocks(wrap: Callable[[Any], Any], x: Tensor) -> Tensor:
+    for _ in range(4):
+        x = wrap(_normalise)(x)
+    return x.square().sum()
+
+
+def _peak(function: Callable[[], Any]) -> int:
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = sorted((e.start_ns(), e.nbytes()) for e in profile.kineto_results.events() if e.name() == "[memory]")
+    live = peak = 0
+    for _, size in events:
+        live += size
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compilation_keeps_the_recomputation(backend: str) -> None:
+    """Forward and recomputation are in one graph here, and without a barrier Inductor fuses one with the other."""
+    x = torch.rand(256, 128)
+    peaks, results = [], []
+    for wrap in (lambda f: f, fh.checkpoint):
+        gradient = fh.jit(fh.grad(functools.partial(_blocks, wrap)), backend=backend)
+        results.append(gradient(x))
+        peaks.append(_peak(lambda: gradient(x)))
+    torch.testing.assert_close(*results)
+    assert peaks[1] < peaks[0] / 2
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_backward_through_compiled_checkpoints(backend: str) -> None:
+    kept, grads = [], []
+    for wrap in (lambda f: f, fh.checkpoint):
+        x = torch.rand(256, 128, requires_grad=True)
+        torch.manual_seed(0)
+        torch.nn.init.uniform_(x)
+        compiled = fh.jit(functools.partial(_blocks, wrap), backend=backend)
+        compiled(x).backward()
+        grads.append(x.grad)
+        values: list[Tensor] = []
+        size = lambda t: values.append(t) or t
+        with torch.autograd.graph.saved_tensors_hooks(size, lambda t: t):
+            compiled(x)
+        kept.append(sum(t.nbytes for t in values))
+    torch.testing.assert_close(*grads)
+    assert kept[1] <= 6 * x.nbytes, "the inputs of the blocks, and the output of the last for the square"
+    assert kept[1] < kept[0] / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # misuse
 
 
