@@ -342,6 +342,17 @@ def test_residual_memory(mode: str) -> None:
         assert residuals(None) < 1.5 * LONG * carry, "all follows from the carry and x"
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_carry_is_kept_once(reverse: bool) -> None:
+    """The derivative of ``tanh(w @ h)`` reads h before and after the step: the same stack, one step apart."""
+    c, w, xs = torch.rand(WIDE // 64), torch.rand(WIDE // 64, WIDE // 64, requires_grad=True), torch.rand(LONG, 1)
+    f = lambda: fh.scan(lambda h, x: (torch.tanh(w @ h), None), c, xs, reverse=reverse)[0].sum()
+    compiled = fh.jit(f, backend="eager")
+    compiled()
+    assert live_and_peak(compiled)[0] < 1.1 * LONG * c.nbytes
+    torch.testing.assert_close(torch.autograd.grad(compiled(), w), torch.autograd.grad(f(), w))
+
+
 @pytest.mark.parametrize("remat", ["step", "sqrt"])
 def test_peak_memory_of_a_compiled_gradient(remat: Any) -> None:
     c, xs = torch.rand(WIDE), torch.rand(LONG, 1)

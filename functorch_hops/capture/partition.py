@@ -34,12 +34,16 @@ __all__ = ["Partition", "backward_operands", "partition"]
 
 @dataclass(frozen=True)
 class Partition:
-    """``forward: inputs -> outputs + residuals``; ``backward: residuals + kept inputs + cotangents -> gradients``."""
+    """``forward: inputs -> outputs + residuals``; ``backward: residuals + kept inputs + cotangents -> gradients``.
+
+    ``returned``: for each residual the output of which it has the value, if there is one.
+    """
 
     forward: Subgraph
     backward: Subgraph
     kept: Mask
     residuals: tuple[TensorMeta, ...]
+    returned: tuple[int | None, ...]
 
 
 def partition(
@@ -106,6 +110,7 @@ class _Splitter:
             backward=self._backward(),
             kept=tuple(p in self.kept for p in self.inputs),
             residuals=tuple(_meta(n) for n in self.residuals),
+            returned=tuple(self.outputs.index(n) if n in self.outputs else None for n in self.residuals),
         )
 
     def _cost(self, node: fx.Node) -> Cost | None:
