@@ -237,6 +237,21 @@ def checkpoint_not_callable():
     fh.checkpoint(X)
 
 
+@_misuse(fh.ArgumentValueError)
+def checkpoint_policy_by_name():
+    fh.checkpoint(torch.sin, policy="save_matmuls")
+
+
+@_misuse(fh.ArgumentTypeError)
+def checkpoint_no_policy():
+    fh.checkpoint(torch.sin, policy=torch.sin)
+
+
+@_misuse(fh.ArgumentTypeError)
+def checkpoint_name_no_string():
+    fh.checkpoint_name(X, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # trees and metadata
 

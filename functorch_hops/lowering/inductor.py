@@ -31,7 +31,7 @@ def _register_barrier() -> None:
     from torch._inductor.lowering import register_lowering
     from torch._inductor.virtualized import V
 
-    class Held(ir.ExternKernel):  # type: ignore[misc]
+    class Held(ir.ExternKernel):
         """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there."""
 
         def __init__(self, view: Any, until: Sequence[Any]) -> None:

@@ -65,7 +65,7 @@ def checkpointed_plainly(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], preserve_rng_state: bool = True
 ) -> Any:
     """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
-    call = functools.partial(func, **kwargs)
+    call: Callable[..., Any] = functools.partial(func, **kwargs)
     if preserve_rng_state:
         call = _Replayed(call)
     return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, preserve_rng_state=False)
