@@ -175,17 +175,21 @@ def check_target(rows: list[Row]) -> None:
 def plot(rows: list[Row], path: str) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    styles = {"Python loop": "-", "plain eager": "-", "backward of jit": ":", "jit of gradient": "--", "JAX": "-."}
+    colours = {"no": "C0", "step": "C1", "sqrt": "C2", "8": "C3"}
     for contender in dict.fromkeys(row.contender for row in rows):
         own = [row for row in rows if row.contender == contender]
         lengths = [row.length for row in own]
-        style = {"Python": "k-", "plain ": "-", "backwa": ":", "jit of": "--", "JAX, n": "-.", "JAX, s": "-."}[
-            contender[:6]
-        ]
-        axes[0].loglog(lengths, [row.peak for row in own], style, marker="o", label=contender)
-        axes[1].loglog(lengths, [row.seconds * 1e3 for row in own], style, marker="o")
+        mode, _, remat = contender.partition(", ")
+        colour = next((c for word, c in colours.items() if word in remat), "black")
+        kind = {"linestyle": styles[mode], "color": colour, "marker": "."}
+        axes[0].loglog(lengths, [row.peak for row in own], label=contender, **kind)
+        axes[1].loglog(lengths, [row.seconds * 1e3 for row in own], **kind)
     axes[0].set(xlabel="steps", ylabel="peak memory, MiB")
     axes[1].set(xlabel="steps", ylabel="CPU time of value and gradient, ms")
+    for axis in axes:
+        axis.set_xticks(LENGTHS, labels=map(str, LENGTHS))
     figure.legend(loc="outside right upper", fontsize=7)
     figure.savefig(path)
 

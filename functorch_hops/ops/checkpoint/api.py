@@ -41,7 +41,8 @@ def checkpoint(
         ArgumentValueError: ``policy`` is a string.
 
     Cost: one more forward pass of ``func`` when gradients are taken; memory of its inputs instead of its residuals.
-    A loop inside stores its residuals while its own part of the backward pass runs.
+    A loop inside stores its residuals while its own part of the backward pass runs, and from the forward pass on if it
+    is captured and draws random numbers.
 
     Source: ``jax.checkpoint``; Griewank and Walther 2000; asked for under functorch in pytorch/pytorch 122729.
 
