@@ -298,6 +298,15 @@ def test_remat_sees_the_same_random_numbers(remat: Any, mode: Any) -> None:
         torch.testing.assert_close(value.detach(), c.grad @ C)
 
 
+@pytest.mark.parametrize("remat", ["step", "sqrt", 3])
+def test_random_bodies_keep_their_carries_and_numbers(remat: Any) -> None:
+    f = lambda c: fh.scan(lambda c, x: ((c * torch.rand(3) + x).sin().exp().cos(), None), c, XS, remat=remat)[0].sum()
+    c = C.clone().requires_grad_()
+    compiled = fh.jit(f, backend="eager")
+    compiled(c)
+    assert live_and_peak(lambda: compiled(c))[0] <= 7 * (C.nbytes + 4 * 3) + 8, "carries, float32 numbers, the result"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # memory
 

@@ -67,8 +67,9 @@ def scan(
 
     Cost: T calls of the body. Reverse mode stores, per step, the fewest bytes from which the body's derivative follows
     without another matrix product; closed-over tensors are stored once. With ``remat`` it calls the body T times more,
-    and stores T carries (``"step"``), or K carries and the residuals of T / K steps. Random numbers that a captured
-    body draws are stored in any case, and with segments all residuals of its steps are. A captured scan is one node whatever T is.
+    and stores T carries (``"step"``), or K carries and the residuals of T / K steps. A captured body that
+    draws random numbers stores them, whatever ``remat`` is, and is computed again by steps even if segments are asked
+    for. A captured scan is one node whatever T is.
 
     Source: ``jax.lax.scan``; asked for in pytorch/pytorch 50688. ``remat``: Griewank and Walther 2000; asked for in
     jax-ml/jax 2139 and 3186.

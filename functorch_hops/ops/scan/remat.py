@@ -56,6 +56,8 @@ def run_recomputing(
     if remat is not None and remat != "step" and not isinstance(length, int):
         raise _unknown_length(remat, length)
     size = None if remat is None or length == 0 else segment_length(remat, length)
+    if size is not None and body.random:
+        size = 1  # a loop in a checkpoint that draws random numbers is saved whole, see NOTE [Partition]
     if size is None or size == 1:
         step = body if size is None else _checkpointed(body)
         return run_unrolled(step, n_carry, length, init, xs, consts, reverse, unroll)
