@@ -13,7 +13,9 @@ from .errors import (
     TreeMismatchError,
 )
 from .ops.associative_scan.api import associative_scan
+from .ops.checkpoint import policies as checkpoint_policies
 from .ops.checkpoint.api import checkpoint
+from .ops.checkpoint.names import checkpoint_name
 from .ops.cond.api import cond, switch
 from .ops.map.api import map
 from .ops.mode import eager_capture
@@ -56,6 +58,8 @@ __all__ = [
     "TreeMismatchError",
     "associative_scan",
     "checkpoint",
+    "checkpoint_name",
+    "checkpoint_policies",
     "cond",
     "custom_jvp",
     "custom_linear_solve",

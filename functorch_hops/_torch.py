@@ -670,6 +670,12 @@ def facts(env: Any) -> list[Any]:
     return [guard.expr for guard in env.guards]
 
 
+def size_hint(size: Any) -> int:
+    """An open size as it is in the call for which it was traced."""
+    hint: int = size.node.hint if isinstance(size, torch.SymInt) else size
+    return hint
+
+
 def is_unbacked(size: Any) -> bool:
     """Whether a size depends on values that only a run knows."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols

@@ -14,19 +14,24 @@ __all__ = ["is_copy", "is_view", "keep_apart", "memory_of", "origin_of"]
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the result may share memory with the first argument."""
+    """Whether the result, or one of them, may share memory with the first operand."""
     target = node.target
-    if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked):
+    if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked) or _is_name(node):
         return True
     if not isinstance(target, OpOverload) or target._schema.is_mutable:
         return False
     return any(returned.alias_info is not None for returned in target._schema.returns)
 
 
+def _is_name(node: fx.Node) -> bool:
+    """Whether it is ``checkpoint_name``: an operator, whose first argument are its static parameters."""
+    return getattr(node.target, "label", None) == "checkpoint_name"
+
+
 def memory_of(node: fx.Node) -> fx.Node:
     """The node that made the memory of a value."""
     while True:
-        source = node.args[0] if node.args else None
+        source = node.args[_is_name(node)] if node.args else None
         if not isinstance(source, fx.Node) or not (is_view(node) or _is_element_of_view(node, source)):
             return node
         node = source

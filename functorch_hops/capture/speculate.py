@@ -136,6 +136,7 @@ class Capture:
         self.in_transform = False
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
+        self._protected_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -297,11 +298,18 @@ class Capture:
 
     # -- checks
 
+    def protect(self, t: Tensor) -> None:
+        """Refuse writes to a value that this capture made."""
+        with _torch.without_torch_function():
+            self._protected_storages.add(_torch.storage_key(_torch.base_tensor(t)))
+
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
         storage = _torch.storage_key(target)
         is_buffer = self.buffers is not None and self.buffers.is_copy(storage)
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
+        if storage in self._protected_storages:
+            raise self._refuse_named(func.overloadpacket.__name__)
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 
@@ -326,6 +334,17 @@ class Capture:
                 if is_own
                 else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
                 "for the buffers of a module)",
+            )
+        )
+
+    def _refuse_named(self, function: str) -> InputMutationError:
+        return InputMutationError(
+            message(
+                self.operation,
+                f"{self.parameter} writes to a value that checkpoint_name named",
+                parameter=self.parameter,
+                got=function,
+                remedy="name the new value, or work on a clone()",
             )
         )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
+
+from .barrier import barriers, hold
 
 __all__ = ["compile_graph"]
 
@@ -14,6 +17,38 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     """Compile a graph whose operators are ours: they become torch's own as AOTAutograd traces it for Inductor."""
     from torch._inductor.compile_fx import compile_fx
 
-    run = compile_fx(module, list(fakes), config_patches=options or None)
+    _register_barrier()
+    with barriers():
+        run = compile_fx(module, list(fakes), config_patches=options or None)
     assert callable(run)
     return run
+
+
+@functools.cache
+def _register_barrier() -> None:
+    """``hold`` as a node that reads the value and what it waits for, and whose result is the value's own memory."""
+    from torch._inductor import ir
+    from torch._inductor.lowering import register_lowering
+    from torch._inductor.virtualized import V
+
+    class Held(ir.ExternKernel):
+        """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there."""
+
+        def __init__(self, view: Any, until: Sequence[Any]) -> None:
+            super().__init__(None, ir.NonOwningLayout(view), [view, *until])
+            self.name = V.graph.register_buffer(self)
+            V.graph.register_operation(self)
+
+        def should_allocate(self) -> bool:
+            return True  # which for this layout means to name the memory of the view
+
+        def codegen(self, wrapper: Any) -> None:
+            pass
+
+    def lower(value: Any, until: Sequence[Any]) -> Any:
+        storage, layout = ir.as_storage_and_layout(ir.ExternKernel.realize_input(value))
+        view = ir.ReinterpretView(data=storage, layout=layout)
+        awaited = ir.InputsKernel.unwrap_storage([ir.ExternKernel.realize_input(x) for x in until])
+        return ir.TensorBox.create(Held(view, awaited))
+
+    register_lowering(hold, type_promotion_kind=None)(lower)

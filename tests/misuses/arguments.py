@@ -380,3 +380,18 @@ def associative_scan_reverse_is_a_number():
 @misuse(fh.ArgumentTypeError)
 def associative_scan_over_nothing():
     fh.associative_scan(torch.add, {})
+
+
+@misuse(fh.ArgumentValueError)
+def checkpoint_policy_by_name():
+    fh.checkpoint(torch.sin, policy="save_matmuls")
+
+
+@misuse(fh.ArgumentTypeError)
+def checkpoint_no_policy():
+    fh.checkpoint(torch.sin, policy=torch.sin)
+
+
+@misuse(fh.ArgumentTypeError)
+def checkpoint_name_no_string():
+    fh.checkpoint_name(X, 1)

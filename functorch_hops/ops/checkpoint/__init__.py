@@ -1,6 +1,6 @@
 """``checkpoint``: a call whose residuals are recomputed in reverse mode.
 
-Static parameters: the body. Operands: its inputs.
+Static parameters: the body, the ``policy``, and which operands are ``late``. Operands: the body's inputs.
 """
 
 from ...capture.passes.fission import no_products

@@ -16,12 +16,13 @@ from ...capture.subgraph import TensorMeta
 from ...capture.traces import as_graph
 from ...capture.validate import check_callable
 from ..mode import is_capturing
+from .policies import CheckpointPolicy, check_policy, nothing
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "checkpointed_plainly"]
 
 
 def checkpoint(
-    func: Callable[..., Any], /, *, policy: Any = None, preserve_rng_state: bool = True
+    func: Callable[..., Any], /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
 ) -> Callable[..., Any]:
     """The same function, which stores its inputs for reverse mode and computes everything else again.
 
@@ -29,15 +30,20 @@ def checkpoint(
 
     Arguments:
         func: a function of trees; it may close over anything.
-        policy: what is stored all the same; anything but None comes later.
-        preserve_rng_state: random numbers are the same in the recomputation.
+        policy: what is stored besides the inputs, one of ``fh.checkpoint_policies``; None stores nothing else.
+        preserve_rng_state: random numbers are the same in the recomputation. A captured function stores them, so they
+            are the same even without it.
 
-    Works under every transform, and for ``loss.backward()``.
+    Works under every transform, for ``loss.backward()`` and compiled: a barrier keeps compilers from merging the
+    recomputation with the forward pass.
 
     Raises:
-        ArgumentTypeError: ``func`` is not callable.
+        ArgumentTypeError: ``func`` is not callable, ``policy`` is no policy.
+        ArgumentValueError: ``policy`` is a string.
 
     Cost: one more forward pass of ``func`` when gradients are taken; memory of its inputs instead of its residuals.
+    A loop inside stores its residuals while its own part of the backward pass runs, and from the forward pass on if it
+    is captured and draws random numbers.
 
     Source: ``jax.checkpoint``; Griewank and Walther 2000; asked for under functorch in pytorch/pytorch 122729.
 
@@ -46,21 +52,65 @@ def checkpoint(
     tensor(1.)
     """
     check_callable("checkpoint", "func", func)
-    if policy is not None:
-        raise NotImplementedError("checkpoint: policy= comes in a later version; nothing is saved meanwhile")
+    saved = nothing if policy is None else check_policy("checkpoint", policy)
 
     @functools.wraps(func)
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not is_capturing() and _torch.top_interpreter() is None:
-            return torch.utils.checkpoint.checkpoint(
-                func, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state, **kwargs
-            )
-        return as_graph("checkpoint", _captured, (func,), (args, kwargs))
+        if policy is None and not is_capturing() and _torch.top_interpreter() is None:
+            return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
+        return as_graph("checkpoint", _captured, (func,), (args, kwargs), saved)
 
     return checkpointed
 
 
-def _captured(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+def checkpointed_plainly(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], preserve_rng_state: bool = True
+) -> Any:
+    """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
+    call: Callable[..., Any] = functools.partial(func, **kwargs)
+    if preserve_rng_state:
+        call = _Replayed(call)
+    return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class _Replayed:
+    """A function that draws the same random numbers whenever it is called.
+
+    torch's own ``preserve_rng_state`` keeps the state of the generators, 5 KiB and more, for each call: for the steps
+    of a loop that may be more than what checkpoints save. Here it is kept where random numbers were drawn.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+        self.is_first = True
+        self.states: tuple[Tensor, Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.is_first:
+            return self._draw(args)
+        if self.states is None:
+            return self.func(*args)
+        cpu, (devices, others) = self.states
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu)
+            torch.utils.checkpoint.set_device_states(devices, others)
+            return self.func(*args)
+
+    def _draw(self, args: tuple[Any, ...]) -> Any:
+        self.is_first = False
+        before = torch.get_rng_state(), torch.utils.checkpoint.get_device_states(*args)
+        result = self.func(*args)
+        now = torch.get_rng_state(), torch.utils.checkpoint.get_device_states(*args)
+        if not all(map(torch.equal, [before[0], *before[1][1]], [now[0], *now[1][1]])):
+            self.states = before
+        return result
+
+
+def _captured(
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[tuple[Any, ...], dict[str, Any]],
+    policy: CheckpointPolicy,
+) -> Any:
     from . import checkpoint_op, checkpoint_static
 
     (func,) = functions
@@ -79,5 +129,5 @@ def _captured(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any
 
     inputs = [TensorMeta.of(leaves[i]) for i in places]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func")
-    outs = checkpoint_op(checkpoint_static(body), *(leaves[i] for i in places), *lifted)
+    outs = checkpoint_op(checkpoint_static(body, policy), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)

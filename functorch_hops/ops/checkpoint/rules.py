@@ -1,19 +1,22 @@
-"""All rules of checkpoint: its body's, except that the backward graph computes what it reads from the operands.
+"""All rules of checkpoint: its body's, except that the backward graph computes again what the policy does not save.
 
-Random numbers are the exception: they are residuals (NOTE [Partition]), so the recomputation sees the same ones.
+The call that does so is a checkpoint itself. Its ``late`` operands are the cotangents: the recomputation must not begin
+before they exist, see NOTE [Recomputation stays late].
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from torch import Tensor, fx
+from torch import Tensor
 
 from ...capture.derive import batched, with_tangents
 from ...capture.liveness import Pruned, needed_inputs, restricted
 from ...capture.partition import Partition, backward_operands, partition
 from ...capture.passes.forwarding import Forwarded, forward_branches
+from ...capture.saving import Policy
 from ...capture.subgraph import Mask, StaticParameters, Subgraph
+from ...lowering.barrier import held
 
 __all__ = [
     "checkpoint_abstract",
@@ -30,24 +33,21 @@ __all__ = [
 ]
 
 
-def checkpoint_static(body: Subgraph) -> StaticParameters:
-    return StaticParameters("checkpoint", [body], n_outputs=len(body.outputs))
+def checkpoint_static(body: Subgraph, policy: Policy, late: Mask = ()) -> StaticParameters:
+    """``late`` marks operands; the empty mask marks none."""
+    return StaticParameters("checkpoint", [body], policy=policy, late=late, n_outputs=len(body.outputs))
 
 
-def _call(body: Subgraph, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def _call(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     from . import checkpoint_op
 
-    return checkpoint_op(checkpoint_static(body), *operands)
-
-
-def _save_nothing(node: fx.Node) -> bool:
-    return False
+    return checkpoint_op(static, *operands)
 
 
 def _partition(static: StaticParameters, active: Mask) -> tuple[Partition, Mask]:
     (body,) = static.bodies
     reached = body.reached(active, by="gradient")
-    return partition(body, active, reached, save=_save_nothing), reached
+    return partition(body, active, reached, policy=static["policy"]), reached
 
 
 def checkpoint_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -66,21 +66,23 @@ def checkpoint_batch(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
     body, out = batched(static.bodies[0], mapped, size, randomness)
-    return _call(body, operands), out
+    return _call(checkpoint_static(body, static["policy"], static["late"]), operands), out
 
 
 def checkpoint_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     body, reached = with_tangents(static.bodies[0], tuple(t is not None for t in tangents))
-    outs = _call(body, [*primals, *(t for t in tangents if t is not None)])
+    late = static["late"]
+    late += tuple(is_late for is_late, t in zip(late, tangents) if t is not None)
+    outs = _call(checkpoint_static(body, static["policy"], late), [*primals, *(t for t in tangents if t is not None)])
     n = static["n_outputs"]
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if r else None for r in reached]
 
 
 def checkpoint_augment(static: StaticParameters, active: Mask) -> StaticParameters:
-    return checkpoint_static(_partition(static, active)[0].forward)
+    return checkpoint_static(_partition(static, active)[0].forward, static["policy"], static["late"])
 
 
 def checkpoint_pullback(
@@ -93,20 +95,27 @@ def checkpoint_pullback(
     (body,) = static.bodies
     part, reached = _partition(static, active)
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
-    grads = iter(_call(part.backward, operands_back))
+    late = tuple(i >= len(operands_back) - sum(reached) for i in range(len(operands_back)))
+    grads = iter(_call(checkpoint_static(part.backward, static["policy"], late), operands_back))
     return [next(grads) if a else None for a in active]
 
 
 def checkpoint_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
-    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(*bodies))
+    if static["late"]:
+        return None  # an operand that is late and early at once could be neither
+    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(*bodies, static["policy"]))
 
 
 def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
-    return static.bodies[0](*operands)
+    late = static["late"] or (False,) * len(operands)
+    until = [x for x, is_late in zip(operands, late) if is_late]
+    early = iter(held([x for x, is_late in zip(operands, late) if not is_late], until))
+    return static.bodies[0](*(x if is_late else next(early) for x, is_late in zip(operands, late)))
 
 
 def checkpoint_prune(static: StaticParameters, used: Mask) -> Pruned:
     (body,) = static.bodies
     needed = needed_inputs(body, used)
-    return Pruned(checkpoint_static(restricted(body, needed, used)), needed, used)
+    late = tuple(is_late for is_late, n in zip(static["late"], needed) if n)
+    return Pruned(checkpoint_static(restricted(body, needed, used), static["policy"], late), needed, used)

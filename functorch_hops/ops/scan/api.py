@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
 
-from ... import pytree
+from ... import _torch, pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
 from ...capture.traces import as_graph
 from ...capture.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
 from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
+from ..checkpoint.api import checkpointed_plainly
 from ..mode import is_capturing
+from .remat import as_remat, run_recomputing, segment_length
 from .steps import carry_check, elements, stack_outputs
 
 __all__ = ["run_scan", "scan", "trip_count"]
@@ -49,7 +52,9 @@ def scan(
         length: T; needed where ``xs`` has no leaf.
         reverse: go from the last element to the first; ys stay aligned with xs.
         unroll: how many steps a captured loop takes per iteration. It changes speed, never results.
-        remat: what reverse mode recomputes; anything but None comes later.
+        remat: what reverse mode computes again. None: what a minimum cut finds not worth storing, and no matrix
+            product. ``"step"``: the whole step, from its carry and x. A number K: segments of T / K steps each (the
+            last one may be shorter), from the carries between them; ``"sqrt"``: as many segments as steps in one.
 
     Returns:
         The final carry, and the ys stacked at dimension 0 (T at front). A leaf of y that is no tensor comes back once.
@@ -57,12 +62,17 @@ def scan(
     Raises:
         TreeMismatchError: the carry changes its tree, or ``f`` returns no pair.
         MetadataMismatchError: the carry changes shape, dtype or device.
-        ArgumentTypeError, ArgumentValueError: ``f`` is not callable, lengths disagree, ``unroll < 1``.
+        ArgumentTypeError, ArgumentValueError: ``f`` is not callable, lengths disagree, ``unroll < 1``, ``remat`` is
+            none of the above.
 
-    Cost: T calls of the body. Reverse mode stores, per step, what the body's derivative reads; closed-over tensors are
-    stored once. A captured scan is one node whatever T is.
+    Cost: T calls of the body. Reverse mode stores, per step, the fewest bytes from which the body's derivative follows
+    without another matrix product; closed-over tensors are stored once. With ``remat`` it calls the body T times more,
+    and stores T carries (``"step"``), or K carries and the residuals of T / K steps. A captured body that
+    draws random numbers stores them, whatever ``remat`` is, and is computed again by steps even if segments are asked
+    for. A captured scan is one node whatever T is.
 
-    Source: ``jax.lax.scan``; asked for in pytorch/pytorch 50688.
+    Source: ``jax.lax.scan``; asked for in pytorch/pytorch 50688. ``remat``: Griewank and Walther 2000; asked for in
+    jax-ml/jax 2139 and 3186.
 
     >>> import torch, functorch_hops as fh
     >>> fh.scan(lambda c, x: (c + x, c * x), torch.tensor(0.0), torch.arange(4.0))
@@ -71,14 +81,12 @@ def scan(
     check_callable("scan", "f", f)
     reverse = as_flag("scan", "reverse", reverse)
     unroll = as_int("scan", "unroll", unroll, at_least=1)
-    _check_remat(remat)
-    if remat is not None:
-        raise NotImplementedError("scan: remat= comes in a later version; wrap the body in fh.checkpoint meanwhile")
+    remat = as_remat(remat)
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
     steps = trip_count("scan", leaves, xs_spec, length)
     init = numbers_as_tensors(init)
     check_tensor_leaves("scan", "init", init)
-    return run_scan(Caller("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll)
+    return run_scan(Caller("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll, remat)
 
 
 def run_scan(
@@ -90,20 +98,13 @@ def run_scan(
     length: Any,
     reverse: bool = False,
     unroll: int = 1,
+    remat: Any = None,
 ) -> tuple[Any, Any]:
     """``scan`` of checked arguments, for the loops that are scans: ``caller`` is the one that the user wrote."""
-    if length == 0 or is_capturing():
-        return as_graph("scan", _captured, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll)
-    return _plain(caller, f, init, leaves, xs_spec, length, reverse)
-
-
-def _check_remat(remat: Any) -> None:
-    is_count = isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1
-    if not (remat is None or remat in ("step", "sqrt") or is_count):
-        expected = "None, 'step', 'sqrt' or a positive number of segments"
-        raise ArgumentValueError(
-            message("scan", "unknown choice", parameter="remat", expected=expected, got=repr(remat))
-        )
+    is_plain = not is_capturing() and (remat is None or _torch.top_interpreter() is None)
+    if is_plain and length > 0:
+        return _plain(caller, f, init, leaves, xs_spec, length, reverse, remat)
+    return as_graph("scan", _captured, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll, remat)
 
 
 def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: Any = None) -> Any:
@@ -159,14 +160,28 @@ def _plain(
     xs_spec: pytree.Spec,
     length: int,
     reverse: bool,
+    remat: Any,
 ) -> tuple[Any, Any]:
     next_carry = carry_check(caller, init)
-    carry, ys = init, []
-    for x in elements(leaves, xs_spec, length, reverse):
-        result = f(carry, x)
-        returned, y = result if type(result) is tuple and len(result) == 2 else _pair(result)
-        carry = next_carry(returned)
-        ys.append(y)
+
+    def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
+        ys = []
+        for x in xs:
+            result = f(carry, x)
+            returned, y = result if type(result) is tuple and len(result) == 2 else _pair(result)
+            carry = next_carry(returned)
+            ys.append(y)
+        return carry, ys
+
+    xs = elements(leaves, xs_spec, length, reverse)
+    if remat is None:
+        carry, ys = run(init, xs)
+    else:
+        carry, ys = init, []
+        size = segment_length(remat, length)
+        while segment := list(itertools.islice(xs, size)):
+            carry, segment_ys = checkpointed_plainly(run, (carry, segment), {})
+            ys += segment_ys
     if reverse:
         ys.reverse()
     return carry, stack_outputs(ys, caller)
@@ -196,9 +211,8 @@ def _captured(
     length: Any,
     reverse: bool,
     unroll: int,
+    remat: Any,
 ) -> tuple[Any, Any]:
-    from .unrolling import run_unrolled
-
     (f,), (init, leaves) = functions, operands
     carry_leaves, carry = OutputSpec.flatten(init)
     slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
@@ -216,7 +230,7 @@ def _captured(
         return [*carry_out, *y_out]
 
     body, lifted = speculate_subgraph(run, inputs, operation=caller.operation, parameter=caller.parameter)
-    outs = run_unrolled(body, len(carry_leaves), length, carry_leaves, leaves, lifted, reverse, unroll)
+    outs = run_recomputing(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
     return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
 
 

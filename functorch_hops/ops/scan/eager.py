@@ -40,14 +40,15 @@ def scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[T
         sizes = body.bind([*init, *(x.new_empty(x.shape[1:]) for x in xs), *consts])
         return [*(c.clone() for c in carry), *(meta.at(sizes).with_leading(0).zeros() for meta in body.outputs[n:])]
     slices = [x.unbind(0) for x in xs]
-    steps: list[Sequence[Tensor]] = []
+    # Written where they belong: a list of all steps, stacked at the end, would take the memory twice.
+    stacks = [stacked(meta, length) for meta in body.outputs[n:]]
+    rows = [stack.unbind(0) for stack in stacks]
     for t in range(length - 1, -1, -1) if static["reverse"] else range(length):
         outs = body(*carry, *(x[t] for x in slices), *consts)
         carry = outs[:n]
-        steps.append(outs[n:])
-    if static["reverse"]:
-        steps.reverse()
-    return [*carry, *(torch.stack(column) for column in zip(*steps, strict=True))]
+        for row, y in zip(rows, outs[n:]):
+            row[t].copy_(y)
+    return [*carry, *stacks]
 
 
 def scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:

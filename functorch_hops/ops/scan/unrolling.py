@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,38 @@ from ...capture.subgraph import Subgraph, TensorMeta
 from .eager import scan_static, split_operands
 from .forwarding import scan_forward
 
-__all__ = ["run_unrolled"]
+__all__ = ["run_in_chunks", "run_unrolled", "simplified"]
+
+
+Rest = Callable[[Any, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+class Loop(NamedTuple):
+    """A scan before it is called: its body, its operands, and a function from its outputs to those that are wanted."""
+
+    body: Subgraph
+    init: Sequence[Tensor]
+    xs: Sequence[Tensor]
+    consts: Sequence[Tensor]
+    restore: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def simplified(
+    body: Subgraph,
+    length: Any,
+    init: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+) -> Loop:
+    """The loop without what it only hands on, and with invariant work done."""
+    static = scan_static(body, len(init), len(xs), reverse)
+    static, operands, restore = forward_call(scan_forward, static, [length, *init, *xs, *consts])
+    _, init, xs, consts = split_operands(static, operands)
+    (body,) = static.bodies
+    if isinstance(length, int) and length > 0:
+        body, consts = _without_invariants(body, len(init), xs, consts)
+    return Loop(body, init, xs, consts, restore)
 
 
 def run_unrolled(
@@ -30,44 +61,42 @@ def run_unrolled(
     reverse: bool,
     unroll: int,
 ) -> Sequence[Tensor]:
-    """``scan`` without what it only hands on, invariant work done, in chunks of ``unroll`` steps."""
-    static = scan_static(body, n_carry, len(xs), reverse)
-    static, operands, restore = forward_call(scan_forward, static, [length, *init, *xs, *consts])
-    _, init, xs, consts = split_operands(static, operands)
-    (body,) = static.bodies
-    if isinstance(length, int) and length > 0:
-        body, consts = _without_invariants(body, len(init), xs, consts)
-    return restore(_in_chunks(body, len(init), length, init, xs, consts, reverse, unroll))
+    """``scan`` with ``unroll`` steps in each iteration."""
+
+    def rest(length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _scan(body, n_carry, length, carry, xs, consts, reverse)
+
+    if unroll == 1 or length < 2 * unroll:
+        return rest(length, init, xs)
+    several = _several_steps(body, n_carry, len(xs), unroll, reverse)
+    return run_in_chunks(several, unroll, rest, n_carry, length, init, xs, consts, reverse)
 
 
-def _in_chunks(
-    body: Subgraph,
+def run_in_chunks(
+    chunk: Subgraph,
+    size: int,
+    rest: Rest,
     n_carry: int,
     length: Any,
     init: Sequence[Tensor],
     xs: Sequence[Tensor],
     consts: Sequence[Tensor],
     reverse: bool,
-    unroll: int,
 ) -> Sequence[Tensor]:
-    """In reverse the remainder comes first in time order, hence it runs last."""
-    from . import scan_op
+    """A scan over chunks of ``size`` steps, whose body is ``chunk``, and ``rest`` for what remains.
 
-    def scan(body: Subgraph, length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
-        return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
-
-    if unroll == 1 or length < 2 * unroll:
-        return scan(body, length, init, xs)
-    chunks = length // unroll
-    cut = length % unroll if reverse else chunks * unroll
+    The remainder runs last, so in reverse it is the first part of ``xs``.
+    """
+    chunks, remainder = length // size, length % size
+    cut = remainder if reverse else chunks * size
     head, tail = [x[:cut] for x in xs], [x[cut:] for x in xs]
-    chunked, rest = (tail, head) if reverse else (head, tail)
-    several = _several_steps(body, n_carry, len(xs), unroll, reverse)
-    outs = scan(several, chunks, init, [x.unflatten(0, (chunks, unroll)) for x in chunked])
+    chunked, left = (tail, head) if reverse else (head, tail)
+    folded = [x.unflatten(0, (chunks, size)) for x in chunked]
+    outs = _scan(chunk, n_carry, chunks, init, folded, consts, reverse)
     carry, ys = outs[:n_carry], [y.flatten(0, 1) for y in outs[n_carry:]]
-    if length % unroll == 0:
+    if remainder == 0:
         return [*carry, *ys]
-    outs = scan(body, length % unroll, carry, rest)
+    outs = rest(remainder, carry, left)
     pairs = zip(outs[n_carry:], ys) if reverse else zip(ys, outs[n_carry:])
     return [*outs[:n_carry], *(torch.cat(pair) for pair in pairs)]
 
@@ -86,6 +115,20 @@ def _without_invariants(
     everything = (True,) * len(body.outputs)
     needed = needed_inputs(inside, everything)[first:]
     return restricted(inside, (*(True,) * first, *needed), everything), [c for c, n in zip(consts, needed) if n]
+
+
+def _scan(
+    body: Subgraph,
+    n_carry: int,
+    length: Any,
+    carry: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    consts: Sequence[Tensor],
+    reverse: bool,
+) -> Sequence[Tensor]:
+    from . import scan_op
+
+    return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
 
 
 def _several_steps(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool) -> Subgraph:

@@ -50,9 +50,11 @@ class BackwardPlan:
         carry = carry_fixpoint(active[:n_carry], lambda c: body.reached((*c, *fixed), by="gradient")[:n_carry])
         carry = tuple(a and is_differentiable(m.dtype) for a, m in zip(carry, body.inputs))
         reached = body.reached((*carry, *fixed), by="gradient")
-        free = (False,) * (n_carry + n_xs) + (True,) * (len(body.inputs) - n_carry - n_xs)
+        places = range(len(body.inputs))
+        carried = tuple(i < n_carry for i in places)
+        free = tuple(i >= n_carry + n_xs for i in places)
         cotangents = (*carry, *reached[n_carry:])
-        part = partition(body, (*carry, *fixed), cotangents, free=free)
+        part = partition(body, (*carry, *fixed), cotangents, free=free, carried=carried)
         return cls(body, n_carry, n_xs, (*carry, *fixed), cotangents, part)
 
 
@@ -63,7 +65,7 @@ def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
 
 def scan_augment(static: StaticParameters, active: Mask) -> StaticParameters:
     part = _plan(static, active).part
-    kept_carry = [i for i in range(static["n_carry"]) if part.kept[i]]
+    kept_carry = [i for i in range(static["n_carry"]) if part.kept[i] and i not in part.returned]
     forward = with_kept_carry(part.forward, kept_carry)
     return scan_static(forward, static["n_carry"], static["n_xs"], static["reverse"])
 
@@ -94,7 +96,23 @@ def scan_pullback(
         if c
     ]
     k = sum(plan.cotangents[: plan.n_carry])
-    return run_backward(plan, static["reverse"], parts, residuals, full[:k], full[k:], valid=None)
+    stacks = _with_carries_before(plan, static["reverse"], parts.init, residuals)
+    return run_backward(plan, static["reverse"], parts, stacks, full[:k], full[k:], valid=None)
+
+
+def _with_carries_before(
+    plan: BackwardPlan, reverse: bool, init: Sequence[Tensor], residuals: Sequence[Tensor]
+) -> list[Tensor]:
+    """The residuals and the carries before each step. Where the carry after each step is a residual, that is it."""
+    part = plan.part
+    stacks, kept = list(residuals[: len(part.residuals)]), iter(residuals[len(part.residuals) :])
+    for i in range(plan.n_carry):
+        if part.kept[i] and i in part.returned:
+            after, first = stacks[part.returned.index(i)], init[i].unsqueeze(0)
+            stacks.append(torch.cat((after, first))[1:] if reverse else torch.cat((first, after))[:-1])
+        elif part.kept[i]:
+            stacks.append(next(kept))
+    return stacks
 
 
 def run_backward(

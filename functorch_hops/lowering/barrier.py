@@ -1,0 +1,48 @@
+"""An optimisation barrier: a value that a compiler must not read before others are computed.
+
+NOTE [Recomputation stays late] Under ``jit(grad(f))`` a checkpointed call and its recomputation are one graph. A
+compiler that sees twice the same work on the same operands may do it once, or both at the same time (Inductor fuses
+kernels that read the same memory), and the intermediate values live on as if there were no checkpoint. So the operands
+of the recomputation pass a barrier which the cotangents pass as well: the work can't begin before they exist. XLA's
+``optimization_barrier`` has the same task in ``jax.checkpoint``. The barrier computes and copies nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["barriers", "held", "hold"]
+
+_library = torch.library.Library("functorch_hops", "DEF")
+_library.define("hold(Tensor value, Tensor[] until) -> Tensor")
+_library.impl("hold", lambda value, until: torch.ops.aten.alias.default(value), "CompositeExplicitAutograd")
+hold = torch.ops.functorch_hops.hold.default
+
+
+class _State(threading.local):
+    is_active = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def barriers() -> Iterator[None]:
+    """Lower for a compiler that knows ``hold``; elsewhere the order of the graph is the order of the work."""
+    outer, _state.is_active = _state.is_active, True
+    try:
+        yield
+    finally:
+        _state.is_active = outer
+
+
+def held(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Tensor]:
+    """The same values, readable only when all of ``until`` are computed."""
+    if not _state.is_active:
+        return list(values)
+    return [hold(value, list(until)) for value in values]

@@ -1,0 +1,171 @@
+"""``checkpoint_policies``: what a checkpointed function saves for reverse mode besides its inputs.
+
+A policy is asked about each value that reverse mode reads. What an operator inside the function returns (a scan, a
+cond, a call of another checkpoint) is saved, its residuals included, if the policy saves anything in the operator's
+body: a matrix product inside a scan is as little computed again under ``save_matmuls`` as one outside. Inputs are there
+anyway, and random numbers are saved by all policies.
+
+=================================  ===========================================================================
+``nothing``                        the default: everything is computed again
+``everything``                     nothing is: reverse mode as without a checkpoint
+``save_matmuls``                   matrix products and convolutions
+``save_names("a", ...)``           values that went through ``checkpoint_name``
+``union(policy, ...)``             what at least one of them saves
+``intersection(policy, ...)``      what all of them save
+``complement(policy)``             what it does not save
+=================================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...capture.saving import Value
+from ...errors import ArgumentTypeError, ArgumentValueError, message
+
+__all__ = [
+    "CheckpointPolicy",
+    "complement",
+    "everything",
+    "intersection",
+    "nothing",
+    "save_matmuls",
+    "save_names",
+    "union",
+]
+
+
+class CheckpointPolicy:
+    """Which values a checkpointed function saves. Subclasses are immutable, and equal if they save the same."""
+
+    def __call__(self, value: Value) -> bool:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Always(CheckpointPolicy):
+    answer: bool
+
+    def __call__(self, value: Value) -> bool:
+        return self.answer
+
+    def __repr__(self) -> str:
+        return "everything" if self.answer else "nothing"
+
+
+@dataclass(frozen=True)
+class _Matmuls(CheckpointPolicy):
+    def __call__(self, value: Value) -> bool:
+        return value.operator in _PRODUCTS
+
+    def __repr__(self) -> str:
+        return "save_matmuls"
+
+
+@dataclass(frozen=True)
+class _Names(CheckpointPolicy):
+    names: frozenset[str]
+
+    def __call__(self, value: Value) -> bool:
+        return not self.names.isdisjoint(value.names)
+
+    def __repr__(self) -> str:
+        return f"save_names({', '.join(map(repr, sorted(self.names)))})"
+
+
+@dataclass(frozen=True)
+class _Combined(CheckpointPolicy):
+    policies: frozenset[CheckpointPolicy]
+    is_union: bool
+
+    def __call__(self, value: Value) -> bool:
+        return (any if self.is_union else all)(policy(value) for policy in self.policies)
+
+    def __repr__(self) -> str:
+        name = "union" if self.is_union else "intersection"
+        return f"{name}({', '.join(sorted(map(repr, self.policies)))})"
+
+
+@dataclass(frozen=True)
+class _Complement(CheckpointPolicy):
+    policy: CheckpointPolicy
+
+    def __call__(self, value: Value) -> bool:
+        return not self.policy(value)
+
+    def __repr__(self) -> str:
+        return f"complement({self.policy!r})"
+
+
+_aten = torch.ops.aten
+_PRODUCTS = frozenset(
+    getattr(packet, overload)
+    for packet in (
+        *(_aten.mm, _aten.bmm, _aten.mv, _aten.dot, _aten.vdot, _aten.linear),
+        *(_aten.addmm, _aten.baddbmm, _aten.addbmm, _aten.addmv, _aten.addr),
+        *(_aten.convolution, _aten.convolution_backward),
+        *(_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention),
+        *(_aten._scaled_dot_product_efficient_attention, _aten._scaled_dot_product_cudnn_attention),
+    )
+    for overload in packet.overloads()
+)
+
+everything: CheckpointPolicy = _Always(True)
+nothing: CheckpointPolicy = _Always(False)
+save_matmuls: CheckpointPolicy = _Matmuls()
+
+
+def save_names(*names: str) -> CheckpointPolicy:
+    """Save the values that :func:`checkpoint_name` gave one of these names.
+
+    >>> import functorch_hops as fh
+    >>> fh.checkpoint_policies.save_names("hidden", "gates")
+    save_names('gates', 'hidden')
+    """
+    for name in names:
+        check_name("save_names", "names", name)
+    return _Names(frozenset(names))
+
+
+def union(*policies: CheckpointPolicy) -> CheckpointPolicy:
+    """Save what at least one of the policies saves."""
+    return _Combined(_checked("union", policies), is_union=True)
+
+
+def intersection(*policies: CheckpointPolicy) -> CheckpointPolicy:
+    """Save what all of the policies save."""
+    return _Combined(_checked("intersection", policies), is_union=False)
+
+
+def complement(policy: CheckpointPolicy, /) -> CheckpointPolicy:
+    """Save what the policy does not save."""
+    return _Complement(check_policy("complement", policy))
+
+
+def _checked(operation: str, policies: tuple[Any, ...]) -> frozenset[CheckpointPolicy]:
+    return frozenset(check_policy(operation, policy) for policy in policies)
+
+
+def check_policy(operation: str, policy: Any) -> CheckpointPolicy:
+    if isinstance(policy, CheckpointPolicy):
+        return policy
+    is_name = isinstance(policy, str)
+    names = ", ".join(name for name in __all__ if name != "CheckpointPolicy")
+    text = message(
+        operation,
+        "no such policy",
+        parameter="policy",
+        expected=f"one of fh.checkpoint_policies ({names})",
+        got=repr(policy) if is_name else f"{type(policy).__name__} {policy!r}",
+        remedy="pass the object, not its name" if is_name else None,
+    )
+    raise ArgumentValueError(text) if is_name else ArgumentTypeError(text)
+
+
+def check_name(operation: str, parameter: str, name: Any) -> None:
+    if not isinstance(name, str):
+        got = f"{type(name).__name__} {name!r}"
+        raise ArgumentTypeError(message(operation, "not a name", parameter=parameter, expected="a str", got=got))
