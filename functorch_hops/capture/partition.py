@@ -9,7 +9,8 @@ does
   not stack), and values of data-dependent shape, which no loop could stack;
 - else a residual: an output of the forward graph.
 
-Random numbers are residuals always, so the backward pass sees those that the forward pass drew.
+Random numbers are residuals always, so the backward pass sees those that the forward pass drew. Those of a loop of
+unknown length can't be: they are refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload, storage_key
+from ..errors import CaptureError, message
 from .derive import joint
 from .liveness import eliminate_dead_code
 from .subgraph import Mask, Subgraph, TensorMeta, is_random_node
@@ -118,6 +120,8 @@ class _Splitter:
             if node in self.inputs:
                 self.kept.add(node)
             elif self._is_recomputed(node):
+                if is_random_node(node, self.module):
+                    raise CaptureError(_other_numbers())
                 self.copied.add(node)
                 todo.extend(node.all_input_nodes)
             else:
@@ -196,6 +200,15 @@ class _Builder:
         module = fx.GraphModule(self.module, self.graph)
         eliminate_dead_code(module)  # of an operator in it, this part may use some outputs only
         return Subgraph.intern(module, self.inputs, [_meta(n) for n in results])
+
+
+def _other_numbers() -> str:
+    return message(
+        "grad",
+        "a while_loop draws random numbers, and would draw others as it runs again in the backward pass",
+        expected="no random numbers in a while_loop within a loop, a branch, a checkpoint or a jitted function",
+        remedy="draw them before the while_loop, or use scan or fori_loop with a known number of steps",
+    )
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
