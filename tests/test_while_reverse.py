@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import functorch_hops as fh
+from functorch_hops.ops.while_loop.reuse import reusing
 from functorch_hops.ops.while_loop.schedule import empty_table, latest, offer, written
 
 F64 = torch.float64
@@ -446,6 +447,51 @@ def test_buffers_written_in_place():
     for k in (None, 1, 4):
         loop = functools.partial(fh.while_loop, checkpoints=k)
         same(jitted(fh.grad(lambda x, loop=loop: f(x, loop)))(x), torch.func.grad(lambda x: f(x, python_loop))(x))
+
+
+def reads_nothing_afterwards(n: Tensor, b: Tensor) -> Tensor:
+    return b.index_put((n,), b.sum())
+
+
+def reads_the_old_value_afterwards(n: Tensor, b: Tensor) -> Tensor:
+    new = b.index_put((n,), b.sum())
+    return new + b.flip(0)
+
+
+def holds_a_view(n: Tensor, b: Tensor) -> Tensor:
+    view = b[1:]
+    new = b.index_put((n,), b.sum())
+    return new.index_put((n * 0,), view.sum())
+
+
+def holds_an_untracked_view(n: Tensor, b: Tensor) -> Tensor:
+    with torch.no_grad():
+        view = b.detach().reshape(3, 1)
+    return b.index_put((n,), b.sum()) * view.sum()
+
+
+@pytest.mark.parametrize(
+    ("write", "in_place"),
+    [
+        (reads_nothing_afterwards, True),
+        (reads_the_old_value_afterwards, False),
+        (holds_a_view, False),
+        (holds_an_untracked_view, False),
+    ],
+)
+def test_buffers_are_written_in_place_where_nobody_can_tell(write, in_place):
+    def f(b: Tensor) -> Tensor:
+        return fh.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, write(*s)), (torch.tensor(0), b))[1]
+
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    got, kept = jitted(f)(b), b.clone()
+    for n in range(3):
+        kept = write(torch.tensor(n), kept)
+    same(got, kept)
+    same(b, torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    (node,) = [n for n in jitted(f).lower(b).graph.graph.nodes if n.name == "while_loop"]
+    body = jitted(f).lower(b).graph.get_submodule(str(node.args[0].target)).bodies[1]
+    assert reusing(body, 2).owned == (False, in_place)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
