@@ -63,8 +63,11 @@ def export(
     if dynamic_shapes is not None:
         raise NotImplementedError("export: dynamic_shapes= comes in a later version; shapes are those of the example")
     kwargs = kwargs or {}
-    with torch.no_grad():
+    # Captured with gradients on: what no_grad marks in a graph would be nodes, which torch's export loses its way in
+    # where they stand in a loop that holds a branch.
+    with torch.enable_grad():
         call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export")
+    with torch.no_grad():
         module = _Exported(call, func)
         return torch.export.export(module, args, kwargs, strict=False)
 
