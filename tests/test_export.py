@@ -19,7 +19,12 @@ def while_loop(x):
     return fh.while_loop(lambda v: v.sum() < 20, lambda v: v * 1.5 + 1, x.abs())
 
 
+def branch_in_scan(x):
+    return fh.scan(lambda c, a: (fh.cond(c.sum() > 0, torch.sin, torch.cos, c) + a, None), x, torch.ones(4, 3))[0]
+
+
 FUNCTIONS = {
+    "cond in scan": (branch_in_scan, "scan"),
     "cond": (lambda x: fh.cond(x.sum() > 0, torch.sin, lambda x: x * WEIGHT, x), "cond"),
     "switch": (lambda x: fh.switch((x > 0).sum(), [torch.sin, torch.cos, torch.exp], x), "cond"),
     "scan": (scan, "scan"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import functorch_hops as fh
+from functorch_hops.ops.while_loop.reuse import reusing
 from functorch_hops.ops.while_loop.schedule import empty_table, latest, offer, written
 
 F64 = torch.float64
@@ -220,8 +221,8 @@ def python_cond(pred: Any, true_fn: Any, false_fn: Any, *operands: Any) -> Any:
     return true_fn(*operands) if pred else false_fn(*operands)
 
 
-NESTS = [in_scan, in_branch, in_while, around_scan_and_branch]
-every_nest = pytest.mark.parametrize("nest", NESTS, ids=lambda nest: nest.__name__)
+SLOW_NESTS = [pytest.param(nest, marks=pytest.mark.slow) for nest in (in_branch, around_scan_and_branch)]
+every_nest = pytest.mark.parametrize("nest", [in_scan, in_while, *SLOW_NESTS], ids=lambda nest: nest.__name__)
 
 
 def lowered(nest: Any, loop: Any) -> Callable[[Tensor], Tensor]:
@@ -448,6 +449,51 @@ def test_buffers_written_in_place():
         same(jitted(fh.grad(lambda x, loop=loop: f(x, loop)))(x), torch.func.grad(lambda x: f(x, python_loop))(x))
 
 
+def reads_nothing_afterwards(n: Tensor, b: Tensor) -> Tensor:
+    return b.index_put((n,), b.sum())
+
+
+def reads_the_old_value_afterwards(n: Tensor, b: Tensor) -> Tensor:
+    new = b.index_put((n,), b.sum())
+    return new + b.flip(0)
+
+
+def holds_a_view(n: Tensor, b: Tensor) -> Tensor:
+    view = b[1:]
+    new = b.index_put((n,), b.sum())
+    return new.index_put((n * 0,), view.sum())
+
+
+def holds_an_untracked_view(n: Tensor, b: Tensor) -> Tensor:
+    with torch.no_grad():
+        view = b.detach().reshape(3, 1)
+    return b.index_put((n,), b.sum()) * view.sum()
+
+
+@pytest.mark.parametrize(
+    ("write", "in_place"),
+    [
+        (reads_nothing_afterwards, True),
+        (reads_the_old_value_afterwards, False),
+        (holds_a_view, False),
+        (holds_an_untracked_view, False),
+    ],
+)
+def test_buffers_are_written_in_place_where_nobody_can_tell(write, in_place):
+    def f(b: Tensor) -> Tensor:
+        return fh.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, write(*s)), (torch.tensor(0), b))[1]
+
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    got, kept = jitted(f)(b), b.clone()
+    for n in range(3):
+        kept = write(torch.tensor(n), kept)
+    same(got, kept)
+    same(b, torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+    (node,) = [n for n in jitted(f).lower(b).graph.graph.nodes if n.name == "while_loop"]
+    body = jitted(f).lower(b).graph.get_submodule(str(node.args[0].target)).bodies[1]
+    assert reusing(body, 2).owned == (False, in_place)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what is refused
 
@@ -461,6 +507,39 @@ def test_random_numbers_are_refused_only_where_they_would_be_drawn_again():
             fh.ArgumentValueError, match=r"(?s)random numbers.*where: checkpoints.*help: draw them before"
         ):
             differentiate()
+
+
+def noisy(x: Tensor) -> Tensor:
+    return fh.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * (1 + torch.rand(()))), (0, x))[1]
+
+
+def test_random_numbers_of_a_loop_are_saved():
+    """The loop is linear: value and slope agree if both saw the same numbers."""
+    x = torch.tensor(2.0)
+    for differentiate in (fh.value_and_grad(noisy), jitted(fh.value_and_grad(noisy))):
+        with fh.eager_capture():
+            value, slope = differentiate(x)
+        same(value, slope * x)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda x: fh.scan(lambda c, _: (noisy(c), None), x, length=2)[0],
+        lambda x: fh.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, noisy(s[1])), (0, x))[1],
+        lambda x: fh.cond(x > 0, noisy, torch.sin, x),
+        fh.checkpoint(noisy),
+        jitted(noisy),
+    ],
+    ids=["scan", "while", "cond", "checkpoint", "jit"],
+)
+def test_random_numbers_that_can_not_be_saved_are_refused(around):
+    """What the inner loop drew has no shape that the outer operation could keep; other numbers would be wrong."""
+    x = torch.tensor(2.0)
+    with fh.eager_capture():
+        assert around(x) > x
+        with pytest.raises(fh.CaptureError, match=r"(?s)draws random numbers.*help: draw them before the while_loop"):
+            fh.grad(around)(x)
 
 
 @pytest.mark.parametrize(

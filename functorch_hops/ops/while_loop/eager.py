@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ...capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from ..scan.eager import stacked
+from .reuse import reusing
 
 T = TypeVar("T")
 
@@ -39,11 +40,13 @@ def split_stacks(flags: tuple[int, ...], stacks: Sequence[T]) -> list[T]:
 def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
-    carry, consts = operands[:n], operands[n:]
+    step, owned = reusing(body, n)
+    carry: Sequence[Tensor] = [c.clone() if o else c for c, o in zip(operands, owned)]
+    consts = operands[n:]
     steps: list[Sequence[Tensor]] = []
     trips = 0
     while cond(*carry, *consts)[0].item():
-        outs = body(*carry, *consts)
+        outs = step(*carry, *consts)
         carry = outs[:n]
         trips += 1
         if flags:
