@@ -333,6 +333,21 @@ def test_a_tensor_as_an_argument_without_derivative(run):
     same(run(total, X), f64(21.0))
 
 
+@pytest.mark.parametrize("decorator", [fh.custom_vjp, fh.custom_jvp], ids=["custom_vjp", "custom_jvp"])
+def test_a_float_that_jit_traces(decorator):
+    f = decorator(lambda x, rate: x * rate)
+    if decorator is fh.custom_vjp:
+        f.defvjp(lambda x, rate: (f(x, rate), rate), lambda rate, ct: (3 * ct * rate, None))
+    else:
+        f.defjvp(lambda primals, tangents: (f(*primals), 3 * tangents[0] * primals[1]))
+    slope = fh.jit(lambda x, rate: fh.grad(lambda x: f(x, rate))(x), backend="eager")
+    loop = fh.jit(lambda x, rate: fh.scan(lambda c, _: (f(c, rate), None), x, length=2)[0], backend="eager")
+    for rate in (0.1, 0.5):
+        same(slope(X, rate), f64(3 * rate))
+        same(fh.grad(loop)(X, rate), f64(9 * rate**2))
+    assert slope.cache_info().misses == 1
+
+
 @every_mode
 def test_one_rule_per_argument(run):
     f = fh.custom_jvp(lambda x, y, z: x * y + z)

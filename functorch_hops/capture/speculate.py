@@ -88,6 +88,7 @@ class Capture:
         self.constants: set[int] = set()
         self.is_quiet = False
         self._fakes: dict[int, Tensor] = {}
+        self._scalars: dict[Any, Tensor] = {}
         self._input_storages: set[int] = set()
         self._end_of_inputs: fx.Node | None = None
 
@@ -162,7 +163,9 @@ class Capture:
             return None
         dtype = torch.float64 if isinstance(entry.value, torch.SymFloat) else torch.int64
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            operand = self.parent.new_scalar(entry.proxy.force(), dtype)
+            if symbol not in self.parent._scalars:
+                self.parent._scalars[symbol] = self.parent.new_scalar(entry.proxy.force(), dtype)
+            operand = self.parent._scalars[symbol]
             placeholder = self.proxy_of(self.lift(operand))
             number = self.tracer.create_proxy(
                 "call_function", torch.ops.aten._local_scalar_dense.default, (placeholder,), {}

@@ -13,6 +13,7 @@ from ... import _torch
 from ...capture.derive import rearranged
 from ...capture.speculate import capture_function
 from ...capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from ...errors import CaptureError, message
 from ..mode import is_capturing
 from .parameters import CustomRule, Layout, Recursion
 
@@ -146,13 +147,24 @@ class _CapturedCall:
         """All graphs. Where they call the function they are captured twice, lest they close over more than it knew."""
         _active.calls.append(self)
         try:
-            while True:
-                known = len(self.closed)
+            graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
+            known = len(self.closed)
+            if self.is_recursive and known > len(self.function.keys):
                 graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
-                if not self.is_recursive or len(self.closed) == known:
-                    return graphs
+                if len(self.closed) > known:
+                    raise self.unstable()
+            return graphs
         finally:
             _active.calls.pop()
+
+    def unstable(self) -> CaptureError:
+        return CaptureError(
+            message(
+                self.rule.name,
+                "its derivative rule closes over other tensors each time that it is traced",
+                remedy="make the tensors once, outside of the rule",
+            )
+        )
 
     def reverse_graphs(self) -> list[_Graph]:
         rule, n, n_outputs = self.rule, len(self.metas), len(self.differentiable)
