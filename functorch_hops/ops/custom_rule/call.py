@@ -213,11 +213,14 @@ class _CapturedCall:
         self, function: Callable[..., Tensors], metas: Sequence[TensorMeta], parameter: str, n_after: int = 0
     ) -> _Graph:
         body, capture = capture_function(function, metas, operation=self.rule.name, parameter=parameter)
+        known = {id(t): key for key, (t, _) in self.closed.items()}
         keys: list[Hashable] = []
+        n_constants = 0
         for t, meta in zip(capture.lifted, body.inputs[len(metas) :]):
-            # Each capture makes the constants of a function anew; they are known by their order.
-            is_constant = id(t) in capture.constants
-            key = (parameter, sum(type(k) is tuple for k in keys)) if is_constant else id(t)
+            key: Hashable = known.get(id(t), id(t))
+            if id(t) in capture.constants:
+                # Each capture makes the constants of a function anew; they are known by their order.
+                key, n_constants = (parameter, n_constants), n_constants + 1
             self.closed.setdefault(key, (t, meta))
             keys.append(key)
         return _Graph(body, keys, n_after)
