@@ -209,6 +209,31 @@ def test_loops_inside_rules(run):
 
 
 @every_mode
+def test_a_shared_coefficient_of_a_batched_loop(run):
+    """jax-ml/jax 5832: the carry gets lanes, the coefficient has none."""
+    mul = fh.custom_vjp(lambda x, k: x * k)
+    mul.defvjp(lambda x, k: (mul(x, k), (x, k)), lambda res, ct: (ct * res[1], (res[0] * ct).sum()))
+    loop = lambda f: lambda x, k: fh.scan(lambda c, _: (f(c, k), None), x, length=3)[0]
+    x, k = torch.tensor([[0.5, 1.0], [2.0, -1.0], [0.1, 0.3]], dtype=F64), f64(1.5)
+    lanes = lambda f: lambda x, k: (fh.vmap(loop(f), in_dims=(0, None))(x, k) ** 2).sum()
+    same(run(fh.grad(lanes(mul), argnums=(0, 1)), x, k), fh.grad(lanes(torch.mul), argnums=(0, 1))(x, k))
+    same(run(fh.hessian(lanes(mul), argnums=1), x, k), fh.hessian(lanes(torch.mul), argnums=1)(x, k))
+
+
+@every_mode
+@both
+def test_a_pullback_called_twice(run, f):
+    """jax-ml/jax 14728."""
+
+    def twice(f, xs):
+        _, pull = fh.vjp(lambda xs: fh.vmap(f, in_dims=(0, None))(xs, Y), xs)
+        return pull(xs), pull(xs * 2)
+
+    xs = f64(0.3, 0.9)
+    same(run(functools.partial(twice, f), xs), twice(sin, xs))
+
+
+@every_mode
 def test_checkpointed(run):
     g = lambda f: fh.grad(lambda x: fh.checkpoint(lambda x: f(f(x, Y), x))(x))
     for f in (sin_vjp, sin_jvp):
