@@ -1,4 +1,4 @@
-"""custom_vjp, custom_jvp, and torch.autograd.Function in captured bodies.
+"""custom_vjp and custom_jvp.
 
 Most rules here are wrong on purpose, three times the true derivative, so that one can see which rule ran: ``tripled``
 of the function has the same value and derivatives. The cases follow JAX's tests of custom derivatives.
@@ -12,7 +12,6 @@ import functools
 import optree
 import pytest
 import torch
-from torch.autograd.function import once_differentiable
 
 import functorch_hops as fh
 
@@ -209,6 +208,31 @@ def test_loops_inside_rules(run):
 
 
 @every_mode
+def test_a_shared_coefficient_of_a_batched_loop(run):
+    """jax-ml/jax 5832: the carry gets lanes, the coefficient has none."""
+    mul = fh.custom_vjp(lambda x, k: x * k)
+    mul.defvjp(lambda x, k: (mul(x, k), (x, k)), lambda res, ct: (ct * res[1], (res[0] * ct).sum()))
+    loop = lambda f: lambda x, k: fh.scan(lambda c, _: (f(c, k), None), x, length=3)[0]
+    x, k = torch.tensor([[0.5, 1.0], [2.0, -1.0], [0.1, 0.3]], dtype=F64), f64(1.5)
+    lanes = lambda f: lambda x, k: (fh.vmap(loop(f), in_dims=(0, None))(x, k) ** 2).sum()
+    same(run(fh.grad(lanes(mul), argnums=(0, 1)), x, k), fh.grad(lanes(torch.mul), argnums=(0, 1))(x, k))
+    same(run(fh.hessian(lanes(mul), argnums=1), x, k), fh.hessian(lanes(torch.mul), argnums=1)(x, k))
+
+
+@every_mode
+@both
+def test_a_pullback_called_twice(run, f):
+    """jax-ml/jax 14728."""
+
+    def twice(f, xs):
+        _, pull = fh.vjp(lambda xs: fh.vmap(f, in_dims=(0, None))(xs, Y), xs)
+        return pull(xs), pull(xs * 2)
+
+    xs = f64(0.3, 0.9)
+    same(run(functools.partial(twice, f), xs), twice(sin, xs))
+
+
+@every_mode
 def test_checkpointed(run):
     g = lambda f: fh.grad(lambda x: fh.checkpoint(lambda x: f(f(x, Y), x))(x))
     for f in (sin_vjp, sin_jvp):
@@ -331,6 +355,21 @@ def test_a_tensor_as_an_argument_without_derivative(run):
     same(run(fh.vmap(fh.grad(f, argnums=1), in_dims=(0, None)), ks, X), 3 * ks)
     total = fh.grad(lambda x: fh.scan(lambda c, k: (c + f(k, x), None), f64(0.0), ks)[0])
     same(run(total, X), f64(21.0))
+
+
+@pytest.mark.parametrize("decorator", [fh.custom_vjp, fh.custom_jvp], ids=["custom_vjp", "custom_jvp"])
+def test_a_float_that_jit_traces(decorator):
+    f = decorator(lambda x, rate: x * rate)
+    if decorator is fh.custom_vjp:
+        f.defvjp(lambda x, rate: (f(x, rate), rate), lambda rate, ct: (3 * ct * rate, None))
+    else:
+        f.defjvp(lambda primals, tangents: (f(*primals), 3 * tangents[0] * primals[1]))
+    slope = fh.jit(lambda x, rate: fh.grad(lambda x: f(x, rate))(x), backend="eager")
+    loop = fh.jit(lambda x, rate: fh.scan(lambda c, _: (f(c, rate), None), x, length=2)[0], backend="eager")
+    for rate in (0.1, 0.5):
+        same(slope(X, rate), f64(3 * rate))
+        same(fh.grad(loop)(X, rate), f64(9 * rate**2))
+    assert slope.cache_info().misses == 1
 
 
 @every_mode
@@ -548,289 +587,3 @@ def test_compiled(f):
     loop = lambda f: lambda x: fh.scan(lambda c, _: (f(c, x), c), x + 1, length=4)[0].sum()
     x = torch.linspace(0, 1, 4)
     same(fh.jit(fh.value_and_grad(loop(f)))(x), fh.value_and_grad(loop(sin))(x))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# torch.autograd.Function in captured bodies
-
-
-def in_body(f):
-    """The function in a body that is captured in every mode but plain."""
-    return lambda *args: fh.cond(torch.tensor(True), f, f, *args)
-
-
-class Function(torch.autograd.Function):
-    generate_vmap_rule = True
-
-
-class SinWithJvp(Function):
-    """Three times the derivative, in both modes."""
-
-    @staticmethod
-    def forward(x, y):
-        return torch.sin(x) * y
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, ct):
-        x, y = ctx.saved_tensors
-        return 3 * ct * x.cos() * y, 3 * ct * x.sin()
-
-    @staticmethod
-    def jvp(ctx, tx, ty):
-        x, y = ctx.saved_tensors
-        return 3 * (x.cos() * y * tx + x.sin() * ty)
-
-
-@while_capturing
-@pytest.mark.parametrize("name", [*TRANSFORMS, *FORWARD])
-def test_a_function_with_all_rules(run, name):
-    """pytorch/pytorch 192985: Dynamo silently drops a custom jvp."""
-    transform = {**TRANSFORMS, **FORWARD}[name]
-    f = in_body(SinWithJvp.apply)
-    same(run(transform(f), X, Y), transform(sin)(X, Y))
-    if name != "value":
-        same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
-
-
-class ExpOfItself(Function):
-    """It saves its output, and its backward calls the Function again."""
-
-    @staticmethod
-    def forward(x):
-        return x.exp()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx, ct):
-        x, y = ctx.saved_tensors
-        return ct * (y + 2 * ExpOfItself.apply(x))
-
-
-@while_capturing
-def test_a_function_whose_backward_calls_it(run):
-    for order in (fh.grad, lambda f: fh.grad(fh.grad(f)), lambda f: fh.grad(fh.grad(fh.grad(f)))):
-        same(run(order(in_body(ExpOfItself.apply)), X), order(ExpOfItself.apply)(X))
-
-
-class Polynomial(Function):
-    """Its backward calls it with another static argument: a chain that ends."""
-
-    @staticmethod
-    def forward(x, n):
-        return x**n
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[0])
-        ctx.n = inputs[1]
-
-    @staticmethod
-    def backward(ctx, ct):
-        (x,) = ctx.saved_tensors
-        return 2 * ct * ctx.n * (Polynomial.apply(x, ctx.n - 1) if ctx.n > 1 else torch.ones_like(x)), None
-
-
-class Endless(Function):
-    """A chain that does not end (the derivatives of polygamma, say)."""
-
-    @staticmethod
-    def forward(x, n):
-        return torch.sin(x + n)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[0])
-        ctx.n = inputs[1]
-
-    @staticmethod
-    def backward(ctx, ct):
-        return 2 * ct * Endless.apply(ctx.saved_tensors[0], ctx.n + 1), None
-
-
-@while_capturing
-def test_a_function_whose_backward_calls_it_with_other_arguments(run):
-    f = in_body(lambda x: Polynomial.apply(x, 3))
-    same(run(fh.grad(f), X), 6 * X**2)
-    same(run(fh.grad(fh.grad(f)), X), 24 * X)
-    g = in_body(lambda x: Endless.apply(x, 0))
-    same(run(fh.grad(fh.grad(g)), X), 4 * torch.sin(X + 2))
-    deep = functools.reduce(lambda f, _: fh.grad(f), range(6), g)
-    with pytest.raises(fh.ArgumentTypeError, match="more than 4 times"):
-        run(deep, X)
-
-
-class OldStyle(torch.autograd.Function):
-    """Tensors of all kinds on its context: inputs, outputs, intermediates, in containers."""
-
-    @staticmethod
-    def forward(ctx, x, options, y):
-        middle, out = x * 2, x.sin() * y
-        ctx.save_for_backward(x, out, None)
-        ctx.middle, ctx.pair, ctx.table, ctx.scale = middle, [y, middle], {"y": y}, options["scale"]
-        return out, "label", x.detach() * 5
-
-    @staticmethod
-    def backward(ctx, ct, label, extra):
-        _, out, none = ctx.saved_tensors
-        assert none is None
-        assert label is None
-        assert ctx.needs_input_grad == (True, False, True)
-        return ct * ctx.middle + extra * 0 + out * 0, None, ct * ctx.pair[0] * ctx.table["y"] * ctx.scale
-
-
-@while_capturing
-def test_an_old_style_function(run):
-    @in_body
-    def f(x, y):
-        out, label, extra = OldStyle.apply(x, {"scale": 7.0}, y)
-        assert label == "label"
-        return out + extra * 0
-
-    same(run(fh.grad(f, argnums=(0, 1)), X, Y), (2 * X, 7 * Y * Y))
-    # An intermediate has no derivative, an input has (as in torch).
-    same(run(fh.grad(fh.grad(f, argnums=1), argnums=1), X, Y), 14 * Y)
-    same(run(fh.grad(fh.grad(f)), X, Y), f64(0.0))
-    same(run(fh.vmap(fh.grad(f), in_dims=(0, None)), f64(1.0, 2.0), Y), f64(2.0, 4.0))
-
-
-class WithVmap(torch.autograd.Function):
-    """Its vmap staticmethod shows that it ran: the value of a batch is negated."""
-
-    @staticmethod
-    def forward(x, k):
-        return x * k, x + 1
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.k = inputs[1]
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx, ct, other):
-        assert not other.requires_grad
-        return 3 * ct * ctx.k, None
-
-    @staticmethod
-    def vmap(info, in_dims, x, k):
-        assert info.batch_size == 2
-        assert in_dims == (0, None)
-        y, z = WithVmap.apply(x.movedim(in_dims[0], -1), k)
-        return (-y, z.sum()), (-1, None)
-
-
-@while_capturing
-def test_a_vmap_staticmethod(run):
-    f = lambda x: fh.vmap(lambda v: WithVmap.apply(v, 4), out_dims=(0, None))(x)
-    xs = f64(1.0, 2.0)
-    same(run(f, xs), (-4 * xs, xs.sum() + 2))
-    same(run(fh.grad(lambda x: f(x)[0].sum()), xs), f64(-12.0, -12.0))
-    same(run(fh.vmap(fh.grad(lambda v: WithVmap.apply(v, 4)[0])), xs), f64(12.0, 12.0))
-
-
-class Once(Function):
-    @staticmethod
-    def forward(x):
-        return x * x
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, ct):
-        return ct * 2 * ctx.saved_tensors[0]
-
-
-@while_capturing
-def test_once_differentiable(run):
-    """A second derivative is an error, never zero."""
-    f = lambda x: fh.fori_loop(0, 2, lambda i, v: Once.apply(v), x)
-    same(run(fh.grad(f), X), 4 * X**3)
-    same(run(fh.vmap(fh.grad(f)), f64(1.0, 2.0)), f64(4.0, 32.0))
-    for second in (fh.grad(fh.grad(f)), fh.jacfwd(fh.grad(f))):
-        with pytest.raises(fh.ArgumentTypeError, match="once_differentiable"):
-            run(second, X)
-
-
-class NoneGradients(Function):
-    @staticmethod
-    def forward(x, y):
-        return x * y, x + y
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, a, b):
-        return a * 2, None
-
-
-class Broadcast(Function):
-    @staticmethod
-    def forward(x):
-        return x.expand(3).clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, ct):
-        return ct
-
-
-@while_capturing
-def test_gradients_that_are_none_or_broadcast(run):
-    f = in_body(lambda x, y: NoneGradients.apply(x, y)[0])
-    same(run(fh.grad(f, argnums=(0, 1)), X, Y), (f64(2.0), f64(0.0)))
-    same(run(fh.grad(in_body(lambda x: Broadcast.apply(x).sum())), X), f64(3.0))
-
-
-class NoBackward(Function):
-    @staticmethod
-    def forward(x):
-        return x * 2
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-
-@while_capturing
-def test_functions_without_rules(run):
-    same(run(NoBackward.apply, X), 2 * X)
-    for transform in (fh.grad, fh.jacfwd):
-        with pytest.raises(fh.ArgumentTypeError, match="NoBackward"):
-            run(transform(lambda x: fh.cond(x > 0, NoBackward.apply, torch.neg, x)), X)
-
-
-class ClosingOver(Function):
-    scale = f64(2.0)
-
-    @staticmethod
-    def forward(x):
-        return x * ClosingOver.scale
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, ct):
-        return ct * ClosingOver.scale * 3
-
-
-@while_capturing
-def test_a_function_that_closes_over_tensors(run):
-    same(run(fh.grad(in_body(ClosingOver.apply)), X), f64(6.0))
-    same(run(fh.grad(lambda x: fh.scan(lambda c, _: (ClosingOver.apply(c), None), x, length=2)[0]), X), f64(36.0))

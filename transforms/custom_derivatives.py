@@ -372,6 +372,8 @@ def _cotangent(leaf: TensorMeta | Constant, given: Any) -> Any:
 
 def _no_tangent(leaf: Any) -> Any:
     """The tangent of an argument's leaf that is no tensor."""
+    if isinstance(leaf, (torch.SymInt, torch.SymFloat)):
+        return 0 if isinstance(leaf, torch.SymInt) else 0.0
     return type(leaf)(0) if isinstance(leaf, (int, float, complex)) else leaf
 
 

@@ -137,6 +137,7 @@ class Capture:
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._protected_storages: set[int] = set()
+        self._carriers: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -232,8 +233,10 @@ class Capture:
             return None
         is_size = isinstance(entry.value, torch.SymInt)
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            carrier = self.parent.new_carrier(entry.proxy.force(), entry.value)
-            placeholder = self.proxy_of(self.lift(carrier))
+            carriers = self.parent._carriers
+            if symbol not in carriers:
+                carriers[symbol] = self.parent.new_carrier(entry.proxy.force(), entry.value)
+            placeholder = self.proxy_of(self.lift(carriers[symbol]))
             target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
             number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
         number.node.meta["val"] = entry.value

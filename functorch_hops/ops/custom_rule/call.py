@@ -13,6 +13,7 @@ from ... import _torch
 from ...capture.derive import rearranged
 from ...capture.speculate import capture_function
 from ...capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from ...errors import CaptureError, message
 from ..mode import is_capturing
 from .parameters import CustomRule, Layout, Recursion
 
@@ -146,13 +147,24 @@ class _CapturedCall:
         """All graphs. Where they call the function they are captured twice, lest they close over more than it knew."""
         _active.calls.append(self)
         try:
-            while True:
-                known = len(self.closed)
+            graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
+            known = len(self.closed)
+            if self.is_recursive and known > len(self.function.keys):
                 graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
-                if not self.is_recursive or len(self.closed) == known:
-                    return graphs
+                if len(self.closed) > known:
+                    raise self.unstable()
+            return graphs
         finally:
             _active.calls.pop()
+
+    def unstable(self) -> CaptureError:
+        return CaptureError(
+            message(
+                self.rule.name,
+                "its derivative rule closes over other tensors each time that it is traced",
+                remedy="make the tensors once, outside of the rule",
+            )
+        )
 
     def reverse_graphs(self) -> list[_Graph]:
         rule, n, n_outputs = self.rule, len(self.metas), len(self.differentiable)
@@ -201,11 +213,14 @@ class _CapturedCall:
         self, function: Callable[..., Tensors], metas: Sequence[TensorMeta], parameter: str, n_after: int = 0
     ) -> _Graph:
         body, capture = capture_function(function, metas, operation=self.rule.name, parameter=parameter)
+        known = {id(t): key for key, (t, _) in self.closed.items()}
         keys: list[Hashable] = []
+        n_constants = 0
         for t, meta in zip(capture.lifted, body.inputs[len(metas) :]):
-            # Each capture makes the constants of a function anew; they are known by their order.
-            is_constant = id(t) in capture.constants
-            key = (parameter, sum(type(k) is tuple for k in keys)) if is_constant else id(t)
+            key: Hashable = known.get(id(t), id(t))
+            if id(t) in capture.constants:
+                # Each capture makes the constants of a function anew; they are known by their order.
+                key, n_constants = (parameter, n_constants), n_constants + 1
             self.closed.setdefault(key, (t, meta))
             keys.append(key)
         return _Graph(body, keys, n_after)
