@@ -128,7 +128,7 @@ class Hop(_torch.HigherOrderOperator):
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
 
-    def dispatch(self, dispatch_key: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def dispatch(self, dispatch_key: Any, *args: Any, **kwargs: Any) -> Any:
         """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
         mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
         if mode is None:
@@ -272,11 +272,11 @@ class _Call(_torch.SingleLevelFunction):
         # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
-        operands = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
+        operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         if any(c is not None for c in cotangents[n_outputs:]):
             grads = _second_pullback(ctx, operands, cotangents)
         else:
-            residuals = saved[n_operands:]
+            residuals: list[Any] = saved[n_operands:]
             rules = _operator_of(ctx.static).rules
             grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]

@@ -88,7 +88,7 @@ class _Origins:
         alive = (caller for t, caller in (*given, *self.leaked.values()) if t() is not None)
         _refuse_leak(next(alive, self.caller))
 
-    def refuse_use(self, _func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+    def refuse_use(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         self.refuse(pytree.flatten((args, kwargs or {}))[0])
 
 

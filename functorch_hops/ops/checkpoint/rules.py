@@ -103,7 +103,7 @@ def checkpoint_pullback(
 def checkpoint_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
     if static["late"]:
         return None  # an operand that is late and early at once could be neither
-    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(*bodies, static["policy"]))
+    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(bodies[0], static["policy"]))
 
 
 def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:

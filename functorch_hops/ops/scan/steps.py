@@ -109,7 +109,7 @@ def _stacked(column: Sequence[Any], caller: Caller, path: str) -> Any:
     for x in column:
         if not (isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device):
             _refuse_changed_leaf(first, x, caller, path)
-    return torch.stack(column)
+    return torch.stack(tuple(column))
 
 
 def _refuse_changed_leaf(expected: Any, got: Any, caller: Caller, path: str) -> NoReturn:

@@ -291,8 +291,8 @@ def _captured(
     body = speculate_subgraph(run_body, carry.metas, operation=caller.operation, parameter=caller.parameter)
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
     static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
-    static, operands, restore = forward_call(while_loop_forward, static, [*leaves, *lifted])
-    return carry.unflatten(restore(while_loop_op(static, *operands)))
+    static, flat, restore = forward_call(while_loop_forward, static, [*leaves, *lifted])
+    return carry.unflatten(restore(while_loop_op(static, *flat)))
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:

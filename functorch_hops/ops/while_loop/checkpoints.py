@@ -24,6 +24,7 @@ from ...capture.liveness import needed_inputs, restricted
 from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
 from ...errors import ArgumentValueError, message
 from ..checkpoint import checkpoint_op, checkpoint_static
+from ..checkpoint.policies import nothing
 from ..cond import cond_op
 from ..cond.eager import cond_static
 from ..scan.carry import carry_fixpoint
@@ -93,7 +94,7 @@ def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParame
         )
     n, k = static["n_carry"], static["checkpoints"]
     key = ("saving loop", cond, n, active, k)
-    return checkpoint_static(body.derive(key, lambda: _saving_loop(cond, _Step.make(static, active), k)))
+    return checkpoint_static(body.derive(key, lambda: _saving_loop(cond, _Step.make(static, active), k)), nothing)
 
 
 def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
@@ -137,7 +138,8 @@ def checkpointed_pullback(
     n, k = static["n_carry"], static["checkpoints"]
     one = _Step.make(static, active)
     given = [cotangent_or_zeros(ct, m, None) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
-    call = checkpoint_static(body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k)))
+    backwards = body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k))
+    call = checkpoint_static(backwards, nothing)
     grads = iter(checkpoint_op(call, *residuals, *one.of_carry(operands[:n]), *given, *operands[n:]))
     return [next(grads) if a else None for a in one.plan.active]
 
