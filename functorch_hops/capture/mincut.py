@@ -33,7 +33,7 @@ def least_saved(needed: Iterable[fx.Node], cost: Callable[[fx.Node], Cost | None
     costs = _region(needed, cost)
     if all(c.is_fixed == (c.size is not None) for c in costs.values()):
         return {node for node, c in costs.items() if c.is_fixed}  # there is no choice
-    import networkx
+    import networkx  # torch depends on it; importing it takes long
 
     network = networkx.DiGraph()
     network.add_nodes_from(("source", "sink"))

@@ -479,13 +479,14 @@ def capture_function(
     ``buffers``: of the modules that ``function`` uses, which then may return their new values.
     """
     module, capture = _trace(function, inputs, operation, parameter, keep_autocast, buffers)
-    unwrite_views(module.graph)
-    if has_writes(module.graph):
-        functional = functionalize(module, remove="mutations")
-        module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
-    _clean(module)
-    outputs = [TensorMeta.of(node.meta["val"]) for node in module.graph.output_node().args[0]]  # type: ignore[union-attr]
-    return Subgraph.intern(module, capture.inputs, outputs), capture
+    with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
+        unwrite_views(module.graph)
+        if has_writes(module.graph):
+            functional = functionalize(module, remove="mutations")
+            module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
+        _clean(module)
+        outputs = [TensorMeta.of(n.meta["val"]) for n in module.graph.output_node().args[0]]  # type: ignore[union-attr]
+        return Subgraph.intern(module, capture.inputs, outputs), capture
 
 
 def _trace(

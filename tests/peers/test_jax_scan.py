@@ -213,7 +213,7 @@ def test_length(run):
     same(run(lambda c: fh.scan(lambda c, _: (c + 1, None), c, None, 20)[0], torch.tensor(0)), torch.tensor(20))
     with pytest.raises(TypeError, match="length"):
         run(lambda n: fh.scan(lambda c, _: (c, None), 0, None, n), torch.tensor(3))
-    with pytest.raises(ValueError, match="unroll"):
+    with pytest.raises(TypeError, match="unroll"):
         run(lambda n: fh.scan(lambda c, _: (c, None), 0, None, 3, unroll=n), torch.tensor(3))
 
 
