@@ -428,7 +428,7 @@ _jvp_layer = fh.custom_jvp(_layer)
 _jvp_layer.defjvp(_layer_rule)
 
 
-@operation("custom_vjp", "custom_vjp", oracle=_layers_oracle, refused=("jvp", "jacfwd"))
+@operation("custom_vjp", "custom_vjp", oracle=_layers_oracle, refused=("jvp", "jacfwd", "jvp(vmap)", "grad(jvp)"))
 def _custom_vjp(p: Weights, x: Tensor) -> Any:
     return _vjp_layer(p, {"x": _vjp_layer(p, {"x": x * 2})["y"]})
 

@@ -5,7 +5,8 @@ level and by loops in their graphs, and most never are. So what has no derivativ
 prepared, but where one is computed: in a capture it becomes a node that raises when it runs, or is lowered. Where
 nobody reads it, it is dead code.
 
-Static parameters: the error, and the metadata of the outputs. Operands: the cotangents or tangents that ask for it.
+Static parameters: the error, and the metadata of the outputs. Operands: what the derivative would depend on, the values
+and the cotangents or tangents that ask for it; so a derivative of it is missed as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ...capture.liveness import Pruned
 from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
 from ...capture.speculate import current_capture
-from ...capture.subgraph import Mask, StaticParameters, TensorMeta
+from ...capture.subgraph import Mask, StaticParameters, TensorMeta, is_differentiable
 from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
 from ...hop import Hop, Rules
 
@@ -53,7 +54,7 @@ def closed_over(name: str, what: str) -> Refusal:
 
 
 def refused(refusal: Refusal, outputs: Sequence[TensorMeta], asked: Sequence[Tensor]) -> Sequence[Tensor]:
-    """In place of derivatives like ``outputs``, for which ``asked`` asks."""
+    """In place of derivatives like ``outputs``, which depend on ``asked``."""
     if current_capture() is None:
         raise refusal.exception()
     return refusal_op(_static(refusal, outputs), *asked)
@@ -72,7 +73,8 @@ def refusal_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Se
 
 
 def refusal_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
-    return (any(sources) and by in ("value", "lane"),) * static["n_outputs"]
+    by_value = by in ("value", "lane")
+    return tuple(any(sources) and (by_value or is_differentiable(meta.dtype)) for meta in static["outputs"])
 
 
 def refusal_batch(
@@ -85,7 +87,10 @@ def refusal_batch(
 def refusal_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    return refusal_op(static, *primals), [None] * static["n_outputs"]
+    """What is missing has no derivative that is known: it is missing too."""
+    moves = refusal_reached(static, tuple(t is not None for t in tangents), "tangent")
+    moving = iter(refusal_op(static, *primals, *(t for t in tangents if t is not None)))
+    return refusal_op(static, *primals), [t if m else None for t, m in zip(moving, moves)]
 
 
 def refusal_augment(static: StaticParameters, active: Mask) -> StaticParameters:
@@ -99,7 +104,10 @@ def refusal_pullback(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    return [None] * len(operands)
+    metas = [TensorMeta.of(x) for x, a in zip(operands, active) if a]
+    asked = [ct for ct in cotangents if ct is not None]
+    grads = iter(refusal_op(_static(static["refusal"], metas), *operands, *asked))
+    return [next(grads) if a else None for a in active]
 
 
 def refusal_prune(static: StaticParameters, used: Mask) -> Pruned | None:

@@ -99,7 +99,7 @@ def custom_rule_pullback(
     if reverse is None or refusal is not None:
         assert refusal is not None
         asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
-        refused_grads = iter(refused(refusal, asking, cts))
+        refused_grads = iter(refused(refusal, asking, [*operands, *cts]))
         return [next(refused_grads) if a else None for a in active]
     with _torch.autocast_off():
         grads = iter(reverse.backward(*residuals, *operands, *cts))
@@ -165,7 +165,7 @@ def custom_rule_jvp(
     if graph is None or refusal is not None:
         assert refusal is not None
         metas = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
-        moving = iter(refused(refusal, metas, [t for t in tangents if t is not None]))
+        moving = iter(refused(refusal, metas, [*primals, *(t for t in tangents if t is not None)]))
         return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
     given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
     with _torch.autocast_off():
