@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _torch
+from .capture.current import current_capture
 from .capture.liveness import Pruned
 from .capture.passes.forwarding import Forwarded
 from .capture.passes.hoisting import Hoisted
-from .capture.speculate import current_capture, lift_operands
+from .capture.speculate import lift_operands
 from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .capture.validate import check_tensor_class
 from .lowering.numbers import without_numbers

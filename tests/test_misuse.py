@@ -15,7 +15,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import functorch_hops as fh
-from functorch_hops.capture.speculate import Capture, current_capture
+from functorch_hops.capture.current import current_capture
+from functorch_hops.capture.speculate import Capture
 from functorch_hops.ops.mode import is_capturing
 from misuses import MISUSES
 

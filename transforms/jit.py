@@ -19,8 +19,8 @@ from functorch_hops import _torch
 from functorch_hops.capture import environment
 from functorch_hops.capture.buffers import Buffers, Update, refuse_update
 from functorch_hops.capture.call import Arguments, trace_call
+from functorch_hops.capture.current import current_capture
 from functorch_hops.capture.sizes import facts_hold
-from functorch_hops.capture.speculate import current_capture
 from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
 from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.capture.speculate import data_dependent
+from functorch_hops.capture.refusals import data_dependent
 from functorch_hops.capture.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from functorch_hops.transforms.flat import (

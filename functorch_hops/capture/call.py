@@ -12,9 +12,10 @@ from torch import Tensor
 from .. import _torch, pytree
 from . import environment
 from .buffers import Buffers, Update
+from .current import current_capture
 from .output import OutputSpec, number_as_tensor
 from .sizes import open_shape, shape_env_of
-from .speculate import capture_function, current_capture
+from .speculate import capture_function
 from .subgraph import Subgraph, TensorMeta
 
 __all__ = ["Arguments", "TracedCall", "trace_call"]

@@ -77,6 +77,8 @@ def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
 
     def run(*args: Tensor) -> list[Tensor]:
         primals, tangents = args[: len(active)], args[len(active) :]
+        if not any(reached):
+            return list(body(*primals))
         dual_inputs = tuple(p for p, a in zip(primals, active) if a)
         outs, out_tangents = torch.func.jvp(  # type: ignore[misc]
             lambda *xs: body(*_merged(primals, active, xs)), dual_inputs, tangents

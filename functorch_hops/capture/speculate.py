@@ -1,110 +1,43 @@
 """``speculate_subgraph``: run a Python function once on fake tensors and keep what it did as a Subgraph.
 
-A capture runs as on a fresh thread (``_torch.suspended``) under three observers:
-
-- :class:`_Lifting` sees each torch call with the user's tensors, before functorch unwraps anything. A tensor that is
-not
-  of this capture (closed-over, a parameter, a value of an enclosing capture, a wrapper of an enclosing transform) is
-  lifted: it becomes an operand, and a fresh fake of its logical shape stands for it inside.
-- :class:`_Effects` sees the ATen operators below every transform that the body itself applies: writes to inputs are
-refused,
-  and what ran without gradients is detached.
-- torch's own proxy mode records.
+A capture runs as on a fresh thread (``_torch.suspended``) under its observers (observers.py) and torch's own proxy
+mode, which records.
 """
 
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.overrides import TorchFunctionMode
 
-from .. import _torch, pytree
-from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, LeakedTensorError, message
+from .. import _torch
+from ..errors import Caller, CaptureError, InputMutationError, message
 from .buffers import Buffers, refuse_update
 from .builder import copy_nodes
-from .current import current_capture, state
+from .current import state
 from .functional import (
     bound_slice,
     has_writes,
     replace_copy,
     replace_empty_like,
-    running_statistics,
     unexpand_written,
     unwrite_views,
-    without_statistics,
 )
 from .indexing import Rows
+from .observers import Effects, Lifting
 from .passes import clean
+from .refusals import reading_refused, unknown_shape, write_to_named
+from .session import Session, origins_of, refuse_leak
 from .sizes import shape_env_of, size_at
-from .subgraph import StaticParameters, Subgraph, TensorMeta, is_differentiable, untracked
+from .subgraph import StaticParameters, Subgraph, TensorMeta
 from .validate import check_tensor_class
 
-__all__ = [
-    "Capture",
-    "capture_function",
-    "current_capture",
-    "data_dependent",
-    "lift_operands",
-    "reading_refused",
-    "speculate_subgraph",
-]
-
-
-class _Session:
-    """What nested captures share: the fake mode, and the record of values whose capture has ended."""
-
-    def __init__(self, caller: Caller, env: Any) -> None:
-        self.caller = caller
-        self.fake_mode = _torch.new_fake_mode(env)
-        self.ended: list[tuple[Caller, Any]] = []
-        self.deepest = 0
-        self.origins = _origins[self.fake_mode] = _Origins(caller)
-
-    def close(self) -> None:
-        """Make every later use of a fake of this session an error: it stands for no value any more."""
-        self.fake_mode.dispatch = self.origins.refuse_use  # type: ignore[method-assign]
-        for caller, tracker in self.ended:
-            self.origins.leaked.update({id(t): (weakref.ref(t), caller) for t in tracker})
-        self.ended.clear()
-
-
-class _Origins:
-    """Where the fakes of a session that has ended come from: those that are alive then have leaked."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-        self.leaked: dict[int, tuple[weakref.ref[Tensor], Caller]] = {}
-
-    def refuse(self, tensors: Iterable[Any]) -> NoReturn:
-        # What autograd hands on is an alias of the tensor that the user has: then any that leaked may be meant.
-        given = [self.leaked[id(t)] for t in tensors if id(t) in self.leaked]
-        alive = (caller for t, caller in (*given, *self.leaked.values()) if t() is not None)
-        _refuse_leak(next(alive, self.caller))
-
-    def refuse_use(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        self.refuse(pytree.flatten((args, kwargs or {}))[0])
-
-
-_origins: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref.WeakKeyDictionary()
-"""Of each session, as long as tensors of it are alive."""
-
-
-def _refuse_leak(caller: Caller) -> NoReturn:
-    raise LeakedTensorError(
-        message(
-            caller.operation,
-            f"a tensor made while {caller.parameter} was captured is used outside of that capture",
-            parameter=caller.parameter,
-            remedy="return the value from the function instead of storing it in an outer variable",
-        )
-    )
+__all__ = ["Capture", "capture_function", "lift_operands", "speculate_subgraph"]
 
 
 _DEPTH_OF_RECURSION = 8
@@ -122,7 +55,7 @@ class Capture:
         self.parameter = parameter
         self.parent = parent
         self.depth: int = 1 if parent is None else parent.depth + 1
-        self.session: _Session = _Session(self.caller, env) if parent is None else parent.session
+        self.session: Session = Session(self.caller, env) if parent is None else parent.session
         self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
@@ -208,12 +141,12 @@ class Capture:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
         mode = base.fake_mode  # type: ignore[attr-defined]
         if mode is not self.session.fake_mode:
-            if mode in _origins:  # of a session that has ended, or runs on another thread
-                _origins[mode].refuse([base])
+            if mode in origins_of:  # of a session that has ended, or runs on another thread
+                origins_of[mode].refuse([base])
             return False
         for caller, tracker in self.session.ended:
             if base in tracker:
-                _refuse_leak(caller)
+                refuse_leak(caller)
         ancestor = self.parent
         while ancestor is not None:
             if ancestor.owns(base):
@@ -312,7 +245,7 @@ class Capture:
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
         if storage in self._protected_storages:
-            raise self._refuse_named(func.overloadpacket.__name__)
+            raise write_to_named(self.caller, func.overloadpacket.__name__)
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 
@@ -340,17 +273,6 @@ class Capture:
             )
         )
 
-    def _refuse_named(self, function: str) -> InputMutationError:
-        return InputMutationError(
-            message(
-                self.operation,
-                f"{self.parameter} writes to a value that checkpoint_name named",
-                parameter=self.parameter,
-                got=function,
-                remedy="name the new value, or work on a clone()",
-            )
-        )
-
     def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors from outside that these values stand for."""
         storages = {_torch.storage_key(_torch.base_tensor(t)) for t in values if isinstance(t, Tensor)}
@@ -359,40 +281,9 @@ class Capture:
     def outermost(self) -> Capture:
         return self if self.parent is None else self.parent.outermost()
 
-    def refuse_backward(self, what: str) -> CaptureError:
-        return CaptureError(
-            message(
-                self.operation,
-                f"{what} can't run inside a captured function, whose values have no gradient history",
-                parameter=self.parameter,
-                remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
-            )
-        )
-
-    def refuse_generator(self) -> CaptureError:
-        return CaptureError(
-            message(
-                self.operation,
-                "an operator draws from a torch.Generator, whose state a graph can't hold",
-                parameter=self.parameter,
-                remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
-            )
-        )
-
     @property
     def caller(self) -> Caller:
         return Caller(self.operation, self.parameter)
-
-    def _unknown_shape(self) -> CaptureError:
-        return CaptureError(
-            message(
-                self.operation,
-                "the shape of an output depends on values, which are known only when the graph runs",
-                parameter=self.parameter,
-                expected="an output of a shape that follows from the shapes of the inputs",
-                remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
-            )
-        )
 
     # -- result
 
@@ -434,7 +325,7 @@ class Capture:
             seen.add(_torch.storage_key(out))
             unaliased.append(out)
             if any(map(_torch.is_unbacked, out.shape)):
-                raise self._unknown_shape()
+                raise unknown_shape(self.caller)
         return unaliased
 
 
@@ -527,26 +418,12 @@ def _observers(capture: Capture) -> Iterator[None]:
         with (
             capture.session.fake_mode,
             _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
-            _Effects(capture),
-            _Lifting(capture),
+            Effects(capture),
+            Lifting(capture),
         ):
             yield
     finally:
         state.capture = outer
-
-
-@contextlib.contextmanager
-def reading_refused(caller: Caller) -> Iterator[None]:
-    """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
-    try:
-        yield
-    except DataDependentError:
-        raise
-    except Exception as error:
-        refused = data_dependent(caller, error)
-        if refused is None:
-            raise
-        raise refused from error
 
 
 @contextlib.contextmanager
@@ -570,26 +447,6 @@ def _recursion_refused(capture: Capture) -> Iterator[None]:
         ) from error
 
 
-def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
-    """The error in our words, if it is torch's refusal to read a value."""
-    what = _torch.refused_read(error)
-    return None if what is None else _unreadable(caller, what, _REMEDIES.get(what, _BRANCH), error)
-
-
-def _unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
-    return DataDependentError(
-        message(
-            caller.operation,
-            "Python asks for the value of a tensor that has none yet: it is traced, or mapped over by vmap",
-            parameter=caller.parameter,
-            expected="operations on tensors",
-            got=what,
-            remedy=remedy,
-            cause=cause,
-        )
-    )
-
-
 def lift_operands(operands: Sequence[Any]) -> list[Any]:
     """Operands of a HOP call as values of the innermost capture, if one runs."""
     capture = state.capture
@@ -609,193 +466,6 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
     from ..ops.custom_rule.autograd_function import call_autograd_function
 
     return call_autograd_function(cls, args, kwargs)
-
-
-_BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
-_COUNT = (
-    "use fh.fori_loop to loop up to it, fh.cond to branch on it, tensor[i] or tensor[i] = value to index by it, "
-    "torch.arange(n) < i to mask what is beyond it"
-)
-_COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
-_SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
-_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
-_READS: dict[Any, tuple[str, str]] = {
-    Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
-    Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
-    Tensor.__contains__: ("`in`", "use (tensor == value).any(), and fh.cond to branch on it"),
-    Tensor.__index__: ("use as an int, as range() and the index of a list do it", _COUNT),
-    Tensor.__int__: ("int()", _COUNT),
-    Tensor.__float__: ("float()", _COMPUTE),
-    Tensor.__complex__: ("complex()", _COMPUTE),
-    Tensor.item: (".item()", _COMPUTE),
-    Tensor.tolist: (".tolist()", _COMPUTE),
-    Tensor.numpy: (".numpy()", _COMPUTE),
-    Tensor.__array__: ("conversion to NumPy", _COMPUTE),
-    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
-    Tensor.data_ptr: (".data_ptr()", _COMPUTE),
-    Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
-    torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
-}
-_SHOWN = (Tensor.__repr__, Tensor.__format__)
-"""What makes text of a tensor, if it is given no more than the tensor."""
-_BACKWARD: dict[Any, str] = {
-    torch.autograd.grad: "torch.autograd.grad()",
-    torch.autograd.backward: "torch.autograd.backward()",
-    Tensor.backward: ".backward()",
-}
-
-
-def _is_unknown(x: Any) -> bool:
-    """Whether the values of a traced tensor, or of those in a list of numbers, are unknown."""
-    if isinstance(x, (list, tuple)):
-        return any(map(_is_unknown, x))
-    return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
-
-
-def _has_history(outputs: Any) -> bool:
-    """Whether something to be differentiated can be: where torch.func differentiates, that is so."""
-    with _torch.without_torch_function():
-        return any(t.requires_grad for t in ([outputs] if isinstance(outputs, Tensor) else outputs))
-
-
-def _shown(t: Tensor) -> str:
-    with _torch.without_torch_function():
-        return f"Traced({TensorMeta.of(t)})"
-
-
-class _Lifting(TorchFunctionMode):
-    def __init__(self, capture: Capture) -> None:
-        super().__init__()
-        self.capture = capture
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        capture = self.capture
-        if func in _SHOWN and not any(args[1:]):
-            return _shown(args[0])
-        if func in _BACKWARD and not _has_history(args[0]):
-            raise capture.refuse_backward(_BACKWARD[func])
-        args = tuple(capture.lift_tree(a) for a in args)
-        kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
-        if kwargs.get("generator") is not None:
-            raise capture.refuse_generator()
-        if func in _READS and _is_unknown(args[0]):
-            raise _unreadable(capture.caller, *_READS[func])
-        capture.in_transform = _torch.top_interpreter() is not None
-        try:
-            return self._call(func, args, kwargs)
-        except RuntimeError as error:
-            values = [*args, *kwargs.values()]
-            if _torch.is_captured_write_error(error) and capture.lifted_among(values):
-                raise capture.refuse_write(_torch.function_name(func), values) from error
-            raise
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        rows, result = self.capture.rows, None
-        if func is Tensor.__getitem__:
-            return rows.getitem(*args)
-        if func is Tensor.__setitem__:
-            rows.setitem(*args)
-        else:
-            result = func(*args, **kwargs)
-        rows.write_through()
-        return result
-
-
-class _Effects(_torch.TorchDispatchMode):
-    supports_higher_order_operators = True
-
-    def __init__(self, capture: Capture) -> None:
-        super().__init__()
-        self.capture = capture
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.capture.is_quiet:
-            return func(*args, **kwargs)
-        detached = not torch.is_grad_enabled()
-        pure = without_statistics(func, args)
-        if pure is not None:
-            return self._batch_norm(func, pure, args, detached)
-        if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
-            self._check_writes(func, args, kwargs, detached)
-            if detached:
-                args, kwargs = self._without_history(func, args, kwargs)
-            return func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        return self._untracked(out) if detached else out
-
-    def _untracked(self, out: Any) -> Any:
-        """What ran without gradients, as a value that reverse mode does not look behind."""
-        if isinstance(out, (tuple, list)):
-            return type(out)(self._untracked(o) for o in out)
-        if not isinstance(out, Tensor) or not is_differentiable(out.dtype):
-            return out
-        tracer = self.capture.tracer
-        proxy = tracer.create_proxy("call_function", untracked, (self.capture.proxy_of(out),), {})
-        with _torch.disable_proxy_modes_tracing():
-            alias = out.detach()
-        return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
-
-    def _batch_norm(self, func: _torch.OpOverload, pure: Any, args: Any, detached: bool) -> Any:
-        """The normalisation without running statistics, and the update of these as if the user had written it."""
-        x, weight, bias, mean, var, training, momentum, eps = args
-        out = pure(x, weight, bias, None, None, training, momentum, eps)
-        new = running_statistics(x, out[1], out[2], mean, var, momentum, eps)
-        for target, value in zip((mean, var), new):
-            self.capture.check_write(func, target)
-            torch.ops.aten.copy_.default(target, self._untracked(value))
-        return self._untracked(out) if detached else out
-
-    def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """What is written under no_grad carries no gradient into the target."""
-        names = [a.name for a in func._schema.arguments if a.alias_info is None]
-        read = {name: self._untracked(kwargs[name]) for name in names if name in kwargs}
-        places = {a.name: i for i, a in enumerate(func._schema.arguments)}
-        new = list(args)
-        for name in names:
-            if places[name] < len(new) and isinstance(new[places[name]], (Tensor, list)):
-                new[places[name]] = self._untracked(new[places[name]])
-        return tuple(new), {**kwargs, **read}
-
-    def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            for target in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(target, Tensor):
-                    self.capture.check_write(func, target)
-                    self.capture.rows.note_write(target)
-                    if detached and is_differentiable(target.dtype):
-                        self._check_untracked_write(func, target)
-
-    def _check_untracked_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        """A write under no_grad keeps the target's gradient history, which a functional graph cannot say."""
-        slot = _torch.get_proxy_slot(target, self.capture.tracer, None)
-        if slot is not None and _depends_on_input(slot.proxy.node):
-            raise CaptureError(
-                message(
-                    self.capture.operation,
-                    "an in-place operation under no_grad on a value that carries gradients",
-                    parameter=self.capture.parameter,
-                    expected="an operation that leaves the gradient history as it is",
-                    got=f"{func.overloadpacket.__name__} on {TensorMeta.of(target)}",
-                    remedy="write the operation out of place, on value.detach()",
-                )
-            )
-
-
-def _depends_on_input(node: fx.Node) -> bool:
-    todo, seen = [node], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node.target in (torch.ops.aten.detach.default, untracked):
-            continue
-        seen.add(node)
-        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False
 
 
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)

@@ -26,9 +26,9 @@ from .. import _torch
 from . import environment
 from .buffers import Buffers, Update
 from .call import Arguments, TracedCall, trace_call
+from .current import current_capture
 from .environment.keys import Makers, by_value
 from .output import Constant, OutputSpec
-from .speculate import current_capture
 from .subgraph import Subgraph, TensorMeta
 
 __all__ = ["Trace", "as_graph", "forget"]

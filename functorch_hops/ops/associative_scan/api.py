@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ... import pytree
 from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
-from ...capture.speculate import reading_refused, speculate_subgraph
+from ...capture.refusals import reading_refused
+from ...capture.speculate import speculate_subgraph
 from ...capture.subgraph import TensorMeta
 from ...capture.traces import as_graph
 from ...capture.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from ... import pytree
+from ...capture.current import current_capture
 from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
-from ...capture.speculate import current_capture
 from ...capture.subgraph import Mask, StaticParameters
 from ...hop import Hop, Rules
 from ..mode import is_capturing

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...capture.current import current_capture
 from ...capture.liveness import Pruned
 from ...capture.passes.fission import no_products
 from ...capture.passes.hoisting import not_a_loop
-from ...capture.speculate import current_capture
 from ...capture.subgraph import Mask, StaticParameters, TensorMeta, is_differentiable
 from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
 from ...hop import Hop, Rules

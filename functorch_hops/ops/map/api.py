@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...capture.output import OutputSpec, numbers_as_tensors
-from ...capture.speculate import reading_refused
+from ...capture.refusals import reading_refused
 from ...capture.validate import as_int, check_agreement, check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, Caller, message
 from ..scan.api import run_scan, trip_count
