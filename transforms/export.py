@@ -66,8 +66,7 @@ def export(
     kwargs = kwargs or {}
     # Captured with gradients on: what no_grad marks in a graph would be nodes, which torch's export loses its way in
     # where they stand in a loop that holds a branch.
-    with torch.enable_grad():
-        call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export")
+    call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export", grad_enabled=True)
     with torch.no_grad():
         if dynamic_shapes is None:
             return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
@@ -141,8 +140,7 @@ class _ExportedDynamic(_Exported):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (func,) = self.func
         arguments = Arguments(args, kwargs, static_floats=True)
-        with torch.enable_grad():
-            call = trace_call(func, arguments, "export")
+        call = trace_call(func, arguments, "export", grad_enabled=True)
         lifted = [self._owned(self.owners[id(t)]) if id(t) in self.owners else t for t in call.lifted]
         return call.output.unflatten(call.body(*arguments.operands, *lifted))
 

@@ -136,22 +136,26 @@ class TracedCall:
 
 
 def trace_call(
-    func: Callable[..., Any], arguments: Arguments, operation: str, buffers: Buffers | None = None
+    func: Callable[..., Any],
+    arguments: Arguments,
+    operation: str,
+    buffers: Buffers | None = None,
+    grad_enabled: bool | None = None,
 ) -> TracedCall:
-    """Capture ``func`` on arguments like these, called once."""
+    """Capture ``func`` on arguments like these, called once, in the caller's gradient mode unless one is given."""
     is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
     dynamic = _dynamic_places(arguments)
     buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
     outputs: list[OutputSpec] = []
     updates: list[Update] = []
-    grad_enabled = torch.is_grad_enabled()
+    enabled = torch.is_grad_enabled() if grad_enabled is None else grad_enabled
 
     def run(*flat: Tensor) -> list[Tensor]:
         leaves = list(arguments.leaves)
         for place, value in zip(dynamic, flat):
             leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
         args, kwargs = pytree.unflatten(arguments.spec, leaves)
-        with torch.set_grad_enabled(grad_enabled):
+        with torch.set_grad_enabled(enabled):
             result = func(*args, **kwargs)
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
         outputs.append(output)

@@ -40,13 +40,16 @@ def scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[T
         sizes = body.bind([*init, *(x.new_empty(x.shape[1:]) for x in xs), *consts])
         return [*(c.clone() for c in carry), *(meta.at(sizes).with_leading(0).zeros() for meta in body.outputs[n:])]
     slices = [x.unbind(0) for x in xs]
-    # Written where they belong: a list of all steps, stacked at the end, would take the memory twice.
-    stacks = [stacked(meta, length) for meta in body.outputs[n:]]
-    rows = [stack.unbind(0) for stack in stacks]
+    stacks: list[Tensor] = []
+    rows: list[Sequence[Tensor]] = []
     for t in range(length - 1, -1, -1) if static["reverse"] else range(length):
         outs = body(*carry, *(x[t] for x in slices), *consts)
-        carry = outs[:n]
-        for row, y in zip(rows, outs[n:]):
+        carry, ys = outs[:n], outs[n:]
+        if len(stacks) < len(ys):
+            # Written where they belong: a list of all steps, stacked at the end, would take the memory twice.
+            stacks = [y.new_empty((length, *y.shape)) for y in ys]
+            rows = [stack.unbind(0) for stack in stacks]
+        for row, y in zip(rows, ys):
             row[t].copy_(y)
     return [*carry, *stacks]
 
