@@ -43,6 +43,6 @@ def barriers() -> Iterator[None]:
 
 def held(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Tensor]:
     """The same values, readable only when all of ``until`` are computed."""
-    if not _state.is_active:
+    if not _state.is_active or not until:
         return list(values)
     return [hold(value, list(until)) for value in values]

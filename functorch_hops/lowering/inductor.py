@@ -38,6 +38,11 @@ def _register_barrier() -> None:
             super().__init__(None, ir.NonOwningLayout(view), [view, *until])
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
+            # Inductor writes a result over a buffer that it reads for the last time. It knows that an input of the
+            # graph is not its own, but not that this buffer is one.
+            graph, memory = V.graph, view.get_name()
+            if memory in graph.graph_inputs or memory in graph.constants or memory in graph.never_reuse_buffers:
+                graph.never_reuse_buffers.add(self.name)
 
         def should_allocate(self) -> bool:
             return True  # which for this layout means to name the memory of the view
