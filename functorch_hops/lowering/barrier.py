@@ -42,7 +42,10 @@ def barriers() -> Iterator[None]:
 
 
 def held(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Tensor]:
-    """The same values, readable only when all of ``until`` are computed."""
-    if not _state.is_active or not until:
+    """The same values, readable only when all of ``until`` are computed.
+
+    Without ``until`` they still keep what a checkpoint computes forwards apart from what comes before it.
+    """
+    if not _state.is_active:
         return list(values)
     return [hold(value, list(until)) for value in values]

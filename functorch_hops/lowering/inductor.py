@@ -13,12 +13,18 @@ from .barrier import barriers, hold
 __all__ = ["compile_graph"]
 
 
+_LOWERINGS = 1
+"""To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
+
+
 def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
     """Compile a graph whose operators are ours: they become torch's own as AOTAutograd traces it for Inductor."""
+    import torch.compiler.config as compiler
     from torch._inductor.compile_fx import compile_fx
 
     _register_barrier()
-    with barriers():
+    tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
+    with barriers(), compiler.patch(cache_key_tag=tag):
         run = compile_fx(module, list(fakes), config_patches=options or None)
     assert callable(run)
     return run
