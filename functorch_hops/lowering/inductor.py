@@ -24,7 +24,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
 
     _register_barrier()
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
-    with barriers(), compiler.patch(cache_key_tag=tag):
+    with barriers(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         run = compile_fx(module, list(fakes), config_patches=options or None)
     assert callable(run)
     return run
