@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import functorch_hops as fh
+from modes import every_mode
 from reference import Reference
 
 F64 = torch.float64
@@ -42,22 +43,6 @@ def affine_maps(n: int) -> Affine:
 
 def flipped(tree: Any) -> Any:
     return optree.tree_map(lambda t: t.flip(0), tree)
-
-
-def plain(f: Any, *args: Any) -> Any:
-    return f(*args)
-
-
-def captured(f: Any, *args: Any) -> Any:
-    with fh.eager_capture():
-        return f(*args)
-
-
-def jitted(f: Any, *args: Any) -> Any:
-    return fh.jit(f, backend="eager")(*args)
-
-
-every_mode = pytest.mark.parametrize("run", [plain, captured, jitted])
 
 
 def loss(scan: Any) -> Any:

@@ -16,26 +16,9 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from modes import every_mode, plain, while_capturing
 
 F64 = torch.float64
-
-
-def plain(f, *args):
-    return f(*args)
-
-
-def captured(f, *args):
-    with fh.eager_capture():
-        return f(*args)
-
-
-def jitted(f, *args):
-    return fh.jit(f, backend="eager")(*args)
-
-
-MODES = {"plain": plain, "captured": captured, "jit": jitted}
-every_mode = pytest.mark.parametrize("run", MODES.values(), ids=MODES)
-while_capturing = pytest.mark.parametrize("run", [captured, jitted], ids=["captured", "jit"])
 
 
 def same(got: Any, expected: Any) -> None:

@@ -14,26 +14,9 @@ import pytest
 import torch
 
 import functorch_hops as fh
+from modes import MODES, captured, every_mode, jitted, plain
 
 F64 = torch.float64
-
-
-def plain(f, *args):
-    return f(*args)
-
-
-def captured(f, *args):
-    with fh.eager_capture():
-        return f(*args)
-
-
-def jitted(f, *args):
-    return fh.jit(f, backend="eager")(*args)
-
-
-MODES = {"plain": plain, "captured": captured, "jit": jitted}
-every_mode = pytest.mark.parametrize("run", MODES.values(), ids=MODES)
-while_capturing = pytest.mark.parametrize("run", [captured, jitted], ids=["captured", "jit"])
 
 
 def same(got, expected):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 from torch import nn
 
 import functorch_hops as fh
+from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 F64 = torch.float64
 T = lambda *values: torch.tensor(values if len(values) != 1 else values[0], dtype=F64)

@@ -12,25 +12,9 @@ import torch
 from torch import nn
 
 import functorch_hops as fh
+from modes import captured, every_mode, plain
 
 F64 = torch.float64
-
-
-def plain(f, *args):
-    return f(*args)
-
-
-def captured(f, *args):
-    with fh.eager_capture():
-        return f(*args)
-
-
-def jitted(f, *args):
-    return fh.jit(f, backend="eager")(*args)
-
-
-MODES = {"plain": plain, "captured": captured, "jit": jitted}
-every_mode = pytest.mark.parametrize("run", MODES.values(), ids=MODES)
 
 
 def same(got, expected):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import optree
 import pytest
 import torch
-from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 import functorch_hops as fh
+from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 TABLE = torch.linspace(-1, 1, 27, dtype=torch.float64).reshape(3, 3, 3)
 

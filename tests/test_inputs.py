@@ -5,9 +5,9 @@ from __future__ import annotations
 import optree
 import pytest
 import torch
-from modes import every_mode, same
 
 import functorch_hops as fh
+from modes import every_mode, same
 
 F64 = torch.float64
 NO_LANES = torch.zeros(0, 2, dtype=F64)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from modes import MODES, every_mode, same, while_capturing
 from torch.nn import functional as F
 
 import functorch_hops as fh
+from modes import MODES, every_mode, same, while_capturing
 
 X = torch.linspace(-1, 1, 4)
 LANES = torch.stack([X, X * 2, X])

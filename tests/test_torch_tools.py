@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from modes import captured, every_mode, plain, same
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import functorch_hops as fh
+from modes import captured, every_mode, plain, same
 
 F64 = torch.float64
 W = torch.tensor([[0.3, -0.5, 0.1], [0.2, 0.4, -0.3], [-0.1, 0.6, 0.2]], dtype=F64)

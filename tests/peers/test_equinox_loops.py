@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from modes import every_mode, lane_by_lane, same, same_derivatives
 from torch import nn
 
 import functorch_hops as fh
+from modes import every_mode, lane_by_lane, same, same_derivatives
 
 F64 = torch.float64
 

@@ -12,9 +12,9 @@ import operator
 import numpy as np
 import pytest
 import torch
-from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 import functorch_hops as fh
+from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 F64 = torch.float64
 T = lambda *values: torch.tensor(values if len(values) != 1 else values[0], dtype=F64)

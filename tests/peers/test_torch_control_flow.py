@@ -10,10 +10,10 @@ import operator
 
 import pytest
 import torch
-from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 from torch import nn
 
 import functorch_hops as fh
+from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
 
 F64 = torch.float64
 X = torch.tensor([0.3, -0.8, 1.2, -0.1], dtype=F64)
