@@ -6,6 +6,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
+import re
+from collections import Counter
+from typing import Any
+
 import hypothesis
 import pytest
 import torch
@@ -37,6 +41,23 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "determini
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+
+
+_CELL = re.compile(r"test_grid\.py::test_cell\[.*-(?P<mode>[^-]+)\]")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many cells of the matrix held, in each mode."""
+    held, total = Counter[str](), Counter[str]()
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            cell = _CELL.search(getattr(report, "nodeid", ""))
+            if cell and (getattr(report, "when", None) == "call" or outcome in ("failed", "error")):
+                total[cell["mode"]] += 1
+                held[cell["mode"]] += outcome == "passed"
+    if total:
+        modes = ", ".join(f"{held[mode]} of {n} {mode}" for mode, n in sorted(total.items()))
+        terminalreporter.write_line(f"matrix of operations and contexts: {modes}")
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,6 @@ MODES: dict[str, Callable[[Context, Any, Weights, Tensor], Any]] = {
     "of jit": _of_jit,
     "in jit": _in_jit,
 }
-SLOW = {"in jit": pytest.mark.slow}
 CELLS = [(o, c, m) for o in OPERATIONS.values() for c in CONTEXTS.values() for m in MODES]
 
 
