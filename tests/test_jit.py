@@ -1,6 +1,11 @@
 """jit: captured once per signature, never stale, and part of every transform."""
 
+import copy
+import functools
+import gc
+import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -212,6 +217,74 @@ def test_a_method_is_compiled_per_instance():
     assert h(torch.ones(())) == 3
     first.k = 7
     assert g(torch.ones(())) == 7
+
+
+class Scaled:
+    """Its instances are all equal, and have compiled methods."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, k):
+        self.k = k
+
+    def __eq__(self, other):
+        return True
+
+    @functools.partial(jit, static_argnums=(0, 2))
+    def times(self, x, mode="once"):
+        return x * self.k if mode == "once" else x * self.k * self.k
+
+    linear = jit(torch.nn.Linear(2, 3))
+
+
+def test_methods_belong_to_one_object():
+    x, first, second = torch.ones(()), Scaled(2.0), Scaled(torch.tensor(3.0))
+    assert (first.times(x), second.times(x)) == (2, 3)
+    assert (first.times(x, "twice"), second.times(x, "twice")) == (4, 9)
+    first.times(x)
+    assert first.times.cache_info() == (1, 2, None, 2)
+    assert first.linear(torch.ones(2)).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "deepcopy", "pickle"]
+)
+def test_copies_of_objects_have_methods_of_their_own(copied):
+    x, model = torch.ones(()), Scaled(torch.tensor(2.0))
+    model.times(x)
+    other = copied(model)
+    other.k = torch.tensor(5.0)
+    assert (model.times(x), other.times(x)) == (2, 5)
+
+
+def test_compiled_methods_do_not_keep_their_object_alive():
+    model = Scaled(torch.tensor(2.0))
+    model.times(torch.ones(()))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_methods_need_a_place_to_be_kept():
+    class Slotted:
+        __slots__ = ("k",)
+
+        @jit
+        def times(self, x):
+            return x * self.k
+
+    with pytest.raises(fh.ArgumentTypeError, match="times is a method of an object that can't keep"):
+        Slotted().times(torch.ones(()))
+
+
+def test_copies_of_a_jitted_function_are_compiled_anew():
+    linear = jit(torch.nn.Linear(2, 3))
+    linear(torch.ones(2))
+    other = copy.deepcopy(linear)
+    assert other.cache_info().currsize == 0
+    assert torch.equal(other(torch.ones(2)), linear(torch.ones(2)))
+    assert all(a is not b for a, b in zip(other.parameters(), linear.parameters()))
 
 
 def test_a_failed_capture_leaves_nothing_behind():

@@ -6,9 +6,9 @@ When a trace is valid: see the note in ``capture.traces``.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -180,7 +180,6 @@ class Jitted:
         self._hits = self._misses = 0
         self._last: tuple[Hashable, environment.Statics] | None = None
         self._lock = threading.RLock()
-        self._bound: weakref.WeakKeyDictionary[Any, Jitted] = weakref.WeakKeyDictionary()
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -196,14 +195,26 @@ class Jitted:
         return entry.trace.output.unflatten(outputs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """As a method: one compiled function per instance."""
-        if instance is None:
+        """As a method: one compiled function per instance. What Python does not bind, this does not either."""
+        if instance is None or not hasattr(self._func, "__get__"):
             return self
-        if instance not in self._bound:
-            method = self._func.__get__(instance, owner)
-            options = self._static_argnums, self._static_argnames, self._backend, self._dynamic
-            self._bound[instance] = Jitted(method, *options)
-        return self._bound[instance]
+        methods = _Methods.of(instance, self.__name__)
+        if self not in methods.compiled:
+            numbers, *options = self._options
+            rest = tuple(n - 1 if n > 0 else n for n in numbers if n != 0)  # the object itself is argument 0
+            methods.compiled[self] = Jitted(self._func.__get__(instance, owner), rest, *options)
+        return methods.compiled[self]
+
+    def __reduce__(self) -> Any:
+        """A copy has a cache of its own; what a module has under its name is that."""
+        name = getattr(self, "__qualname__", None)
+        if name is not None and _is_at(self.__module__, name, self):
+            return name
+        return Jitted, (self._func, *self._options)
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        return self._static_argnums, self._static_argnames, self._backend, self._dynamic
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -342,6 +353,48 @@ class Jitted:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
             warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
+
+
+class _Methods:
+    """The compiled methods of one object, kept in its ``__dict__``, so that they live as long as it does.
+
+    A copy of the object gets this one too, but does not use it: its own methods are others.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.compiled: dict[Jitted, Jitted] = {}
+
+    @classmethod
+    def of(cls, instance: Any, name: str) -> _Methods:
+        attributes = getattr(instance, "__dict__", None)
+        if attributes is None:
+            raise ArgumentTypeError(
+                message(
+                    "jit",
+                    f"{name} is a method of an object that can't keep what is compiled for it",
+                    expected="an object with a __dict__",
+                    got=f"an instance of {type(instance).__name__}, which has __slots__ only",
+                    remedy="add '__dict__' to its __slots__, or jit a function of its tensors",
+                )
+            )
+        found = attributes.get(_METHODS)
+        if found is None or found.owner is not instance:
+            found = attributes[_METHODS] = cls(instance)
+        return found
+
+    def __reduce__(self) -> Any:
+        return _Methods, (None,)
+
+
+_METHODS = "__jitted_methods__"
+
+
+def _is_at(module: str, qualified_name: str, value: Any) -> bool:
+    found: Any = sys.modules.get(module)
+    for name in qualified_name.split("."):
+        found = getattr(found, name, None)
+    return found is value
 
 
 def _check_buffers(operands: Sequence[Tensor], updates: Sequence[Update], buffers: Sequence[Tensor | None]) -> None:
