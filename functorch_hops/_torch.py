@@ -278,11 +278,14 @@ def autocast_off() -> contextlib.AbstractContextManager[None]:
 
 def foreign_capture_active() -> bool:
     """Whether torch's own tracing (export, make_fx, FakeTensorMode) is at work around us."""
-    return (
-        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
-        or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
-    )
+    has_fakes = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return has_fakes or foreign_tracer_active()
+
+
+def foreign_tracer_active() -> bool:
+    """Whether torch records operators around us: its export or make_fx."""
+    has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return has_proxies or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
 def no_modes() -> bool:
@@ -543,10 +546,20 @@ def unshared(tensors: Sequence[Tensor], constants: Sequence[Tensor] = ()) -> lis
     return result
 
 
-def traced(x: Any) -> Any:
-    """A tensor from outside a trace of torch's own as a value of it: torch's loops can't copy a real one there."""
-    is_real = isinstance(x, Tensor) and not isinstance(x, FakeTensor)
-    return torch.ops.aten.alias.default(x) if is_real else x
+def traced(operands: Sequence[Any]) -> list[Any]:
+    """Operands for a loop of torch's own in a trace of torch's own. A tensor from outside becomes a value of the trace,
+    since these loops can't copy a real one there; and what torch exports has no operands that share storage.
+    """
+    values, seen = [], list[Tensor]()
+    for x in operands:
+        if isinstance(x, Tensor):
+            if not isinstance(x, FakeTensor):
+                x = torch.ops.aten.alias.default(x)
+            elif is_exporting():
+                x = unshared([x], seen)[0]
+            seen.append(x)
+        values.append(x)
+    return values
 
 
 def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:

@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from . import _torch
 from .capture.current import current_capture
 from .capture.liveness import Pruned
-from .capture.passes.forwarding import Forwarded
+from .capture.passes.forwarding import Forwarded, forward_call
 from .capture.passes.hoisting import Hoisted
 from .capture.speculate import lift_operands
 from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
@@ -155,8 +155,10 @@ class Hop(_torch.HigherOrderOperator):
         capture = current_capture()
         if capture is None or mode.tracer is not capture.tracer:
             with mode:
-                native = static.derive("without numbers", lambda: static.with_bodies(without_numbers))
-                return tuple(self.rules.native(native, [_torch.traced(x) for x in operands]))
+                # torch's operators take no tensor twice.
+                smaller, operands, restore = forward_call(self.rules.forward, static, operands)
+                native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
+                return tuple(restore(self.rules.native(native, _torch.traced(operands))))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)

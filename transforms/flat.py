@@ -2,6 +2,10 @@
 
 ``torch.func`` flattens with torch's registry and refuses what is no tensor. Here optree takes the arguments
 apart, ``torch.func`` sees the tensors alone, and the trees and the other leaves travel beside it.
+
+NOTE [Transforms under torch's tracers] ``torch.export`` and ``make_fx`` record operators below functorch, where those
+of a loop have no rules, and lose what autograd does between levels. So the outermost transform in a traced function is
+captured as a whole, by this library; what the tracer sees is the resulting graph, in which no transform is left.
 """
 
 from __future__ import annotations
@@ -13,16 +17,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_hops import pytree
+from functorch_hops import _torch, pytree
+from functorch_hops.capture.call import Arguments as CallArguments
+from functorch_hops.capture.call import trace_call
+from functorch_hops.capture.current import current_capture
 from functorch_hops.capture.validate import as_int, as_number, check_callable, kind_of
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, TreeMismatchError, message
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
 
 Function = Callable[..., Any]
 
 
-def named_like(func: Function) -> Callable[[Function], Function]:
-    """Give a wrapper the name and the documentation of `func`, but not the attributes of a module."""
-    return functools.wraps(func, updated=())
+def transformed(operation: str, func: Function) -> Callable[[Function], Function]:
+    """What a transform makes of `func`: with its name and documentation, but not the attributes of a module."""
+
+    def decorate(run: Function) -> Function:
+        @functools.wraps(func, updated=())
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return captured_whole(operation, run, args, kwargs) if under_torchs_tracer() else run(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def under_torchs_tracer() -> bool:
+    """Whether torch records operators here, and no capture of this library does."""
+    return current_capture() is None and _torch.foreign_tracer_active()
+
+
+def captured_whole(operation: str, run: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """See NOTE [Transforms under torch's tracers]."""
+    arguments = CallArguments(args, kwargs, static_floats=True)
+    call = trace_call(run, arguments, operation, grad_enabled=True)
+    return call.output.unflatten(call.body(*arguments.operands, *call.lifted))
+
+
+def refuse_under_torchs_tracer(operation: str, what: str) -> None:
+    """For a transform that returns a function, which can't be captured with it."""
+    if under_torchs_tracer():
+        raise CaptureError(
+            message(
+                operation,
+                f"{what} can't be used where torch traces the code around them",
+                parameter="func",
+                remedy="put the code that calls them into a function and wrap it in fh.jit, or use fh.export",
+            )
+        )
 
 
 def require_callable(operation: str, func: object) -> None:

@@ -6,6 +6,7 @@ floating-point or complex; an integer there is an error, never a zero gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,12 +21,15 @@ from functorch_hops.transforms.flat import (
     Auxiliary,
     FlatFunction,
     Function,
+    captured_whole,
     is_inexact,
     is_tensor,
     leaf_path,
-    named_like,
+    refuse_under_torchs_tracer,
     require_callable,
     split_pair,
+    transformed,
+    under_torchs_tracer,
 )
 
 __all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
@@ -66,7 +70,7 @@ def grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False
     """
     require_callable("grad", func)
 
-    @named_like(func)
+    @transformed("grad", func)
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
         _, gradient, *aux = _value_and_grad("grad", func, argnums, has_aux, args, kwargs)
         return (gradient, *aux) if has_aux else gradient
@@ -108,7 +112,7 @@ def value_and_grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bo
     """
     require_callable("value_and_grad", func)
 
-    @named_like(func)
+    @transformed("value_and_grad", func)
     def value_and_gradient_of(*args: Any, **kwargs: Any) -> Any:
         value, gradient, *aux = _value_and_grad("value_and_grad", func, argnums, has_aux, args, kwargs)
         return ((value, *aux), gradient) if has_aux else (value, gradient)
@@ -191,6 +195,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     (tensor(5.), tensor(2.))
     """
     require_callable("vjp", func)
+    refuse_under_torchs_tracer("vjp", "pull functions")
     arguments = Arguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
     outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
@@ -246,6 +251,9 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
                 got=kind_of(value),
             )
             raise ArgumentTypeError(text)
+    if under_torchs_tracer():
+        run = functools.partial(jvp, func, has_aux=has_aux)
+        return captured_whole("jvp", run, (tuple(primals), tuple(tangents)), {})
     arguments = Arguments("jvp", primals, {}, range(len(primals)), root="primals")
     leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
     flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
@@ -293,6 +301,7 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     # more after about three of them. (J. Townsend, "A new trick for calculating Jacobian vector products",
     # 2017.)
     require_callable("linearize", func)
+    refuse_under_torchs_tracer("linearize", "push functions")
     arguments = Arguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
     outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)

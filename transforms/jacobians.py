@@ -15,9 +15,9 @@ from functorch_hops.transforms.flat import (
     Function,
     is_real,
     is_tensor,
-    named_like,
     require_callable,
     require_chunk_size,
+    transformed,
 )
 
 __all__ = ["hessian", "jacfwd", "jacrev"]
@@ -75,7 +75,7 @@ def jacrev(
 def _by_rows(
     operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
 ) -> Function:
-    @named_like(func)
+    @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_real)
@@ -149,7 +149,7 @@ def jacfwd(
 def _by_columns(
     operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
 ) -> Function:
-    @named_like(func)
+    @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = Arguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_tensor)

@@ -15,9 +15,9 @@ from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller,
 from functorch_hops.transforms.flat import (
     Function,
     leaf_path,
-    named_like,
     require_callable,
     require_chunk_size,
+    transformed,
 )
 
 __all__ = ["vmap"]
@@ -72,7 +72,7 @@ def vmap(
     _require_randomness(randomness)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
-    @named_like(func)
+    @transformed("vmap", func)
     def batched(*args: Any, **kwargs: Any) -> Any:
         inputs = _BatchedInputs(args, in_dims)
         outputs = _BatchedOutputs(out_dims)
