@@ -156,9 +156,9 @@ class Hop(_torch.HigherOrderOperator):
         if capture is None or mode.tracer is not capture.tracer:
             with mode:
                 # torch's operators take no tensor twice.
-                smaller, operands, restore = forward_call(self.rules.forward, static, operands)
+                smaller, inputs, restore = forward_call(self.rules.forward, static, operands)
                 native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
-                return tuple(restore(self.rules.native(native, _torch.traced(operands))))
+                return tuple(restore(self.rules.native(native, _torch.traced(inputs))))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
