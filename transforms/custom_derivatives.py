@@ -14,6 +14,7 @@ from torch import Tensor
 from functorch_hops import pytree
 from functorch_hops.capture.output import Constant, OutputSpec
 from functorch_hops.capture.subgraph import TensorMeta, is_differentiable
+from functorch_hops.capture.traces import as_graph
 from functorch_hops.capture.validate import check_agreement, check_callable
 from functorch_hops.errors import (
     ArgumentTypeError,
@@ -22,7 +23,7 @@ from functorch_hops.errors import (
     TreeMismatchError,
     message,
 )
-from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule
+from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule, runs_as_python
 from functorch_hops.transforms.flat import Function, kind_of
 
 __all__ = ["custom_jvp", "custom_vjp"]
@@ -58,6 +59,12 @@ class _CustomFunction:
                 )
             )
         return bound.args
+
+    def _result(self, call: type[_Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args = self._positional(args, kwargs)
+        if runs_as_python():
+            return call(self, args).result()
+        return as_graph(self.operation, _captured, (self,), args, call)
 
     def _split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The arguments without derivatives, and the others."""
@@ -106,8 +113,9 @@ class custom_vjp(_CustomFunction):
         TreeMismatchError, MetadataMismatchError: the results of `fwd` or `bwd` do not fit output or arguments.
         ArgumentValueError: a derivative with respect to a closed-over value is asked for.
 
-    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, each call traces `fun`, `fwd`
-    and `bwd` once. ``create_graph`` in plain eager runs `fwd` a second time.
+    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, `fun`, `fwd` and `bwd` are
+    traced once, and again when something that they read has changed. ``create_graph`` in plain eager runs `fwd` a
+    second time.
 
     Source: ``jax.custom_vjp``; asked for in pytorch/pytorch 87222.
 
@@ -137,7 +145,7 @@ class custom_vjp(_CustomFunction):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.fwd is None:
             raise _without_rule("custom_vjp", self.__name__, "defvjp(fwd, bwd)")
-        return _VjpCall(self, self._positional(args, kwargs)).result()
+        return self._result(_VjpCall, args, kwargs)
 
 
 class custom_jvp(_CustomFunction):
@@ -168,8 +176,9 @@ class custom_jvp(_CustomFunction):
         TreeMismatchError, MetadataMismatchError: the result of the rule does not fit.
         ArgumentValueError: a derivative with respect to a closed-over value is asked for.
 
-    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, each call traces `fun` and the
-    rule once. ``create_graph`` in plain eager runs the rule a second time.
+    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, `fun` and the rule are traced
+    once, and again when something that they read has changed. ``create_graph`` in plain eager runs the rule a second
+    time.
 
     Source: ``jax.custom_jvp``; asked for in pytorch/pytorch 87222.
 
@@ -215,7 +224,7 @@ class custom_jvp(_CustomFunction):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.rule is None:
             raise _without_rule("custom_jvp", self.__name__, "defjvp(rule)")
-        return _JvpCall(self, self._positional(args, kwargs)).result()
+        return self._result(_JvpCall, args, kwargs)
 
 
 def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
@@ -291,6 +300,10 @@ class _Call(FlatRule):
         got = kind_of(value) if not isinstance(value, Tensor) else TensorMeta.of(value)
         text = message(self.name, "a derivative does not fit", path=path, expected=meta, got=got)
         raise MetadataMismatchError(text)
+
+
+def _captured(functions: Sequence[Any], args: tuple[Any, ...], call: type[_Call]) -> Any:
+    return call(functions[0], args).result()
 
 
 class _VjpCall(_Call):

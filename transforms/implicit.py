@@ -13,10 +13,11 @@ from functorch_hops import _torch, pytree
 from functorch_hops.capture.derive import joint, rewritten, with_tangents
 from functorch_hops.capture.output import OutputSpec, numbers_as_tensors
 from functorch_hops.capture.speculate import speculate_subgraph
-from functorch_hops.capture.subgraph import Mask, Subgraph, is_differentiable
+from functorch_hops.capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from functorch_hops.capture.traces import as_graph, kept_trace
 from functorch_hops.capture.validate import check_agreement, check_callable, check_tensor_leaves
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
-from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule
+from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule, runs_as_python
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.transforms.flat import Function
 
@@ -66,12 +67,22 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
     """
     for parameter, value in (("f", f), ("solve", solve), ("tangent_solve", tangent_solve)):
         check_callable("custom_root", parameter, value)
-    leaves, tree = _unknowns("custom_root", "init", init)
-    equation, parameters = _Equation.capture("custom_root", "f", f, tree)
+    init = numbers_as_tensors(init)
+    _check_unknowns("custom_root", "init", init)
+    functions = f, solve, tangent_solve
+    if runs_as_python():
+        root = _root(functions, (init,))
+    else:
+        root = as_graph("custom_root", _root, functions, (init,))
+    _check_convergence(functions, init, root)
+    return root
+
+
+def _root(functions: Sequence[Function], operands: tuple[Any]) -> Any:
+    f, solve, tangent_solve = functions
+    equation, parameters = _Equation.capture("custom_root", "f", f, operands[0])
     rule = _Root(equation, solve, tangent_solve)
-    root = call_custom_rule(rule, [*parameters, *leaves])
-    _check_convergence(rule, parameters, leaves, root)
-    return tree.unflatten(root)
+    return equation.tree.unflatten(call_custom_rule(rule, [*parameters, *pytree.flatten(operands[0])[0]]))
 
 
 def custom_linear_solve(
@@ -113,21 +124,27 @@ def custom_linear_solve(
     >>> fh.grad(solution, argnums=(0, 1))(torch.tensor(2.0), torch.tensor(3.0))
     (tensor(-0.7500), tensor(0.5000))
     """
-    solvers = [("matvec", matvec), ("solve", solve)]
-    solvers += [] if transpose_solve is None else [("transpose_solve", transpose_solve)]
-    for parameter, value in solvers:
-        check_callable("custom_linear_solve", parameter, value)
-    leaves, tree = _unknowns("custom_linear_solve", "b", b)
-    equation, parameters = _Equation.capture("custom_linear_solve", "matvec", matvec, tree)
     back = solve if symmetric and transpose_solve is None else transpose_solve
-    rule = _LinearSolve(equation, solve, back, symmetric, ("solve", "transpose_solve"))
-    return tree.unflatten(call_custom_rule(rule, [*parameters, *leaves]))
+    functions = [matvec, solve, *([] if back is None else [back])]
+    for parameter, value in zip(("matvec", "solve", "transpose_solve"), functions):
+        check_callable("custom_linear_solve", parameter, value)
+    b = numbers_as_tensors(b)
+    _check_unknowns("custom_linear_solve", "b", b)
+    if runs_as_python():
+        return _solution(functions, (b,), symmetric)
+    return as_graph("custom_linear_solve", _solution, functions, (b,), symmetric)
 
 
-def _unknowns(operation: str, parameter: str, value: Any) -> tuple[list[Tensor], OutputSpec]:
-    value = numbers_as_tensors(value)
+def _solution(functions: Sequence[Function], operands: tuple[Any], symmetric: bool) -> Any:
+    matvec, solve, *back = functions
+    equation, parameters = _Equation.capture("custom_linear_solve", "matvec", matvec, operands[0])
+    names = ("solve", "transpose_solve")
+    rule = _LinearSolve(equation, solve, back[0] if back else None, symmetric, names)
+    return equation.tree.unflatten(call_custom_rule(rule, [*parameters, *pytree.flatten(operands[0])[0]]))
+
+
+def _check_unknowns(operation: str, parameter: str, value: Any) -> None:
     leaves, spec = check_tensor_leaves(operation, parameter, value)
-    tree = OutputSpec.flatten(value)[1]
     for i, leaf in enumerate(leaves):
         if not is_differentiable(leaf.dtype):
             raise ArgumentTypeError(
@@ -136,10 +153,9 @@ def _unknowns(operation: str, parameter: str, value: Any) -> tuple[list[Tensor],
                     "an unknown must be continuous",
                     path=pytree.leaf_paths(spec, parameter)[i],
                     expected="a floating-point or complex tensor",
-                    got=tree.leaves[i],
+                    got=TensorMeta.of(leaf),
                 )
             )
-    return leaves, tree
 
 
 class _Equation:
@@ -153,12 +169,18 @@ class _Equation:
         self.in_parameters = (*(False,) * self.n, *self.moving)
 
     @classmethod
-    def capture(cls, operation: str, parameter: str, function: Function, tree: OutputSpec) -> tuple[_Equation, Tensors]:
-        """The equation, and its parameters."""
+    def capture(cls, operation: str, parameter: str, function: Function, unknowns: Any) -> tuple[_Equation, Tensors]:
+        """The equation, and its parameters; in plain eager from a trace that is kept."""
+        leaves, tree = OutputSpec.flatten(unknowns)
 
-        def run(*x: Tensor) -> list[Tensor]:
-            return _flat(operation, tree, function(tree.unflatten(x)), parameter)
+        def value(functions: Sequence[Function], x: tuple[Any], parameter: str) -> list[Tensor]:
+            return _flat(operation, tree, functions[0](*x), parameter)
 
+        kept = kept_trace(operation, value, (function,), (unknowns,), parameter)
+        if kept is not None:
+            trace, flat = kept
+            return cls(operation, tree, trace.body), flat[len(leaves) :]
+        run = lambda *x: value((function,), (tree.unflatten(x),), parameter)
         body, parameters = speculate_subgraph(run, tree.metas, operation=operation, parameter=parameter)
         return cls(operation, tree, body), parameters
 
@@ -305,10 +327,16 @@ class _LinearSolve(_Implicit):
 # convergence
 
 
-def _check_convergence(rule: _Root, parameters: Tensors, init: Tensors, root: Tensors) -> None:
+def _check_convergence(functions: Sequence[Function], unknowns: Any, solution: Any) -> None:
     """Look at a root whose values are at hand: nothing is captured, and no lane of a vmap is hidden in them."""
+    if is_capturing():
+        return
+    f, solve, tangent_solve = functions
+    equation, parameters = _Equation.capture("custom_root", "f", f, unknowns)
+    rule = _Root(equation, solve, tangent_solve)
+    init, root = pytree.flatten(unknowns)[0], pytree.flatten(solution)[0]
     tensors = (*parameters, *init, *root)
-    if is_capturing() or any(map(_torch.is_batched, tensors)):
+    if any(map(_torch.is_batched, tensors)):
         return
     n, m = len(parameters), len(init)
     with _torch.below_transforms(), torch.no_grad():

@@ -31,7 +31,7 @@ from .environment.keys import Makers, by_value
 from .output import Constant, OutputSpec
 from .subgraph import Subgraph, TensorMeta
 
-__all__ = ["Trace", "as_graph", "forget"]
+__all__ = ["Trace", "as_graph", "forget", "kept_trace"]
 
 MOST_TRACES = 128
 ATTEMPTS = 3
@@ -93,29 +93,46 @@ def as_graph(
     In plain eager the whole call becomes a graph, which runs instead of a further capture as long as it is valid.
     Inside a capture there is nothing to keep: the call becomes a node of that capture.
     """
-    if current_capture() is not None or _torch.foreign_capture_active():
+    found = kept_trace(operation, captured, functions, operands, *static)
+    if found is None:
         return captured(functions, operands, *static)
+    trace, flat = found
+    with _torch.autocast_off():
+        outputs = trace.body(*flat)
+    return trace.output.unflatten(outputs)
+
+
+def kept_trace(
+    operation: str,
+    captured: Callable[..., Any],
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, ...],
+    *static: Hashable,
+) -> tuple[Trace, list[Tensor]] | None:
+    """The trace of ``captured(functions, operands, *static)``, and what it is to be called with.
+
+    None inside a capture, and where it is known that the next call would need another trace.
+    """
+    if current_capture() is not None or _torch.foreign_capture_active():
+        return None
     arguments = Arguments(operands, {}, static_floats=True)
     first, *others = functions
     root = functools.partial(first, *others, *arguments.objects)
     before = environment.snapshot(root)
     key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _metas(before))
     trace = _traces.get(key)
-    if trace is None and (before.unwatched or not _failures.may_try(before)):
-        return captured(functions, operands, *static)
-    if trace is None:
-        buffers = Buffers(before.buffers, operation, writable=False)
-        call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
-        trace, closed = Trace.of(call, before), call.lifted
-        if _is_repeatable(trace, before, environment.snapshot(root)):
-            _traces.put(key, trace)
-        else:
-            _failures.add(before)
+    if trace is not None:
+        return trace, [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
+    if before.unwatched or not _failures.may_try(before):
+        return None
+    buffers = Buffers(before.buffers, operation, writable=False)
+    call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
+    trace = Trace.of(call, before)
+    if _is_repeatable(trace, before, environment.snapshot(root)):
+        _traces.put(key, trace)
     else:
-        closed = trace.operands([before.tensors[path] for path in trace.paths])
-    with _torch.autocast_off():
-        outputs = trace.body(*arguments.operands, *closed)
-    return trace.output.unflatten(outputs)
+        _failures.add(before)
+    return trace, [*arguments.operands, *call.lifted]
 
 
 def _without_objects(arguments: Arguments) -> Hashable:

@@ -17,7 +17,7 @@ from ...errors import CaptureError, message
 from ..mode import is_capturing
 from .parameters import CustomRule, Layout, Recursion
 
-__all__ = ["FlatRule", "call_custom_rule"]
+__all__ = ["FlatRule", "call_custom_rule", "runs_as_python"]
 
 Tensors = Sequence[Tensor]
 
@@ -69,9 +69,14 @@ def marked_inputs(inputs: Tensors) -> Mask:
     return tuple(is_differentiable(x.dtype) for x in inputs)
 
 
+def runs_as_python() -> bool:
+    """Whether the call of a rule runs as Python; else it is captured."""
+    return not (is_capturing() or _torch.top_interpreter() is not None or _torch.in_dual_level())
+
+
 def call_custom_rule(rule: FlatRule, inputs: Tensors) -> Sequence[Tensor]:
     """The outputs of ``rule`` for ``inputs``, with its derivatives at every level of differentiation."""
-    if is_capturing() or _torch.top_interpreter() is not None or _torch.in_dual_level():
+    if not runs_as_python():
         return _CapturedCall(rule, inputs).outputs()
     from .eager import call_in_python
 
