@@ -252,7 +252,7 @@ class _Call(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.static, ctx.augmented, ctx.active, _, _, *operands = inputs
+        ctx.static, ctx.augmented, ctx.active, _, is_plain, *operands = inputs
         ctx.set_materialize_grads(False)
         own, emitted = _reached(ctx.static, ctx.active), _reached(ctx.augmented, ctx.active)
         reached = (*own, *emitted[len(own) :])
@@ -260,7 +260,8 @@ class _Call(_torch.SingleLevelFunction):
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
         tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
         ctx.save_for_backward(*tensors, *output[ctx.static["n_outputs"] :])
-        ctx.save_for_forward(*tensors)
+        if not is_plain:
+            ctx.save_for_forward(*tensors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
