@@ -95,8 +95,7 @@ def test_the_body_runs_no_more_often_than_promised(k):
     for trips in (0, 1, 2, 3, 5, 11, 30):
         ticks = 0
         got = gradient(x, torch.tensor(trips))
-        # One step is one run, and its derivative one more: the bound with r = 0 has no room for a derivative.
-        assert ticks <= max((repetitions(k, trips) + 1) * trips, 2 * trips)
+        assert ticks <= (repetitions(k, trips) + 1) * trips
         same(got, torch.func.grad(counted_oracle)(x, trips))
     assert gradient.cache_info().misses == 1
 
@@ -121,14 +120,14 @@ def runs_of_the_schedule(k: int, trips: int) -> list[int]:
         assert values[0] == at < end
         for t in range(int(at), end):
             take(t, t > int(at))
-            runs[t] += 1
+            runs[t] += t < trips - 1  # the residuals of the last step are at hand
     return runs
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_no_step_is_repeated_more_often_than_the_theory_says(k):
     """Wang, Moin and Iaccarino 2009, for every trip count up to where r reaches 3 or 4."""
-    for trips in range(2, min(math.comb(k + 3, 3) + 2, 30)):
+    for trips in range(1, min(math.comb(k + 3, 3) + 2, 30)):
         assert max(runs_of_the_schedule(k, trips)) <= repetitions(k, trips) + 1
 
 
@@ -156,7 +155,7 @@ def test_what_is_kept_does_not_grow_with_the_trip_count():
 
     x = torch.rand(1000, dtype=F64)
     few, many = (saved_bytes(lambda x, n=n: f(x, n), x) for n in (10, 200))
-    assert few == many <= 7 * 8000  # five slots, the operand, the table
+    assert few == many <= 8 * 8000  # five slots, the operand, a residual of the last step, the table
 
 
 def test_a_gradient_that_nobody_differentiates_stacks_nothing():

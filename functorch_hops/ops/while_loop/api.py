@@ -71,7 +71,7 @@ def while_loop(
 
     Cost: one call of the condition and the body per iteration. Reverse mode stores, per iteration, what the body's
     derivative reads. With ``checkpoints=k`` it stores k carries for any number T of iterations, and the body runs at
-    most (r + 1) T times in all, its evaluation within each step's derivative included, for the least r >= 1 with
+    most (r + 1) T times in all, its evaluation within each step's derivative included, for the least r with
     C(k + r, r) >= T. A derivative of a derivative stores, while it is computed, something for each of these runs.
 
     Source: ``jax.lax.while_loop``; reverse mode as asked for in jax-ml/jax 2469 and 13062; checkpoints after Wang, Moin

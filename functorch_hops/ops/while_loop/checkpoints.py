@@ -1,8 +1,8 @@
 """vjp of a while loop that keeps k of its carries and computes the others again.
 
-The loop forwards saves carries in k slots. The loop backwards goes from the last step to the first; where the carry
-with which a step began is gone, it runs the body again from the latest saved one, saving carries on the way in the
-slots that have become free. Which ones: NOTE [Minimal repetition checkpointing].
+The loop forwards saves carries in k slots, and the residuals of its last step. The loop backwards goes from that step
+to the first; where the carry with which a step began is gone, it runs the body again from the latest saved one, saving
+carries on the way in the slots that have become free. Which ones: NOTE [Minimal repetition checkpointing].
 
 NOTE [Both loops are recomputed calls] They are bodies of ``checkpoint`` calls, which save their operands only. A
 gradient that may be differentiated again (functorch prepares each one for that) would else stack what every iteration
@@ -70,17 +70,32 @@ class _Step:
         """Of the active carries and constants."""
         return [meta for meta, a in zip(self.plan.body.inputs, self.plan.active) if a]
 
-    def pulled(self, grads: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]) -> list[Tensor]:
+    def residuals_or(
+        self, is_last: Tensor, saved: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """The residuals of the step, which are ``saved`` if it is the last one."""
+        if not saved:
+            return []
+        n = len(saved)
+        metas = [*self.residuals.outputs, *self.residuals.inputs]
+        compute = rewritten(lambda *args: self.residuals(*args[n:]), metas, "while_loop")
+        take = rewritten(lambda *args: list(args[:n]), metas, "while_loop")
+        return cond_op(cond_static([compute, take]), is_last, *saved, *values, *consts)
+
+    def pulled(
+        self, grads: Sequence[Tensor], residuals: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]
+    ) -> list[Tensor]:
         """The gradients before the step, from those after it; those of the constants are sums."""
         n, kept = self.plan.n_carry, self.plan.part.kept
-        residuals = self.residuals(*values, *consts)
         carry = [x for x, k in zip(values, self.of_carry(kept)) if k]
         read = [c for c, k in zip(consts, kept[n:]) if k]
         return list(backward_step(self.plan, None)(*grads, *residuals, *carry, *read))
 
 
 def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParameters:
-    """The loop that also returns its trip count, which step's carry is in which slot, and the slots."""
+    """The loop that also returns its trip count, which step's carry is in which slot, the slots, and the residuals of
+    the last step.
+    """
     cond, body = static.bodies
     if body.random:
         raise ArgumentValueError(
@@ -98,31 +113,32 @@ def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParame
 
 
 def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
-    """``(carry, consts) -> (carry, trips, steps, slots)``, by a loop that carries ``carry, (at, steps, levels),
-    slots``.
+    """``(carry, consts) -> (carry, trips, steps, slots, residuals)``, by a loop that carries ``carry, (at, steps,
+    levels), slots, residuals``.
     """
     from . import while_loop_op
 
-    body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
+    body, n, slot_metas, residual_metas = one.plan.body, one.plan.n_carry, one.slots(k), one.residuals.outputs
     state = [NUMBER, table(k), table(k)]
-    metas = [body.inputs[:n], state, slot_metas, body.inputs[n:]]
+    metas = [body.inputs[:n], state, slot_metas, residual_metas, body.inputs[n:]]
 
     def condition(*args: Tensor) -> Sequence[Tensor]:
-        carry, _, _, consts = _split(args, metas)
+        carry, _, _, _, consts = _split(args, metas)
         return cond(*carry, *consts)
 
     def step(*args: Tensor) -> list[Tensor]:
-        carry, (at, *columns), slots, consts = _split(args, metas)
+        carry, (at, *columns), slots, _, consts = _split(args, metas)
         place, taken, *columns = offer(at, at > 0, *columns)
-        return [*body(*carry, *consts), at + 1, *columns, *written(place, taken, one.of_carry(carry), slots)]
+        outs = one.plan.part.forward(*carry, *consts)
+        return [*outs[:n], at + 1, *columns, *written(place, taken, one.of_carry(carry), slots), *outs[n:]]
 
     loop = _loop(condition, step, metas)
 
     def run(*operands: Tensor) -> list[Tensor]:
-        start = [NUMBER.zeros(), *empty_table(k), *(meta.zeros() for meta in slot_metas)]
+        start = [NUMBER.zeros(), *empty_table(k), *(meta.zeros() for meta in (*slot_metas, *residual_metas))]
         outs = while_loop_op(loop, *operands[:n], *start, *operands[n:])
-        carry, (trips, steps, _), slots = _split(outs, metas[:3])
-        return [*carry, trips, steps, *slots]
+        carry, (trips, steps, _), slots, residuals = _split(outs, metas[:4])
+        return [*carry, trips, steps, *slots, *residuals]
 
     return rewritten(run, body.inputs, "while_loop")
 
@@ -145,8 +161,8 @@ def checkpointed_pullback(
 
 
 def _loop_backwards(one: _Step, k: int) -> Subgraph:
-    """``(trips, steps, slots, init, ct carry, consts) -> gradients``, by a loop that carries ``(end, at, steps,
-    levels), values, gradients, slots``.
+    """``(trips, steps, slots, residuals, init, ct carry, consts) -> gradients``, by a loop that carries ``(end, at,
+    steps, levels), values, gradients, slots``.
 
     The steps from ``end`` on are done, and ``values`` are the carry with which step ``at < end`` begins. An iteration
     takes this step or, if it is the last one before ``end``, its derivative.
@@ -156,36 +172,39 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
     body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
     value_metas, grad_metas, const_metas = one.of_carry(body.inputs[:n]), one.gradients(), body.inputs[n:]
     state = [NUMBER, NUMBER, table(k), table(k)]
-    metas = [state, value_metas, grad_metas, slot_metas, value_metas, const_metas]
+    residual_metas = one.residuals.outputs
+    metas = [state, value_metas, grad_metas, slot_metas, [NUMBER], residual_metas, value_metas, const_metas]
 
     def again(*args: Tensor) -> list[Tensor]:
-        (end, at, *columns), values, grads, _, _, consts = _split(args, metas)
+        (end, at, *columns), values, grads, *_, consts = _split(args, metas)
         place, taken, *columns = offer(at + 1, at + 2 < end, *columns)
         return [place, taken, end, at + 1, *columns, *one.again(*values, *consts), *grads]
 
     def turn(*args: Tensor) -> list[Tensor]:
-        (end, _, steps, _), values, grads, slots, init, consts = _split(args, metas)
-        grads = one.pulled(grads, values, consts)
+        (end, _, steps, _), values, grads, slots, (trips,), saved, init, consts = _split(args, metas)
+        residuals = one.residuals_or(end == trips, saved, values, consts)
+        grads = one.pulled(grads, residuals, values, consts)
         at, steps, levels, values = latest(end - 1, steps, slots, init)
         return [torch.zeros_like(at).reshape(1), (at < 0).reshape(1), end - 1, at, steps, levels, *values, *grads]
 
     branches = cond_static([rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)])
 
     def step(*args: Tensor) -> list[Tensor]:
-        (end, at, *_), _, _, slots, _, _ = _split(args, metas)
+        (end, at, *_), _, _, slots, *_ = _split(args, metas)
         place, taken, *rest = cond_op(branches, at + 1 == end, *args)
         _, values, _ = _split(rest, metas[:3])
         return [*rest, *written(place, taken, values, slots)]
 
     loop = _loop(lambda end, *_: [end > 0], step, metas)
     ct_metas = grad_metas[: sum(one.plan.cotangents)]
-    inputs = [[NUMBER, table(k)], slot_metas, value_metas, ct_metas, const_metas]
+    inputs = [[NUMBER, table(k)], slot_metas, residual_metas, value_metas, ct_metas, const_metas]
 
     def run(*args: Tensor) -> Sequence[Tensor]:
-        (trips, steps), slots, init, cts, consts = _split(args, inputs)
+        (trips, steps), slots, residuals, init, cts, consts = _split(args, inputs)
         at, steps, levels, values = latest(trips, steps, slots, init)
         sums = [meta.zeros() for meta in grad_metas[len(cts) :]]
-        outs = while_loop_op(loop, trips, at, steps, levels, *values, *cts, *sums, *slots, *init, *consts)
+        carry = [trips, at, steps, levels, *values, *cts, *sums, *slots]
+        outs = while_loop_op(loop, *carry, trips, *residuals, *init, *consts)
         return _split(outs, metas[:4])[2]
 
     return rewritten(run, _flat(inputs), "while_loop")

@@ -7,9 +7,9 @@ carries up to the one from which the body runs again are fixed, and those behind
 fewer slots, solved by the same rule. The initial carry needs no slot. No step then runs more than r + 1 times, its
 first run and that inside its own derivative included, as long as the loop takes ::
 
-    1 < T <= C(k + r, r)    steps,
+    T <= C(k + r, r)    steps,
 
-for all T at once, and nobody needs to know T. (A loop of one step, for which r is 0, runs it twice.)
+for all T at once, and nobody needs to know T. (The last step, whose residuals are at hand, runs once.)
 
 Sources: Wang, Moin and Iaccarino 2009, "Minimal repetition dynamic checkpointing algorithm for unsteady adjoint
 calculation" (the rule and the bound); Stumm and Walther 2010, "New algorithms for optimal online checkpointing" (fewer
