@@ -51,6 +51,16 @@ def indexed(xs: Tensor) -> Tensor:
     return fh.fori_loop(0, xs.shape[0], lambda i, c: c * 0.5 + xs[i], torch.zeros(3, dtype=F64))
 
 
+def recomputing(remat: Any, unroll: int = 1) -> Any:
+    """The gradient of a loop that recomputes."""
+
+    def loss(xs: Tensor) -> Tensor:
+        step = lambda c, x: (torch.tanh(c + x @ WEIGHT), c.sum())
+        return fh.scan(step, torch.zeros(3, dtype=F64), xs, remat=remat, unroll=unroll)[1].sum()
+
+    return fh.grad(loss)
+
+
 CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "pointwise": (torch.sin, [(random(4, 3),), (random(7, 5),)]),
     "scan": (cumulative, [(random(4, 3),), (random(9, 3),)]),
@@ -75,6 +85,7 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "hessian(scan)": (fh.hessian(lambda x: fh.scan(lambda c, v: (c * v.sin(), None), x.sum(), x)[0]), [
         (random(4),), (random(7),),
     ]),
+    "remat by steps, unrolled": (recomputing("step", 3), [(random(4, 3),), (random(9, 3),)]),
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 
@@ -111,6 +122,14 @@ def test_what_depends_on_a_size_is_captured_again() -> None:
     torch.testing.assert_close(added(random(3)), random(3) + WEIGHT[0])
     with pytest.raises(RuntimeError, match="size of tensor"):
         added(random(4))
+
+
+@pytest.mark.parametrize("remat", ["sqrt", 3])
+def test_segments_are_those_of_a_known_length(remat: Any) -> None:
+    gradient = fh.jit(recomputing(remat), backend="eager", dynamic=True)
+    for n in (4, 9, 4):
+        torch.testing.assert_close(gradient(random(n, 3)), recomputing(remat)(random(n, 3)))
+    assert gradient.cache_info().misses == 2
 
 
 def test_sizes_zero_and_one() -> None:
@@ -179,6 +198,7 @@ EXPORTS: dict[str, tuple[Any, Any, list[tuple[Tensor, ...]]]] = {
     "fori_loop": (indexed, ({0: B},), CASES["fori_loop"][1]),
     "associative_scan": (lambda x: fh.associative_scan(torch.add, x), ({0: B},), [(random(4, 3),), (random(9, 3),)]),
     "jit": (fh.jit(cumulative, backend="eager"), ({0: B},), CASES["scan"][1]),
+    "remat": (recomputing("sqrt", 2), ({0: B},), CASES["scan"][1]),
 }
 
 

@@ -51,10 +51,11 @@ def scan(
         xs: a tree of tensors, all of the same size T at dimension 0, or None.
         length: T; needed where ``xs`` has no leaf.
         reverse: go from the last element to the first; ys stay aligned with xs.
-        unroll: how many steps a captured loop takes per iteration. It changes speed, never results.
+        unroll: how many steps a captured loop takes per iteration, if T is known then. It changes speed, never results.
         remat: what reverse mode computes again. None: what a minimum cut finds not worth storing, and no matrix
             product. ``"step"``: the whole step, from its carry and x. A number K: segments of T / K steps each (the
-            last one may be shorter), from the carries between them; ``"sqrt"``: as many segments as steps in one.
+            last one may be shorter), from the carries between them; ``"sqrt"``: as many segments as steps in one. A
+            program exported for any T recomputes by steps instead of segments.
 
     Returns:
         The final carry, and the ys stacked at dimension 0 (T at front). A leaf of y that is no tensor comes back once.

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ... import _torch
 from ...capture.derive import rewritten
 from ...capture.subgraph import Subgraph
 from ...capture.validate import as_int
@@ -56,8 +57,9 @@ def run_recomputing(
     remat: Any,
 ) -> Sequence[Tensor]:
     """A captured scan that keeps for reverse mode what ``remat`` says; its remainder is a segment of its own."""
-    if remat is not None and remat != "step" and not isinstance(length, int):
-        raise _unknown_length(remat, length)
+    if remat is not None and not isinstance(length, int):
+        # Segments are of a known length: jit captures each length anew, and an exported program does without them.
+        remat, length = ("step", length) if _torch.is_exporting() else (remat, int(length))
     loop = simplified(body, length, init, xs, consts, reverse)
     return loop.restore(_run(loop, length, reverse, unroll, remat))
 
@@ -98,15 +100,3 @@ def _segment(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool, unr
     inputs = [meta.with_leading(k) if n_carry <= i < n_carry + n_xs else meta for i, meta in enumerate(body.inputs)]
     key = ("segment", n_carry, n_xs, k, reverse, unroll)
     return body.derive(key, lambda: rewritten(run, inputs, "scan"))
-
-
-def _unknown_length(remat: Any, length: Any) -> ArgumentValueError:
-    return ArgumentValueError(
-        message(
-            "scan",
-            "the number of steps is not known while capturing, so they can't be divided into segments",
-            parameter="remat",
-            expected="None or 'step' for a length of this kind",
-            got=f"{remat!r} with a length of {length}",
-        )
-    )

@@ -61,12 +61,12 @@ def run_unrolled(
     reverse: bool,
     unroll: int,
 ) -> Sequence[Tensor]:
-    """``scan`` with ``unroll`` steps in each iteration."""
+    """``scan`` with ``unroll`` steps in each iteration. An open length has no remainder that is known: no unrolling."""
 
     def rest(length: Any, carry: Sequence[Tensor], xs: Sequence[Tensor]) -> Sequence[Tensor]:
         return _scan(body, n_carry, length, carry, xs, consts, reverse)
 
-    if unroll == 1 or length < 2 * unroll:
+    if unroll == 1 or isinstance(length, torch.SymInt) or length < 2 * unroll:
         return rest(length, init, xs)
     several = _several_steps(body, n_carry, len(xs), unroll, reverse)
     return run_in_chunks(several, unroll, rest, n_carry, length, init, xs, consts, reverse)
