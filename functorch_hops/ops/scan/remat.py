@@ -57,7 +57,7 @@ def run_recomputing(
     remat: Any,
 ) -> Sequence[Tensor]:
     """A captured scan that keeps for reverse mode what ``remat`` says; its remainder is a segment of its own."""
-    if remat is not None and not isinstance(length, int):
+    if remat not in (None, "step") and not isinstance(length, int):
         # Segments are of a known length: jit captures each length anew, and an exported program does without them.
         remat, length = ("step", length) if _torch.is_exporting() else (remat, int(length))
     loop = simplified(body, length, init, xs, consts, reverse)
