@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -408,54 +407,61 @@ def known_number(t: Tensor) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # hooks: places where torch wraps or runs something that no mode sees
 
-_hooks_lock = threading.Lock()
-_hooks_installed = False
-
 
 def install_hooks(
     lift: Callable[[Tensor], Tensor],
     apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
+    refuse_function: Callable[[type], None],
     is_capturing: Callable[[], bool],
 ) -> None:
     """Let a running capture see what torch hides from every mode.
 
     ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
-    level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. Both hooks
+    level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. The hooks
     hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
     torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
     ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
-    global _hooks_installed
-    with _hooks_lock:
-        if _hooks_installed:
-            return
-        from torch._functorch import vmap
+    from torch._functorch import vmap
 
-        add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
-        setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
-        setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
+    add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
+    setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
+    setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
-        _hook_functions(apply_function)
-        _show_views_of_zeros()
-        logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
-        _hooks_installed = True
+    _hook_functions(apply_function, refuse_function)
+    _show_views_of_zeros()
+    logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
 
-def _hook_functions(apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any]) -> None:
+def _hook_functions(
+    apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any], refuse_function: Callable[[type], None]
+) -> None:
+    """``f = MyFunction.apply`` may have been bound before. Up to torch 2.13 that method ends in one that can be hooked.
+    From 2.14 on it is C++ to the end, but makes its context of a Python class: it is refused there.
+    """
+
+    def is_public(cls: type) -> bool:
+        return issubclass(cls, torch.autograd.Function)  # not a node of our own operators
+
     def hooked(original: Callable[..., Any]) -> Callable[..., Any]:
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            is_public = issubclass(cls, torch.autograd.Function)  # not a node of our own operators
-            result = apply_function(cls, args, kwargs) if is_public else NotImplemented
+            result = apply_function(cls, args, kwargs) if is_public(cls) else NotImplemented
             return original(cls, *args, **kwargs) if result is NotImplemented else result
 
         return apply
 
-    original_apply = vars(torch.autograd.Function)["apply"].__func__
-    setattr(torch.autograd.Function, "apply", classmethod(hooked(original_apply)))  # noqa: B010
-    # `f = MyFunction.apply` may have been bound before: that method ends in one of these.
-    below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
-    setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
-    module = torch.autograd.function
+    def made(context: Any) -> None:
+        if is_public(context._forward_cls):
+            refuse_function(context._forward_cls)
+
+    module, method = torch.autograd.function, vars(torch.autograd.Function)["apply"]
+    bind = lambda cls, *args, **kwargs: method.__get__(None, cls)(*args, **kwargs)
+    setattr(torch.autograd.Function, "apply", classmethod(hooked(bind)))  # noqa: B010
+    if isinstance(method, classmethod):
+        below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
+        setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
+    else:
+        setattr(module.BackwardCFunction, "__init__", made)  # noqa: B010
     setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
 
 

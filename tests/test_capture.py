@@ -1204,8 +1204,12 @@ def test_modes_that_observe_operators_see_those_of_the_bodies(run):
     assert counter.get_total_flops() == 3 * 3 * (2 * 4 * 4)  # one forward, two backward, in each of three steps
 
 
-def test_an_autograd_function_bound_before_the_first_capture() -> None:
-    """``f = MyFunction.apply`` keeps torch's own ``apply``; in a body its derivative is the custom one all the same."""
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_autograd_function_bound_before_the_import(when) -> None:
+    """``f = MyFunction.apply`` keeps torch's own ``apply``; in a body its derivative is the custom one all the same.
+
+    Or it is refused, from torch 2.14 on, where nothing can be put into it any more.
+    """
     code = """
 import torch
 
@@ -1215,8 +1219,7 @@ class Cube(torch.autograd.Function):
     setup_context = staticmethod(lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
     backward = staticmethod(lambda ctx, g: g * 7 * ctx.saved_tensors[0])
 
-cube = Cube.apply
-import functorch_hops as fh
+BIND
 
 x = torch.tensor([1.0, 2.0])
 with fh.eager_capture():
@@ -1225,5 +1228,10 @@ with fh.eager_capture():
         print(fh.grad(loop)(x).tolist())
         print(torch.autograd.grad(loop(y := x.clone().requires_grad_()), y)[0].tolist())
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[7.0, 14.0]\n" * 4
+    lines = ["cube = Cube.apply", "import functorch_hops as fh"]
+    code = code.replace("BIND", "\n".join(lines if when == "before" else lines[::-1]))
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    if when == "before" and not isinstance(vars(torch.autograd.function._SingleLevelFunction).get("apply"), classmethod):
+        assert "CaptureError: scan: Cube.apply was bound before functorch_hops was imported" in done.stderr
+    else:
+        assert done.stdout == "[7.0, 14.0]\n" * 4

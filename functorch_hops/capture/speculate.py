@@ -388,7 +388,6 @@ def _trace(
     keep_autocast: bool,
     buffers: Buffers | None = None,
 ) -> tuple[fx.GraphModule, Capture]:
-    _torch.install_hooks(_lift_hook, _function_hook, lambda: state.capture is not None)
     parent = state.capture
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     try:
@@ -466,6 +465,22 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
     from ..ops.custom_rule.autograd_function import call_autograd_function
 
     return call_autograd_function(cls, args, kwargs)
+
+
+def _refuse_function(cls: type) -> None:
+    if state.capture is not None:
+        raise CaptureError(
+            message(
+                state.capture.caller.operation,
+                f"{cls.__name__}.apply was bound before functorch_hops was imported, and would lose its backward here",
+                parameter=state.capture.caller.parameter,
+                expected=f"{cls.__name__}.apply(...), or a name bound after the import",
+                remedy="import functorch_hops first",
+            )
+        )
+
+
+_torch.install_hooks(_lift_hook, _function_hook, _refuse_function, lambda: state.capture is not None)
 
 
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
