@@ -41,7 +41,9 @@ def transformed(operation: str, func: Function) -> Callable[[Function], Function
 
 
 def under_torchs_tracer() -> bool:
-    """Whether torch records operators here, and no capture of this library does."""
+    """Whether torch records operators here, and no capture of this library does. (Dynamo traces transforms itself.)"""
+    if torch.compiler.is_dynamo_compiling():
+        return False
     return current_capture() is None and _torch.foreign_tracer_active()
 
 
