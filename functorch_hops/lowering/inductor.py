@@ -1,13 +1,20 @@
-"""The room of Inductor's private API (checked against torch 2.13.0)."""
+"""The room of Inductor's private API (checked against torch 2.13.0).
+
+NOTE [Loops run from C++] Inductor compiles the body of a loop to kernels, and the loop around them to a wrapper that
+launches these: in Python, which costs some microseconds for each kernel and step, or in C++. A graph with a loop gets
+the latter. Two things are left to the former: a loop that stacks all its carries, which the C++ wrapper of torch 2.13
+has no code for, and graphs on other devices, where this was not measured.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
+from ..capture.subgraph import StaticParameters, static_of
 from .barrier import barriers, hold
 
 __all__ = ["compile_graph"]
@@ -23,11 +30,29 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     from torch._inductor.compile_fx import compile_fx
 
     _register_barrier()
+    patches = {"cpp_wrapper": True, **options} if _has_loops(module, fakes) else options
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with barriers(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
-        run = compile_fx(module, list(fakes), config_patches=options or None)
+        run = compile_fx(module, list(fakes), config_patches=patches or None)
     assert callable(run)
     return run
+
+
+def _has_loops(module: fx.GraphModule, fakes: Sequence[Tensor]) -> bool:
+    """Whether C++ can run the loops of a graph, if it has any: NOTE [Loops run from C++]."""
+    loops = [static for static in _operators(module) if static.hop in ("scan", "while_loop")]
+    is_stacking = any(static.hop == "while_loop" and static["flags"] for static in loops)
+    return bool(loops) and not is_stacking and all(x.device.type == "cpu" for x in fakes)
+
+
+def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:
+    """The operators of this library in a graph, those in their bodies included."""
+    for node in module.graph.nodes:
+        static = static_of(node, module)
+        if static is not None:
+            yield static
+            for body in static.bodies:
+                yield from _operators(body.module)
 
 
 @functools.cache
