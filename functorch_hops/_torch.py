@@ -155,6 +155,10 @@ def as_plain_class(t: Tensor) -> Tensor:
     return t.as_subclass(Tensor)
 
 
+MAKE_DUAL = torch._VF._make_dual  # type: ignore[attr-defined]
+"""What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
+
+
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
     """``forward_ad.make_dual``, which copies a tangent of another layout in place, by a kernel that knows no symbolic
     sizes.

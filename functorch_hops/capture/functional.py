@@ -15,6 +15,7 @@ __all__ = [
     "replace_copy",
     "replace_empty_like",
     "running_statistics",
+    "symbol_as_tensor",
     "unexpand_written",
     "unwrite_views",
     "without_statistics",
@@ -112,6 +113,16 @@ _BATCH_NORMS = {
     _aten.miopen_batch_norm.default: _aten.miopen_batch_norm.default,
 }
 """Operators that update running statistics, which not all of their schemas admit, with one that can do without."""
+
+
+def symbol_as_tensor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """A number of an open size as a tensor, if that is what this call converts: vmap gives a number beside a 0-d lane
+    the dtype of the result so, and torch's kernel (2.13) knows no symbols.
+    """
+    if func is not _aten._to_copy.default or not isinstance(args[0], (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return None
+    made: Tensor = _aten.scalar_tensor.default(args[0], dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+    return made
 
 
 def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import CaptureError, message
-from .functional import running_statistics, without_statistics
+from .functional import running_statistics, symbol_as_tensor, without_statistics
 from .refusals import READS, backward_inside, generator_inside, unreadable
 from .subgraph import TensorMeta, is_differentiable, untracked
 
@@ -80,6 +80,8 @@ class Lifting(TorchFunctionMode):
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         rows, result = self.capture.rows, None
+        if func is _torch.MAKE_DUAL:
+            return _torch.make_dual(*args)
         if func is Tensor.__getitem__:
             return rows.getitem(*args)
         if func is Tensor.__setitem__:
@@ -101,6 +103,9 @@ class Effects(_torch.TorchDispatchMode):
         kwargs = kwargs or {}
         if self.capture.is_quiet:
             return func(*args, **kwargs)
+        number = symbol_as_tensor(func, args, kwargs)
+        if number is not None:
+            return number
         detached = not torch.is_grad_enabled()
         pure = without_statistics(func, args)
         if pure is not None:
