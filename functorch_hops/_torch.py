@@ -24,7 +24,8 @@ from torch._functorch.pyfunctorch import (
 )
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._library.custom_ops import OPDEFS
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -84,6 +85,7 @@ unwrap_if_dead = _functorch.unwrap_if_dead
 unwrap_for_grad = _functorch._unwrap_for_grad
 wrap_for_grad = _functorch._wrap_for_grad
 top_interpreter = _functorch.peek_interpreter_stack
+function_modes = _get_current_function_mode_stack
 without_torch_function = torch._C.DisableTorchFunction
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -184,10 +186,37 @@ _CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
 _AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
 
 
+def in_gradient_level() -> bool:
+    """Whether a level of functorch differentiates."""
+    if top_interpreter() is None:
+        return False
+    keys = [level.key() for level in _functorch.get_interpreter_stack() or ()]
+    return TransformType.Grad in keys or TransformType.Jvp in keys
+
+
+def derivative_in_python(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> OpOverload | None:
+    """The operator that is called, if it is one whose kernel for autograd is written in Python."""
+    if isinstance(func, OpOverloadPacket):
+        names = func.overloads()
+        name = names[0] if len(names) == 1 else torch._C._jit_resolve_packet(func._qualified_op_name, *args, **kwargs)
+        func = getattr(func, name or "default")
+    if not isinstance(func, OpOverload) or func._schema.is_mutable:
+        return None
+    name = func._schema.name.removeprefix(f"{func.namespace}::")
+    overload = f".{func._schema.overload_name}" if func._schema.overload_name else ""
+    return func if f"{func.namespace}/{name}{overload}/Autograd" in torch.library._impls else None
+
+
+def has_formula(func: OpOverload) -> bool:
+    """Whether somebody registered what the derivative of this operator is."""
+    definition = OPDEFS.get(func._schema.name)
+    return definition is None or definition._backward_fn is not None
+
+
 @contextlib.contextmanager
 def _without_function_modes() -> Iterator[None]:
     """Suspend every ``__torch_function__`` mode except the default device's."""
-    modes = _get_current_function_mode_stack()
+    modes = function_modes()
     for _ in modes:
         _pop_mode()
     kept = [mode for mode in modes if isinstance(mode, DeviceContext)]
@@ -771,7 +800,7 @@ def _autocast_dtypes() -> tuple[Any, ...]:
 
 
 def _default_device() -> torch.device | None:
-    modes = _get_current_function_mode_stack()
+    modes = function_modes()
     return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
 
 

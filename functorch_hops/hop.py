@@ -28,7 +28,7 @@ from .capture.current import current_capture
 from .capture.liveness import Pruned
 from .capture.passes.forwarding import Forwarded, forward_call
 from .capture.passes.hoisting import Hoisted
-from .capture.speculate import lift_operands
+from .capture.speculate import lift_operands, observed
 from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .capture.validate import check_tensor_class
 from .lowering.numbers import without_numbers
@@ -277,12 +277,13 @@ class _Call(_torch.SingleLevelFunction):
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
-        if any(c is not None for c in cotangents[n_outputs:]):
-            grads = _second_pullback(ctx, operands, cotangents)
-        else:
-            residuals: list[Any] = saved[n_operands:]
-            rules = _operator_of(ctx.static).rules
-            grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+        with observed():
+            if any(c is not None for c in cotangents[n_outputs:]):
+                grads = _second_pullback(ctx, operands, cotangents)
+            else:
+                residuals: list[Any] = saved[n_operands:]
+                rules = _operator_of(ctx.static).rules
+                grads = rules.pullback(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
 

@@ -1,4 +1,7 @@
-"""``table[i]`` by a traced index behaves as the view that it is in eager Python: written to, and seen to change."""
+"""``table[i]`` by a traced index behaves as the view that it is in eager Python: written to, and seen to change.
+
+Parts of a tensor that are written to by views and masks, batched and differentiated.
+"""
 
 from __future__ import annotations
 
@@ -88,3 +91,70 @@ def test_a_write_to_a_row_of_an_input_is_refused(run):
             run(lambda t: fh.fori_loop(0, 2, lambda i, c: (write(c, i), c)[1], t), TABLE.clone())
         with pytest.raises(fh.InputMutationError):
             run(lambda t: fh.fori_loop(0, 2, lambda i, c: (write(t, i), c)[1], 0.0), TABLE.clone())
+
+
+SQUARE = torch.linspace(-2, 2.5, 16, dtype=torch.float64).reshape(4, 4)
+
+
+def with_write(write):
+    """A step that writes to a new tensor and reads it all."""
+
+    def step(x):
+        h = x * 1.5
+        write(h, x)
+        return h.sin()
+
+    return step
+
+
+def masked(index, value):
+    return with_write(lambda h, x: h.__setitem__(index(h), value(x)))
+
+
+WRITES = {
+    "mask": masked(lambda h: h > 0, lambda x: 0.5),
+    "mask, one element": masked(lambda h: h > 0, lambda x: x.sum()),
+    "mask, of another dtype": masked(lambda h: h > 0, lambda x: x.float().sum()),
+    "mask of rows": masked(lambda h: h.sum(1) > 0, lambda x: x[0]),
+    "mask of rows, leading ones": masked(lambda h: h.sum(1) > 0, lambda x: x[:1][None]),
+    "mask of columns": masked(lambda h: (slice(1, 3), h.sum(0) > 0), lambda x: x[1:3, :1]),
+    "mask after an ellipsis": masked(lambda h: (..., h[-1] > 0), lambda x: 2),
+    "mask in a row": masked(lambda h: (None, -1, h[0] > 0), lambda x: x[0, 0]),
+    "mask without dimensions": masked(lambda h: h[0, 0] > -2.9, lambda x: x + 1),
+    "mask of a view": with_write(lambda h, x: h.t()[1:].__setitem__(h.t()[1:] > 0, x.mean())),
+    "column": with_write(lambda h, x: h[:, -1].copy_(x[0] * x[:, 0])),
+    "last columns": with_write(lambda h, x: h[:, -2:].mul_(x[:, :1])),
+    "diagonal": with_write(lambda h, x: h.diagonal().copy_(x[1])),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_to_parts(run, name):
+    """Batched and differentiated in every order: torch's own vmap refuses a mask that differs between lanes."""
+    step = WRITES[name]
+    loop = lambda x: fh.fori_loop(0, 2, lambda i, x: step(x), x)
+    oracle = lambda x: step(step(x))
+    same_derivatives(run, loop, oracle, SQUARE)
+    lanes = torch.stack([SQUARE, SQUARE * 0.5, SQUARE + 1])
+    same_derivatives(run, fh.vmap(loop), lambda lanes: lane_by_lane(oracle, lanes), lanes)
+    gradient = lambda tools, f: tools.grad(lambda x: f(x).square().sum())
+    same(run(fh.vmap(gradient(fh, loop)), lanes), lane_by_lane(gradient(torch.func, oracle), lanes))
+
+
+@while_capturing
+def test_a_write_keeps_the_dtype(run):
+    def step(x):
+        h, mask = (x * 3).to(torch.int64), x > 0
+        h.copy_(x * 2.7)
+        h[mask] = 2.7
+        return h * x
+
+    same(run(lambda x: fh.fori_loop(0, 2, lambda i, x: step(x), x), SQUARE), step(step(SQUARE)))
+
+
+@while_capturing
+def test_a_mask_of_the_wrong_shape_is_refused(run):
+    step = masked(lambda h: h[:1, 0] > 0, lambda x: 1.0)
+    with pytest.raises(IndexError, match="shape of the mask"):
+        run(lambda x: fh.fori_loop(0, 2, lambda i, x: step(x), x), SQUARE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, fx
 from .._torch import OpOverload
 
 __all__ = [
+    "REPLACED",
     "bound_slice",
     "has_writes",
-    "replace_copy",
     "replace_empty_like",
     "running_statistics",
     "symbol_as_tensor",
@@ -26,21 +27,29 @@ def has_writes(graph: fx.Graph) -> bool:
     return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.nodes)
 
 
-def replace_copy(node: fx.Node) -> None:
-    """``aten.copy(dst, src)`` has no derivative; it is ``src`` in the shape and dtype of ``dst``."""
-    dst, src = node.args[0], node.args[1]
-    assert isinstance(dst, fx.Node) and isinstance(src, fx.Node)
-    value = dst.meta["val"]
-    graph = node.graph
-    with graph.inserting_before(node):
-        expanded = graph.call_function(torch.ops.aten.expand.default, (src, list(value.shape)))
-        cast = graph.call_function(
-            torch.ops.aten._to_copy.default, (expanded,), {"dtype": value.dtype, "device": value.device}
-        )
-    for new in (expanded, cast):
-        new.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(cast)
-    graph.erase_node(node)
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy`` has no derivative; it is ``source`` in the shape and dtype of ``target``."""
+    expanded = torch.ops.aten.expand.default(source, target.shape)
+    return torch.ops.aten._to_copy.default(expanded, dtype=target.dtype, device=target.device)
+
+
+def _select_scatter(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """A write to ``x[:, i]`` is one to the slice ``x[:, i:i + 1]``.
+
+    torch's batching rule of ``select_scatter`` (2.13) scatters the same values to the same place many times over, and
+    the gradient of that is the sum of as many.
+    """
+    dim = dim % x.dim()
+    start = index if index >= 0 else index + x.shape[dim]
+    row = torch.ops.aten.unsqueeze.default(source, dim)
+    return torch.ops.aten.slice_scatter.default(x, row, dim, start, start + 1)
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.select_scatter.default: _select_scatter,
+}
+"""What writes become in torch's functionalization, in operators whose derivatives and batching rules are right."""
 
 
 def replace_empty_like(node: fx.Node) -> None:
@@ -93,16 +102,19 @@ _SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_
 
 
 def bound_slice(node: fx.Node) -> None:
-    """``x[1:]`` ends at the size of ``x``, not at the largest integer, with which some batching rules compute."""
+    """``x[-2:]`` lies between two places of ``x``: some batching rules compute with the bounds as they are given, among
+    them the largest integer.
+    """
     place = _SLICES.get(node.target)
-    if place is None or len(node.args) < place + 3:
+    if place is None or len(node.args) < place + 2:
         return
-    source, dim, end = node.args[0], node.args[place], node.args[place + 2]
+    source, dim, bounds = node.args[0], node.args[place], node.args[place + 1 : place + 3]
     assert isinstance(source, fx.Node)
     assert isinstance(dim, int)
     size = source.meta["val"].shape[dim]
-    if isinstance(end, int) and isinstance(size, int) and end > size:
-        node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
+    if isinstance(size, int) and all(b is None or isinstance(b, int) for b in bounds):
+        start, end, _ = slice(*bounds, *[None] * (2 - len(bounds))).indices(size)
+        node.args = (*node.args[: place + 1], start, end, *node.args[place + 3 :])
 
 
 _aten = torch.ops.aten

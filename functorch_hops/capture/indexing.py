@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import base_tensor, storage_key
+from .._torch import base_tensor, is_unbacked, storage_key
 
 __all__ = ["Rows"]
 
@@ -101,12 +101,54 @@ def _getitem(x: Tensor, index: Any) -> Tensor | None:
 def _setitem(x: Tensor, index: Any, value: Any) -> None:
     found = _first_traced_integer(x, index)
     if found is None:
-        x[index] = value
+        if not _set_by_mask(x, index, value):
+            x[index] = value
         return
     dim, row, rest = found
     part = x.index_select(dim, row)
     _setitem(part, rest, value)
     x.index_copy_(dim, row, part)
+
+
+def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
+    """``x[mask] = value`` where all masked elements get the same: a choice between two tensors, which needs to know
+    neither how many they are nor (of a mask without dimensions) whether. Returns whether it is that case.
+    """
+    items = index if isinstance(index, tuple) else (index,)
+    masks = [k for k, item in enumerate(items) if isinstance(item, Tensor)]
+    if len(masks) != 1 or not _converts(value, x.dtype):
+        return False
+    place, mask = masks[0], items[masks[0]]
+    rest = (*items[:place], *[slice(None)] * mask.dim(), *items[place + 1 :])
+    if mask.dtype is not torch.bool or not all(i is None or i is Ellipsis or type(i) in (int, slice) for i in rest):
+        return False
+    chosen = x[rest]
+    n_after = chosen.dim() - _first_dim(x, items, place) - mask.dim()
+    shape = chosen.shape[chosen.dim() - n_after - mask.dim() : chosen.dim() - n_after]
+    if tuple(shape) != tuple(mask.shape):
+        return False
+    if isinstance(value, Tensor) and value.dim() > n_after:
+        place = value.dim() - n_after - 1
+        if is_unbacked(value.shape[place]) or value.shape[place] != 1:
+            return False
+        sizes = (*value.shape[:place], *[1] * mask.dim(), *value.shape[place + 1 :])
+        value = value.reshape(sizes[max(len(sizes) - chosen.dim(), 0) :])
+    chosen.copy_(torch.where(mask.reshape(*mask.shape, *[1] * n_after), value, chosen))
+    return True
+
+
+def _converts(value: Any, dtype: torch.dtype) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype == dtype or (value.dim() == 0 and torch.can_cast(value.dtype, dtype))
+    return isinstance(value, (bool, int, float))
+
+
+def _first_dim(x: Tensor, items: tuple[Any, ...], place: int) -> int:
+    """Where in the result of indexing the dimension begins that the item at ``place`` stands for."""
+    before = items[:place]
+    n_new = sum(item is None for item in before) - sum(type(item) is int for item in before)
+    dim = _dims_taken(before) + n_new
+    return dim + (x.dim() - _dims_taken(items) if any(item is Ellipsis for item in before) else 0)
 
 
 def _is_view(index: Any) -> bool:

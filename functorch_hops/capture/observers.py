@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..errors import CaptureError, message
-from .functional import running_statistics, symbol_as_tensor, without_statistics
+from .functional import REPLACED, running_statistics, symbol_as_tensor, without_statistics
 from .refusals import READS, backward_inside, generator_inside, unreadable
 from .subgraph import TensorMeta, is_differentiable, untracked
 
@@ -86,6 +86,10 @@ class Lifting(TorchFunctionMode):
             return rows.getitem(*args)
         if func is Tensor.__setitem__:
             rows.setitem(*args)
+        elif _torch.in_gradient_level() and (operator := _torch.derivative_in_python(func, args, kwargs)) is not None:
+            from ..ops.custom_rule.library_operator import call_library_operator
+
+            result = call_library_operator(operator, args, kwargs)
         else:
             result = func(*args, **kwargs)
         rows.write_through()
@@ -115,7 +119,7 @@ class Effects(_torch.TorchDispatchMode):
             if detached:
                 args, kwargs = self._without_history(func, args, kwargs)
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
+        out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
 
     def _untracked(self, out: Any) -> Any:

@@ -23,7 +23,6 @@ from .current import state
 from .functional import (
     bound_slice,
     has_writes,
-    replace_copy,
     replace_empty_like,
     unexpand_written,
     unwrite_views,
@@ -37,7 +36,7 @@ from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta
 from .validate import check_tensor_class
 
-__all__ = ["Capture", "capture_function", "lift_operands", "speculate_subgraph"]
+__all__ = ["Capture", "capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
 
 _DEPTH_OF_RECURSION = 8
@@ -66,7 +65,10 @@ class Capture:
         self.constants: set[int] = set()
         self.is_quiet = False
         self.rows = Rows()
+        self.lifting = Lifting(self)
         self.in_transform = False
+        self.is_kernel = False
+        """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._protected_storages: set[int] = set()
@@ -418,11 +420,19 @@ def _observers(capture: Capture) -> Iterator[None]:
             capture.session.fake_mode,
             _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
             Effects(capture),
-            Lifting(capture),
+            capture.lifting,
         ):
             yield
     finally:
         state.capture = outer
+
+
+def observed() -> contextlib.AbstractContextManager[Any]:
+    """In a backward pass: torch runs it without the function mode that saw its call, but it is part of the capture."""
+    capture = state.capture
+    if capture is None or capture.lifting in _torch.function_modes():
+        return contextlib.nullcontext()
+    return capture.lifting
 
 
 @contextlib.contextmanager
@@ -464,7 +474,10 @@ def _function_hook(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> An
         return NotImplemented
     from ..ops.custom_rule.autograd_function import call_autograd_function
 
-    return call_autograd_function(cls, args, kwargs)
+    if not state.capture.is_kernel:
+        return call_autograd_function(cls, args, kwargs)
+    with _torch.below_autograd():
+        return call_autograd_function(cls, args, kwargs, operator=state.capture.operation)
 
 
 def _refuse_function(cls: type) -> None:
@@ -491,8 +504,6 @@ def _clean(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target in _TO_RESHAPE:
             node.target = torch.ops.aten.reshape.default
-        elif node.target is torch.ops.aten.copy.default:
-            replace_copy(node)
         elif node.target is torch.ops.aten.empty_like.default:
             replace_empty_like(node)
         elif node.target is torch.ops.aten.sym_size.int:

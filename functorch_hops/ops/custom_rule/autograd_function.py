@@ -257,9 +257,11 @@ def _static_key(value: Any) -> Hashable:
     return (type(value), value) if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
-def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """``cls.apply(*args)`` as a node with graphs for its derivatives."""
+def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any], operator: str | None = None) -> Any:
+    """``cls.apply(*args)`` as a node with graphs for its derivatives. ``operator``: whose derivative this is."""
     args = [*args, *kwargs.values()]
     rule = _FunctionRule(cls, args)
+    if operator is not None:
+        rule.name, rule.forward_remedy = operator, "use reverse mode, the only one that torch.library knows"
     outs = call_custom_rule(rule, [args[i] for i in rule.places])
     return rule.result(outs)
