@@ -60,11 +60,18 @@ class _CustomFunction:
             )
         return bound.args
 
-    def _result(self, call: type[_Call], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_rule()
         args = self._positional(args, kwargs)
         if runs_as_python():
-            return call(self, args).result()
-        return as_graph(self.operation, _captured, (self,), args, call)
+            return self._bind(args).result()
+        return as_graph(self.operation, _captured, (self,), args)
+
+    def _require_rule(self) -> None:
+        raise NotImplementedError
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        raise NotImplementedError
 
     def _split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The arguments without derivatives, and the others."""
@@ -142,10 +149,12 @@ class custom_vjp(_CustomFunction):
         check_callable("custom_vjp", "bwd", bwd)
         self.fwd, self.bwd = fwd, bwd
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _require_rule(self) -> None:
         if self.fwd is None:
             raise _without_rule("custom_vjp", self.__name__, "defvjp(fwd, bwd)")
-        return self._result(_VjpCall, args, kwargs)
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        return _VjpCall(self, args)
 
 
 class custom_jvp(_CustomFunction):
@@ -221,10 +230,12 @@ class custom_jvp(_CustomFunction):
 
         self.rule = summed
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def _require_rule(self) -> None:
         if self.rule is None:
             raise _without_rule("custom_jvp", self.__name__, "defjvp(rule)")
-        return self._result(_JvpCall, args, kwargs)
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        return _JvpCall(self, args)
 
 
 def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
@@ -302,8 +313,8 @@ class _Call(FlatRule):
         raise MetadataMismatchError(text)
 
 
-def _captured(functions: Sequence[Any], args: tuple[Any, ...], call: type[_Call]) -> Any:
-    return call(functions[0], args).result()
+def _captured(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
+    return functions[0]._bind(args).result()
 
 
 class _VjpCall(_Call):
