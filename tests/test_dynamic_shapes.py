@@ -228,3 +228,12 @@ def test_pt_147991_a_fact_of_one_branch_stays_there() -> None:
 def test_dynamic_shapes_that_do_not_fit(shapes: Any) -> None:
     with pytest.raises((fh.ArgumentTypeError, fh.ArgumentValueError), match="dynamic_shapes"):
         fh.export(lambda x: x, (random(4),), dynamic_shapes=shapes)
+
+
+def test_a_body_compares_sizes_of_the_captures_around_it():
+    """The carry is of the outer call, its update has the size that an element of the enclosing loop brings."""
+    f = lambda w, x: fh.map(
+        lambda row: fh.scan(lambda c, a: (c * a + row, c), x, w.new_ones(3, 1).expand(3, w.shape[1]))[1], w
+    )
+    w, x = torch.randn(4, 4), torch.randn(4)
+    torch.testing.assert_close(fh.jit(f, dynamic=True, backend="eager")(w, x), f(w, x))

@@ -32,9 +32,8 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
 
 
 def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-    """Inductor takes the results of operators that it does not generate code for as aligned if their operands are. Of
-    complex tensors that is even the views, and a view at an offset that the compiled code computes is not: its assertion
-    then fails.
+    """Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
+    complex tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
     """
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -55,7 +54,6 @@ def _register_barrier() -> None:
     """``hold`` as a node that reads the value and what it waits for, and whose result is the value's own memory."""
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
-    from torch._inductor.virtualized import V
 
     class Held(ir.MultiOutput):
         """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there.

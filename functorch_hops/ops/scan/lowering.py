@@ -46,7 +46,7 @@ def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
 
 
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+    return [torch.view_as_real(t.resolve_conj()) if isinstance(t, Tensor) and t.is_complex() else t for t in tensors]
 
 
 def _as_declared(tensors: Sequence[Tensor], metas: Sequence[TensorMeta]) -> list[Tensor]:
