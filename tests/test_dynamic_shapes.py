@@ -231,9 +231,9 @@ def test_dynamic_shapes_that_do_not_fit(shapes: Any) -> None:
 
 
 def test_a_body_compares_sizes_of_the_captures_around_it():
-    """The carry is of the outer call, its update has the size that an element of the enclosing loop brings."""
+    """Whether the open size of the carry is the number 4 is asked in a capture that has never seen that size."""
     f = lambda w, x: fh.map(
-        lambda row: fh.scan(lambda c, a: (c * a + row, c), x, w.new_ones(3, 1).expand(3, w.shape[1]))[1], w
+        lambda z: fh.scan(lambda c, a: (c * a + z, c), x, w[:, :1].expand(4, 4))[1], w[:, :1].expand(4, 4)
     )
     w, x = torch.randn(4, 4), torch.randn(4)
     torch.testing.assert_close(fh.jit(f, dynamic=True, backend="eager")(w, x), f(w, x))
