@@ -102,3 +102,19 @@ def test_a_checkpoint_leaves_its_inputs_alone(transform):
     for _ in range(3):
         torch.testing.assert_close(compiled(x), f(x), rtol=1e-4, atol=1e-5)
     assert torch.equal(x, torch.ones(4))
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_scan_of_complex_tensors(dynamic):
+    """Inductor does not find such a scan by itself, and took the rows of odd length for aligned memory."""
+    w = torch.complex(torch.linspace(-1, 1, 51).reshape(3, 17), torch.full((3, 17), 0.5))
+
+    def loss(w):
+        step = lambda c, row: (0.5 * c.conj() * row + w[0], (c.real, c))
+        carry, (real, ys) = fh.scan(step, w[1].conj(), w, reverse=True)
+        return torch.view_as_real((carry + ys).resolve_conj()).sum() + real.square().sum()
+
+    compiled, gradient = fh.jit(fh.grad(loss), dynamic=dynamic), fh.grad(loss)
+    for argument in (w, w * 0.5):
+        torch.testing.assert_close(compiled(argument), gradient(argument), rtol=1e-4, atol=1e-4)

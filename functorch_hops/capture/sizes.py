@@ -77,8 +77,12 @@ def size_value(size: Any, binding: Binding) -> Any:
 
 
 def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Whether two shapes agree; where open sizes agree by chance, that becomes a fact of the trace."""
-    return len(a) == len(b) and all(bool(x == y) for x, y in zip(a, b))
+    """Whether two shapes agree; where open sizes agree by chance, that becomes a fact of the trace.
+
+    A size may belong to an enclosing capture, so the comparison is none of the current one's.
+    """
+    with _torch.disable_proxy_modes_tracing():
+        return len(a) == len(b) and all(bool(x == y) for x, y in zip(a, b))
 
 
 def shape_env_of(shapes: Iterable[Sequence[Any]]) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from ..capture.subgraph import StaticParameters, static_of
 from .barrier import barriers, hold
@@ -20,7 +21,7 @@ from .barrier import barriers, hold
 __all__ = ["compile_graph"]
 
 
-_LOWERINGS = 1
+_LOWERINGS = 2
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -33,7 +34,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     patches = {"cpp_wrapper": True, **options} if _has_loops(module, fakes) else options
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with barriers(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
-        run = compile_fx(module, list(fakes), config_patches=patches or None)
+        run = compile_fx(module, list(fakes), inner_compile=_compile_inner, config_patches=patches or None)
     assert callable(run)
     return run
 
@@ -55,25 +56,44 @@ def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:
                 yield from _operators(body.module)
 
 
+def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
+    complex tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
+    with config.patch(assume):
+        return compile_fx_inner(module, *args, **kwargs)
+
+
+def _has_complex(module: fx.GraphModule) -> bool:
+    graphs = [m.graph for m in module.modules() if isinstance(m, fx.GraphModule)]
+    values = tree_leaves([node.meta.get("val") for graph in graphs for node in graph.nodes])
+    return any(isinstance(x, Tensor) and x.is_complex() for x in values)
+
+
 @functools.cache
 def _register_barrier() -> None:
     """``hold`` as a node that reads the value and what it waits for, and whose result is the value's own memory."""
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
-    from torch._inductor.virtualized import V
 
-    class Held(ir.ExternKernel):
-        """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there."""
+    class Held(ir.MultiOutput):
+        """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there.
+
+        Inductor writes a result over a buffer that it reads for the last time. Of an alias it does so too, and then
+        gives the same memory away once more when the aliased buffer is freed; only the aliases that a ``MultiOutput``
+        makes are left alone (torch 2.13).
+        """
 
         def __init__(self, view: Any, until: Sequence[Any]) -> None:
-            super().__init__(None, ir.NonOwningLayout(view), [view, *until])
-            self.name = V.graph.register_buffer(self)
-            V.graph.register_operation(self)
-            # Inductor writes a result over a buffer that it reads for the last time. It knows that an input of the
-            # graph is not its own, but not that this buffer is one.
-            graph, memory = V.graph, view.get_name()
-            if memory in graph.graph_inputs or memory in graph.constants or memory in graph.never_reuse_buffers:
-                graph.never_reuse_buffers.add(self.name)
+            super().__init__(ir.NonOwningLayout(view), view, [])
+            self.inputs = [view, *until]
+
+        def get_inputs_that_alias_output(self) -> list[str]:
+            return [self.get_output_spec().view.get_name()]
 
         def should_allocate(self) -> bool:
             return True  # which for this layout means to name the memory of the view

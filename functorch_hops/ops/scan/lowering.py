@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters
+from ...capture.subgraph import StaticParameters, TensorMeta
 from .eager import split_operands
 
 __all__ = ["scan_native"]
@@ -30,14 +30,24 @@ def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequenc
     is_map = n == 0 and _torch.is_exporting()
     # Inductor lowers no map, and takes a scan of a single output for that output: an idle carry makes it two.
     idle = [] if is_map or (n > 0 and len(body.outputs) > 1) else [torch.zeros(())]
-    k = len(idle)
+    k, first_const = len(idle), len(idle) + n + len(xs)
+    # Inductor does not find a scan with complex operands or outputs: there they travel as pairs of real numbers.
+    split, joined = (list, lambda tensors, _: tensors) if _torch.is_exporting() else (_as_real, _as_declared)
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:
-        carry, x, rest = args[k : k + n], args[k + n : k + n + len(xs)], args[k + n + len(xs) :]
-        outs = body(*carry, *x[:n_xs], *rest)
-        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *outs))
+        outs = body(*joined((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
+        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *split(outs)))
 
-    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *init, *xs)], consts)
-    outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:]
+    consts = split(consts)
+    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *split(init), *split(xs))], consts)
+    outs = joined(_torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:], body.outputs)
     ys = [y.flip(0) for y in outs[n:]] if static["reverse"] else outs[n:]
     return [*outs[:n], *ys]
+
+
+def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.view_as_real(t.resolve_conj()) if isinstance(t, Tensor) and t.is_complex() else t for t in tensors]
+
+
+def _as_declared(tensors: Sequence[Tensor], metas: Sequence[TensorMeta]) -> list[Tensor]:
+    return [torch.view_as_complex(t) if meta.dtype.is_complex else t for t, meta in zip(tensors, metas)]
