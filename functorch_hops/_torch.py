@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -194,23 +195,39 @@ def in_gradient_level() -> bool:
     return TransformType.Grad in keys or TransformType.Jvp in keys
 
 
-def derivative_in_python(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> OpOverload | None:
-    """The operator that is called, if it is one whose kernel for autograd is written in Python."""
-    if isinstance(func, OpOverloadPacket):
+def operator_with_rule(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> OpOverload | None:
+    """The operator that is called, if torch can't differentiate it as a part of functorch's dispatch: its kernel for
+    autograd is written in Python, or it was found to have none.
+    """
+    if isinstance(func, OpOverloadPacket) and func._qualified_op_name.partition("::")[0] != "aten":
         names = func.overloads()
         name = names[0] if len(names) == 1 else torch._C._jit_resolve_packet(func._qualified_op_name, *args, **kwargs)
         func = getattr(func, name or "default")
     if not isinstance(func, OpOverload) or func._schema.is_mutable:
         return None
-    name = func._schema.name.removeprefix(f"{func.namespace}::")
-    overload = f".{func._schema.overload_name}" if func._schema.overload_name else ""
-    return func if f"{func.namespace}/{name}{overload}/Autograd" in torch.library._impls else None
+    schema = func._schema
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    in_python = f"{name.replace('::', '/')}/Autograd" in torch.library._impls
+    return func if in_python or schema.name in _without_formula else None
 
 
 def has_formula(func: OpOverload) -> bool:
-    """Whether somebody registered what the derivative of this operator is."""
+    """Whether it is known what the derivative of this operator is."""
     definition = OPDEFS.get(func._schema.name)
-    return definition is None or definition._backward_fn is not None
+    has_own = definition is None or definition._backward_fn is not None
+    return has_own and func._schema.name not in _without_formula
+
+
+_without_formula: set[str] = set()
+
+
+def found_without_formula(error: RuntimeError) -> bool:
+    """Whether torch says that an operator has no derivative, which was not known of it."""
+    match = re.match(r"derivative for (\S+) is not implemented", str(error))
+    if match is None or match[1] in _without_formula:
+        return False
+    _without_formula.add(match[1])
+    return True
 
 
 @contextlib.contextmanager
@@ -287,6 +304,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
         stack.enter_context(_shared_dual_level())
+        stack.enter_context(_without_validation())
         yield
 
 
@@ -301,6 +319,20 @@ def _shared_dual_level() -> Iterator[None]:
         yield
     finally:
         eager_transforms.JVP_NESTING -= outer
+
+
+@contextlib.contextmanager
+def _without_validation() -> Iterator[None]:
+    """``torch.distributions`` does not look at the values of its parameters unless it is told to, as under
+    ``torch.compile``.
+    """
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:
@@ -347,6 +379,17 @@ def differentiable() -> Iterator[None]:
     """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped."""
     with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
         yield
+
+
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """As on values without history, in both modes."""
+    with torch.no_grad(), _set_fwd_grad_enabled(False):
+        yield
+
+
+def in_no_mode_of_gradients() -> bool:
+    return not (torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled())
 
 
 @contextlib.contextmanager

@@ -57,6 +57,28 @@ def test_a_function_with_all_rules(run, name):
         same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
 
 
+class Scaled(Function):
+    """With a default, which setup_context gets too."""
+
+    @staticmethod
+    def forward(x, factor=2.0):
+        return x * factor
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx, ct):
+        return 3 * ct * ctx.factor, None
+
+
+@while_capturing
+def test_a_function_with_a_default(run):
+    f = lambda x: Scaled.apply(x) + Scaled.apply(x, 0.5) + Scaled.apply(x, factor=1.0)
+    same(run(fh.grad(in_body(f)), X.sum()), f64(3 * 3.5))
+
+
 class ExpOfItself(Function):
     """It saves its output, and its backward calls the Function again."""
 

@@ -624,6 +624,101 @@ def test_no_grad_around(run):
     same(gradients(run, inside, x.detach()), (x.detach() ** 3,))
 
 
+def detached_in_place(c):
+    v = c * 2
+    v.detach_()
+    return v * c
+
+
+def written_after_detach(c):
+    v = (c * 2).detach()
+    v.mul_(c)
+    v[0] = c[1]
+    return v * c
+
+
+def written_behind_detach(c):
+    v = c * 2
+    w = v.detach()
+    v.mul_(c)
+    return v * w
+
+
+@while_capturing
+@pytest.mark.parametrize("step", [detached_in_place, written_after_detach, written_behind_detach])
+def test_detach_and_writes(run, step):
+    x = torch.tensor([0.5, -0.7], dtype=F64)
+    loop = lambda x: fh.fori_loop(0, 2, lambda i, c: step(c), x)
+    same(run(loop, x), step(step(x)))
+    same(gradients(run, loop, x), gradients(plain, lambda x: step(step(x)), x))
+    lanes = torch.stack([x, x + 1])
+    same(gradients(run, fh.vmap(loop), lanes), gradients(plain, lambda x: step(step(x)), lanes.T)[0].T[None].unbind())
+
+
+@while_capturing
+def test_a_write_that_keeps_an_old_history_is_refused(run):
+    def step(c):
+        v = c * 2
+        v.detach().mul_(3)
+        return v * c
+
+    with pytest.raises(fh.CaptureError, match=r"an in-place operation on a detached alias .*\n.*\n.*\n  got: mul_ on"):
+        run(lambda x: fh.fori_loop(0, 2, lambda i, c: step(c), x), torch.ones(2))
+
+
+@while_capturing
+def test_detach_in_place_within_a_transform(run):
+    slope = lambda tools: lambda c: tools.grad(lambda c: ((c * 2).detach_() * c).sum())(c)
+    x = torch.tensor([0.5, -0.7], dtype=F64)
+    loop = lambda x: fh.fori_loop(0, 1, lambda i, c: slope(fh)(c), x)
+    same(gradients(run, loop, x), gradients(plain, slope(torch.func), x))
+
+
+@while_capturing
+def test_complex_parts(run):
+    """Derivatives of a spectrum, and of writes to parts of complex values."""
+
+    def step(c):
+        z = torch.complex(c, c * 2) * 1j
+        z[1:] = z[:-1] * 2
+        z[0] = c[0]
+        return z.real + z.imag**2 + torch.fft.rfft(c).abs().sum()
+
+    x = torch.tensor([0.5, -0.7, 0.3], dtype=F64)
+    loop = lambda x: fh.fori_loop(0, 2, lambda i, c: step(c), x).sum()
+    oracle = lambda x: step(step(x)).sum()
+    same(run(fh.grad(loop), x), torch.func.grad(oracle)(x))
+    same(run(fh.hessian(loop), x), torch.func.hessian(oracle)(x))
+
+
+@while_capturing
+def test_an_operator_without_second_derivative(run):
+    """It is missed where it is computed, not where a transform prepares it."""
+    attention = lambda c: torch.nn.functional.scaled_dot_product_attention(c, c, c)
+    x = torch.linspace(-1, 1, 12, dtype=F64).reshape(1, 1, 3, 4)
+    loop = lambda x: fh.fori_loop(0, 2, lambda i, c: attention(c), x).square().sum()
+    oracle = lambda x: attention(attention(x)).square().sum()
+    same(run(fh.grad(loop), x), torch.func.grad(oracle)(x))
+    with pytest.raises(fh.ArgumentTypeError, match=r"attention.* it has no reverse-mode derivative"):
+        run(fh.grad(lambda x: fh.grad(loop)(x).sum()), x)
+
+
+@every_mode
+def test_distributions(run):
+    def log_probability(x):
+        normal = torch.distributions.MultivariateNormal(x, torch.eye(2, dtype=F64))
+        gamma = torch.distributions.Gamma(x.exp(), torch.ones(2, dtype=F64))
+        return normal.log_prob(x.detach() + 1) + gamma.log_prob(x.exp()).sum()
+
+    x = torch.tensor([0.5, -0.7], dtype=F64)
+    loop = lambda x: fh.fori_loop(0, 2, lambda i, c: c + log_probability(c), x)
+    oracle = lambda x: (x + log_probability(x)) + log_probability(x + log_probability(x))
+    same(run(loop, x), oracle(x))
+    same(gradients(run, loop, x), gradients(plain, oracle, x))
+    with pytest.raises(ValueError, match="constraint"):
+        torch.distributions.Gamma(-x.exp(), x.exp())
+
+
 @every_mode
 def test_detach_in_a_body(run):
     step = lambda c: c * c.detach() + torch.sin(c.detach())

@@ -114,7 +114,13 @@ def joint(body: Subgraph, active: Mask, cotangents: Mask) -> Subgraph:
         return [*outs, *pull(tuple(cts))]
 
     cts = [meta for meta, c in zip(body.outputs, cotangents) if c]
-    return rewritten(run, [*body.inputs, *cts], "vjp")
+    while True:
+        try:
+            return rewritten(run, [*body.inputs, *cts], "vjp")
+        except RuntimeError as error:
+            # From now on that is an error only where the derivative is computed, not where it is prepared.
+            if not _torch.found_without_formula(error):
+                raise
 
 
 def _merged(values: Sequence[Any], replaced: Mask, new: Sequence[Any]) -> list[Any]:

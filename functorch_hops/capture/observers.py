@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from ..errors import CaptureError, message
-from .functional import REPLACED, running_statistics, symbol_as_tensor, without_statistics
-from .refusals import READS, backward_inside, generator_inside, unreadable
+from .functional import REPLACED, depends_on_input, running_statistics, symbol_as_tensor, without_statistics
+from .refusals import READS, backward_inside, generator_inside, unreadable, write_past_history
 from .subgraph import TensorMeta, is_differentiable, untracked
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ __all__ = ["Effects", "Lifting"]
 
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
+_DETACH = (Tensor.detach_, torch.detach_)
 _BACKWARD: dict[Any, str] = {
     torch.autograd.grad: "torch.autograd.grad()",
     torch.autograd.backward: "torch.autograd.backward()",
@@ -86,14 +86,32 @@ class Lifting(TorchFunctionMode):
             return rows.getitem(*args)
         if func is Tensor.__setitem__:
             rows.setitem(*args)
-        elif _torch.in_gradient_level() and (operator := _torch.derivative_in_python(func, args, kwargs)) is not None:
+        elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
             from ..ops.custom_rule.library_operator import call_library_operator
 
             result = call_library_operator(operator, args, kwargs)
         else:
             result = func(*args, **kwargs)
+        if func in _DETACH:
+            self._detach(args[0])
         rows.write_through()
         return result
+
+    def _detach(self, x: Tensor) -> None:
+        """``x.detach_()`` never arrives at any mode: from here on ``x`` is what ``detach`` makes of it. A level that
+        differentiates has its own say.
+        """
+        capture = self.capture
+        while _torch.is_wrapped(x):
+            if not _torch.is_batched_wrapper(x):
+                return
+            x = _torch.unwrap_once(x)
+        with _torch.without_torch_function(), _torch.below_transforms():
+            capture.check_write(torch.ops.aten.detach_.default, x)
+            proxy = capture.tracer.create_proxy(
+                "call_function", torch.ops.aten.detach.default, (capture.proxy_of(x),), {}
+            )
+            _torch.track_tensor_tree(x, proxy, constant=None, tracer=capture.tracer)
 
 
 class Effects(_torch.TorchDispatchMode):
@@ -129,7 +147,8 @@ class Effects(_torch.TorchDispatchMode):
         if not isinstance(out, Tensor) or not is_differentiable(out.dtype):
             return out
         tracer = self.capture.tracer
-        proxy = tracer.create_proxy("call_function", untracked, (self.capture.proxy_of(out),), {})
+        target: Any = torch.ops.aten.detach.default if _torch.in_no_mode_of_gradients() else untracked
+        proxy = tracer.create_proxy("call_function", target, (self.capture.proxy_of(out),), {})
         with _torch.disable_proxy_modes_tracing():
             alias = out.detach()
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
@@ -170,27 +189,5 @@ class Effects(_torch.TorchDispatchMode):
     def _check_untracked_write(self, func: _torch.OpOverload, target: Tensor) -> None:
         """A write under no_grad keeps the target's gradient history, which a functional graph cannot say."""
         slot = _torch.get_proxy_slot(target, self.capture.tracer, None)
-        if slot is not None and _depends_on_input(slot.proxy.node):
-            raise CaptureError(
-                message(
-                    self.capture.operation,
-                    "an in-place operation under no_grad on a value that carries gradients",
-                    parameter=self.capture.parameter,
-                    expected="an operation that leaves the gradient history as it is",
-                    got=f"{func.overloadpacket.__name__} on {TensorMeta.of(target)}",
-                    remedy="write the operation out of place, on value.detach()",
-                )
-            )
-
-
-def _depends_on_input(node: fx.Node) -> bool:
-    todo, seen = [node], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node.target in (torch.ops.aten.detach.default, untracked):
-            continue
-        seen.add(node)
-        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False
+        if slot is not None and depends_on_input(slot.proxy.node):
+            raise write_past_history(self.capture.caller, "under no_grad on", func, TensorMeta.of(target))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _torch
 from ..errors import Caller, CaptureError, DataDependentError, InputMutationError, message
+from .subgraph import TensorMeta
 
 __all__ = [
     "READS",
@@ -20,6 +21,7 @@ __all__ = [
     "reading_refused",
     "unknown_shape",
     "unreadable",
+    "write_past_history",
     "write_to_named",
 ]
 
@@ -92,6 +94,20 @@ def write_to_named(caller: Caller, function: str) -> InputMutationError:
             parameter=caller.parameter,
             got=function,
             remedy="name the new value, or work on a clone()",
+        )
+    )
+
+
+def write_past_history(caller: Caller, how: str, function: Any, target: TensorMeta) -> CaptureError:
+    """A write that keeps the target's gradient history, which a functional graph cannot say."""
+    return CaptureError(
+        message(
+            caller.operation,
+            f"an in-place operation {how} a value that carries gradients",
+            parameter=caller.parameter,
+            expected="an operation that leaves the gradient history as it is",
+            got=f"{function.overloadpacket.__name__} on {target}",
+            remedy="write the operation out of place, on value.detach()",
         )
     )
 

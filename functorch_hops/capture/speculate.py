@@ -23,6 +23,7 @@ from .current import state
 from .functional import (
     bound_slice,
     has_writes,
+    release_detached,
     replace_empty_like,
     unexpand_written,
     unwrite_views,
@@ -30,7 +31,7 @@ from .functional import (
 from .indexing import Rows
 from .observers import Effects, Lifting
 from .passes import clean
-from .refusals import reading_refused, unknown_shape, write_to_named
+from .refusals import reading_refused, unknown_shape, write_past_history, write_to_named
 from .session import Session, origins_of, refuse_leak
 from .sizes import shape_env_of, size_at
 from .subgraph import StaticParameters, Subgraph, TensorMeta
@@ -375,6 +376,10 @@ def capture_function(
     with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
         unwrite_views(module.graph)
         if has_writes(module.graph):
+            write = release_detached(module.graph)
+            if write is not None:
+                written = TensorMeta.of(write.args[0].meta["val"])  # type: ignore[union-attr]
+                raise write_past_history(capture.caller, "on a detached alias of", write.target, written)
             functional = functionalize(module, remove="mutations")
             module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
         _clean(module)

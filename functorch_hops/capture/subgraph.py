@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import FakeTensorMode, OpOverload, facts, run_of, without_torch_function
+from .._torch import FakeTensorMode, OpOverload, facts, run_of, without_gradients, without_torch_function
 from .current import state
 from .sizes import Binding, SymbolPlaces, facts_hold, open_size, same_sizes, shape_env_of, size_key, size_value
 
@@ -30,6 +30,7 @@ __all__ = [
     "StaticParameters",
     "Subgraph",
     "TensorMeta",
+    "detached",
     "frozen",
     "is_differentiable",
     "is_random_node",
@@ -56,6 +57,14 @@ def is_differentiable(dtype: torch.dtype) -> bool:
 def untracked(x: Tensor) -> Tensor:
     """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not."""
     with torch.no_grad():
+        return torch.ops.aten.alias.default(x)
+
+
+def detached(x: Tensor) -> Tensor:
+    """What ``detach`` makes of a tensor, as a node by whose result functionalization lets one write to ``x``: of a view
+    that it knows as ``detach`` it would detach what is written as well.
+    """
+    with without_gradients():
         return torch.ops.aten.alias.default(x)
 
 

@@ -10,6 +10,7 @@ Function, whose further outputs are what else it saved.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -259,6 +260,10 @@ def _static_key(value: Any) -> Hashable:
 
 def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any], operator: str | None = None) -> Any:
     """``cls.apply(*args)`` as a node with graphs for its derivatives. ``operator``: whose derivative this is."""
+    if cls.setup_context is not Function.setup_context:
+        bound = inspect.signature(cls.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        args, kwargs = bound.args, bound.kwargs
     args = [*args, *kwargs.values()]
     rule = _FunctionRule(cls, args)
     if operator is not None:

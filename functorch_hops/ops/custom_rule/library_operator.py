@@ -1,4 +1,7 @@
-"""Operators of ``torch.library`` whose derivative is written in Python, inside a captured body.
+"""Operators inside a captured body that torch can't differentiate as part of functorch's dispatch.
+
+Of those that have no derivative at all, that is said where it is computed (see NOTE [What is missing is missed late]).
+Others are of ``torch.library``, with a derivative written in Python.
 
 Their kernel for autograd calls an autograd.Function, which functorch refuses in the midst of its dispatch. So where a
 level differentiates, the kernel runs in a capture of its own, below every level; what it applies becomes a custom rule
@@ -55,7 +58,7 @@ class _Call:
 class _NoFormula(FlatRule):
     """An operator without a formula for its derivative."""
 
-    reverse_remedy = forward_remedy = "give it one by register_autograd, or detach() what it gets"
+    reverse_remedy = forward_remedy = "detach() what it gets, compute it by other functions, or register_autograd"
 
     def __init__(self, call: _Call) -> None:
         self.name, self.primal = str(call.operator), call  # type: ignore[method-assign]
