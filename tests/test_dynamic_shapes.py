@@ -248,12 +248,3 @@ def test_pt_147991_a_fact_of_one_branch_stays_there() -> None:
 def test_dynamic_shapes_that_do_not_fit(shapes: Any) -> None:
     with pytest.raises((fh.ArgumentTypeError, fh.ArgumentValueError), match="dynamic_shapes"):
         fh.export(lambda x: x, (random(4),), dynamic_shapes=shapes)
-
-
-def test_a_body_compares_sizes_of_the_captures_around_it():
-    """Whether the open size of the carry is the number 4 is asked in a capture that has never seen that size."""
-    f = lambda w, x: fh.map(
-        lambda z: fh.scan(lambda c, a: (c * a + z, c), x, w[:, :1].expand(4, 4))[1], w[:, :1].expand(4, 4)
-    )
-    w, x = torch.randn(4, 4), torch.randn(4)
-    torch.testing.assert_close(fh.jit(f, dynamic=True, backend="eager")(w, x), f(w, x))

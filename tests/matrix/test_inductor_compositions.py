@@ -37,7 +37,7 @@ SIDES = ("jit outside", "jit inside")
 FOUND = [(("fori_loop", "checkpoint", "checkpoint"), ("vjp",), "jit inside")]
 
 
-@pytest.mark.parametrize(("operations", "transforms", "side"), [*FOUND, *_drawn(5)])
+@pytest.mark.parametrize(("operations", "transforms", "side"), [*FOUND, *_drawn(2)])
 def test_composition(operations: tuple[str, ...], transforms: tuple[str, ...], side: str) -> None:
     program, oracle = (
         nested(Library, operations),
