@@ -93,7 +93,7 @@ def _register_barrier() -> None:
             self.inputs = [view, *until]
 
         def get_inputs_that_alias_output(self) -> list[str]:
-            return [self.get_output_spec().view.get_name()]
+            return [self.inputs[0].get_name()]
 
         def should_allocate(self) -> bool:
             return True  # which for this layout means to name the memory of the view
