@@ -91,9 +91,10 @@ def _register_barrier() -> None:
         def __init__(self, view: Any, until: Sequence[Any]) -> None:
             super().__init__(ir.NonOwningLayout(view), view, [])
             self.inputs = [view, *until]
+            self.memory: str = view.get_name()
 
         def get_inputs_that_alias_output(self) -> list[str]:
-            return [self.inputs[0].get_name()]
+            return [self.memory]
 
         def should_allocate(self) -> bool:
             return True  # which for this layout means to name the memory of the view
