@@ -8,7 +8,9 @@ has no code for, and graphs on other devices, where this was not measured.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,10 +35,21 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     _register_barrier()
     patches = {"cpp_wrapper": True, **options} if _has_loops(module, fakes) else options
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
-    with barriers(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    with barriers(), _no_remarks(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         run = compile_fx(module, list(fakes), inner_compile=_compile_inner, config_patches=patches or None)
     assert callable(run)
     return run
+
+
+@contextlib.contextmanager
+def _no_remarks() -> Iterator[None]:
+    """Without a line in the log for each operator that C++ calls through torch's dispatcher, which is no fault."""
+    log, is_fault = logging.getLogger("torch._inductor.ir"), lambda record: "c-shim" not in str(record.msg)
+    log.addFilter(is_fault)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_fault)
 
 
 def _has_loops(module: fx.GraphModule, fakes: Sequence[Tensor]) -> bool:
