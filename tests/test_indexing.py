@@ -125,6 +125,7 @@ WRITES = {
     "column": with_write(lambda h, x: h[:, -1].copy_(x[0] * x[:, 0])),
     "last columns": with_write(lambda h, x: h[:, -2:].mul_(x[:, :1])),
     "diagonal": with_write(lambda h, x: h.diagonal().copy_(x[1])),
+    "places in memory": with_write(lambda h, x: h.as_strided((3,), (5,), 1).mul_(x[0].sum())),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload
+from ..errors import CaptureError, message
 from .subgraph import detached, is_differentiable, untracked
 
 __all__ = [
@@ -57,10 +58,25 @@ def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **othe
     return torch.view_as_complex(parts)
 
 
+def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offset: int | None = None) -> Tensor:
+    """A write to places of the memory of ``x``; of torch's operator for it the derivative and the batching are wrong."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    memory = torch.ops.aten.permute.default(x, order)
+    if not memory.is_contiguous():
+        problem = "a write through as_strided to a tensor whose memory has gaps"
+        raise CaptureError(message("as_strided", problem, remedy="write by index, or to a contiguous copy"))
+    places = torch.arange(x.numel(), device=x.device).as_strided(size, stride, offset or 0)
+    flat = torch.ops.aten.reshape.default(memory, [-1])
+    values = torch.ops.aten.reshape.default(source, [-1])
+    written = torch.ops.aten.index_put.default(flat, [places.reshape(-1)], values)
+    return torch.ops.aten.permute.default(written.reshape(memory.shape), [order.index(d) for d in range(x.dim())])
+
+
 REPLACED: dict[Any, Callable[..., Tensor]] = {
     torch.ops.aten.copy.default: _copy,
     torch.ops.aten.select_scatter.default: _select_scatter,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
+    torch.ops.aten.as_strided_scatter.default: _as_strided_scatter,
 }
 """What writes become in torch's functionalization, in operators whose derivatives and batching rules are right."""
 
