@@ -349,7 +349,12 @@ def foreign_capture_active() -> bool:
 def foreign_tracer_active() -> bool:
     """Whether torch records operators around us: its export or make_fx."""
     has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-    return has_proxies or torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+    return has_proxies or is_pre_dispatch()
+
+
+def is_pre_dispatch() -> bool:
+    """Whether torch records operators above autograd and functorch, as its export does."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
 def no_modes() -> bool:

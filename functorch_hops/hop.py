@@ -31,6 +31,7 @@ from .capture.passes.hoisting import Hoisted
 from .capture.speculate import lift_operands, observed
 from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .capture.validate import check_tensor_class
+from .errors import CaptureError, message
 from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
@@ -126,8 +127,20 @@ class Hop(_torch.HigherOrderOperator):
             return self._eager(static, *operands)
         operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
+            if current_capture() is None and _torch.is_pre_dispatch():
+                raise self._unknown_to_export()
             return _torch.dispatch_functorch(self, (static, *operands), {})
         return super().__call__(static, *operands)
+
+    def _unknown_to_export(self) -> CaptureError:
+        """torch.export records what a transform of torch's own wraps, not what it holds: a loop can't look inside."""
+        return CaptureError(
+            message(
+                self.label,
+                "torch.export can't trace torch.func's own transforms around it",
+                remedy="use the transform of the same name of this library, or wrap the transformed function in fh.jit",
+            )
+        )
 
     def dispatch(self, dispatch_key: Any, *args: Any, **kwargs: Any) -> Any:
         """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""

@@ -86,6 +86,12 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
         (random(4),), (random(7),),
     ]),
     "remat by steps, unrolled": (recomputing("step", 3), [(random(4, 3),), (random(9, 3),)]),
+    "vmap of a size beside a scalar": (lambda x: fh.vmap(lambda v: v.sum() / x.shape[0] + v.shape[0] / v.mean())(x), [
+        (random(4, 3),), (random(7, 5),),
+    ]),
+    "jacfwd of a column": (lambda x: fh.jacfwd(lambda v: v.sin() * v.sum())(x[:, 1]), [
+        (random(4, 3),), (random(7, 5),),
+    ]),
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 
@@ -242,6 +248,30 @@ def test_pt_147991_a_fact_of_one_branch_stays_there() -> None:
         torch.testing.assert_close(program(x), f(x))
         torch.testing.assert_close(jitted(x), f(x))
     assert jitted.cache_info().misses == 1
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, x: Tensor, *rest: Tensor, scale: Any = 1.0, **others: Tensor) -> Tensor:
+        return sum(rest, x) * scale + sum(others.values())
+
+
+@pytest.mark.parametrize("wrapped", [lambda m: m, lambda m: fh.jit(m, backend="eager"), fh.checkpoint])
+@pytest.mark.parametrize("shapes", [
+    {"x": {0: B}, "rest": ({0: B},), "scale": {0: B}, "y": {0: B}},
+    {"x": {0: B}, "rest": ({0: B},), "scale": {0: B}, "others": {"y": {0: B}}},
+    ({0: B}, {0: B}, {0: B}, {0: B}),
+])  # fmt: skip
+def test_dynamic_shapes_by_the_names_of_a_module(wrapped: Any, shapes: Any) -> None:
+    f = wrapped(Scaled())
+    args, kwargs = (random(4), random(4) + 1), {"scale": random(4) + 2, "y": random(4) + 3}
+    program = fh.export(f, args, kwargs, dynamic_shapes=shapes)
+    args, kwargs = (random(7), random(7) + 1), {"y": random(7), "scale": random(7) + 2}
+    torch.testing.assert_close(program.module()(*args, **kwargs), f(*args, **kwargs))
+
+
+def test_dynamic_shapes_of_keywords_alone() -> None:
+    program = fh.export(lambda args: args * 2, (), {"args": random(4)}, dynamic_shapes={"args": {0: B}})
+    torch.testing.assert_close(program.module()(args=random(7)), random(7) * 2)
 
 
 @pytest.mark.parametrize("shapes", [3, ({0: B}, None), {"x": {0: B}, "other": None}])

@@ -203,6 +203,27 @@ def test_static_arguments():
         h([1, 2], x)
 
 
+@pytest.mark.parametrize("wrap", [lambda n: n, lambda n: (n, "a"), lambda n: frozenset([n])])
+@pytest.mark.parametrize("options", [{"static_argnums": 1}, {"static_argnames": "n"}, {}])
+def test_equal_static_values_of_other_types_are_other_values(wrap, options):
+    f = jit(lambda x, n: x if repr(n) == "" else repr(n), **options)
+    numbers = [True, 1, False, 0] if not options else [True, 1, 1.0, False, 0, 0.0, -0.0]
+    for _ in range(2):
+        assert [f(torch.ones(2), wrap(n)) for n in numbers] == [repr(wrap(n)) for n in numbers]
+    assert f.cache_info().misses == len(numbers)
+
+
+def test_a_static_argument_may_be_passed_either_way():
+    def scaled(x, n):
+        assert type(n) is float
+        return x * n
+
+    x = torch.ones(2)
+    for f in (jit(scaled, static_argnums=1), jit(scaled, static_argnames="n")):
+        torch.testing.assert_close(f(x, 2.0), 2 * x)
+        torch.testing.assert_close(f(x, n=3.0), 3 * x)
+
+
 def test_a_method_is_compiled_per_instance():
     class Model:
         def __init__(self, k):
@@ -339,6 +360,15 @@ def test_make_graph_runs_and_prints():
     assert "sin" in str(graph)
     with pytest.raises(fh.ArgumentValueError, match="another signature"):
         graph(torch.zeros(4))
+
+
+def test_a_graph_can_be_copied():
+    weight = torch.ones(2, requires_grad=True) * 3
+    graph = fh.make_graph(lambda x: fh.cond(x.sum() > 0, lambda v: v * weight, torch.cos, x))(torch.ones(2))
+    copied = copy.deepcopy(graph)
+    assert str(copied) == str(graph)
+    assert copied.graph is not graph.graph
+    torch.testing.assert_close(copied(torch.full((2,), 2.0)), torch.full((2,), 6.0))
 
 
 def test_eval_shape_computes_nothing():

@@ -97,3 +97,32 @@ def test_functions_that_a_transform_returns_are_refused(operation):
     inside = fh.jit(program, backend="eager")
     exported = torch.export.export(Module(inside), (W,))
     torch.testing.assert_close(exported.module()(W), program(W))
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda w: f(w).sum())])
+def test_torchs_own_transforms_are_refused_by_export(transform):
+    """torch.export records what they wrap (torch 2.13): an obscure error, or a program that fails when it runs."""
+
+    def program(w):
+        return transform(lambda v: fh.while_loop(lambda c: c.sum() < 9, lambda c: c + v.abs() + 1, v.exp()))(w)
+
+    with pytest.raises(fh.CaptureError, match=r"torch\.export can't trace torch\.func's own transforms"):
+        torch.export.export(Module(program), (W,))
+    exported = torch.export.export(Module(fh.jit(program, backend="eager")), (W,))
+    torch.testing.assert_close(exported.module()(W + 1), program(W + 1))
+
+
+def test_a_module_with_transforms_keeps_its_parameters_and_open_sizes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, xs):
+            slope = fh.grad(lambda x: fh.fori_loop(0, 2, lambda i, c: torch.tanh(self.linear(c)), x).sum() / len(x))
+            return fh.vmap(slope)(xs) / xs.shape[0]
+
+    net = Net()
+    program = torch.export.export(net, (XS,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert set(program.graph_signature.parameters) == {"linear.weight", "linear.bias"}
+    torch.testing.assert_close(program.module()(XS[:2] + 1), net(XS[:2] + 1))

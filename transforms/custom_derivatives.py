@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Hashable, Sequence
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import pytree
+from functorch_hops.capture.call import signature_of
 from functorch_hops.capture.output import Constant, OutputSpec
 from functorch_hops.capture.subgraph import TensorMeta, is_differentiable
 from functorch_hops.capture.traces import as_graph
@@ -46,7 +46,7 @@ class _CustomFunction:
         """All arguments by position: the rules take them so."""
         if not kwargs:
             return args
-        bound = inspect.signature(self.fun).bind(*args, **kwargs)
+        bound = signature_of(self.fun).bind(*args, **kwargs)
         bound.apply_defaults()
         if bound.kwargs:
             raise ArgumentTypeError(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from functorch_hops.capture.call import Arguments, TracedCall, trace_call
+from functorch_hops.capture.call import Arguments, TracedCall, signature_of, trace_call
 from functorch_hops.capture.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 
@@ -32,8 +33,9 @@ def export(
         func: a function or an ``nn.Module``. Parameters and buffers of a module keep their names; other tensors
             that the function closes over become buffers ``lifted_0``, ``lifted_1``, ...
         args, kwargs: example arguments. Tensors are inputs of the program, everything else is static.
-        dynamic_shapes: as for ``torch.export.export`` of a module with the signature of ``func``: by position or by
-            name of the argument, a tree like it, with a dict or a sequence of ``torch.export.Dim`` for each tensor.
+        dynamic_shapes: as for ``torch.export.export`` of a module with the signature of ``func``: by position (those of
+            ``kwargs`` follow) or by name of the argument, a tree like it, with a dict or a sequence of
+            ``torch.export.Dim`` for each tensor.
 
     Returns:
         A program with native operators (``scan``, ``while_loop``, ``cond``, ...), which saves, loads and runs anywhere
@@ -71,29 +73,58 @@ def export(
         if dynamic_shapes is None:
             return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
         shapes = _by_parameter(func, args, kwargs, dynamic_shapes)
-        return torch.export.export(_ExportedDynamic(call, func), args, kwargs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(
+            _ExportedDynamic(call, func, kwargs), args, kwargs, dynamic_shapes=shapes, strict=False
+        )
 
 
 def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:
-    """``dynamic_shapes`` for ``forward(*args, **kwargs)``, from those for the signature of ``func``."""
+    """``dynamic_shapes`` for the signature of what is exported, from those for the signature of ``func``."""
     if isinstance(shapes, (tuple, list)):
-        by_place, by_name = list(shapes), {}
+        by_place, by_name = list(shapes[: len(args)]), dict(zip(kwargs, shapes[len(args) :]))
+        too_many = max(0, len(shapes) - len(args) - len(kwargs))
     elif isinstance(shapes, dict):
-        names = list(inspect.signature(func).bind_partial(*args).arguments)
-        by_place, by_name = [shapes.get(name) for name in names], {k: v for k, v in shapes.items() if k not in names}
+        by_place, by_name = _by_name(signature_of(func), args, shapes)
+        too_many = 0
     else:
         expected, got = "a dict by the names of the arguments, or a tuple", type(shapes).__name__
         text = message("export", "neither names nor positions", parameter="dynamic_shapes", expected=expected, got=got)
         raise ArgumentTypeError(text)
-    if len(by_place) != len(args) or not by_name.keys() <= kwargs.keys():
+    if len(by_place) != len(args) or too_many or not by_name.keys() <= kwargs.keys():
         expected = f"an entry for each of {len(args)} arguments, and for keywords among {sorted(kwargs)}"
-        got = f"{len(by_place)} entries, and keywords {sorted(by_name)}"
+        got = f"{len(by_place) + too_many} entries, and keywords {sorted(by_name)}"
         text = message(
             "export", "it does not fit the arguments", parameter="dynamic_shapes", expected=expected, got=got
         )
         raise ArgumentValueError(text)
-    given: dict[str, Any] = {"args": tuple(by_place)}
-    return {**given, "kwargs": {name: by_name.get(name) for name in kwargs}} if kwargs else given
+    positional = {_positional(kwargs): tuple(by_place)} if args else {}
+    return {**positional, **{name: by_name.get(name) for name in kwargs}}
+
+
+def _by_name(
+    signature: inspect.Signature, args: tuple[Any, ...], shapes: dict[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The entries for positional arguments, and those for keywords; ``*args`` and ``**kwargs`` have one for all."""
+    by_place: list[Any] = []
+    bound = signature.bind_partial(*args).arguments
+    for name, value in bound.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            by_place += shapes.get(name) or [None] * len(value)
+        else:
+            by_place.append(shapes.get(name))
+    by_name = {name: entry for name, entry in shapes.items() if name not in bound}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            by_name |= by_name.pop(name, None) or {}
+    return by_place, by_name
+
+
+def _positional(kwargs: Iterable[str]) -> str:
+    """A name for the positional arguments of what is exported."""
+    name = "args"
+    while name in kwargs:
+        name += "_"
+    return name
 
 
 class _Exported(torch.nn.Module):
@@ -132,12 +163,17 @@ class _Exported(torch.nn.Module):
 class _ExportedDynamic(_Exported):
     """The same with open sizes: captured again where torch.export traces, with its symbols."""
 
-    def __init__(self, call: TracedCall, func: Callable[..., Any]) -> None:
+    def __init__(self, call: TracedCall, func: Callable[..., Any], keywords: Iterable[str]) -> None:
         super().__init__(call, func)
         self.func = [func]
         self.owners = {id(t): name for t, name in zip(call.lifted, self.names)}
+        # torch.export (2.13) finds no shapes for what **kwargs takes.
+        kinds = inspect.Parameter
+        by_name = (kinds(name, kinds.KEYWORD_ONLY) for name in keywords)
+        self.forward = functools.partial(self.traced)
+        self.forward.__signature__ = inspect.Signature([kinds(_positional(keywords), kinds.VAR_POSITIONAL), *by_name])
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def traced(self, *args: Any, **kwargs: Any) -> Any:
         (func,) = self.func
         arguments = Arguments(args, kwargs, static_floats=True)
         call = trace_call(func, arguments, "export", grad_enabled=True)

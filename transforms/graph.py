@@ -44,6 +44,13 @@ class CapturedGraph(fx.GraphModule):
         type(self).forward = forward
         return code
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
+        """A graph of its own, which closes over the same tensors."""
+        memo[id(self.call)] = self.call
+        copied = super().__deepcopy__(memo)
+        copied._key, copied.call, copied.name = self._key, self.call, self.name
+        return copied
+
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""
         return self.call.body.as_text(self.name)

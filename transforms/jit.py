@@ -18,10 +18,10 @@ from torch import Tensor, fx
 from functorch_hops import _torch
 from functorch_hops.capture import environment
 from functorch_hops.capture.buffers import Buffers, Update, refuse_update
-from functorch_hops.capture.call import Arguments, trace_call
+from functorch_hops.capture.call import Arguments, described, signature_of, static_key, trace_call
 from functorch_hops.capture.current import current_capture
 from functorch_hops.capture.sizes import facts_hold
-from functorch_hops.capture.subgraph import StaticParameters, Subgraph, TensorMeta
+from functorch_hops.capture.subgraph import StaticParameters, Subgraph
 from functorch_hops.capture.traces import Trace
 from functorch_hops.capture.validate import check_callable
 from functorch_hops.errors import (
@@ -66,7 +66,8 @@ def jit(
     Arguments:
         func: a function or an ``nn.Module``. It may use control flow of this library, close over tensors and
             modules, and apply transforms; the result takes part in every transform and in ``loss.backward()``.
-        static_argnums, static_argnames: arguments to be taken as hashable constants as a whole.
+        static_argnums, static_argnames: arguments to be taken as hashable constants as a whole; where one of the two
+            names an argument, it may be passed either way.
         dynamic: one trace for tensors of all sizes (of one number of dimensions) as far as nothing that was traced
             depends on them: what does, is noticed and captured again. Sizes 0 and 1 have traces of their own.
         backend: as ``torch.compile``'s: ``"inductor"``, ``"aot_eager"``, ``"eager"``, or a callable.
@@ -98,7 +99,24 @@ def jit(
     check_callable("jit", "func", func)
     numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    if not isinstance(backend, str):
+        check_callable("jit", "backend", backend)
+    numbers, names = _both_ways(func, numbers, names)
     return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
+
+
+def _both_ways(
+    func: Callable[..., Any], numbers: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The static arguments by position and by name: a caller may pass them either way."""
+    try:
+        parameters = signature_of(func).parameters.values()
+    except (TypeError, ValueError):
+        return numbers, names
+    either = {i: p.name for i, p in enumerate(parameters) if p.kind is p.POSITIONAL_OR_KEYWORD}
+    by_name = (i for i, name in either.items() if name in names)
+    by_number = (name for i, name in either.items() if i in numbers)
+    return tuple(dict.fromkeys((*numbers, *by_name))), tuple(dict.fromkeys((*names, *by_number)))
 
 
 class _Entry:
@@ -243,20 +261,20 @@ class Jitted:
         """The valid trace for a call, captured now if there is none, and its operands."""
         func, args, kwargs, static = self._without_static(args, kwargs)
         arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
-        key = (arguments.key, static, _torch.ambient_state())
+        key = (arguments.key, tuple((place, static_key(v)) for place, v in static.items()), _torch.ambient_state())
         for entry in self._entries.get(key, ()):
             closed = entry.operands() if entry.allows(arguments.operands) else None
             if closed is not None:
                 self._hits += 1
                 return entry, [*arguments.operands, *closed]
         with self._lock:
-            return self._find_slowly(func, arguments, key)
+            return self._find_slowly(func, arguments, list(static.values()), key)
 
     def _find_slowly(
-        self, func: Callable[..., Any], arguments: Arguments, key: Hashable
+        self, func: Callable[..., Any], arguments: Arguments, static: list[Any], key: Hashable
     ) -> tuple[_Entry, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
-        objects = [*arguments.objects, *_objects(key)]
+        objects = [*arguments.objects, *static]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for entry in self._entries.get(key, ()):
@@ -307,15 +325,15 @@ class Jitted:
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Hashable]:
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], dict[int | str, Any]]:
         """Take the arguments that were declared static out of the call."""
         if not self._static_argnums and not self._static_argnames:
-            return self._func, args, kwargs, ()
+            return self._func, args, kwargs, {}
         places = {_position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)}
         named = {name: kwargs[name] for name in self._static_argnames if name in kwargs}
-        static = (tuple(sorted(places.items())), tuple(sorted(named.items())))
+        static: dict[int | str, Any] = {**dict(sorted(places.items())), **named}
         try:
-            hash(static)
+            hash(tuple(static.values()))
         except TypeError as error:
             text = message("jit", "a static argument is not hashable", parameter="static_argnums", got=str(error))
             raise ArgumentTypeError(text) from error
@@ -338,7 +356,8 @@ class Jitted:
         if key[0] != old_key[0]:  # type: ignore[index]
             reasons.append(f"arguments changed from {_described(old_key[0])} to {_described(key[0])}")  # type: ignore[index]
         if key[1] != old_key[1]:  # type: ignore[index]
-            reasons.append(f"static arguments changed from {old_key[1]} to {key[1]}")  # type: ignore[index]
+            old_static, new_static = map(_described_static, (old_key[1], key[1]))  # type: ignore[index]
+            reasons.append(f"static arguments changed from {old_static} to {new_static}")
         if key[2] != old_key[2]:  # type: ignore[index]
             reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
         self._warn(
@@ -416,12 +435,6 @@ def _buffers(found: environment.Snapshot) -> Buffers:
     return Buffers(found.buffers, "jit", writable=True)
 
 
-def _objects(key: Any) -> list[Any]:
-    """The static arguments of a cache key: what they hold belongs to the environment."""
-    _, static, _ = key
-    return [value for pairs in static for _, value in pairs]
-
-
 def _position(number: int, count: int) -> int:
     return number % count if count else number
 
@@ -435,15 +448,11 @@ def _rebuilt(arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _described(key: tuple[Any, ...]) -> str:
     """The leaves of an argument key, short."""
-    words = []
-    for entry in key[1:]:
-        if isinstance(entry, tuple) and len(entry) == 3:
-            words.append(str(TensorMeta(tuple(entry[0]), entry[1], entry[2])))
-        elif isinstance(entry, tuple):
-            words.append(repr(getattr(entry[1], "value", entry[1])))
-        else:
-            words.append("float")
-    return f"({', '.join(words)})"
+    return f"({', '.join(map(described, key[1:]))})"
+
+
+def _described_static(key: tuple[Any, ...]) -> str:
+    return f"({', '.join(f'{place}: {described(entry)}' for place, entry in key)})"
 
 
 class Lowered:

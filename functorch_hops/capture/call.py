@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +14,15 @@ from .. import _torch, pytree
 from . import environment
 from .buffers import Buffers, Update
 from .current import current_capture
+from .environment.keys import Makers, by_value, describe
 from .output import OutputSpec, number_as_tensor
 from .sizes import open_shape, shape_env_of
 from .speculate import capture_function
 from .subgraph import Subgraph, TensorMeta
 
-__all__ = ["Arguments", "TracedCall", "trace_call"]
+__all__ = ["Arguments", "TracedCall", "described", "signature_of", "static_key", "trace_call"]
 
-_BY_VALUE = (int, bool, str, bytes, type(None), torch.dtype, torch.device, complex)
+_makers = Makers()
 
 
 class TensorSpec:
@@ -77,13 +79,11 @@ class Arguments:
             elif kind is float and not static_floats:
                 self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
                 key.append(float)
-            elif isinstance(leaf, _BY_VALUE):
-                key.append((kind, leaf))
-            elif kind is float:
-                key.append((float, leaf.hex()))
             else:
-                self.objects.append(leaf)
-                key.append((kind, _Identity(leaf)))
+                entry = static_key(leaf)
+                if isinstance(entry[1], _Identity):
+                    self.objects.append(leaf)
+                key.append(entry)
         self.key = tuple(key)
 
     def has_symbols(self) -> bool:
@@ -114,6 +114,33 @@ class _Identity:
 
     def __hash__(self) -> int:
         return hash(self.value) if _is_value(self.value) else id(self.value)
+
+
+def static_key(value: Any) -> tuple[Hashable, Hashable]:
+    """What tells a static value from others: of equal numbers, True, 1 and 1.0 are different ones."""
+    key: Any = by_value(value, _makers)
+    if key is None and type(value) is tuple:
+        key = "tuple", tuple(map(static_key, value))
+    return key or (type(value), _Identity(value))
+
+
+def described(entry: Any) -> str:
+    """The key of an argument in words."""
+    if entry is float:
+        return "float"
+    if len(entry) == 3:
+        shape, dtype, device = entry
+        return str(TensorMeta(tuple(shape), dtype, device))
+    kind, value = entry
+    if isinstance(value, _Identity):
+        return repr(value.value)
+    return f"({', '.join(map(described, value))})" if kind == "tuple" else describe(entry)
+
+
+def signature_of(func: Callable[..., Any]) -> inspect.Signature:
+    """The signature that a caller has in mind: of a module, or of what was made of one, that is its ``forward``."""
+    inner = inspect.unwrap(func)
+    return inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else func)
 
 
 def _is_value(x: Any) -> bool:

@@ -16,7 +16,7 @@ import operator
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -127,6 +127,9 @@ class _Deriving(torch.nn.Module):
         super().__init__()
         self._derived: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def derive(self, key: Hashable, make: Callable[[], T]) -> T:
         """``make()``, computed once per ``key`` and kept as long as this object lives."""

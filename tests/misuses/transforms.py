@@ -224,6 +224,11 @@ def jit_not_callable():
     fh.jit(X)
 
 
+@misuse(fh.ArgumentTypeError)
+def jit_with_a_backend_that_is_none():
+    fh.jit(torch.sin, backend=X)
+
+
 @misuse(fh.DataDependentError)
 def jit_with_an_if():
     def model(x):

@@ -91,11 +91,15 @@ class Makers(dict[type, Callable[[Any], Key] | None]):
 
 
 def by_value(value: Any, makers: Makers) -> Key | None:
-    """The key of what is compared by value, tuples of such things included; None for the rest."""
-    maker = makers[type(value)]
+    """The key of what is compared by value, tuples and frozen sets of such things included; None for the rest."""
+    kind = type(value)
+    maker = makers[kind]
     if maker is not None:
         return maker(value)
-    return flat("tuple", value, makers) if type(value) is tuple else None
+    if kind is frozenset:
+        key: Any = flat("frozenset", value, makers)
+        return key and ("frozenset", tuple(sorted(key[1], key=repr)))
+    return flat("tuple", value, makers) if kind is tuple else None
 
 
 def flat(kind: str, items: Iterable[Any], makers: Makers) -> Key | None:
