@@ -111,6 +111,13 @@ def is_batched(t: Tensor) -> bool:
     return False
 
 
+def without_gradient_levels(t: Tensor) -> Tensor:
+    """``t`` as it was before transforms that differentiate wrapped it, as far as no vmap did so in between."""
+    while _functorch.is_gradtrackingtensor(t):
+        t = unwrap_once(t)
+    return t
+
+
 def read_number(t: Tensor) -> Any:
     """The Python number that the unbatched one-element tensor ``t`` holds, whatever wraps it."""
     if top_interpreter() is None and not is_wrapped(t):

@@ -92,6 +92,10 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "jacfwd of a column": (lambda x: fh.jacfwd(lambda v: v.sin() * v.sum())(x[:, 1]), [
         (random(4, 3),), (random(7, 5),),
     ]),
+    "grad of vmap of parts": (
+        fh.grad(lambda w, x: fh.vmap(lambda v: torch.cat([(w[:2] * v).tanh(), w[2:] * v]))(x).sum()),
+        [(random(4, 3), random(5, 3)), (random(9, 2), random(7, 2))],
+    ),
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ __all__ = ["Effects", "Lifting"]
 
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
+_SIZES = (torch.ops.aten.size.default, torch.ops.aten.sym_size.default, torch.ops.aten.sym_size.int)
+"""Asked of what a transform wraps, if a size is a symbol: the wrapper itself is no value of the capture."""
 _DETACH = (Tensor.detach_, torch.detach_)
 _BACKWARD: dict[Any, str] = {
     torch.autograd.grad: "torch.autograd.grad()",
@@ -128,6 +130,8 @@ class Effects(_torch.TorchDispatchMode):
         number = symbol_as_tensor(func, args, kwargs)
         if number is not None:
             return number
+        if func in _SIZES:
+            args = (_torch.without_gradient_levels(args[0]), *args[1:])
         detached = not torch.is_grad_enabled()
         pure = without_statistics(func, args)
         if pure is not None:
