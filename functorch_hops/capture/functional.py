@@ -59,7 +59,7 @@ def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **othe
 
 
 def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offset: int | None = None) -> Tensor:
-    """A write to places of the memory of ``x``: torch's operator for it has a wrong derivative, and no batching rule."""
+    """A write to places of the memory of ``x``: torch's operator for it has a wrong derivative and can't batch."""
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     memory = torch.ops.aten.permute.default(x, order)
     if not memory.is_contiguous():
