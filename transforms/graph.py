@@ -47,7 +47,7 @@ class CapturedGraph(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
         """A graph of its own, which closes over the same tensors."""
         memo[id(self.call)] = self.call
-        copied = super().__deepcopy__(memo)
+        copied: CapturedGraph = super().__deepcopy__(memo)  # type: ignore[assignment]
         copied._key, copied.call, copied.name = self._key, self.call, self.name
         return copied
 

@@ -116,7 +116,7 @@ class _Identity:
         return hash(self.value) if _is_value(self.value) else id(self.value)
 
 
-def static_key(value: Any) -> tuple[Hashable, Hashable]:
+def static_key(value: Any) -> Any:
     """What tells a static value from others: of equal numbers, True, 1 and 1.0 are different ones."""
     key: Any = by_value(value, _makers)
     if key is None and type(value) is tuple:
