@@ -156,7 +156,7 @@ def as_plain_class(t: Tensor) -> Tensor:
     return t.as_subclass(Tensor)
 
 
-MAKE_DUAL = torch._VF._make_dual  # type: ignore[attr-defined]
+MAKE_DUAL = torch._VF._make_dual
 """What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
 
 

@@ -64,7 +64,7 @@ class _CustomFunction:
         args = self._positional(args, kwargs)
         if runs_as_python():
             return call(self, args).result()
-        return as_graph(self.operation, _captured, (self,), args, call)
+        return as_graph(self.operation, _captured, (cast(Any, self),), args, cast(Any, call))
 
     def _split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The arguments without derivatives, and the others."""

@@ -170,8 +170,9 @@ class _ExportedDynamic(_Exported):
         # torch.export (2.13) finds no shapes for what **kwargs takes.
         kinds = inspect.Parameter
         by_name = (kinds(name, kinds.KEYWORD_ONLY) for name in keywords)
-        self.forward = functools.partial(self.traced)
-        self.forward.__signature__ = inspect.Signature([kinds(_positional(keywords), kinds.VAR_POSITIONAL), *by_name])
+        forward: Any = functools.partial(self.traced)
+        forward.__signature__ = inspect.Signature([kinds(_positional(keywords), kinds.VAR_POSITIONAL), *by_name])
+        self.forward = forward  # type: ignore[method-assign]
 
     def traced(self, *args: Any, **kwargs: Any) -> Any:
         (func,) = self.func
