@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -23,6 +23,10 @@ class CapturedGraph(fx.GraphModule):
     The graph's placeholders are the flat tensors (and floats) of the arguments, then the tensors that the function
     closes over, as they were.
     """
+
+    call: TracedCall
+    name: str
+    _key: Any
 
     def __init__(self, call: TracedCall, arguments: Arguments, name: str) -> None:
         module = call.body.module
@@ -47,9 +51,9 @@ class CapturedGraph(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
         """A graph of its own, which closes over the same tensors."""
         memo[id(self.call)] = self.call
-        copied: CapturedGraph = super().__deepcopy__(memo)  # type: ignore[assignment]
+        copied: Any = super().__deepcopy__(memo)
         copied._key, copied.call, copied.name = self._key, self.call, self.name
-        return copied
+        return cast(CapturedGraph, copied)
 
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""

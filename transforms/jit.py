@@ -331,8 +331,7 @@ class Jitted:
             return self._func, args, kwargs, {}
         places = {_position(n, len(args)): args[n] for n in self._static_argnums if -len(args) <= n < len(args)}
         named = {name: kwargs[name] for name in self._static_argnames if name in kwargs}
-        static: dict[int | str, Any] = {**dict(sorted(places.items()))}
-        static.update(named)
+        static: dict[int | str, Any] = dict([*sorted(places.items()), *named.items()])
         try:
             hash(tuple(static.values()))
         except TypeError as error:

@@ -116,12 +116,12 @@ class _Identity:
         return hash(self.value) if _is_value(self.value) else id(self.value)
 
 
-def static_key(value: Any) -> Any:
+def static_key(value: Any) -> tuple[Any, Any]:
     """What tells a static value from others: of equal numbers, True, 1 and 1.0 are different ones."""
-    key: Any = by_value(value, _makers)
-    if key is None and type(value) is tuple:
-        key = "tuple", tuple(map(static_key, value))
-    return key or (type(value), _Identity(value))
+    found: Any = by_value(value, _makers)
+    if found is None and type(value) is tuple:
+        return "tuple", tuple(map(static_key, value))
+    return found or (type(value), _Identity(value))
 
 
 def described(entry: Any) -> str:
