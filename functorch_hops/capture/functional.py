@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload
+from .sizes import size_at
 
 __all__ = [
     "bound_slice",
     "has_writes",
+    "laid_out_zeros",
     "replace_copy",
     "replace_empty_like",
     "running_statistics",
@@ -33,7 +35,8 @@ def replace_copy(node: fx.Node) -> None:
     value = dst.meta["val"]
     graph = node.graph
     with graph.inserting_before(node):
-        expanded = graph.call_function(torch.ops.aten.expand.default, (src, list(value.shape)))
+        sizes = [_size(graph, dst, dim) for dim in range(value.dim())]
+        expanded = graph.call_function(torch.ops.aten.expand.default, (src, sizes))
         cast = graph.call_function(
             torch.ops.aten._to_copy.default, (expanded,), {"dtype": value.dtype, "device": value.device}
         )
@@ -41,6 +44,16 @@ def replace_copy(node: fx.Node) -> None:
         new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(cast)
     graph.erase_node(node)
+
+
+def _size(graph: fx.Graph, x: fx.Node, dim: int) -> Any:
+    """A size of a value, as an argument of a node."""
+    size = x.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    node = graph.call_function(size_at, (x, dim))
+    node.meta["val"] = size
+    return node
 
 
 def replace_empty_like(node: fx.Node) -> None:
@@ -123,6 +136,18 @@ def symbol_as_tensor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     made: Tensor = _aten.scalar_tensor.default(args[0], dtype=kwargs.get("dtype"), device=kwargs.get("device"))
     return made
+
+
+def laid_out_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Zeros laid out like another tensor, to which torch copies a tangent whose layout is not that of its primal, if
+    that is what this call makes: torch's kernel (2.13) reads a concrete offset.
+    """
+    if func is not _aten._new_zeros_with_same_feature_meta.default or not args[1].is_contiguous():
+        return None
+    x, other = args
+    shape = [*x.shape[: kwargs.get("self_num_batch_dims", 0)], *other.shape]
+    zeros: Tensor = _aten.zeros.default(shape, dtype=x.dtype, device=x.device)
+    return zeros
 
 
 def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:
