@@ -52,6 +52,7 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,
     _get_current_dispatch_mode_stack,
 )
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "DataDependentOutputException",
@@ -65,6 +66,7 @@ __all__ = [
     "PythonKeyTracer",
     "SingleLevelFunction",
     "TorchDispatchMode",
+    "WeakTensorKeyDictionary",
     "disable_proxy_modes_tracing",
     "dispatch_functorch",
     "enable_single_level_autograd_function",

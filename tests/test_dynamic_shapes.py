@@ -61,6 +61,13 @@ def recomputing(remat: Any, unroll: int = 1) -> Any:
     return fh.grad(loss)
 
 
+def written(x: Tensor) -> Tensor:
+    y, z = torch.zeros_like(x), torch.empty_like(x).copy_(x[0])
+    y[1:] = x[:1] * 2
+    y[0].add_(z[0])
+    return y * z
+
+
 CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "pointwise": (torch.sin, [(random(4, 3),), (random(7, 5),)]),
     "scan": (cumulative, [(random(4, 3),), (random(9, 3),)]),
@@ -92,6 +99,14 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "jacfwd of a column": (lambda x: fh.jacfwd(lambda v: v.sin() * v.sum())(x[:, 1]), [
         (random(4, 3),), (random(7, 5),),
     ]),
+    "hessian of a mean": (lambda xs: fh.hessian(lambda w: ((xs @ w - xs[:, 0]).square() * 0.5).mean())(WEIGHT[0]), [
+        (random(4, 3),), (random(9, 3),),
+    ]),
+    "jvp of products with constants": (lambda x: fh.jvp(lambda v: 2 * v * x.exp() / 3 - v.sum() + 1, (x,), (x,)), [
+        (random(4, 3),), (random(7, 5),),
+    ]),
+    "jvp at infinity": (lambda x: fh.jvp(lambda v: v * 2 * x + 1, (x.abs() / 0,), (x,)), [(random(4),), (random(7),)]),
+    "written in place": (written, [(random(4, 3),), (random(7, 5),)]),
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 

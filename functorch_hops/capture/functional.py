@@ -18,6 +18,7 @@ __all__ = [
     "bound_slice",
     "depends_on_input",
     "has_writes",
+    "laid_out_zeros",
     "release_detached",
     "replace_empty_like",
     "running_statistics",
@@ -220,6 +221,18 @@ def symbol_as_tensor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return None
     made: Tensor = _aten.scalar_tensor.default(args[0], dtype=kwargs.get("dtype"), device=kwargs.get("device"))
     return made
+
+
+def laid_out_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Zeros laid out like another tensor, to which torch copies a tangent whose layout is not that of its primal, if
+    that is what this call makes: torch's kernel (2.13) reads a concrete offset.
+    """
+    if func is not _aten._new_zeros_with_same_feature_meta.default or not args[1].is_contiguous():
+        return None
+    x, other = args
+    shape = [*x.shape[: kwargs.get("self_num_batch_dims", 0)], *other.shape]
+    zeros: Tensor = _aten.zeros.default(shape, dtype=x.dtype, device=x.device)
+    return zeros
 
 
 def without_statistics(func: Any, args: tuple[Any, ...]) -> Any:

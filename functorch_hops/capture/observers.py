@@ -15,9 +15,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from .functional import REPLACED, depends_on_input, running_statistics, symbol_as_tensor, without_statistics
+from .functional import (
+    REPLACED,
+    depends_on_input,
+    laid_out_zeros,
+    running_statistics,
+    symbol_as_tensor,
+    without_statistics,
+)
 from .refusals import READS, backward_inside, generator_inside, unreadable, write_past_history
 from .subgraph import TensorMeta, is_differentiable, untracked
+from .zeros import Zeros
 
 if TYPE_CHECKING:
     from .speculate import Capture
@@ -122,17 +130,18 @@ class Effects(_torch.TorchDispatchMode):
     def __init__(self, capture: Capture) -> None:
         super().__init__()
         self.capture = capture
+        self.zeros = Zeros()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.capture.is_quiet:
             return func(*args, **kwargs)
-        number = symbol_as_tensor(func, args, kwargs)
-        if number is not None:
-            return number
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
         detached = not torch.is_grad_enabled()
+        out = self._with_open_sizes(func, args, kwargs) if self.capture.session.has_open_sizes else None
+        if out is not None:
+            return self._untracked(out) if detached else out
         pure = without_statistics(func, args)
         if pure is not None:
             return self._batch_norm(func, pure, args, detached)
@@ -143,6 +152,14 @@ class Effects(_torch.TorchDispatchMode):
             return func(*args, **kwargs)
         out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
+
+    def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The result of a call whose kernel (torch 2.13) knows no symbols."""
+        for kernel in (symbol_as_tensor, laid_out_zeros, self.zeros.result):
+            out = kernel(func, args, kwargs)
+            if out is not None:
+                return out
+        return None
 
     def _untracked(self, out: Any) -> Any:
         """What ran without gradients, as a value that reverse mode does not look behind."""

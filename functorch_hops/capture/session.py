@@ -20,6 +20,7 @@ class Session:
     def __init__(self, caller: Caller, env: Any) -> None:
         self.caller = caller
         self.fake_mode = _torch.new_fake_mode(env)
+        self.has_open_sizes = env is not None
         self.ended: list[tuple[Caller, Any]] = []
         self.deepest = 0
         self.origins = origins_of[self.fake_mode] = _Origins(caller)
