@@ -34,9 +34,25 @@ def has_writes(graph: fx.Graph) -> bool:
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """``aten.copy`` has no derivative; it is ``source`` in the shape and dtype of ``target``."""
+    """``aten.copy`` has no derivative; it is ``source`` in the shape, dtype and layout of ``target``: what the body
+    made of ``target`` may be views of that layout only.
+    """
     expanded = torch.ops.aten.expand.default(source, target.shape)
-    return torch.ops.aten._to_copy.default(expanded, dtype=target.dtype, device=target.device)
+    copied = torch.ops.aten._to_copy.default(expanded, dtype=target.dtype, device=target.device)
+    if copied.stride() == target.stride():
+        return copied
+    order, inverse = _by_stride(target)
+    packed = torch.ops.aten.clone.default(torch.ops.aten.permute.default(copied, order), memory_format=_CONTIGUOUS)
+    return torch.ops.aten.permute.default(packed, inverse)
+
+
+_CONTIGUOUS = torch.contiguous_format
+
+
+def _by_stride(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions as they lie in memory, and how to undo that order."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return order, [order.index(d) for d in range(x.dim())]
 
 
 def _select_scatter(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
@@ -61,7 +77,7 @@ def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **othe
 
 def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offset: int | None = None) -> Tensor:
     """A write to places of the memory of ``x``: torch's operator for it has a wrong derivative and can't batch."""
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    order, inverse = _by_stride(x)
     memory = torch.ops.aten.permute.default(x, order)
     if not memory.is_contiguous():
         problem = "a write through as_strided to a tensor whose memory has gaps"
@@ -70,7 +86,7 @@ def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offse
     flat = torch.ops.aten.reshape.default(memory, [-1])
     values = torch.ops.aten.reshape.default(source, [-1])
     written = torch.ops.aten.index_put.default(flat, [places.reshape(-1)], values)
-    return torch.ops.aten.permute.default(written.reshape(memory.shape), [order.index(d) for d in range(x.dim())])
+    return torch.ops.aten.permute.default(written.reshape(memory.shape), inverse)
 
 
 REPLACED: dict[Any, Callable[..., Tensor]] = {
