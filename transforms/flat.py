@@ -42,6 +42,8 @@ def transformed(operation: str, func: Function) -> Callable[[Function], Function
 
 def under_torchs_tracer() -> bool:
     """Whether torch records operators here, and no capture of this library does."""
+    if torch.compiler.is_dynamo_compiling():
+        return False  # Dynamo has transforms of its own, and can't ask
     return current_capture() is None and _torch.foreign_tracer_active()
 
 
