@@ -1,6 +1,8 @@
 """jit: captured once per signature, never stale, and part of every transform."""
 
+import collections
 import copy
+import dataclasses
 import functools
 import gc
 import pickle
@@ -211,6 +213,16 @@ def test_equal_static_values_of_other_types_are_other_values(wrap, options):
     for _ in range(2):
         assert [f(torch.ones(2), wrap(n)) for n in numbers] == [repr(wrap(n)) for n in numbers]
     assert f.cache_info().misses == len(numbers)
+
+
+def test_equal_objects_may_hold_other_values():
+    config = dataclasses.make_dataclass("Config", ["n"], frozen=True)
+    pair = collections.namedtuple("Pair", "n")
+    for make, options in ((config, {"static_argnums": 1}), (pair, {"static_argnums": 1})):
+        f = jit(lambda x, c: repr(c.n), **options)
+        for _ in range(2):
+            assert [f(torch.ones(2), make(n)) for n in (True, 1, 1.0)] == ["True", "1", "1.0"]
+        assert f.cache_info()[:2] == (3, 3)
 
 
 def test_a_static_argument_may_be_passed_either_way():

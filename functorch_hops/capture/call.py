@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,9 @@ class _Identity:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Identity):
             return NotImplemented
-        return self.value is other.value or (_is_value(self.value) and self.value == other.value)
+        if self.value is other.value:
+            return True
+        return _is_value(self.value) and self.value == other.value and _content(self.value) == _content(other.value)
 
     def __hash__(self) -> int:
         return hash(self.value) if _is_value(self.value) else id(self.value)
@@ -141,6 +144,20 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature:
     """The signature that a caller has in mind: of a module, or of what was made of one, that is its ``forward``."""
     inner = inspect.unwrap(func)
     return inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else func)
+
+
+def _content(x: Any) -> Hashable:
+    """What equal objects may differ in: they hold numbers of other types. None for what only equality tells apart."""
+    key = by_value(x, _makers)
+    if key is not None or not _is_value(x):
+        return key
+    if isinstance(x, tuple):
+        parts: Iterable[Any] = x
+    elif dataclasses.is_dataclass(x):
+        parts = (getattr(x, field.name) for field in dataclasses.fields(x))
+    else:
+        parts = getattr(x, "__dict__", {}).values()
+    return type(x), tuple(map(_content, parts))
 
 
 def _is_value(x: Any) -> bool:
