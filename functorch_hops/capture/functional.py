@@ -102,6 +102,7 @@ def unexpand_written(node: fx.Node) -> None:
         node.args = (clone, *node.args[1:])
 
 
+_NO_END = 2**63 - 1
 _SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
 
 
@@ -114,7 +115,9 @@ def bound_slice(node: fx.Node) -> None:
     assert isinstance(source, fx.Node)
     assert isinstance(dim, int)
     size = source.meta["val"].shape[dim]
-    if isinstance(end, int) and isinstance(size, int) and end > size:
+    if isinstance(end, int) and (end > size if isinstance(size, int) else end == _NO_END):
+        with node.graph.inserting_before(node):
+            size = _size(node.graph, source, dim)
         node.args = (*node.args[: place + 2], size, *node.args[place + 3 :])
 
 
