@@ -273,6 +273,14 @@ def test_pt_147991_a_fact_of_one_branch_stays_there() -> None:
     assert jitted.cache_info().misses == 1
 
 
+def test_writes_into_open_sizes_are_differentiated() -> None:
+    f = fh.jit(written, dynamic=True, backend="eager")
+    for x in (random(4, 3), random(7, 5)):
+        loss, expected = (lambda x, g=g: (g(x) ** 2).sum() for g in (f, written))
+        torch.testing.assert_close(fh.grad(loss)(x), fh.grad(expected)(x))
+        torch.testing.assert_close(fh.jacfwd(fh.grad(loss))(x), fh.jacfwd(fh.grad(expected))(x))
+
+
 class Scaled(torch.nn.Module):
     def forward(self, x: Tensor, *rest: Tensor, scale: Any = 1.0, **others: Tensor) -> Tensor:
         return sum(rest, x) * scale + sum(others.values())

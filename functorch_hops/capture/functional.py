@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload
 from ..errors import CaptureError, message
+from .sizes import size_at
 from .subgraph import detached, is_differentiable, untracked
 
 __all__ = [
@@ -200,6 +201,7 @@ def unexpand_written(node: fx.Node) -> None:
         node.args = (clone, *node.args[1:])
 
 
+_NO_END = 2**63 - 1
 _SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
 
 
@@ -217,6 +219,11 @@ def bound_slice(node: fx.Node) -> None:
     if isinstance(size, int) and all(b is None or isinstance(b, int) for b in bounds):
         start, end, _ = slice(*bounds, *[None] * (2 - len(bounds))).indices(size)
         node.args = (*node.args[: place + 1], start, end, *node.args[place + 3 :])
+    elif not isinstance(size, int) and bounds[1:] == (_NO_END,):
+        with node.graph.inserting_before(node):
+            end_of_x = node.graph.call_function(size_at, (source, dim))
+        end_of_x.meta["val"] = size
+        node.args = (*node.args[: place + 2], end_of_x, *node.args[place + 3 :])
 
 
 _aten = torch.ops.aten

@@ -90,7 +90,7 @@ class Lifting(TorchFunctionMode):
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         rows, result = self.capture.rows, None
-        if func is _torch.MAKE_DUAL:
+        if func is _torch.MAKE_DUAL and self.capture.session.has_open_sizes:
             return _torch.make_dual(*args)
         if func is Tensor.__getitem__:
             return rows.getitem(*args)
