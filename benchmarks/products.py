@@ -1,19 +1,15 @@
 """What taking products for all steps at once gains: `python benchmarks/products.py`.
 
 Value and gradient of a gated recurrent unit over 64 steps, compiled by Inductor, with the library's fission of loops
-and without it. Each measurement is a fresh process that counts its own CPU time.
+and without it.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 import warnings
 
 import torch
-from timing import print_table
+from timing import Timing, interleaved, print_table
 from torch import Tensor
 
 import functorch_hops as fh
@@ -38,39 +34,31 @@ def loss(weights: dict[str, dict[str, Tensor]], xs: Tensor) -> Tensor:
     return ys.square().mean()
 
 
-def measure_here(size: int, batch: int, is_split: bool) -> None:
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    torch.set_num_threads(1)
-    if not is_split:
-        backends.batch_products = lambda body: body  # type: ignore[attr-defined]
+def measure(size: int, batch: int) -> list[Timing]:
+    """The products in the loop, and for all steps at once."""
     weights = {k: {g: torch.randn(size, size) / size for g in GATES} for k in ("input", "hidden")}
     xs = torch.rand(STEPS, batch, size)
-    function = fh.jit(fh.value_and_grad(loss))
-    function(weights, xs)
-    best = float("inf")
-    for _ in range(40):
-        start = time.process_time()
-        function(weights, xs)
-        best = min(best, time.process_time() - start)
-    print(best * 1e3)
-
-
-def measure(size: int, batch: int, is_split: bool) -> float:
-    command = [sys.executable, __file__, str(size), str(batch), str(int(is_split))]
-    output = subprocess.check_output(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
-    return float(output.splitlines()[-1])
+    # Options that change nothing tell one compilation of the same graph from the other.
+    inside, split = fh.jit(fh.value_and_grad(loss), options={"cpp_wrapper": True}), fh.jit(fh.value_and_grad(loss))
+    batch_products = backends.batch_products
+    backends.batch_products = lambda body: body  # type: ignore[attr-defined]
+    inside(weights, xs)
+    backends.batch_products = batch_products  # type: ignore[attr-defined]
+    split(weights, xs)
+    return interleaved(lambda: inside(weights, xs), lambda: split(weights, xs), seconds=4)
 
 
 def main() -> None:
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    torch.set_num_threads(1)
     rows = []
     for size, batch in SIZES:
-        inside, split = measure(size, batch, False), measure(size, batch, True)
-        rows.append([f"{size} units, {batch} sequences", f"{inside:.1f}", f"{split:.1f}", f"{split / inside:.2f}"])
-    print_table("Value and gradient of a recurrent loop", ["loop", "in the loop, ms", "split, ms", "ratio"], rows)
+        inside, split = measure(size, batch)
+        figures = f"{inside.millis:.1f}", f"{split.millis:.1f}", f"{split.ratio:.2f}", f"{split.median_ratio:.2f}"
+        rows.append([f"{size} units, {batch} sequences", *figures])
+    header = ["loop", "in the loop, ms", "split, ms", "ratio", "median ratio"]
+    print_table("Value and gradient of a recurrent loop", header, rows)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure_here(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1")
-    else:
-        main()
+    main()
