@@ -14,7 +14,6 @@ from functorch_hops import pytree
 from functorch_hops.capture.call import signature_of
 from functorch_hops.capture.output import Constant, OutputSpec
 from functorch_hops.capture.subgraph import TensorMeta, is_differentiable
-from functorch_hops.capture.traces import as_graph
 from functorch_hops.capture.validate import check_agreement, check_callable
 from functorch_hops.errors import (
     ArgumentTypeError,
@@ -23,7 +22,7 @@ from functorch_hops.errors import (
     TreeMismatchError,
     message,
 )
-from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule, runs_as_python
+from functorch_hops.ops.custom_rule.call import FlatRule, as_python_or_graph, call_custom_rule
 from functorch_hops.transforms.flat import Function, kind_of
 
 __all__ = ["custom_jvp", "custom_vjp"]
@@ -62,10 +61,7 @@ class _CustomFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._require_rule()
-        args = self._positional(args, kwargs)
-        if runs_as_python():
-            return self._bind(args).result()
-        return as_graph(self.operation, _captured, (self,), args)
+        return as_python_or_graph(self.operation, _run, (self,), self._positional(args, kwargs))
 
     def _require_rule(self) -> None:
         raise NotImplementedError
@@ -313,7 +309,7 @@ class _Call(FlatRule):
         raise MetadataMismatchError(text)
 
 
-def _captured(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
+def _run(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
     return functions[0]._bind(args).result()
 
 

@@ -14,10 +14,10 @@ from functorch_hops.capture.derive import joint, rewritten, with_tangents
 from functorch_hops.capture.output import OutputSpec, numbers_as_tensors
 from functorch_hops.capture.speculate import speculate_subgraph
 from functorch_hops.capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
-from functorch_hops.capture.traces import as_graph, kept_trace
+from functorch_hops.capture.traces import kept_trace
 from functorch_hops.capture.validate import check_agreement, check_callable, check_tensor_leaves
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
-from functorch_hops.ops.custom_rule.call import FlatRule, call_custom_rule, runs_as_python
+from functorch_hops.ops.custom_rule.call import FlatRule, as_python_or_graph, call_custom_rule
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.transforms.flat import Function
 
@@ -70,10 +70,7 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
     init = numbers_as_tensors(init)
     _check_unknowns("custom_root", "init", init)
     functions = f, solve, tangent_solve
-    if runs_as_python():
-        root = _root(functions, (init,))
-    else:
-        root = as_graph("custom_root", _root, functions, (init,))
+    root = as_python_or_graph("custom_root", _root, functions, (init,))
     _check_convergence(functions, init, root)
     return root
 
@@ -130,9 +127,7 @@ def custom_linear_solve(
         check_callable("custom_linear_solve", parameter, value)
     b = numbers_as_tensors(b)
     _check_unknowns("custom_linear_solve", "b", b)
-    if runs_as_python():
-        return _solution(functions, (b,), symmetric)
-    return as_graph("custom_linear_solve", _solution, functions, (b,), symmetric)
+    return as_python_or_graph("custom_linear_solve", _solution, functions, (b,), symmetric)
 
 
 def _solution(functions: Sequence[Function], operands: tuple[Any], symmetric: bool) -> Any:

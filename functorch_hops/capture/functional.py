@@ -43,11 +43,9 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     if copied.stride() == target.stride():
         return copied
     order, inverse = _by_stride(target)
-    packed = torch.ops.aten.clone.default(torch.ops.aten.permute.default(copied, order), memory_format=_CONTIGUOUS)
+    packed = torch.ops.aten.permute.default(copied, order)
+    packed = torch.ops.aten.clone.default(packed, memory_format=torch.contiguous_format)
     return torch.ops.aten.permute.default(packed, inverse)
-
-
-_CONTIGUOUS = torch.contiguous_format
 
 
 def _by_stride(x: Tensor) -> tuple[list[int], list[int]]:

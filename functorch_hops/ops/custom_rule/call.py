@@ -13,11 +13,12 @@ from ... import _torch
 from ...capture.derive import rearranged
 from ...capture.speculate import capture_function
 from ...capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
+from ...capture.traces import as_graph
 from ...errors import CaptureError, message
 from ..mode import is_capturing
 from .parameters import CustomRule, Layout, Recursion
 
-__all__ = ["FlatRule", "call_custom_rule", "runs_as_python"]
+__all__ = ["FlatRule", "as_python_or_graph", "call_custom_rule"]
 
 Tensors = Sequence[Tensor]
 
@@ -72,6 +73,19 @@ def marked_inputs(inputs: Tensors) -> Mask:
 def runs_as_python() -> bool:
     """Whether the call of a rule runs as Python; else it is captured."""
     return not (is_capturing() or _torch.top_interpreter() is not None or _torch.in_dual_level())
+
+
+def as_python_or_graph(
+    operation: str,
+    run: Callable[..., Any],
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, ...],
+    *static: Hashable,
+) -> Any:
+    """``run(functions, operands, *static)``, which calls a rule: as Python, or as a graph that is traced once."""
+    if runs_as_python():
+        return run(functions, operands, *static)
+    return as_graph(operation, run, functions, operands, *static)
 
 
 def call_custom_rule(rule: FlatRule, inputs: Tensors) -> Sequence[Tensor]:

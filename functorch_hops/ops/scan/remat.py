@@ -59,7 +59,10 @@ def run_recomputing(
     """A captured scan that keeps for reverse mode what ``remat`` says; its remainder is a segment of its own."""
     if remat not in (None, "step") and not isinstance(length, int):
         # Segments are of a known length: jit captures each length anew, and an exported program does without them.
-        remat, length = ("step", length) if _torch.is_exporting() else (remat, int(length))
+        if _torch.is_exporting():
+            remat = "step"
+        else:
+            length = int(length)
     loop = simplified(body, length, init, xs, consts, reverse)
     return loop.restore(_run(loop, length, reverse, unroll, remat))
 
