@@ -160,10 +160,6 @@ def _internal_paths() -> tuple[str, ...]:
     numpy = sys.modules.get("numpy")
     if numpy is not None and numpy.__file__ is not None:
         packages.append(numpy.__file__)
-    # An editable install keeps `transforms` in a folder of its own, outside functorch_hops.
-    transforms = sys.modules.get("functorch_hops.transforms")
-    if transforms is not None and transforms.__file__ is not None:
-        packages.append(transforms.__file__)
     folders = tuple(os.path.dirname(file) + os.sep for file in packages)
     # Code that FX generates, and code of the interpreter itself, has no file.
     return (*folders, contextlib.__file__, functools.__file__, "<eval_with_key>", "<frozen ")

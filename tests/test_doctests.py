@@ -1,7 +1,4 @@
-"""The examples of the docstrings, one test per docstring.
-
-pytest's own collection would import `transforms/` under the name of its folder, hence this file.
-"""
+"""The examples of the docstrings, one test per docstring."""
 
 import doctest
 import importlib
@@ -12,22 +9,20 @@ import pytest
 import torch
 
 import functorch_hops as fh
-import functorch_hops.transforms
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def module_names() -> Iterator[str]:
     yield "functorch_hops"
-    for package in (fh, functorch_hops.transforms):
-        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            yield module.name
+    for module in pkgutil.walk_packages(fh.__path__, "functorch_hops."):
+        yield module.name
 
 
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
     found = {}
-    for name in dict.fromkeys(module_names()):
+    for name in module_names():
         for test in finder.find(importlib.import_module(name), extraglobs={"fh": fh, "torch": torch}):
             if test.examples:
                 found[test.name] = test

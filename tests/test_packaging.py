@@ -1,7 +1,9 @@
 """What is installed: every package, its type marker, its licence and its dependencies."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,31 +13,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Folder in the repository -> package.
-SOURCES = {"functorch_hops": "functorch_hops", "transforms": "functorch_hops/transforms"}
+PACKAGE = ROOT / "functorch_hops"
 
 
 def modules_in_repository() -> set[str]:
     """The installed path of every module in the repository."""
-    return {
-        str(Path(package) / file.relative_to(ROOT / folder))
-        for folder, package in SOURCES.items()
-        for file in (ROOT / folder).rglob("*.py")
-    }
+    return {str(Path("functorch_hops") / file) for file in _files() if file.suffix == ".py"}
+
+
+def _files() -> list[Path]:
+    """The files of the package, those behind its symbolic link included."""
+    found = (Path(folder) / name for folder, _, names in os.walk(PACKAGE, followlinks=True) for name in names)
+    return sorted(file.relative_to(PACKAGE) for file in found if "__pycache__" not in file.parts)
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel, built the way pip builds it, from a copy: setuptools leaves a build folder behind."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for folder in SOURCES:
-        for file in (ROOT / folder).rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
-                target = source / file.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
+    shutil.copytree(PACKAGE, source / PACKAGE.name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if (PACKAGE / "transforms").is_symlink():  # not in what a source distribution holds
+        shutil.copytree(ROOT / "transforms", source / "transforms", ignore=shutil.ignore_patterns("__pycache__"))
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(output)!r})"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     return zipfile.ZipFile(next(output.glob("*.whl")))
@@ -53,8 +53,8 @@ def test_wheel_is_typed_and_licensed(wheel: zipfile.ZipFile) -> None:
 
 
 def test_every_folder_with_modules_is_a_package() -> None:
-    folders = {file.parent for folder in SOURCES for file in (ROOT / folder).rglob("*.py")}
-    assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+    folders = {file.parent for file in _files() if file.suffix == ".py"}
+    assert not [str(folder) for folder in folders if not (PACKAGE / folder / "__init__.py").exists()]
 
 
 def test_transforms_are_a_subpackage_and_no_package_of_their_own() -> None:
@@ -78,14 +78,13 @@ def test_importing_needs_only_the_declared_dependencies() -> None:
 
 def test_private_torch_api_has_its_rooms() -> None:
     """Private torch API is used in its rooms alone; `torch._check` is documented, hence public."""
-    rooms = ("functorch_hops/_torch.py", "functorch_hops/interop/dynamo", "functorch_hops/lowering/inductor")
+    rooms = ("_torch.py", "interop/dynamo", "lowering/inductor")
     private = re.compile(r"^\s*(?:from|import) torch\._|\btorch\._(?!check\b)[a-z]")
     offenders = [
-        f"{file.relative_to(ROOT)}:{number}"
-        for folder in SOURCES
-        for file in sorted((ROOT / folder).rglob("*.py"))
-        if not str(file.relative_to(ROOT)).startswith(rooms)
-        for number, line in enumerate(file.read_text().splitlines(), 1)
+        f"{file}:{number}"
+        for file in _files()
+        if file.suffix == ".py" and not str(file).startswith(rooms)
+        for number, line in enumerate((PACKAGE / file).read_text().splitlines(), 1)
         if private.search(line.split("#")[0])
     ]
     assert not offenders
