@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import _torch
@@ -30,7 +29,7 @@ class _Call:
 
     def __init__(self, operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         self.operator = operator
-        self.leaves, self.spec = torch.utils._pytree.tree_flatten((tuple(args), kwargs))
+        self.leaves, self.spec = _torch.tree_flatten((tuple(args), kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self.leaves[i] for i in self.places]
 
@@ -38,8 +37,8 @@ class _Call:
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, tensors):
             leaves[place] = tensor
-        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self.spec)
-        outs, self.result = torch.utils._pytree.tree_flatten(self.operator(*args, **kwargs))
+        args, kwargs = _torch.tree_unflatten(leaves, self.spec)
+        outs, self.result = _torch.tree_flatten(self.operator(*args, **kwargs))
         return outs
 
     def with_kernel(self, *tensors: Tensor) -> Sequence[Tensor]:
@@ -52,7 +51,7 @@ class _Call:
         return self(*tensors)
 
     def restored(self, outs: Sequence[Tensor]) -> Any:
-        return torch.utils._pytree.tree_unflatten(list(outs), self.result)
+        return _torch.tree_unflatten(list(outs), self.result)
 
 
 class _NoFormula(FlatRule):

@@ -1,0 +1,138 @@
+"""Autograd: both modes on and off, the one dual level of forward mode, and which operators have a derivative."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import eager_transforms
+from torch._functorch.autograd_function import VmapInfo as _VmapInfo
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._library.custom_ops import OPDEFS
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.autograd import forward_ad
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction, once_differentiable
+
+__all__ = [
+    "MAKE_DUAL",
+    "SingleLevelFunction",
+    "VmapInfo",
+    "below_autograd",
+    "differentiable",
+    "enable_single_level_autograd_function",
+    "found_without_formula",
+    "has_formula",
+    "has_tangent",
+    "in_dual_level",
+    "in_no_mode_of_gradients",
+    "is_once_differentiable",
+    "lowered",
+    "make_dual",
+    "operator_with_rule",
+    "vjp",
+    "without_gradients",
+]
+
+SingleLevelFunction = _SingleLevelFunction
+below_autograd = torch._C._AutoDispatchBelowAutograd
+MAKE_DUAL = torch._VF._make_dual
+"""What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
+
+
+def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    """``forward_ad.make_dual``, which copies a tangent of another layout in place, by a kernel that knows no symbolic
+    sizes.
+    """
+    return forward_ad.make_dual(primal.contiguous(), tangent.contiguous())
+
+
+def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool) -> tuple[Any, ...]:
+    """``torch.func.vjp`` for some of the arguments; all may be updated in place."""
+    result: tuple[Any, ...] = eager_transforms._vjp_with_argnums(func, *args, argnums=tuple(argnums), has_aux=has_aux)
+    return result
+
+
+def in_dual_level() -> bool:
+    """Whether plain forward-mode differentiation is active."""
+    return forward_ad._current_level >= 0
+
+
+def has_tangent(t: Tensor) -> bool:
+    """Whether plain forward-mode differentiation is at work on ``t``."""
+    return in_dual_level() and forward_ad.unpack_dual(t).tangent is not None
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped."""
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+@contextlib.contextmanager
+def lowered(interpreter: Any) -> Iterator[None]:
+    """Inside ``Function.forward`` at a functorch level: run at the level below, gradients of both modes on."""
+    with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
+        yield
+
+
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """As on values without history, in both modes."""
+    with torch.no_grad(), _set_fwd_grad_enabled(False):
+        yield
+
+
+def in_no_mode_of_gradients() -> bool:
+    return not (torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled())
+
+
+def operator_with_rule(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> OpOverload | None:
+    """The operator, if functorch can't differentiate it: its autograd kernel is a Python function (``torch.library``),
+    or torch has said that it has none. Else None.
+    """
+    if isinstance(func, OpOverloadPacket) and func._qualified_op_name.partition("::")[0] != "aten":
+        names = func.overloads()
+        name = names[0] if len(names) == 1 else torch._C._jit_resolve_packet(func._qualified_op_name, *args, **kwargs)
+        func = getattr(func, name or "default")
+    if not isinstance(func, OpOverload) or func._schema.is_mutable:
+        return None
+    schema = func._schema
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    in_python = f"{name.replace('::', '/')}/Autograd" in torch.library._impls
+    return func if in_python or schema.name in _without_formula else None
+
+
+def has_formula(func: OpOverload) -> bool:
+    """Whether it is known what the derivative of this operator is."""
+    definition = OPDEFS.get(func._schema.name)
+    has_own = definition is None or definition._backward_fn is not None
+    return has_own and func._schema.name not in _without_formula
+
+
+_without_formula: set[str] = set()
+
+
+def found_without_formula(error: RuntimeError) -> bool:
+    """Whether torch says that an operator has no derivative, which was not known of it."""
+    match = re.match(r"derivative for (\S+) is not implemented", str(error))
+    if match is None or match[1] in _without_formula:
+        return False
+    _without_formula.add(match[1])
+    return True
+
+
+_ONCE_CODE = once_differentiable(lambda ctx: None).__code__
+VmapInfo = _VmapInfo
+"""What a ``vmap`` staticmethod gets of its transform."""
+
+
+def is_once_differentiable(backward: Any) -> bool:
+    """Whether a staticmethod was marked by torch's decorator of that name."""
+    code = getattr(backward, "__code__", None)
+    return code is _ONCE_CODE

@@ -1,0 +1,55 @@
+"""Compiler backends, export and Dynamo, as far as they are not in rooms of their own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .dispatch import suspended
+from .tracing import new_fake_mode
+
+__all__ = ["compilation", "is_exporting", "lookup_backend", "native_graph", "restart_dynamo"]
+
+
+@contextlib.contextmanager
+def compilation(env: Any = None) -> Iterator[FakeTensorMode]:
+    """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state."""
+    from torch._guards import TracingContext, tracing
+
+    fake_mode = new_fake_mode(env)
+    with suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
+        yield fake_mode
+
+
+def native_graph(module: torch.nn.Module, fakes: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The graph in torch's own operators and higher-order operators."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with fakes[0].fake_mode if fakes else new_fake_mode():  # type: ignore[attr-defined]
+        return make_fx(module)(*fakes)
+
+
+def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A compiler backend by its ``torch.compile`` name."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    result: Callable[..., Any] = lookup_backend(backend)
+    return result
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces around us."""
+    return torch.compiler.is_exporting()
+
+
+def restart_dynamo(reason: str) -> None:
+    """Make Dynamo trace the current function again from its beginning."""
+    from torch._dynamo.exc import UnspecializeRestartAnalysis  # importing Dynamo takes a second
+
+    # Of all restarts this one may take another path through the code than the first attempt.
+    raise UnspecializeRestartAnalysis(restart_reason=reason)

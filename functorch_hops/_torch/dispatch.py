@@ -1,0 +1,165 @@
+"""Modes and the state of the dispatcher: what is active on this thread, and how to run without it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch._C import DispatchKey
+from torch._functorch import eager_transforms
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
+
+from .autograd import in_dual_level
+from .levels import below_transforms, top_interpreter
+
+__all__ = [
+    "DispatchKey",
+    "HigherOrderOperator",
+    "OpOverload",
+    "TorchDispatchMode",
+    "autocast_off",
+    "foreign_capture_active",
+    "foreign_tracer_active",
+    "function_modes",
+    "is_pre_dispatch",
+    "no_modes",
+    "observer",
+    "suspended",
+    "without_torch_function",
+]
+
+_CLEAN_INCLUDE = torch._C._dispatch_tls_local_include_set()
+_CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
+_AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
+function_modes = _get_current_function_mode_stack
+without_torch_function = torch._C.DisableTorchFunction
+
+
+@contextlib.contextmanager
+def suspended(*, keep_autocast: bool) -> Iterator[None]:
+    """Run as on a fresh thread: no functorch level, no mode, clean dispatch keys, gradients on.
+
+    The order matters (the interpreter stack owns dispatch keys that the guard would otherwise drop). Autocast is
+    kept where user code is traced, because it decides the dtypes that the user sees, and is off where a graph that
+    holds its casts already is run or transformed.
+    """
+    exclude = _CLEAN_EXCLUDE
+    if keep_autocast:
+        current = torch._C._dispatch_tls_local_exclude_set()
+        for key in _AUTOCAST_KEYS:
+            exclude = exclude.remove(key) if not current.has(key) else exclude
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(below_transforms())
+        stack.enter_context(torch._C._EnableTorchFunction())
+        stack.enter_context(_without_function_modes())
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
+        if not keep_autocast:
+            stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_without_saved_tensor_hooks())
+        stack.enter_context(_dual_level_as_jvp())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_set_fwd_grad_enabled(True))
+        stack.enter_context(_without_validation())
+        yield
+
+
+@contextlib.contextmanager
+def _without_function_modes() -> Iterator[None]:
+    """Suspend every ``__torch_function__`` mode except the default device's."""
+    modes = function_modes()
+    for _ in modes:
+        _pop_mode()
+    kept = [mode for mode in modes if isinstance(mode, DeviceContext)]
+    for mode in kept:
+        _push_mode(mode)
+    try:
+        yield
+    finally:
+        for _ in kept:
+            _pop_mode()
+        for mode in modes:
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
+def _without_saved_tensor_hooks() -> Iterator[None]:
+    """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
+    them.
+    """
+    autograd, hooks = torch._C._autograd, []
+    while (hook := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        autograd._pop_saved_tensors_default_hooks()
+        hooks.append(hook)
+    try:
+        yield
+    finally:
+        for hook in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
+def _dual_level_as_jvp() -> Iterator[None]:
+    """Let functorch's jvp join a dual level of plain autograd, as it joins that of another jvp: torch has one only."""
+    joins = in_dual_level() and eager_transforms.JVP_NESTING == 0
+    eager_transforms.JVP_NESTING += joins
+    try:
+        yield
+    finally:
+        eager_transforms.JVP_NESTING -= joins
+
+
+@contextlib.contextmanager
+def _without_validation() -> Iterator[None]:
+    """``torch.distributions`` does not look at the values of its parameters unless it is told to, as under
+    ``torch.compile``.
+    """
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)
+
+
+def autocast_off() -> contextlib.AbstractContextManager[None]:
+    """Captured graphs hold the casts that autocast made, so they run without it."""
+    return torch._C._DisableAutocast()
+
+
+def foreign_capture_active() -> bool:
+    """Whether torch's own tracing (export, make_fx, FakeTensorMode) is at work around us."""
+    has_fakes = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return has_fakes or foreign_tracer_active()
+
+
+def foreign_tracer_active() -> bool:
+    """Whether torch records operators around us: its export or make_fx."""
+    has_proxies = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    return has_proxies or is_pre_dispatch()
+
+
+def is_pre_dispatch() -> bool:
+    """Whether torch records operators above autograd and functorch, as its export does."""
+    return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+
+
+def no_modes() -> bool:
+    """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
+    return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def observer() -> TorchDispatchMode | None:
+    """The innermost dispatch mode if nothing is traced, hence a mode of the user's, such as a FLOP counter."""
+    modes = _get_current_dispatch_mode_stack()
+    is_tracing = any(isinstance(mode, (ProxyTorchDispatchMode, FakeTensorMode)) for mode in modes)
+    return modes[-1] if modes and not is_tracing else None

@@ -1,0 +1,87 @@
+"""Places where torch wraps or runs something that no mode sees."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch import eager_transforms
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import _SingleLevelFunction
+
+__all__ = ["install_hooks"]
+
+
+def install_hooks(
+    lift: Callable[[Tensor], Tensor],
+    apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
+    refuse_function: Callable[[type], None],
+    is_capturing: Callable[[], bool],
+) -> None:
+    """Let a running capture see what torch hides from every mode.
+
+    ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
+    level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. The hooks
+    hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
+    torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
+    ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
+    """
+    from torch._functorch import vmap
+
+    add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
+    setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
+    setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
+
+    _hook_functions(apply_function, refuse_function)
+    _show_views_of_zeros()
+    logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
+
+
+def _hook_functions(
+    apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any], refuse_function: Callable[[type], None]
+) -> None:
+    """``f = MyFunction.apply`` may have been bound before. Up to torch 2.13 that method ends in one that can be hooked.
+    From 2.14 on it is C++ to the end, but makes its context of a Python class: it is refused there.
+    """
+
+    def is_public(cls: type) -> bool:
+        return issubclass(cls, torch.autograd.Function)  # not a node of our own operators
+
+    def hooked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            result = apply_function(cls, args, kwargs) if is_public(cls) else NotImplemented
+            return original(cls, *args, **kwargs) if result is NotImplemented else result
+
+        return apply
+
+    def made(context: Any) -> None:
+        if is_public(context._forward_cls):
+            refuse_function(context._forward_cls)
+
+    module, method = torch.autograd.function, vars(torch.autograd.Function)["apply"]
+    bind = lambda cls, *args, **kwargs: method.__get__(None, cls)(*args, **kwargs)
+    setattr(torch.autograd.Function, "apply", classmethod(hooked(bind)))  # noqa: B010
+    if isinstance(method, classmethod):
+        below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
+        setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
+    else:
+        setattr(module.BackwardCFunction, "__init__", made)  # noqa: B010
+    setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
+
+
+_library = torch.library.Library("aten", "IMPL")
+
+
+def _show_views_of_zeros() -> None:
+    """Let ``view`` of a zero tensor go the way of every other view of one.
+
+    torch has a kernel for it that ends in the backend's: what it makes of a fake zero tensor is a meta tensor, which
+    can't be added to any fake (torch 2.13: ``make_fx(vmap(hessian(f)), tracing_mode="fake")``).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
+        _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")

@@ -1,0 +1,121 @@
+"""torch's own higher-order operators, to which ours are lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .compilers import is_exporting
+
+__all__ = [
+    "dense",
+    "native_associative_scan",
+    "native_cond",
+    "native_scan",
+    "native_while_loop",
+    "native_while_loop_stacked",
+    "traced",
+    "unshared",
+]
+
+
+def dense(t: Tensor) -> Tensor:
+    """``t`` in the layout that its shape alone determines.
+
+    ``contiguous()`` leaves any stride to a dimension of size 1, and any offset to a part of a tensor; torch's ``cond``
+    then takes its branches' outputs for unlike (torch 2.13).
+    """
+    t, stride = t.contiguous(), 1
+    for size, actual in zip(reversed(t.shape), reversed(t.stride())):
+        if type(size) is int and size == 1 and not _is_number(actual, stride):
+            return t.clone(memory_format=torch.contiguous_format)
+        stride = stride * size
+    # Inductor would take a clone for a no-op: it compares strides, not offsets.
+    return t if _is_number(t.storage_offset(), 0) else t.flip(())
+
+
+def _is_number(value: Any, number: Any) -> bool:
+    return type(value) is int and type(number) is int and value == number
+
+
+def unshared(tensors: Sequence[Tensor], constants: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The tensors, copied where they share storage with an earlier one or with a constant.
+
+    torch's loops refuse the former, and Inductor's write the carry over the latter.
+    """
+    seen, result = list(constants), []
+    for t in tensors:
+        is_shared = any(t is other or t._is_view() or other._is_view() for other in seen)
+        result.append(t.clone() if is_shared else t)
+        seen.append(result[-1])
+    return result
+
+
+def traced(operands: Sequence[Any]) -> list[Any]:
+    """Operands for a loop of torch's own in a trace of torch's own. A tensor from outside becomes a value of the trace,
+    since these loops can't copy a real one there; and what torch exports has no operands that share storage.
+    """
+    values, seen = [], list[Tensor]()
+    for x in operands:
+        if isinstance(x, Tensor):
+            if not isinstance(x, FakeTensor):
+                x = torch.ops.aten.alias.default(x)
+            elif is_exporting():
+                x = unshared([x], seen)[0]
+            seen.append(x)
+        values.append(x)
+    return values
+
+
+def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.cond import cond_op
+
+    result: Sequence[Tensor] = cond_op(pred, true_fn, false_fn, operands)
+    return result
+
+
+def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    if init:
+        from torch._higher_order_ops.scan import scan_op
+
+        # Inductor allocates the stacks by what symbols it finds among the operands.
+        sizes = _symbols([x.shape for x in (*init, *xs, *consts)])
+        n = len(init) + len(xs) + len(consts)
+        call = (lambda *args: step(*args[:n])) if sizes else step
+        result: Sequence[Tensor] = scan_op(call, list(init), list(xs), (*consts, *sizes))
+    else:
+        from torch._higher_order_ops.map import map_impl
+
+        result = map_impl(step, list(xs), list(consts))
+    return result
+
+
+def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
+    """The sizes in these shapes that are symbols, each once."""
+    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    return list({size.node.expr: size for size in sizes if size.node.expr.is_Symbol}.values())
+
+
+def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    result: Sequence[Tensor] = while_loop_op(cond, body, init, consts)
+    return result
+
+
+def native_while_loop_stacked(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.while_loop import while_loop_stack_output_op
+
+    result: Sequence[Tensor] = while_loop_stack_output_op(cond, body, init, consts)
+    return result
+
+
+def native_associative_scan(combine: Any, elems: Sequence[Tensor], consts: tuple[Any, ...]) -> Sequence[Tensor]:
+    from torch._higher_order_ops.associative_scan import associative_scan_op
+
+    result: Sequence[Tensor] = associative_scan_op(combine, list(elems), consts)
+    return result

@@ -1,0 +1,105 @@
+"""The levels of functorch: its stack of interpreters, and the wrappers that a tensor has at each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import (
+    dispatch_functorch,
+    temporarily_clear_interpreter_stack,
+)
+from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
+
+__all__ = [
+    "TransformType",
+    "base_tensor",
+    "below_transforms",
+    "dispatch_functorch",
+    "in_gradient_level",
+    "is_batched",
+    "is_batched_here",
+    "is_batched_wrapper",
+    "is_wrapped",
+    "read_number",
+    "restore_vmap",
+    "top_interpreter",
+    "unwrap_batched",
+    "unwrap_for_grad",
+    "unwrap_if_dead",
+    "unwrap_once",
+    "without_gradient_levels",
+    "wrap_batched",
+    "wrap_for_grad",
+]
+
+TransformType = _functorch.TransformType
+is_wrapped = _functorch.is_functorch_wrapped_tensor
+is_batched_wrapper = _functorch.is_batchedtensor
+unwrap_once = _functorch.get_unwrapped
+unwrap_if_dead = _functorch.unwrap_if_dead
+unwrap_for_grad = _functorch._unwrap_for_grad
+wrap_for_grad = _functorch._wrap_for_grad
+top_interpreter = _functorch.peek_interpreter_stack
+
+
+def base_tensor(t: Tensor) -> Tensor:
+    """The tensor below every functorch wrapper."""
+    while is_wrapped(t):
+        t = unwrap_once(t)
+    return t
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether some enclosing vmap level maps over ``t``: its value then differs between lanes."""
+    while is_wrapped(t):
+        if is_batched_wrapper(t):
+            return True
+        t = unwrap_once(t)
+    return False
+
+
+def is_batched_here(t: torch.Tensor) -> bool:
+    """Whether the innermost transform is a vmap that maps over ``t``."""
+    if not _functorch.is_batchedtensor(t):
+        return False
+    # Dynamo can't ask for the level of a tensor: there, a tensor that an outer vmap maps over counts as well.
+    is_dynamo = torch.compiler.is_dynamo_compiling()
+    return is_dynamo or _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+
+
+def without_gradient_levels(t: Tensor) -> Tensor:
+    """``t`` as it was before transforms that differentiate wrapped it, as far as no vmap did so in between."""
+    while _functorch.is_gradtrackingtensor(t):
+        t = unwrap_once(t)
+    return t
+
+
+def in_gradient_level() -> bool:
+    """Whether a level of functorch differentiates."""
+    if top_interpreter() is None:
+        return False
+    keys = [level.key() for level in _functorch.get_interpreter_stack() or ()]
+    return TransformType.Grad in keys or TransformType.Jvp in keys
+
+
+@contextlib.contextmanager
+def below_transforms() -> Iterator[None]:
+    """Run without functorch levels: tensors made here are wrapped by none."""
+    if top_interpreter() is None:
+        yield
+        return
+    with temporarily_clear_interpreter_stack():
+        yield
+
+
+def read_number(t: Tensor) -> Any:
+    """The Python number that the unbatched one-element tensor ``t`` holds, whatever wraps it."""
+    if top_interpreter() is None and not is_wrapped(t):
+        return t.item()
+    with below_transforms():
+        return base_tensor(t).item()

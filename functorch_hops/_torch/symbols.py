@@ -1,0 +1,112 @@
+"""Sizes and numbers that a trace leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = [
+    "LiftedSymbols",
+    "expression",
+    "facts",
+    "is_unbacked",
+    "new_shape_env",
+    "new_symbol",
+    "shape_env",
+    "size_hint",
+    "symbol_entry",
+    "unbacked_size",
+]
+
+
+def new_shape_env() -> Any:
+    """What the symbols of a trace belong to, and where it records what it assumes about them."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+
+
+def new_symbol(env: Any, value: int, name: str) -> torch.SymInt:
+    """An open size, at least 2, that is ``value`` in the call at hand."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+    source = ConstantSource(name)
+    symbol = env.create_symbol(value, source, DimDynamic.DYNAMIC)
+    size: torch.SymInt = env.create_symintnode(symbol, hint=value, source=source)
+    return size
+
+
+def unbacked_size() -> torch.SymInt:
+    """A size that only a run knows, in the fake mode that is active.
+
+    Tracing may assume that it is at least 2, so that torch takes the path for sizes in general wherever it asks for an
+    empty tensor or for a broadcast; that path is right for 0 and 1 too. Nothing of this reaches compiled code.
+    """
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    size: torch.SymInt = mode.shape_env.create_unbacked_symint()
+    torch._check(size >= 2)
+    return size
+
+
+def shape_env(size: torch.SymInt) -> Any:
+    return size.node.shape_env
+
+
+def expression(size: torch.SymInt) -> Any:
+    """The sympy expression of a size, as it was written: later facts change nothing in it."""
+    return size.node._expr
+
+
+def facts(env: Any) -> list[Any]:
+    """What was assumed about the symbols of a trace, in the order of its recording."""
+    return [guard.expr for guard in env.guards]
+
+
+def size_hint(size: Any) -> int:
+    """An open size as it is in the call for which it was traced."""
+    hint: int = size.node.hint if isinstance(size, torch.SymInt) else size
+    return hint
+
+
+def is_unbacked(size: Any) -> bool:
+    """Whether a size depends on values that only a run knows."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
+
+
+class LiftedSymbols(dict[Any, Any]):
+    """A tracer's table of symbols that asks ``lift`` for one that it does not know: a number of an enclosing
+    capture.
+    """
+
+    def __init__(self, lift: Callable[[Any], Any | None]) -> None:
+        super().__init__()
+        self.lift = lift
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if not super().__contains__(key) and key.is_Symbol:
+            found = self.lift(key)
+            if found is not None:
+                self[key] = found
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def __missing__(self, key: Any) -> Any:
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+
+def symbol_entry(proxy: torch.fx.Proxy, value: Any) -> Any:
+    """What a tracer's table of symbols holds."""
+    from torch.fx.experimental.proxy_tensor import _SympyExprTrackerValue
+    from torch.utils._thunk import Thunk
+
+    return _SympyExprTrackerValue(Thunk(lambda: proxy), value)

@@ -1,0 +1,77 @@
+"""What a tensor is besides its values: its class, its storage, lazy views, a constant that tracing knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .dispatch import suspended
+from .levels import base_tensor, unwrap_if_dead
+
+__all__ = [
+    "PLAIN_TYPES",
+    "WeakTensorKeyDictionary",
+    "as_plain_class",
+    "has_own_operators",
+    "known_constant",
+    "known_number",
+    "plain",
+    "storage_key",
+]
+
+PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
+"""Operands without a dispatch of their own."""
+
+
+def plain(t: Tensor) -> Tensor:
+    """``t`` as a tensor that a HOP may hand to any kernel: no dead wrapper, zero tensor, lazy conj or neg."""
+    t = unwrap_if_dead(t)
+    if t._is_zerotensor():
+        t = torch.zeros_like(t)
+    if t.is_conj():
+        t = t.resolve_conj()
+    if t.is_neg():
+        t = t.resolve_neg()
+    return t
+
+
+def has_own_operators(t: Tensor) -> bool:
+    """Whether the class of ``t`` redefines what operators do. A graph knows nothing of that."""
+    cls = type(t)
+    if cls in PLAIN_TYPES or issubclass(cls, (FakeTensor, FunctionalTensor)):
+        return False
+    function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    known = Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl  # type: ignore[attr-defined]
+    return function not in known or cls.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def as_plain_class(t: Tensor) -> Tensor:
+    """A tensor of a class that only bears a name, as one of the base class."""
+    if type(t) in PLAIN_TYPES or isinstance(t, (FakeTensor, FunctionalTensor)):
+        return t
+    return t.as_subclass(Tensor)
+
+
+def storage_key(t: Tensor) -> int:
+    """Identity of the storage of ``t``; equal for views of one tensor."""
+    return t.untyped_storage()._cdata
+
+
+def known_constant(t: Tensor) -> Tensor | None:
+    """The value of a traced tensor where tracing knows it (``torch.tensor(3)`` in the body), else None."""
+    constant: Tensor | None = getattr(t, "constant", None)
+    return constant
+
+
+def known_number(t: Tensor) -> Any:
+    """The number that tracing knows a one-element tensor to hold, else None."""
+    constant = known_constant(base_tensor(t))
+    if constant is None:
+        return None
+    with suspended(keep_autocast=False):
+        return constant.item()

@@ -1,0 +1,106 @@
+"""Fake tensors, proxies and graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.fx._lazy_graph_module import _LazyGraphModule
+from torch.fx.experimental.proxy_tensor import (
+    ProxyTorchDispatchMode,
+    PythonKeyTracer,
+    disable_proxy_modes_tracing,
+    get_proxy_slot,
+    track_tensor_tree,
+)
+
+from .symbols import new_shape_env
+
+__all__ = [
+    "READ_AS_SIZE",
+    "FakeTensor",
+    "FakeTensorMode",
+    "ProxyTorchDispatchMode",
+    "PythonKeyTracer",
+    "disable_proxy_modes_tracing",
+    "function_name",
+    "get_proxy_slot",
+    "is_captured_write_error",
+    "new_fake_mode",
+    "new_graph_module",
+    "new_tracer",
+    "read_scalar",
+    "refused_read",
+    "run_of",
+    "track_tensor_tree",
+]
+
+
+def new_fake_mode(env: Any = None) -> FakeTensorMode:
+    """A FakeTensorMode with a ShapeEnv, which open sizes and unbacked ones (saved carries of a while loop) need."""
+    return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
+
+
+def refused_read(error: BaseException) -> str | None:
+    """What asked for a value that only a run would know (a traced tensor's, a lane's), if torch refused that."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return f"the operator {error.func.overloadpacket.__name__}"
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return READ_AS_SIZE
+    if type(error) is RuntimeError:
+        return next((what for words, what in _VMAP_REFUSALS.items() if words in str(error)), None)
+    return None
+
+
+READ_AS_SIZE = "use as a size, a bound or a Python number"
+_VMAP_REFUSALS = {
+    "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
+    "`while`, `and`, `or`, `not` and `in` call it",
+    "vmap: It looks like you're calling .item() on a Tensor": ".item()",
+}
+
+
+def is_captured_write_error(error: RuntimeError) -> bool:
+    """Whether functorch refused to write to a tensor from outside of a transform."""
+    texts = "would mutate a captured Tensor", "will be updated in place, were not batched", "vmap: inplace arithmetic"
+    return any(text in str(error) for text in texts)
+
+
+def function_name(func: Any) -> str:
+    """The name under which a user knows a function that a ``__torch_function__`` mode sees."""
+    return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
+    """A proxy tracer that appends to ``graph`` and keeps constants and static parameters on ``root``."""
+    tracer = PythonKeyTracer()
+    tracer.root = root
+    tracer.graph = graph
+    tracer.tensor_attrs = {}
+    return tracer
+
+
+def new_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> torch.fx.GraphModule:
+    """A GraphModule that generates its code when it first runs: most graphs are only steps to others."""
+    return _LazyGraphModule(root, graph)
+
+
+def run_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
+    """The generated code of a graph."""
+    _LazyGraphModule.force_recompile(module)
+    return module.forward
+
+
+def read_scalar(t: Tensor) -> Any:
+    """``t.item()`` as an operator, which a trace records; the result is a symbolic number there."""
+    return torch.ops.aten._local_scalar_dense.default(t)

@@ -1,0 +1,13 @@
+"""torch's own trees, in which its operators take lists of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+__all__ = ["pytree_node", "tree_flatten", "tree_unflatten"]
+
+
+def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:
+    """How ``torch.utils._pytree`` takes instances of one type apart, if it knows that type."""
+    return torch.utils._pytree.SUPPORTED_NODES.get(cls)
