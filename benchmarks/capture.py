@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import functorch_hops as fh
-from functorch_hops.capture import traces
+from functorch_hops.calls import trace_cache
 
 TARGET = 20.0
 CALLS = 100
@@ -149,7 +149,7 @@ def plain_eager_calls() -> list[list[str]]:
 
 def first_call(call: Callable[[], object]) -> float:
     """Milliseconds of a call for which nothing was captured or derived before."""
-    traces.forget()
+    trace_cache.forget()
     gc.collect()
     start = time.process_time()
     call()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import functorch_hops as fh
 from functorch_hops.lowering.backends import compiled
-from functorch_hops.ops.closed_call import closed_call_op
+from functorch_hops.ops.closed_call.op import closed_call_op
 from functorch_hops.transforms.jit import Jitted
 
 TARGET = 60.0
@@ -58,7 +58,7 @@ def code_of(jitted: Jitted, case: Case) -> Callable[[], object]:
     entry, operands = jitted._find(case.arguments, {})
     static, active = entry.static, tuple(x.requires_grad for x in operands)
     if any(active):
-        static = closed_call_op.rules.augment(static, active)
+        static = closed_call_op.rules.vjp_forward(static, active)
     run, operands = compiled(static.bodies[0], static["backend"]), [x.detach() for x in operands]
     return lambda: run(operands)
 

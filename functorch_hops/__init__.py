@@ -1,5 +1,7 @@
 """JAX-style control flow and transforms for PyTorch."""
 
+from . import interop
+from .calls.arguments import TensorSpec
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -15,18 +17,16 @@ from .errors import (
 from .ops.associative_scan.api import associative_scan
 from .ops.checkpoint import policies as checkpoint_policies
 from .ops.checkpoint.api import checkpoint
-from .ops.checkpoint.names import checkpoint_name
+from .ops.checkpoint_name.api import checkpoint_name
 from .ops.cond.api import cond, switch
+from .ops.custom_rule.api import custom_jvp, custom_vjp
+from .ops.fori_loop.api import fori_loop
+from .ops.implicit.api import custom_linear_solve, custom_root
 from .ops.map.api import map
 from .ops.mode import eager_capture
 from .ops.scan.api import scan
-from .ops.while_loop.api import fori_loop, while_loop
+from .ops.while_loop.api import while_loop
 from .transforms import (
-    TensorSpec,
-    custom_jvp,
-    custom_linear_solve,
-    custom_root,
-    custom_vjp,
     eval_shape,
     export,
     grad,
@@ -41,6 +41,8 @@ from .transforms import (
     vjp,
     vmap,
 )
+
+interop.install()
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import functorch_hops as fh
-from functorch_hops.capture.subgraph import Subgraph, static_of
+from functorch_hops.ir.subgraph import Subgraph, static_of
 
 policies = fh.checkpoint_policies
 W = torch.tensor([[0.4, -0.3, 0.2], [0.1, 0.5, -0.6], [-0.2, 0.3, 0.7]], dtype=torch.float64)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import functorch_hops as fh
-from functorch_hops.capture import environment
-from functorch_hops.capture.environment import difference, snapshot, written
+from functorch_hops import environment
+from functorch_hops.environment import difference, snapshot, written
 
 
 class Program:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
-from functorch_hops.capture.partition import Partition, partition
-from functorch_hops.capture.speculate import speculate_subgraph
-from functorch_hops.capture.subgraph import Subgraph, TensorMeta
+from functorch_hops.derive.partition import Partition, partition
+from functorch_hops.ir.meta import TensorMeta
+from functorch_hops.ir.subgraph import Subgraph
+from functorch_hops.trace.speculate import speculate_subgraph
 
 B, H = 2, 4
 CPU = torch.device("cpu")

@@ -15,9 +15,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import functorch_hops as fh
-from functorch_hops.capture.current import current_capture
-from functorch_hops.capture.speculate import Capture
 from functorch_hops.ops.mode import is_capturing
+from functorch_hops.trace.capture import Capture, current_capture
 from misuses import MISUSES
 
 CALLS = [pytest.param(misuse, mode, id=f"{name}-{mode}") for name, misuse in MISUSES.items() for mode in misuse.modes]

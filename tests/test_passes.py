@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
-from functorch_hops.capture.passes import clean
-from functorch_hops.capture.passes.fission import batch_products
-from functorch_hops.capture.passes.hoisting import hoist_loops
+from functorch_hops.ir.printing import print_subgraph
+from functorch_hops.passes.cleaning import clean
+from functorch_hops.passes.hoisting import hoist_loops
+from functorch_hops.passes.products import batch_products
 
 F64 = torch.float64
 
@@ -23,11 +24,11 @@ def graph_of(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def text(f: Callable[..., Any], *args: Any) -> str:
-    return graph_of(f, *args).as_text("f")
+    return print_subgraph(graph_of(f, *args), "f")
 
 
 def compiled_text(f: Callable[..., Any], *args: Any) -> str:
-    return hoist_loops(graph_of(f, *args)).as_text("f")
+    return print_subgraph(hoist_loops(graph_of(f, *args)), "f")
 
 
 def inputs(*shapes: tuple[int, ...]) -> list[Tensor]:
@@ -157,10 +158,10 @@ def test_a_second_time_there_is_nothing_left_to_do(program):
     args = inputs((3,), (3,), (4, 3))
     for f in (program, fh.grad(total(program), (0, 1, 2))):
         body = batch_products(hoist_loops(graph_of(f, *args)))
-        before = body.as_text()
+        before = print_subgraph(body, "body")
         again = batch_products(hoist_loops(body))
         clean(again.module)
-        assert again.as_text() == before
+        assert print_subgraph(again, "body") == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -465,8 +466,8 @@ def test_products_that_wait_for_no_carry_are_taken_for_all_steps():
     loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()
     f = fh.grad(loss, argnums=(1, 2))
     body = graph_of(f, h, u, v, xs)
-    assert products(body.as_text()) == (0, 5)
-    assert products(batch_products(body).as_text()) == (3, 2)
+    assert products(print_subgraph(body, "body")) == (0, 5)
+    assert products(print_subgraph(batch_products(body), "body")) == (3, 2)
     torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
 
 
@@ -474,7 +475,7 @@ def test_products_of_many_rows_stay_in_the_loop():
     h, u, v, xs = inputs((20, 4), (4, 4), (4, 4), (5, 20, 4))
     loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()
     body = graph_of(fh.grad(loss, argnums=(1, 2)), h, u, v, xs)
-    assert products(batch_products(body).as_text()) == (0, 5)
+    assert products(print_subgraph(batch_products(body), "body")) == (0, 5)
 
 
 STAYS = {

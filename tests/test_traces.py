@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import functorch_hops as fh
-from functorch_hops.capture import speculate, traces
+from functorch_hops.calls import trace_cache
+from functorch_hops.trace import speculate
 
 SCALE = 2.0
 COUNT = 0
@@ -23,7 +24,7 @@ F64 = torch.float64
 
 @pytest.fixture(autouse=True)
 def no_traces():
-    traces.forget()
+    trace_cache.forget()
 
 
 @contextlib.contextmanager
@@ -454,16 +455,16 @@ def test_nothing_is_kept_alive():
         return [weakref.ref(t) for t in (module, module.weight, w)]
 
     references = run()
-    assert len(traces._traces) >= 2
+    assert len(trace_cache._traces) >= 2
     gc.collect()
     assert [r() for r in references] == [None] * 3
 
 
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(traces, "MOST_TRACES", 3)
+    monkeypatch.setattr(trace_cache, "MOST_TRACES", 3)
     for k in range(6):
         select(lambda x, k=k: x * k, XS)
-        assert len(traces._traces) <= 3
+        assert len(trace_cache._traces) <= 3
 
 
 def test_what_is_derived_from_a_body_with_effects_is_kept(capsys):

@@ -1,20 +1,13 @@
 """Transforms over pytrees, compilation and export."""
 
-from functorch_hops.transforms.custom_derivatives import custom_jvp, custom_vjp
 from functorch_hops.transforms.export import export
 from functorch_hops.transforms.gradients import grad, jvp, linearize, value_and_grad, vjp
-from functorch_hops.transforms.graph import TensorSpec, eval_shape, make_graph
-from functorch_hops.transforms.implicit import custom_linear_solve, custom_root
+from functorch_hops.transforms.graph import eval_shape, make_graph
 from functorch_hops.transforms.jacobians import hessian, jacfwd, jacrev
 from functorch_hops.transforms.jit import jit
 from functorch_hops.transforms.vmap import vmap
 
 __all__ = [
-    "TensorSpec",
-    "custom_jvp",
-    "custom_linear_solve",
-    "custom_root",
-    "custom_vjp",
     "eval_shape",
     "export",
     "grad",

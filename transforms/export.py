@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_hops.capture.call import Arguments, TracedCall, signature_of, trace_call
-from functorch_hops.capture.validate import check_callable, kind_of
+from functorch_hops.calls.arguments import Arguments, signature_of
+from functorch_hops.calls.traced_call import TracedCall, trace_call
+from functorch_hops.calls.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 
 __all__ = ["export"]

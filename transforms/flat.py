@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.capture.call import Arguments as CallArguments
-from functorch_hops.capture.call import trace_call
-from functorch_hops.capture.current import current_capture
-from functorch_hops.capture.validate import as_int, as_number, check_callable, kind_of
+from functorch_hops.calls.arguments import Arguments as CallArguments
+from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.traced_call import trace_call
+from functorch_hops.calls.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
-
-Function = Callable[..., Any]
+from functorch_hops.trace.capture import current_capture
 
 
 def transformed(operation: str, func: Function) -> Callable[[Function], Function]:

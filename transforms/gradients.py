@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.capture.validate import kind_of
+from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.transforms.flat import (
     Arguments,
     Auxiliary,
     FlatFunction,
-    Function,
     captured_whole,
     is_inexact,
     is_tensor,

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 from torch import fx
 
-from functorch_hops.capture import environment
-from functorch_hops.capture.buffers import Buffers
-from functorch_hops.capture.call import Arguments, TensorSpec, TracedCall, trace_call
-from functorch_hops.capture.validate import check_callable
+from functorch_hops import environment
+from functorch_hops.calls.arguments import Arguments, TensorSpec
+from functorch_hops.calls.traced_call import TracedCall, trace_call
+from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
+from functorch_hops.ir.printing import print_subgraph
+from functorch_hops.trace.buffers import Buffers
 
 __all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph"]
 
@@ -57,7 +59,7 @@ class CapturedGraph(fx.GraphModule):
 
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""
-        return self.call.body.as_text(self.name)
+        return print_subgraph(self.call.body, self.name)
 
     def __str__(self) -> str:
         return self.as_text()

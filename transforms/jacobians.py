@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch
+from functorch_hops.calls.arguments import Function
 from functorch_hops.transforms.flat import (
     Arguments,
     FlatFunction,
-    Function,
     is_real,
     is_tensor,
     require_callable,

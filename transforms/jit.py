@@ -15,15 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from functorch_hops import _torch
-from functorch_hops.capture import environment
-from functorch_hops.capture.buffers import Buffers, Update, refuse_update
-from functorch_hops.capture.call import Arguments, described, signature_of, static_key, trace_call
-from functorch_hops.capture.current import current_capture
-from functorch_hops.capture.sizes import facts_hold
-from functorch_hops.capture.subgraph import StaticParameters, Subgraph
-from functorch_hops.capture.traces import Trace
-from functorch_hops.capture.validate import check_callable
+from functorch_hops import _torch, environment
+from functorch_hops.calls.arguments import Arguments, signature_of
+from functorch_hops.calls.static_values import described, static_key
+from functorch_hops.calls.trace_cache import Trace
+from functorch_hops.calls.traced_call import trace_call
+from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -32,9 +29,15 @@ from functorch_hops.errors import (
     message,
     user_frame,
 )
+from functorch_hops.ir.dependence import Through, dependent_outputs
+from functorch_hops.ir.printing import print_subgraph
+from functorch_hops.ir.sizes import facts_hold
+from functorch_hops.ir.subgraph import StaticParameters, Subgraph
 from functorch_hops.lowering.backends import Backend, OtherSizesError, compiled
-from functorch_hops.ops.closed_call import closed_call_op, closed_call_static
+from functorch_hops.ops.closed_call.op import closed_call_op, closed_call_static
 from functorch_hops.ops.mode import is_capturing
+from functorch_hops.trace.buffers import Buffers, Update, refuse_update
+from functorch_hops.trace.capture import current_capture
 
 __all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
 
@@ -164,7 +167,7 @@ class _Entry:
         copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
         outputs = closed_call_op(self.static, *copies)
         n = len(outputs) - len(updates)
-        has_history = body.reached(active, by="gradient")[n:]
+        has_history = dependent_outputs(body, active, Through.GRADIENT)[n:]
         for update, buffer, value, keeps in zip(updates, buffers, outputs[n:], has_history):
             value = value if keeps and torch.is_grad_enabled() else value.detach()
             if buffer is not None:
@@ -476,7 +479,7 @@ class Lowered:
 
     def as_text(self) -> str:
         """The graph as text, nested bodies included."""
-        return self._body.as_text(getattr(self._jitted, "__name__", "main"))
+        return print_subgraph(self._body, getattr(self._jitted, "__name__", "main"))
 
     def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return Arguments(args, kwargs, self._jitted._static_floats, self._jitted._dynamic).key

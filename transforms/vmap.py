@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.capture.refusals import data_dependent
-from functorch_hops.capture.validate import kind_of
+from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller, message
+from functorch_hops.trace.refusals import data_dependent
 from functorch_hops.transforms.flat import (
-    Function,
     leaf_path,
     require_callable,
     require_chunk_size,

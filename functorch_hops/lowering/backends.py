@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
-from ..capture.passes.fission import batch_products
-from ..capture.passes.hoisting import hoist_loops
-from ..capture.sizes import facts_hold
-from ..capture.subgraph import Subgraph
-from .numbers import without_numbers
+from ..derive.numbers import without_numbers
+from ..ir.sizes import facts_hold
+from ..ir.subgraph import Subgraph
+from ..passes.hoisting import hoist_loops
+from ..passes.products import batch_products
 
 __all__ = ["Backend", "OtherSizesError", "compiled"]
 

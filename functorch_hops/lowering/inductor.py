@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from ..capture.subgraph import StaticParameters, static_of
+from ..ir.subgraph import StaticParameters, static_of
 from .barrier import barriers, hold
 
 __all__ = ["compile_graph"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["representative", "select_lanes"]
+__all__ = ["expand_lanes", "representative", "select_lanes"]
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:
@@ -29,3 +29,8 @@ def representative(taken: Tensor, x: Tensor) -> Tensor:
 
 def select_lanes(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(_column(taken, new), new, old)
+
+
+def expand_lanes(x: Tensor, size: int) -> Tensor:
+    """The same value for every lane, in memory of its own (a stride of 0 miscompiles in Inductor's loops)."""
+    return x.expand(size, *x.shape).contiguous()

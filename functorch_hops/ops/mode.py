@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 from .._torch import foreign_capture_active
-from ..capture.current import current_capture
+from ..trace.capture import current_capture
 
 __all__ = ["eager_capture", "is_capturing"]
 

@@ -1,37 +1,31 @@
-"""``associative_scan``: all prefix reductions with an associative function.
+"""``associative_scan``: all prefix reductions with an associative function."""
 
-Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, ``n_leaves``. Operands: the elements at
-dimension 0, the constants.
-"""
-
-from ...capture.passes.fission import no_products
-from ...capture.passes.hoisting import not_a_loop
-from ...hop import Hop, Rules
+from ...hop.rules import Rules
+from ...passes.hoisting import not_a_loop
+from ...passes.products import no_products
 from .batching import associative_scan_batch
-from .eager import associative_scan_abstract, associative_scan_run
-from .forwarding import associative_scan_forward
+from .dependence import associative_scan_dependent_outputs
+from .eager import associative_scan_abstract_eval, associative_scan_impl
 from .jvp import associative_scan_jvp
 from .liveness import associative_scan_prune
-from .lowering import associative_scan_native
-from .reached import associative_scan_reached
-from .vjp import associative_scan_augment, associative_scan_pullback
+from .lowering import associative_scan_lower
+from .op import associative_scan_op
+from .passthrough import associative_scan_passthrough
+from .vjp import associative_scan_vjp_backward, associative_scan_vjp_forward
 
-__all__ = ["associative_scan_op"]
-
-associative_scan_op = Hop(
-    "associative_scan",
+associative_scan_op.register(
     Rules(
-        run=associative_scan_run,
-        abstract=associative_scan_abstract,
-        reached=associative_scan_reached,
+        impl=associative_scan_impl,
+        abstract_eval=associative_scan_abstract_eval,
+        dependent_outputs=associative_scan_dependent_outputs,
         batch=associative_scan_batch,
         jvp=associative_scan_jvp,
-        augment=associative_scan_augment,
-        pullback=associative_scan_pullback,
+        vjp_forward=associative_scan_vjp_forward,
+        vjp_backward=associative_scan_vjp_backward,
         prune=associative_scan_prune,
-        forward=associative_scan_forward,
+        passthrough=associative_scan_passthrough,
         hoist=not_a_loop,
-        fission=no_products,
-        native=associative_scan_native,
-    ),
+        products=no_products,
+        lower=associative_scan_lower,
+    )
 )

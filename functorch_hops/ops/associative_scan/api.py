@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
-from ...capture.refusals import reading_refused
-from ...capture.speculate import speculate_subgraph
-from ...capture.subgraph import TensorMeta
-from ...capture.traces import as_graph
-from ...capture.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
+from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...calls.trace_cache import as_graph
+from ...calls.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
+from ...ir.meta import TensorMeta
+from ...trace.refusals import reading_refused
+from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .eager import prefixes
+from .op import associative_scan_op, associative_static
 
 __all__ = ["associative_scan"]
 
@@ -118,9 +119,6 @@ def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: Outp
 def _captured(
     functions: Sequence[Callable[[Any, Any], Any]], operands: tuple[Sequence[Tensor]], element: OutputSpec
 ) -> Sequence[Tensor]:
-    from . import associative_scan_op
-    from .eager import associative_static
-
     (fn,), (elems,) = functions, operands
     inputs = [*element.metas, *element.metas]
     body, lifted = speculate_subgraph(_checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn")

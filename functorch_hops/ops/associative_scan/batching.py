@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.derive import batched
-from ...capture.subgraph import Mask, StaticParameters
-from ..scan.batching import expand_lanes
-from .eager import associative_static
+from ...derive.batch import batched
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ..lanes import expand_lanes
+from .op import associative_scan_op, associative_static
 
 __all__ = ["associative_scan_batch"]
 
@@ -17,8 +18,6 @@ __all__ = ["associative_scan_batch"]
 def associative_scan_batch(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import associative_scan_op
-
     (body,) = static.bodies
     k = static["n_leaves"]
     everywhere = (True,) * k

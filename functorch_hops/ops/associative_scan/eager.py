@@ -12,16 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...capture.derive import batched
-from ...capture.subgraph import StaticParameters, Subgraph
+from ...derive.batch import batched
+from ...ir.subgraph import StaticParameters
 
-__all__ = ["associative_scan_abstract", "associative_scan_run", "associative_static", "prefixes"]
+__all__ = ["associative_scan_abstract_eval", "associative_scan_impl", "prefixes"]
 
 Combine = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
-
-
-def associative_static(body: Subgraph, n_leaves: int) -> StaticParameters:
-    return StaticParameters("associative_scan", [body], n_leaves=n_leaves, n_outputs=n_leaves)
 
 
 def prefixes(combine: Combine, elems: Sequence[Tensor]) -> list[Tensor]:
@@ -43,7 +39,7 @@ def _interleaved(even: Tensor, odd: Tensor) -> Tensor:
     return merged if even.shape[0] == n else torch.cat((merged, even[n:]))
 
 
-def associative_scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def associative_scan_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     (body,) = static.bodies
     k = static["n_leaves"]
     elems, consts = operands[:k], operands[k:]
@@ -56,5 +52,5 @@ def associative_scan_run(static: StaticParameters, operands: Sequence[Tensor]) -
     return prefixes(combine, elems)
 
 
-def associative_scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def associative_scan_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]]

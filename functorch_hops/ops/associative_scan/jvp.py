@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...capture.subgraph import StaticParameters
-from .eager import associative_scan_run
+from ...ir.subgraph import StaticParameters
+from .eager import associative_scan_impl
 
 __all__ = ["associative_scan_jvp"]
 
@@ -22,7 +22,7 @@ def associative_scan_jvp(
         operands = list(primals)
         for i, x in zip(active, moving):
             operands[i] = x
-        return tuple(associative_scan_run(static, operands))
+        return tuple(associative_scan_impl(static, operands))
 
     given = tuple(t for t in tangents if t is not None)
     outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]

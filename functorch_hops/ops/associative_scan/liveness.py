@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ...capture.liveness import Pruned
-from ...capture.subgraph import Mask, StaticParameters
+from ...ir.dependence import Pruned
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
 
 __all__ = ["associative_scan_prune"]
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...capture.subgraph import Mask, StaticParameters, is_differentiable
-from .eager import associative_scan_run
+from ...ir.meta import Mask, is_differentiable
+from ...ir.subgraph import StaticParameters
+from .eager import associative_scan_impl
 
-__all__ = ["associative_scan_augment", "associative_scan_pullback"]
+__all__ = ["associative_scan_vjp_backward", "associative_scan_vjp_forward"]
 
 
-def associative_scan_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def associative_scan_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     return static
 
 
-def associative_scan_pullback(
+def associative_scan_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -28,7 +29,7 @@ def associative_scan_pullback(
 
     def run(*moving: Tensor) -> tuple[Tensor, ...]:
         fresh = iter(moving)
-        outs = associative_scan_run(static, [next(fresh) if a else x for x, a in zip(operands, active)])
+        outs = associative_scan_impl(static, [next(fresh) if a else x for x, a in zip(operands, active)])
         return tuple(outs[i] for i in marked)
 
     outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))  # type: ignore[misc]

@@ -1,41 +1,35 @@
-"""``checkpoint``: a call whose residuals are recomputed in reverse mode.
+"""``checkpoint``: a call whose residuals are recomputed in reverse mode."""
 
-Static parameters: the body, the ``policy``, and which operands are ``late``. Operands: the body's inputs.
-"""
-
-from ...capture.passes.fission import no_products
-from ...capture.passes.hoisting import not_a_loop
-from ...hop import Hop, Rules
+from ...hop.rules import Rules
+from ...passes.hoisting import not_a_loop
+from ...passes.products import no_products
+from .op import checkpoint_op
 from .rules import (
-    checkpoint_abstract,
-    checkpoint_augment,
+    checkpoint_abstract_eval,
     checkpoint_batch,
-    checkpoint_forward,
+    checkpoint_dependent_outputs,
+    checkpoint_impl,
     checkpoint_jvp,
-    checkpoint_native,
+    checkpoint_lower,
+    checkpoint_passthrough,
     checkpoint_prune,
-    checkpoint_pullback,
-    checkpoint_reached,
-    checkpoint_run,
-    checkpoint_static,
+    checkpoint_vjp_backward,
+    checkpoint_vjp_forward,
 )
 
-__all__ = ["checkpoint_op", "checkpoint_static"]
-
-checkpoint_op = Hop(
-    "checkpoint",
+checkpoint_op.register(
     Rules(
-        run=checkpoint_run,
-        abstract=checkpoint_abstract,
-        reached=checkpoint_reached,
+        impl=checkpoint_impl,
+        abstract_eval=checkpoint_abstract_eval,
+        dependent_outputs=checkpoint_dependent_outputs,
         batch=checkpoint_batch,
         jvp=checkpoint_jvp,
-        augment=checkpoint_augment,
-        pullback=checkpoint_pullback,
+        vjp_forward=checkpoint_vjp_forward,
+        vjp_backward=checkpoint_vjp_backward,
         prune=checkpoint_prune,
-        forward=checkpoint_forward,
+        passthrough=checkpoint_passthrough,
         hoist=not_a_loop,
-        fission=no_products,
-        native=checkpoint_native,
-    ),
+        products=no_products,
+        lower=checkpoint_lower,
+    )
 )

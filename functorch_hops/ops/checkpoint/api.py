@@ -10,12 +10,13 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...capture.output import OutputSpec
-from ...capture.speculate import speculate_subgraph
-from ...capture.subgraph import TensorMeta
-from ...capture.traces import as_graph
-from ...capture.validate import check_callable
+from ...calls.output import OutputSpec
+from ...calls.trace_cache import as_graph
+from ...calls.validate import check_callable
+from ...ir.meta import TensorMeta
+from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
+from .op import checkpoint_op, checkpoint_static
 from .policies import CheckpointPolicy, check_policy, nothing
 
 __all__ = ["checkpoint", "checkpointed_plainly"]
@@ -111,8 +112,6 @@ def _captured(
     operands: tuple[tuple[Any, ...], dict[str, Any]],
     policy: CheckpointPolicy,
 ) -> Any:
-    from . import checkpoint_op, checkpoint_static
-
     (func,) = functions
     leaves, spec = pytree.flatten(operands)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

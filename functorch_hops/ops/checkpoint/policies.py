@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ...capture.saving import Value
+from ...derive.saving import Value
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 
 __all__ = [

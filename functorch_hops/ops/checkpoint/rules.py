@@ -10,56 +10,51 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from ...capture.derive import batched, with_tangents
-from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.partition import Partition, backward_operands, partition
-from ...capture.passes.forwarding import Forwarded, forward_branches
-from ...capture.saving import Policy
-from ...capture.subgraph import Mask, StaticParameters, Subgraph
+from ...derive.batch import batched
+from ...derive.partition import Partition, backward_operands, partition
+from ...derive.tangent import with_tangents
+from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
 from ...lowering.barrier import held
+from ...passes.passthrough import SimplifiedCall
+from ...passes.rewiring import restricted, simplify_branches
+from .op import checkpoint_op, checkpoint_static
 
 __all__ = [
-    "checkpoint_abstract",
-    "checkpoint_augment",
+    "checkpoint_abstract_eval",
     "checkpoint_batch",
-    "checkpoint_forward",
+    "checkpoint_dependent_outputs",
+    "checkpoint_impl",
     "checkpoint_jvp",
-    "checkpoint_native",
+    "checkpoint_lower",
+    "checkpoint_passthrough",
     "checkpoint_prune",
-    "checkpoint_pullback",
-    "checkpoint_reached",
-    "checkpoint_run",
-    "checkpoint_static",
+    "checkpoint_vjp_backward",
+    "checkpoint_vjp_forward",
 ]
 
 
-def checkpoint_static(body: Subgraph, policy: Policy, late: Mask = ()) -> StaticParameters:
-    """``late`` marks operands; the empty mask marks none."""
-    return StaticParameters("checkpoint", [body], policy=policy, late=late, n_outputs=len(body.outputs))
-
-
 def _call(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    from . import checkpoint_op
-
     return checkpoint_op(static, *operands)
 
 
 def _partition(static: StaticParameters, active: Mask) -> tuple[Partition, Mask]:
     (body,) = static.bodies
-    reached = body.reached(active, by="gradient")
+    reached = dependent_outputs(body, active, Through.GRADIENT)
     return partition(body, active, reached, policy=static["policy"]), reached
 
 
-def checkpoint_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return static.bodies[0](*operands)
 
 
-def checkpoint_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]
 
 
-def checkpoint_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
-    return static.bodies[0].reached(sources, by=by)
+def checkpoint_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+    return dependent_outputs(static.bodies[0], sources, through)
 
 
 def checkpoint_batch(
@@ -81,11 +76,11 @@ def checkpoint_jvp(
     return outs[:n], [next(moving) if r else None for r in reached]
 
 
-def checkpoint_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def checkpoint_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     return checkpoint_static(_partition(static, active)[0].forward, static["policy"], static["late"])
 
 
-def checkpoint_pullback(
+def checkpoint_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -100,13 +95,13 @@ def checkpoint_pullback(
     return [next(grads) if a else None for a in active]
 
 
-def checkpoint_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
+def checkpoint_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
     if static["late"]:
         return None  # an operand that is late and early at once could be neither
-    return forward_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(bodies[0], static["policy"]))
+    return simplify_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(bodies[0], static["policy"]))
 
 
-def checkpoint_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
     late = static["late"] or (False,) * len(operands)
     until = [x for x, is_late in zip(operands, late) if is_late]

@@ -6,51 +6,45 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-from ...capture.derive import batched, with_tangents
-from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.partition import backward_operands, partition
-from ...capture.passes.forwarding import Forwarded, forward_branches
-from ...capture.subgraph import Mask, StaticParameters, Subgraph
-from ...lowering.backends import Backend, compiled
+from ...derive.batch import batched
+from ...derive.partition import backward_operands, partition
+from ...derive.tangent import with_tangents
+from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters, Subgraph
+from ...lowering.backends import compiled
+from ...passes.passthrough import SimplifiedCall
+from ...passes.rewiring import restricted, simplify_branches
+from .op import closed_call_op, closed_call_static
 
 __all__ = [
-    "closed_call_abstract",
-    "closed_call_augment",
+    "closed_call_abstract_eval",
     "closed_call_batch",
-    "closed_call_forward",
+    "closed_call_dependent_outputs",
+    "closed_call_impl",
     "closed_call_jvp",
-    "closed_call_native",
+    "closed_call_lower",
+    "closed_call_passthrough",
     "closed_call_prune",
-    "closed_call_pullback",
-    "closed_call_reached",
-    "closed_call_run",
-    "closed_call_static",
+    "closed_call_vjp_backward",
+    "closed_call_vjp_forward",
 ]
 
 
-def closed_call_static(body: Subgraph, backend: Backend) -> StaticParameters:
-    return body.derive(
-        ("closed call", backend),
-        lambda: StaticParameters("closed_call", [body], backend=backend, n_outputs=len(body.outputs)),
-    )
-
-
 def _call(body: Subgraph, static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    from . import closed_call_op
-
     return closed_call_op(closed_call_static(body, static["backend"]), *operands)
 
 
-def closed_call_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def closed_call_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return compiled(static.bodies[0], static["backend"])(operands)
 
 
-def closed_call_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def closed_call_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]
 
 
-def closed_call_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
-    return static.bodies[0].reached(sources, by=by)
+def closed_call_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+    return dependent_outputs(static.bodies[0], sources, through)
 
 
 def closed_call_batch(
@@ -70,13 +64,13 @@ def closed_call_jvp(
     return outs[:n], [next(moving) if r else None for r in reached]
 
 
-def closed_call_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def closed_call_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     body = static.bodies[0]
-    part = partition(body, active, body.reached(active, by="gradient"))
+    part = partition(body, active, dependent_outputs(body, active, Through.GRADIENT))
     return closed_call_static(part.forward, static["backend"])
 
 
-def closed_call_pullback(
+def closed_call_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -84,22 +78,22 @@ def closed_call_pullback(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     body = static.bodies[0]
-    reached = body.reached(active, by="gradient")
+    reached = dependent_outputs(body, active, Through.GRADIENT)
     part = partition(body, active, reached)
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     grads = iter(_call(part.backward, static, operands_back))
     return [next(grads) if a else None for a in active]
 
 
-def closed_call_forward(static: StaticParameters, operands: Sequence[Hashable]) -> Forwarded | None:
+def closed_call_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
     def make(bodies: Sequence[Subgraph]) -> StaticParameters:
         (body,) = bodies
         return closed_call_static(body, static["backend"])
 
-    return forward_branches(static.bodies, operands, 0, make)
+    return simplify_branches(static.bodies, operands, 0, make)
 
 
-def closed_call_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def closed_call_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """Inside another graph the call dissolves: that graph is compiled as a whole."""
     return static.bodies[0](*operands)
 

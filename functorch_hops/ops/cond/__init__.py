@@ -1,37 +1,31 @@
-"""``cond`` and ``switch``: one operator that runs one of several branches.
+"""``cond`` and ``switch``: one operator that runs one of several branches."""
 
-Static parameters: ``bodies`` are the branches, all of one signature. Operands: the selector - a 0-d bool (False is
-branch 0) or a 0-d int64 in range - then the branches' operands.
-"""
-
-from ...capture.passes.fission import no_products
-from ...capture.passes.hoisting import not_a_loop
-from ...hop import Hop, Rules
+from ...hop.rules import Rules
+from ...passes.hoisting import not_a_loop
+from ...passes.products import no_products
 from .batching import cond_batch
-from .eager import cond_abstract, cond_run
-from .forwarding import cond_forward
+from .dependence import cond_dependent_outputs
+from .eager import cond_abstract_eval, cond_impl
 from .jvp import cond_jvp
 from .liveness import cond_prune
-from .lowering import cond_native
-from .reached import cond_reached
-from .vjp import cond_augment, cond_pullback
+from .lowering import cond_lower
+from .op import cond_op
+from .passthrough import cond_passthrough
+from .vjp import cond_vjp_backward, cond_vjp_forward
 
-__all__ = ["cond_op"]
-
-cond_op = Hop(
-    "cond",
+cond_op.register(
     Rules(
-        run=cond_run,
-        abstract=cond_abstract,
-        reached=cond_reached,
+        impl=cond_impl,
+        abstract_eval=cond_abstract_eval,
+        dependent_outputs=cond_dependent_outputs,
         batch=cond_batch,
         jvp=cond_jvp,
-        augment=cond_augment,
-        pullback=cond_pullback,
+        vjp_forward=cond_vjp_forward,
+        vjp_backward=cond_vjp_backward,
         prune=cond_prune,
-        forward=cond_forward,
+        passthrough=cond_passthrough,
         hoist=not_a_loop,
-        fission=no_products,
-        native=cond_native,
-    ),
+        products=no_products,
+        lower=cond_lower,
+    )
 )

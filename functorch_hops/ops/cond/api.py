@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...capture.output import OutputSpec, numbers_as_tensors
-from ...capture.signature import merge_lifted
-from ...capture.speculate import speculate_subgraph
-from ...capture.subgraph import TensorMeta
-from ...capture.traces import as_graph
-from ...capture.validate import (
+from ...calls.output import OutputSpec, numbers_as_tensors
+from ...calls.trace_cache import as_graph
+from ...calls.validate import (
     PYTHON_NUMBERS,
     as_int,
     as_number,
@@ -24,7 +21,11 @@ from ...capture.validate import (
     kind_of,
 )
 from ...errors import ArgumentTypeError, ArgumentValueError, message
+from ...ir.build import merge_lifted
+from ...ir.meta import TensorMeta
+from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
+from .op import cond_op, cond_static
 
 __all__ = ["cond", "switch"]
 
@@ -152,9 +153,6 @@ def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
 def _captured(
     branches: Sequence[Callable[..., Any]], arguments: tuple[Any, ...], operation: str, names: tuple[str, ...]
 ) -> Any:
-    from . import cond_op
-    from .eager import cond_static
-
     selector, *operands = arguments
     leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
     inputs = [TensorMeta.of(x) for x in leaves]

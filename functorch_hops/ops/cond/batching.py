@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.derive import batched, rewritten
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ...derive.batch import batched
+from ...derive.rewrite import rewritten
+from ...ir.meta import Mask, TensorMeta
+from ...ir.subgraph import StaticParameters, Subgraph
 from ..lanes import representative, select_lanes
-from .eager import cond_static
+from .op import cond_op, cond_static
 
 __all__ = ["cond_batch"]
 
@@ -26,8 +28,6 @@ def cond_batch(
     if mapped[0]:
         return _per_lane(static, operands, mapped, size, randomness)
     branches, out = _batched_branches(static.bodies, mapped[1:], size, randomness)
-    from . import cond_op
-
     return cond_op(cond_static(branches), *operands), out
 
 
@@ -43,8 +43,6 @@ def _batched_branches(
 def _per_lane(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import cond_op
-
     selector, *rest = operands
     everywhere = (True,) * static["n_outputs"]
     branches, _ = _batched_branches(static.bodies, mapped[1:], size, randomness, everywhere)

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import StaticParameters
 
-__all__ = ["cond_abstract", "cond_run", "cond_static"]
-
-
-def cond_static(branches: Sequence[Subgraph]) -> StaticParameters:
-    return StaticParameters("cond", branches, n_outputs=len(branches[0].outputs))
+__all__ = ["cond_abstract_eval", "cond_impl"]
 
 
-def cond_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def cond_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     selector, *rest = operands
     return static.bodies[int(selector.item())](*rest)
 
 
-def cond_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def cond_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.derive import rewritten, with_tangents
-from ...capture.subgraph import Mask, StaticParameters, Subgraph
-from .eager import cond_static
-from .reached import cond_reached
+from ...derive.rewrite import rewritten
+from ...derive.tangent import with_tangents
+from ...ir.dependence import Through
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters, Subgraph
+from .dependence import cond_dependent_outputs
+from .op import cond_op, cond_static
 
 __all__ = ["cond_jvp"]
 
@@ -17,10 +20,8 @@ __all__ = ["cond_jvp"]
 def cond_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    from . import cond_op
-
     active = tuple(t is not None for t in tangents[1:])
-    reached = cond_reached(static, (False, *active), "tangent")
+    reached = cond_dependent_outputs(static, (False, *active), Through.TANGENT)
     branches = [_branch_with_tangents(body, active, reached) for body in static.bodies]
     given = [t for t in tangents if t is not None]
     outs = cond_op(cond_static(branches), *primals, *given)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.subgraph import Mask, StaticParameters
-from .eager import cond_static
+from ...ir.dependence import Pruned, needed_inputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ...passes.rewiring import restricted
+from .op import cond_static
 
 __all__ = ["cond_prune"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import StaticParameters, Subgraph
 
-__all__ = ["cond_native"]
+__all__ = ["cond_lower"]
 
 
-def cond_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def cond_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     selector, *rest = operands
     if not static.bodies[0].outputs:
         return []

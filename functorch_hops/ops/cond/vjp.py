@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...capture.derive import rewritten
-from ...capture.partition import Partition, partition
-from ...capture.subgraph import Mask, StaticParameters, TensorMeta, count
-from .eager import cond_static
-from .reached import cond_reached
+from ...derive.partition import Partition, partition
+from ...derive.rewrite import rewritten
+from ...ir.dependence import Through
+from ...ir.meta import Mask, TensorMeta, count
+from ...ir.subgraph import StaticParameters
+from .dependence import cond_dependent_outputs
+from .op import cond_op, cond_static
 
-__all__ = ["cond_augment", "cond_pullback"]
+__all__ = ["cond_vjp_backward", "cond_vjp_forward"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class _Plan:
 
 
 def _plan(static: StaticParameters, active: Mask) -> _Plan:
-    cotangents = cond_reached(static, active, "gradient")
+    cotangents = cond_dependent_outputs(static, active, Through.GRADIENT)
     parts = tuple(partition(body, active[1:], cotangents) for body in static.bodies)
     needed: Counter[TensorMeta] = Counter()
     for part in parts:
@@ -49,7 +51,7 @@ def _plan(static: StaticParameters, active: Mask) -> _Plan:
     return _Plan(parts, tuple(needed.elements()), cotangents)
 
 
-def cond_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def cond_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     plan = _plan(static, active)
     n = static["n_outputs"]
     branches = []
@@ -67,15 +69,13 @@ def cond_augment(static: StaticParameters, active: Mask) -> StaticParameters:
     return cond_static(branches)
 
 
-def cond_pullback(
+def cond_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    from . import cond_op
-
     plan = _plan(static, active)
     selector, *rest = operands
     given = [_or_zeros(ct, meta) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c]

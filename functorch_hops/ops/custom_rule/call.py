@@ -6,68 +6,22 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.derive import rearranged
-from ...capture.speculate import capture_function
-from ...capture.subgraph import Mask, Subgraph, TensorMeta, is_differentiable
-from ...capture.traces import as_graph
+from ...calls.trace_cache import as_graph
 from ...errors import CaptureError, message
+from ...ir.build import rearranged
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import Subgraph
+from ...trace.speculate import capture_function
 from ..mode import is_capturing
+from .eager import call_in_python
+from .flat_rule import FlatRule, Tensors, marked_inputs
+from .op import custom_rule_op
 from .parameters import CustomRule, Layout, Recursion
 
-__all__ = ["FlatRule", "as_python_or_graph", "call_custom_rule"]
-
-Tensors = Sequence[Tensor]
-
-
-class FlatRule:
-    """A function of tensors with its derivatives, as Python functions; trees are the business of subclasses.
-
-    ``identity``: a tuple that tells this function from others where its derivatives call it again. It begins with the
-    function, whatever its arguments; the metadata of the inputs are no part of it. ``transposes_tangent``: without a
-    ``backward``, reverse mode is the transpose of ``tangent``. ``constant_closure``: what the
-    function closes over counts as constant; else it is an error to differentiate it. ``vmap``: a batching rule,
-    ``(operands, mapped, size, randomness) -> (outputs, mapped outputs)``.
-    """
-
-    name: str
-    identity: tuple[Hashable, ...]
-    has_backward = False
-    has_tangent = False
-    transposes_tangent = True
-    constant_closure = False
-    reverse_remedy = "use forward mode"
-    forward_remedy = "use reverse mode"
-    vmap: Callable[..., Any] | None = None
-    learned: Any = None
-    """What ``primal`` found out; a call inside the derivatives gets it without a run of ``primal``."""
-
-    def primal(self, *inputs: Tensor) -> Tensors:
-        """The outputs."""
-        raise NotImplementedError
-
-    def is_differentiable(self, i: int, dtype: torch.dtype) -> bool:
-        """Whether the i-th output has tangents; asked after ``primal``."""
-        return is_differentiable(dtype)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
-        """The outputs, and the residuals for ``backward``."""
-        raise NotImplementedError
-
-    def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
-        """One gradient for each marked input, from the cotangents of the differentiable outputs."""
-        raise NotImplementedError
-
-    def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
-        """The outputs, and the tangents of the differentiable ones, from those of the marked inputs."""
-        raise NotImplementedError
-
-
-def marked_inputs(inputs: Tensors) -> Mask:
-    return tuple(is_differentiable(x.dtype) for x in inputs)
+__all__ = ["as_python_or_graph", "call_custom_rule"]
 
 
 def runs_as_python() -> bool:
@@ -92,8 +46,6 @@ def call_custom_rule(rule: FlatRule, inputs: Tensors) -> Sequence[Tensor]:
     """The outputs of ``rule`` for ``inputs``, with its derivatives at every level of differentiation."""
     if not runs_as_python():
         return _CapturedCall(rule, inputs).outputs()
-    from .eager import call_in_python
-
     return call_in_python(rule, inputs)
 
 
@@ -133,8 +85,6 @@ class _CapturedCall:
         self.is_recursive = False
 
     def outputs(self) -> Sequence[Tensor]:
-        from . import custom_rule_op
-
         for outer in _active.calls:
             if outer.rule.identity == self.rule.identity and outer.metas == self.metas:
                 self.rule.learned = outer.rule.learned

@@ -18,11 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...capture.derive import batched, joint, rewritten
-from ...capture.partition import partition
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, count, is_differentiable
+from ...derive.batch import batched
+from ...derive.joint import joint
+from ...derive.partition import partition
+from ...derive.rewrite import rewritten
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.meta import Mask, count, is_differentiable
+from ...ir.subgraph import StaticParameters, Subgraph
 
-__all__ = ["Batched", "CustomRule", "Layout", "Recursion", "Reverse", "Rule"]
+__all__ = ["Batched", "CustomRule", "Inlined", "Layout", "Recursion", "Reverse", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
 
     body = rewritten(linear, linear_inputs, "vjp")
     sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
-    reached = body.reached(sources, by="gradient")
+    reached = dependent_outputs(body, sources, Through.GRADIENT)
     part = partition(body, sources, (*(False,) * n_outputs, *reached[n_outputs:]))
 
     def everything(operands: Sequence[Tensor]) -> list[Tensor]:
@@ -238,7 +242,7 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
 
 def _ordinary(function: Subgraph, active: Mask) -> Reverse:
     """The reverse mode of the function's own operators."""
-    reached = function.reached(active, by="gradient")
+    reached = dependent_outputs(function, active, Through.GRADIENT)
     part = partition(function, active, reached)
     n, n_residuals = len(active), len(part.residuals)
 
@@ -325,3 +329,7 @@ def _changed(
         of = _changed(static["of"], change)
         return static if of is static["of"] else Batched(static.hop, static.bodies, **{**static.attributes, "of": of})
     return static.with_bodies(lambda body: _replaced(body, change))
+
+
+class Inlined(StaticParameters):
+    """A call that dissolves into its graph; ``of`` is the rule whose forward graph it is."""

@@ -15,51 +15,48 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.derive import batched
-from ...capture.liveness import Pruned
-from ...capture.partition import backward_operands, partition
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ...derive.batch import batched
+from ...derive.partition import backward_operands, partition
 from ...errors import CaptureError, message
-from .parameters import Batched, Recursion, Rule
-from .refusal import Refusal, closed_over, missing, refused
+from ...ir.dependence import Pruned, Through, dependent_outputs
+from ...ir.meta import Mask, TensorMeta
+from ...ir.subgraph import StaticParameters, Subgraph
+from ..missing_derivative.op import MissingDerivative, absent_derivatives, closed_over, missing
+from .op import custom_rule_op
+from .parameters import Batched, Inlined, Recursion, Rule
 
 __all__ = [
-    "Inlined",
-    "custom_rule_abstract",
-    "custom_rule_augment",
+    "custom_rule_abstract_eval",
     "custom_rule_batch",
-    "custom_rule_forward",
+    "custom_rule_dependent_outputs",
+    "custom_rule_impl",
     "custom_rule_jvp",
-    "custom_rule_native",
+    "custom_rule_lower",
+    "custom_rule_passthrough",
     "custom_rule_prune",
-    "custom_rule_pullback",
-    "custom_rule_reached",
-    "custom_rule_run",
+    "custom_rule_vjp_backward",
+    "custom_rule_vjp_forward",
 ]
-
-
-class Inlined(StaticParameters):
-    """A call that dissolves into its graph; ``of`` is the rule whose forward graph it is."""
 
 
 def _inlined(graph: Subgraph, of: Rule) -> Inlined:
     return Inlined("custom_rule", [graph], of=of, n_outputs=len(graph.outputs))
 
 
-def custom_rule_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def custom_rule_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return static.bodies[0](*operands)
 
 
-def custom_rule_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def custom_rule_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [meta.empty() for meta in static.bodies[0].outputs]
 
 
-def custom_rule_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def custom_rule_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """What is lowered has been differentiated already."""
     return static.bodies[0](*operands)
 
 
-def custom_rule_forward(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+def custom_rule_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> None:
     """The derivative is the user's, who sees all operands and outputs: they stay as they are."""
 
 
@@ -72,7 +69,7 @@ def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
 # reverse mode
 
 
-def custom_rule_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def custom_rule_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     if isinstance(static, Inlined):
         return _inlined(_residual_partition(static, active)[0].forward, static["of"])
     rule = _require_rule(static)
@@ -80,7 +77,7 @@ def custom_rule_augment(static: StaticParameters, active: Mask) -> StaticParamet
     return rule if reverse is None else _inlined(reverse.forward, rule)
 
 
-def custom_rule_pullback(
+def custom_rule_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -88,19 +85,19 @@ def custom_rule_pullback(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     if isinstance(static, Inlined):
-        return _second_pullback(static, active, operands, residuals, cotangents)
+        return _second_derivative(static, active, operands, residuals, cotangents)
     rule = _require_rule(static)
     layout = rule.layout
     cts = [_filled(ct, meta) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
-    refusal = _closed_over(rule, active, "gradient")
+    absence = _closed_over(rule, active, Through.GRADIENT)
     if reverse is None:
-        refusal = refusal or missing(layout.name, *layout.missing_reverse)
-    if reverse is None or refusal is not None:
-        assert refusal is not None
+        absence = absence or missing(layout.name, *layout.missing_reverse)
+    if reverse is None or absence is not None:
+        assert absence is not None
         asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
-        refused_grads = iter(refused(refusal, asking, [*operands, *cts]))
-        return [next(refused_grads) if a else None for a in active]
+        absent = iter(absent_derivatives(absence, asking, [*operands, *cts]))
+        return [next(absent) if a else None for a in active]
     with _torch.autocast_off():
         grads = iter(reverse.backward(*residuals, *operands, *cts))
     return [next(grads) if g else None for g in reverse.gradients]
@@ -110,12 +107,12 @@ def _residual_partition(static: Inlined, active: Mask) -> tuple[Any, Mask]:
     """How the residuals of a forward graph are differentiated: as ordinary code."""
     (graph,) = static.bodies
     n_outputs = static["of"]["n_outputs"]
-    reached = graph.reached(active, by="gradient")
+    reached = dependent_outputs(graph, active, Through.GRADIENT)
     cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
     return partition(graph, active, cotangents), cotangents
 
 
-def _second_pullback(
+def _second_derivative(
     static: Inlined,
     active: Mask,
     operands: Sequence[Tensor],
@@ -136,7 +133,7 @@ def _second_pullback(
     if all(ct is None for ct in cotangents[:n_outputs]):
         return grads
     values = graph(*operands)[n_outputs:]
-    first = custom_rule_pullback(rule, active, operands, values, cotangents[:n_outputs])
+    first = custom_rule_vjp_backward(rule, active, operands, values, cotangents[:n_outputs])
     return [b if a is None else a if b is None else a + b for a, b in zip(grads, first)]
 
 
@@ -151,21 +148,19 @@ def _filled(ct: Tensor | None, meta: TensorMeta) -> Tensor:
 def custom_rule_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    from . import custom_rule_op
-
     rule = _require_rule(static)
     layout, n = rule.layout, rule["n_outputs"]
     is_moving = tuple(t is not None for t in tangents)
-    refusal = _closed_over(rule, is_moving, "tangent")
-    if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and refusal is None:
+    absence = _closed_over(rule, is_moving, Through.TANGENT)
+    if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and absence is None:
         return custom_rule_op(rule, *primals), [None] * n
     graph = rule.tangent()
-    if graph is None and refusal is None:
-        refusal = missing(layout.name, *layout.missing_tangent)
-    if graph is None or refusal is not None:
-        assert refusal is not None
+    if graph is None and absence is None:
+        absence = missing(layout.name, *layout.missing_tangent)
+    if graph is None or absence is not None:
+        assert absence is not None
         metas = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
-        moving = iter(refused(refusal, metas, [*primals, *(t for t in tangents if t is not None)]))
+        moving = iter(absent_derivatives(absence, metas, [*primals, *(t for t in tangents if t is not None)]))
         return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
     given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
     with _torch.autocast_off():
@@ -174,32 +169,30 @@ def custom_rule_jvp(
     return outs[:n], [next(moving) if d else None for d in layout.differentiable]
 
 
-def custom_rule_reached(static: StaticParameters, sources: Mask, by: str) -> Mask:
+def custom_rule_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
     if isinstance(static, Inlined):
-        return static.bodies[0].reached(sources, by=by)
-    rule, hit = _rule_of(static), any(sources) or (by == "lane" and static.random)
+        return dependent_outputs(static.bodies[0], sources, through)
+    rule, hit = _rule_of(static), any(sources) or (through is Through.LANE and static.random)
     if rule is None or not hit:
         return (hit,) * static["n_outputs"]
     differentiable = rule.layout.differentiable
-    if by in ("gradient", "tangent"):
+    if not through.is_of_values:
         return differentiable
     if rule.layout.vmap is not None:
         return (True,) * static["n_outputs"]
     # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
-    reached = static.bodies[0].reached(sources, by=by)
+    reached = dependent_outputs(static.bodies[0], sources, through)
     return tuple(r or d for r, d in zip(reached, differentiable))
 
 
 def custom_rule_batch(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import custom_rule_op
-
     rule = _rule_of(static)
     if rule is not None and rule.layout.vmap is not None:
         found: tuple[Sequence[Tensor], Mask] = rule.layout.vmap(operands, mapped, size, randomness)
         return found
-    reached = custom_rule_reached(static, mapped, "lane" if randomness == "different" else "value")
+    reached = custom_rule_dependent_outputs(static, mapped, Through.of_vmap(randomness))
     out = tuple(r or size == 0 for r in reached)
     body, out = batched(static.bodies[0], mapped, size, randomness, out)
     attributes = {"mapped": mapped, "size": size, "randomness": randomness, "out": out}
@@ -232,13 +225,13 @@ def _require_rule(static: StaticParameters) -> Rule:
     return rule
 
 
-def _closed_over(rule: Rule, active: Mask, by: str) -> Refusal | None:
+def _closed_over(rule: Rule, active: Mask, through: Through) -> MissingDerivative | None:
     """Why there is no derivative, where a closed-over value is differentiated."""
     layout = rule.layout
     values = tuple(a and i >= layout.n_inputs for i, a in enumerate(active))
     if layout.constant_closure or not any(values):
         return None
-    reached = rule.bodies[0].reached(values, by=by)
+    reached = dependent_outputs(rule.bodies[0], values, through)
     if not any(r and d for r, d in zip(reached, layout.differentiable)):
         return None
     return closed_over(layout.name, str(rule.bodies[0].inputs[values.index(True)]))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...capture.output import OutputSpec, numbers_as_tensors
-from ...capture.refusals import reading_refused
-from ...capture.validate import as_int, check_agreement, check_callable, check_tensor_leaves
+from ...calls.output import OutputSpec, numbers_as_tensors
+from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, Caller, message
+from ...trace.refusals import reading_refused
 from ..scan.api import run_scan, trip_count
 
 __all__ = ["map"]

@@ -1,38 +1,31 @@
-"""``scan``: one operator for every loop whose trip count is known when it starts (``fori_loop`` and ``map`` included).
+"""``scan``: one operator for every loop whose trip count is known when it starts."""
 
-Static parameters: the body ``(carry..., x..., consts...) -> (carry..., y...)``, ``n_carry``, ``n_xs``, ``reverse``.
-Operands: the length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final carry,
-the stacked ys.
-"""
-
-from ...hop import Hop, Rules
+from ...hop.rules import Rules
 from .batching import scan_batch
-from .eager import scan_abstract, scan_run
-from .fission import scan_fission
-from .forwarding import scan_forward
+from .dependence import scan_dependent_outputs
+from .eager import scan_abstract_eval, scan_impl
 from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
-from .lowering import scan_native
-from .reached import scan_reached
-from .vjp import scan_augment, scan_pullback
+from .lowering import scan_lower
+from .op import scan_op
+from .passthrough import scan_passthrough
+from .products import scan_products
+from .vjp import scan_vjp_backward, scan_vjp_forward
 
-__all__ = ["scan_op"]
-
-scan_op = Hop(
-    "scan",
+scan_op.register(
     Rules(
-        run=scan_run,
-        abstract=scan_abstract,
-        reached=scan_reached,
+        impl=scan_impl,
+        abstract_eval=scan_abstract_eval,
+        dependent_outputs=scan_dependent_outputs,
         batch=scan_batch,
         jvp=scan_jvp,
-        augment=scan_augment,
-        pullback=scan_pullback,
+        vjp_forward=scan_vjp_forward,
+        vjp_backward=scan_vjp_backward,
         prune=scan_prune,
-        forward=scan_forward,
+        passthrough=scan_passthrough,
         hoist=scan_hoist,
-        fission=scan_fission,
-        native=scan_native,
-    ),
+        products=scan_products,
+        lower=scan_lower,
+    )
 )

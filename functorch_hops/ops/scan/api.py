@@ -9,16 +9,16 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...capture.output import OutputSpec, number_as_tensor, numbers_as_tensors
-from ...capture.speculate import speculate_subgraph
-from ...capture.subgraph import TensorMeta
-from ...capture.traces import as_graph
-from ...capture.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
+from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...calls.trace_cache import as_graph
+from ...calls.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
 from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
+from ...ir.meta import TensorMeta
+from ...trace.speculate import speculate_subgraph
 from ..checkpoint.api import checkpointed_plainly
+from ..loops.steps import carry_check, elements, stack_outputs
 from ..mode import is_capturing
 from .remat import as_remat, run_recomputing, segment_length
-from .steps import carry_check, elements, stack_outputs
 
 __all__ = ["run_scan", "scan", "trip_count"]
 

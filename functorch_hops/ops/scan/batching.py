@@ -6,25 +6,26 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.derive import batched
-from ...capture.subgraph import Mask, StaticParameters
-from .eager import scan_static, split_operands
-from .reached import scan_reached
+from ...derive.batch import batched
+from ...ir.dependence import Through
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ..lanes import expand_lanes
+from .dependence import scan_dependent_outputs
+from .op import scan_op, scan_static, split_operands
 
-__all__ = ["expand_lanes", "scan_batch"]
+__all__ = ["scan_batch"]
 
 
 def scan_batch(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import scan_op
-
     (body,) = static.bodies
     n = static["n_carry"]
     length, init, xs, consts = split_operands(static, operands)
     _, init_mapped, xs_mapped, consts_mapped = split_operands(static, mapped)
-    by = "lane" if randomness == "different" else "value"
-    carry_mapped = scan_reached(static, mapped, by)[:n]
+    through = Through.of_vmap(randomness)
+    carry_mapped = scan_dependent_outputs(static, mapped, through)[:n]
     at_carry = (*carry_mapped, *(False,) * (len(body.outputs) - n))
     new_body, out = batched(body, (*carry_mapped, *xs_mapped, *consts_mapped), size, randomness, at_carry)
     outs = scan_op(
@@ -36,8 +37,3 @@ def scan_batch(
     )
     ys = (y.movedim(1, 0) if m else y for y, m in zip(outs[n:], out[n:]))
     return [*outs[:n], *ys], out
-
-
-def expand_lanes(x: Tensor, size: int) -> Tensor:
-    """The same value for every lane, in memory of its own (a stride of 0 miscompiles in Inductor's loops)."""
-    return x.expand(size, *x.shape).contiguous()

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...capture.subgraph import StaticParameters, Subgraph, TensorMeta
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import StaticParameters
+from .op import split_operands
 
-__all__ = ["Operands", "scan_abstract", "scan_run", "scan_static", "split_operands"]
-
-
-class Operands(NamedTuple):
-    length: Any
-    init: Sequence[Any]
-    xs: Sequence[Any]
-    consts: Sequence[Any]
+__all__ = ["scan_abstract_eval", "scan_impl"]
 
 
-def scan_static(body: Subgraph, n_carry: int, n_xs: int, reverse: bool) -> StaticParameters:
-    return StaticParameters("scan", [body], n_carry=n_carry, n_xs=n_xs, reverse=reverse, n_outputs=len(body.outputs))
-
-
-def split_operands(static: StaticParameters, operands: Sequence[Any]) -> Operands:
-    """Operands (or a mask of them) by their part."""
-    n, m = static["n_carry"], static["n_xs"]
-    length, *rest = operands
-    return Operands(length, rest[:n], rest[n : n + m], rest[n + m :])
-
-
-def scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def scan_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     (body,) = static.bodies
     length, init, xs, consts = split_operands(static, operands)
     carry: Sequence[Tensor] = init
@@ -54,7 +38,7 @@ def scan_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[T
     return [*carry, *stacks]
 
 
-def scan_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def scan_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     (body,) = static.bodies
     n, length = static["n_carry"], operands[0]
     carry = [meta.empty() for meta in body.outputs[:n]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...capture.passes.hoisting import Hoisted, is_any, is_total, split_invariant
-from ...capture.subgraph import StaticParameters
+from ...ir.subgraph import StaticParameters
+from ...passes.hoisting import Hoisted, is_any, is_total, split_invariant
 
 __all__ = ["scan_hoist"]
 

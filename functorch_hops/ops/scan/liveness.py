@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.subgraph import Mask, StaticParameters
-from .carry import carry_fixpoint
-from .eager import scan_static
+from ...ir.dependence import Pruned, needed_inputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ...passes.rewiring import restricted
+from ..loops.carry import carry_fixpoint
+from .op import scan_static
 
 __all__ = ["scan_prune"]
 

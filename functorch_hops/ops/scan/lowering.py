@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters, TensorMeta
-from .eager import split_operands
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import StaticParameters
+from .op import split_operands
 
-__all__ = ["scan_native"]
+__all__ = ["scan_lower"]
 
 
-def scan_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def scan_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch's scan runs forward in time only, wants at least one step and one ``xs``, and inputs that share no
     storage.
     """

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from ... import _torch
-from ...capture.derive import rewritten
-from ...capture.subgraph import Subgraph
-from ...capture.validate import as_int
+from ...calls.validate import as_int
+from ...derive.rewrite import rewritten
 from ...errors import ArgumentValueError, message
-from ..checkpoint import checkpoint_op, checkpoint_static
+from ...ir.subgraph import Subgraph
+from ..checkpoint.op import checkpoint_op, checkpoint_static
 from ..checkpoint.policies import nothing
 from .unrolling import Loop, run_in_chunks, run_unrolled, simplified
 

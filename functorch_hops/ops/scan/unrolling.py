@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.derive import rewritten
-from ...capture.liveness import needed_inputs, restricted
-from ...capture.passes.forwarding import forward_call
-from ...capture.passes.hoisting import is_any, split_invariant
-from ...capture.subgraph import Subgraph, TensorMeta
-from .eager import scan_static, split_operands
-from .forwarding import scan_forward
+from ...derive.rewrite import rewritten
+from ...ir.dependence import needed_inputs
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import Subgraph
+from ...passes.hoisting import is_any, split_invariant
+from ...passes.passthrough import simplify_call
+from ...passes.rewiring import restricted
+from .op import scan_op, scan_static, split_operands
+from .passthrough import scan_passthrough
 
 __all__ = ["run_in_chunks", "run_unrolled", "simplified"]
 
@@ -43,7 +45,7 @@ def simplified(
 ) -> Loop:
     """The loop without what it only hands on, and with invariant work done."""
     static = scan_static(body, len(init), len(xs), reverse)
-    static, operands, restore = forward_call(scan_forward, static, [length, *init, *xs, *consts])
+    static, operands, restore = simplify_call(scan_passthrough, static, [length, *init, *xs, *consts])
     _, init, xs, consts = split_operands(static, operands)
     (body,) = static.bodies
     if isinstance(length, int) and length > 0:
@@ -126,8 +128,6 @@ def _scan(
     consts: Sequence[Tensor],
     reverse: bool,
 ) -> Sequence[Tensor]:
-    from . import scan_op
-
     return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
 
 

@@ -1,40 +1,31 @@
-"""``while_loop``: a loop whose trip count only a run knows.
+"""``while_loop``: a loop whose trip count only a run knows."""
 
-Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``,
-``flags``, and ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step. Operands: the
-initial carry, the constants. Outputs: the final carry and, where the loop stacks (``flags`` is not empty), the stacks
-over the iterations: the body's outputs beyond the carry, with the bool vector ``valid`` - which iterations happened -
-at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag before its own.
-"""
-
-from ...capture.passes.fission import no_products
-from ...hop import Hop, Rules
+from ...hop.rules import Rules
+from ...passes.products import no_products
 from .batching import while_loop_batch
-from .eager import while_loop_abstract, while_loop_run
-from .forwarding import while_loop_forward
+from .dependence import while_loop_dependent_outputs
+from .eager import while_loop_abstract_eval, while_loop_impl
 from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
-from .lowering import while_loop_native
-from .reached import while_loop_reached
-from .vjp import while_loop_augment, while_loop_pullback
+from .lowering import while_loop_lower
+from .op import while_loop_op
+from .passthrough import while_loop_passthrough
+from .vjp import while_loop_vjp_backward, while_loop_vjp_forward
 
-__all__ = ["while_loop_op"]
-
-while_loop_op = Hop(
-    "while_loop",
+while_loop_op.register(
     Rules(
-        run=while_loop_run,
-        abstract=while_loop_abstract,
-        reached=while_loop_reached,
+        impl=while_loop_impl,
+        abstract_eval=while_loop_abstract_eval,
+        dependent_outputs=while_loop_dependent_outputs,
         batch=while_loop_batch,
         jvp=while_loop_jvp,
-        augment=while_loop_augment,
-        pullback=while_loop_pullback,
+        vjp_forward=while_loop_vjp_forward,
+        vjp_backward=while_loop_vjp_backward,
         prune=while_loop_prune,
-        forward=while_loop_forward,
+        passthrough=while_loop_passthrough,
         hoist=while_loop_hoist,
-        fission=no_products,
-        native=while_loop_native,
-    ),
+        products=no_products,
+        lower=while_loop_lower,
+    )
 )

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...capture.derive import batched, rewritten
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
-from ..lanes import representative, select_lanes
-from ..scan.batching import expand_lanes
-from ..scan.carry import carry_fixpoint
-from .eager import merge_flags, while_static
+from ...derive.batch import batched
+from ...derive.rewrite import rewritten
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.meta import Mask, TensorMeta
+from ...ir.subgraph import StaticParameters, Subgraph
+from ..lanes import expand_lanes, representative, select_lanes
+from ..loops.carry import carry_fixpoint
+from .op import merge_flags, while_loop_op, while_static
 
 __all__ = ["while_loop_batch"]
 
@@ -30,10 +32,10 @@ def while_loop_batch(
 ) -> tuple[Sequence[Tensor], Mask]:
     cond, body = static.bodies
     n = static["n_carry"]
-    by = "lane" if randomness == "different" else "value"
+    through = Through.of_vmap(randomness)
     consts = mapped[n:]
-    carry = carry_fixpoint(mapped[:n], lambda c: body.reached((*c, *consts), by=by)[:n])
-    if any(cond.reached((*carry, *consts), by=by)):
+    carry = carry_fixpoint(mapped[:n], lambda c: dependent_outputs(body, (*c, *consts), through)[:n])
+    if any(dependent_outputs(cond, (*carry, *consts), through)):
         return _per_lane(static, operands, mapped, size, randomness)
     return _in_step(static, operands, mapped, carry, size, randomness)
 
@@ -46,8 +48,6 @@ def _in_step(
     size: int,
     randomness: str,
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import while_loop_op
-
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     masks = (*carry, *mapped[n:])
@@ -63,8 +63,6 @@ def _in_step(
 def _per_lane(
     static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    from . import while_loop_op
-
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     masks = (*(True,) * n, *mapped[n:])

@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...capture.derive import rewritten
-from ...capture.liveness import needed_inputs, restricted
-from ...capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+from ...derive.rewrite import rewritten
 from ...errors import ArgumentValueError, message
-from ..checkpoint import checkpoint_op, checkpoint_static
+from ...ir.dependence import needed_inputs
+from ...ir.meta import Mask, TensorMeta
+from ...ir.subgraph import StaticParameters, Subgraph
+from ...passes.rewiring import restricted
+from ..checkpoint.op import checkpoint_op, checkpoint_static
 from ..checkpoint.policies import nothing
-from ..cond import cond_op
-from ..cond.eager import cond_static
-from ..scan.carry import carry_fixpoint
-from ..scan.vjp import BackwardPlan, backward_step, cotangent_or_zeros
-from .eager import while_static
+from ..cond.op import cond_op, cond_static
+from ..loops.backward import BackwardPlan, backward_step, cotangent_or_zeros
+from ..loops.carry import carry_fixpoint
+from .op import while_loop_op, while_static
 from .schedule import NUMBER, empty_table, latest, offer, table, written
 
-__all__ = ["checkpointed_augment", "checkpointed_pullback"]
+__all__ = ["checkpointed_vjp_backward", "checkpointed_vjp_forward"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class _Step:
         return list(backward_step(self.plan, None)(*grads, *residuals, *carry, *read))
 
 
-def checkpointed_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def checkpointed_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     """The loop that also returns its trip count, which step's carry is in which slot, the slots, and the residuals of
     the last step.
     """
@@ -116,8 +117,6 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
     """``(carry, consts) -> (carry, trips, steps, slots, residuals)``, by a loop that carries ``carry, (at, steps,
     levels), slots, residuals``.
     """
-    from . import while_loop_op
-
     body, n, slot_metas, residual_metas = one.plan.body, one.plan.n_carry, one.slots(k), one.residuals.outputs
     state = [NUMBER, table(k), table(k)]
     metas = [body.inputs[:n], state, slot_metas, residual_metas, body.inputs[n:]]
@@ -143,7 +142,7 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
     return rewritten(run, body.inputs, "while_loop")
 
 
-def checkpointed_pullback(
+def checkpointed_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -167,8 +166,6 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
     The steps from ``end`` on are done, and ``values`` are the carry with which step ``at < end`` begins. An iteration
     takes this step or, if it is the last one before ``end``, its derivative.
     """
-    from . import while_loop_op
-
     body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
     value_metas, grad_metas, const_metas = one.of_carry(body.inputs[:n]), one.gradients(), body.inputs[n:]
     state = [NUMBER, NUMBER, table(k), table(k)]

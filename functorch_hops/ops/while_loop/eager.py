@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters, Subgraph, TensorMeta
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import StaticParameters
 from ..scan.eager import stacked
+from .op import merge_flags
 from .reuse import reusing
 
-T = TypeVar("T")
-
-__all__ = ["merge_flags", "split_stacks", "while_loop_abstract", "while_loop_run", "while_static"]
+__all__ = ["while_loop_abstract_eval", "while_loop_impl"]
 
 
-def while_static(
-    cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = (), checkpoints: int | None = None
-) -> StaticParameters:
-    n_outputs = len(body.outputs) + len(flags)
-    attributes = {"n_carry": n_carry, "flags": flags, "checkpoints": checkpoints, "n_outputs": n_outputs}
-    return StaticParameters("while_loop", [cond, body], **attributes)
-
-
-def merge_flags(flags: tuple[int, ...], valid: T, ys: Sequence[T]) -> list[T]:
-    """The stacks of a loop: ``ys`` with ``valid`` at the places in ``flags``."""
-    rest = iter(ys)
-    return [valid if i in flags else next(rest) for i in range(len(ys) + len(flags))]
-
-
-def split_stacks(flags: tuple[int, ...], stacks: Sequence[T]) -> list[T]:
-    """The stacks of a loop without its flags."""
-    return [s for i, s in enumerate(stacks) if i not in flags]
-
-
-def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def while_loop_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     step, owned = reusing(body, n)
@@ -63,7 +43,7 @@ def while_loop_run(static: StaticParameters, operands: Sequence[Tensor]) -> Sequ
     return [*carry, *(torch.ones(trips, dtype=torch.bool) if s is None else s for s in merged)]
 
 
-def while_loop_abstract(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def while_loop_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     _, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     carry = [meta.empty() for meta in body.outputs[:n]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...capture.passes.forwarding import rewired
-from ...capture.passes.hoisting import Hoisted, is_total, split_invariant
-from ...capture.subgraph import StaticParameters
+from ...ir.subgraph import StaticParameters
+from ...passes.hoisting import Hoisted, is_total, split_invariant
+from ...passes.rewiring import rewired
 
 __all__ = ["while_loop_hoist"]
 

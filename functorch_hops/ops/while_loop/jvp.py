@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...capture.derive import rewritten
-from ...capture.subgraph import StaticParameters, Subgraph
-from ..scan.carry import carry_fixpoint
-from ..scan.jvp import pair_carry
-from .eager import merge_flags, while_static
+from ...derive.rewrite import rewritten
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.subgraph import StaticParameters, Subgraph
+from ..loops.carry import carry_fixpoint
+from ..loops.pairs import pair_carry
+from .op import merge_flags, while_loop_op, while_static
 
 __all__ = ["while_loop_jvp"]
 
@@ -19,13 +20,11 @@ __all__ = ["while_loop_jvp"]
 def while_loop_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    from . import while_loop_op
-
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     consts = tuple(t is not None for t in tangents[n:])
     carry = carry_fixpoint(
-        [t is not None for t in tangents[:n]], lambda c: body.reached((*c, *consts), by="tangent")[:n]
+        [t is not None for t in tangents[:n]], lambda c: dependent_outputs(body, (*c, *consts), Through.TANGENT)[:n]
     )
     pair_body, moves = pair_carry(body, n, 0, (*carry, *consts))
     carry_t = [torch.zeros_like(x) if t is None else t for x, t, a in zip(primals, tangents, carry) if a]

@@ -4,10 +4,12 @@ read.
 
 from __future__ import annotations
 
-from ...capture.liveness import Pruned, needed_inputs, restricted
-from ...capture.subgraph import Mask, StaticParameters
-from ..scan.carry import carry_fixpoint
-from .eager import merge_flags, split_stacks, while_static
+from ...ir.dependence import Pruned, needed_inputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ...passes.rewiring import restricted
+from ..loops.carry import carry_fixpoint
+from .op import merge_flags, split_stacks, while_static
 
 __all__ = ["while_loop_prune"]
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters, TensorMeta
-from .eager import merge_flags
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import StaticParameters
+from .op import merge_flags
 
-__all__ = ["while_loop_native"]
+__all__ = ["while_loop_lower"]
 
 
-def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def while_loop_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step
     t.
     """

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from ..._torch import HigherOrderOperator
-from ...capture.subgraph import Mask, Subgraph
+from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
 
 __all__ = ["Reusing", "reusing"]
 

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...capture.subgraph import TensorMeta
+from ...ir.meta import TensorMeta
 
 __all__ = ["NUMBER", "empty_table", "latest", "offer", "table", "written"]
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...capture.subgraph import Mask, StaticParameters
-from ..scan.eager import Operands
-from ..scan.vjp import BackwardPlan, cotangent_or_zeros, run_backward, with_kept_carry
-from .checkpoints import checkpointed_augment, checkpointed_pullback
-from .eager import split_stacks, while_static
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ..loops.backward import BackwardPlan, cotangent_or_zeros, run_backward, with_kept_carry
+from ..scan.op import Operands
+from .checkpoints import checkpointed_vjp_backward, checkpointed_vjp_forward
+from .op import split_stacks, while_static
 
-__all__ = ["while_loop_augment", "while_loop_pullback"]
+__all__ = ["while_loop_vjp_backward", "while_loop_vjp_forward"]
 
 
 def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
@@ -24,9 +25,9 @@ def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
     return BackwardPlan.make(body, static["n_carry"], 0, active)
 
 
-def while_loop_augment(static: StaticParameters, active: Mask) -> StaticParameters:
+def while_loop_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
     if static["checkpoints"] is not None:
-        return checkpointed_augment(static, active)
+        return checkpointed_vjp_forward(static, active)
     cond, body = static.bodies
     n, flags = static["n_carry"], static["flags"]
     part = _plan(static, active).part
@@ -35,7 +36,7 @@ def while_loop_augment(static: StaticParameters, active: Mask) -> StaticParamete
     return while_static(cond, forward, n, (*flags, n_old))
 
 
-def while_loop_pullback(
+def while_loop_vjp_backward(
     static: StaticParameters,
     active: Mask,
     operands: Sequence[Tensor],
@@ -43,7 +44,7 @@ def while_loop_pullback(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     if static["checkpoints"] is not None:
-        return checkpointed_pullback(static, active, operands, residuals, cotangents)
+        return checkpointed_vjp_backward(static, active, operands, residuals, cotangents)
     _, body = static.bodies
     plan = _plan(static, active)
     n = static["n_carry"]

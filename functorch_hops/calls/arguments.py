@@ -1,0 +1,99 @@
+"""The arguments of a call: which are traced, and which are static."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch, pytree
+from ..ir.meta import TensorMeta
+from ..ir.sizes import open_shape, shape_env_of
+from .static_values import ObjectKey, static_key
+
+__all__ = ["Arguments", "Function", "TensorSpec", "signature_of"]
+
+Function = Callable[..., Any]
+
+
+class TensorSpec:
+    """Shape, dtype and device of a tensor that is not there.
+
+    >>> import torch
+    >>> TensorSpec((2, 3), torch.float32)
+    TensorSpec(shape=(2, 3), dtype=torch.float32, device=cpu)
+    """
+
+    __fh_leaf__ = True
+    __slots__ = ("device", "dtype", "shape")
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorSpec) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.shape, self.dtype, self.device
+
+    def __repr__(self) -> str:
+        return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+class Arguments:
+    """The arguments of a call, flattened: tensors and floats are operands, everything else is static.
+
+    ``static_floats``: floats are static too (a function that branched on one was seen). ``dynamic``: sizes from 2 on
+    are open, see NOTE [Open sizes].
+    """
+
+    __slots__ = ("dynamic", "key", "leaves", "objects", "operands", "spec")
+
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], static_floats: bool = False, dynamic: bool = False
+    ) -> None:
+        self.dynamic = dynamic
+        self.leaves, self.spec = pytree.flatten((args, kwargs))
+        self.operands: list[Tensor] = []
+        self.objects: list[Any] = []
+        key: list[Hashable] = [self.spec]
+        for leaf in self.leaves:
+            kind = type(leaf)
+            if isinstance(leaf, (Tensor, TensorSpec)):
+                self.operands.append(leaf)  # type: ignore[arg-type]
+                key.append((open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device))
+            elif kind is float and not static_floats:
+                self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
+                key.append(float)
+            else:
+                entry = static_key(leaf)
+                if isinstance(entry[1], ObjectKey):
+                    self.objects.append(leaf)
+                key.append(entry)
+        self.key = tuple(key)
+
+    def has_symbols(self) -> bool:
+        """Whether a size or a number among the arguments is a symbol of an enclosing capture."""
+        numbers = any(isinstance(leaf, (torch.SymInt, torch.SymFloat)) for leaf in self.leaves)
+        return numbers or shape_env_of(x.shape for x in self.operands) is not None
+
+    def metas(self) -> list[TensorMeta]:
+        metas = [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in self.operands]
+        if not self.dynamic:
+            return metas
+        env = _torch.new_shape_env()
+        return [meta.opened(env, f"arg{i}") for i, meta in enumerate(metas)]
+
+
+def signature_of(func: Callable[..., Any]) -> inspect.Signature:
+    """The signature that a caller has in mind: of a module, or of what was made of one, that is its ``forward``."""
+    inner = inspect.unwrap(func)
+    return inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else func)

@@ -1,0 +1,78 @@
+"""Whether two static values are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+
+from ..environment.keys import Makers, by_value, describe
+from ..ir.meta import TensorMeta
+
+__all__ = ["ObjectKey", "described", "static_key"]
+
+
+_makers = Makers()
+
+
+class ObjectKey:
+    """A static argument that is compared by identity where its own equality can't be a key."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ObjectKey):
+            return NotImplemented
+        if self.value is other.value:
+            return True
+        return _is_value(self.value) and self.value == other.value and _content(self.value) == _content(other.value)
+
+    def __hash__(self) -> int:
+        return hash(self.value) if _is_value(self.value) else id(self.value)
+
+
+def static_key(value: Any) -> tuple[Any, Any]:
+    """What tells a static value from others: of equal numbers, True, 1 and 1.0 are different ones."""
+    found: Any = by_value(value, _makers)
+    if found is None and type(value) is tuple:
+        return "tuple", tuple(map(static_key, value))
+    return found or (type(value), ObjectKey(value))
+
+
+def described(entry: Any) -> str:
+    """The key of an argument in words."""
+    if entry is float:
+        return "float"
+    if len(entry) == 3:
+        shape, dtype, device = entry
+        return str(TensorMeta(tuple(shape), dtype, device))
+    kind, value = entry
+    if isinstance(value, ObjectKey):
+        return repr(value.value)
+    return f"({', '.join(map(described, value))})" if kind == "tuple" else describe(entry)
+
+
+def _content(x: Any) -> Hashable:
+    """What equal objects may differ in: they hold numbers of other types. None for what only equality tells apart."""
+    key = by_value(x, _makers)
+    if key is not None or not _is_value(x):
+        return key
+    if isinstance(x, tuple):
+        parts: Iterable[Any] = x
+    elif dataclasses.is_dataclass(x):
+        parts = (getattr(x, field.name) for field in dataclasses.fields(x))
+    else:
+        parts = getattr(x, "__dict__", {}).values()
+    return type(x), tuple(map(_content, parts))
+
+
+def _is_value(x: Any) -> bool:
+    """Whether a static argument is compared by its own equality, which it defines together with its hash."""
+    cls = type(x)
+    has_own = any("__eq__" in vars(base) for base in cls.__mro__ if base is not object)
+    return cls.__hash__ is not None and has_own and not isinstance(x, torch.nn.Module)

@@ -1,0 +1,224 @@
+"""Traces that are used again: what must hold for one, and the cache of those that operators make in plain eager.
+
+NOTE [When a trace is valid] A trace stands for a call as long as four things are as they were: the trees, metadata and
+static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the
+function reads from closures, globals and modules (``capture.environment``); and the metadata of the tensors that it
+finds there. The tensors themselves are operands, fetched anew at each call.
+
+``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
+changed itself while being traced - a counter - is not watched. A body that control flow captures in plain eager must
+do what it does in Python, so a trace is used again only if running the Python code again would change nothing: nothing
+was written, and nothing was reached of which this is not known (``Snapshot.unwatched``).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import _torch, environment
+from ..environment.keys import Makers, by_value
+from ..ir.meta import TensorMeta
+from ..ir.subgraph import Subgraph
+from ..trace.buffers import Buffers, Update
+from ..trace.capture import current_capture
+from .arguments import Arguments
+from .output import Constant, OutputSpec
+from .traced_call import TracedCall, trace_call
+
+__all__ = ["Trace", "as_graph", "forget", "kept_trace"]
+
+MOST_TRACES = 128
+ATTEMPTS = 3
+LARGEST_CONSTANTS = 2**20
+"""Bytes of the tensors that a trace itself holds, beyond which it is not kept."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A captured call."""
+
+    body: Subgraph
+    output: OutputSpec
+    sources: tuple[environment.Path | Tensor, ...]
+    """For each tensor beyond the arguments its path, or itself if tracing made it."""
+    updates: tuple[Update, ...]
+    lost: tuple[TensorMeta, ...]
+    """Tensors from places that can't be watched: this trace holds for the call that made it only."""
+
+    @classmethod
+    def of(cls, call: TracedCall, found: environment.Snapshot) -> Trace:
+        sources: list[environment.Path | Tensor] = []
+        lost: list[TensorMeta] = []
+        for t in call.lifted:
+            path = None if id(t) in call.constants else found.path_of(t)
+            if path is not None:
+                sources.append(path)
+            elif id(t) in call.constants:
+                sources.append(t)
+            else:
+                lost.append(TensorMeta.of(t))
+        return cls(call.body, call.output, tuple(sources), tuple(call.updates), tuple(lost))
+
+    @functools.cached_property
+    def paths(self) -> tuple[environment.Path, ...]:
+        return tuple(source for source in self.sources if isinstance(source, str))
+
+    def operands(self, found: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors beyond the arguments, given those at ``paths``."""
+        if not self.constants:
+            return list(found)
+        at_paths = iter(found)
+        return [next(at_paths) if isinstance(source, str) else source for source in self.sources]
+
+    @functools.cached_property
+    def constants(self) -> list[Tensor]:
+        return [source for source in self.sources if isinstance(source, Tensor)]
+
+
+def as_graph(
+    operation: str,
+    captured: Callable[..., Any],
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, ...],
+    *static: Hashable,
+) -> Any:
+    """``captured(functions, operands, *static)``, which captures ``functions`` as bodies and calls an operator.
+
+    In plain eager the whole call becomes a graph, which runs instead of a further capture as long as it is valid.
+    Inside a capture there is nothing to keep: the call becomes a node of that capture.
+    """
+    found = kept_trace(operation, captured, functions, operands, *static)
+    if found is None:
+        return captured(functions, operands, *static)
+    trace, flat = found
+    with _torch.autocast_off():
+        outputs = trace.body(*flat)
+    return trace.output.unflatten(outputs)
+
+
+def kept_trace(
+    operation: str,
+    captured: Callable[..., Any],
+    functions: Sequence[Callable[..., Any]],
+    operands: tuple[Any, ...],
+    *static: Hashable,
+) -> tuple[Trace, list[Tensor]] | None:
+    """The trace of ``captured(functions, operands, *static)``, and what it is to be called with.
+
+    None inside a capture, and where it is known that the next call would need another trace.
+    """
+    if current_capture() is not None or _torch.foreign_capture_active():
+        return None
+    arguments = Arguments(operands, {}, static_floats=True)
+    first, *others = functions
+    root = functools.partial(first, *others, *arguments.objects)
+    before = environment.snapshot(root)
+    key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _metas(before))
+    trace = _traces.get(key)
+    if trace is not None:
+        return trace, [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
+    if before.unwatched or not _failures.may_try(before):
+        return None
+    buffers = Buffers(before.buffers, operation, writable=False)
+    call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
+    trace = Trace.of(call, before)
+    if _is_repeatable(trace, before, environment.snapshot(root)):
+        _traces.put(key, trace)
+    else:
+        _failures.add(before)
+    return trace, [*arguments.operands, *call.lifted]
+
+
+def _without_objects(arguments: Arguments) -> Hashable:
+    """The key of the arguments without its objects, which are watched as a part of the environment."""
+    objects = set(map(id, arguments.objects))
+    return arguments.key[0], tuple(
+        type(leaf) if id(leaf) in objects else entry for leaf, entry in zip(arguments.leaves, arguments.key[1:])
+    )
+
+
+def _metas(found: environment.Snapshot) -> Hashable:
+    return tuple((t.shape, t.dtype, t.device) for t in found.tensors.values())
+
+
+def _is_repeatable(trace: Trace, before: environment.Snapshot, after: environment.Snapshot) -> bool:
+    """Whether the graph does all that the Python code did."""
+    return (
+        not trace.lost
+        and before.statics == after.statics
+        and all(after.tensors.get(path) is t for path, t in before.tensors.items())
+        and all(by_value(leaf.value, Makers()) for leaf in trace.output.leaves if isinstance(leaf, Constant))
+        and sum(t.nbytes for t in trace.constants) <= LARGEST_CONSTANTS
+    )
+
+
+class _Recent:
+    """The traces used last. They keep graphs and constants, but no tensor and no function of the user's."""
+
+    def __init__(self) -> None:
+        self._traces: OrderedDict[Hashable, Trace] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._traces)
+
+    def get(self, key: Hashable) -> Trace | None:
+        with self._lock:
+            trace = self._traces.get(key)
+            if trace is not None:
+                self._traces.move_to_end(key)
+            return trace
+
+    def put(self, key: Hashable, trace: Trace) -> None:
+        with self._lock:
+            self._traces[key] = trace
+            if len(self._traces) > MOST_TRACES:
+                self._traces.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._traces.clear()
+
+
+class _Failures:
+    """Code whose traces could not be used again. After some attempts it is not traced as a whole any more."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[Hashable, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def _code(found: environment.Snapshot) -> Hashable:
+        return frozenset(key for key in found.statics.keys if isinstance(key, tuple) and key[0] == "function")
+
+    def may_try(self, found: environment.Snapshot) -> bool:
+        return self._counts.get(self._code(found), 0) < ATTEMPTS
+
+    def add(self, found: environment.Snapshot) -> None:
+        code = self._code(found)
+        with self._lock:
+            self._counts[code] = self._counts.get(code, 0) + 1
+            self._counts.move_to_end(code)
+            if len(self._counts) > MOST_TRACES:
+                self._counts.popitem(last=False)
+
+    def clear(self) -> None:
+        with self._lock:
+            self._counts.clear()
+
+
+_traces = _Recent()
+_failures = _Failures()
+
+
+def forget() -> None:
+    """Begin anew, for tests and benchmarks."""
+    _traces.clear()
+    _failures.clear()

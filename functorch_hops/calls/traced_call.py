@@ -1,0 +1,88 @@
+"""A whole call - positional and keyword arguments of any tree - as a graph of flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch, environment, pytree
+from ..ir.subgraph import Subgraph
+from ..trace.buffers import Buffers, Update
+from ..trace.capture import current_capture
+from ..trace.speculate import capture_function
+from .arguments import Arguments, TensorSpec
+from .output import OutputSpec, number_as_tensor
+
+__all__ = ["TracedCall", "trace_call"]
+
+
+@dataclass(frozen=True)
+class TracedCall:
+    """A graph whose operands are the call's operands, then ``lifted``; ``constants`` are those that tracing made."""
+
+    body: Subgraph
+    output: OutputSpec
+    lifted: list[Tensor]
+    constants: set[int]
+    updates: list[Update]
+    """Of buffers; their new values follow the outputs."""
+
+
+def trace_call(
+    func: Callable[..., Any],
+    arguments: Arguments,
+    operation: str,
+    buffers: Buffers | None = None,
+    grad_enabled: bool | None = None,
+) -> TracedCall:
+    """Capture ``func`` on arguments like these, called once, in the caller's gradient mode unless one is given."""
+    is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
+    dynamic = _dynamic_places(arguments)
+    buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
+    outputs: list[OutputSpec] = []
+    updates: list[Update] = []
+    enabled = torch.is_grad_enabled() if grad_enabled is None else grad_enabled
+
+    def run(*flat: Tensor) -> list[Tensor]:
+        leaves = list(arguments.leaves)
+        for place, value in zip(dynamic, flat):
+            leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
+        args, kwargs = pytree.unflatten(arguments.spec, leaves)
+        with torch.set_grad_enabled(enabled):
+            result = func(*args, **kwargs)
+        tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
+        outputs.append(output)
+        made, values = buffers.updates(current_capture())
+        updates.extend(made)
+        return [*tensors, *values]
+
+    try:
+        body, capture = capture_function(
+            run, arguments.metas(), operation=operation, parameter=_name(func), buffers=buffers
+        )
+    finally:
+        buffers.restore()
+    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates)
+
+
+def _dynamic_places(arguments: Arguments) -> list[int]:
+    """The places among the leaves of the operands, in their order."""
+    floats = any(entry is float for entry in arguments.key[1:])
+    return [
+        i
+        for i, leaf in enumerate(arguments.leaves)
+        if isinstance(leaf, (Tensor, TensorSpec)) or (floats and type(leaf) is float)
+    ]
+
+
+def _number_as_tensor(leaf: Any) -> Any:
+    """A traced number among the outputs is a tensor; a number that is the same in every call stays one."""
+    return number_as_tensor(leaf) if isinstance(leaf, (torch.SymFloat, torch.SymInt)) else leaf
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", None) or type(func).__name__

@@ -1,0 +1,1 @@
+"""Graphs made from graphs: batched, with tangents, split into forward and backward."""

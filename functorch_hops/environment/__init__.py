@@ -1,0 +1,105 @@
+"""What a function reads besides its arguments: closures, globals, modules, and whatever these lead to.
+
+>>> import torch
+>>> from functorch_hops.capture import environment
+>>> def make(scale, weight):
+...     return lambda x: x * weight * scale
+>>> func = make(2, torch.ones(3))
+>>> before = environment.snapshot(func)
+>>> sorted(before.tensors)
+['closure weight']
+>>> guard = before.guard(["closure weight"])
+>>> guard()
+(tensor([1., 1., 1.]),)
+>>> func.__closure__[0].cell_contents = 3
+>>> print(guard())
+None
+>>> environment.difference(before, environment.snapshot(func))
+["closure 'scale' changed from 2 to 3"]
+
+A snapshot divides what it finds: *statics*, by which two environments trace alike or not, and *tensors*,
+which are inputs and may be others at each call. It is complete for Python code that reads its environment
+through names. Not seen are: the state of iterators and of objects implemented in C, attributes read by
+library code that is handed one of the user's objects (trees excepted), what the standard library keeps
+(``os.environ``), and what ``eval`` or modules imported at run time read. Where any of this may matter,
+`Snapshot.unwatched` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from functorch_hops.environment.fingerprint import Statics, changed, differences
+from functorch_hops.environment.guard import Guard
+from functorch_hops.environment.places import Path
+from functorch_hops.environment.walk import Walk
+
+__all__ = ["Guard", "Path", "Snapshot", "Statics", "difference", "snapshot", "written"]
+
+
+class Snapshot:
+    """What a function reads, as it was at one moment. It keeps the tensors; its guards do not."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.statics = Statics(walk.paths, walk.keys)
+        self.tensors: dict[Path, torch.Tensor] = walk.tensors
+        self.truncated = walk.truncated
+        """The environment is larger than a walk may be; what it did not reach is in `opaque`."""
+        self.opaque: tuple[Path, ...] = tuple(walk.opaque)
+        """Mutable things of which only the identity is watched."""
+        self.unwatched: tuple[Path, ...] = tuple(walk.not_watched)
+        """What may have effects or a state that is not seen; empty if equal snapshots mean equal calls."""
+        self.buffers = tuple(walk.buffers)
+        """Where modules keep buffers: path, mapping and key."""
+        self._found = walk.guard
+        self._paths: dict[int, Path] = {}
+        for path, tensor in self.tensors.items():
+            self._paths.setdefault(id(tensor), path)
+        self._guard: Guard | None = None
+
+    def path_of(self, tensor: torch.Tensor) -> Path | None:
+        """Where a tensor was found."""
+        return self._paths.get(id(tensor))
+
+    def guard(self, paths: Sequence[Path] = (), *, distinct: bool = False) -> Guard:
+        """A check that nothing has changed, which gives the tensors that stand at `paths` then.
+
+        `distinct`: different tensors that become one count as a change, as they do for who writes to them.
+        """
+        return Guard(self._found, paths, distinct=distinct)
+
+    def unchanged(self) -> bool:
+        """Whether all but tensors is identical; if not, the statics of a new snapshot may still be equal."""
+        if self._guard is None:
+            self._guard = self.guard()
+        return self._guard() is not None
+
+    def fetch(self, paths: Sequence[Path]) -> tuple[torch.Tensor, ...]:
+        """The tensors that stand at these places now."""
+        tensors = self.guard(paths)()
+        if tensors is None:
+            raise LookupError("the environment has changed since this snapshot was taken")
+        return tensors
+
+
+def snapshot(func: Callable[..., Any], *, ignore: frozenset[Path] = frozenset()) -> Snapshot:
+    """Find everything that `func` can read besides its arguments.
+
+    A place in `ignore` is neither watched nor followed; if a tensor stands there, it is found all the same.
+    """
+    walk = Walk(func, ignore)
+    walk.run(func)
+    return Snapshot(walk)
+
+
+def written(before: Snapshot, after: Snapshot) -> frozenset[Path]:
+    """The places that changed between two snapshots: what a function wrote, if it ran between them."""
+    return changed(before.statics, after.statics)
+
+
+def difference(old: Snapshot | Statics, new: Snapshot | Statics) -> list[str]:
+    """What changed, a line each: ``global 'config.depth' changed from 2 to 3``."""
+    return differences(*(side.statics if isinstance(side, Snapshot) else side for side in (old, new)))

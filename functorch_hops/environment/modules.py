@@ -1,0 +1,51 @@
+"""`nn.Module`: its mode, its parts and hooks, and the attributes that its methods read."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any
+
+from functorch_hops.environment.containers import entries
+from functorch_hops.environment.guard import SAME
+from functorch_hops.environment.places import Path
+
+if TYPE_CHECKING:
+    from functorch_hops.environment.walk import Walk
+
+__all__ = ["module"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARTS = ("_parameters", "_buffers", "_modules")
+
+
+def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+    cls, attributes = type(value), value.__dict__
+    parts = [attributes.get(name) for name in _PARTS]
+    if not all(type(part) in (dict, collections.OrderedDict) for part in parts):  # a ScriptModule
+        walk.unfollowed(path, value)
+        return
+    walk.note(path, ("module", cls, *map(tuple, parts)))
+    hooked = any(attributes[name] for name in _HOOKS)
+    if hooked or walk.value(f"{path}.training", value.training) != SAME:
+        for name in ("training", *_HOOKS):
+            walk.item(attributes, name, f"{path}.{name}")
+        for name, part in zip(_PARTS, parts, strict=True):
+            walk.guard.item(attributes, name, part, SAME, path)
+    else:
+        walk.guard.module(value)
+    for name in attributes["_buffers"]:
+        walk.buffers.append((f"{path}.{name}", attributes["_buffers"], name))
+    for part in parts:
+        entries(walk, part, [f"{path}[{name}]" if name.isdigit() else f"{path}.{name}" for name in part])
+    followed = walk.follows_class(cls)
+    walk.look_up(
+        attributes,
+        path,
+        opens=followed,
+        by_size=not followed,
+        methods=walk.methods_of(cls),
+        skip=("training", *_PARTS, *_HOOKS),
+    )
+    if followed or hooked:
+        walk.guard.object(value)
+    walk.class_of(cls, constructed=False)

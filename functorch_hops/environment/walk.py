@@ -1,0 +1,355 @@
+"""The walk through everything a function can read from outside its arguments.
+
+It goes breadth first, so that a thing has its shortest path, and in an order that the environment alone
+decides. Two kinds of places grow while it goes: the names that code mentions (more code brings more names)
+and the namespaces in which mentioned names are looked up (an object's attributes, a class, a module).
+`Walk.run` goes on until neither grows. What the kinds of values are made of is in `contents`.
+
+NOTE [shared objects] An object is followed from the first path that reaches it. Further paths get an "alias"
+entry that names the first, so that binding one of them anew changes the fingerprint, and so does
+a pair of equal objects that becomes one.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from functorch_hops.environment import contents, objects, origin
+from functorch_hops.environment.bytecode import facts
+from functorch_hops.environment.guard import FREE, SAME, TENSOR, GuardBuilder, Role
+from functorch_hops.environment.keys import Key, Makers, Same, by_value
+from functorch_hops.environment.places import Path
+
+__all__ = ["MOST", "LibraryMethods", "Space", "Walk"]
+
+_bases = operator.attrgetter("__mro__")
+
+_NO_NAMES: list[str] = []
+
+MOST = 20_000
+"""Locations that one walk visits at most; containers beyond them are taken by identity."""
+
+
+class Names:
+    """Names in the order in which they came."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.all = list(names)
+        self.known = set(self.all)
+
+    def update(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.known:
+                self.known.add(name)
+                self.all.append(name)
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Space:
+    """A namespace in which some names are looked up."""
+
+    mapping: Mapping[str, Any]
+    prefix: str
+    taken: set[str] = dataclasses.field(default_factory=set)
+    opens: bool = False
+    """All names are looked up when code reads attributes by names that it does not mention."""
+    everything: bool = False
+    by_size: bool = False
+    """That no other name appears is seen by the number of entries, which is quicker than name by name."""
+    methods: LibraryMethods | None = None
+    absent: set[str] = dataclasses.field(default_factory=set)
+    cursors: tuple[int, int] = (0, 0)
+    """How many of the mentioned names, and of those in `methods`, have been looked up."""
+
+
+class LibraryMethods:
+    """The attributes that a library's own methods of a class read from ``self``.
+
+    A library's code is not followed into globals, but `Conv2d.forward` has to be read to learn that
+    ``stride`` matters and ``in_channels`` does not.
+    """
+
+    def __init__(self, bases: Sequence[type]) -> None:
+        self.names = Names(["forward"])
+        self.reads_all = False
+        self._bases = bases
+        self._cursors = (0, 0)
+
+    def grow(self, mentioned: Sequence[str]) -> None:
+        while self._cursors != (ends := (len(mentioned), len(self.names.all))):
+            fresh = [*mentioned[self._cursors[0] :], *self.names.all[self._cursors[1] :]]
+            self._cursors = ends
+            for base in self._bases:
+                for name in fresh:
+                    method = base.__dict__.get(name)
+                    if isinstance(method, property):
+                        method = method.fget
+                    if isinstance(method, FunctionType):
+                        read = facts(method.__code__)
+                        self.names.update(read.attributes)
+                        self.reads_all = self.reads_all or read.reads_all
+
+
+class Walk:
+    """One walk; afterwards `paths` and `keys` are the static part, `tensors` and `guard` the live one."""
+
+    def __init__(self, func: Callable[..., Any], ignore: frozenset[Path]) -> None:
+        self.paths: list[Path] = []
+        self.keys: list[Key] = []
+        self.tensors: dict[Path, torch.Tensor] = {}
+        self.guard = GuardBuilder()
+        self.opaque: list[Path] = []
+        self.not_watched: list[Path] = []
+        self.buffers: list[tuple[Path, dict[str, Any], str]] = []
+        self.truncated = False
+        self.makers = Makers()
+        self._package = origin.own_package(func)
+        self._ignore = ignore
+        self._visited = 0
+        self._seen: dict[int, Path] = {}
+        self._queue: list[tuple[Path, Any, bool]] = []
+        self._openers: dict[type, Callable[..., None]] = {}
+        self._names = Names()
+        self._again = False
+        self._spaces: list[Space] = []
+        self._nodes: dict[int, list[Space]] = {}
+        self._node_types: dict[type, bool] = {}
+        self._reads_all = False
+        self._globals: dict[int, Space] = {}
+        self._labels: dict[str, int] = {}
+        self._classes: dict[type, Space] = {}
+        self._followed: dict[type, bool] = {}
+        self._entered: set[tuple[type, bool]] = set()
+        self._methods: dict[type, LibraryMethods] = {}
+        self._patchable: set[type] = set()
+
+    def run(self, func: Callable[..., Any]) -> None:
+        self.value("" if isinstance(func, FunctionType | functools.partial) else "self", func)
+        done = 0
+        self._again = True
+        while self._again or done < len(self._queue):
+            self._again = False
+            while done < len(self._queue):
+                path, value, whole = self._queue[done]
+                done += 1
+                self._open(path, value, whole)
+            for space in self._spaces:
+                self._extend(space)
+        self._watch_absent()
+
+    # What the openers of `contents` call.
+
+    def note(self, path: Path, key: Key) -> None:
+        self.paths.append(path)
+        self.keys.append(key)
+
+    def value(self, path: Path, value: Any, whole: bool = True) -> Role:
+        """What a location holds; `whole` unless code only ever reads attributes of it."""
+        ignored = path in self._ignore
+        if isinstance(value, torch.Tensor):
+            if not ignored:
+                self._tensor(path, value)
+            self.tensors.setdefault(path, value)
+            return TENSOR
+        if ignored:
+            return FREE
+        key = by_value(value, self.makers)
+        if key is not None:
+            self.note(path, key)
+            return SAME
+        first = self._seen.get(id(value))
+        if first is None:
+            self._seen[id(value)] = path
+            self._queue.append((path, value, whole))
+        elif first != path:
+            self.note(path, ("alias", first))
+        if whole:
+            for space in self._nodes.get(id(value), ()):
+                self._again = self._again or not space.everything
+                space.everything = True
+        return SAME
+
+    def item(self, mapping: Mapping[str, Any], key: str, path: Path, *, whole: bool = True) -> None:
+        """An entry of a namespace, guarded and followed."""
+        value = mapping[key]
+        self.guard.item(mapping, key, value, self.value(path, value, whole), path)
+
+    def attributes(self, holder: Any, path: Path, names: Iterable[str]) -> None:
+        for name in names:
+            value, place = getattr(holder, name), f"{path}.{name}"
+            self.guard.call(operator.attrgetter(name), holder, value, self.value(place, value), place)
+
+    def look_up(
+        self,
+        mapping: Mapping[str, Any],
+        path: Path,
+        *,
+        skip: Sequence[str] = (),
+        node: Any = None,
+        **options: Any,
+    ) -> None:
+        """Names that code mentions are looked up in `mapping`. `node`: the object that is a tree of them."""
+        space = Space(mapping, f"{path}.", set(skip), **options)
+        self._spaces.append(space)
+        if node is not None:
+            self._nodes.setdefault(id(node), []).append(space)
+
+    def is_node(self, value: Any) -> bool:
+        kind = type(value)
+        if kind not in self._node_types:
+            self._node_types[kind] = objects.is_node(value)
+        return self._node_types[kind]
+
+    def take(self, space: Space, names: Sequence[str], *, whole: frozenset[str] | None = None) -> None:
+        """Look up names that the mapping has. `whole`: those used otherwise than by attribute, or all."""
+        for name in names:
+            if name in space.taken:
+                continue
+            space.taken.add(name)
+            self.item(space.mapping, name, space.prefix + name, whole=whole is None or name in whole)
+
+    def mention(self, names: Sequence[str]) -> None:
+        """Code mentions attribute names."""
+        self._names.update(names)
+
+    def read_all(self) -> None:
+        self._reads_all = True
+
+    def globals_of(self, namespace: dict[str, Any], names: Sequence[str], whole: frozenset[str]) -> None:
+        """Global names of a module, its builtins included."""
+        space = self._globals.get(id(namespace))
+        if space is None:
+            # The first namespace is that of the function itself, whose globals need no qualification.
+            module = f"{namespace.get('__name__')}." if self._globals else ""
+            space = self._globals[id(namespace)] = Space(namespace, self.label(f"global {module}"))
+        self.take(space, [name for name in names if name in namespace], whole=whole)
+        missing = [name for name in names if name not in namespace and name not in space.absent]
+        space.absent.update(missing)
+        outer = namespace.get("__builtins__", builtins)
+        outer = outer.__dict__ if isinstance(outer, ModuleType) else outer
+        for name in missing:
+            if name in outer:
+                self.item(outer, name, space.prefix + name)
+
+    def class_of(self, cls: type, *, constructed: bool) -> None:
+        """Follow the user's classes among a class and its bases."""
+        if (cls, constructed) in self._entered:
+            return
+        self._entered.add((cls, constructed))
+        for base in cls.__mro__:
+            if not self.follows_class(base):
+                self._library_class(base)
+                continue
+            space = self._classes.get(base)
+            if space is None:
+                space = Space(base.__dict__, self.label(f"class {base.__qualname__}") + ".")
+                self._classes[base] = space
+                self._spaces.append(space)
+                self.guard.call(_bases, base, base.__mro__, SAME, space.prefix)
+            self.take(space, objects.implicit_names(base, self.follows_class, constructed=constructed))
+
+    def methods_of(self, cls: type) -> LibraryMethods:
+        if cls not in self._methods:
+            bases = [
+                base for base in cls.__mro__ if base not in (object, torch.nn.Module) and not self.follows_class(base)
+            ]
+            self._methods[cls] = LibraryMethods(bases)
+        return self._methods[cls]
+
+    def follows(self, code: origin.Origin) -> bool:
+        return origin.package(code) == self._package or not origin.library(code)
+
+    def follows_class(self, cls: type) -> bool:
+        known = self._followed.get(cls)
+        if known is None:
+            known = self._followed[cls] = self.follows(origin.of_class(cls))
+        return known
+
+    def unfollowed(self, path: Path, value: Any) -> None:
+        """A mutable thing of which only the identity is known."""
+        self.note(path, Same(value))
+        self.opaque.append(path)
+        self.unwatched(path)
+
+    def unwatched(self, path: Path) -> None:
+        """Code or data that a snapshot says too little of to know that a call would do the same again."""
+        self.not_watched.append(path)
+
+    def room(self, size: int) -> bool:
+        """Whether so many more locations may be visited."""
+        if self._visited + size > MOST:
+            self.truncated = True
+            return False
+        self._visited += size
+        return True
+
+    def label(self, text: str) -> str:
+        """The text, made different from those of namesakes (two classes of one name)."""
+        count = self._labels[text] = self._labels.get(text, 0) + 1
+        return text if count == 1 else f"{text.rstrip('.')}#{count}{'.' * text.endswith('.')}"
+
+    # Inside.
+
+    def _tensor(self, path: Path, value: torch.Tensor) -> None:
+        first = self._seen.setdefault(id(value), path)
+        self.note(path, ("tensor", type(value)) if first == path else ("alias", first))
+        if first == path and value.__dict__:  # what a user hung on it
+            self.look_up(value.__dict__, path)
+
+    def _open(self, path: Path, value: Any, whole: bool) -> None:
+        if not self.room(1):
+            self.unfollowed(path, value)
+            return
+        kind = type(value)
+        opener = self._openers.get(kind)
+        if opener is None:
+            opener = self._openers[kind] = contents.opener(kind)
+        opener(self, path, value, whole)
+
+    def _extend(self, space: Space) -> None:
+        """Look up what has been mentioned since the last time."""
+        mentioned, own = self._names.all, _NO_NAMES
+        if space.methods is not None:
+            space.methods.grow(mentioned)
+            own = space.methods.names.all
+            space.everything = space.everything or space.methods.reads_all
+        if space.everything or (space.opens and self._reads_all):
+            space.everything = True
+            self.take(space, list(space.mapping))
+            return
+        ends = (len(mentioned), len(own))
+        if ends != space.cursors:
+            fresh = [*mentioned[space.cursors[0] :], *own[space.cursors[1] :]]
+            space.cursors = ends
+            self.take(space, [name for name in fresh if name in space.mapping])
+
+    def _watch_absent(self) -> None:
+        for space in self._globals.values():
+            self.guard.without(space.mapping, frozenset(space.absent))
+        for space in self._spaces:
+            if space.by_size or space.everything or not space.mapping:
+                self.guard.size(space.mapping)
+            else:
+                own = space.methods.names.known if space.methods is not None else ()
+                self.guard.without(space.mapping, frozenset(self._names.known.union(own) - space.taken))
+
+    def _library_class(self, base: type) -> None:
+        """A library's class is fixed, but for the one method that users replace."""
+        if not origin.repeatable(origin.of_class(base)):
+            self.unwatched(f"class {base.__qualname__}")
+        if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
+            return
+        self._patchable.add(base)
+        forward, name = base.__dict__["forward"], f"{base.__qualname__}.forward"
+        if (forward.__module__, forward.__qualname__) == (base.__module__, name):
+            self.guard.item(base.__dict__, "forward", forward, SAME, name)
+        else:
+            self.item(base.__dict__, "forward", f"class {name}")

@@ -1,0 +1,1 @@
+"""The one dispatch class of all operators, and the table of rules that each of them fills."""

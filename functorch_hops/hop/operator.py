@@ -1,0 +1,197 @@
+"""The dispatch class of all higher-order operators.
+
+An operator takes static parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is
+its own are its rules; everything else - which rule runs when - stands here once.
+
+NOTE [Dispatch order] functorch comes first when a transform is active: torch would ask the PreDispatch key before, and
+export would record wrappers. Then autograd, the modes of a capture (functionalize, proxy, fake), and at last the
+eager run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import _torch
+from ..derive.numbers import without_numbers
+from ..errors import CaptureError, message
+from ..ir.meta import Mask, is_differentiable
+from ..ir.subgraph import StaticParameters
+from ..passes.passthrough import simplify_call
+from ..trace.capture import current_capture
+from ..trace.refusals import check_tensor_class
+from ..trace.speculate import lift_operands
+from .autograd import RecordedCall, unwrapped, unwrapped_at, wrapped_at
+from .rules import Rules, operators
+
+__all__ = ["Hop"]
+
+
+class Hop(_torch.HigherOrderOperator):
+    """A higher-order operator: dispatch, given its rules.
+
+    Rules call operators, their own among them: an operator is made first (``ops/<operator>/op.py``), and gets its rules
+    when all of them are there (``ops/<operator>/__init__.py``).
+    """
+
+    rules: Rules
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"fh_{name}")
+        operators[name] = self
+        self.label = name
+        transform = _torch.TransformType
+        self.py_impl(transform.Vmap)(self._vmap)
+        self.py_impl(transform.Grad)(self._grad)
+        self.py_impl(transform.Jvp)(self._jvp)
+        self.py_impl(_torch.DispatchKey.Autograd)(self._autograd)
+        self.py_impl(_torch.DispatchKey.CompositeExplicitAutograd)(self.run_eagerly)
+        self.py_impl(_torch.ProxyTorchDispatchMode)(self._proxy)
+        self.py_impl(_torch.FakeTensorMode)(self._fake)
+        self.py_functionalize_impl(self._functionalize)
+
+    def register(self, rules: Rules) -> None:
+        self.rules = rules
+
+    # -- dispatch
+
+    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
+        if _is_plain(operands):
+            if torch.is_grad_enabled():
+                active = tuple([type(x) is not int and x.requires_grad for x in operands])
+                if True in active:
+                    return self._recorded_call(True, None, static, active, operands)
+            return self.run_eagerly(static, *operands)
+        operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
+        if _torch.top_interpreter() is not None:
+            if current_capture() is None and _torch.is_pre_dispatch():
+                raise self._unknown_to_export()
+            return _torch.dispatch_functorch(self, (static, *operands), {})
+        return super().__call__(static, *operands)
+
+    def _unknown_to_export(self) -> CaptureError:
+        """torch.export records what a transform of torch's own wraps, not what it holds: a loop can't look inside."""
+        return CaptureError(
+            message(
+                self.label,
+                "torch.export can't trace torch.func's own transforms around it",
+                remedy="use the transform of the same name of this library, or wrap the transformed function in fh.jit",
+            )
+        )
+
+    def dispatch(self, dispatch_key: Any, *args: Any, **kwargs: Any) -> Any:
+        """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
+        mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
+        if mode is None:
+            return super().dispatch(dispatch_key, *args, **kwargs)
+        result = NotImplemented
+        if mode.supports_higher_order_operators:
+            result = super().dispatch(dispatch_key, *args, **kwargs)
+        return self.run_eagerly(*args) if result is NotImplemented else result
+
+    def _operand(self, x: Tensor) -> Tensor:
+        check_tensor_class(self.label, x)
+        return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
+
+    def run_eagerly(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+        with _torch.autocast_off():
+            return tuple(map(Tensor.contiguous, self.rules.impl(static, operands)))
+
+    def _fake(self, mode: Any, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+        with mode:
+            return tuple(self.rules.abstract_eval(static, operands))
+
+    def _proxy(self, mode: Any, static: StaticParameters, *operands: Any) -> Any:
+        capture = current_capture()
+        if capture is None or mode.tracer is not capture.tracer:
+            with mode:
+                # torch's operators take no tensor twice.
+                smaller, inputs, restore = simplify_call(self.rules.passthrough, static, operands)
+                native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
+                return tuple(restore(self.rules.lower(native, _torch.traced(inputs))))
+        name = capture.add_static(self.label, static)
+        proxies = [capture.proxy_of(x) for x in operands]
+        out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
+        outputs = self._fake(capture.session.fake_mode, static, *operands)
+        return _torch.track_tensor_tree(outputs, out, constant=None, tracer=capture.tracer)
+
+    def _functionalize(self, ctx: Any, static: StaticParameters, *operands: Any) -> Any:
+        unwrapped = ctx.unwrap_tensors(operands)
+        with ctx.redispatch_to_next():
+            return ctx.wrap_tensors(self(static, *unwrapped))
+
+    # -- transforms
+
+    def _vmap(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        level = interpreter.level()
+        (values, dims) = _torch.unwrap_batched(operands, level)
+        with interpreter.lower():
+            randomness = interpreter.randomness()
+            if all(d is None for d in dims) and not (static.random and randomness == "different"):
+                return self(static, *values)
+            values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
+            mapped = tuple(d is not None for d in dims)
+            outs, out_mapped = self.rules.batch(static, values, mapped, interpreter.batch_size(), randomness)
+        return _torch.wrap_batched(tuple(outs), tuple(0 if m else None for m in out_mapped), level)
+
+    def _jvp(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        level = interpreter.level()
+        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        primals = [unwrapped(p, level) for p, _ in duals]
+        tangents = [None if t is None else unwrapped(_torch.plain(t), level) for _, t in duals]
+        with interpreter.lower():
+            outs, out_tangents = self.rules.jvp(static, primals, tangents)
+        wrapped = (_torch.wrap_for_grad(o, level) for o in outs)
+        return tuple(
+            o if t is None else _torch.make_dual(o, _torch.wrap_for_grad(t, level))
+            for o, t in zip(wrapped, out_tangents)
+        )
+
+    def _grad(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+        return self._differentiable_call(interpreter, static, operands)
+
+    def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
+        tensors = [x for x in operands if isinstance(x, Tensor)]
+        tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if not tracked and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+            return self._plain_jvp(static, operands)
+        return self._differentiable_call(None, static, operands)
+
+    def _plain_jvp(self, static: StaticParameters, operands: Sequence[Any]) -> Any:
+        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
+        return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
+
+    def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
+        active = tuple(isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands)
+        if not (torch.is_grad_enabled() and any(active)):
+            with _below(interpreter):
+                outs = self(static, *(unwrapped_at(interpreter, x) for x in operands))
+            return tuple(wrapped_at(interpreter, o) for o in outs)
+        return self._recorded_call(False, interpreter, static, active, operands)
+
+    def _recorded_call(
+        self, is_plain: bool, interpreter: Any, static: StaticParameters, active: Mask, operands: Sequence[Any]
+    ) -> Any:
+        """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
+        augmented = static.derive(("vjp forward", active), lambda: self.rules.vjp_forward(static, active))
+        with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
+            outs = RecordedCall.apply(static, augmented, active, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
+        return outs[: static["n_outputs"]]
+
+
+def _is_plain(operands: Sequence[Any]) -> bool:
+    """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
+    if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
+        return False
+    return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
+
+
+def _below(interpreter: Any) -> Any:
+    return _torch.below_autograd() if interpreter is None else interpreter.lower()

@@ -1,0 +1,114 @@
+"""Which outputs of a graph depend on which inputs."""
+
+from __future__ import annotations
+
+import enum
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from .meta import Mask, is_differentiable
+from .nodes import untracked
+from .subgraph import StaticParameters, Subgraph, is_random_node, static_of
+
+__all__ = ["Pruned", "Through", "dependent_outputs", "needed_inputs"]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Smaller parameters of an operator, and which operands and outputs are left."""
+
+    static: StaticParameters
+    operands: Mask
+    outputs: Mask
+
+
+class Through(enum.Enum):
+    """What a dependence goes through."""
+
+    VALUE = "value"
+    """Any operator: the value of the output may be another one."""
+    LANE = "lane"
+    """Any operator, under a vmap in which each lane draws random numbers of its own: these are sources too."""
+    TANGENT = "tangent"
+    """Operators on differentiable values, which ``detach`` stops."""
+    GRADIENT = "gradient"
+    """The same, which ``no_grad`` stops too."""
+
+    @classmethod
+    def of_vmap(cls, randomness: str) -> Through:
+        return cls.LANE if randomness == "different" else cls.VALUE
+
+    @property
+    def is_of_values(self) -> bool:
+        return self in (Through.VALUE, Through.LANE)
+
+
+_BARRIERS = {
+    Through.GRADIENT: (torch.ops.aten.detach.default, untracked),
+    Through.TANGENT: (torch.ops.aten.detach.default,),
+}
+
+
+def dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through) -> Mask:
+    """Which outputs depend on the marked inputs."""
+    key = ("dependent outputs", tuple(sources), through)
+    return body.derive(key, lambda: _dependent_outputs(body, sources, through))
+
+
+def _dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through) -> Mask:
+    marked: dict[fx.Node, bool | Mask] = {}
+    inputs = iter(sources)
+    for node in body.module.graph.nodes:
+        if node.op == "placeholder":
+            marked[node] = next(inputs) and _passes(node, through)
+        elif node.op != "output":
+            marked[node] = _depends(node, marked, through, body.module)
+    return tuple(isinstance(out, fx.Node) and bool(marked[out]) for out in body.output_nodes())
+
+
+def _depends(
+    node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through, module: fx.GraphModule
+) -> bool | Mask:
+    """Whether a node depends on what is marked, or which of its outputs do, if its operator has a rule for that."""
+    static = static_of(node, module)
+    if static is not None:
+        mask = tuple(isinstance(a, fx.Node) and bool(marked[a]) for a in node.args[1:])
+        return node.target.rules.dependent_outputs(static, mask, through)  # type: ignore[union-attr]
+    if node.target is operator.getitem:
+        source, index = node.args
+        whole = marked[source]  # type: ignore[index]
+        hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
+    else:
+        hit = any(marked[n] for n in node.all_input_nodes)
+        hit = hit or (through is Through.LANE and is_random_node(node, module))
+    return hit and _passes(node, through)
+
+
+def _passes(node: fx.Node, through: Through) -> bool:
+    """Whether a dependence on a node goes on from there."""
+    if through.is_of_values:
+        return True
+    value = node.meta.get("val")
+    carries = is_differentiable(value.dtype) if isinstance(value, Tensor) else isinstance(value, (tuple, list))
+    return carries and node.target not in _BARRIERS[through]
+
+
+def needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
+    """Which inputs the marked outputs (and the random numbers that are drawn) depend on."""
+    key = ("needed inputs", tuple(outputs))
+    return body.derive(key, lambda: _needed_inputs(body, outputs))
+
+
+def _needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
+    needed: set[fx.Node] = set()
+    todo = [*(n for n, o in zip(body.output_nodes(), outputs) if o), *body.random_nodes()]
+    while todo:
+        node = todo.pop()
+        if node not in needed:
+            needed.add(node)
+            todo.extend(node.all_input_nodes)
+    return tuple(n in needed for n in body.input_nodes())

@@ -1,0 +1,52 @@
+"""Nodes of a graph: those that stand for no ATen operator, and what is asked of any."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .._torch import (
+    without_gradients,
+)
+from .meta import TensorMeta
+
+__all__ = ["detached", "frozen", "meta_of", "size_at", "untracked"]
+
+
+def untracked(x: Tensor) -> Tensor:
+    """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not."""
+    with torch.no_grad():
+        return torch.ops.aten.alias.default(x)
+
+
+def detached(x: Tensor) -> Tensor:
+    """What ``detach`` makes of a tensor, as a node by whose result functionalization lets one write to ``x``: of a view
+    that it knows as ``detach`` it would detach what is written as well.
+    """
+    with without_gradients():
+        return torch.ops.aten.alias.default(x)
+
+
+def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:
+    """Arguments of a node as a key; other nodes by their place in ``index``, or as they are."""
+    if isinstance(a, fx.Node):
+        return ("%", a if index is None else index[a])
+    if isinstance(a, (tuple, list)):
+        return ("seq", *(frozen(v, index) for v in a))
+    if isinstance(a, dict):
+        return ("map", *((k, frozen(v, index)) for k, v in a.items()))
+    if isinstance(a, slice):
+        return ("slice", frozen(a.start, index), frozen(a.stop, index), frozen(a.step, index))
+    return (type(a), repr(a) if isinstance(a, (float, complex)) else a)
+
+
+def size_at(x: Tensor, dim: int) -> Any:
+    """``x.shape[dim]``; torch's operator for it has no batching rule."""
+    return x.shape[dim]
+
+
+def meta_of(node: fx.Node) -> TensorMeta:
+    return TensorMeta.of(node.meta["val"])

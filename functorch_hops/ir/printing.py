@@ -1,0 +1,66 @@
+"""Captured graphs as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from .meta import TensorMeta
+from .subgraph import StaticParameters, Subgraph, static_of
+
+__all__ = ["print_subgraph"]
+
+
+def print_subgraph(body: Subgraph, name: str, indent: str = "") -> str:
+    """A graph in lines ``%name: float32[3] = operator(arguments)``, bodies nested below the node that runs them."""
+    names = {node: f"%{node.name}" for node in body.module.graph.nodes}
+    placeholders = [n for n in body.module.graph.nodes if n.op == "placeholder"]
+    inputs = ", ".join(f"{names[n]}: {_kind(meta)}" for n, meta in zip(placeholders, body.inputs))
+    lines = [f"{indent}{name}({inputs}):"]
+    for node in body.module.graph.nodes:
+        if node.op == "call_function":
+            lines += _lines(node, names, body.module, indent + "  ")
+    outputs = ", ".join(names[n] for n in body.output_nodes())
+    return "\n".join([*lines, f"{indent}  return ({outputs})"])
+
+
+def _lines(node: fx.Node, names: dict[fx.Node, str], module: fx.GraphModule, indent: str) -> list[str]:
+    static = static_of(node, module)
+    value = node.meta.get("val")
+    kind = f": {_kind(TensorMeta.of(value))}" if isinstance(value, torch.Tensor) else ""
+    arguments = node.args if static is None else node.args[1:]
+    words = [_argument(a, names) for a in arguments]
+    words += [f"{k}={_argument(v, names)}" for k, v in node.kwargs.items()]
+    if static is None:
+        return [f"{indent}{names[node]}{kind} = {_target(node)}({', '.join(words)})"]
+    attributes = ", ".join(f"{k}={v}" for k, v in static.attributes.items() if k != "n_outputs")
+    lines = [f"{indent}{names[node]} = {static.hop}[{attributes}]({', '.join(words)})"]
+    for i, inner in enumerate(static.bodies):
+        lines.append(print_subgraph(inner, _role(static, i), indent + "  "))
+    return lines
+
+
+def _role(static: StaticParameters, i: int) -> str:
+    if static.hop == "cond":
+        return f"branch {i}"
+    return ("cond", "body")[i] if static.hop == "while_loop" else "body"
+
+
+def _target(node: fx.Node) -> str:
+    name = str(node.target).removeprefix("aten.").removesuffix(".default")
+    return getattr(node.target, "__name__", name) if "<" in name else name
+
+
+def _argument(value: Any, names: dict[fx.Node, str]) -> str:
+    if isinstance(value, fx.Node):
+        return names[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_argument(v, names) for v in value)}]"
+    return str(value)
+
+
+def _kind(meta: TensorMeta) -> str:
+    kind = f"{str(meta.dtype).removeprefix('torch.')}[{', '.join(map(str, meta.shape))}]"
+    return kind if meta.device.type == "cpu" else f"{kind}@{meta.device}"

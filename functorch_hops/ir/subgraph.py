@@ -1,0 +1,198 @@
+"""The intermediate representation: one functional ATen graph per captured body.
+
+NOTE [Subgraph invariants]
+ 1. Inputs are flat tensors: the body's own leaves first, then the lifted free variables in order of first use.
+ 2. Outputs are flat tensors that alias neither an input nor one another.
+ 3. The graph is functional: no operator writes to an argument (in-place work of the body was functionalised).
+ 4. The graph holds what the ATen level would forget: work done under ``no_grad`` is detached, the casts of autocast
+    are operators, a custom ``autograd.Function`` is a node of its own. It therefore runs with autocast off.
+ 5. Strides are no part of the meaning: ``view`` was replaced by ``reshape``, and inputs may come in any layout.
+ 6. It is immutable, and equal ones are the same object, so what rules derive from it is cached on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from .._torch import OpOverload, facts, run_of, without_torch_function
+from .active import state
+from .meta import TensorMeta
+from .nodes import frozen
+from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
+
+__all__ = ["StaticParameters", "Subgraph", "is_random_node", "static_of"]
+
+T = TypeVar("T")
+
+
+class _Deriving(torch.nn.Module):
+    """Something immutable that keeps what is derived from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[Hashable, Any] = {}
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
+        """``make()``, computed once per ``key`` and kept as long as this object lives."""
+        found: T | None = self._derived.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if key not in self._derived:
+                with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
+                    self._derived[key] = make()
+            result: T = self._derived[key]
+            return result
+
+
+class StaticParameters(_Deriving):
+    """What a HOP takes besides tensors: bodies and attributes, as one module, which FX refers to by ``get_attr``.
+
+    Equal parameters are not shared; the bodies in them are.
+    """
+
+    def __init__(self, hop: str, bodies: Sequence[Subgraph], **attributes: Hashable) -> None:
+        super().__init__()
+        self.hop = hop
+        self.bodies = tuple(bodies)
+        for i, body in enumerate(self.bodies):
+            self.add_module(f"body_{i}", body)
+        self.attributes = attributes
+
+    def __getitem__(self, name: str) -> Any:
+        return self.attributes[name]
+
+    def with_bodies(self, change: Callable[[Subgraph], Subgraph]) -> StaticParameters:
+        """The same attributes over changed bodies."""
+        bodies = [change(body) for body in self.bodies]
+        return (
+            self
+            if all(a is b for a, b in zip(bodies, self.bodies))
+            else type(self)(self.hop, bodies, **self.attributes)
+        )
+
+    def key(self) -> Hashable:
+        attributes = [
+            (n, v.key() if isinstance(v, StaticParameters) else size_key(v)) for n, v in self.attributes.items()
+        ]
+        return type(self), self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(attributes))
+
+    @property
+    def random(self) -> bool:
+        return any(body.random for body in self.bodies)
+
+
+class Subgraph(_Deriving):
+    """A captured body: an immutable functional graph with the metadata of its inputs and outputs.
+
+    Make one with :func:`Subgraph.intern`, which returns the existing object if an equal graph was captured before.
+    """
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.random = any(is_random_node(node, module) for node in module.graph.nodes)
+        self._run: Callable[..., tuple[Tensor, ...]] | None = None
+        shapes = [meta.shape for meta in self.inputs]
+        self.shape_env = shape_env_of(shapes)
+        self._symbols = SymbolPlaces(shapes) if self.shape_env is not None else None
+        self._n_facts = len(facts(self.shape_env)) if self.shape_env is not None else 0
+
+    @staticmethod
+    def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
+        with without_torch_function():  # as in `derive`
+            key = _graph_key(module, inputs)
+        with _interned_lock:
+            existing = _interned.get(key)
+            if existing is None:
+                existing = _interned[key] = Subgraph(module, inputs, outputs)
+            return existing
+
+    def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
+        if state.capture is not None:
+            copied = state.capture.inline(self, operands)
+            if copied is not None:
+                return tuple(copied)
+        if self._run is None:
+            self._run = run_of(self.module)
+        return self._run(*operands)
+
+    def bind(self, operands: Sequence[Tensor]) -> Binding:
+        """What the open sizes are in a call with these operands."""
+        return {} if self._symbols is None else self._symbols.bind(operands)
+
+    def allows(self, binding: Binding) -> bool:
+        """Whether this graph stands for what was traced at these sizes too."""
+        return self.shape_env is None or facts_hold(self.shape_env, binding, self._n_facts)
+
+    def input_nodes(self) -> list[fx.Node]:
+        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+
+    def output_nodes(self) -> Sequence[fx.Node]:
+        (outputs,) = self.module.graph.output_node().args
+        return outputs  # type: ignore[return-value]
+
+    def random_nodes(self) -> list[fx.Node]:
+        """The nodes that draw random numbers: they stay in a graph, read or not, so that each keeps its draws."""
+        return [node for node in self.module.graph.nodes if is_random_node(node, self.module)]
+
+
+_interned: weakref.WeakValueDictionary[Hashable, Subgraph] = weakref.WeakValueDictionary()
+_interned_lock = threading.Lock()
+_SMALL_CONSTANT = 64
+
+
+def static_of(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:
+    """The static parameters of the operator that a node calls, None for any other node."""
+    first = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(first, fx.Node) or first.op != "get_attr":
+        return None
+    value = getattr(module, str(first.target))
+    return value if isinstance(value, StaticParameters) else None
+
+
+def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
+    if isinstance(node.target, OpOverload):
+        return torch.Tag.nondeterministic_seeded in node.target.tags
+    static = static_of(node, module)
+    return static is not None and static.random
+
+
+def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:
+    index: dict[fx.Node, int] = {}
+    rows = []
+    for node in module.graph.nodes:
+        index[node] = len(index)
+        target = _attribute_key(getattr(module, node.target)) if node.op == "get_attr" else node.target
+        if node.op == "placeholder":
+            target = None
+        arguments = frozen(node.args, index), frozen(node.kwargs, index)
+        rows.append((node.op, target, *arguments, _dtypes(node.meta.get("val"))))
+    return tuple(rows), tuple(inputs)
+
+
+def _dtypes(value: Any) -> Hashable:
+    """The dtypes of a node's result: with a default dtype in their arguments, equal nodes may differ in them."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_dtypes, value))
+    return getattr(value, "dtype", None)
+
+
+def _attribute_key(value: object) -> Hashable:
+    if isinstance(value, StaticParameters):
+        return value.key()
+    if isinstance(value, Tensor) and value.numel() <= _SMALL_CONSTANT and value.device.type == "cpu":
+        return value.dtype, tuple(value.shape), repr(value.tolist())
+    return id(value)

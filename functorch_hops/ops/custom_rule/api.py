@@ -1,0 +1,427 @@
+"""custom_vjp and custom_jvp: functions of trees with derivatives of the user's own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from ... import pytree
+from ...calls.arguments import Function, signature_of
+from ...calls.output import Constant, OutputSpec
+from ...calls.validate import check_agreement, check_callable, kind_of
+from ...errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    MetadataMismatchError,
+    TreeMismatchError,
+    message,
+)
+from ...ir.meta import TensorMeta, is_differentiable
+from .call import as_python_or_graph, call_custom_rule
+from .flat_rule import FlatRule
+
+__all__ = ["custom_jvp", "custom_vjp"]
+
+Tensors = Sequence[Tensor]
+
+
+class _CustomFunction:
+    """What both decorators share: the function, and how a call is taken apart."""
+
+    operation: str
+
+    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+        check_callable(self.operation, "fun", fun)
+        functools.update_wrapper(cast(Any, self), fun, updated=())
+        self.fun = fun
+        self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
+
+    def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """All arguments by position: the rules take them so."""
+        if not kwargs:
+            return args
+        bound = signature_of(self.fun).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise ArgumentTypeError(
+                message(
+                    self.operation,
+                    "a keyword-only argument can't be passed on to the rule",
+                    parameter=self.__name__,
+                    got=", ".join(bound.kwargs),
+                    remedy="make the argument positional, or close over it",
+                )
+            )
+        return bound.args
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_rule()
+        return as_python_or_graph(self.operation, _run, (self,), self._positional(args, kwargs))
+
+    def _require_rule(self) -> None:
+        raise NotImplementedError
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        raise NotImplementedError
+
+    def _split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The arguments without derivatives, and the others."""
+        nondiff = [a for i, a in enumerate(args) if i in self.nondiff_argnums]
+        return nondiff, [a for i, a in enumerate(args) if i not in self.nondiff_argnums]
+
+    def _merged(self, nondiff: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        some, rest = iter(nondiff), iter(others)
+        return [next(some if i in self.nondiff_argnums else rest) for i in range(len(nondiff) + len(others))]
+
+    __name__: str
+
+
+class custom_vjp(_CustomFunction):
+    """A function with a reverse-mode derivative of its own.
+
+    ::
+
+        custom_vjp : ((a, ...) -> b) -> ((a, ...) -> b)
+        fwd : (a, ...) -> (b, residuals)
+        bwd : (residuals, b) -> (a, ...)
+
+    Equivalent, for one tensor argument, to::
+
+        class F(torch.autograd.Function):
+            forward = staticmethod(fun)
+            backward = staticmethod(lambda ctx, ct: bwd(ctx.residuals, ct))
+
+    except that residuals are differentiated as `fwd` computes them, and with everything that ``F`` lacks: trees,
+    closures, every transform. The rule holds for derivatives of any order; the second one differentiates `fwd` (its
+    residuals) and `bwd`, which should therefore call `fun` for its value.
+
+    Arguments:
+        fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
+            pass through unchanged.
+        nondiff_argnums: positions of arguments without derivatives, such as functions. `bwd` gets them first:
+            ``bwd(*nondiff, residuals, ct)``.
+
+    ``defvjp(fwd, bwd)`` sets the rule. `fwd` takes the arguments of `fun` and returns its output and any tree of
+    residuals. `bwd` takes the residuals and a cotangent like the output (zeros for an integer leaf), and returns a
+    tuple with one entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree,
+    stands for zero.
+
+    Raises:
+        ArgumentTypeError: `fun` is not callable; there is no rule; forward mode is asked for.
+        TreeMismatchError, MetadataMismatchError: the results of `fwd` or `bwd` do not fit output or arguments.
+        ArgumentValueError: a derivative with respect to a closed-over value is asked for.
+
+    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, `fun`, `fwd` and `bwd` are
+    traced once, and again when something that they read has changed. ``create_graph`` in plain eager runs `fwd` a
+    second time.
+
+    Source: ``jax.custom_vjp``; asked for in pytorch/pytorch 87222.
+
+    >>> import torch, functorch_hops as fh
+    >>> @fh.custom_vjp
+    ... def clip_gradient(x):
+    ...     return x
+    >>> clip_gradient.defvjp(lambda x: (x, None), lambda _, ct: (ct.clamp(-1, 1),))
+    >>> fh.grad(lambda x: 10 * clip_gradient(x))(torch.tensor(2.0))
+    tensor(1.)
+    """
+
+    operation = "custom_vjp"
+    __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
+
+    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+        super().__init__(fun, nondiff_argnums)
+        self.fwd: Function | None = None
+        self.bwd: Function | None = None
+
+    def defvjp(self, fwd: Function, bwd: Function) -> None:
+        """Set the rule."""
+        check_callable("custom_vjp", "fwd", fwd)
+        check_callable("custom_vjp", "bwd", bwd)
+        self.fwd, self.bwd = fwd, bwd
+
+    def _require_rule(self) -> None:
+        if self.fwd is None:
+            raise _without_rule("custom_vjp", self.__name__, "defvjp(fwd, bwd)")
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        return _VjpCall(self, args)
+
+
+class custom_jvp(_CustomFunction):
+    """A function with a forward-mode derivative of its own, from which reverse mode follows.
+
+    ::
+
+        custom_jvp : ((a, ...) -> b) -> ((a, ...) -> b)
+        rule : ((a, ...), (a, ...)) -> (b, b)
+
+    Equivalent, in value, to `fun`; its ``jvp`` is ``rule(primals, tangents)``, and its ``vjp`` the transpose of that,
+    which is linear in the tangents.
+
+    Arguments:
+        fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
+            pass through unchanged.
+        nondiff_argnums: positions of arguments without derivatives, such as functions. The rule gets them first:
+            ``rule(*nondiff, primals, tangents)``.
+
+    ``defjvp(rule)`` sets the rule and returns it. It takes two tuples, with the (differentiable) arguments and their
+    tangents, and returns the output and its tangent: trees of the same structure, in which a tangent may be None for
+    zero. It should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor
+    has a tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) ->
+    tangent_out`` per argument, or None.
+
+    Raises:
+        ArgumentTypeError: `fun` is not callable; there is no rule.
+        TreeMismatchError, MetadataMismatchError: the result of the rule does not fit.
+        ArgumentValueError: a derivative with respect to a closed-over value is asked for.
+
+    Cost: as the rule. In plain eager it runs as Python; under a transform, or captured, `fun` and the rule are traced
+    once, and again when something that they read has changed. ``create_graph`` in plain eager runs the rule a second
+    time.
+
+    Source: ``jax.custom_jvp``; asked for in pytorch/pytorch 87222.
+
+    >>> import torch, functorch_hops as fh
+    >>> @fh.custom_jvp
+    ... def log1pexp(x):
+    ...     return torch.log1p(torch.exp(x))
+    >>> @log1pexp.defjvp
+    ... def _(primals, tangents):
+    ...     (x,), (t,) = primals, tangents
+    ...     return log1pexp(x), t * torch.sigmoid(x)
+    >>> fh.grad(log1pexp)(torch.tensor(100.0))
+    tensor(1.)
+    """
+
+    operation = "custom_jvp"
+    __environment__ = ("fun", "rule", "nondiff_argnums")
+
+    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+        super().__init__(fun, nondiff_argnums)
+        self.rule: Function | None = None
+
+    def defjvp(self, rule: Function) -> Function:
+        """Set the rule."""
+        check_callable("custom_jvp", "rule", rule)
+        self.rule = rule
+        return rule
+
+    def defjvps(self, *rules: Function | None) -> None:
+        """Set the rule as a sum over the arguments."""
+        for rule in rules:
+            if rule is not None:
+                check_callable("custom_jvp", "rules", rule)
+
+        def summed(*args: Any) -> tuple[Any, Any]:
+            *nondiff, primals, tangents = args
+            out = self(*self._merged(nondiff, primals))
+            terms = [rule(t, out, *primals) for rule, t in zip(rules, tangents, strict=True) if rule is not None]
+            return out, functools.reduce(lambda a, b: pytree.map(torch.add, a, b), terms) if terms else None
+
+        self.rule = summed
+
+    def _require_rule(self) -> None:
+        if self.rule is None:
+            raise _without_rule("custom_jvp", self.__name__, "defjvp(rule)")
+
+    def _bind(self, args: tuple[Any, ...]) -> _Call:
+        return _JvpCall(self, args)
+
+
+def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
+    numbers = (nondiff_argnums,) if isinstance(nondiff_argnums, int) else tuple(nondiff_argnums)
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        expected = "positions of arguments, counted from 0"
+        text = message(operation, "no position", parameter="nondiff_argnums", expected=expected, got=nondiff_argnums)
+        raise ArgumentValueError(text)
+    return numbers
+
+
+def _without_rule(operation: str, name: str, method: str) -> ArgumentTypeError:
+    text = message(operation, f"{name} has no derivative rule yet", remedy=f"call {name}.{method} first")
+    return ArgumentTypeError(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one call
+
+
+class _Call(FlatRule):
+    """A call with its arguments flattened; outputs are compared with those of `fun`, once these are known."""
+
+    def __init__(self, function: Any, args: tuple[Any, ...]) -> None:
+        self.function = function
+        self.name = f"{function.operation} {function.__name__}"
+        self.nondiff, others = function._split(args)
+        self.leaves, self.spec = pytree.flatten(tuple(others))
+        self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
+        self.tensors = [self.leaves[i] for i in self.places]
+        self.metas = [TensorMeta.of(x) for x in self.tensors]
+        self.moving = [is_differentiable(m.dtype) for m in self.metas]
+        constants = (None if isinstance(leaf, Tensor) else _key(leaf) for leaf in self.leaves)
+        self.identity = (function, self.spec, *constants, *map(_key, pytree.flatten(self.nondiff)[0]))
+
+    def result(self) -> Any:
+        outs = call_custom_rule(self, self.tensors)
+        return self.output.unflatten(outs)
+
+    @property
+    def output(self) -> OutputSpec:
+        assert isinstance(self.learned, OutputSpec)
+        return self.learned
+
+    def others(self, tensors: Tensors) -> tuple[Any, ...]:
+        """The differentiable arguments with these tensors in them."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return pytree.unflatten(self.spec, leaves)
+
+    def arguments(self, tensors: Tensors) -> list[Any]:
+        merged: list[Any] = self.function._merged(self.nondiff, self.others(tensors))
+        return merged
+
+    def flat_output(self, out: Any, producer: str) -> list[Tensor]:
+        tensors, spec = OutputSpec.flatten(out)
+        if self.learned is not None:
+            name = self.function.__name__
+            check_agreement(self.name, "the outputs", (name, self.output), (producer, spec), path="out")
+        self.learned = spec
+        return tensors
+
+    def primal(self, *inputs: Tensor) -> Tensors:
+        return self.flat_output(self.function.fun(*self.arguments(inputs)), self.function.__name__)
+
+    def fitting(self, value: Any, meta: TensorMeta, path: str) -> Tensor | None:
+        """A tangent or gradient, None for zero, after a check that it fits what it belongs to."""
+        if isinstance(value, (int, float)) and not meta.shape:
+            value = torch.full((), value, dtype=meta.dtype, device=meta.device)
+        if value is None or (isinstance(value, Tensor) and TensorMeta.of(value) == meta):
+            return value
+        got = kind_of(value) if not isinstance(value, Tensor) else TensorMeta.of(value)
+        text = message(self.name, "a derivative does not fit", path=path, expected=meta, got=got)
+        raise MetadataMismatchError(text)
+
+
+def _run(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
+    return functions[0]._bind(args).result()
+
+
+class _VjpCall(_Call):
+    has_backward = True
+    forward_remedy = "use reverse mode, or write a custom_jvp, which has both"
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
+        result = self.function.fwd(*self.arguments(inputs))
+        out, residuals = _pair(self.name, "fwd", result, "(out, residuals)")
+        outs = self.flat_output(out, "fwd")
+        tensors, self.residuals = OutputSpec.flatten(residuals)
+        return outs, tensors
+
+    def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
+        given = iter(cotangents)
+        leaves = [_cotangent(leaf, given) for leaf in self.output.leaves]
+        ct = pytree.unflatten(self.output.spec, leaves)
+        grads = self.function.bwd(*self.nondiff, self.residuals.unflatten(residuals), ct)
+        return self.gradients(grads)
+
+    def gradients(self, grads: Any) -> Sequence[Tensor | None]:
+        args = self.others(self.tensors)
+        if not isinstance(grads, (tuple, list)) or len(grads) != len(args):
+            got = f"a {type(grads).__name__} of {len(grads)}" if isinstance(grads, (tuple, list)) else kind_of(grads)
+            text = message(
+                self.name,
+                "bwd must return one gradient for each argument",
+                parameter="bwd",
+                expected=f"a tuple of {len(args)}",
+                got=got,
+                remedy="return (gradient,) for a single argument, and None for an argument without gradient",
+            )
+            raise TreeMismatchError(text)
+        found: list[Any] = []
+        for i, (grad, spec) in enumerate(zip(grads, self.spec.children(), strict=True)):
+            found += _spread(self.name, "bwd", grad, spec, f"bwd(...)[{i}]")
+        paths = pytree.leaf_paths(self.spec, "bwd(...)")
+        rows = zip(self.places, self.metas, self.moving, strict=True)
+        return [self.fitting(found[i], meta, paths[i]) for i, meta, m in rows if m]
+
+
+class _JvpCall(_Call):
+    has_tangent = True
+
+    def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
+        moving = iter(tangents)
+        filled = [next(moving) if m else torch.zeros_like(x) for x, m in zip(inputs, self.moving, strict=True)]
+        leaves = [_no_tangent(leaf) for leaf in self.leaves]
+        for place, t in zip(self.places, filled, strict=True):
+            leaves[place] = t
+        result = self.function.rule(*self.nondiff, self.others(inputs), pytree.unflatten(self.spec, leaves))
+        out, tangent_out = _pair(self.name, "rule", result, "(out, tangent_out)")
+        outs = self.flat_output(out, "rule")
+        return outs, self.flat_tangents(tangent_out)
+
+    def flat_tangents(self, tangent_out: Any) -> list[Tensor]:
+        found = _spread(self.name, "rule", tangent_out, self.output.spec, "tangent_out")
+        paths = self.output.paths("tangent_out")
+        flat = []
+        for value, leaf, path in zip(found, self.output.leaves, paths, strict=True):
+            if isinstance(leaf, TensorMeta) and is_differentiable(leaf.dtype):
+                fitting = self.fitting(value, leaf, path)
+                flat.append(leaf.zeros() if fitting is None else fitting)
+        return flat
+
+
+def _pair(operation: str, parameter: str, result: Any, expected: str) -> tuple[Any, Any]:
+    if isinstance(result, (tuple, list)) and len(result) == 2:
+        return result[0], result[1]
+    got = f"a {type(result).__name__} of {len(result)}" if isinstance(result, (tuple, list)) else kind_of(result)
+    raise TreeMismatchError(message(operation, "no pair", parameter=parameter, expected=expected, got=got))
+
+
+def _cotangent(leaf: TensorMeta | Constant, given: Any) -> Any:
+    if isinstance(leaf, Constant):
+        return leaf.value
+    return next(given) if is_differentiable(leaf.dtype) else leaf.zeros()
+
+
+def _no_tangent(leaf: Any) -> Any:
+    """The tangent of an argument's leaf that is no tensor."""
+    if isinstance(leaf, (torch.SymInt, torch.SymFloat)):
+        return 0 if isinstance(leaf, torch.SymInt) else 0.0
+    return type(leaf)(0) if isinstance(leaf, (int, float, complex)) else leaf
+
+
+def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: str) -> list[Any]:
+    """The leaves of a tree of derivatives like ``spec``, in which None may stand for a subtree of zeros."""
+    if tree is None:
+        return [None] * spec.num_leaves
+    found = pytree.flatten(tree)[1]
+    if spec.is_leaf() and found.is_leaf():
+        return [tree]
+    same = found.type is spec.type and found.entries() == spec.entries()
+    if not same or found.is_leaf() != spec.is_leaf():
+        text = message(
+            operation,
+            "the tree of derivatives does not fit",
+            parameter=parameter,
+            path=path,
+            expected=pytree.describe(spec),
+            got=pytree.describe(found),
+        )
+        raise TreeMismatchError(text)
+    children = optree.tree_flatten_one_level(tree, namespace=pytree.NAMESPACE)[0]
+    one_level = spec.one_level()
+    paths = pytree.leaf_paths(one_level, path) if one_level is not None else []
+    rows = zip(children, spec.children(), paths, strict=True)
+    return [leaf for child, below, place in rows for leaf in _spread(operation, parameter, child, below, place)]
+
+
+def _key(value: Any) -> Hashable:
+    """A leaf that is no tensor, compared by value where that is simple; anything else by identity."""
+    return (type(value), value) if isinstance(value, (bool, int, float, complex, str)) else id(value)

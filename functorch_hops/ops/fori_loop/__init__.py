@@ -1,0 +1,1 @@
+"""``fori_loop``: a scan, or a while loop."""

@@ -1,0 +1,1 @@
+"""What ``scan`` lends to the loops that are built on it or like it."""

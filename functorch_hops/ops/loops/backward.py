@@ -1,0 +1,144 @@
+"""How the steps of a loop are pulled back: a scan backwards in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...derive.partition import Partition, partition
+from ...derive.rewrite import rewritten
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.meta import Mask, TensorMeta, is_differentiable
+from ...ir.subgraph import Subgraph
+from ..cond.op import cond_op, cond_static
+from ..scan.op import Operands, scan_op, scan_static
+from .carry import carry_fixpoint
+
+__all__ = ["BackwardPlan", "backward_step", "cotangent_or_zeros", "run_backward", "with_kept_carry"]
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """How the step of a loop is differentiated: which inputs are active, which outputs have cotangents, its
+    partition.
+    """
+
+    body: Subgraph
+    n_carry: int
+    n_xs: int
+    active: Mask
+    cotangents: Mask
+    part: Partition
+
+    @classmethod
+    def make(cls, body: Subgraph, n_carry: int, n_xs: int, active: Mask) -> BackwardPlan:
+        """``active``: of the loop's operands; a carry that becomes active on the way is active."""
+        fixed = active[n_carry:]
+        carry = carry_fixpoint(
+            active[:n_carry], lambda c: dependent_outputs(body, (*c, *fixed), Through.GRADIENT)[:n_carry]
+        )
+        carry = tuple(a and is_differentiable(m.dtype) for a, m in zip(carry, body.inputs))
+        reached = dependent_outputs(body, (*carry, *fixed), Through.GRADIENT)
+        places = range(len(body.inputs))
+        carried = tuple(i < n_carry for i in places)
+        free = tuple(i >= n_carry + n_xs for i in places)
+        cotangents = (*carry, *reached[n_carry:])
+        part = partition(body, (*carry, *fixed), cotangents, free=free, carried=carried)
+        return cls(body, n_carry, n_xs, (*carry, *fixed), cotangents, part)
+
+
+def with_kept_carry(forward: Subgraph, kept: list[int]) -> Subgraph:
+    """The forward graph, which also emits the carries that backward reads, as they were when the step began."""
+    if not kept:
+        return forward
+
+    def run(*args: Tensor) -> list[Tensor]:
+        return [*forward(*args), *(args[i] for i in kept)]
+
+    return forward.derive(("kept carry", tuple(kept)), lambda: rewritten(run, forward.inputs, "grad"))
+
+
+def run_backward(
+    plan: BackwardPlan,
+    reverse: bool,
+    parts: Operands,
+    residuals: Sequence[Tensor],
+    ct_carry: Sequence[Tensor],
+    ct_ys: Sequence[Tensor],
+    valid: Tensor | None,
+) -> Sequence[Tensor | None]:
+    """The scan backwards in time. ``valid`` marks the steps that happened (all of them where it is None)."""
+    n, m = plan.n_carry, plan.n_xs
+    ct_consts = [torch.zeros_like(c) for c, a in zip(parts.consts, plan.active[n + m :]) if a]
+    kept_xs = [x for x, k in zip(parts.xs, plan.part.kept[n : n + m]) if k]
+    kept_consts = [c for c, k in zip(parts.consts, plan.part.kept[n + m :]) if k]
+    body = backward_step(plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device))
+    xs = [*([] if valid is None else [valid]), *residuals, *kept_xs, *ct_ys]
+    n_carry = len(ct_carry) + len(ct_consts)
+    outs = scan_op(
+        scan_static(body, n_carry, len(xs), not reverse),
+        parts.length,
+        *ct_carry,
+        *ct_consts,
+        *xs,
+        *kept_consts,
+    )
+    by_kind = iter(outs[: len(ct_carry)]), iter(outs[n_carry:]), iter(outs[len(ct_carry) : n_carry])
+    grads = [next(by_kind[0 if i < n else 1 if i < n + m else 2]) if a else None for i, a in enumerate(plan.active)]
+    return [None, *grads]
+
+
+def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
+    """``(ct carry, sums; [valid], residuals, kept x, ct y; kept consts) -> (ct carry, sums; ct x)``."""
+    n, m, part, body = plan.n_carry, plan.n_xs, plan.part, plan.body
+    carry_metas = [meta for meta, a in zip(body.inputs[:n], plan.active) if a]
+    const_metas = [meta for meta, a in zip(body.inputs[n + m :], plan.active[n + m :]) if a]
+    kept_carry = [meta for meta, k in zip(body.inputs[:n], part.kept) if k]
+    kept_xs = [meta for meta, k in zip(body.inputs[n : n + m], part.kept[n : n + m]) if k]
+    kept_consts = [meta for meta, k in zip(body.inputs[n + m :], part.kept[n + m :]) if k]
+    y_metas = [meta for meta, c in zip(body.outputs[n:], plan.cotangents[n:]) if c]
+    groups = [carry_metas, const_metas, part.residuals, kept_carry, kept_xs, y_metas, kept_consts]
+    n_ct, n_x = len(carry_metas), sum(plan.active[n : n + m])
+
+    def run(*args: Tensor) -> list[Tensor]:
+        values, pieces = list(args), []
+        for group in groups:
+            pieces.append(values[: len(group)])
+            values = values[len(group) :]
+        ct_carry, sums, residuals, carry, xs, ct_ys, consts = pieces
+        grads = list(part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
+        new_carry, ct_x, ct_w = grads[:n_ct], grads[n_ct : n_ct + n_x], grads[n_ct + n_x :]
+        return [*new_carry, *(s + g for s, g in zip(sums, ct_w)), *ct_x]
+
+    inputs = [meta for group in groups for meta in group]
+    key = ("backward step", plan.n_carry, plan.n_xs, plan.active, plan.cotangents)
+    step = part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
+    return step if valid is None else _if_it_happened(step, n_ct + len(const_metas), valid)
+
+
+def _if_it_happened(step: Subgraph, n_carry: int, valid: TensorMeta) -> Subgraph:
+    """``(carry; valid, the step's other operands)``: a step that did not happen for this lane hands the carry on.
+
+    A cond, because such a lane has the rows of another one (NOTE [Stacks of lanes]) and constants of its own, which may
+    not go together: under vmap the cond gives it the constants of a lane that took the step.
+    """
+
+    def skip(*args: Tensor) -> list[Tensor]:
+        return [*args[:n_carry], *(meta.zeros() for meta in step.outputs[n_carry:])]
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        branches = cond_static([rewritten(skip, step.inputs, "grad"), step])
+        return cond_op(branches, args[n_carry], *args[:n_carry], *args[n_carry + 1 :])
+
+    inputs = [*step.inputs[:n_carry], valid, *step.inputs[n_carry:]]
+    return step.derive(("if it happened", n_carry, valid), lambda: rewritten(run, inputs, "grad"))
+
+
+def cotangent_or_zeros(ct: Tensor | None, meta: TensorMeta, length: int | None) -> Tensor:
+    if ct is not None:
+        return ct
+    shape = meta.shape if length is None else (length, *meta.shape)
+    return torch.zeros(shape, dtype=meta.dtype, device=meta.device)

@@ -1,0 +1,72 @@
+"""A derivative that does not exist, as a value that must not be computed.
+
+NOTE [Absent derivatives raise when they run] functorch prepares every backward pass to be differentiated again, and
+most never are. So a missing derivative must not raise while it is prepared. In a capture it becomes a node that raises
+when it runs or is lowered; if nothing reads it, dead-code elimination removes it.
+
+Static parameters: the error, and the metadata of the outputs. Operands: what the derivative would depend on, the values
+and the cotangents or tangents that ask for it. Differentiating the node gives another such node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
+from ...hop.operator import Hop
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import StaticParameters
+from ...trace.capture import current_capture
+
+__all__ = [
+    "MissingDerivative",
+    "absent_derivatives",
+    "closed_over",
+    "missing",
+    "missing_derivative_op",
+    "missing_derivative_static",
+]
+
+missing_derivative_op = Hop("missing_derivative")
+
+
+@dataclass(frozen=True)
+class MissingDerivative:
+    """An error that may be raised later."""
+
+    error: type[FunctorchHopsError]
+    name: str
+    problem: str
+    remedy: str
+    got: str | None = None
+
+    def exception(self) -> FunctorchHopsError:
+        return self.error(message(self.name, self.problem, got=self.got, remedy=self.remedy))
+
+
+def missing(name: str, problem: str, remedy: str) -> MissingDerivative:
+    """The rule has no such derivative."""
+    return MissingDerivative(ArgumentTypeError, name, problem, remedy)
+
+
+def closed_over(name: str, what: str) -> MissingDerivative:
+    """The rule says nothing of a value that the function closes over."""
+    problem = "differentiated with respect to a value that the function closes over, of which its rule says nothing"
+    remedy = "pass the value as an argument, or detach() it where the function reads it"
+    return MissingDerivative(ArgumentValueError, name, problem, remedy, got=f"a closed-over {what}")
+
+
+def absent_derivatives(
+    missing: MissingDerivative, outputs: Sequence[TensorMeta], asked: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """In place of derivatives like ``outputs``, which depend on ``asked``."""
+    if current_capture() is None:
+        raise missing.exception()
+    return missing_derivative_op(missing_derivative_static(missing, outputs), *asked)
+
+
+def missing_derivative_static(missing: MissingDerivative, outputs: Sequence[TensorMeta]) -> StaticParameters:
+    return StaticParameters("missing_derivative", [], missing=missing, outputs=tuple(outputs), n_outputs=len(outputs))

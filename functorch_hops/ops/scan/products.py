@@ -1,0 +1,191 @@
+"""Products of a scan that wait for no carry, and sums of products over the steps.
+
+A sum is a carry that a step only adds to: ``s' = s + a^T b``. With the rows of all steps below one another in ``A`` and
+``B``, its final value is ``s + A^T B``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..._torch import OpOverload
+from ...derive.batch import batched
+from ...derive.rewrite import rewritten
+from ...ir.build import Builder
+from ...ir.memory import memory_of
+from ...ir.nodes import meta_of
+from ...ir.subgraph import StaticParameters, Subgraph
+from ...passes.cleaning import close
+from ...passes.hoisting import split_invariant
+from ...passes.products import is_product
+from ...passes.rewiring import rewired
+from .op import scan_op, scan_static
+
+__all__ = ["scan_products"]
+
+
+def scan_products(static: StaticParameters, operands: Sequence[Any]) -> Subgraph | None:
+    """The scan as a graph over its operands but the length, products taken outside; None where there are none."""
+    length = operands[0]
+    (body,) = static.bodies
+    if not isinstance(length, int) or length < 2 or body.shape_env is not None:
+        return None
+    n, m, reverse = static["n_carry"], static["n_xs"], static["reverse"]
+    before, body = _products_before(body, n, m)
+    loop = _Summing.make(body, n, m + (len(before.outputs) if before else 0))
+    if before is None and not loop.sums:
+        return None
+
+    def run(*args: Tensor) -> list[Tensor]:
+        init, xs, consts = args[:n], args[n : n + m], args[n + m :]
+        if before is not None:
+            mapped = (*(True,) * m, *(False,) * len(consts))
+            products, _ = batched(before, mapped, length, "error", (True,) * len(before.outputs))
+            xs = (*xs, *products(*xs, *consts))
+        return loop.run(length, init, xs, consts, reverse)
+
+    inputs = static.bodies[0].inputs
+    metas = [*inputs[:n], *(x.with_leading(length) for x in inputs[n : n + m]), *inputs[n + m :]]
+    return static.bodies[0].derive(("fission", n, m, reverse, length), lambda: rewritten(run, metas, "scan"))
+
+
+def _products_before(body: Subgraph, n: int, m: int) -> tuple[Subgraph | None, Subgraph]:
+    """``(x, consts) -> products``, and the body that finds them behind its xs."""
+    rest = len(body.inputs) - n
+    parts = split_invariant(body, (*(False,) * n, *(True,) * rest), _is_operator, _gains_from_rows)
+    if parts is None:
+        return None, body
+    outside, inside = parts
+    k = len(outside.outputs)
+    consts = range(n + m, n + rest)
+    places = [*range(n + m), *(i + k for i in consts), *range(n + m, n + m + k)]
+    return outside, rewired(inside, places, (True,) * len(body.outputs))
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload)
+
+
+def _gains_from_rows(node: fx.Node) -> bool:
+    """Whether a product has few rows in each step - with many it is efficient as it is - and takes little memory."""
+    if not is_product(node):
+        return False
+    first = node.all_input_nodes[0].meta["val"]
+    is_thin = 2 * min(node.meta["val"].shape[-2:]) <= first.shape[-1]
+    return is_thin and _numel(node) <= 4 * min(map(_numel, node.all_input_nodes))
+
+
+def _numel(node: fx.Node) -> int:
+    return int(node.meta["val"].numel())
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A carry to which each step adds products of these pairs, and where the memory of their factors comes from."""
+
+    carry: int
+    factors: tuple[fx.Node, ...]
+
+    @property
+    def bases(self) -> list[fx.Node]:
+        return list(dict.fromkeys(map(memory_of, self.factors)))
+
+
+@dataclass(frozen=True)
+class _Summing:
+    """A loop without its sums: ``smaller`` emits the ``stacked`` values that it had not as xs."""
+
+    body: Subgraph
+    n_carry: int
+    sums: tuple[_Sum, ...]
+    stacked: tuple[int | fx.Node, ...]
+    smaller: Subgraph
+    factors: Subgraph
+
+    @classmethod
+    def make(cls, body: Subgraph, n_carry: int, n_xs: int) -> _Summing:
+        nodes, outputs = body.input_nodes(), body.output_nodes()
+        xs = {node: i for i, node in enumerate(nodes[n_carry : n_carry + n_xs])}
+        consts = set(nodes[n_carry + n_xs :])
+        sums = tuple(s for s in _sums(body, n_carry) if consts.isdisjoint(s.bases) and _is_cheaper(s, set(xs)))
+        dropped = {s.carry for s in sums}
+        bases = list(dict.fromkeys(base for s in sums for base in s.bases))
+        smaller = Builder(body.module)
+        for i, (node, meta) in enumerate(zip(nodes, body.inputs)):
+            if i not in dropped:
+                smaller.placeholder(node, meta)
+        kept = [node for i, node in enumerate(outputs) if i not in dropped]
+        factors = Builder(body.module)
+        for base in bases:
+            factors.placeholder(base, meta_of(base))
+        return cls(
+            body,
+            n_carry,
+            sums,
+            tuple(xs.get(base, base) for base in bases),
+            close(smaller, [*kept, *(base for base in bases if base not in xs)], also=body.random_nodes()),
+            close(factors, [f for s in sums for f in s.factors]),
+        )
+
+    def run(
+        self, length: int, init: Sequence[Tensor], xs: Sequence[Tensor], consts: Sequence[Tensor], reverse: bool
+    ) -> list[Tensor]:
+        dropped = {s.carry for s in self.sums}
+        kept = [c for i, c in enumerate(init) if i not in dropped]
+        outs = scan_op(scan_static(self.smaller, len(kept), len(xs), reverse), length, *kept, *xs, *consts)
+        n_ys = len(self.body.outputs) - self.n_carry
+        carry, ys, new = iter(outs[: len(kept)]), outs[len(kept) : len(kept) + n_ys], iter(outs[len(kept) + n_ys :])
+        stacks = [xs[base] if isinstance(base, int) else next(new) for base in self.stacked]
+        everything = (True,) * len(self.factors.outputs)
+        factors, _ = batched(self.factors, (True,) * len(stacks), length, "error", everything)
+        left = iter(factors(*stacks))
+        totals: dict[int, Tensor] = {}
+        for s in self.sums:
+            products = [_product(next(left), next(left)) for _ in s.factors[::2]]
+            totals[s.carry] = sum(products, start=init[s.carry])
+        return [*(totals[i] if i in totals else next(carry) for i in range(self.n_carry)), *ys]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """The sum over the steps, at dimension 0, of their products."""
+    columns, rows = (x.movedim(0, -3).flatten(-3, -2) for x in (a.mT, b))
+    return columns.mT @ rows
+
+
+def _sums(body: Subgraph, n_carry: int) -> list[_Sum]:
+    found = []
+    for i, (carry, out) in enumerate(zip(body.input_nodes()[:n_carry], body.output_nodes())):
+        if _is_sum(out) and list(carry.users) == [out] and len(out.users) == 1:
+            (added,) = (a for a in out.args if a is not carry)
+            factors = _factors(added)
+            if factors:
+                found.append(_Sum(i, tuple(factors)))
+    return found
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Whether a node adds two different tensors of its own shape."""
+    if node.target is not torch.ops.aten.add.Tensor or node.kwargs or len(set(node.all_input_nodes)) < 2:
+        return False
+    return all(n.meta["val"].shape == node.meta["val"].shape for n in node.all_input_nodes)
+
+
+def _factors(node: Any) -> list[fx.Node]:
+    """The factors, in pairs, of the products whose sum a node is and that only it reads; empty if it is no such sum."""
+    if len(node.users) > 1:
+        return []
+    if is_product(node):
+        return list(node.args)
+    parts = [_factors(n) for n in node.args] if _is_sum(node) else []
+    return [f for part in parts for f in part] if all(parts) else []
+
+
+def _is_cheaper(s: _Sum, xs: set[fx.Node]) -> bool:
+    """Whether stacking what is not stacked yet moves less than reading and writing the sum in each step."""
+    total = _numel(s.factors[0]) // s.factors[0].meta["val"].shape[-1] * s.factors[1].meta["val"].shape[-1]
+    return sum(_numel(base) for base in s.bases if base not in xs) <= 2 * total

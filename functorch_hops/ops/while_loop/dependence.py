@@ -1,0 +1,25 @@
+"""What reaches which outputs of a while_loop: everything if it reaches the condition, else what the body hands on.
+
+The trip count depends on values and differs between lanes, but it has no derivative.
+"""
+
+from __future__ import annotations
+
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.meta import Mask
+from ...ir.subgraph import StaticParameters
+from ..loops.carry import carry_fixpoint
+from .op import merge_flags
+
+__all__ = ["while_loop_dependent_outputs"]
+
+
+def while_loop_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+    cond, body = static.bodies
+    n = static["n_carry"]
+    init, consts = sources[:n], sources[n:]
+    carry = carry_fixpoint(init, lambda c: dependent_outputs(body, (*c, *consts), through)[:n])
+    if through.is_of_values and any(dependent_outputs(cond, (*carry, *consts), through)):
+        return (True,) * static["n_outputs"]
+    ys = dependent_outputs(body, (*carry, *consts), through)[n:]
+    return (*carry, *merge_flags(static["flags"], False, ys))

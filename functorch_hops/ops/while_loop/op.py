@@ -1,0 +1,42 @@
+"""``while_loop``: a loop whose trip count only a run knows.
+
+Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``,
+``flags``, and ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step. Operands: the
+initial carry, the constants. Outputs: the final carry and, where the loop stacks (``flags`` is not empty), the stacks
+over the iterations: the body's outputs beyond the carry, with the bool vector ``valid`` - which iterations happened -
+at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag before its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ...hop.operator import Hop
+from ...ir.subgraph import StaticParameters, Subgraph
+
+__all__ = ["T", "merge_flags", "split_stacks", "while_loop_op", "while_static"]
+
+while_loop_op = Hop("while_loop")
+
+
+T = TypeVar("T")
+
+
+def while_static(
+    cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = (), checkpoints: int | None = None
+) -> StaticParameters:
+    n_outputs = len(body.outputs) + len(flags)
+    attributes = {"n_carry": n_carry, "flags": flags, "checkpoints": checkpoints, "n_outputs": n_outputs}
+    return StaticParameters("while_loop", [cond, body], **attributes)
+
+
+def merge_flags(flags: tuple[int, ...], valid: T, ys: Sequence[T]) -> list[T]:
+    """The stacks of a loop: ``ys`` with ``valid`` at the places in ``flags``."""
+    rest = iter(ys)
+    return [valid if i in flags else next(rest) for i in range(len(ys) + len(flags))]
+
+
+def split_stacks(flags: tuple[int, ...], stacks: Sequence[T]) -> list[T]:
+    """The stacks of a loop without its flags."""
+    return [s for i, s in enumerate(stacks) if i not in flags]

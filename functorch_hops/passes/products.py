@@ -1,0 +1,58 @@
+"""Products that need not be taken step by step are taken for all steps at once.
+
+A product of matrices with a few rows runs at the speed of memory: each step reads the whole weight for them. What does
+not wait for the carry - ``x_t @ U`` before the loop, the sum of ``h_t^T @ g_t`` after it, which is the gradient of a
+weight - is one product with the rows of all steps (as in the cuDNN recurrent layers: Appleyard, Kocisky and Blunsom,
+"Optimizing performance of recurrent neural networks on GPUs", 2016). It takes memory for all steps, hence it is done
+where a graph is compiled: behind ``remat``, whose loops over a part of the steps stay loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..ir.build import add_static, copy_nodes, copy_of
+from ..ir.subgraph import StaticParameters, Subgraph, static_of
+from .cleaning import clean
+
+__all__ = ["batch_products", "is_product", "no_products"]
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+
+
+def is_product(node: fx.Node) -> bool:
+    return node.target in _PRODUCTS
+
+
+def no_products(static: StaticParameters, operands: Sequence[Any]) -> None:
+    """The fission rule of an operator that has no steps, or as many as only a run knows."""
+
+
+def batch_products(body: Subgraph) -> Subgraph:
+    """The graph with the products of its loops before and after them, from the innermost loop outwards."""
+    return body.derive("batched products", lambda: _batch_products(body))
+
+
+def _batch_products(body: Subgraph) -> Subgraph:
+    module = copy_of(body)
+    for node in [n for n in module.graph.nodes if static_of(n, module) is not None]:
+        static = static_of(node, module)
+        assert static is not None
+        static = static.with_bodies(batch_products)
+        replacement: Subgraph | None = node.target.rules.products(static, node.args[1:])
+        with module.graph.inserting_before(node):
+            if replacement is None:
+                node.args = (add_static(module, module.graph, static), *node.args[1:])
+                continue
+            operands = [a for a in node.args[1:] if isinstance(a, fx.Node)]
+            outputs = copy_nodes(replacement, operands, module, module.graph)
+        for user in list(node.users):
+            user.replace_all_uses_with(outputs[int(user.args[1])])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    clean(module)
+    return Subgraph.intern(module, body.inputs, body.outputs)

@@ -1,0 +1,317 @@
+"""One function being captured: its inputs, what it closes over, its nodes, and what it may not do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+from .. import _torch
+from ..errors import Caller, InputMutationError, message
+from ..ir.active import state
+from ..ir.build import copy_nodes
+from ..ir.meta import TensorMeta
+from ..ir.nodes import size_at
+from ..ir.subgraph import StaticParameters, Subgraph
+from .buffers import Buffers, refuse_update
+from .indexing import Rows
+from .refusals import check_tensor_class, unknown_shape, write_to_named
+from .session import Session, origins_of, refuse_leak
+
+__all__ = ["Capture", "current_capture"]
+
+
+class Capture:
+    """One body being captured."""
+
+    def __init__(
+        self, operation: str, parameter: str, parent: Capture | None, env: Any, buffers: Buffers | None = None
+    ) -> None:
+        self.buffers = buffers
+        self.operation = operation
+        self.parameter = parameter
+        self.parent = parent
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.session: Session = Session(self.caller, env) if parent is None else parent.session
+        self.session.deepest = max(self.session.deepest, self.depth)
+        self.root = torch.nn.Module()
+        self.graph = fx.Graph(tracer_cls=None)
+        self.tracer = _torch.new_tracer(self.root, self.graph)
+        self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
+        self.inputs: list[TensorMeta] = []
+        self.lifted: list[Tensor] = []
+        self.constants: set[int] = set()
+        self.is_quiet = False
+        self.rows = Rows()
+        self.lifting: TorchFunctionMode
+        self.in_transform = False
+        self.is_kernel = False
+        """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
+        self._fakes: dict[int, Tensor] = {}
+        self._input_storages: dict[int, int] = {}
+        self._protected_storages: set[int] = set()
+        self._carriers: dict[Any, Tensor] = {}
+        self._end_of_inputs: fx.Node | None = None
+
+    # -- inputs
+
+    def new_input(self, meta: TensorMeta) -> Tensor:
+        """A placeholder, and the fake that stands for it."""
+        last = self._end_of_inputs
+        where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
+        quietly = (
+            _torch.without_torch_function(),
+            _torch.below_transforms(),
+            _torch.disable_proxy_modes_tracing(),
+        )
+        with where, quietly[0], quietly[1], quietly[2]:
+            fake = self._new_fake(meta)
+            proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
+            _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+            self._input_storages[_torch.storage_key(fake)] = len(self.inputs)
+        self._end_of_inputs = proxy.node
+        self.inputs.append(meta)
+        return fake
+
+    def _new_fake(self, meta: TensorMeta) -> Tensor:
+        """A fake made by the capture itself: no operator of the body."""
+        self.is_quiet = True
+        try:
+            return meta.fake(self.session.fake_mode)
+        finally:
+            self.is_quiet = False
+
+    def owns(self, t: Tensor) -> bool:
+        return t in self.tracer.tensor_tracker
+
+    def may_return(self, t: Tensor) -> bool:
+        """Whether ``t`` is a value of this capture, or a tensor from outside of every capture and transform."""
+        return self.owns(t) or not (_torch.is_wrapped(t) or isinstance(t, _torch.FakeTensor))
+
+    def lift(self, t: Tensor) -> Tensor:
+        """What stands for ``t`` in this capture: itself if it belongs here, else the fake of an operand."""
+        base = _torch.base_tensor(t)
+        if self.owns(base):
+            return t
+        if type(base) is _torch.FakeTensor and self._made_inside(base):
+            return t
+        fake = self._fakes.get(id(t))
+        if fake is None:
+            check_tensor_class(self.operation, t)
+            with _torch.without_torch_function():
+                meta = TensorMeta.of(t)
+            fake = self.new_input(meta)
+            if self.buffers is not None and self.buffers.may_update(t):
+                fake = self._copied(fake)
+                self.buffers.add_copy(t, fake)
+            self._fakes[id(t)] = fake
+            self.lifted.append(t)
+        return fake
+
+    def _copied(self, fake: Tensor) -> Tensor:
+        """What stands for a buffer: see NOTE [Updates of buffers]."""
+        self.is_quiet = True
+        try:
+            with _torch.without_torch_function(), _torch.below_transforms():
+                return fake.detach().clone()
+        finally:
+            self.is_quiet = False
+
+    def _made_inside(self, base: Tensor) -> bool:
+        """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
+        mode = base.fake_mode  # type: ignore[attr-defined]
+        if mode is not self.session.fake_mode:
+            if mode in origins_of:  # of a session that has ended, or runs on another thread
+                origins_of[mode].refuse([base])
+            return False
+        for caller, tracker in self.session.ended:
+            if base in tracker:
+                refuse_leak(caller)
+        ancestor = self.parent
+        while ancestor is not None:
+            if ancestor.owns(base):
+                return False
+            ancestor = ancestor.parent
+        return True
+
+    def _lift_symbol(self, symbol: Any) -> Any | None:
+        """A symbol of an enclosing capture travels as an operand, from which it is read again inside: a size as the
+        size of an empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d
+        tensor.
+        """
+        if self.parent is None:
+            return None
+        entry = self.parent.tracer.sympy_expr_tracker.get(symbol)
+        if entry is None:
+            return None
+        is_size = isinstance(entry.value, torch.SymInt)
+        with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
+            carriers = self.parent._carriers
+            if symbol not in carriers:
+                carriers[symbol] = self.parent.new_carrier(entry.proxy.force(), entry.value)
+            placeholder = self.proxy_of(self.lift(carriers[symbol]))
+            target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
+            number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
+        number.node.meta["val"] = entry.value
+        return _torch.symbol_entry(number, entry.value)
+
+    def new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
+        """A symbolic number of this capture as a tensor that can be an operand."""
+        is_size = isinstance(value, torch.SymInt)
+        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
+        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
+        fake = self._new_fake(meta)
+        args = ([number, 0] if is_size else number,)
+        kwargs = {"dtype": meta.dtype, "device": meta.device}
+        proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
+        _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+        return fake
+
+    def lift_tree(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self.rows.fresh(self.lift(x))
+        if type(x) is list:
+            return [self.lift_tree(v) for v in x]
+        if type(x) is tuple or isinstance(x, torch.Size):
+            return type(x)([self.lift_tree(v) for v in x])
+        if type(x) is dict:
+            return {k: self.lift_tree(v) for k, v in x.items()}
+        return x
+
+    # -- nodes
+
+    def inline(self, body: Subgraph, operands: Sequence[Tensor]) -> list[Tensor] | None:
+        """Copy a graph into this one instead of running it, where nothing would happen to its operators on the way.
+
+        That is so for plain values of this capture, with no transform, tangent or gradient at work and no open sizes.
+        Rules wrap graphs in a few operators of their own; this saves tracing what is inside again.
+        """
+        if _torch.top_interpreter() is not None or not torch.is_grad_enabled() or body.shape_env is not None:
+            return None
+        outputs = []
+        with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            operands = [self.rows.fresh(self.lift(x)) for x in operands]
+            if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
+                return None
+            inputs = [self.proxy_of(x).node for x in operands]
+            for node, meta in zip(copy_nodes(body, inputs, self.root, self.graph), body.outputs):
+                fake = self._new_fake(meta)
+                _torch.track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
+                outputs.append(fake)
+        return outputs
+
+    def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
+        """The ``get_attr`` node of an operator's static parameters."""
+        name = self.tracer.get_fresh_qualname(f"{label}_")
+        self.root.register_module(name, static)
+        return self.tracer.create_proxy("get_attr", name, (), {})
+
+    def proxy_of(self, x: Any) -> Any:
+        """What a node takes as argument for a value of this capture."""
+        if isinstance(x, Tensor) and not self.owns(x):
+            x = torch.zeros_like(x)  # an untracked fake is a zero tangent made by functorch
+        return self.tracer.unwrap_proxy(x)
+
+    # -- checks
+
+    def protect(self, t: Tensor) -> None:
+        """Refuse writes to a value that this capture made."""
+        with _torch.without_torch_function():
+            self._protected_storages.add(_torch.storage_key(_torch.base_tensor(t)))
+
+    def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
+        storage = _torch.storage_key(target)
+        is_buffer = self.buffers is not None and self.buffers.is_copy(storage)
+        if storage in self._input_storages or (is_buffer and self.in_transform):
+            raise self.refuse_write(func.overloadpacket.__name__, [target])
+        if storage in self._protected_storages:
+            raise write_to_named(self.caller, func.overloadpacket.__name__)
+        if is_buffer:
+            self.buffers.note_write(storage)  # type: ignore[union-attr]
+
+    def refuse_write(self, function: str, targets: Sequence[Any]) -> InputMutationError:
+        """The error for a write to one of these values of the capture."""
+        buffers = self.outermost().buffers
+        written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
+        path = next(filter(None, written), None)
+        if path is not None:
+            return refuse_update(self.operation, path, f"is written to ({function})")
+        storages = [_torch.storage_key(_torch.base_tensor(t)) for t in targets if isinstance(t, Tensor)]
+        place = next(self._input_storages[storage] for storage in storages if storage in self._input_storages)
+        is_own = place < len(self.inputs) - len(self.lifted)
+        return InputMutationError(
+            message(
+                self.operation,
+                f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
+                parameter=self.parameter,
+                expected="a function without side effects",
+                got=f"{function} on {self.inputs[place]}",
+                remedy="return the new value, or work on a clone()"
+                if is_own
+                else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
+                "for the buffers of a module)",
+            )
+        )
+
+    def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
+        """The tensors from outside that these values stand for."""
+        storages = {_torch.storage_key(_torch.base_tensor(t)) for t in values if isinstance(t, Tensor)}
+        return [t for t in self.lifted if id(t) in self._fakes and _torch.storage_key(self._fakes[id(t)]) in storages]
+
+    def outermost(self) -> Capture:
+        return self if self.parent is None else self.parent.outermost()
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.operation, self.parameter)
+
+    # -- result
+
+    def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
+        """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
+        outputs = self._without_aliases(outputs)
+        for copy in self.buffers.unwritten() if self.buffers is not None else ():
+            node = self.proxy_of(copy).node
+            node.replace_all_uses_with(node.args[0].args[0])
+        self._lift_constants()
+        nodes = [_torch.get_proxy_slot(out, self.tracer).proxy.node for out in outputs]
+        self.graph.output(tuple(nodes))
+        return _torch.new_graph_module(self.root, self.graph)
+
+    def _lift_constants(self) -> None:
+        """Tensors that the body made from Python values (``torch.tensor([1., 2.])``) are operands too: graphs hold
+        none.
+        """
+        for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
+            constant = getattr(self.root, str(node.target))
+            if isinstance(constant, Tensor):
+                fake = self.new_input(TensorMeta.of(constant))
+                self.lifted.append(constant)
+                self.constants.add(id(constant))
+                node.replace_all_uses_with(self.proxy_of(fake).node)
+                self.graph.erase_node(node)
+
+    def _without_aliases(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        seen = set(self._input_storages)
+        if self.buffers is not None:
+            seen.update(map(_torch.storage_key, self.buffers.unwritten()))
+        unaliased = []
+        for out in outputs:
+            out = _torch.base_tensor(_torch.plain(self.rows.fresh(self.lift(out))))
+            if _torch.storage_key(out) in seen:
+                out = out.clone()
+            elif not self.owns(out):
+                out = torch.zeros_like(out)  # an untracked fake is a zero tangent made by functorch
+            seen.add(_torch.storage_key(out))
+            unaliased.append(out)
+            if any(map(_torch.is_unbacked, out.shape)):
+                raise unknown_shape(self.caller)
+        return unaliased
+
+
+def current_capture() -> Capture | None:
+    """The innermost capture that runs on this thread."""
+    return state.capture  # type: ignore[return-value]

@@ -1,0 +1,119 @@
+"""What watches a capture: :class:`Lifting` the calls of torch's functions, :class:`Effects` the ATen operators.
+
+Lifting sees the user's tensors, before functorch unwraps anything. A tensor that is not of this capture (closed-over, a
+parameter, a value of an enclosing capture, a wrapper of an enclosing transform) is lifted: it becomes an operand, and a
+fresh fake of its logical shape stands for it inside. Effects works below every transform that the body itself applies:
+writes to inputs are refused, and what ran without gradients is detached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from ..ir.meta import TensorMeta, is_differentiable
+from ..ir.nodes import untracked
+from .batch_norm import running_statistics, without_statistics
+from .capture import Capture
+from .inplace import REPLACED, depends_on_input
+from .open_sizes import Zeros, laid_out_zeros, symbol_as_tensor
+from .refusals import write_past_history
+
+__all__ = ["Effects"]
+
+
+_SIZES = (torch.ops.aten.size.default, torch.ops.aten.sym_size.default, torch.ops.aten.sym_size.int)
+"""Asked of what a transform wraps, if a size is a symbol: the wrapper itself is no value of the capture."""
+
+
+class Effects(_torch.TorchDispatchMode):
+    supports_higher_order_operators = True
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self.capture = capture
+        self.zeros = Zeros()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.capture.is_quiet:
+            return func(*args, **kwargs)
+        if func in _SIZES:
+            args = (_torch.without_gradient_levels(args[0]), *args[1:])
+        detached = not torch.is_grad_enabled()
+        out = self._with_open_sizes(func, args, kwargs) if self.capture.session.has_open_sizes else None
+        if out is not None:
+            return self._untracked(out) if detached else out
+        pure = without_statistics(func, args)
+        if pure is not None:
+            return self._batch_norm(func, pure, args, detached)
+        if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
+            self._check_writes(func, args, kwargs, detached)
+            if detached:
+                args, kwargs = self._without_history(func, args, kwargs)
+            return func(*args, **kwargs)
+        out = REPLACED.get(func, func)(*args, **kwargs)
+        return self._untracked(out) if detached else out
+
+    def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The result of a call whose kernel (torch 2.13) knows no symbols."""
+        for kernel in (symbol_as_tensor, laid_out_zeros, self.zeros.result):
+            out = kernel(func, args, kwargs)
+            if out is not None:
+                return out
+        return None
+
+    def _untracked(self, out: Any) -> Any:
+        """What ran without gradients, as a value that reverse mode does not look behind."""
+        if isinstance(out, (tuple, list)):
+            return type(out)(self._untracked(o) for o in out)
+        if not isinstance(out, Tensor) or not is_differentiable(out.dtype):
+            return out
+        tracer = self.capture.tracer
+        target: Any = torch.ops.aten.detach.default if _torch.in_no_mode_of_gradients() else untracked
+        proxy = tracer.create_proxy("call_function", target, (self.capture.proxy_of(out),), {})
+        with _torch.disable_proxy_modes_tracing():
+            alias = out.detach()
+        return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
+
+    def _batch_norm(self, func: _torch.OpOverload, pure: Any, args: Any, detached: bool) -> Any:
+        """The normalisation without running statistics, and the update of these as if the user had written it."""
+        x, weight, bias, mean, var, training, momentum, eps = args
+        out = pure(x, weight, bias, None, None, training, momentum, eps)
+        new = running_statistics(x, out[1], out[2], mean, var, momentum, eps)
+        for target, value in zip((mean, var), new):
+            self.capture.check_write(func, target)
+            torch.ops.aten.copy_.default(target, self._untracked(value))
+        return self._untracked(out) if detached else out
+
+    def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What is written under no_grad carries no gradient into the target."""
+        names = [a.name for a in func._schema.arguments if a.alias_info is None]
+        read = {name: self._untracked(kwargs[name]) for name in names if name in kwargs}
+        places = {a.name: i for i, a in enumerate(func._schema.arguments)}
+        new = list(args)
+        for name in names:
+            if places[name] < len(new) and isinstance(new[places[name]], (Tensor, list)):
+                new[places[name]] = self._untracked(new[places[name]])
+        return tuple(new), {**kwargs, **read}
+
+    def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for target in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(target, Tensor):
+                    self.capture.check_write(func, target)
+                    self.capture.rows.note_write(target)
+                    if detached and is_differentiable(target.dtype):
+                        self._check_untracked_write(func, target)
+
+    def _check_untracked_write(self, func: _torch.OpOverload, target: Tensor) -> None:
+        """A write under no_grad keeps the target's gradient history, which a functional graph cannot say."""
+        slot = _torch.get_proxy_slot(target, self.capture.tracer, None)
+        if slot is not None and depends_on_input(slot.proxy.node):
+            raise write_past_history(self.capture.caller, "under no_grad on", func, TensorMeta.of(target))

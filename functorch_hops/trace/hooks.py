@@ -1,0 +1,61 @@
+"""What torch hides from every mode, handed to the capture that runs.
+
+How a capture sees torch's own ways to give derivatives is known to ``interop``, which sets the handlers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import _torch
+from ..errors import CaptureError, message
+from .capture import current_capture
+
+__all__ = ["handlers"]
+
+
+class _Handlers:
+    """``function(cls, args, kwargs, operator=None)``: a call of ``torch.autograd.Function``; ``operator``: the library
+    operator whose derivative it is. ``operator(operator, args, kwargs)``: a call of a library operator.
+    """
+
+    function: Callable[..., Any]
+    operator: Callable[[Any, Sequence[Any], dict[str, Any]], Any]
+
+
+handlers = _Handlers()
+
+
+def _lift(t: Tensor) -> Tensor:
+    capture = current_capture()
+    return capture.lift(t) if capture is not None and isinstance(t, Tensor) else t
+
+
+def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    capture = current_capture()
+    if capture is None:
+        return NotImplemented
+    if not capture.is_kernel:
+        return handlers.function(cls, args, kwargs)
+    with _torch.below_autograd():
+        return handlers.function(cls, args, kwargs, operator=capture.operation)
+
+
+def _refuse_function(cls: type) -> None:
+    capture = current_capture()
+    if capture is not None:
+        raise CaptureError(
+            message(
+                capture.caller.operation,
+                f"{cls.__name__}.apply was bound before functorch_hops was imported, and would lose its backward here",
+                parameter=capture.caller.parameter,
+                expected=f"{cls.__name__}.apply(...), or a name bound after the import",
+                remedy="import functorch_hops first",
+            )
+        )
+
+
+_torch.install_hooks(_lift, _apply_function, _refuse_function, lambda: current_capture() is not None)

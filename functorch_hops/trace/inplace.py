@@ -1,0 +1,153 @@
+"""In-place work on a body's own intermediates: what is left to do around torch's functionalization."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .._torch import OpOverload
+from ..errors import CaptureError, message
+from ..ir.meta import is_differentiable
+from ..ir.nodes import detached, untracked
+
+__all__ = ["REPLACED", "depends_on_input", "has_writes", "release_detached", "unwrite_views"]
+
+
+def has_writes(graph: fx.Graph) -> bool:
+    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.nodes)
+
+
+def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``aten.copy`` has no derivative; it is ``source`` in the shape, dtype and layout of ``target``: what the body
+    made of ``target`` may be views of that layout only.
+    """
+    expanded = torch.ops.aten.expand.default(source, target.shape)
+    copied = torch.ops.aten._to_copy.default(expanded, dtype=target.dtype, device=target.device)
+    if copied.stride() == target.stride():
+        return copied
+    order, inverse = _by_stride(target)
+    packed = torch.ops.aten.permute.default(copied, order)
+    packed = torch.ops.aten.clone.default(packed, memory_format=torch.contiguous_format)
+    return torch.ops.aten.permute.default(packed, inverse)
+
+
+def _by_stride(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions as they lie in memory, and how to undo that order."""
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return order, [order.index(d) for d in range(x.dim())]
+
+
+def _select_scatter(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    """A write to ``x[:, i]`` is one to the slice ``x[:, i:i + 1]``.
+
+    torch's batching rule of ``select_scatter`` (2.13) scatters the same values to the same place many times over, and
+    the gradient of that is the sum of as many.
+    """
+    dim = dim % x.dim()
+    start = index if index >= 0 else index + x.shape[dim]
+    row = torch.ops.aten.unsqueeze.default(source, dim)
+    return _slice_scatter(x, row, dim, start, start + 1)
+
+
+def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **others: Any) -> Tensor:
+    """torch knows no derivative of it for complex numbers: there it is one of their real and imaginary parts."""
+    if not x.is_complex():
+        return torch.ops.aten.slice_scatter.default(x, source, dim, *bounds, **others)
+    parts = _slice_scatter(torch.view_as_real(x), torch.view_as_real(source), dim % x.dim(), *bounds, **others)
+    return torch.view_as_complex(parts)
+
+
+def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offset: int | None = None) -> Tensor:
+    """A write to places of the memory of ``x``: torch's operator for it has a wrong derivative and can't batch."""
+    order, inverse = _by_stride(x)
+    memory = torch.ops.aten.permute.default(x, order)
+    if not memory.is_contiguous():
+        problem = "a write through as_strided to a tensor whose memory has gaps"
+        raise CaptureError(message("as_strided", problem, remedy="write by index, or to a contiguous copy"))
+    places = torch.arange(x.numel(), device=x.device).as_strided(size, stride, offset or 0)
+    flat = torch.ops.aten.reshape.default(memory, [-1])
+    values = torch.ops.aten.reshape.default(source, [-1])
+    written = torch.ops.aten.index_put.default(flat, [places.reshape(-1)], values)
+    return torch.ops.aten.permute.default(written.reshape(memory.shape), inverse)
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.select_scatter.default: _select_scatter,
+    torch.ops.aten.slice_scatter.default: _slice_scatter,
+    torch.ops.aten.as_strided_scatter.default: _as_strided_scatter,
+}
+"""What writes become in torch's functionalization, in operators whose derivatives and batching rules are right."""
+
+
+def unwrite_views(graph: fx.Graph) -> None:
+    """``squeeze_`` and its like change no data, and later users read their result: the pure twin means the same.
+
+    torch uses them on its own intermediates (a matrix-vector product), so this saves most bodies a second trace.
+    """
+    for node in graph.nodes:
+        target = node.target
+        if isinstance(target, OpOverload) and torch.Tag.inplace_view in target.tags:
+            twin = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
+            if twin is not None and target._overloadname in twin.overloads():
+                node.target = getattr(twin, target._overloadname)
+
+
+def release_detached(graph: fx.Graph) -> fx.Node | None:
+    """Let functionalization write through what ``detach`` made: as a view it would detach what is written as well.
+
+    Returns a write that can't be said in a functional graph, if there is one: to a detached alias of a value that
+    carries gradients and that is used later, with a new value and its old history.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    chains: dict[fx.Node, list[fx.Node]] = {}  # from a value to the one whose memory it shares
+    for node in graph.nodes:
+        source = _shares_memory_of(node)
+        chains[node] = [node, *chains[source]] if source is not None else [node]
+    through = [(w, barrier) for w in order for t in _written(w) for barrier in chains[t] if barrier.target in _BARRIERS]
+    for write, barrier in through:
+        if depends_on_input(barrier.args[0]):  # type: ignore[arg-type]
+            others = (n for n, c in chains.items() if c[-1] is chains[barrier][-1] and barrier not in c)
+            users = [user for n in others for user in n.users if user.target not in _BARRIERS]
+            if any(order[user] > order[barrier if _written(user) else write] for user in users):
+                return write
+    for _, barrier in through:
+        if barrier.target is torch.ops.aten.detach.default:
+            barrier.target = detached
+    return None
+
+
+_BARRIERS = (torch.ops.aten.detach.default, untracked)
+
+
+def _shares_memory_of(node: fx.Node) -> fx.Node | None:
+    source = node.args[0] if node.args else None
+    is_view = node.target in (untracked, operator.getitem) or (
+        isinstance(node.target, OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns)
+    )
+    return source if is_view and isinstance(source, fx.Node) else None
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    if not isinstance(node.target, OpOverload):
+        return []
+    arguments = zip(node.target._schema.arguments, node.args)
+    written = [value for a, value in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [value for value in written if isinstance(value, fx.Node)]
+
+
+def depends_on_input(node: fx.Node) -> bool:
+    todo, seen = [node], set()
+    while todo:
+        node = todo.pop()
+        if node in seen or node.target in _BARRIERS:
+            continue
+        seen.add(node)
+        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
+            return True
+        todo.extend(node.all_input_nodes)
+    return False

@@ -1,0 +1,109 @@
+"""The function mode of a capture: what the user's calls of torch take is lifted into the capture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .. import _torch
+from ..ir.meta import TensorMeta
+from .capture import Capture
+from .hooks import handlers
+from .refusals import READS, backward_inside, generator_inside, unreadable
+
+__all__ = ["Lifting"]
+
+
+_SHOWN = (Tensor.__repr__, Tensor.__format__)
+"""What makes text of a tensor, if it is given no more than the tensor."""
+
+
+_DETACH = (Tensor.detach_, torch.detach_)
+
+
+_BACKWARD: dict[Any, str] = {
+    torch.autograd.grad: "torch.autograd.grad()",
+    torch.autograd.backward: "torch.autograd.backward()",
+    Tensor.backward: ".backward()",
+}
+
+
+def _is_unknown(x: Any) -> bool:
+    """Whether the values of a traced tensor, or of those in a list of numbers, are unknown."""
+    if isinstance(x, (list, tuple)):
+        return any(map(_is_unknown, x))
+    return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
+
+
+def _has_history(outputs: Any) -> bool:
+    """Whether something to be differentiated can be: where torch.func differentiates, that is so."""
+    with _torch.without_torch_function():
+        return any(t.requires_grad for t in ([outputs] if isinstance(outputs, Tensor) else outputs))
+
+
+def _shown(t: Tensor) -> str:
+    with _torch.without_torch_function():
+        return f"Traced({TensorMeta.of(t)})"
+
+
+class Lifting(TorchFunctionMode):
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        capture = self.capture
+        if func in _SHOWN and not any(args[1:]):
+            return _shown(args[0])
+        if func in _BACKWARD and not _has_history(args[0]):
+            raise backward_inside(capture.caller, _BACKWARD[func])
+        args = tuple(capture.lift_tree(a) for a in args)
+        kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
+        if kwargs.get("generator") is not None:
+            raise generator_inside(capture.caller)
+        if func in READS and _is_unknown(args[0]):
+            raise unreadable(capture.caller, *READS[func])
+        capture.in_transform = _torch.top_interpreter() is not None
+        try:
+            return self._call(func, args, kwargs)
+        except RuntimeError as error:
+            values = [*args, *kwargs.values()]
+            if _torch.is_captured_write_error(error) and capture.lifted_among(values):
+                raise capture.refuse_write(_torch.function_name(func), values) from error
+            raise
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        rows, result = self.capture.rows, None
+        if func is _torch.MAKE_DUAL and self.capture.session.has_open_sizes:
+            return _torch.make_dual(*args)
+        if func is Tensor.__getitem__:
+            return rows.getitem(*args)
+        if func is Tensor.__setitem__:
+            rows.setitem(*args)
+        elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
+            result = handlers.operator(operator, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if func in _DETACH:
+            self._detach(args[0])
+        rows.write_through()
+        return result
+
+    def _detach(self, x: Tensor) -> None:
+        """``x.detach_()`` never arrives at any mode: from here on ``x`` is what ``detach`` makes of it. A level that
+        differentiates has its own say.
+        """
+        capture = self.capture
+        while _torch.is_wrapped(x):
+            if not _torch.is_batched_wrapper(x):
+                return
+            x = _torch.unwrap_once(x)
+        with _torch.without_torch_function(), _torch.below_transforms():
+            capture.check_write(torch.ops.aten.detach_.default, x)
+            proxy = capture.tracer.create_proxy(
+                "call_function", torch.ops.aten.detach.default, (capture.proxy_of(x),), {}
+            )
+            _torch.track_tensor_tree(x, proxy, constant=None, tracer=capture.tracer)

@@ -1,0 +1,167 @@
+"""What a captured function may not do, and what to do instead; first of all, ask a traced tensor for its value."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from ..errors import (
+    Caller,
+    CaptureError,
+    DataDependentError,
+    InputMutationError,
+    message,
+)
+from ..ir.meta import TensorMeta
+
+__all__ = [
+    "READS",
+    "backward_inside",
+    "check_tensor_class",
+    "data_dependent",
+    "generator_inside",
+    "reading_refused",
+    "unknown_shape",
+    "unreadable",
+    "write_past_history",
+    "write_to_named",
+]
+
+_BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
+_COUNT = (
+    "use fh.fori_loop to loop up to it, fh.cond to branch on it, tensor[i] or tensor[i] = value to index by it, "
+    "torch.arange(n) < i to mask what is beyond it"
+)
+_COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
+_SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
+_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
+READS: dict[Any, tuple[str, str]] = {
+    Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
+    Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
+    Tensor.__contains__: ("`in`", "use (tensor == value).any(), and fh.cond to branch on it"),
+    Tensor.__index__: ("use as an int, as range() and the index of a list do it", _COUNT),
+    Tensor.__int__: ("int()", _COUNT),
+    Tensor.__float__: ("float()", _COMPUTE),
+    Tensor.__complex__: ("complex()", _COMPUTE),
+    Tensor.item: (".item()", _COMPUTE),
+    Tensor.tolist: (".tolist()", _COMPUTE),
+    Tensor.numpy: (".numpy()", _COMPUTE),
+    Tensor.__array__: ("conversion to NumPy", _COMPUTE),
+    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
+    Tensor.data_ptr: (".data_ptr()", _COMPUTE),
+    Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
+    torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
+}
+
+
+@contextlib.contextmanager
+def reading_refused(caller: Caller) -> Iterator[None]:
+    """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
+    try:
+        yield
+    except DataDependentError:
+        raise
+    except Exception as error:
+        refused = data_dependent(caller, error)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
+    """The error in our words, if it is torch's refusal to read a value."""
+    what = _torch.refused_read(error)
+    return None if what is None else unreadable(caller, what, _REMEDIES.get(what, _BRANCH), error)
+
+
+def unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
+    return DataDependentError(
+        message(
+            caller.operation,
+            "Python asks for the value of a tensor that has none yet: it is traced, or mapped over by vmap",
+            parameter=caller.parameter,
+            expected="operations on tensors",
+            got=what,
+            remedy=remedy,
+            cause=cause,
+        )
+    )
+
+
+def write_to_named(caller: Caller, function: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            caller.operation,
+            f"{caller.parameter} writes to a value that checkpoint_name named",
+            parameter=caller.parameter,
+            got=function,
+            remedy="name the new value, or work on a clone()",
+        )
+    )
+
+
+def write_past_history(caller: Caller, how: str, function: Any, target: TensorMeta) -> CaptureError:
+    """A write that keeps the target's gradient history, which a functional graph cannot say."""
+    return CaptureError(
+        message(
+            caller.operation,
+            f"an in-place operation {how} a value that carries gradients",
+            parameter=caller.parameter,
+            expected="an operation that leaves the gradient history as it is",
+            got=f"{function.overloadpacket.__name__} on {target}",
+            remedy="write the operation out of place, on value.detach()",
+        )
+    )
+
+
+def backward_inside(caller: Caller, what: str) -> CaptureError:
+    return CaptureError(
+        message(
+            caller.operation,
+            f"{what} can't run inside a captured function, whose values have no gradient history",
+            parameter=caller.parameter,
+            remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
+        )
+    )
+
+
+def generator_inside(caller: Caller) -> CaptureError:
+    return CaptureError(
+        message(
+            caller.operation,
+            "an operator draws from a torch.Generator, whose state a graph can't hold",
+            parameter=caller.parameter,
+            remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
+        )
+    )
+
+
+def unknown_shape(caller: Caller) -> CaptureError:
+    return CaptureError(
+        message(
+            caller.operation,
+            "the shape of an output depends on values, which are known only when the graph runs",
+            parameter=caller.parameter,
+            expected="an output of a shape that follows from the shapes of the inputs",
+            remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
+        )
+    )
+
+
+def check_tensor_class(operation: str, t: Tensor) -> None:
+    if _torch.has_own_operators(t):
+        raise CaptureError(
+            message(
+                operation,
+                "a tensor of a class that redefines operators",
+                expected="a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or "
+                "__torch_dispatch__ of its own",
+                got=type(t).__name__,
+                remedy="pass its data as a plain tensor, for example with .as_subclass(torch.Tensor)",
+            )
+        )

@@ -1,0 +1,173 @@
+"""``speculate_subgraph``: run a Python function once on fake tensors and keep what it did as a Subgraph.
+
+A capture runs as on a fresh thread (``_torch.suspended``) under its observers (observers.py) and torch's own proxy
+mode, which records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+from torch.func import functionalize
+
+from .. import _torch
+from ..errors import CaptureError, message
+from ..ir.active import state
+from ..ir.meta import TensorMeta
+from ..ir.sizes import shape_env_of
+from ..ir.subgraph import Subgraph
+from .buffers import Buffers
+from .capture import Capture, current_capture
+from .effects import Effects
+from .inplace import has_writes, release_detached, unwrite_views
+from .lifting import Lifting
+from .normalize import normalize
+from .refusals import reading_refused, write_past_history
+
+__all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
+
+
+_DEPTH_OF_RECURSION = 8
+"""No program nests as deep as this on purpose and exhausts Python's stack by something else."""
+
+
+def speculate_subgraph(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    *,
+    operation: str,
+    parameter: str,
+    keep_autocast: bool = True,
+) -> tuple[Subgraph, list[Tensor]]:
+    """Capture ``function``, called once with fakes of ``inputs``, and the free variables that it used.
+
+    ``function`` takes and returns flat tensors; trees are the caller's matter. The returned graph's inputs are
+    ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
+    modes, autocast, gradient mode) is as before when it returns or raises.
+    """
+    subgraph, capture = capture_function(
+        function, inputs, operation=operation, parameter=parameter, keep_autocast=keep_autocast
+    )
+    if capture.parent is None and keep_autocast:
+        _recent_bodies.append(subgraph)
+    return subgraph, capture.lifted
+
+
+_recent_bodies: deque[Subgraph] = deque(maxlen=64)
+"""Bodies of the user's that plain eager captured by themselves. They may be captured again at the next call (where they
+have effects, see NOTE [When a trace is valid]), and find what was derived from them, since equal graphs are shared."""
+
+
+def capture_function(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    *,
+    operation: str,
+    parameter: str,
+    keep_autocast: bool = True,
+    buffers: Buffers | None = None,
+) -> tuple[Subgraph, Capture]:
+    """As :func:`speculate_subgraph`; returns the ended capture, which knows which lifted tensors are constants.
+
+    ``buffers``: of the modules that ``function`` uses, which then may return their new values.
+    """
+    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, buffers)
+    with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
+        unwrite_views(module.graph)
+        if has_writes(module.graph):
+            write = release_detached(module.graph)
+            if write is not None:
+                written = TensorMeta.of(write.args[0].meta["val"])  # type: ignore[union-attr]
+                raise write_past_history(capture.caller, "on a detached alias of", write.target, written)
+            functional = functionalize(module, remove="mutations")
+            module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
+        normalize(module)
+        outputs = [TensorMeta.of(n.meta["val"]) for n in module.graph.output_node().args[0]]  # type: ignore[union-attr]
+        return Subgraph.intern(module, capture.inputs, outputs), capture
+
+
+def _trace(
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[TensorMeta],
+    operation: str,
+    parameter: str,
+    keep_autocast: bool,
+    buffers: Buffers | None = None,
+) -> tuple[fx.GraphModule, Capture]:
+    parent = current_capture()
+    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
+    capture.lifting = Lifting(capture)
+    try:
+        with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
+            fakes = [capture.new_input(meta) for meta in inputs]
+            own = capture.outermost().buffers if parent is not None else None
+            bound = own.bound() if own is not None else []
+            with reading_refused(capture.caller), _recursion_refused(capture):
+                outputs = function(*fakes)
+            if own is not None:
+                own.check_bound(bound, operation)
+            with _torch.without_torch_function():
+                return capture.finish(outputs), capture
+    finally:
+        capture.session.ended.append((capture.caller, capture.tracer.tensor_tracker))
+        if parent is not None:
+            parent.constants |= capture.constants
+        if parent is None:
+            capture.session.close()
+
+
+@contextlib.contextmanager
+def _observers(capture: Capture) -> Iterator[None]:
+    outer = state.capture
+    state.capture = capture
+    try:
+        with (
+            capture.session.fake_mode,
+            _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
+            Effects(capture),
+            capture.lifting,
+        ):
+            yield
+    finally:
+        state.capture = outer
+
+
+def observed() -> contextlib.AbstractContextManager[Any]:
+    """In a backward pass: torch runs it without the function mode that saw its call, but it is part of the capture."""
+    capture = current_capture()
+    if capture is None or capture.lifting in _torch.function_modes():
+        return contextlib.nullcontext()
+    return capture.lifting
+
+
+@contextlib.contextmanager
+def _recursion_refused(capture: Capture) -> Iterator[None]:
+    """A function that calls itself in a branch: captured, it has no end, since both branches are."""
+    try:
+        yield
+    except RecursionError as error:
+        # Reported by the outermost control flow: which one runs out of stack is chance.
+        if capture.depth != 2 or capture.session.deepest < _DEPTH_OF_RECURSION:
+            raise
+        raise CaptureError(
+            message(
+                capture.operation,
+                "captured control flow is nested without end",
+                parameter=capture.parameter,
+                expected="a recursion that ends although every branch is captured",
+                got="a stack of captures as deep as Python's recursion limit",
+                remedy="write it as fh.while_loop, or decide by a Python bool",
+            )
+        ) from error
+
+
+def lift_operands(operands: Sequence[Any]) -> list[Any]:
+    """Operands of a HOP call as values of the innermost capture, if one runs."""
+    capture = current_capture()
+    if capture is None:
+        return list(operands)
+    return [capture.rows.fresh(capture.lift(x)) if isinstance(x, Tensor) else x for x in operands]
