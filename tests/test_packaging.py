@@ -76,20 +76,6 @@ def test_importing_needs_only_the_declared_dependencies() -> None:
     subprocess.run([sys.executable, "-c", block], check=True, cwd="/")
 
 
-def test_private_torch_api_has_its_rooms() -> None:
-    """Private torch API is used in its rooms alone; `torch._check` is documented, hence public."""
-    rooms = ("_torch/", "interop/dynamo", "lowering/inductor")
-    private = re.compile(r"^\s*(?:from|import) torch\._|\btorch\._(?!check\b)[a-z]")
-    offenders = [
-        f"{file}:{number}"
-        for file in _files()
-        if file.suffix == ".py" and not str(file).startswith(rooms)
-        for number, line in enumerate((PACKAGE / file).read_text().splitlines(), 1)
-        if private.search(line.split("#")[0])
-    ]
-    assert not offenders
-
-
 def test_constraints_cover_the_direct_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Arguments as CallArguments
-from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.arguments import Arguments, Function
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
@@ -32,7 +31,7 @@ def transformed(operation: str, func: Function) -> Callable[[Function], Function
     def decorate(run: Function) -> Function:
         @functools.wraps(func, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
-            return captured_whole(operation, run, args, kwargs) if under_torchs_tracer() else run(*args, **kwargs)
+            return traced_as_one_graph(operation, run, args, kwargs) if under_torchs_tracer() else run(*args, **kwargs)
 
         return call
 
@@ -46,9 +45,9 @@ def under_torchs_tracer() -> bool:
     return current_capture() is None and _torch.foreign_tracer_active()
 
 
-def captured_whole(operation: str, run: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def traced_as_one_graph(operation: str, run: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """See NOTE [Transforms under torch's tracers]."""
-    arguments = CallArguments(args, kwargs, static_floats=True)
+    arguments = Arguments(args, kwargs, static_floats=True)
     call = trace_call(run, arguments, operation, grad_enabled=True)
     return call.output.unflatten(call.body(*arguments.operands, *call.lifted))
 
@@ -79,7 +78,7 @@ def leaf_path(spec: pytree.Spec, index: int, root: str) -> str:
     return pytree.leaf_paths(spec, root)[index]
 
 
-class Arguments:
+class DifferentiableArguments:
     """The arguments of one call, split into what is differentiated, other tensors, and everything else.
 
     ``inputs`` are the tensors of the differentiated arguments; ``tensors`` are these, then the tensors of all
@@ -191,7 +190,7 @@ class FlatFunction:
         self,
         operation: str,
         func: Function,
-        arguments: Arguments,
+        arguments: DifferentiableArguments,
         has_aux: bool,
         accepts: Callable[[object], bool],
     ) -> None:

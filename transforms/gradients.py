@@ -18,16 +18,16 @@ from functorch_hops.calls.arguments import Function
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.transforms.flat import (
-    Arguments,
     Auxiliary,
+    DifferentiableArguments,
     FlatFunction,
-    captured_whole,
     is_inexact,
     is_tensor,
     leaf_path,
     refuse_under_torchs_tracer,
     require_callable,
     split_pair,
+    traced_as_one_graph,
     transformed,
     under_torchs_tracer,
 )
@@ -129,7 +129,7 @@ def _value_and_grad(
     kwargs: dict[str, Any],
 ) -> tuple[Any, ...]:
     """The value, the gradient, and the auxiliary output if there is one."""
-    arguments = Arguments(operation, args, kwargs, argnums)
+    arguments = DifferentiableArguments(operation, args, kwargs, argnums)
     companions: list[Auxiliary] = []
 
     def flat(*tensors: Tensor) -> Any:
@@ -196,7 +196,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     """
     require_callable("vjp", func)
     refuse_under_torchs_tracer("vjp", "pull functions")
-    arguments = Arguments("vjp", primals, {}, range(len(primals)), root="primals")
+    arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
     outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
     spec = flat.spec
@@ -253,8 +253,8 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
             raise ArgumentTypeError(text)
     if under_torchs_tracer():
         run = functools.partial(jvp, func, has_aux=has_aux)
-        return captured_whole("jvp", run, (tuple(primals), tuple(tangents)), {})
-    arguments = Arguments("jvp", primals, {}, range(len(primals)), root="primals")
+        return traced_as_one_graph("jvp", run, (tuple(primals), tuple(tangents)), {})
+    arguments = DifferentiableArguments("jvp", primals, {}, range(len(primals)), root="primals")
     leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
     flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
     directions = leaves or tuple(torch.zeros_like(t) for t in arguments.differentiated)
@@ -302,7 +302,7 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
     # 2017.)
     require_callable("linearize", func)
     refuse_under_torchs_tracer("linearize", "push functions")
-    arguments = Arguments("linearize", primals, {}, range(len(primals)), root="primals")
+    arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
     outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
     spec = flat.spec

@@ -11,7 +11,7 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function
 from functorch_hops.transforms.flat import (
-    Arguments,
+    DifferentiableArguments,
     FlatFunction,
     is_real,
     is_tensor,
@@ -77,7 +77,7 @@ def _by_rows(
 ) -> Function:
     @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        arguments = Arguments(operation, args, kwargs, argnums, real=True)
+        arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_real)
         outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
         gradients = _rows(pull, outputs, arguments.inputs, chunk_size)
@@ -151,7 +151,7 @@ def _by_columns(
 ) -> Function:
     @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
-        arguments = Arguments(operation, args, kwargs, argnums, real=True)
+        arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_tensor)
         inputs = arguments.inputs
         sizes = [t.numel() for t in inputs]

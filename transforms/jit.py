@@ -1,6 +1,6 @@
 """``jit``: capture once per signature, compile, and never serve what is stale.
 
-When a trace is valid: see the note in ``capture.traces``.
+When a trace is valid: see the note in ``calls.trace_cache``.
 """
 
 from __future__ import annotations

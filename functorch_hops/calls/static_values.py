@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from ..environment.keys import Makers, by_value, describe
+from ..environment.keys import KeyMakers, by_value, describe_key
 from ..ir.meta import TensorMeta
 
 __all__ = ["ObjectKey", "described", "static_key"]
 
-
-_makers = Makers()
+_makers = KeyMakers()
 
 
 class ObjectKey:
@@ -54,7 +53,7 @@ def described(entry: Any) -> str:
     kind, value = entry
     if isinstance(value, ObjectKey):
         return repr(value.value)
-    return f"({', '.join(map(described, value))})" if kind == "tuple" else describe(entry)
+    return f"({', '.join(map(described, value))})" if kind == "tuple" else describe_key(entry)
 
 
 def _content(x: Any) -> Hashable:

@@ -2,7 +2,7 @@
 
 NOTE [When a trace is valid] A trace stands for a call as long as four things are as they were: the trees, metadata and
 static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the
-function reads from closures, globals and modules (``capture.environment``); and the metadata of the tensors that it
+function reads from closures, globals and modules (``environment``); and the metadata of the tensors that it
 finds there. The tensors themselves are operands, fetched anew at each call.
 
 ``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import _torch, environment
-from ..environment.keys import Makers, by_value
+from ..environment.keys import KeyMakers, by_value
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
@@ -154,7 +154,7 @@ def _is_repeatable(trace: Trace, before: environment.Snapshot, after: environmen
         not trace.lost
         and before.statics == after.statics
         and all(after.tensors.get(path) is t for path, t in before.tensors.items())
-        and all(by_value(leaf.value, Makers()) for leaf in trace.output.leaves if isinstance(leaf, Constant))
+        and all(by_value(leaf.value, KeyMakers()) for leaf in trace.output.leaves if isinstance(leaf, Constant))
         and sum(t.nbytes for t in trace.constants) <= LARGEST_CONSTANTS
     )
 

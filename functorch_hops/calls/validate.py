@@ -35,7 +35,6 @@ __all__ = [
     "kind_of",
 ]
 
-
 PYTHON_NUMBERS = (bool, int, float, complex, torch.SymBool, torch.SymInt, torch.SymFloat)
 """What decides like a Python number; whoever asks a traced one for its value is told that it has none yet."""
 

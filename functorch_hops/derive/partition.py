@@ -174,7 +174,7 @@ class _Splitter:
         for node in self.residuals:
             builder.placeholder(node, meta_of(node))
             if self._is_constant(node):
-                builder.bar(node)
+                builder.stop_gradient(node)
         for node in (n for n in self.inputs if n in self.kept):
             builder.placeholder(node, meta_of(node))
         for node in self.cts:

@@ -55,7 +55,7 @@ def _names(node: fx.Node, module: fx.GraphModule) -> list[str]:
     names = []
     for user in node.users:
         static = static_of(user, module)
-        if static is not None and static.hop == "checkpoint_name":
+        if static is not None and user.target.names_operand:  # type: ignore[union-attr]
             names += [static["name"], *(name for element in user.users for name in _names(element, module))]
     return names
 

@@ -1,7 +1,7 @@
 """What a function reads besides its arguments: closures, globals, modules, and whatever these lead to.
 
 >>> import torch
->>> from functorch_hops.capture import environment
+>>> from functorch_hops import environment
 >>> def make(scale, weight):
 ...     return lambda x: x * weight * scale
 >>> func = make(2, torch.ones(3))
@@ -32,10 +32,11 @@ from typing import Any
 
 import torch
 
-from functorch_hops.environment.fingerprint import Statics, changed, differences
-from functorch_hops.environment.guard import Guard
-from functorch_hops.environment.places import Path
-from functorch_hops.environment.walk import Walk
+from .fingerprint import Statics, changed, differences
+from .guard import Guard
+from .places import Path
+from .visitors import visitor_of
+from .walk import Walk
 
 __all__ = ["Guard", "Path", "Snapshot", "Statics", "difference", "snapshot", "written"]
 
@@ -90,7 +91,7 @@ def snapshot(func: Callable[..., Any], *, ignore: frozenset[Path] = frozenset())
 
     A place in `ignore` is neither watched nor followed; if a tensor stands there, it is found all the same.
     """
-    walk = Walk(func, ignore)
+    walk = Walk(func, ignore, visitor_of)
     walk.run(func)
     return Snapshot(walk)
 

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from types import CodeType
 
-__all__ = ["CodeFacts", "Import", "Root", "facts"]
+__all__ = ["CodeFacts", "Import", "NameRoot", "code_facts"]
 
-Root = tuple[str, str]
+NameRoot = tuple[str, str]
 """``("global", name)`` or ``("closure", name)``."""
 
 Import = tuple[str, int, tuple[str, ...]]
@@ -41,9 +41,9 @@ _CALL = "PRECALL" if sys.version_info < (3, 12) else "CALL"
 class CodeFacts:
     """What one code object, nested ones included, reads."""
 
-    whole: frozenset[Root]
+    escapes: frozenset[NameRoot]
     """Globals and closures that are used otherwise than by attribute: passed on, called, stored."""
-    roots: dict[Root, tuple[str, ...]]
+    roots: dict[NameRoot, tuple[str, ...]]
     """Each global and closure, with the attribute names that follow it."""
     attributes: tuple[str, ...]
     """Attribute names read from everything else: arguments, locals, results."""
@@ -55,16 +55,16 @@ class CodeFacts:
 
 
 @functools.lru_cache(maxsize=8192)
-def facts(code: CodeType) -> CodeFacts:
-    whole: set[Root] = set()
-    roots: dict[Root, dict[str, None]] = {}
+def code_facts(code: CodeType) -> CodeFacts:
+    escapes: set[NameRoot] = set()
+    roots: dict[NameRoot, dict[str, None]] = {}
     attributes: dict[str, None] = {}
     imports: dict[Import, None] = {}
     reads_all = False
-    stores: set[Root] = set()
+    stores: set[NameRoot] = set()
     for part in _nested(code):
         instructions = [i for i in dis.get_instructions(part) if i.opname not in ("CACHE", "EXTENDED_ARG")]
-        root: Root | None = None
+        root: NameRoot | None = None
         for at, instruction in enumerate(instructions):
             name, argument = instruction.opname, instruction.argval
             if name in _ATTRIBUTE_LOADS:
@@ -80,7 +80,7 @@ def facts(code: CodeType) -> CodeFacts:
             if root is not None:
                 roots.setdefault(root, {})
                 if not (at + 1 < len(instructions) and instructions[at + 1].opname in _ATTRIBUTE_LOADS):
-                    whole.add(root)
+                    escapes.add(root)
             if name in _GLOBAL_LOADS:
                 reads_all = reads_all or argument in _READ_ALL
             if name in _GLOBAL_LOADS and argument in ("getattr", "hasattr"):
@@ -100,9 +100,9 @@ def facts(code: CodeType) -> CodeFacts:
         if "globals" in part.co_names:
             for constant in _identifiers(part.co_consts):
                 roots.setdefault(("global", constant), {})
-                whole.add(("global", constant))
+                escapes.add(("global", constant))
     return CodeFacts(
-        whole=frozenset(whole),
+        escapes=frozenset(escapes),
         roots={root: tuple(names) for root, names in roots.items()},
         attributes=tuple(attributes),
         imports=tuple(imports),
@@ -113,7 +113,7 @@ def facts(code: CodeType) -> CodeFacts:
     )
 
 
-def _add_store(stores: set[Root], opname: str, name: str, free: Sequence[str], function: str) -> None:
+def _add_store(stores: set[NameRoot], opname: str, name: str, free: Sequence[str], function: str) -> None:
     if opname in _GLOBAL_STORES:
         stores.add(("global", name))
     elif opname in _CLOSURE_STORES:
@@ -130,7 +130,7 @@ def _nested(code: CodeType) -> Iterable[CodeType]:
             yield from _nested(constant)
 
 
-def _root(opname: str, argument: object, free: tuple[str, ...]) -> Root | None:
+def _root(opname: str, argument: object, free: tuple[str, ...]) -> NameRoot | None:
     if opname in _GLOBAL_LOADS:
         return ("global", str(argument))
     # `__class__` is what super() needs. Its class is found through the instance as well.

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import collections
 import types
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from functorch_hops.environment.guard import SAME, array_content
-from functorch_hops.environment.keys import Same, by_value, flat
-from functorch_hops.environment.objects import extras
-from functorch_hops.environment.places import Path, attribute, item
-
-if TYPE_CHECKING:
-    from functorch_hops.environment.walk import Walk
+from .guard import SAME, array_content
+from .keys import ByIdentity, by_value, flat
+from .objects import extras
+from .places import Path, attribute, item
+from .walk import Walk
 
 __all__ = ["MAPPINGS", "SEQUENCES", "array", "entries", "items", "mapping", "sequence"]
 
@@ -32,23 +30,23 @@ MAPPINGS: tuple[type, ...] = (dict, types.MappingProxyType)
 _PLAIN_MAPPINGS = frozenset({dict, collections.OrderedDict, types.MappingProxyType})
 
 
-def sequence(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+def sequence(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     kind = next(word for base, word in SEQUENCES.items() if isinstance(value, base))
-    if not walk.room(len(value)):
+    if not walk.has_budget(len(value)):
         walk.unfollowed(path, value)
         return
     mutable = kind not in ("tuple", "frozenset")
     content = list(value)
     key = flat(kind, content, walk.makers)
     if key is None:
-        walk.note(path, (kind, len(content)))
+        walk.record(path, (kind, len(content)))
         fields = getattr(type(value), "_fields", None)
         if fields is None or len(fields) != len(content):
             items(walk, value, [item(path, at) for at in range(len(content))], mutable=mutable)
         else:
             items(walk, value, [attribute(path, field) for field in fields], mutable=mutable)
     else:
-        walk.note(path, key)
+        walk.record(path, key)
         if mutable:
             walk.guard.size(value)
             walk.guard.view(value, content, [SAME] * len(content), [path] * len(content))
@@ -65,9 +63,9 @@ def items(walk: Walk, container: Any, paths: list[Path], *, mutable: bool) -> No
         walk.guard.view(container, values, roles, paths)
 
 
-def mapping(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+def mapping(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     keys = list(_views(value)[0])
-    if not walk.room(len(keys)):
+    if not walk.has_budget(len(keys)):
         walk.unfollowed(path, value)
         return
     static = [by_value(key, walk.makers) for key in keys]
@@ -75,10 +73,10 @@ def mapping(walk: Walk, path: Path, value: Any, whole: bool) -> None:
     for at, (key, made) in enumerate(zip(keys, static, strict=True)):
         # A key without a readable text of its own is named by its place.
         places.append(f"{path}[#{at}]" if made is None else item(path, key))
-        kept.append(Same(key) if made is None else made)
+        kept.append(ByIdentity(key) if made is None else made)
         if made is None:
             walk.unwatched(places[-1])
-    walk.note(path, ("dict", tuple(kept)))
+    walk.record(path, ("dict", tuple(kept)))
     entries(walk, value, places)
     if isinstance(value, collections.defaultdict):
         walk.attributes(value, path, ("default_factory",))
@@ -115,10 +113,10 @@ class _Truthful:
         return len(self._view)
 
 
-def array(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+def array(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     if value.dtype.hasobject or value.nbytes > LARGEST_ARRAY:
         walk.unfollowed(path, value)
         return
     content = array_content(value)
-    walk.note(path, ("array", type(value), content))
+    walk.record(path, ("array", type(value), content))
     walk.guard.array(value, content)

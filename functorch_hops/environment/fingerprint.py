@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from functorch_hops.environment.keys import Key, describe
-from functorch_hops.environment.places import Path, above, quoted
+from .keys import Key, describe_key
+from .places import Path, above, quoted
 
 __all__ = ["Statics", "changed", "differences"]
 
@@ -66,10 +66,10 @@ def differences(old: Statics, new: Statics) -> list[str]:
         if was == now:
             continue
         if was is None:
-            comings[path] = f"{quoted(path)} is new: {describe(now)}"
+            comings[path] = f"{quoted(path)} is new: {describe_key(now)}"
         elif now is None:
-            comings[path] = f"{quoted(path)} is gone: {describe(was)}"
-        elif (left := describe(was)) != (right := describe(now)):
+            comings[path] = f"{quoted(path)} is gone: {describe_key(was)}"
+        elif (left := describe_key(was)) != (right := describe_key(now)):
             changes[path] = f"{quoted(path)} changed from {left} to {right}"
         else:
             vague[path] = f"{quoted(path)} is now another {right}"

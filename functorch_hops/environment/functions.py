@@ -6,32 +6,30 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from functorch_hops.environment import origin
-from functorch_hops.environment.bytecode import CodeFacts, facts
-from functorch_hops.environment.containers import entries, items
-from functorch_hops.environment.keys import Same
-from functorch_hops.environment.places import Path, attribute, item, local
-
-if TYPE_CHECKING:
-    from functorch_hops.environment.walk import Walk
+from . import origin
+from .bytecode import CodeFacts, code_facts
+from .containers import entries, items
+from .keys import ByIdentity
+from .places import Path, attribute, item, local
+from .walk import Walk
 
 __all__ = ["builtin", "function", "is_library_module", "method", "partial", "wrapper"]
 
 _EMPTY = object()
 
 
-def function(walk: Walk, path: Path, func: Any, whole: bool) -> None:
+def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     code = func.__code__
-    walk.note(path, ("function", Same(code)))
+    walk.record(path, ("function", ByIdentity(code)))
     followed = walk.follows(origin.of_globals(func.__globals__))
     inner = func.__dict__.get("__wrapped__")
     if inner is not None:
         walk.value(attribute(path, "__wrapped__"), inner)
     if not followed and not origin.repeatable(origin.of_globals(func.__globals__), func.__name__):
         walk.unwatched(path)
-    read = facts(code) if followed else None
+    read = code_facts(code) if followed else None
     if func.__closure__:
         _closure(walk, path, func, read)
     if read is None:
@@ -41,7 +39,7 @@ def function(walk: Walk, path: Path, func: Any, whole: bool) -> None:
     walk.guard.function(func)
     _defaults(walk, path, func)
     _names(walk, func, read)
-    walk.look_up(func.__dict__, path or "function")
+    walk.search(func.__dict__, path or "function")
 
 
 def _closure(walk: Walk, path: Path, func: Any, read: CodeFacts | None) -> None:
@@ -52,7 +50,7 @@ def _closure(walk: Walk, path: Path, func: Any, read: CodeFacts | None) -> None:
             continue
         content = _content(cell)
         place = local("closure", path, name)
-        role = walk.value(place, content, read is None or root in read.whole)
+        role = walk.value(place, content, read is None or root in read.escapes)
         if content is _EMPTY:
             walk.guard.call(_content, cell, content, role, place)
         else:
@@ -80,13 +78,13 @@ def _defaults(walk: Walk, path: Path, func: Any) -> None:
 
 def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
     """Globals and imports that the code reads, and the attributes it mentions."""
-    walk.mention(read.attributes)
+    walk.mentions(read.attributes)
     if read.reads_all:
         walk.read_all()
     namespace = func.__globals__
     names = [name for kind, name in read.roots if kind == "global"]
     if names:
-        walk.globals_of(namespace, names, frozenset(name for kind, name in read.whole if kind == "global"))
+        walk.globals_of(namespace, names, frozenset(name for kind, name in read.escapes if kind == "global"))
     for (kind, name), attributes in read.roots.items():
         if kind == "global":
             _mention(walk, f"global {name}", namespace.get(name), attributes)
@@ -105,7 +103,7 @@ def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
 def _mention(walk: Walk, path: Path, holder: Any, attributes: Sequence[str]) -> None:
     """The code reads these attributes of what is at `path`."""
     if not is_library_module(walk, holder):
-        walk.mention(attributes)
+        walk.mentions(attributes)
     elif not origin.repeatable_names(attributes):
         walk.unwatched(path)
 
@@ -114,36 +112,36 @@ def is_library_module(walk: Walk, value: Any) -> bool:
     return isinstance(value, types.ModuleType) and not walk.follows(origin.of_module(value))
 
 
-def method(walk: Walk, path: Path, bound: Any, whole: bool) -> None:
-    walk.note(attribute(path, "__call__"), ("method",))
+def method(walk: Walk, path: Path, bound: Any, escapes: bool) -> None:
+    walk.record(attribute(path, "__call__"), ("method",))
     walk.value(path if path == "self" else attribute(path, "__self__"), bound.__self__)
     walk.value(attribute(path, "__func__"), bound.__func__)
 
 
-def partial(walk: Walk, path: Path, value: Any, whole: bool) -> None:
-    walk.note(path, ("partial", type(value)))
+def partial(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ("partial", type(value)))
     walk.value(attribute(path, "func"), value.func)
     args, keywords = attribute(path, "args"), attribute(path, "keywords")
     items(walk, value.args, [item(args, at) for at in range(len(value.args))], mutable=False)
     entries(walk, value.keywords, [item(keywords, key) for key in value.keywords])
 
 
-def builtin(walk: Walk, path: Path, func: Any, whole: bool) -> None:
+def builtin(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     owner = getattr(func, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
-        walk.note(path, Same(func))
+        walk.record(path, ByIdentity(func))
         if not origin.repeatable((func.__module__ or "", None), func.__name__):
             walk.unwatched(path)
         return
-    walk.note(path, ("method", func.__name__))
+    walk.record(path, ("method", func.__name__))
     walk.value(attribute(path, "__self__"), owner)
 
 
 def wrapper(inner: str) -> Callable[[Walk, Path, Any, bool], None]:
     """For descriptors: they are the function in them."""
 
-    def open_(walk: Walk, path: Path, value: Any, whole: bool) -> None:
-        walk.note(path, ("descriptor", type(value)))
+    def open_(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+        walk.record(path, ("descriptor", type(value)))
         walk.value(attribute(path, "__wrapped__"), getattr(value, inner))
 
     return open_

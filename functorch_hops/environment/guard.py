@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from functorch_hops.environment.keys import Makers, by_value
+from .keys import KeyMakers, by_value
 
 __all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "array_content"]
 
@@ -248,7 +248,7 @@ def array_content(array: Any) -> tuple[Any, ...]:
 def _equal(value: Any, expected: Any) -> bool:
     if value is expected:
         return True
-    makers = Makers()
+    makers = KeyMakers()
     key = by_value(value, makers)
     return key is not None and key == by_value(expected, makers)
 

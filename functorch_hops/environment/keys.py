@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Key", "Makers", "Same", "by_value", "describe", "flat"]
+__all__ = ["ByIdentity", "Key", "KeyMakers", "by_value", "describe_key", "flat"]
 
 Key: TypeAlias = Hashable
 """``(type, value)`` for what is compared by value, ``(kind, ...)`` with a string first for the rest."""
@@ -23,7 +23,7 @@ Key: TypeAlias = Hashable
 _LONGEST = 60
 
 
-class Same:
+class ByIdentity:
     """A key that equals itself for the same object only, and keeps it, so that its id is not used again."""
 
     __slots__ = ("value",)
@@ -32,7 +32,7 @@ class Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
+        return isinstance(other, ByIdentity) and self.value is other.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -82,7 +82,7 @@ def _maker(kind: type) -> Callable[[Any], Key] | None:
     return None
 
 
-class Makers(dict[type, Callable[[Any], Key] | None]):
+class KeyMakers(dict[type, Callable[[Any], Key] | None]):
     """For each type its maker of keys, or None for what is not compared by value; filled on demand."""
 
     def __missing__(self, kind: type) -> Callable[[Any], Key] | None:
@@ -90,7 +90,7 @@ class Makers(dict[type, Callable[[Any], Key] | None]):
         return maker
 
 
-def by_value(value: Any, makers: Makers) -> Key | None:
+def by_value(value: Any, makers: KeyMakers) -> Key | None:
     """The key of what is compared by value, tuples and frozen sets of such things included; None for the rest."""
     kind = type(value)
     maker = makers[kind]
@@ -102,7 +102,7 @@ def by_value(value: Any, makers: Makers) -> Key | None:
     return flat("tuple", value, makers) if kind is tuple else None
 
 
-def flat(kind: str, items: Iterable[Any], makers: Makers) -> Key | None:
+def flat(kind: str, items: Iterable[Any], makers: KeyMakers) -> Key | None:
     """One key for a whole container, if everything in it is compared by value."""
     keys = []
     for item in items:
@@ -123,9 +123,9 @@ _BRACKETS = {
 }
 
 
-def describe(key: Any) -> str:
+def describe_key(key: Any) -> str:
     """A key in words, for messages."""
-    if isinstance(key, Same):
+    if isinstance(key, ByIdentity):
         return repr(key)
     first, *rest = key
     if isinstance(first, enum.EnumMeta):
@@ -139,12 +139,12 @@ def describe(key: Any) -> str:
         return f"a {rest[0].__name__}"
     if first in _BRACKETS and isinstance(rest[0], tuple):
         left, right = _BRACKETS[first]
-        return _shorten(left + ", ".join(map(describe, rest[0])) + right)
+        return _shorten(left + ", ".join(map(describe_key, rest[0])) + right)
     if isinstance(rest[0], int):
         return f"a {first} of {rest[0]} item{'s' * (rest[0] != 1)}"
     if isinstance(rest[0], tuple):
-        return _shorten(f"a {first} with keys {', '.join(map(describe, rest[0]))}")
-    return f"{first} {_shorten(_name(rest[0].value if isinstance(rest[0], Same) else rest[0]))}"
+        return _shorten(f"a {first} with keys {', '.join(map(describe_key, rest[0]))}")
+    return f"{first} {_shorten(_name(rest[0].value if isinstance(rest[0], ByIdentity) else rest[0]))}"
 
 
 def _name(value: Any) -> str:

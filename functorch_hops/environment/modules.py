@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from functorch_hops.environment.containers import entries
-from functorch_hops.environment.guard import SAME
-from functorch_hops.environment.places import Path
-
-if TYPE_CHECKING:
-    from functorch_hops.environment.walk import Walk
+from .containers import entries
+from .guard import SAME
+from .places import Path
+from .walk import Walk
 
 __all__ = ["module"]
 
@@ -18,13 +16,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _PARTS = ("_parameters", "_buffers", "_modules")
 
 
-def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     cls, attributes = type(value), value.__dict__
     parts = [attributes.get(name) for name in _PARTS]
     if not all(type(part) in (dict, collections.OrderedDict) for part in parts):  # a ScriptModule
         walk.unfollowed(path, value)
         return
-    walk.note(path, ("module", cls, *map(tuple, parts)))
+    walk.record(path, ("module", cls, *map(tuple, parts)))
     hooked = any(attributes[name] for name in _HOOKS)
     if hooked or walk.value(f"{path}.training", value.training) != SAME:
         for name in ("training", *_HOOKS):
@@ -38,7 +36,7 @@ def module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
     for part in parts:
         entries(walk, part, [f"{path}[{name}]" if name.isdigit() else f"{path}.{name}" for name in part])
     followed = walk.follows_class(cls)
-    walk.look_up(
+    walk.search(
         attributes,
         path,
         opens=followed,

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import torch
+from . import origin
+from .keys import ByIdentity
+from .places import Path, attribute
+from .walk import Walk
 
-from functorch_hops import pytree
-from functorch_hops.environment import origin
-from functorch_hops.environment.keys import Same
-from functorch_hops.environment.places import Path, attribute
-
-if TYPE_CHECKING:
-    from functorch_hops.environment.walk import Walk
-
-__all__ = ["FIELDS", "extras", "implicit_names", "instance", "is_node", "python_class", "python_module"]
+__all__ = ["FIELDS", "extras", "instance", "python_class", "python_module"]
 
 FIELDS = "__environment__"
 """A class may name here the attributes of its instances that functions read; no others are followed then."""
@@ -28,59 +22,30 @@ FIELDS = "__environment__"
 _PLAIN = {("types", "SimpleNamespace"), ("argparse", "Namespace")}
 # Of the interpreter's, without a state that changes.
 _IMMUTABLE = frozenset({object, operator.attrgetter, operator.itemgetter, operator.methodcaller})
-_CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
-# Special methods that no tracing runs, and those that dataclasses make, which mention every field.
-_NEVER_RUN = {"__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
-_MADE_BY_DATACLASS = {
-    *("__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
-    *("__setattr__", "__delattr__", "__replace__"),
-}
 
 
-def python_module(walk: Walk, path: Path, value: Any, whole: bool) -> None:
-    walk.note(path, Same(value))
+def python_module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ByIdentity(value))
     code = origin.of_module(value)
     if walk.follows(code):
-        walk.look_up(value.__dict__, path)
+        walk.search(value.__dict__, path)
     elif not origin.repeatable(code):
         walk.unwatched(path)
 
 
-def python_class(walk: Walk, path: Path, cls: type, whole: bool) -> None:
-    walk.note(path, ("class", cls))
+def python_class(walk: Walk, path: Path, cls: type, escapes: bool) -> None:
+    walk.record(path, ("class", cls))
     if "<locals>" in cls.__qualname__:  # it may close over anything, and another call makes another one
         walk.unwatched(path)
     walk.class_of(cls, constructed=True)
 
 
-def implicit_names(cls: type, follows: Callable[[type], bool], *, constructed: bool) -> list[str]:
-    """Methods that run without being mentioned: special ones, and those that a library's base class calls."""
-    overridden = {"forward"} if issubclass(cls, torch.nn.Module) else set()
-    for base in cls.__mro__[1:]:
-        if base not in (object, torch.nn.Module) and not follows(base):
-            overridden.update(base.__dict__)
-    made = _MADE_BY_DATACLASS if "__dataclass_fields__" in cls.__dict__ else frozenset()
-
-    def runs(name: str, value: Any) -> bool:
-        if not isinstance(value, types.FunctionType | staticmethod | classmethod | property):
-            return False
-        if name in made and isinstance(value, types.FunctionType) and value.__code__.co_filename == "<string>":
-            return False
-        if name in _CONSTRUCTORS:
-            return constructed
-        if name.startswith("__") and name.endswith("__"):
-            return name not in _NEVER_RUN
-        return name in overridden
-
-    return [name for name, value in cls.__dict__.items() if runs(name, value)]
-
-
-def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
+def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     """An instance of a class that nothing more special is known about."""
     cls = type(value)
     fields = getattr(cls, FIELDS, None)
     if isinstance(fields, tuple):
-        walk.note(path, ("object", cls))
+        walk.record(path, ("object", cls))
         walk.attributes(value, path, [name for name in fields if hasattr(value, name)])
         walk.class_of(cls, constructed=False)
         return
@@ -88,23 +53,23 @@ def instance(walk: Walk, path: Path, value: Any, whole: bool) -> None:
     if attributes is not None and "__wrapped__" in attributes:
         walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
     if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
-        walk.note(path, ("object", cls))
+        walk.record(path, ("object", cls))
         if "<locals>" in cls.__qualname__:
             walk.unwatched(path)
         node = walk.is_node(value)
         for names in (attributes, _Slots(value)):
             if names is not None:
-                walk.look_up(names, path, opens=True, everything=node and whole, node=value if node else None)
+                walk.search(names, path, opens=True, everything=node and escapes, node=value if node else None)
         walk.class_of(cls, constructed=False)
     else:
         everything = attributes is not None and _is_read_whole(cls)
-        walk.note(path, ("object", cls) if everything else Same(value))
+        walk.record(path, ("object", cls) if everything else ByIdentity(value))
         if attributes is None and hasattr(cls, "__setitem__"):
             walk.opaque.append(path)
         if cls not in _IMMUTABLE and not (everything and origin.repeatable(origin.of_class(cls))):
             walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
-            walk.look_up(attributes, path, everything=everything)
+            walk.search(attributes, path, everything=everything)
     if attributes is not None:
         walk.guard.object(value)
 
@@ -117,14 +82,9 @@ def extras(walk: Walk, path: Path, value: Any) -> None:
     attributes = _attributes(value)
     followed = walk.follows_class(cls)
     if attributes is not None:
-        walk.look_up(attributes, path, opens=followed)
+        walk.search(attributes, path, opens=followed)
         walk.guard.object(value)
     walk.class_of(cls, constructed=False)
-
-
-def is_node(value: Any) -> bool:
-    """Whether trees are made of such objects, so that to pass one on is to pass on all its attributes."""
-    return dataclasses.is_dataclass(value) or not pytree.flatten(value)[1].is_leaf()
 
 
 def _is_read_whole(cls: type) -> bool:

@@ -3,7 +3,7 @@
 It goes breadth first, so that a thing has its shortest path, and in an order that the environment alone
 decides. Two kinds of places grow while it goes: the names that code mentions (more code brings more names)
 and the namespaces in which mentioned names are looked up (an object's attributes, a class, a module).
-`Walk.run` goes on until neither grows. What the kinds of values are made of is in `contents`.
+`Walk.run` goes on until neither grows. `visitors` know what the values of each type are made of.
 
 NOTE [shared objects] An object is followed from the first path that reaches it. Further paths get an "alias"
 entry that names the first, so that binding one of them anew changes the fingerprint, and so does
@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from functorch_hops.environment import contents, objects, origin
-from functorch_hops.environment.bytecode import facts
-from functorch_hops.environment.guard import FREE, SAME, TENSOR, GuardBuilder, Role
-from functorch_hops.environment.keys import Key, Makers, Same, by_value
-from functorch_hops.environment.places import Path
+from . import origin
+from .bytecode import code_facts
+from .classes import implicit_names, is_node
+from .guard import FREE, SAME, TENSOR, GuardBuilder, Role
+from .keys import ByIdentity, Key, KeyMakers, by_value
+from .places import Path
 
 __all__ = ["MOST", "LibraryMethods", "Space", "Walk"]
 
@@ -93,7 +94,7 @@ class LibraryMethods:
                     if isinstance(method, property):
                         method = method.fget
                     if isinstance(method, FunctionType):
-                        read = facts(method.__code__)
+                        read = code_facts(method.__code__)
                         self.names.update(read.attributes)
                         self.reads_all = self.reads_all or read.reads_all
 
@@ -101,7 +102,9 @@ class LibraryMethods:
 class Walk:
     """One walk; afterwards `paths` and `keys` are the static part, `tensors` and `guard` the live one."""
 
-    def __init__(self, func: Callable[..., Any], ignore: frozenset[Path]) -> None:
+    def __init__(
+        self, func: Callable[..., Any], ignore: frozenset[Path], visitor_of: Callable[[type], Callable[..., None]]
+    ) -> None:
         self.paths: list[Path] = []
         self.keys: list[Key] = []
         self.tensors: dict[Path, torch.Tensor] = {}
@@ -110,13 +113,14 @@ class Walk:
         self.not_watched: list[Path] = []
         self.buffers: list[tuple[Path, dict[str, Any], str]] = []
         self.truncated = False
-        self.makers = Makers()
+        self.makers = KeyMakers()
         self._package = origin.own_package(func)
         self._ignore = ignore
         self._visited = 0
         self._seen: dict[int, Path] = {}
         self._queue: list[tuple[Path, Any, bool]] = []
-        self._openers: dict[type, Callable[..., None]] = {}
+        self._visitor_of = visitor_of
+        self._visitors: dict[type, Callable[..., None]] = {}
         self._names = Names()
         self._again = False
         self._spaces: list[Space] = []
@@ -138,21 +142,21 @@ class Walk:
         while self._again or done < len(self._queue):
             self._again = False
             while done < len(self._queue):
-                path, value, whole = self._queue[done]
+                path, value, escapes = self._queue[done]
                 done += 1
-                self._open(path, value, whole)
+                self._open(path, value, escapes)
             for space in self._spaces:
                 self._extend(space)
         self._watch_absent()
 
-    # What the openers of `contents` call.
+    # What the visitors call.
 
-    def note(self, path: Path, key: Key) -> None:
+    def record(self, path: Path, key: Key) -> None:
         self.paths.append(path)
         self.keys.append(key)
 
-    def value(self, path: Path, value: Any, whole: bool = True) -> Role:
-        """What a location holds; `whole` unless code only ever reads attributes of it."""
+    def value(self, path: Path, value: Any, escapes: bool = True) -> Role:
+        """What a location holds; `escapes` unless code only ever reads attributes of it."""
         ignored = path in self._ignore
         if isinstance(value, torch.Tensor):
             if not ignored:
@@ -163,31 +167,31 @@ class Walk:
             return FREE
         key = by_value(value, self.makers)
         if key is not None:
-            self.note(path, key)
+            self.record(path, key)
             return SAME
         first = self._seen.get(id(value))
         if first is None:
             self._seen[id(value)] = path
-            self._queue.append((path, value, whole))
+            self._queue.append((path, value, escapes))
         elif first != path:
-            self.note(path, ("alias", first))
-        if whole:
+            self.record(path, ("alias", first))
+        if escapes:
             for space in self._nodes.get(id(value), ()):
                 self._again = self._again or not space.everything
                 space.everything = True
         return SAME
 
-    def item(self, mapping: Mapping[str, Any], key: str, path: Path, *, whole: bool = True) -> None:
+    def item(self, mapping: Mapping[str, Any], key: str, path: Path, *, escapes: bool = True) -> None:
         """An entry of a namespace, guarded and followed."""
         value = mapping[key]
-        self.guard.item(mapping, key, value, self.value(path, value, whole), path)
+        self.guard.item(mapping, key, value, self.value(path, value, escapes), path)
 
     def attributes(self, holder: Any, path: Path, names: Iterable[str]) -> None:
         for name in names:
             value, place = getattr(holder, name), f"{path}.{name}"
             self.guard.call(operator.attrgetter(name), holder, value, self.value(place, value), place)
 
-    def look_up(
+    def search(
         self,
         mapping: Mapping[str, Any],
         path: Path,
@@ -205,32 +209,32 @@ class Walk:
     def is_node(self, value: Any) -> bool:
         kind = type(value)
         if kind not in self._node_types:
-            self._node_types[kind] = objects.is_node(value)
+            self._node_types[kind] = is_node(value)
         return self._node_types[kind]
 
-    def take(self, space: Space, names: Sequence[str], *, whole: frozenset[str] | None = None) -> None:
-        """Look up names that the mapping has. `whole`: those used otherwise than by attribute, or all."""
+    def visit(self, space: Space, names: Sequence[str], *, escapes: frozenset[str] | None = None) -> None:
+        """Look up names that the mapping has. `escapes`: those used otherwise than by attribute, or all."""
         for name in names:
             if name in space.taken:
                 continue
             space.taken.add(name)
-            self.item(space.mapping, name, space.prefix + name, whole=whole is None or name in whole)
+            self.item(space.mapping, name, space.prefix + name, escapes=escapes is None or name in escapes)
 
-    def mention(self, names: Sequence[str]) -> None:
+    def mentions(self, names: Sequence[str]) -> None:
         """Code mentions attribute names."""
         self._names.update(names)
 
     def read_all(self) -> None:
         self._reads_all = True
 
-    def globals_of(self, namespace: dict[str, Any], names: Sequence[str], whole: frozenset[str]) -> None:
+    def globals_of(self, namespace: dict[str, Any], names: Sequence[str], escapes: frozenset[str]) -> None:
         """Global names of a module, its builtins included."""
         space = self._globals.get(id(namespace))
         if space is None:
             # The first namespace is that of the function itself, whose globals need no qualification.
             module = f"{namespace.get('__name__')}." if self._globals else ""
             space = self._globals[id(namespace)] = Space(namespace, self.label(f"global {module}"))
-        self.take(space, [name for name in names if name in namespace], whole=whole)
+        self.visit(space, [name for name in names if name in namespace], escapes=escapes)
         missing = [name for name in names if name not in namespace and name not in space.absent]
         space.absent.update(missing)
         outer = namespace.get("__builtins__", builtins)
@@ -254,7 +258,7 @@ class Walk:
                 self._classes[base] = space
                 self._spaces.append(space)
                 self.guard.call(_bases, base, base.__mro__, SAME, space.prefix)
-            self.take(space, objects.implicit_names(base, self.follows_class, constructed=constructed))
+            self.visit(space, implicit_names(base, self.follows_class, constructed=constructed))
 
     def methods_of(self, cls: type) -> LibraryMethods:
         if cls not in self._methods:
@@ -275,7 +279,7 @@ class Walk:
 
     def unfollowed(self, path: Path, value: Any) -> None:
         """A mutable thing of which only the identity is known."""
-        self.note(path, Same(value))
+        self.record(path, ByIdentity(value))
         self.opaque.append(path)
         self.unwatched(path)
 
@@ -283,7 +287,7 @@ class Walk:
         """Code or data that a snapshot says too little of to know that a call would do the same again."""
         self.not_watched.append(path)
 
-    def room(self, size: int) -> bool:
+    def has_budget(self, size: int) -> bool:
         """Whether so many more locations may be visited."""
         if self._visited + size > MOST:
             self.truncated = True
@@ -300,19 +304,19 @@ class Walk:
 
     def _tensor(self, path: Path, value: torch.Tensor) -> None:
         first = self._seen.setdefault(id(value), path)
-        self.note(path, ("tensor", type(value)) if first == path else ("alias", first))
+        self.record(path, ("tensor", type(value)) if first == path else ("alias", first))
         if first == path and value.__dict__:  # what a user hung on it
-            self.look_up(value.__dict__, path)
+            self.search(value.__dict__, path)
 
-    def _open(self, path: Path, value: Any, whole: bool) -> None:
-        if not self.room(1):
+    def _open(self, path: Path, value: Any, escapes: bool) -> None:
+        if not self.has_budget(1):
             self.unfollowed(path, value)
             return
         kind = type(value)
-        opener = self._openers.get(kind)
-        if opener is None:
-            opener = self._openers[kind] = contents.opener(kind)
-        opener(self, path, value, whole)
+        visitor = self._visitors.get(kind)
+        if visitor is None:
+            visitor = self._visitors[kind] = self._visitor_of(kind)
+        visitor(self, path, value, escapes)
 
     def _extend(self, space: Space) -> None:
         """Look up what has been mentioned since the last time."""
@@ -323,13 +327,13 @@ class Walk:
             space.everything = space.everything or space.methods.reads_all
         if space.everything or (space.opens and self._reads_all):
             space.everything = True
-            self.take(space, list(space.mapping))
+            self.visit(space, list(space.mapping))
             return
         ends = (len(mentioned), len(own))
         if ends != space.cursors:
             fresh = [*mentioned[space.cursors[0] :], *own[space.cursors[1] :]]
             space.cursors = ends
-            self.take(space, [name for name in fresh if name in space.mapping])
+            self.visit(space, [name for name in fresh if name in space.mapping])
 
     def _watch_absent(self) -> None:
         for space in self._globals.values():

@@ -42,10 +42,15 @@ class Hop(_torch.HigherOrderOperator):
 
     rules: Rules
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, body_names: Sequence[str] = ("body",), names_operand: bool = False) -> None:
+        """``body_names``: what the bodies are called in a printed graph; the last one stands for all further bodies,
+        by number. ``names_operand``: the operator computes nothing; its output is its operand under a name.
+        """
         super().__init__(f"fh_{name}")
         operators[name] = self
         self.label = name
+        self.names_operand = names_operand
+        self._body_names = tuple(body_names)
         transform = _torch.TransformType
         self.py_impl(transform.Vmap)(self._vmap)
         self.py_impl(transform.Grad)(self._grad)
@@ -55,6 +60,9 @@ class Hop(_torch.HigherOrderOperator):
         self.py_impl(_torch.ProxyTorchDispatchMode)(self._proxy)
         self.py_impl(_torch.FakeTensorMode)(self._fake)
         self.py_functionalize_impl(self._functionalize)
+
+    def body_name(self, i: int) -> str:
+        return self._body_names[min(i, len(self._body_names) - 1)].format(i)
 
     def register(self, rules: Rules) -> None:
         self.rules = rules

@@ -16,7 +16,6 @@ from ..passes.passthrough import SimplifiedCall
 
 __all__ = ["Maybe", "Operator", "Rules", "Tensors", "operator_of", "operators"]
 
-
 Tensors = Sequence[Tensor]
 Maybe = Sequence[Tensor | None]
 

@@ -25,7 +25,7 @@ from ..trace.speculate import speculate_subgraph
 __all__ = ["call_library_operator"]
 
 
-class _Call:
+class _OperatorCall:
     """A call of an operator as a function of the tensors among its arguments, in lists too."""
 
     def __init__(self, operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -60,14 +60,14 @@ class _NoFormula(FlatRule):
 
     reverse_remedy = forward_remedy = "detach() what it gets, compute it by other functions, or register_autograd"
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _OperatorCall) -> None:
         self.name, self.primal = str(call.operator), call  # type: ignore[method-assign]
         self.identity = (call.operator,)
 
 
 def call_library_operator(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The call where a level of functorch differentiates."""
-    call = _Call(operator, args, kwargs)
+    call = _OperatorCall(operator, args, kwargs)
     if not any(is_differentiable(x.dtype) for x in call.tensors):
         return operator(*args, **kwargs)
     if not _torch.has_formula(operator):

@@ -12,7 +12,7 @@ from .._torch import new_graph_module
 from .meta import TensorMeta
 from .subgraph import StaticParameters, Subgraph
 
-__all__ = ["Builder", "add_static", "copy_nodes", "copy_of", "merge_lifted", "rearranged"]
+__all__ = ["Builder", "add_static", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
 
 
 class Builder:
@@ -32,7 +32,7 @@ class Builder:
             self.new[old] = new
         self.inputs.append(meta)
 
-    def bar(self, old: fx.Node) -> None:
+    def stop_gradient(self, old: fx.Node) -> None:
         """Let no derivative look behind the value of this node."""
         self.new[old] = self.graph.call_function(torch.ops.aten.detach.default, (self.new[old],))
         self.new[old].meta["val"] = old.meta["val"]
@@ -84,7 +84,7 @@ def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Modul
     return [new[node] for node in body.output_nodes()]
 
 
-def rearranged(body: Subgraph, places: Sequence[int], inputs: Sequence[TensorMeta]) -> Subgraph:
+def with_inputs(body: Subgraph, places: Sequence[int], inputs: Sequence[TensorMeta]) -> Subgraph:
     """The same graph over other inputs, of which its own j-th is the one at ``places[j]``; it ignores the rest."""
     if list(places) == list(range(len(inputs))):
         return body

@@ -10,7 +10,7 @@ from torch import fx
 from .._torch import OpOverload
 from .nodes import untracked
 
-__all__ = ["is_copy", "is_view", "keep_apart", "memory_of", "origin_of"]
+__all__ = ["base_of", "dealias_outputs", "is_copy", "is_view", "without_copies"]
 
 
 def is_view(node: fx.Node) -> bool:
@@ -24,11 +24,11 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _is_name(node: fx.Node) -> bool:
-    """Whether it is ``checkpoint_name``: an operator, whose first argument are its static parameters."""
-    return getattr(node.target, "label", None) == "checkpoint_name"
+    """Whether it names its operand (``checkpoint_name``), which then follows the operator's parameters."""
+    return getattr(node.target, "names_operand", False)
 
 
-def memory_of(node: fx.Node) -> fx.Node:
+def base_of(node: fx.Node) -> fx.Node:
     """The node that made the memory of a value."""
     while True:
         source = node.args[_is_name(node)] if node.args else None
@@ -45,31 +45,31 @@ def is_copy(node: fx.Node) -> bool:
     return node.target is torch.ops.aten.clone.default and not node.kwargs
 
 
-def origin_of(node: fx.Node) -> fx.Node:
+def without_copies(node: fx.Node) -> fx.Node:
     """The value without the copies of it."""
     while is_copy(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
-def keep_apart(output: fx.Node) -> None:
+def dealias_outputs(output: fx.Node) -> None:
     """Copy the outputs that share memory with an input or another output (NOTE [Subgraph invariants]), no others."""
     taken = {node for node in output.graph.nodes if node.op == "placeholder"}
     results: list[fx.Node] = []
     for node in output.args[0]:  # type: ignore[union-attr]
         assert isinstance(node, fx.Node)
-        value = origin_of(node)
-        memory = memory_of(value)
+        value = without_copies(node)
+        memory = base_of(value)
         if memory not in taken:
             node = value
         elif node is value or node in results:
-            node = _copied(value, output)
+            node = _copy_before(value, output)
         taken.add(memory)
         results.append(node)
     output.args = (tuple(results),)
 
 
-def _copied(value: fx.Node, before: fx.Node) -> fx.Node:
+def _copy_before(value: fx.Node, before: fx.Node) -> fx.Node:
     graph = before.graph
     with graph.inserting_before(before):
         copy = graph.create_node("call_function", torch.ops.aten.clone.default, (value,), name="clone")

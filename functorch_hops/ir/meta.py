@@ -13,9 +13,7 @@ from .sizes import Binding, open_size, same_sizes, size_key, size_value
 
 __all__ = ["Mask", "TensorMeta", "count", "is_differentiable"]
 
-
 Mask = tuple[bool, ...]
-
 
 _DIFFERENTIABLE = frozenset(
     dtype

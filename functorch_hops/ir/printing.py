@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from .meta import TensorMeta
-from .subgraph import StaticParameters, Subgraph, static_of
+from .subgraph import Subgraph, static_of
 
 __all__ = ["print_subgraph"]
 
@@ -38,14 +38,8 @@ def _lines(node: fx.Node, names: dict[fx.Node, str], module: fx.GraphModule, ind
     attributes = ", ".join(f"{k}={v}" for k, v in static.attributes.items() if k != "n_outputs")
     lines = [f"{indent}{names[node]} = {static.hop}[{attributes}]({', '.join(words)})"]
     for i, inner in enumerate(static.bodies):
-        lines.append(print_subgraph(inner, _role(static, i), indent + "  "))
+        lines.append(print_subgraph(inner, node.target.body_name(i), indent + "  "))  # type: ignore[union-attr]
     return lines
-
-
-def _role(static: StaticParameters, i: int) -> str:
-    if static.hop == "cond":
-        return f"branch {i}"
-    return ("cond", "body")[i] if static.hop == "while_loop" else "body"
 
 
 def _target(node: fx.Node) -> str:

@@ -35,8 +35,6 @@ __all__ = [
 
 Binding = dict[Any, Any]
 """The (sympy) number that each symbol of a trace stands for in one call."""
-
-
 _FIRST_OPEN = 2
 
 

@@ -22,7 +22,6 @@ from .barrier import barriers, hold
 
 __all__ = ["compile_graph"]
 
-
 _LOWERINGS = 2
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["expand_lanes", "representative", "select_lanes"]
+__all__ = ["borrow_operands", "expand_lanes", "select_lanes"]
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:
     return mask.to(like.device).reshape(mask.shape[0], *(1,) * (like.dim() - 1))
 
 
-def representative(taken: Tensor, x: Tensor) -> Tensor:
+def borrow_operands(taken: Tensor, x: Tensor) -> Tensor:
     """``x`` with the lanes that are not ``taken`` replaced by the first one that is (lanes at dimension 0)."""
     if taken.shape[0] == 0:
         return x  # a vmap over nothing: there is no first lane

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from ..ir.build import Builder
-from ..ir.memory import keep_apart
+from ..ir.memory import dealias_outputs
 from ..ir.nodes import meta_of
 from ..ir.subgraph import Subgraph
 from .dead_code import eliminate_dead_code
@@ -22,7 +22,7 @@ def clean(module: fx.GraphModule) -> None:
     simplify(module)
     while simplify_calls(module):
         simplify(module)
-    keep_apart(module.graph.output_node())
+    dealias_outputs(module.graph.output_node())
     eliminate_dead_code(module)
 
 

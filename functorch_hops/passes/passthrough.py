@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..ir.build import add_static
-from ..ir.memory import origin_of
+from ..ir.memory import without_copies
 from ..ir.subgraph import StaticParameters, Subgraph, static_of
 
 __all__ = [
@@ -61,7 +61,7 @@ def passthrough_inputs(body: Subgraph) -> tuple[int | None, ...]:
 
 def values(body: Subgraph) -> list[fx.Node]:
     """The outputs, the same node for the same value."""
-    return [origin_of(node) for node in body.output_nodes()]
+    return [without_copies(node) for node in body.output_nodes()]
 
 
 def distinct(keys: Sequence[Hashable]) -> list[int]:
@@ -104,12 +104,12 @@ def simplify_call(
     sources = found.outputs
 
     def restore(outs: Sequence[Tensor]) -> list[Tensor]:
-        return [outs[s.place] if s.kind == "output" else _copied(operands[s.place], s.steps) for s in sources]
+        return [outs[s.place] if s.kind == "output" else _restored(operands[s.place], s.steps) for s in sources]
 
     return found.static, [operands[i] for i in found.operands], restore
 
 
-def _copied(x: Tensor, steps: Any) -> Tensor:
+def _restored(x: Tensor, steps: Any) -> Tensor:
     return x.clone() if steps is None else x.expand(steps, *(-1,) * x.dim()).clone()
 
 

@@ -9,9 +9,7 @@ from torch import Tensor
 
 __all__ = ["running_statistics", "without_statistics"]
 
-
 _aten = torch.ops.aten
-
 
 _BATCH_NORMS = {
     _aten.native_batch_norm.default: _aten.native_batch_norm.default,

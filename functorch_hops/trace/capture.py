@@ -44,7 +44,7 @@ class Capture:
         self.inputs: list[TensorMeta] = []
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
-        self.is_quiet = False
+        self.recording_off = False
         self.rows = Rows()
         self.lifting: TorchFunctionMode
         self.in_transform = False
@@ -53,7 +53,7 @@ class Capture:
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._protected_storages: set[int] = set()
-        self._carriers: dict[Any, Tensor] = {}
+        self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -78,11 +78,11 @@ class Capture:
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
         """A fake made by the capture itself: no operator of the body."""
-        self.is_quiet = True
+        self.recording_off = True
         try:
             return meta.fake(self.session.fake_mode)
         finally:
-            self.is_quiet = False
+            self.recording_off = False
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
@@ -105,20 +105,20 @@ class Capture:
                 meta = TensorMeta.of(t)
             fake = self.new_input(meta)
             if self.buffers is not None and self.buffers.may_update(t):
-                fake = self._copied(fake)
+                fake = self._buffer_copy(fake)
                 self.buffers.add_copy(t, fake)
             self._fakes[id(t)] = fake
             self.lifted.append(t)
         return fake
 
-    def _copied(self, fake: Tensor) -> Tensor:
+    def _buffer_copy(self, fake: Tensor) -> Tensor:
         """What stands for a buffer: see NOTE [Updates of buffers]."""
-        self.is_quiet = True
+        self.recording_off = True
         try:
             with _torch.without_torch_function(), _torch.below_transforms():
                 return fake.detach().clone()
         finally:
-            self.is_quiet = False
+            self.recording_off = False
 
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
@@ -149,16 +149,16 @@ class Capture:
             return None
         is_size = isinstance(entry.value, torch.SymInt)
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            carriers = self.parent._carriers
+            carriers = self.parent._symbol_tensors
             if symbol not in carriers:
-                carriers[symbol] = self.parent.new_carrier(entry.proxy.force(), entry.value)
+                carriers[symbol] = self.parent.new_symbol_tensor(entry.proxy.force(), entry.value)
             placeholder = self.proxy_of(self.lift(carriers[symbol]))
             target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
             number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
         number.node.meta["val"] = entry.value
         return _torch.symbol_entry(number, entry.value)
 
-    def new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
+    def new_symbol_tensor(self, number: fx.Proxy, value: Any) -> Tensor:
         """A symbolic number of this capture as a tensor that can be an operand."""
         is_size = isinstance(value, torch.SymInt)
         meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))

@@ -24,7 +24,6 @@ from .refusals import write_past_history
 
 __all__ = ["Effects"]
 
-
 _SIZES = (torch.ops.aten.size.default, torch.ops.aten.sym_size.default, torch.ops.aten.sym_size.int)
 """Asked of what a transform wraps, if a size is a symbol: the wrapper itself is no value of the capture."""
 
@@ -39,7 +38,7 @@ class Effects(_torch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.capture.is_quiet:
+        if self.capture.recording_off:
             return func(*args, **kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])

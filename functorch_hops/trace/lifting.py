@@ -16,13 +16,9 @@ from .refusals import READS, backward_inside, generator_inside, unreadable
 
 __all__ = ["Lifting"]
 
-
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
-
-
 _DETACH = (Tensor.detach_, torch.detach_)
-
 
 _BACKWARD: dict[Any, str] = {
     torch.autograd.grad: "torch.autograd.grad()",

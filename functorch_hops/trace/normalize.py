@@ -12,7 +12,6 @@ from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
 
-
 _TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -64,8 +63,6 @@ def unexpand_written(node: fx.Node) -> None:
 
 
 _NO_END = 2**63 - 1
-
-
 _SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
 
 

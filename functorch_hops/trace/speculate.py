@@ -30,7 +30,6 @@ from .refusals import reading_refused, write_past_history
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
-
 _DEPTH_OF_RECURSION = 8
 """No program nests as deep as this on purpose and exhausts Python's stack by something else."""
 

@@ -61,9 +61,9 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
         moved = [x.flip(0) for x in moved]
     element = OutputSpec(spec, tuple(TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in moved))
     if is_capturing() or moved[0].shape[0] == 0:
-        results = as_graph("associative_scan", _captured, (fn,), (moved,), element)
+        results = as_graph("associative_scan", _captured_associative_scan, (fn,), (moved,), element)
     else:
-        results = _plain(fn, moved, element)
+        results = _plain_associative_scan(fn, moved, element)
     if reverse:
         results = [y.flip(0) for y in results]
     return pytree.unflatten(spec, [y.movedim(0, d) for y, d in zip(results, dims)])
@@ -109,14 +109,16 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
     return flat
 
 
-def _plain(fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec) -> Sequence[Tensor]:
+def _plain_associative_scan(
+    fn: Callable[[Any, Any], Any], elems: Sequence[Tensor], element: OutputSpec
+) -> Sequence[Tensor]:
     flat = _checked_fn(fn, element)
     vmapped = torch.func.vmap(lambda *args: tuple(flat(*args)), randomness="different")
     with reading_refused(Caller("associative_scan", "fn")):
         return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 
-def _captured(
+def _captured_associative_scan(
     functions: Sequence[Callable[[Any, Any], Any]], operands: tuple[Sequence[Tensor]], element: OutputSpec
 ) -> Sequence[Tensor]:
     (fn,), (elems,) = functions, operands

@@ -59,7 +59,7 @@ def checkpoint(
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if policy is None and not is_capturing() and _torch.top_interpreter() is None:
             return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
-        return as_graph("checkpoint", _captured, (func,), (args, kwargs), saved)
+        return as_graph("checkpoint", _captured_checkpoint, (func,), (args, kwargs), saved)
 
     return checkpointed
 
@@ -107,7 +107,7 @@ class _Replayed:
         return result
 
 
-def _captured(
+def _captured_checkpoint(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[tuple[Any, ...], dict[str, Any]],
     policy: CheckpointPolicy,

@@ -13,7 +13,7 @@ from ...ir.subgraph import StaticParameters
 
 __all__ = ["checkpoint_name_op", "checkpoint_name_static"]
 
-checkpoint_name_op = Hop("checkpoint_name")
+checkpoint_name_op = Hop("checkpoint_name", names_operand=True)
 
 
 def checkpoint_name_static(name: str) -> StaticParameters:

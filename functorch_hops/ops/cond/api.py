@@ -76,7 +76,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     selector = selector if selector.dtype == torch.bool else selector != 0
     names = ("false_fn", "true_fn")
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("cond", _captured, (false_fn, true_fn), arguments, "cond", names)
+    return as_graph("cond", _captured_cond, (false_fn, true_fn), arguments, "cond", names)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any) -> Any:
@@ -131,7 +131,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     names = tuple(f"branches[{i}]" for i in range(len(branches)))
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("switch", _captured, branches, arguments, "switch", names)
+    return as_graph("switch", _captured_cond, branches, arguments, "switch", names)
 
 
 _INDEX = "an int or a one-element integer tensor"
@@ -150,7 +150,7 @@ def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
         raise ArgumentTypeError(text)
 
 
-def _captured(
+def _captured_cond(
     branches: Sequence[Callable[..., Any]], arguments: tuple[Any, ...], operation: str, names: tuple[str, ...]
 ) -> Any:
     selector, *operands = arguments

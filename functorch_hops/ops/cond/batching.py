@@ -2,7 +2,7 @@
 
 An unbatched selector selects for all lanes. With a batched one, branch i must run for the lanes that selected it and
 must not be felt by the others. So each branch becomes a cond of its own, taken if any lane selected it, in which the
-other lanes compute with the operands of a lane that did (see ``representative``): no NaN can arise that the branch's
+other lanes compute with the operands of a lane that did (see ``borrow_operands``): no NaN can arise that the branch's
 own lanes do not have, in values, tangents or gradients of any order, and a loop inside ends when those lanes end.
 """
 
@@ -16,7 +16,7 @@ from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import StaticParameters, Subgraph
-from ..lanes import representative, select_lanes
+from ..lanes import borrow_operands, select_lanes
 from .op import cond_op, cond_static
 
 __all__ = ["cond_batch"]
@@ -61,7 +61,7 @@ def _masked(branch: Subgraph, mask: TensorMeta, mapped: Mask) -> Subgraph:
     """``(taken, operands)``: the branch, lanes that did not take it computing as one that did."""
 
     def run(taken: Tensor, *operands: Tensor) -> Sequence[Tensor]:
-        return branch(*(representative(taken, x) if m else x for x, m in zip(operands, mapped)))
+        return branch(*(borrow_operands(taken, x) if m else x for x, m in zip(operands, mapped)))
 
     return branch.derive(("masked", mask, mapped), lambda: rewritten(run, [mask, *branch.inputs], "vmap"))
 

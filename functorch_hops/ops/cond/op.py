@@ -13,7 +13,7 @@ from ...ir.subgraph import StaticParameters, Subgraph
 
 __all__ = ["cond_op", "cond_static"]
 
-cond_op = Hop("cond")
+cond_op = Hop("cond", body_names=("branch {}",))
 
 
 def cond_static(branches: Sequence[Subgraph]) -> StaticParameters:

@@ -61,12 +61,12 @@ class _CustomFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._require_rule()
-        return as_python_or_graph(self.operation, _run, (self,), self._positional(args, kwargs))
+        return as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
 
     def _require_rule(self) -> None:
         raise NotImplementedError
 
-    def _bind(self, args: tuple[Any, ...]) -> _Call:
+    def _bind(self, args: tuple[Any, ...]) -> _TreeCall:
         raise NotImplementedError
 
     def _split(self, args: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -149,7 +149,7 @@ class custom_vjp(_CustomFunction):
         if self.fwd is None:
             raise _without_rule("custom_vjp", self.__name__, "defvjp(fwd, bwd)")
 
-    def _bind(self, args: tuple[Any, ...]) -> _Call:
+    def _bind(self, args: tuple[Any, ...]) -> _TreeCall:
         return _VjpCall(self, args)
 
 
@@ -230,7 +230,7 @@ class custom_jvp(_CustomFunction):
         if self.rule is None:
             raise _without_rule("custom_jvp", self.__name__, "defjvp(rule)")
 
-    def _bind(self, args: tuple[Any, ...]) -> _Call:
+    def _bind(self, args: tuple[Any, ...]) -> _TreeCall:
         return _JvpCall(self, args)
 
 
@@ -252,7 +252,7 @@ def _without_rule(operation: str, name: str, method: str) -> ArgumentTypeError:
 # one call
 
 
-class _Call(FlatRule):
+class _TreeCall(FlatRule):
     """A call with its arguments flattened; outputs are compared with those of `fun`, once these are known."""
 
     def __init__(self, function: Any, args: tuple[Any, ...]) -> None:
@@ -309,17 +309,17 @@ class _Call(FlatRule):
         raise MetadataMismatchError(text)
 
 
-def _run(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
+def _call_with_rule(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
     return functions[0]._bind(args).result()
 
 
-class _VjpCall(_Call):
+class _VjpCall(_TreeCall):
     has_backward = True
     forward_remedy = "use reverse mode, or write a custom_jvp, which has both"
 
     def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         result = self.function.fwd(*self.arguments(inputs))
-        out, residuals = _pair(self.name, "fwd", result, "(out, residuals)")
+        out, residuals = _rule_pair(self.name, "fwd", result, "(out, residuals)")
         outs = self.flat_output(out, "fwd")
         tensors, self.residuals = OutputSpec.flatten(residuals)
         return outs, tensors
@@ -352,7 +352,7 @@ class _VjpCall(_Call):
         return [self.fitting(found[i], meta, paths[i]) for i, meta, m in rows if m]
 
 
-class _JvpCall(_Call):
+class _JvpCall(_TreeCall):
     has_tangent = True
 
     def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
@@ -362,7 +362,7 @@ class _JvpCall(_Call):
         for place, t in zip(self.places, filled, strict=True):
             leaves[place] = t
         result = self.function.rule(*self.nondiff, self.others(inputs), pytree.unflatten(self.spec, leaves))
-        out, tangent_out = _pair(self.name, "rule", result, "(out, tangent_out)")
+        out, tangent_out = _rule_pair(self.name, "rule", result, "(out, tangent_out)")
         outs = self.flat_output(out, "rule")
         return outs, self.flat_tangents(tangent_out)
 
@@ -377,7 +377,7 @@ class _JvpCall(_Call):
         return flat
 
 
-def _pair(operation: str, parameter: str, result: Any, expected: str) -> tuple[Any, Any]:
+def _rule_pair(operation: str, parameter: str, result: Any, expected: str) -> tuple[Any, Any]:
     if isinstance(result, (tuple, list)) and len(result) == 2:
         return result[0], result[1]
     got = f"a {type(result).__name__} of {len(result)}" if isinstance(result, (tuple, list)) else kind_of(result)

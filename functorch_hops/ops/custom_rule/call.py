@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ...calls.trace_cache import as_graph
 from ...errors import CaptureError, message
-from ...ir.build import rearranged
+from ...ir.build import with_inputs
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ...trace.speculate import capture_function
@@ -201,7 +201,7 @@ class _CapturedCall:
         n = len(metas) - graph.n_after
         before, after = range(n), range(n + len(order), len(metas) + len(order))
         places = [*before, *after, *(n + order[key] for key in graph.keys)]
-        return rearranged(graph.body, places, [*metas[:n], *(meta for _, meta in self.closed.values()), *metas[n:]])
+        return with_inputs(graph.body, places, [*metas[:n], *(meta for _, meta in self.closed.values()), *metas[n:]])
 
     def layout(self, is_deep: bool) -> Layout:
         rule = self.rule

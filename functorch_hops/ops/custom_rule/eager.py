@@ -29,13 +29,13 @@ def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
     needed = tuple(m and x.requires_grad for m, x in zip(marked, inputs))
     if not (torch.is_grad_enabled() and any(needed)):
         return _guarded(rule, rule.primal(*inputs))
-    call = _Call(rule, marked, needed)
+    call = _PythonCall(rule, marked, needed)
     outs, residuals = call.run([x.detach() for x in inputs])
     guards = [o for o in _guarded(rule, outs) if o.requires_grad]
     return _Attached.apply(call, [o.detach() for o in outs], residuals, *inputs, *guards)
 
 
-class _Call:
+class _PythonCall:
     """One run of a rule; ``pull`` takes residuals and cotangents to gradients."""
 
     def __init__(self, rule: FlatRule, marked: Sequence[bool], needed: Sequence[bool]) -> None:
@@ -81,7 +81,7 @@ class _Call:
         if not torch.is_grad_enabled():
             grads = self.pull(residuals, cts)
         else:
-            again = _Call(self.rule, self.marked, self.needed)
+            again = _PythonCall(self.rule, self.marked, self.needed)
             with self.random.replayed():
                 _, residuals = again.run(inputs)
             grads = again.pull(residuals, cts)
@@ -136,7 +136,7 @@ class _Attached(torch.autograd.Function):
     """The outputs of a call, with its derivative; the guards are what they owe to closed-over values."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:
+    def forward(ctx: Any, call: _PythonCall, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:
         inputs, guards = tensors[: len(call.marked)], tensors[len(call.marked) :]
         ctx.call, ctx.n_residuals = call, len(residuals)
         ctx.guards = [torch.zeros_like(g) for g in guards]

@@ -12,7 +12,6 @@ from ...ir.meta import Mask, is_differentiable
 
 __all__ = ["FlatRule", "Tensors", "marked_inputs"]
 
-
 Tensors = Sequence[Tensor]
 
 

@@ -18,7 +18,7 @@ from ...trace.speculate import speculate_subgraph
 from ..checkpoint.api import checkpointed_plainly
 from ..loops.steps import carry_check, elements, stack_outputs
 from ..mode import is_capturing
-from .remat import as_remat, run_recomputing, segment_length
+from .remat import as_remat, run_scan_graph, segment_length
 
 __all__ = ["run_scan", "scan", "trip_count"]
 
@@ -104,8 +104,8 @@ def run_scan(
     """``scan`` of checked arguments, for the loops that are scans: ``caller`` is the one that the user wrote."""
     is_plain = not is_capturing() and (remat is None or _torch.top_interpreter() is None)
     if is_plain and length > 0:
-        return _plain(caller, f, init, leaves, xs_spec, length, reverse, remat)
-    return as_graph("scan", _captured, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll, remat)
+        return _plain_scan(caller, f, init, leaves, xs_spec, length, reverse, remat)
+    return as_graph("scan", _captured_scan, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll, remat)
 
 
 def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: Any = None) -> Any:
@@ -153,7 +153,7 @@ def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected:
     raise ArgumentValueError(text)
 
 
-def _plain(
+def _plain_scan(
     caller: Caller,
     f: Callable[..., Any],
     init: Any,
@@ -169,7 +169,7 @@ def _plain(
         ys = []
         for x in xs:
             result = f(carry, x)
-            returned, y = result if type(result) is tuple and len(result) == 2 else _pair(result)
+            returned, y = result if type(result) is tuple and len(result) == 2 else _carry_and_output(result)
             carry = next_carry(returned)
             ys.append(y)
         return carry, ys
@@ -188,7 +188,7 @@ def _plain(
     return carry, stack_outputs(ys, caller)
 
 
-def _pair(result: Any) -> tuple[Any, Any]:
+def _carry_and_output(result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
         kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else kind_of(result)
         raise TreeMismatchError(
@@ -204,7 +204,7 @@ def _pair(result: Any) -> tuple[Any, Any]:
     return result
 
 
-def _captured(
+def _captured_scan(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, list[Tensor]],
     caller: Caller,
@@ -223,7 +223,7 @@ def _captured(
     def run(*flat: Tensor) -> list[Tensor]:
         state = carry.unflatten(flat[: len(carry_leaves)])
         x = pytree.unflatten(xs_spec, flat[len(carry_leaves) :])
-        returned, y = _pair(f(state, x))
+        returned, y = _carry_and_output(f(state, x))
         carry_out, returned_spec = OutputSpec.flatten(_as_carry(returned))
         check_carry(caller, carry, returned_spec)
         y_out, y_spec = OutputSpec.flatten(y)
@@ -231,7 +231,7 @@ def _captured(
         return [*carry_out, *y_out]
 
     body, lifted = speculate_subgraph(run, inputs, operation=caller.operation, parameter=caller.parameter)
-    outs = run_recomputing(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
+    outs = run_scan_graph(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
     return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
 
 

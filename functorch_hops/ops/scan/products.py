@@ -17,7 +17,7 @@ from ..._torch import OpOverload
 from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.build import Builder
-from ...ir.memory import memory_of
+from ...ir.memory import base_of
 from ...ir.nodes import meta_of
 from ...ir.subgraph import StaticParameters, Subgraph
 from ...passes.cleaning import close
@@ -93,7 +93,7 @@ class _Sum:
 
     @property
     def bases(self) -> list[fx.Node]:
-        return list(dict.fromkeys(map(memory_of, self.factors)))
+        return list(dict.fromkeys(map(base_of, self.factors)))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..checkpoint.op import checkpoint_op, checkpoint_static
 from ..checkpoint.policies import nothing
 from .unrolling import Loop, run_in_chunks, run_unrolled, simplified
 
-__all__ = ["as_remat", "run_recomputing", "segment_length"]
+__all__ = ["as_remat", "run_scan_graph", "segment_length"]
 
 
 def as_remat(remat: Any) -> Any:
@@ -46,7 +46,7 @@ def segment_length(remat: Any, length: int) -> int:
     return max(1, -(-length // max(1, segments)))
 
 
-def run_recomputing(
+def run_scan_graph(
     body: Subgraph,
     length: Any,
     init: Sequence[Tensor],
@@ -64,10 +64,10 @@ def run_recomputing(
         else:
             length = int(length)
     loop = simplified(body, length, init, xs, consts, reverse)
-    return loop.restore(_run(loop, length, reverse, unroll, remat))
+    return loop.restore(_run_segments(loop, length, reverse, unroll, remat))
 
 
-def _run(loop: Loop, length: Any, reverse: bool, unroll: int, remat: Any) -> Sequence[Tensor]:
+def _run_segments(loop: Loop, length: Any, reverse: bool, unroll: int, remat: Any) -> Sequence[Tensor]:
     body, init, xs, consts, _ = loop
     n_carry = len(init)
     size = None if remat is None or length == 0 else segment_length(remat, length)

@@ -21,7 +21,6 @@ from .passthrough import scan_passthrough
 
 __all__ = ["run_in_chunks", "run_unrolled", "simplified"]
 
-
 Rest = Callable[[Any, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
 
 

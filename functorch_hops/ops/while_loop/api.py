@@ -27,6 +27,7 @@ from ...trace.speculate import speculate_subgraph
 from ..loops.steps import carry_check
 from ..mode import is_capturing
 from .op import while_loop_op, while_static
+from .passthrough import while_loop_passthrough
 
 __all__ = ["run_while", "while_loop"]
 
@@ -104,11 +105,11 @@ def run_while(
 ) -> Any:
     """``while_loop`` of checked arguments, for the loops that are while loops: ``caller`` is the one the user wrote."""
     if is_capturing() or checkpoints is not None:
-        return as_graph("while_loop", _captured, (cond_fn, body_fn), (init,), caller, max_steps, checkpoints)
-    return _plain(caller, cond_fn, body_fn, init, max_steps)
+        return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (init,), caller, max_steps, checkpoints)
+    return _plain_while_loop(caller, cond_fn, body_fn, init, max_steps)
 
 
-def _plain(
+def _plain_while_loop(
     caller: Caller, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
 ) -> Any:
     next_carry, value, steps = carry_check(caller, init), init, 0
@@ -117,7 +118,7 @@ def _plain(
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - steps
-                return as_graph("while_loop", _captured, (cond_fn, body_fn), (value,), caller, rest, None)
+                return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (value,), caller, rest, None)
             pred = _torch.read_number(pred)
         if not pred:
             break
@@ -142,7 +143,7 @@ def _checked_predicate(pred: Any) -> Any:
     raise ArgumentTypeError(text)
 
 
-def _captured(
+def _captured_while_loop(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any],
     caller: Caller,
@@ -150,8 +151,6 @@ def _captured(
     checkpoints: int | None,
 ) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
-    from .passthrough import while_loop_passthrough
-
     (cond_fn, body_fn), (init,) = functions, operands
     if max_steps is not None:
         start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(caller, init)
@@ -159,7 +158,7 @@ def _captured(
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
         )
-        _, value = _captured(bounded, ((start, init),), caller, None, checkpoints)
+        _, value = _captured_while_loop(bounded, ((start, init),), caller, None, checkpoints)
         return value
     leaves, carry = OutputSpec.flatten(init)
     constants: list[Any] = []

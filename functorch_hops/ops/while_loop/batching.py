@@ -20,7 +20,7 @@ from ...derive.rewrite import rewritten
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import StaticParameters, Subgraph
-from ..lanes import expand_lanes, representative, select_lanes
+from ..lanes import borrow_operands, expand_lanes, select_lanes
 from ..loops.carry import carry_fixpoint
 from .op import merge_flags, while_loop_op, while_static
 
@@ -98,7 +98,7 @@ def _masked_step(
 
     def run(running: Tensor, *operands: Tensor) -> list[Tensor]:
         masks = (*(True,) * n, *consts_mapped)
-        borrowed = [representative(running, x) if m else x for x, m in zip(operands, masks)]
+        borrowed = [borrow_operands(running, x) if m else x for x, m in zip(operands, masks)]
         outs = body(*borrowed)
         carry = [select_lanes(running, new, old) for new, old in zip(outs, operands[:n])]
         still = running & cond(*carry, *operands[n:])[0]

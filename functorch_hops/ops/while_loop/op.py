@@ -17,9 +17,7 @@ from ...ir.subgraph import StaticParameters, Subgraph
 
 __all__ = ["T", "merge_flags", "split_stacks", "while_loop_op", "while_static"]
 
-while_loop_op = Hop("while_loop")
-
-
+while_loop_op = Hop("while_loop", body_names=("cond", "body"))
 T = TypeVar("T")
 
 

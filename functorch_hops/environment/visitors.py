@@ -1,4 +1,4 @@
-"""Which function of this package knows what a value of some type is made of."""
+"""The table from a type to the function that visits its parts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import functools
 import sys
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-from functorch_hops.environment import containers, functions, modules, objects
-from functorch_hops.environment.places import Path
+from . import containers, functions, modules, objects
+from .places import Path
+from .walk import Walk
 
-if TYPE_CHECKING:
-    from functorch_hops.environment.walk import Walk
+__all__ = ["Visitor", "visitor_of"]
 
-__all__ = ["Opener", "opener"]
-
-Opener: TypeAlias = Callable[["Walk", Path, Any, bool], None]
+Visitor: TypeAlias = Callable[[Walk, Path, Any, bool], None]
 """Tells a walk which places of a value to follow and to guard, or that it is taken by identity."""
 
-_BASES: dict[type, Opener] = {
+_BASES: dict[type, Visitor] = {
     type: objects.python_class,
     torch.nn.Module: modules.module,
     types.FunctionType: functions.function,
@@ -40,7 +38,7 @@ _BASES: dict[type, Opener] = {
 }
 
 
-def opener(kind: type) -> Opener:
+def visitor_of(kind: type) -> Visitor:
     exact = _BASES.get(kind)
     if exact is not None:
         return exact
