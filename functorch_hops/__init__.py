@@ -44,7 +44,7 @@ from .transforms import (
 
 interop.install()
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "ArgumentTypeError",
@@ -87,3 +87,7 @@ __all__ = [
     "vmap",
     "while_loop",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted((*__all__, "__version__"))

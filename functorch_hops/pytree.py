@@ -233,7 +233,7 @@ def _child_paths(spec: Spec, root: str) -> list[str]:
     return [] if one_level is None else leaf_paths(one_level, root)
 
 
-@torch.compiler.assume_constant_result
+@_torch.assume_constant_result
 def _learn_under_dynamo(types: tuple[type, ...]) -> None:
     """Learn types while Dynamo traces `flatten`. It calls this function, as it is, and traces the rest.
 

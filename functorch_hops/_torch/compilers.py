@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .dispatch import suspended
 from .tracing import new_fake_mode
 
-__all__ = ["compilation", "is_exporting", "lookup_backend", "native_graph", "restart_dynamo"]
+__all__ = ["assume_constant_result", "compilation", "is_exporting", "lookup_backend", "native_graph", "restart_dynamo"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -45,6 +48,12 @@ def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
 def is_exporting() -> bool:
     """Whether torch.export traces around us."""
     return torch.compiler.is_exporting()
+
+
+def assume_constant_result(function: Callable[P, T]) -> Callable[P, T]:
+    """``torch.compiler.assume_constant_result``, which imports Dynamo to set this mark: a second of every program."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def restart_dynamo(reason: str) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
-from sympy import Integer
 from torch import SymInt, Tensor
 
 from .. import _torch
@@ -94,6 +93,8 @@ class SymbolPlaces:
         self.places = [(symbol, i, d) for symbol, (i, d) in found.items()]
 
     def bind(self, tensors: Sequence[Tensor]) -> Binding:
+        from sympy import Integer  # there are symbols, so it is loaded; the package imports without it
+
         sizes = ((symbol, tensors[i].shape[d]) for symbol, i, d in self.places)
         return {symbol: Integer(size) for symbol, size in sizes if not isinstance(size, SymInt)}
 
