@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Arguments, Function
+from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
@@ -265,8 +265,7 @@ def _holds_tensors(tree: Any) -> bool:
 
 def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     """The positions that `argnums` means, counted from the left."""
-    given = argnums if isinstance(argnums, Iterable) else (argnums,)
-    numbers = [as_int(operation, "argnums", number) for number in given]
+    numbers = [as_int(operation, "argnums", number) for number in one_or_several(argnums)]
     positions = tuple(number + count if number < 0 else number for number in numbers)
     if any(not 0 <= position < count for position in positions):
         raise ArgumentValueError(

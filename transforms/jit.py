@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from functorch_hops import _torch, environment
-from functorch_hops.calls.arguments import Arguments, signature_of
+from functorch_hops.calls.arguments import Arguments, one_or_several, signature_of
 from functorch_hops.calls.static_values import described, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
@@ -100,8 +100,8 @@ def jit(
     (tensor([2., 2.]), tensor([0., 0.]), 1)
     """
     check_callable("jit", "func", func)
-    numbers = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    numbers = one_or_several(static_argnums)
+    names = one_or_several(static_argnames)
     if not isinstance(backend, str):
         check_callable("jit", "backend", backend)
     numbers, names = _both_ways(func, numbers, names)

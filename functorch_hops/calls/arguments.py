@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..ir.meta import TensorMeta
 from ..ir.sizes import open_shape, shape_env_of
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "TensorSpec", "signature_of"]
+__all__ = ["Arguments", "Function", "TensorSpec", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
 
@@ -97,3 +97,10 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature:
     """The signature that a caller has in mind: of a module, or of what was made of one, that is its ``forward``."""
     inner = inspect.unwrap(func)
     return inspect.signature(inner.forward if isinstance(inner, torch.nn.Module) else func)
+
+
+def one_or_several(given: Any) -> tuple[Any, ...]:
+    """``argnums=0`` says the same as ``argnums=(0,)``, and a name the same as a tuple with it."""
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        return tuple(given)
+    return (given,)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import pytree
 from ..ir.meta import TensorMeta
+from .static_values import same_static
 
 __all__ = ["Constant", "OutputSpec", "number_as_tensor", "numbers_as_tensors"]
 
@@ -22,9 +23,7 @@ class Constant:
     value: Any
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Constant) or type(self.value) is not type(other.value):
-            return False
-        return self.value is other.value or bool(self.value == other.value)
+        return isinstance(other, Constant) and same_static(self.value, other.value)
 
     def __hash__(self) -> int:
         return hash(type(self.value))

@@ -11,7 +11,7 @@ import torch
 from ..environment.keys import KeyMakers, by_value, describe_key
 from ..ir.meta import TensorMeta
 
-__all__ = ["ObjectKey", "described", "static_key"]
+__all__ = ["ObjectKey", "described", "same_static", "static_key"]
 
 _makers = KeyMakers()
 
@@ -27,9 +27,7 @@ class ObjectKey:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectKey):
             return NotImplemented
-        if self.value is other.value:
-            return True
-        return _is_value(self.value) and self.value == other.value and _content(self.value) == _content(other.value)
+        return self.value is other.value or (_is_value(self.value) and same_static(self.value, other.value))
 
     def __hash__(self) -> int:
         return hash(self.value) if _is_value(self.value) else id(self.value)
@@ -41,6 +39,24 @@ def static_key(value: Any) -> tuple[Any, Any]:
     if found is None and type(value) is tuple:
         return "tuple", tuple(map(static_key, value))
     return found or (type(value), ObjectKey(value))
+
+
+def same_static(a: Any, b: Any) -> bool:
+    """Whether two static values are the same: of one type, and equal in all that a trace could tell apart.
+
+    NaN is the same as NaN, and 0.0 is not -0.0; arrays are compared by content.
+    """
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    key = by_value(a, _makers)
+    if key is not None:
+        return key == by_value(b, _makers)
+    if hasattr(a, "__array__"):
+        x, y = a.__array__(), b.__array__()
+        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+    return bool(a == b) and _content(a) == _content(b)
 
 
 def described(entry: Any) -> str:

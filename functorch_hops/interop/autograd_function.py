@@ -11,7 +11,7 @@ Function, whose further outputs are what else it saved.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import _torch
 from ..calls.output import Constant
+from ..calls.static_values import static_key
 from ..errors import TreeMismatchError, message
 from ..ir.meta import Mask, TensorMeta, is_differentiable
 from ..ops.custom_rule.call import call_custom_rule
@@ -99,7 +100,7 @@ class _FunctionRule(FlatRule):
         self.cls, self.args = cls, args
         self.name = cls.__name__
         self.places = [i for i, a in enumerate(args) if isinstance(a, Tensor)]
-        self.identity = (cls, *(None if isinstance(a, Tensor) else _static_key(a) for a in args))
+        self.identity = (cls, *(None if isinstance(a, Tensor) else static_key(a) for a in args))
         self.needs = tuple(isinstance(a, Tensor) and is_differentiable(a.dtype) for a in args)
         self.has_backward = cls.backward is not Function.backward
         self.has_tangent = cls.jvp is not Function.jvp
@@ -252,11 +253,6 @@ class _OnceRule(FlatRule):
 def _once(name: str, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     given = iter(call_custom_rule(_OnceRule(f"{name}.backward"), [g for g in grads if g is not None]))
     return [None if g is None else next(given) for g in grads]
-
-
-def _static_key(value: Any) -> Hashable:
-    """An argument that is no tensor, compared by value where it has one."""
-    return (type(value), value) if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
 def call_autograd_function(cls: Any, args: Sequence[Any], kwargs: dict[str, Any], operator: str | None = None) -> Any:

@@ -12,7 +12,7 @@ from .._torch import new_graph_module
 from .meta import TensorMeta
 from .subgraph import StaticParameters, Subgraph
 
-__all__ = ["Builder", "add_static", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
+__all__ = ["Builder", "add_static", "copy_graph", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
 
 
 class Builder:
@@ -55,11 +55,16 @@ class Builder:
                 self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
 
 
+def copy_graph(body: Subgraph, new: dict[fx.Node, fx.Node] | None = None) -> fx.Graph:
+    """The graph of a body once more; ``new`` is filled with its nodes."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(body.module.graph, {} if new is None else new))
+    return graph
+
+
 def copy_of(body: Subgraph) -> fx.GraphModule:
     """The graph of a body, to be changed."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(body.module.graph, {}))
-    return new_graph_module(body.module, graph)
+    return new_graph_module(body.module, copy_graph(body))
 
 
 def add_static(module: torch.nn.Module, graph: fx.Graph, static: StaticParameters) -> fx.Node:
@@ -91,16 +96,12 @@ def with_inputs(body: Subgraph, places: Sequence[int], inputs: Sequence[TensorMe
     graph = fx.Graph()
     placeholders = [graph.placeholder(f"arg{i}") for i in range(len(inputs))]
     new: dict[fx.Node, fx.Node] = {}
-    own = iter(places)
-    for node in body.module.graph.nodes:
-        if node.op == "placeholder":
-            new[node] = placeholders[next(own)]
-            new[node].meta = dict(node.meta)
-        elif node.op == "output":
-            graph.output(tuple(new[n] for n in body.output_nodes()))
-        else:
-            new[node] = graph.node_copy(node, new.__getitem__)
-    return Subgraph.intern(fx.GraphModule(body.module, graph), inputs, body.outputs)
+    for node, place in zip(body.input_nodes(), places, strict=True):
+        placeholders[place].meta = dict(node.meta)
+        new[node] = placeholders[place]
+    outputs = graph.graph_copy(body.module.graph, new)
+    graph.output(outputs)
+    return Subgraph.intern(new_graph_module(body.module, graph), inputs, body.outputs)
 
 
 def merge_lifted(
@@ -120,27 +121,9 @@ def merge_lifted(
     for body, lifted in captured:
         for t, meta in zip(lifted, body.inputs[n_inputs:]):
             metas[places[id(t)]] = meta
-    bodies = [_with_inputs(body, n_inputs, [places[id(t)] for t in lifted], metas) for body, lifted in captured]
+    own = range(n_inputs)
+    bodies = [
+        with_inputs(body, [*own, *(n_inputs + places[id(t)] for t in lifted)], [*body.inputs[:n_inputs], *metas])
+        for body, lifted in captured
+    ]
     return bodies, union
-
-
-def _with_inputs(body: Subgraph, n_inputs: int, places: list[int], metas: list[TensorMeta]) -> Subgraph:
-    if places == list(range(len(metas))):
-        return body
-    graph = fx.Graph()
-    inputs = [*body.inputs[:n_inputs], *metas]
-    new = [graph.placeholder(f"arg{i}") for i in range(len(inputs))]
-    mapped: dict[fx.Node, fx.Node] = {}
-    old_places = [*range(n_inputs), *(n_inputs + p for p in places)]
-    for node in body.module.graph.nodes:
-        if node.op == "placeholder":
-            target = new[old_places[len(mapped)]]
-            target.meta = dict(node.meta)
-            mapped[node] = target
-        elif node.op == "output":
-            graph.output(tuple(mapped[n] for n in node.args[0]))
-        else:
-            mapped[node] = graph.node_copy(node, mapped.__getitem__)
-    for placeholder, meta in zip(new, inputs):
-        placeholder.meta.setdefault("val", meta)
-    return Subgraph.intern(new_graph_module(body.module, graph), inputs, body.outputs)

@@ -67,6 +67,10 @@ class TensorMeta(NamedTuple):
     def zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
+    def or_zeros(self, t: Tensor | None) -> Tensor:
+        """``t``, where None stands for zero."""
+        return self.zeros() if t is None else t
+
     def fake(self, mode: FakeTensorMode) -> Tensor:
         with mode:
             return self.empty()

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from .. import _torch
 from ..derive.numbers import without_numbers
+from ..ir.build import copy_graph
 from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
@@ -75,8 +76,7 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
 
 def _copied(body: Subgraph) -> fx.Graph:
     """The graph without what its capture knew of sizes: the backend's trace has symbols of its own."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(body.module.graph, {}))
+    graph = copy_graph(body)
     for node in graph.nodes:
         node.meta = {}
     return graph

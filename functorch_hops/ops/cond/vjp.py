@@ -78,7 +78,7 @@ def cond_vjp_backward(
 ) -> Sequence[Tensor | None]:
     plan = _plan(static, active)
     selector, *rest = operands
-    given = [_or_zeros(ct, meta) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c]
+    given = [meta.or_zeros(ct) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c]
     n_slots, n_rest = len(plan.slots), len(rest)
     branches = []
     for part in plan.parts:
@@ -97,7 +97,3 @@ def cond_vjp_backward(
         branches.append(part.backward.derive(("slots", plan.slots, part.kept), make))
     grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
     return [next(grads) if a else None for a in active]
-
-
-def _or_zeros(ct: Tensor | None, meta: TensorMeta) -> Tensor:
-    return meta.zeros() if ct is None else ct

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import optree
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.arguments import Function, signature_of
+from ...calls.arguments import Function, one_or_several, signature_of
 from ...calls.output import Constant, OutputSpec
+from ...calls.static_values import static_key
 from ...calls.validate import check_agreement, check_callable, kind_of
 from ...errors import (
     ArgumentTypeError,
@@ -235,7 +236,7 @@ class custom_jvp(_CustomFunction):
 
 
 def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
-    numbers = (nondiff_argnums,) if isinstance(nondiff_argnums, int) else tuple(nondiff_argnums)
+    numbers = one_or_several(nondiff_argnums)
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
         expected = "positions of arguments, counted from 0"
         text = message(operation, "no position", parameter="nondiff_argnums", expected=expected, got=nondiff_argnums)
@@ -264,8 +265,8 @@ class _TreeCall(FlatRule):
         self.tensors = [self.leaves[i] for i in self.places]
         self.metas = [TensorMeta.of(x) for x in self.tensors]
         self.moving = [is_differentiable(m.dtype) for m in self.metas]
-        constants = (None if isinstance(leaf, Tensor) else _key(leaf) for leaf in self.leaves)
-        self.identity = (function, self.spec, *constants, *map(_key, pytree.flatten(self.nondiff)[0]))
+        constants = (None if isinstance(leaf, Tensor) else static_key(leaf) for leaf in self.leaves)
+        self.identity = (function, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
 
     def result(self) -> Any:
         outs = call_custom_rule(self, self.tensors)
@@ -420,8 +421,3 @@ def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: 
     paths = pytree.leaf_paths(one_level, path) if one_level is not None else []
     rows = zip(children, spec.children(), paths, strict=True)
     return [leaf for child, below, place in rows for leaf in _spread(operation, parameter, child, below, place)]
-
-
-def _key(value: Any) -> Hashable:
-    """A leaf that is no tensor, compared by value where that is simple; anything else by identity."""
-    return (type(value), value) if isinstance(value, (bool, int, float, complex, str)) else id(value)

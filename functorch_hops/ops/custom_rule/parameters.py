@@ -22,6 +22,7 @@ from ...derive.batch import batched
 from ...derive.joint import joint
 from ...derive.partition import partition
 from ...derive.rewrite import rewritten
+from ...ir.build import copy_graph
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, count, is_differentiable
 from ...ir.subgraph import StaticParameters, Subgraph
@@ -314,9 +315,7 @@ def _replaced(body: Subgraph, change: Callable[[StaticParameters], StaticParamet
             is_new = is_new or new is not value
     if not is_new:
         return body
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(body.module.graph, {}))
-    return Subgraph.intern(fx.GraphModule(root, graph), body.inputs, body.outputs)
+    return Subgraph.intern(fx.GraphModule(root, copy_graph(body)), body.inputs, body.outputs)
 
 
 def _changed(

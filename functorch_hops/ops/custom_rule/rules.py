@@ -19,7 +19,7 @@ from ...derive.batch import batched
 from ...derive.partition import backward_operands, partition
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
-from ...ir.meta import Mask, TensorMeta
+from ...ir.meta import Mask
 from ...ir.subgraph import StaticParameters, Subgraph
 from ..missing_derivative.op import MissingDerivative, absent_derivatives, closed_over, missing
 from .op import custom_rule_op
@@ -88,7 +88,7 @@ def custom_rule_vjp_backward(
         return _second_derivative(static, active, operands, residuals, cotangents)
     rule = _require_rule(static)
     layout = rule.layout
-    cts = [_filled(ct, meta) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
+    cts = [meta.or_zeros(ct) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
     absence = _closed_over(rule, active, Through.GRADIENT)
     if reverse is None:
@@ -135,10 +135,6 @@ def _second_derivative(
     values = graph(*operands)[n_outputs:]
     first = custom_rule_vjp_backward(rule, active, operands, values, cotangents[:n_outputs])
     return [b if a is None else a if b is None else a + b for a, b in zip(grads, first)]
-
-
-def _filled(ct: Tensor | None, meta: TensorMeta) -> Tensor:
-    return meta.zeros() if ct is None else ct
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..cond.op import cond_op, cond_static
 from ..scan.op import Operands, scan_op, scan_static
 from .carry import carry_fixpoint
 
-__all__ = ["BackwardPlan", "backward_step", "cotangent_or_zeros", "run_backward", "with_kept_carry"]
+__all__ = ["BackwardPlan", "backward_step", "run_backward", "with_kept_carry"]
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,3 @@ def _if_it_happened(step: Subgraph, n_carry: int, valid: TensorMeta) -> Subgraph
 
     inputs = [*step.inputs[:n_carry], valid, *step.inputs[n_carry:]]
     return step.derive(("if it happened", n_carry, valid), lambda: rewritten(run, inputs, "grad"))
-
-
-def cotangent_or_zeros(ct: Tensor | None, meta: TensorMeta, length: int | None) -> Tensor:
-    if ct is not None:
-        return ct
-    shape = meta.shape if length is None else (length, *meta.shape)
-    return torch.zeros(shape, dtype=meta.dtype, device=meta.device)

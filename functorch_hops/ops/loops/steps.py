@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.output import OutputSpec, number_as_tensor
+from ...calls.static_values import same_static
 from ...calls.validate import check_carry, kind_of
 from ...errors import Caller, MetadataMismatchError, TreeMismatchError, message
 
@@ -102,7 +103,7 @@ def _stacked(column: Sequence[Any], caller: Caller, path: str) -> Any:
     first = column[0]
     if not isinstance(first, Tensor):
         for value in column:
-            if type(value) is not type(first) or value != first:
+            if not same_static(first, value):
                 _refuse_changed_leaf(first, value, caller, path)
         return first
     shape, dtype, device = first.shape, first.dtype, first.device

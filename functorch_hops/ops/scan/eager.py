@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...ir.meta import TensorMeta
 from ...ir.subgraph import StaticParameters
 from .op import split_operands
 
@@ -42,8 +39,4 @@ def scan_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> 
     (body,) = static.bodies
     n, length = static["n_carry"], operands[0]
     carry = [meta.empty() for meta in body.outputs[:n]]
-    return [*carry, *(stacked(meta, length) for meta in body.outputs[n:])]
-
-
-def stacked(meta: TensorMeta, length: Any) -> Tensor:
-    return torch.empty((length, *meta.shape), dtype=meta.dtype, device=meta.device)
+    return [*carry, *(meta.with_leading(length).empty() for meta in body.outputs[n:])]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...ir.meta import Mask
 from ...ir.subgraph import StaticParameters
-from ..loops.backward import BackwardPlan, cotangent_or_zeros, run_backward, with_kept_carry
+from ..loops.backward import BackwardPlan, run_backward, with_kept_carry
 from .op import scan_static, split_operands
 
 __all__ = ["scan_vjp_backward", "scan_vjp_forward"]
@@ -43,7 +43,7 @@ def scan_vjp_backward(
     plan = _plan(static, active)
     parts = split_operands(static, operands)
     full = [
-        cotangent_or_zeros(ct, meta, parts.length if i >= plan.n_carry else None)
+        (meta if i < plan.n_carry else meta.with_leading(parts.length)).or_zeros(ct)
         for i, (ct, meta, c) in enumerate(zip(cotangents, plan.body.outputs, plan.cotangents))
         if c
     ]

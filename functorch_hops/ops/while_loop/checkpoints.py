@@ -28,7 +28,7 @@ from ...passes.rewiring import restricted
 from ..checkpoint.op import checkpoint_op, checkpoint_static
 from ..checkpoint.policies import nothing
 from ..cond.op import cond_op, cond_static
-from ..loops.backward import BackwardPlan, backward_step, cotangent_or_zeros
+from ..loops.backward import BackwardPlan, backward_step
 from ..loops.carry import carry_fixpoint
 from .op import while_loop_op, while_static
 from .schedule import NUMBER, empty_table, latest, offer, table, written
@@ -152,7 +152,7 @@ def checkpointed_vjp_backward(
     _, body = static.bodies
     n, k = static["n_carry"], static["checkpoints"]
     one = _Step.make(static, active)
-    given = [cotangent_or_zeros(ct, m, None) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
+    given = [m.or_zeros(ct) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
     backwards = body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k))
     call = checkpoint_static(backwards, nothing)
     grads = iter(checkpoint_op(call, *residuals, *one.of_carry(operands[:n]), *given, *operands[n:]))

@@ -10,7 +10,6 @@ from torch import Tensor
 from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import StaticParameters
-from ..scan.eager import stacked
 from .op import merge_flags
 from .reuse import reusing
 
@@ -38,7 +37,7 @@ def while_loop_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Seq
     sizes = body.bind(operands)
     metas = [meta.at(sizes) for meta in body.outputs[n:]]
     columns = [[step[i] for step in steps] for i in range(len(metas))]
-    stacks = [torch.stack(column) if column else stacked(meta, 0) for column, meta in zip(columns, metas)]
+    stacks = [torch.stack(column) if column else meta.with_leading(0).empty() for column, meta in zip(columns, metas)]
     merged = merge_flags(flags, None, stacks)
     return [*carry, *(torch.ones(trips, dtype=torch.bool) if s is None else s for s in merged)]
 
@@ -51,4 +50,4 @@ def while_loop_abstract_eval(static: StaticParameters, operands: Sequence[Tensor
         return carry
     trips = _torch.unbacked_size()
     flag = TensorMeta((), torch.bool, torch.device("cpu"))
-    return [*carry, *(stacked(meta, trips) for meta in merge_flags(flags, flag, body.outputs[n:]))]
+    return [*carry, *(meta.with_leading(trips).empty() for meta in merge_flags(flags, flag, body.outputs[n:]))]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..._torch import HigherOrderOperator
+from ...ir.build import copy_graph
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
 
@@ -39,9 +40,8 @@ def _reusing(body: Subgraph, n_carry: int) -> Reusing:
     owned = tuple(_is_last_read(buffer, out, order) for buffer, out in pairs)
     if not any(owned):
         return Reusing(body, owned)
-    graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(body.module.graph, new))
+    graph = copy_graph(body, new)
     for (_, out), is_owned in zip(pairs, owned):
         if is_owned:
             new[out].target = torch.ops.aten.index_put_.default

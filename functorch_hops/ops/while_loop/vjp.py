@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...ir.meta import Mask
 from ...ir.subgraph import StaticParameters
-from ..loops.backward import BackwardPlan, cotangent_or_zeros, run_backward, with_kept_carry
+from ..loops.backward import BackwardPlan, run_backward, with_kept_carry
 from ..scan.op import Operands
 from .checkpoints import checkpointed_vjp_backward, checkpointed_vjp_forward
 from .op import split_stacks, while_static
@@ -52,7 +52,7 @@ def while_loop_vjp_backward(
     trips = valid.shape[0]
     cts = [*cotangents[:n], *split_stacks(static["flags"], cotangents[n:])]
     full = [
-        cotangent_or_zeros(ct, meta, trips if i >= n else None)
+        (meta if i < n else meta.with_leading(trips)).or_zeros(ct)
         for i, (ct, meta, c) in enumerate(zip(cts, body.outputs, plan.cotangents))
         if c
     ]
