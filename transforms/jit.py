@@ -199,7 +199,7 @@ class Jitted:
         self._ignored: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
-        self._last: tuple[Hashable, environment.Statics] | None = None
+        self._last: tuple[Hashable, environment.Fingerprint] | None = None
         self._lock = threading.RLock()
         functools.update_wrapper(self, func, updated=())
 

@@ -73,7 +73,9 @@ def described(entry: Any) -> str:
 
 
 def _content(x: Any) -> Hashable:
-    """What equal objects may differ in: they hold numbers of other types. None for what only equality tells apart."""
+    """A key for the types of the numbers inside ``x``: P(1) == P(1.0), but they trace differently. None if ``x`` has no
+    parts that can be looked at.
+    """
     key = by_value(x, _makers)
     if key is not None or not _is_value(x):
         return key

@@ -32,20 +32,20 @@ from typing import Any
 
 import torch
 
-from .fingerprint import Statics, changed, differences
+from .fingerprint import Fingerprint, changed, differences
 from .guard import Guard
 from .places import Path
 from .visitors import visitor_of
 from .walk import Walk
 
-__all__ = ["Guard", "Path", "Snapshot", "Statics", "difference", "snapshot", "written"]
+__all__ = ["Guard", "Path", "Snapshot", "Fingerprint", "difference", "snapshot", "written"]
 
 
 class Snapshot:
     """What a function reads, as it was at one moment. It keeps the tensors; its guards do not."""
 
     def __init__(self, walk: Walk) -> None:
-        self.statics = Statics(walk.paths, walk.keys)
+        self.statics = Fingerprint(walk.paths, walk.keys)
         self.tensors: dict[Path, torch.Tensor] = walk.tensors
         self.truncated = walk.truncated
         """The environment is larger than a walk may be; what it did not reach is in `opaque`."""
@@ -101,6 +101,6 @@ def written(before: Snapshot, after: Snapshot) -> frozenset[Path]:
     return changed(before.statics, after.statics)
 
 
-def difference(old: Snapshot | Statics, new: Snapshot | Statics) -> list[str]:
+def difference(old: Snapshot | Fingerprint, new: Snapshot | Fingerprint) -> list[str]:
     """What changed, a line each: ``global 'config.depth' changed from 2 to 3``."""
     return differences(*(side.statics if isinstance(side, Snapshot) else side for side in (old, new)))

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from .keys import Key, describe_key
 from .places import Path, above, quoted
 
-__all__ = ["Statics", "changed", "differences"]
+__all__ = ["Fingerprint", "changed", "differences"]
 
 
-class Statics:
+class Fingerprint:
     """The static part of an environment: paths with keys. Hashable; equal for equal environments."""
 
     __slots__ = ("_hash", "keys", "paths")
@@ -21,7 +21,7 @@ class Statics:
         self._hash: int | None = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Statics) and self.paths == other.paths and self.keys == other.keys
+        return isinstance(other, Fingerprint) and self.paths == other.paths and self.keys == other.keys
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -34,17 +34,17 @@ class Statics:
     def entries(self) -> dict[Path, Key]:
         return dict(zip(self.paths, self.keys, strict=True))
 
-    def without(self, ignore: frozenset[Path]) -> Statics:
+    def without(self, ignore: frozenset[Path]) -> Fingerprint:
         """As it would have been found with these paths ignored."""
         kept = [
             (path, key)
             for path, key in zip(self.paths, self.keys, strict=True)
             if path not in ignore and ignore.isdisjoint(above(path))
         ]
-        return Statics((path for path, _ in kept), (key for _, key in kept))
+        return Fingerprint((path for path, _ in kept), (key for _, key in kept))
 
 
-def changed(before: Statics, after: Statics) -> frozenset[Path]:
+def changed(before: Fingerprint, after: Fingerprint) -> frozenset[Path]:
     """The places that differ, each without those below it.
 
     A class or a module that is reached only afterwards was not changed, it was loaded.
@@ -57,7 +57,7 @@ def changed(before: Statics, after: Statics) -> frozenset[Path]:
     )
 
 
-def differences(old: Statics, new: Statics) -> list[str]:
+def differences(old: Fingerprint, new: Fingerprint) -> list[str]:
     """One line for each place that differs."""
     before, after = old.entries(), new.entries()
     changes, comings, vague = {}, {}, {}

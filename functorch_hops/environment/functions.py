@@ -27,7 +27,7 @@ def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     inner = func.__dict__.get("__wrapped__")
     if inner is not None:
         walk.value(attribute(path, "__wrapped__"), inner)
-    if not followed and not origin.repeatable(origin.of_globals(func.__globals__), func.__name__):
+    if not followed and not origin.is_pure(origin.of_globals(func.__globals__), func.__name__):
         walk.unwatched(path)
     read = code_facts(code) if followed else None
     if func.__closure__:
@@ -104,7 +104,7 @@ def _mention(walk: Walk, path: Path, holder: Any, attributes: Sequence[str]) -> 
     """The code reads these attributes of what is at `path`."""
     if not is_library_module(walk, holder):
         walk.mentions(attributes)
-    elif not origin.repeatable_names(attributes):
+    elif not origin.are_pure_names(attributes):
         walk.unwatched(path)
 
 
@@ -130,7 +130,7 @@ def builtin(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     owner = getattr(func, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
         walk.record(path, ByIdentity(func))
-        if not origin.repeatable((func.__module__ or "", None), func.__name__):
+        if not origin.is_pure((func.__module__ or "", None), func.__name__):
             walk.unwatched(path)
         return
     walk.record(path, ("method", func.__name__))

@@ -2,12 +2,12 @@
 
 NOTE [the flat check] What a walk has found lies in flat lists, one for each kind of place, so that
 a check is a few tight loops whatever the shape of the environment was. Values are compared by identity.
-A place is a holder and a key; that the holder itself is still the right one is checked at its own place, one
-level up, where it is a value. At some places stand tensors: another tensor may stand there, if it is
+A place is a pair of a container and a key. Whether the container is still the same object is checked where it is
+itself stored, one level up. At some places stand tensors: another tensor may stand there, if it is
 of the same type, and if places that shared one tensor share that. A guard keeps no tensor alive.
 
-Identity is stricter than equality, and that is safe: who fails the check walks again and compares
-fingerprints.
+Identity is stricter than equality, and that is safe: a failed check costs a new walk, after which
+fingerprints are compared by value.
 """
 
 from __future__ import annotations

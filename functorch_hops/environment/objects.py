@@ -29,7 +29,7 @@ def python_module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     code = origin.of_module(value)
     if walk.follows(code):
         walk.search(value.__dict__, path)
-    elif not origin.repeatable(code):
+    elif not origin.is_pure(code):
         walk.unwatched(path)
 
 
@@ -66,7 +66,7 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         walk.record(path, ("object", cls) if everything else ByIdentity(value))
         if attributes is None and hasattr(cls, "__setitem__"):
             walk.opaque.append(path)
-        if cls not in _IMMUTABLE and not (everything and origin.repeatable(origin.of_class(cls))):
+        if cls not in _IMMUTABLE and not (everything and origin.is_pure(origin.of_class(cls))):
             walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
             walk.search(attributes, path, everything=everything)

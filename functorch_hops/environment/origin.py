@@ -11,14 +11,14 @@ from typing import Any
 
 __all__ = [
     "Origin",
+    "are_pure_names",
+    "is_pure",
     "library",
     "of_class",
     "of_globals",
     "of_module",
     "own_package",
     "package",
-    "repeatable",
-    "repeatable_names",
     "standard",
 ]
 
@@ -102,13 +102,13 @@ def library(origin: Origin) -> bool:
     return file.endswith(_EXTENSIONS) or file.startswith(_roots("purelib", "platlib")) or _in_site_packages(file)
 
 
-def repeatable(code: Origin, name: str = "") -> bool:
+def is_pure(code: Origin, name: str = "") -> bool:
     """Whether what a library offers under a name gives the same for the same and has no effect, as far as known."""
     module = code[0].split(".")
     return module[0] in _REPEATABLE and "random" not in module and name not in _NOT_REPEATABLE_NAMES
 
 
-def repeatable_names(names: Iterable[str]) -> bool:
+def are_pure_names(names: Iterable[str]) -> bool:
     return _NOT_REPEATABLE_NAMES.isdisjoint(names)
 
 

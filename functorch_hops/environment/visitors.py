@@ -17,7 +17,7 @@ from .walk import Walk
 __all__ = ["Visitor", "visitor_of"]
 
 Visitor: TypeAlias = Callable[[Walk, Path, Any, bool], None]
-"""Tells a walk which places of a value to follow and to guard, or that it is taken by identity."""
+"""Tells a walk which parts of a value to follow and to guard, or that it is taken by identity."""
 
 _BASES: dict[type, Visitor] = {
     type: objects.python_class,

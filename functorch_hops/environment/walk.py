@@ -284,7 +284,9 @@ class Walk:
         self.unwatched(path)
 
     def unwatched(self, path: Path) -> None:
-        """Code or data that a snapshot says too little of to know that a call would do the same again."""
+        """Something whose behaviour can't be predicted from the snapshot: a plain-eager trace that reads it is not
+        reused.
+        """
         self.not_watched.append(path)
 
     def has_budget(self, size: int) -> bool:
@@ -347,7 +349,7 @@ class Walk:
 
     def _library_class(self, base: type) -> None:
         """A library's class is fixed, but for the one method that users replace."""
-        if not origin.repeatable(origin.of_class(base)):
+        if not origin.is_pure(origin.of_class(base)):
             self.unwatched(f"class {base.__qualname__}")
         if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
             return

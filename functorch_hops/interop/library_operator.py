@@ -1,6 +1,6 @@
 """Operators inside a captured body that torch can't differentiate as part of functorch's dispatch.
 
-Of those that have no derivative at all, that is said where it is computed (see NOTE [What is missing is missed late]).
+Those that have no derivative at all say so where it is computed (NOTE [Absent derivatives raise when they run]).
 Others are of ``torch.library``, with a derivative written in Python.
 
 Their kernel for autograd calls an autograd.Function, which functorch refuses in the midst of its dispatch. So where a

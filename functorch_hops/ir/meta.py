@@ -28,7 +28,10 @@ def is_differentiable(dtype: torch.dtype) -> bool:
 
 
 class TensorMeta(NamedTuple):
-    """What a capture knows of a tensor. A size may be open, see NOTE [Open sizes]; equality is that of form."""
+    """What a capture knows of a tensor. A size may be open, see NOTE [Open sizes].
+
+    Two are equal if their sizes are the same expressions; comparing them records no fact about the sizes.
+    """
 
     shape: tuple[Any, ...]
     dtype: torch.dtype

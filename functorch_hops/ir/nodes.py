@@ -23,8 +23,8 @@ def untracked(x: Tensor) -> Tensor:
 
 
 def detached(x: Tensor) -> Tensor:
-    """What ``detach`` makes of a tensor, as a node by whose result functionalization lets one write to ``x``: of a view
-    that it knows as ``detach`` it would detach what is written as well.
+    """A detached alias through which in-place writes reach ``x``. ``aten.detach`` itself does not do: functionalization
+    would detach the written values too.
     """
     with without_gradients():
         return torch.ops.aten.alias.default(x)

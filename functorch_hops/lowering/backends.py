@@ -41,7 +41,9 @@ def compiled(body: Subgraph, backend: Backend) -> Compiled:
 
 
 def _checked(body: Subgraph, run: Compiled) -> Compiled:
-    """``run`` for sizes that its compilation allows; for others the graph itself, if these allow at least that."""
+    """For sizes that the compiled code does not cover, run the graph uncompiled; if the graph does not cover them
+    either, raise OtherSizesError.
+    """
 
     def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
         sizes = body.bind(operands)

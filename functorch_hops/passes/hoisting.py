@@ -6,8 +6,8 @@ not raise, and its derivative, which gets the cotangent zero, must not be infini
 
 - a scan that is known to take a step is hoisted as it is captured, before any transform: the gradient of a hoisted
   value is summed over the steps and pulled back once;
-- every loop is hoisted where a graph is compiled, behind all transforms; one that may take no step, of operators only
-  that end and do not raise.
+- every loop is hoisted where a graph is compiled, behind all transforms; a loop that may run zero times only for
+  operators that always terminate and never raise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def split_invariant(
 ) -> tuple[Subgraph, Subgraph] | None:
     """``outside: constant inputs -> values``, ``inside: inputs, values -> outputs``; None if no value is worth it.
 
-    What is not worth it stays inside, computed from the values outside.
+    Values too cheap to move are computed inside the loop from the moved ones.
     """
     key = ("split invariant", constant, may_move, is_worth)
     return body.derive(key, lambda: (_Split(body, constant, may_move, is_worth).graphs(),))[0]

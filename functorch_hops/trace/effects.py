@@ -19,7 +19,7 @@ from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .inplace import REPLACED, depends_on_input
-from .open_sizes import Zeros, laid_out_zeros, symbol_as_tensor
+from .open_sizes import SymbolicZeros, laid_out_zeros, symbol_as_tensor
 from .refusals import write_past_history
 
 __all__ = ["Effects"]
@@ -34,7 +34,7 @@ class Effects(_torch.TorchDispatchMode):
     def __init__(self, capture: Capture) -> None:
         super().__init__()
         self.capture = capture
-        self.zeros = Zeros()
+        self.zeros = SymbolicZeros()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,8 +1,8 @@
-"""Tangents that are zero by structure, where sizes are open.
+"""Calls of which torch has no kernel for open sizes (torch 2.13), and what is done in their place.
 
-torch has tensors for them whose kernels skip what they are multiplied with, were it infinite. With open sizes these
-kernels (torch 2.13) read concrete ones, which closes them. So here such a tangent is ordinary zeros that are
-remembered, and the kernels are these.
+First of all tangents that are zero by structure. torch has tensors for them whose kernels skip what they are multiplied
+with, were it infinite. With open sizes these kernels read concrete ones, which closes them. So here such a tangent is
+ordinary zeros that are remembered, and the kernels are these.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from .. import _torch
 
-__all__ = ["Zeros", "laid_out_zeros", "symbol_as_tensor"]
+__all__ = ["SymbolicZeros", "laid_out_zeros", "symbol_as_tensor"]
 
 _aten = torch.ops.aten
 _PRODUCTS = (_aten.mul.Tensor, _aten.div.Tensor)
 _SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
 
 
-class Zeros:
+class SymbolicZeros:
     """Those of one capture."""
 
     def __init__(self) -> None:

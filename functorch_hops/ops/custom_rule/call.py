@@ -113,7 +113,9 @@ class _CapturedCall:
         return bodies[0].derive(key, make)
 
     def with_derivatives(self) -> list[_Graph]:
-        """All graphs. Where they call the function they are captured twice, lest they close over more than it knew."""
+        """The graphs of the function, of reverse and of forward mode. If a rule calls its own function, the rules are
+        captured a second time: the first pass may have found closed-over tensors that the inner call must pass too.
+        """
         _active.calls.append(self)
         try:
             graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]

@@ -133,7 +133,9 @@ def _products(pairs: Sequence[tuple[Tensor, Tensor]], moving: Tensors) -> Sequen
 
 
 class _Attached(torch.autograd.Function):
-    """The outputs of a call, with its derivative; the guards are what they owe to closed-over values."""
+    """The outputs of a call, with its derivative. ``guards`` are outputs that depend on closed-over tensors; asking for
+    those gradients raises.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: _PythonCall, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:

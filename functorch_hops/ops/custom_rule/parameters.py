@@ -1,9 +1,9 @@
 """The static parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
 
 NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its
-graphs would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a name for the rule around it
-(its ``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` puts the rule itself
-for its name. What has no name left in it is closed, and every graph that is handed out is.
+graphs would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a reference to the rule around it
+(its ``binder``), and whoever uses a graph of the rule unfolds it once: :meth:`CustomRule.unfolded` replaces the
+reference by the rule itself. A graph without such references is closed; only closed graphs leave this module.
 
 NOTE [Batching is lazy] For the same reason a batched rule is not made of batched graphs, which would have to hold the
 batched rule again: :class:`Batched` remembers what to do, and batches a graph when a derivative asks for it.
@@ -99,7 +99,9 @@ class CustomRule(Rule):
         return self["layout"]
 
     def unfolded(self, body: Subgraph) -> Subgraph:
-        """A graph of this rule, closed (see NOTE [Recursion]); forward mode may meet the rule in it."""
+        """``body`` with its references to this rule replaced by the rule (NOTE [Recursion]), in the variant whose
+        forward mode is the transpose of its ``backward``.
+        """
         return _substituted(body, self["binder"], self.variant(transposes_backward=self.layout.has_backward))
 
     def variant(self, **changes: Any) -> CustomRule:

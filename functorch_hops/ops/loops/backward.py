@@ -120,10 +120,11 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
 
 
 def _if_it_happened(step: Subgraph, n_carry: int, valid: TensorMeta) -> Subgraph:
-    """``(carry; valid, the step's other operands)``: a step that did not happen for this lane hands the carry on.
+    """``(carry; valid, the step's other operands)``: steps that this lane did not take leave the carry unchanged.
 
-    A cond, because such a lane has the rows of another one (NOTE [Stacks of lanes]) and constants of its own, which may
-    not go together: under vmap the cond gives it the constants of a lane that took the step.
+    It must be a cond and not a select: the stacked residuals at such steps belong to another lane (NOTE [Stacks of
+    lanes]), and combining them with this lane's constants could give NaN; under vmap the cond substitutes the constants
+    of a lane that took the step.
     """
 
     def skip(*args: Tensor) -> list[Tensor]:

@@ -212,7 +212,9 @@ def _loop(
     step: Callable[..., Sequence[Tensor]],
     metas: Sequence[Sequence[TensorMeta]],
 ) -> StaticParameters:
-    """A loop over operands in groups; the step returns the carry, which are the first ones."""
+    """A while loop whose operands come in groups. ``step`` returns new values for the leading groups, which are the
+    carry; the rest are constants.
+    """
     cond, body = (rewritten(function, _flat(metas), "while_loop") for function in (condition, step))
     return while_static(cond, body, len(body.outputs))
 

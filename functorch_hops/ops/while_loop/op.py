@@ -2,9 +2,11 @@
 
 Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``,
 ``flags``, and ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step. Operands: the
-initial carry, the constants. Outputs: the final carry and, where the loop stacks (``flags`` is not empty), the stacks
-over the iterations: the body's outputs beyond the carry, with the bool vector ``valid`` - which iterations happened -
-at the places in ``flags``. The gradient rule adds stacks; each time it is applied, it adds a flag before its own.
+initial carry, the constants.
+
+If ``flags`` is empty, the outputs are the final carry. Else they are followed by one stack per further output of the
+body, and by the bool vector ``valid`` (which iterations happened) at each index in ``flags``. Each application of the
+gradient rule appends stacks and one more index.
 """
 
 from __future__ import annotations
