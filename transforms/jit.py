@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from functorch_hops import _torch, environment
+from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, one_or_several, signature_of
 from functorch_hops.calls.static_values import described, static_key
 from functorch_hops.calls.trace_cache import Trace
@@ -443,8 +443,6 @@ def _position(number: int, count: int) -> int:
 
 
 def _rebuilt(arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    from functorch_hops import pytree
-
     args, kwargs = pytree.unflatten(arguments.spec, arguments.leaves)
     return args, kwargs
 

@@ -1,4 +1,4 @@
-"""Values that an operator only hands on, or holds twice.
+"""Values that only pass through an operator, or that it holds twice.
 
 A carry that no step changes is a constant, and the final carry is the initial one; a stack of it is that value
 repeated; what two operands or two outputs hold is one value. After this, users read the value itself, and dead-code
@@ -96,7 +96,7 @@ def simplify_call(
 ) -> tuple[StaticParameters, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
     """A call before any transform sees it: smaller, and a function from its outputs to those of the call as it was.
 
-    What a body hands on is then no carry to batch, to differentiate or to save once per step.
+    What passes through a body is then no carry to batch, to differentiate or to save once per step.
     """
     found = rule(static, [id(x) if isinstance(x, Tensor) else x for x in operands])
     if found is None:

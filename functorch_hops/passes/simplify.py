@@ -37,7 +37,7 @@ def simplify(module: fx.GraphModule) -> None:
 
 
 def _unchanged(node: fx.Node) -> fx.Node | None:
-    """The argument that the node hands on as it is."""
+    """The argument that the node returns as it is."""
     source = node.args[0] if node.args else None
     if node.target not in _MAY_CHANGE_NOTHING or not isinstance(source, fx.Node):
         return None

@@ -1,9 +1,5 @@
-"""What watches a capture: :class:`Lifting` the calls of torch's functions, :class:`Effects` the ATen operators.
-
-Lifting sees the user's tensors, before functorch unwraps anything. A tensor that is not of this capture (closed-over, a
-parameter, a value of an enclosing capture, a wrapper of an enclosing transform) is lifted: it becomes an operand, and a
-fresh fake of its logical shape stands for it inside. Effects works below every transform that the body itself applies:
-writes to inputs are refused, and what ran without gradients is detached.
+"""The dispatch mode of a capture, below every transform that the body itself applies: writes to inputs are refused, and
+what ran without gradients is detached.
 """
 
 from __future__ import annotations

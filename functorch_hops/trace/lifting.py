@@ -1,4 +1,8 @@
-"""The function mode of a capture: what the user's calls of torch take is lifted into the capture."""
+"""The function mode of a capture, which sees the user's tensors before functorch unwraps anything.
+
+A tensor that is not of this capture (closed-over, a parameter, a value of an enclosing capture, a wrapper of an
+enclosing transform) is lifted: it becomes an operand, and a fresh fake of its logical shape stands for it inside.
+"""
 
 from __future__ import annotations
 

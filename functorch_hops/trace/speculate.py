@@ -1,7 +1,7 @@
 """``speculate_subgraph``: run a Python function once on fake tensors and keep what it did as a Subgraph.
 
-A capture runs as on a fresh thread (``_torch.suspended``) under its observers (observers.py) and torch's own proxy
-mode, which records.
+A capture runs as on a fresh thread (``_torch.suspended``) under its observers (``lifting``, ``effects``) and torch's
+own proxy mode, which records.
 """
 
 from __future__ import annotations

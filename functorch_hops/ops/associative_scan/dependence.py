@@ -1,4 +1,4 @@
-"""What reaches which outputs of an associative_scan: all of them, since elements combine with one another."""
+"""Which outputs of an associative_scan depend on which operands: all on each, since elements combine."""
 
 from __future__ import annotations
 

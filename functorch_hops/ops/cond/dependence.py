@@ -1,4 +1,4 @@
-"""What reaches which outputs of a cond: everything if it is the selector, else what one of the branches hands on."""
+"""Which outputs of a cond depend on which operands: all on the selector, and as one of the branches has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operands that are there twice, and outputs that every branch hands on or computes twice."""
+"""Operands that are there twice, and outputs that every branch passes through or computes twice."""
 
 from __future__ import annotations
 

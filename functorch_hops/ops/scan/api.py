@@ -1,4 +1,4 @@
-"""``scan``, and the loops that are scans: ``fori_loop`` with Python bounds, and ``map``."""
+"""``scan``: arguments, plain eager, capture; and its entry for the loops that are scans."""
 
 from __future__ import annotations
 

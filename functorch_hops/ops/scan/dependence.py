@@ -1,4 +1,4 @@
-"""What reaches which outputs of a scan: through the carry, any number of steps."""
+"""Which outputs of a scan depend on which operands: through the carry, over any number of steps."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def simplified(
     consts: Sequence[Tensor],
     reverse: bool,
 ) -> Loop:
-    """The loop without what it only hands on, and with invariant work done."""
+    """The loop without what only passes through it, and with invariant work done."""
     static = scan_static(body, len(init), len(xs), reverse)
     static, operands, restore = simplify_call(scan_passthrough, static, [length, *init, *xs, *consts])
     _, init, xs, consts = split_operands(static, operands)

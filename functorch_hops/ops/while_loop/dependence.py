@@ -1,4 +1,4 @@
-"""What reaches which outputs of a while_loop: everything if it reaches the condition, else what the body hands on.
+"""Which outputs of a while_loop depend on which operands: all of them if the condition does, else as the body has it.
 
 The trip count depends on values and differs between lanes, but it has no derivative.
 """
