@@ -15,8 +15,9 @@ from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .inplace import REPLACED, depends_on_input
-from .open_sizes import SymbolicZeros, laid_out_zeros, symbol_as_tensor
+from .open_sizes import laid_out_zeros, symbol_as_tensor
 from .refusals import write_past_history
+from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
 

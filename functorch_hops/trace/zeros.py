@@ -1,0 +1,64 @@
+"""Tangents that are zero by structure, where sizes are open.
+
+torch has tensors for them whose kernels skip what they are multiplied with, were it infinite. With open sizes these
+kernels (torch 2.13) read concrete ones, which closes them. So here such a tangent is ordinary zeros that are
+remembered, and the kernels are these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+
+__all__ = ["SymbolicZeros"]
+
+_aten = torch.ops.aten
+_PRODUCTS = (_aten.mul.Tensor, _aten.div.Tensor)
+_SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
+
+
+class SymbolicZeros:
+    """Those of one capture."""
+
+    def __init__(self) -> None:
+        self._known = _torch.WeakTensorKeyDictionary()
+
+    def result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What a call gives that makes such zeros, or computes with them; None for any other."""
+        if func is _aten._efficientzerotensor.default:
+            return self._new(args[0], kwargs.get("dtype"), kwargs.get("device"))
+        if func not in _PRODUCTS and func not in _SUMS:
+            return None
+        first, second = map(self._is_zero, args)
+        if func in _PRODUCTS and (first or (second and func is _aten.mul.Tensor)):
+            like = _value(func, args, kwargs)
+            return self._new(like.shape, like.dtype, like.device)
+        if func in _SUMS and second and isinstance(args[0], Tensor):
+            return _cast(args[0], _value(func, args, kwargs))
+        if func is _aten.add.Tensor and first and not kwargs and isinstance(args[1], Tensor):
+            return _cast(args[1], _value(func, args, kwargs))
+        return None
+
+    def _is_zero(self, x: Any) -> bool:
+        return isinstance(x, Tensor) and x in self._known
+
+    def _new(self, shape: Any, dtype: torch.dtype | None, device: Any) -> Tensor:
+        zeros: Tensor = _aten.zeros.default(list(shape), dtype=dtype, device=device)
+        self._known[zeros] = True
+        return zeros
+
+
+def _value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The metadata of a result; nothing is recorded."""
+    with _torch.disable_proxy_modes_tracing():
+        value: Tensor = func(*args, **kwargs)
+    return value
+
+
+def _cast(x: Tensor, like: Tensor) -> Tensor:
+    expanded: Tensor = _aten.expand.default(x, list(like.shape))
+    return expanded if x.dtype == like.dtype else _aten._to_copy.default(expanded, dtype=like.dtype)
