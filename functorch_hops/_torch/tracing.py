@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -34,6 +35,7 @@ __all__ = [
     "function_name",
     "get_proxy_slot",
     "is_captured_write_error",
+    "is_effectful",
     "new_fake_mode",
     "new_graph_module",
     "new_tracer",
@@ -79,6 +81,13 @@ def is_captured_write_error(error: RuntimeError) -> bool:
 def function_name(func: Any) -> str:
     """The name under which a user knows a function that a ``__torch_function__`` mode sees."""
     return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+def is_effectful(operator: OpOverload) -> bool:
+    """Whether an operator does something besides its results: torch says so, or it has no results."""
+    from torch._library.utils import is_impure
+
+    return not operator._schema.returns or is_impure(operator, impure_random=False)
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:

@@ -33,7 +33,7 @@ from ..errors import CaptureError, message
 from ..ir.build import Builder
 from ..ir.meta import Mask, TensorMeta, is_differentiable
 from ..ir.nodes import meta_of
-from ..ir.subgraph import Subgraph, is_random_node
+from ..ir.subgraph import Subgraph, has_effect, is_pinned, is_random_node
 from ..passes.cleaning import close
 from .joint import joint
 from .mincut import Cost, least_saved
@@ -165,9 +165,8 @@ class _Splitter:
         builder = Builder(self.module)
         for node, meta in zip(self.inputs, self.body.inputs):
             builder.placeholder(node, meta)
-        # A draw keeps its place in the stream, used or not.
-        draws = [n for n in self.module.graph.nodes if is_random_node(n, self.module) and n not in self.backward]
-        return close(builder, [*self.outputs, *self.residuals], also=draws)
+        pinned = [n for n in self.module.graph.nodes if is_pinned(n, self.module) and n not in self.backward]
+        return close(builder, [*self.outputs, *self.residuals], also=pinned)
 
     def _backward(self) -> Subgraph:
         builder = Builder(self.module)
@@ -179,7 +178,7 @@ class _Splitter:
             builder.placeholder(node, meta_of(node))
         for node in self.cts:
             builder.placeholder(node, meta_of(node))
-        return close(builder, self.grads)
+        return close(builder, self.grads, also=[n for n in self.backward if has_effect(n, self.module)])
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:

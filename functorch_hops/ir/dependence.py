@@ -105,7 +105,7 @@ def needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
 
 def _needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
     needed: set[fx.Node] = set()
-    todo = [*(n for n, o in zip(body.output_nodes(), outputs) if o), *body.random_nodes()]
+    todo = [*(n for n, o in zip(body.output_nodes(), outputs) if o), *body.pinned_nodes()]
     while todo:
         node = todo.pop()
         if node not in needed:

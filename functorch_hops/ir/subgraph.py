@@ -20,13 +20,13 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, facts, run_of, without_torch_function
+from .._torch import OpOverload, facts, is_effectful, run_of, without_torch_function
 from .active import state
 from .meta import TensorMeta
 from .nodes import frozen
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
 
-__all__ = ["StaticParameters", "Subgraph", "is_random_node", "static_of"]
+__all__ = ["StaticParameters", "Subgraph", "has_effect", "is_pinned", "is_random_node", "static_of"]
 
 T = TypeVar("T")
 
@@ -91,6 +91,10 @@ class StaticParameters(_Deriving):
     def random(self) -> bool:
         return any(body.random for body in self.bodies)
 
+    @property
+    def has_effects(self) -> bool:
+        return any(body.has_effects for body in self.bodies)
+
 
 class Subgraph(_Deriving):
     """A captured body: an immutable functional graph with the metadata of its inputs and outputs.
@@ -104,6 +108,7 @@ class Subgraph(_Deriving):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
+        self.has_effects = any(has_effect(node, module) for node in module.graph.nodes)
         self._run: Callable[..., tuple[Tensor, ...]] | None = None
         shapes = [meta.shape for meta in self.inputs]
         self.shape_env = shape_env_of(shapes)
@@ -144,9 +149,9 @@ class Subgraph(_Deriving):
         (outputs,) = self.module.graph.output_node().args
         return outputs  # type: ignore[return-value]
 
-    def random_nodes(self) -> list[fx.Node]:
-        """The nodes that draw random numbers: they stay in a graph, read or not, so that each keeps its draws."""
-        return [node for node in self.module.graph.nodes if is_random_node(node, self.module)]
+    def pinned_nodes(self) -> list[fx.Node]:
+        """The nodes that stay in a graph, read or not."""
+        return [node for node in self.module.graph.nodes if is_pinned(node, self.module)]
 
 
 _interned: weakref.WeakValueDictionary[Hashable, Subgraph] = weakref.WeakValueDictionary()
@@ -168,6 +173,19 @@ def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
         return torch.Tag.nondeterministic_seeded in node.target.tags
     static = static_of(node, module)
     return static is not None and static.random
+
+
+def has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node does something besides its results: it checks, prints, or calls a custom operator that may."""
+    if isinstance(node.target, OpOverload):
+        return is_effectful(node.target)
+    static = static_of(node, module)
+    return static is not None and static.has_effects
+
+
+def is_pinned(node: fx.Node, module: fx.GraphModule) -> bool:
+    """Whether a node stays where it is, read or not: a draw keeps its place in the stream, an effect its turn."""
+    return is_random_node(node, module) or has_effect(node, module)
 
 
 def _graph_key(module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> Hashable:

@@ -13,7 +13,7 @@ from torch import fx
 
 from ..ir.build import add_static
 from ..ir.dependence import Pruned
-from ..ir.subgraph import StaticParameters, is_random_node, static_of
+from ..ir.subgraph import StaticParameters, is_pinned, static_of
 
 __all__ = ["eliminate_dead_code"]
 
@@ -25,7 +25,7 @@ def eliminate_dead_code(module: fx.GraphModule) -> None:
         if static is not None:
             _prune(node, static, module)
     module.graph.eliminate_dead_code(
-        is_impure_node=lambda node: node.op in ("placeholder", "output") or is_random_node(node, module)
+        is_impure_node=lambda node: node.op in ("placeholder", "output") or is_pinned(node, module)
     )
     module.recompile()
 
@@ -35,7 +35,7 @@ def _prune(node: fx.Node, static: StaticParameters, module: fx.GraphModule) -> N
         if user.target is operator.getitem and not user.users:
             module.graph.erase_node(user)
     if not node.users:
-        if not is_random_node(node, module):
+        if not is_pinned(node, module):
             module.graph.erase_node(node)
         return
     if any(user.target is not operator.getitem for user in node.users):

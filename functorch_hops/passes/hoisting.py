@@ -25,7 +25,7 @@ from ..ir.memory import is_view
 from ..ir.meta import Mask
 from ..ir.nodes import meta_of
 from ..ir.sizes import is_closed
-from ..ir.subgraph import StaticParameters, Subgraph, is_random_node, static_of
+from ..ir.subgraph import StaticParameters, Subgraph, is_pinned, static_of
 from .cleaning import clean, close
 
 __all__ = ["Hoisted", "hoist_loops", "is_any", "is_costly", "is_total", "not_a_loop", "split_invariant"]
@@ -86,7 +86,7 @@ class _Split:
     def _moves(self, node: fx.Node, may_move: Judgement) -> bool:
         if node.op == "get_attr":
             return True
-        is_fit = node.op == "call_function" and not is_random_node(node, self.module) and may_move(node)
+        is_fit = node.op == "call_function" and not is_pinned(node, self.module) and may_move(node)
         return is_fit and all(n in self.invariant for n in node.all_input_nodes)
 
     def graphs(self) -> tuple[Subgraph, Subgraph] | None:
@@ -101,7 +101,7 @@ class _Split:
             inside.placeholder(node, meta)
         for node in values:
             inside.placeholder(node, meta_of(node))
-        return close(outside, values), close(inside, self.body.output_nodes(), also=self.body.random_nodes())
+        return close(outside, values), close(inside, self.body.output_nodes(), also=self.body.pinned_nodes())
 
     def _values(self) -> list[fx.Node]:
         """The invariant values that the rest of the body reads, as far back as it is free to compute them inside."""

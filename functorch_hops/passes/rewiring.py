@@ -25,7 +25,7 @@ def _restricted(body: Subgraph, inputs: Mask, outputs: Mask) -> Subgraph:
     for node, meta, kept in zip(body.input_nodes(), body.inputs, inputs):
         if kept:
             builder.placeholder(node, meta)
-    return close(builder, [n for n, k in zip(body.output_nodes(), outputs) if k], also=body.random_nodes())
+    return close(builder, [n for n, k in zip(body.output_nodes(), outputs) if k], also=body.pinned_nodes())
 
 
 def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask, more: Sequence[TensorMeta] = ()) -> Subgraph:
@@ -44,7 +44,7 @@ def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask, more: Sequence
         for meta in more:
             builder.placeholder(None, meta)
         kept = [n for n, o in zip(body.output_nodes(), outputs) if o]
-        return close(builder, kept, also=body.random_nodes())
+        return close(builder, kept, also=body.pinned_nodes())
 
     return body.derive(("rewired", tuple(inputs), outputs, tuple(more)), make)
 

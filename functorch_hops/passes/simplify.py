@@ -16,7 +16,7 @@ from .._torch import OpOverload
 from ..ir.memory import is_copy
 from ..ir.nodes import frozen
 from ..ir.sizes import is_closed
-from ..ir.subgraph import is_random_node
+from ..ir.subgraph import is_pinned
 
 __all__ = ["simplify"]
 
@@ -76,4 +76,4 @@ def _is_pure(node: fx.Node, module: fx.GraphModule) -> bool:
         return True
     if not isinstance(node.target, OpOverload) or node.target.namespace not in ("aten", "prims"):
         return False
-    return not isinstance(node.meta.get("val"), torch.types.py_sym_types) and not is_random_node(node, module)
+    return not isinstance(node.meta.get("val"), torch.types.py_sym_types) and not is_pinned(node, module)

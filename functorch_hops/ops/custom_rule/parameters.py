@@ -149,6 +149,10 @@ class Batched(Rule):
     def random(self) -> bool:
         return self["of"].random
 
+    @property
+    def has_effects(self) -> bool:
+        return self["of"].has_effects
+
     def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
         """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""
         out = self["out"]

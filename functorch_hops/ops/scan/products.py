@@ -128,7 +128,7 @@ class _Summing:
             n_carry,
             sums,
             tuple(xs.get(base, base) for base in bases),
-            close(smaller, [*kept, *(base for base in bases if base not in xs)], also=body.random_nodes()),
+            close(smaller, [*kept, *(base for base in bases if base not in xs)], also=body.pinned_nodes()),
             close(factors, [f for s in sums for f in s.factors]),
         )
 
