@@ -4,6 +4,12 @@ NOTE [Loops run from C++] Inductor compiles the body of a loop to kernels, and t
 launches these: in Python, which costs some microseconds for each kernel and step, or in C++. A graph with a loop gets
 the latter. Two things are left to the former: a loop that stacks all its carries, which the C++ wrapper of torch 2.13
 has no code for, and graphs on other devices, where this was not measured.
+
+NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
+lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
+that takes no step returns its initial carries, whose memory counts as free by then; carries that start as one value
+become one accumulator; and what a loop writes in place is declared a second time by a kernel that writes over it. So in
+a graph with a loop each value has memory of its own, whatever the user's configuration of Inductor says.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from .barrier import barriers, hold
 __all__ = ["compile_graph"]
 
 
-_LOWERINGS = 2
+_LOWERINGS = 3
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -33,7 +39,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     from torch._inductor.compile_fx import compile_fx
 
     _register_barrier()
-    patches = {"cpp_wrapper": True, **options} if _has_loops(module, fakes) else options
+    patches = {**options, **_settings(module, fakes, options)}
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with barriers(), _no_remarks(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
         run = compile_fx(module, list(fakes), inner_compile=_compile_inner, config_patches=patches or None)
@@ -52,11 +58,18 @@ def _no_remarks() -> Iterator[None]:
         log.removeFilter(is_fault)
 
 
-def _has_loops(module: fx.GraphModule, fakes: Sequence[Tensor]) -> bool:
-    """Whether C++ can run the loops of a graph, if it has any: NOTE [Loops run from C++]."""
+_WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory_planning": False}
+"""See NOTE [A loop's memory is its own]."""
+
+
+def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> dict[str, Any]:
+    """What the loops of a graph ask of Inductor's configuration, if it has any."""
     loops = [static for static in _operators(module) if static.hop in ("scan", "while_loop")]
+    if not loops:
+        return {}
     is_stacking = any(static.hop == "while_loop" and static["flags"] for static in loops)
-    return bool(loops) and not is_stacking and all(x.device.type == "cpu" for x in fakes)
+    runs_in_cpp = not is_stacking and all(x.device.type == "cpu" for x in fakes) and options.get("cpp_wrapper", True)
+    return {"cpp_wrapper": runs_in_cpp, **_WITHOUT_REUSE}
 
 
 def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:
