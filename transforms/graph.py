@@ -74,6 +74,9 @@ def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
     Arguments:
         func: any function that can be captured. Tensors and floats of its arguments are traced, the rest is static.
 
+    Returns:
+        A function of the same arguments, which returns the graph of that call.
+
     Raises:
         ArgumentTypeError: ``func`` is not callable.
         CaptureError, DataDependentError: ``func`` can't be captured.
@@ -109,6 +112,9 @@ def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Arguments:
         func: any function that can be captured.
         args, kwargs: its arguments; a ``TensorSpec`` may stand for a tensor.
+
+    Returns:
+        A tree like the output of ``func``, with a ``TensorSpec`` for each tensor.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable.

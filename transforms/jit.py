@@ -84,6 +84,10 @@ def jit(
     modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are written back after the
     call; other writes to inputs are refused, and so is an update in a body or under a transform.
 
+    Returns:
+        A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
+        ``lower()``.
+
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
         CaptureError, DataDependentError: ``func`` can't be captured.

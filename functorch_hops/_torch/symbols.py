@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = [
     "new_symbol",
     "shape_env",
     "size_hint",
+    "sizes_forgotten",
     "symbol_entry",
     "unbacked_size",
 ]
@@ -49,6 +51,14 @@ def unbacked_size() -> torch.SymInt:
     size: torch.SymInt = mode.shape_env.create_unbacked_symint()
     torch._check(size >= 2)
     return size
+
+
+@contextlib.contextmanager
+def sizes_forgotten() -> Iterator[None]:
+    """Where tensors are made for their metadata only: torch would miss sizes that only a run knows in what follows."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    with mode.shape_env.ignore_fresh_unbacked_symbols():
+        yield
 
 
 def shape_env(size: torch.SymInt) -> Any:

@@ -140,8 +140,8 @@ def builtin(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
 def wrapper(inner: str) -> Callable[[Walk, Path, Any, bool], None]:
     """For descriptors: they are the function in them."""
 
-    def open_(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    def visit_wrapped(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         walk.record(path, ("descriptor", type(value)))
         walk.value(attribute(path, "__wrapped__"), getattr(value, inner))
 
-    return open_
+    return visit_wrapped

@@ -23,6 +23,7 @@ from ..derive.numbers import without_numbers
 from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
 from ..ir.subgraph import StaticParameters
+from ..lowering.empty import without_empty
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
@@ -121,8 +122,9 @@ class Hop(_torch.HigherOrderOperator):
             with mode:
                 # torch's operators take no tensor twice.
                 smaller, inputs, restore = simplify_call(self.rules.passthrough, static, operands)
+                smaller, inputs, refill = without_empty(self.rules.prune, self.rules.abstract_eval, smaller, inputs)
                 native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
-                return tuple(restore(self.rules.lower(native, _torch.traced(inputs))))
+                return tuple(restore(refill(self.rules.lower(native, _torch.traced(inputs)))))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)

@@ -31,6 +31,9 @@ def eager_capture() -> Iterator[None]:
     ``eager_capture() -> context manager``. Both branches of a ``cond`` are traced, all metadata is compared, and the
     operators' own rules run instead of autograd on the Python loop. For validating a model before compiling it.
 
+    Returns:
+        A context manager, for the calling thread.
+
     Cost: the first call traces its bodies (some milliseconds each). Later calls of the same code use that trace again,
     as long as what it reads is as it was, and unless it does more than compute (it prints, counts, draws from
     ``random``).

@@ -12,20 +12,23 @@ from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
 
-_TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_PLAIN_FORMS: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.sym_size.int: size_at,
+    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
+"""Operators that assume a layout or make a lazy tensor, and what means the same without."""
 
 
 def normalize(module: fx.GraphModule) -> None:
-    """Free the graph of layout assumptions, of what has no derivative, and of dead code."""
+    """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
-        if node.target in _TO_RESHAPE:
-            node.target = torch.ops.aten.reshape.default
-        elif node.target is torch.ops.aten.empty_like.default:
+        if node.target is torch.ops.aten.empty_like.default:
             replace_empty_like(node)
-        elif node.target is torch.ops.aten.sym_size.int:
-            node.target = size_at
+        node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
-        unexpand_written(node)
     clean(module)
 
 
@@ -35,31 +38,6 @@ def replace_empty_like(node: fx.Node) -> None:
     if all(isinstance(size, int) for size in value.shape):
         node.target = torch.ops.aten.empty.memory_format
         node.args, node.kwargs = (list(value.shape),), {"dtype": value.dtype, "device": value.device}
-
-
-_INDEXED_WRITES = (
-    torch.ops.aten.index_add.default,
-    torch.ops.aten.index_copy.default,
-    torch.ops.aten.index_put.default,
-)
-
-
-def unexpand_written(node: fx.Node) -> None:
-    """An indexed write goes into memory of its own: Inductor (torch 2.13) does it in place, and where the value is
-    expanded, so that its elements share memory, all of them change.
-    """
-    if node.target not in _INDEXED_WRITES:
-        return
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    value = source.meta["val"]
-    if any(stride == 0 and size != 1 for size, stride in zip(value.shape, value.stride())):
-        with node.graph.inserting_before(node):
-            clone = node.graph.call_function(
-                torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-            )
-        clone.meta["val"] = value
-        node.args = (clone, *node.args[1:])
 
 
 _NO_END = 2**63 - 1

@@ -40,6 +40,10 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
         dim: the dimension to scan along.
         reverse: flip, scan, flip.
 
+    Returns:
+        A tree like ``elems``: at place i along ``dim`` the combination of the elements up to i (from i on, if
+        ``reverse``).
+
     Raises:
         ArgumentTypeError, ArgumentValueError: ``fn`` is not callable, there is no element tensor, sizes disagree.
         TreeMismatchError, MetadataMismatchError: ``fn`` returns something else than an element.

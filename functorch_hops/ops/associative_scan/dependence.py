@@ -1,14 +1,21 @@
-"""Which outputs of an associative_scan depend on which operands: all on each, since elements combine."""
+"""Which outputs of an associative_scan depend on which operands: elements combine with one another many times over."""
 
 from __future__ import annotations
 
-from ...ir.dependence import Through
+from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import StaticParameters
+from ..loops.carry import carry_fixpoint
 
 __all__ = ["associative_scan_dependent_outputs"]
 
 
 def associative_scan_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
-    is_random = through is Through.LANE and static.random
-    return (is_random or any(sources),) * static["n_outputs"]
+    """Derivatives reach the leaves that the operator computes from active ones; a batch is one of all leaves."""
+    (body,) = static.bodies
+    k = static["n_leaves"]
+    if through.is_of_values:
+        return (any(sources) or (through is Through.LANE and static.random),) * k
+    return carry_fixpoint(
+        sources[:k], lambda leaves: dependent_outputs(body, (*leaves, *leaves, *sources[k:]), through)
+    )

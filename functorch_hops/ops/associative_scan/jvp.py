@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...ir.dependence import Through
 from ...ir.subgraph import StaticParameters
+from .dependence import associative_scan_dependent_outputs
 from .eager import associative_scan_impl
 
 __all__ = ["associative_scan_jvp"]
@@ -17,6 +19,9 @@ def associative_scan_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     active = [i for i, t in enumerate(tangents) if t is not None]
+    reached = associative_scan_dependent_outputs(static, tuple(t is not None for t in tangents), Through.TANGENT)
+    if not any(reached):
+        return associative_scan_impl(static, primals), [None] * len(reached)
 
     def run(*moving: Tensor) -> tuple[Tensor, ...]:
         operands = list(primals)
@@ -26,4 +31,4 @@ def associative_scan_jvp(
 
     given = tuple(t for t in tangents if t is not None)
     outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]
-    return outs, tangents_out
+    return outs, [t if r else None for t, r in zip(tangents_out, reached)]

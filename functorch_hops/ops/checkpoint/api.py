@@ -38,6 +38,9 @@ def checkpoint(
     Works under every transform, for ``loss.backward()`` and compiled: a barrier keeps compilers from merging the
     recomputation with the forward pass.
 
+    Returns:
+        A function of the same arguments and results as ``func``.
+
     Raises:
         ArgumentTypeError: ``func`` is not callable, ``policy`` is no policy.
         ArgumentValueError: ``policy`` is a string.

@@ -25,6 +25,9 @@ def checkpoint_name(x: Any, name: str, /) -> Any:
         name: what ``fh.checkpoint_policies.save_names`` calls it. Several values may have one name, and one value
             several names.
 
+    Returns:
+        A tree like ``x``. In plain eager, where nothing is captured, ``x`` itself.
+
     Raises:
         ArgumentTypeError: ``name`` is no string.
         InputMutationError: a named value is written to in a captured body.

@@ -48,6 +48,9 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     Under ``vmap`` with a batched predicate both branches run (one that no lane takes does not), and the lanes select;
     a lane is never poisoned by NaN or inf of the branch that it did not take, nor is its gradient.
 
+    Returns:
+        What the function that was run returns.
+
     Raises:
         ArgumentTypeError: a branch is not callable, ``pred`` has several elements.
         TreeMismatchError, MetadataMismatchError: captured branches disagree.
@@ -91,6 +94,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         index: a Python int (static) or a one-element integer tensor; values out of range are clamped.
         branches: a non-empty sequence of functions of the operands, as in :func:`cond`.
         operands: trees of tensors; Python numbers become 0-d tensors.
+
+    Returns:
+        What the function that was run returns.
 
     Raises:
         ArgumentTypeError: a branch is not callable, ``index`` is not an integer or has several elements.

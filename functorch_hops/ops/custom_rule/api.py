@@ -112,6 +112,9 @@ class custom_vjp(_CustomFunction):
     tuple with one entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree,
     stands for zero.
 
+    Returns:
+        A function like `fun`, with the method ``defvjp``.
+
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; forward mode is asked for.
         TreeMismatchError, MetadataMismatchError: the results of `fwd` or `bwd` do not fit output or arguments.
@@ -176,6 +179,9 @@ class custom_jvp(_CustomFunction):
     zero. It should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor
     has a tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) ->
     tangent_out`` per argument, or None.
+
+    Returns:
+        A function like `fun`, with the methods ``defjvp`` and ``defjvps``.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule.

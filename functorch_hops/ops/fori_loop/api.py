@@ -42,6 +42,9 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
         init_val: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
         unroll: how many steps a captured loop takes per iteration; more than 1 needs Python bounds.
 
+    Returns:
+        The carry after the last step, a tree like ``init_val``.
+
     Raises:
         ArgumentTypeError: a bound is no integer, ``body_fn`` is not callable.
         ArgumentValueError: ``unroll < 1``, or ``unroll > 1`` with tensor bounds.

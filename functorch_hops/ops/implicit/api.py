@@ -39,6 +39,9 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
             g(1.0)``, for a vector ``lambda g, y: torch.linalg.inv(fh.jacfwd(g)(y)) @ y``, for anything iterative
             ``custom_linear_solve``.
 
+    Returns:
+        The root, a tree like `init`.
+
     Raises:
         TreeMismatchError, MetadataMismatchError: the results of `f`, `solve` or `tangent_solve` are not like `init`.
         ArgumentTypeError: something is not callable, or a leaf of `init` is an integer.
@@ -97,6 +100,9 @@ def custom_linear_solve(
         solve: ``solve(matvec, b)`` returns ``x``, like `b`, with ``matvec(x) = b``. Its steps are not differentiated.
         transpose_solve: ``transpose_solve(vecmat, ct)`` solves the transposed system; reverse mode calls it.
         symmetric: the system is its own transpose, and `solve` is its `transpose_solve`.
+
+    Returns:
+        The solution ``x``, a tree like `b`.
 
     Raises:
         TreeMismatchError, MetadataMismatchError: the results of `matvec` or a solver are not like `b`.

@@ -32,6 +32,9 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
         batch_size: vmap chunks of so many elements, the shorter remainder included: more memory, fewer steps. Random
             numbers then differ between the elements, as they do without it.
 
+    Returns:
+        The results, stacked at dimension 0, leaf by leaf. A leaf that is no tensor comes back once.
+
     Raises:
         ArgumentTypeError, ArgumentValueError: ``f`` is not callable, ``xs`` is empty or its sizes disagree,
             ``batch_size < 1``.

@@ -63,6 +63,9 @@ def while_loop(
     Under ``vmap`` with a batched condition the loop runs until every lane is done; a finished lane keeps its value and
     is never poisoned by what the others still compute.
 
+    Returns:
+        The carry when the loop ends, a tree like ``init_val``.
+
     Raises:
         TreeMismatchError, MetadataMismatchError: the carry changes.
         ArgumentTypeError: a function is not callable, the condition has several elements, a count is no int.
