@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "dense",
     "native_associative_scan",
     "native_cond",
+    "native_operators_kept",
     "native_scan",
     "native_while_loop",
     "native_while_loop_stacked",
@@ -69,6 +71,23 @@ def traced(operands: Sequence[Any]) -> list[Any]:
             seen.append(x)
         values.append(x)
     return values
+
+
+@contextlib.contextmanager
+def native_operators_kept() -> Iterator[None]:
+    """Let no operator that holds graphs be dead code: torch (2.13) does not look into them for effects."""
+    from torch._higher_order_ops.cond import cond_op
+    from torch._higher_order_ops.map import map_impl
+    from torch._higher_order_ops.scan import scan_op
+    from torch._higher_order_ops.while_loop import while_loop_op, while_loop_stack_output_op
+    from torch.fx.node import _side_effectful_functions
+
+    operators = {cond_op, map_impl, scan_op, while_loop_op, while_loop_stack_output_op} - _side_effectful_functions
+    _side_effectful_functions.update(operators)
+    try:
+        yield
+    finally:
+        _side_effectful_functions.difference_update(operators)
 
 
 def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,10 +61,11 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
     body = batch_products(hoist_loops(body))
     if backend.name == "eager":
         return lambda operands: body(*operands)
-    if not body.outputs:
+    if not body.outputs and not body.has_effects:
         return lambda operands: ()
     body = without_numbers(body)
-    with _torch.compilation(body.shape_env) as fake_mode:
+    kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
+    with kept, _torch.compilation(body.shape_env) as fake_mode:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))
         if backend.name == "inductor":

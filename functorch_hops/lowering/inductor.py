@@ -42,8 +42,14 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
 
     _register_barrier()
     patches = {**options, **_settings(module, fakes, options)}
+    has_effects = any(static.has_effects for static in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
-    with barriers(), _no_remarks(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    with (
+        barriers(),
+        _no_remarks(),
+        _kept() if has_effects else contextlib.nullcontext(),
+        compiler.patch(cache_key_tag=tag),
+    ):  # type: ignore[attr-defined]
         run = compile_fx(
             module,
             list(fakes),
@@ -76,8 +82,25 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
     if not loops:
         return {}
     is_stacking = any(static.hop == "while_loop" and static["flags"] for static in loops)
-    runs_in_cpp = not is_stacking and all(x.device.type == "cpu" for x in fakes) and options.get("cpp_wrapper", True)
-    return {"cpp_wrapper": runs_in_cpp, **_WITHOUT_REUSE}
+    # Of an error C++ tells its caller no more than that there was one.
+    is_quiet = not any(static.has_effects for static in loops)
+    can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
+    return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Keep loops and branches that nobody reads: Inductor (torch 2.13) does not look into them for effects."""
+    from torch._inductor import ir
+
+    kinds = ir.Conditional, ir.WhileLoop
+    for kind in kinds:
+        setattr(kind, "has_side_effects", lambda self: True)  # noqa: B010
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            delattr(kind, "has_side_effects")
 
 
 def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:

@@ -15,12 +15,13 @@ __all__ = ["cond_lower"]
 
 def cond_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     selector, *rest = operands
-    if not static.bodies[0].outputs:
+    n = len(static.bodies[0].outputs)
+    if n == 0 and not static.has_effects:
         return []
     if selector.dtype == torch.bool:
         no, yes = static.bodies
-        return _torch.native_cond(selector, _contiguous(yes), _contiguous(no), tuple(rest))
-    return _chain(selector, static.bodies, rest)
+        return _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))[:n]
+    return _chain(selector, static.bodies, rest)[:n]
 
 
 def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -28,12 +29,12 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
 
     Conds inside branches would say the same, but torch 2.13 loses the graphs of nested ones when it loads a program.
     """
-    result: Sequence[Tensor] = [meta.zeros() for meta in branches[0].outputs]
+    result: Sequence[Tensor] = [meta.zeros() for meta in branches[0].outputs] or [_nothing()]
     k = len(result)
     for i, branch in enumerate(branches):
 
         def taken(*args: Tensor, branch: Subgraph = branch) -> tuple[Tensor, ...]:
-            return tuple(_torch.dense(o) for o in branch(*args[k:]))
+            return _as_branch(branch)(*args[k:])
 
         def passed(*args: Tensor) -> tuple[Tensor, ...]:
             return tuple(x.clone() for x in args[:k])
@@ -42,5 +43,11 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
     return result
 
 
-def _contiguous(body: Subgraph) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *args: tuple(_torch.dense(o) for o in body(*args))
+def _as_branch(body: Subgraph) -> Callable[..., tuple[Tensor, ...]]:
+    """As torch's cond takes it: outputs in the layout of their shape, and at least one."""
+    return lambda *args: tuple(_torch.dense(o) for o in body(*args)) or (_nothing(),)
+
+
+def _nothing() -> Tensor:
+    """The output of a branch that is run for its effects."""
+    return torch.zeros((), dtype=torch.bool)
