@@ -39,6 +39,8 @@ class Effects(_torch.TorchDispatchMode):
             return func(*args, **kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
+        if func is torch.ops.aten.detach.default and not self.capture.is_detaching:
+            func = torch.ops.aten.alias.default  # of autograd's own making, which keeps what it saves apart
         detached = not torch.is_grad_enabled()
         out = self.zeros.result(func, args, kwargs)
         if out is None and self.capture.session.has_open_sizes:

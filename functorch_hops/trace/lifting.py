@@ -6,6 +6,7 @@ enclosing transform) is lifted: it becomes an operand, and a fresh fake of its l
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -23,12 +24,29 @@ __all__ = ["Lifting"]
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
 _DETACH = (Tensor.detach_, torch.detach_)
+_DETACHED = (
+    Tensor.detach,
+    torch.detach,
+    torch.ops.aten.detach,
+    torch.ops.aten.detach.default,
+    Tensor.data.__get__,  # type: ignore[attr-defined]
+)
 
 _BACKWARD: dict[Any, str] = {
     torch.autograd.grad: "torch.autograd.grad()",
     torch.autograd.backward: "torch.autograd.backward()",
     Tensor.backward: ".backward()",
 }
+
+
+@functools.cache
+def _detaches(func: Any) -> bool:
+    """Whether a function of torch is ``detach``, or calls it in Python.
+
+    Autograd calls it as well, without a function that the mode sees: of what an operator saves of its own result.
+    """
+    code = getattr(func, "__code__", None)
+    return func in _DETACHED or (code is not None and not {"detach", "detach_", "data"}.isdisjoint(code.co_names))
 
 
 def _is_unknown(x: Any) -> bool:
@@ -67,6 +85,7 @@ class Lifting(TorchFunctionMode):
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.caller, *READS[func])
         capture.in_transform = _torch.top_interpreter() is not None
+        capture.is_detaching = _detaches(func)
         try:
             return self._call(func, args, kwargs)
         except RuntimeError as error:
@@ -74,6 +93,8 @@ class Lifting(TorchFunctionMode):
             if _torch.is_captured_write_error(error) and capture.lifted_among(values):
                 raise capture.refuse_write(_torch.function_name(func), values) from error
             raise
+        finally:
+            capture.is_detaching = False
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         rows, result = self.capture.rows, None
