@@ -32,9 +32,9 @@ be transformed again, by the same rules.
 
 The private functions of torch that are used here were tried with torch 2.13.
 
-The library does more than this file. Each part says what. Some things are left out altogether: random numbers and
-``detach`` are refused here. ``no_grad``, autocast and a ``torch.autograd.Function`` inside a body are not handled, and
-give wrong results without a warning.
+The library does more than this file. Each part says what. Some things are left out altogether. Random numbers are
+refused. ``no_grad``, autocast, ``torch.autograd.grad`` and a ``torch.autograd.Function`` inside a body may give wrong
+results without a warning; the library handles or refuses them.
 """
 
 from __future__ import annotations
@@ -279,8 +279,6 @@ class Capture(Recorder, TorchFunctionMode):
         return self.fake_of[id(t)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.detach, torch.detach):
-            raise NotImplementedError("bodies with detach() are beyond this tutorial")
         if func is torch.tensor:  # a constant is lifted like any other tensor from outside
             with fresh_state():
                 constant = torch.tensor(*args, **kwargs or {})
@@ -331,10 +329,8 @@ def unwrapped(t: Tensor) -> Tensor:
 # A body may write to tensors that it made itself (``y.add_(1)``). torch's ``functionalize`` turns such writes into
 # new values, so we trace a second time, through it. If a write is left after that, it is one to an input.
 #
-# ``clean`` mends what would go wrong later. ``aten.copy``, which functionalize makes of a write, has no derivative;
-# we say the same by operators that have one. ``aten.detach`` is removed. The user wrote none, since the mode
-# refuses it. But autograd leaves some, where an operator's derivative uses the operator's own result (that of
-# ``tanh`` does). They would cut second derivatives.
+# ``clean`` mends what would go wrong later, or refuses it. ``aten.copy``, which functionalize makes of a write, has
+# no derivative; we say the same by operators that have one.
 
 
 def capture(f: Callable[..., Sequence[Tensor]], inputs: Sequence[Meta]) -> tuple[Subgraph, list[Tensor]]:
@@ -362,8 +358,6 @@ def clean(module: fx.GraphModule) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             node.target = copied
-        elif node.target is aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
     module.graph.eliminate_dead_code()
     module.recompile()
 
@@ -404,10 +398,10 @@ def test_free_variables_become_inputs() -> None:
 
 test_free_variables_become_inputs()
 
-# What the library does in addition. It keeps what the ATen level would forget: ``detach``, ``no_grad``, the casts
-# of autocast, and the backward of a ``torch.autograd.Function``. Equal graphs are one object, so derived graphs are
-# shared among them. A graph that is called in a capture is copied, not traced again. And graphs are simplified:
-# repeats, identities, and values that a loop only hands on.
+# What the library does in addition. It keeps what the ATen level would forget: ``no_grad``, the casts of autocast,
+# and the backward of a ``torch.autograd.Function``. Equal graphs are one object, so derived graphs are shared among
+# them. A graph that is called in a capture is copied, not traced again. And graphs are simplified: repeats,
+# identities, and values that a loop only hands on.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -931,9 +925,10 @@ test_partition()
 # What the library does in addition. It differentiates with respect to the operands that ask for it only. It chooses
 # the residuals by a minimum cut: those of the fewest bytes from which backward follows without computing anything
 # costly again. (Here every value that backward reads is saved, even if three of them follow from a fourth at the
-# cost of an addition.) A random number is always saved, so both runs see the same. ``checkpoint`` replaces that
-# choice by a policy of the user's. And if a carry after the step is saved anyway, the carry before the step is not
-# saved once more.
+# cost of an addition.) Some operators save what has no derivative of its own, such as the mean in a normalisation;
+# the library takes that for a constant (NOTE [Constant residuals]), while here a second derivative raises. A random
+# number is always saved, so both runs see the same. ``checkpoint`` replaces that choice by a policy of the user's.
+# And if a carry after the step is saved anyway, the carry before the step is not saved once more.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1145,12 +1140,15 @@ def test_nesting() -> None:
         step = lambda s, x: (s - 0.1 * grad(lambda s: loss(scan, s, WEIGHT, XS[:3]) + (s * x).sum())(s), s.sum())
         return scan(step, state, XS[:2])[0].sum()
 
+    def of_weight(c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A step with a derivative with respect to a free variable."""
+        return c + grad(lambda w: torch.tanh(w @ c * x).sum())(WEIGHT) @ x, c
+
     states = random(3, 4)
     check(lambda scan: grad(lambda w, s: nested(scan, w, s), argnums=(0, 1))(WEIGHT, INIT))
     check(lambda scan: vmap(grad(lambda s: nested(scan, WEIGHT, s)))(states))
     check(lambda scan: vmap(grad(lambda s: descent(scan, s)))(states))
-    closed = lambda scan: scan(lambda c, x: (c + grad(lambda w: (w @ c * x).tanh().sum())(WEIGHT) @ x, c), INIT, XS)
-    check(lambda scan: grad(lambda s: vmap(lambda z: closed(scan)[0] * z + s)(states).sum())(INIT))
+    check(lambda scan: grad(lambda s: scan(of_weight, s, XS)[0].sum())(INIT))
     check(lambda scan: torch.func.jacfwd(grad(lambda s: nested(scan, WEIGHT, s)))(INIT))
 
 
