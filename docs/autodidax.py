@@ -441,8 +441,10 @@ def cut(values: Sequence[Any], *sizes: int) -> list[Sequence[Any]]:
 
 
 # torch asks an operator what it does in each situation: for each active transform, for autograd, for each mode. The
-# answers are registered with ``py_impl``. When scan is called in a capture, its operands are lifted first: they may
-# be free variables of the body around it. This is how loops nest.
+# answers are registered with ``py_impl``.
+#
+# How do loops nest? When scan is called in a capture, the mode of part 2 sees that call, as it sees the call of any
+# function. It lifts the operands, which may be free variables of the body around it.
 
 
 class Scan(HigherOrderOperator):
@@ -450,10 +452,7 @@ class Scan(HigherOrderOperator):
         super().__init__("autodidax_scan")
 
     def __call__(self, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
-        operands = tuple(map(plain, operands))
-        if captures:
-            operands = tuple(map(captures[-1].lift, operands))
-        return super().__call__(static, *operands)
+        return super().__call__(static, *map(plain, operands))
 
 
 def plain(t: Tensor) -> Tensor:
@@ -1027,12 +1026,11 @@ class ScanNode(_SingleLevelFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.static, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[t for t in output if not Meta.of(t).is_differentiable])
         ctx.save_for_backward(*operands, *output[ctx.static.n_outputs :])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        static, saved = ctx.static, [*map(plain, ctx.saved_tensors)]
+        static, saved = ctx.static, ctx.saved_tensors
         n_operands, n = len(static.body.inputs), static.n_outputs
         operands, residuals = saved[:n_operands], saved[n_operands:]
         if any(ct is not None for ct in cotangents[n:]):
@@ -1141,14 +1139,14 @@ def test_nesting() -> None:
         return scan(step, state, XS[:2])[0].sum()
 
     def of_weight(c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A step with a derivative with respect to a free variable."""
-        return c + grad(lambda w: torch.tanh(w @ c * x).sum())(WEIGHT) @ x, c
+        """A step that transforms functions of a free variable."""
+        return c + grad(lambda w: torch.tanh(w @ c * x).sum())(WEIGHT) @ x, vmap(lambda row: torch.sin(row @ c))(WEIGHT)
 
     states = random(3, 4)
     check(lambda scan: grad(lambda w, s: nested(scan, w, s), argnums=(0, 1))(WEIGHT, INIT))
     check(lambda scan: vmap(grad(lambda s: nested(scan, WEIGHT, s)))(states))
     check(lambda scan: vmap(grad(lambda s: descent(scan, s)))(states))
-    check(lambda scan: grad(lambda s: scan(of_weight, s, XS)[0].sum())(INIT))
+    check(lambda scan: torch.func.jacrev(lambda s: scan(of_weight, s, XS))(INIT))
     check(lambda scan: torch.func.jacfwd(grad(lambda s: nested(scan, WEIGHT, s)))(INIT))
 
 
