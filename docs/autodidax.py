@@ -33,8 +33,8 @@ be transformed again, by the same rules.
 The private functions of torch that are used here were tried with torch 2.13.
 
 The library does more than this file. Each part says what. Some things are left out altogether. Random numbers are
-refused. ``no_grad``, autocast, ``torch.autograd.grad`` and a ``torch.autograd.Function`` inside a body may give wrong
-results without a warning; the library handles or refuses them.
+refused. ``no_grad``, autocast, a ``torch.autograd.Function`` and ``torch.autograd.grad`` inside a body may give wrong
+results here, without a warning.
 """
 
 from __future__ import annotations
