@@ -47,9 +47,10 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     with (
         barriers(),
         _no_remarks(),
+        _exact_operands(),
         _kept() if has_effects else contextlib.nullcontext(),
-        compiler.patch(cache_key_tag=tag),
-    ):  # type: ignore[attr-defined]
+        compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+    ):
         run = compile_fx(
             module,
             list(fakes),
@@ -86,6 +87,33 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
     is_quiet = not any(static.has_effects for static in loops)
     can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
+
+
+@contextlib.contextmanager
+def _exact_operands() -> Iterator[None]:
+    """Give the operands of a branch the strides for which it is compiled: Inductor (torch 2.13) does so for loops only,
+    and may store an operand in the layout that suits whoever computes it.
+    """
+    from torch._inductor import ir
+    from torch._inductor.lowering import lowerings
+    from torch._inductor.virtualized import V
+
+    def exact(value: Any, node: Any) -> Any:
+        if not isinstance(value, ir.TensorBox):
+            return value
+        return ir.ExternKernel.require_exact_strides(value, node.meta["val"].stride(), allow_padding=False)
+
+    def lower(pred: Any, true_fn: Any, false_fn: Any, operands: Any) -> Any:
+        nodes = V.graph.current_node.args[3]
+        return inductors(pred, true_fn, false_fn, [exact(value, node) for value, node in zip(operands, nodes)])
+
+    cond = torch.ops.higher_order.cond
+    inductors = lowerings[cond]
+    lowerings[cond] = lower
+    try:
+        yield
+    finally:
+        lowerings[cond] = inductors
 
 
 @contextlib.contextmanager
