@@ -50,6 +50,8 @@ class Capture:
         self.in_transform = False
         self.is_detaching = False
         """Whether a call of the user's detaches; autograd does so by itself."""
+        self.is_functionalizing = False
+        """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self._fakes: dict[int, Tensor] = {}

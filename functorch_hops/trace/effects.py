@@ -39,8 +39,8 @@ class Effects(_torch.TorchDispatchMode):
             return func(*args, **kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
-        if func is torch.ops.aten.detach.default and not self.capture.is_detaching:
-            func = torch.ops.aten.alias.default  # of autograd's own making, which keeps what it saves apart
+        if func is torch.ops.aten.detach.default and self._is_of_autograd():
+            func = torch.ops.aten.alias.default
         detached = not torch.is_grad_enabled()
         out = self.zeros.result(func, args, kwargs)
         if out is None and self.capture.session.has_open_sizes:
@@ -57,6 +57,10 @@ class Effects(_torch.TorchDispatchMode):
             return func(*args, **kwargs)
         out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
+
+    def _is_of_autograd(self) -> bool:
+        """Whether autograd detaches what an operator saves of its own result, which is not to end its history here."""
+        return not (self.capture.is_detaching or self.capture.is_functionalizing)
 
     def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a call whose kernel (torch 2.13) knows no symbols."""

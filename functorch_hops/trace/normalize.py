@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,14 +24,30 @@ _PLAIN_FORMS: dict[Any, Any] = {
 """Operators that assume a layout or make a lazy tensor, and what means the same without."""
 
 
+_OF_NUMBERS: dict[Any, Callable[[Any], Any]] = {
+    torch.ops.aten._conj.default: lambda number: number.conjugate(),
+    torch.ops.aten._neg_view.default: operator.neg,
+}
+"""Some of these take a number in the place of a tensor, as a derivative of a product with one has it."""
+
+
 def normalize(module: fx.GraphModule) -> None:
     """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten.empty_like.default:
             replace_empty_like(node)
+        if node.target in _OF_NUMBERS and not node.all_input_nodes:
+            _replace_by_number(node, _OF_NUMBERS[node.target](node.args[0]))
         node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
     clean(module)
+
+
+def _replace_by_number(node: fx.Node, number: Any) -> None:
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(
+            (user.args, user.kwargs), lambda argument: number if argument is node else argument
+        )
 
 
 def replace_empty_like(node: fx.Node) -> None:

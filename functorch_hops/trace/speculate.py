@@ -83,7 +83,8 @@ def capture_function(
                 written = TensorMeta.of(write.args[0].meta["val"])  # type: ignore[union-attr]
                 raise write_past_history(capture.caller, "on a detached alias of", write.target, written)
             functional = functionalize(module, remove="mutations")
-            module, _ = _trace(functional, capture.inputs, operation, parameter, keep_autocast=False)
+            again = capture.inputs, operation, parameter
+            module, _ = _trace(functional, *again, keep_autocast=False, is_functionalizing=True)
         normalize(module)
         outputs = [TensorMeta.of(n.meta["val"]) for n in module.graph.output_node().args[0]]  # type: ignore[union-attr]
         return Subgraph.intern(module, capture.inputs, outputs), capture
@@ -96,10 +97,12 @@ def _trace(
     parameter: str,
     keep_autocast: bool,
     buffers: Buffers | None = None,
+    is_functionalizing: bool = False,
 ) -> tuple[fx.GraphModule, Capture]:
     parent = current_capture()
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     capture.lifting = Lifting(capture)
+    capture.is_functionalizing = is_functionalizing
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(meta) for meta in inputs]
