@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import (
-    without_gradients,
-)
+from .._torch import without_gradients
 from .meta import TensorMeta
 
-__all__ = ["detached", "frozen", "meta_of", "size_at", "untracked"]
+__all__ = ["conjugated", "detached", "frozen", "meta_of", "size_at", "untracked"]
 
 
 def untracked(x: Tensor) -> Tensor:
@@ -28,6 +26,11 @@ def detached(x: Tensor) -> Tensor:
     """
     with without_gradients():
         return torch.ops.aten.alias.default(x)
+
+
+def conjugated(x: Tensor) -> Tensor:
+    """``x.conj()`` as a value and not as a mark on ``x``. torch's operator for it (2.13) lacks a batching rule."""
+    return torch.ops.aten._conj.default(x).resolve_conj()
 
 
 def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.nodes import size_at
+from ..ir.nodes import conjugated, size_at
 from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
@@ -18,7 +18,7 @@ _PLAIN_FORMS: dict[Any, Any] = {
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
     torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
     torch.ops.aten.sym_size.int: size_at,
-    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
+    torch.ops.aten._conj.default: conjugated,
     torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
 }
 """Operators that assume a layout or make a lazy tensor, and what means the same without."""
