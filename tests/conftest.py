@@ -39,6 +39,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
 
 
+# Helpers that assert: their failures show the values too.
+pytest.register_assert_rewrite("environments", "leftovers", "modes")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 

@@ -9,18 +9,8 @@ import pytest
 import torch
 from torch.utils import _pytree as torch_pytree
 
-from functorch_hops import errors, pytree
-from functorch_hops.transforms import (
-    grad,
-    hessian,
-    jacfwd,
-    jacrev,
-    jvp,
-    linearize,
-    value_and_grad,
-    vjp,
-    vmap,
-)
+import functorch_hops as fh
+from functorch_hops import grad, hessian, jacfwd, jacrev, jvp, linearize, pytree, value_and_grad, vjp, vmap
 
 D = torch.float64
 
@@ -203,7 +193,7 @@ def test_vmap_hands_on_what_holds_nothing_mapped():
 
 
 def test_vmap_of_different_sizes():
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         vmap(lambda p, x: x, in_dims=(0, 1))({"w": torch.zeros(2), "v": torch.zeros(2)}, torch.zeros(2, 3))
     assert lines(caught) == [
         "vmap: the mapped dimensions have different sizes",
@@ -265,13 +255,13 @@ def test_vmap_of_different_sizes():
     ],
 )
 def test_vmap_of_wrong_in_dims(in_dims, text):
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         vmap(lambda p, x: x, in_dims=in_dims)({"w": torch.zeros(2)}, torch.zeros(2))
     assert lines(caught) == text
 
 
 def test_vmap_over_what_is_no_tensor():
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         vmap(lambda p: p)([torch.zeros(2), {"n": 3}])
     assert lines(caught) == [
         "vmap: only tensors can be mapped over",
@@ -287,7 +277,7 @@ def test_vmap_over_what_is_no_tensor():
     [
         (
             0,
-            errors.ArgumentTypeError,
+            fh.ArgumentTypeError,
             [
                 "vmap: an output is no tensor",
                 "  where: out['n']",
@@ -298,7 +288,7 @@ def test_vmap_over_what_is_no_tensor():
         ),
         (
             None,
-            errors.ArgumentValueError,
+            fh.ArgumentValueError,
             [
                 "vmap: an output with None in out_dims depends on the example",
                 "  where: out['x']",
@@ -309,7 +299,7 @@ def test_vmap_over_what_is_no_tensor():
         ),
         (
             {"n": None, "x": 2},
-            errors.ArgumentValueError,
+            fh.ArgumentValueError,
             [
                 "vmap: an output has no dimension 2",
                 "  where: out['x']",
@@ -319,7 +309,7 @@ def test_vmap_over_what_is_no_tensor():
         ),
         (
             (0, 1),
-            errors.ArgumentValueError,
+            fh.ArgumentValueError,
             [
                 "vmap: out_dims does not match the tree",
                 "  where: out_dims for out",
@@ -337,7 +327,7 @@ def test_vmap_of_wrong_outputs(out_dims, error, text):
 
 def test_a_failed_vmap_leaves_no_level_behind():
     for _ in range(2):
-        with pytest.raises(errors.ArgumentTypeError):
+        with pytest.raises(fh.ArgumentTypeError):
             vmap(lambda x: "text")(torch.zeros(2))
     assert_equal(vmap(torch.sin)(tensor(2)), tensor(2).sin())
 
@@ -488,7 +478,7 @@ INTEGERS = {"w": torch.zeros(2), "steps": [torch.zeros(2, dtype=torch.int64)]}
     ids=str,
 )
 def test_integers_are_not_differentiated(name, call, path, leaf, got):
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         call(lambda x, p: p["w"].sum(), {"w": torch.zeros(2), "steps": [leaf]})
     assert lines(caught) == [
         f"{name}: an argument can't be differentiated",
@@ -502,7 +492,7 @@ def test_integers_are_not_differentiated(name, call, path, leaf, got):
 @pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
 def test_jacobians_are_real(name):
     transform = {"jacrev": jacrev, "jacfwd": jacfwd}[name]
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         transform(torch.abs)(torch.zeros(2, dtype=torch.complex64))
     assert lines(caught)[:4] == [
         f"{name}: an argument can't be differentiated",
@@ -525,7 +515,7 @@ def test_jacobians_are_real(name):
     ids=str,
 )
 def test_gradient_of_what_is_no_scalar(out, got):
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         grad(lambda x: out)(tensor(3))
     assert lines(caught) == [
         "grad: only the gradient of a real scalar is defined",
@@ -538,7 +528,7 @@ def test_gradient_of_what_is_no_scalar(out, got):
 
 @pytest.mark.parametrize("argnums", [2, -3, (0, 5)])
 def test_argnums_out_of_range(argnums):
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         grad(lambda x, y: x, argnums)(tensor(), tensor())
     assert lines(caught) == [
         "grad: there is no such positional argument",
@@ -550,7 +540,7 @@ def test_argnums_out_of_range(argnums):
 
 
 def test_argnums_twice():
-    with pytest.raises(errors.ArgumentValueError, match="named twice"):
+    with pytest.raises(fh.ArgumentValueError, match="named twice"):
         grad(lambda x, y: x, (0, -2))(tensor(), tensor())
 
 
@@ -564,7 +554,7 @@ def test_argnums_twice():
     ],
 )
 def test_aux_without_a_pair(call):
-    with pytest.raises(errors.TreeMismatchError, match="must return a pair") as caught:
+    with pytest.raises(fh.TreeMismatchError, match="must return a pair") as caught:
         call(lambda x: [x.sum(), x])
     assert lines(caught)[2:] == ["  expected: (output, aux)", "  got: list [*, *]"]
 
@@ -622,7 +612,7 @@ def test_jvp_of_an_integer_output_is_zero():
 @pytest.mark.parametrize("name", ["vjp", "linearize", "jacrev"])
 def test_reverse_mode_of_an_integer_output(name):
     f = lambda x: {"x": x, "best": x.argmax()}
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         {"vjp": vjp, "linearize": linearize, "jacrev": lambda f, x: jacrev(f)(x)}[name](f, tensor(3))
     assert lines(caught) == [
         f"{name}: an output of the function can't be differentiated",
@@ -634,7 +624,7 @@ def test_reverse_mode_of_an_integer_output(name):
 
 
 def test_function_without_output():
-    with pytest.raises(errors.ArgumentTypeError, match="returns no tensor"):
+    with pytest.raises(fh.ArgumentTypeError, match="returns no tensor"):
         vjp(lambda x: None, tensor(3))
 
 
@@ -648,11 +638,11 @@ def test_function_without_output():
     ids=["jvp", "linearize", "vjp"],
 )
 def test_tangents_that_do_not_fit(name, call):
-    with pytest.raises(errors.TreeMismatchError) as caught:
+    with pytest.raises(fh.TreeMismatchError) as caught:
         call({"v": torch.zeros(3)})
     assert lines(caught)[1:] == [f"  where: {name}[0]", "  expected: {'w': *}", "  got: {'v': *}"]
     for tangent, got in ((torch.zeros(2), "float32[2]"), (torch.zeros(3, dtype=torch.int64), "int64[3]")):
-        with pytest.raises(errors.MetadataMismatchError) as caught:
+        with pytest.raises(fh.MetadataMismatchError) as caught:
             call({"w": tangent})
         assert lines(caught)[1:] == [
             f"  where: {name}[0]['w']",
@@ -662,7 +652,7 @@ def test_tangents_that_do_not_fit(name, call):
 
 
 def test_jvp_of_bare_primals():
-    with pytest.raises(errors.ArgumentTypeError, match="primals must have one entry per argument"):
+    with pytest.raises(fh.ArgumentTypeError, match="primals must have one entry per argument"):
         jvp(torch.sin, tensor(3), tensor(3))
 
 
@@ -887,7 +877,7 @@ def test_names_and_wrapped_function(transform):
 
 @pytest.mark.parametrize("name", ["vmap", "grad", "value_and_grad", "vjp", "linearize", "jacfwd", "jacrev", "hessian"])
 def test_not_callable(name):
-    with pytest.raises(errors.ArgumentTypeError) as caught:
+    with pytest.raises(fh.ArgumentTypeError) as caught:
         globals()[name](3)
     assert lines(caught) == [
         f"{name}: not callable",
@@ -899,12 +889,12 @@ def test_not_callable(name):
 
 @pytest.mark.parametrize("transform", [vmap, jacfwd, jacrev])
 def test_chunk_size_must_be_positive(transform):
-    with pytest.raises(errors.ArgumentValueError, match="chunk_size"):
+    with pytest.raises(fh.ArgumentValueError, match="chunk_size"):
         transform(torch.sin, chunk_size=0)
 
 
 def test_randomness_must_be_known():
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         vmap(torch.sin, randomness="some")
     assert lines(caught)[2:] == ["  expected: one of ('error', 'same', 'different')", "  got: 'some'"]
 
