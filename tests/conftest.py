@@ -46,13 +46,14 @@ pytest.register_assert_rewrite("environments", "leftovers", "modes")
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # Captures make many objects, and few cycles.
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is loaded now stays: to look through it for cycles, again and again, takes a sixth of all the time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 _CELL = re.compile(r"test_grid\.py::test_cell\[.*-(?P<mode>[^-]+)\]")
