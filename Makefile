@@ -5,8 +5,9 @@ PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
 
-# One thread per process: small loops are slower with more, and the tests run in several processes.
-TEST_ENV = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+# One thread per process: small loops are slower with more, and the tests run in several processes. Bytecode is kept,
+# whatever the shell says, so that not each of them compiles the tests and the library anew.
+TEST_ENV = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 PYTEST = $(TEST_ENV) .venv-test/bin/python -m pytest -n $(JOBS)
 
 .PHONY: quickstart test fast-test slow-test lint types check clean

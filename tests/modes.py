@@ -33,6 +33,12 @@ def same(got: Any, expected: Any, **tolerances: float) -> None:
     torch.testing.assert_close(got, expected, **tolerances)
 
 
+def gradients(run, f, *args):
+    """Gradients of the sum of ``f`` for all arguments, through plain autograd."""
+    args = [a.detach().clone().requires_grad_() for a in args]
+    return torch.autograd.grad(run(f, *args).sum(), args)
+
+
 def lane_by_lane(f, *args):
     """``vmap(f)(*args)`` as a Python loop: for oracles that look at their data."""
     size = optree.tree_leaves(args)[0].shape[0]

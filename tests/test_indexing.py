@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import every_mode, lane_by_lane, same, same_derivatives, while_capturing
+from modes import every_mode, gradients, lane_by_lane, plain, same, same_derivatives, while_capturing
 
 TABLE = torch.linspace(-1, 1, 27, dtype=torch.float64).reshape(3, 3, 3)
 
@@ -159,3 +159,75 @@ def test_a_mask_of_the_wrong_shape_is_refused(run):
     step = masked(lambda h: h[:1, 0] > 0, lambda x: 1.0)
     with pytest.raises(IndexError, match="shape of the mask"):
         run(lambda x: fh.fori_loop(0, 2, lambda i, x: step(x), x), SQUARE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in a scan and a loop, under vmap, with gradients
+
+
+@every_mode
+def test_indexing(run):
+    table = torch.arange(24.0, dtype=torch.float64).reshape(4, 3, 2)
+
+    def read(t, i, j):
+        return (
+            t[i], t[-i - 1], t[i, j], t[:, j], t[..., i % 2], t[1:, j, ::1], t[i, 1:], t[None, i], t[i, :, 0], t[i][j],
+            t[i, torch.tensor([0, 2])], t[torch.tensor([0, 2])][:, j],
+        )  # fmt: skip
+
+    f = lambda t: fh.scan(lambda c, e: (c, read(t, *e)), 0, (torch.tensor([3, 0, 2]), torch.tensor([1, 2, 0])))[1]
+    rows = [read(table, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]
+    same(run(f, table), tuple(torch.stack(column) for column in zip(*rows)))
+    weights = [torch.randn_like(o) for o in f(table)]
+    loss = lambda f: lambda t: sum((o * w).sum() for o, w in zip(f(t), weights))
+    oracle = lambda t: tuple(torch.stack(c) for c in zip(*[read(t, i, j) for i, j in [(3, 1), (0, 2), (2, 0)]]))
+    same(gradients(run, loss(f), table), gradients(plain, loss(oracle), table))
+
+
+@every_mode
+def test_indexed_writes(run):
+    def write(b, i, j, v):
+        b = b.clone()
+        b[i] = v
+        b[-j - 1, j] += 1.0
+        b[:, i] = b[:, j] * 2
+        b[i, 1:] = v[1:] * b[j, 0].clone()
+        b[..., j] = 0.25
+        b[i, j] = 7
+        return b
+
+    pairs = [(2, 1), (0, 2), (1, 0)]
+    v = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+
+    def f(b, v):
+        xs = torch.tensor([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
+        return fh.scan(lambda c, e: (write(c, e[0], e[1], v), None), b, xs)[0]
+
+    def oracle(b, v):
+        for i, j in pairs:
+            b = write(b, i, j, v)
+        return b
+
+    b = torch.randn(3, 3, dtype=torch.float64)
+    same(run(f, b, v), oracle(b, v))
+    same(
+        gradients(run, lambda b, v: f(b, v) ** 2, b, v),
+        gradients(plain, lambda b, v: oracle(b, v) ** 2, b, v),
+    )
+
+
+@every_mode
+def test_indexing_under_vmap(run):
+    f = lambda t, k: fh.fori_loop(0, 3, lambda i, c: c + t[i] * t[(k + i) % 3], torch.zeros((), dtype=torch.float64))
+    t, k = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 2])
+    expected = torch.stack([sum(r[i] * r[(s + i) % 3] for i in range(3)) for r, s in zip(t, k.tolist())])
+    same(run(fh.vmap(f), t, k), expected)
+
+
+@every_mode
+def test_indexing_by_an_argmax(run):
+    def f(t):
+        return fh.scan(lambda c, row: (c + row[row.argmax()], t[row.argmin()]), t.new_zeros(()), t)
+
+    t = torch.tensor([[1.0, 3.0], [5.0, 2.0]])
+    same(run(f, t), (torch.tensor(8.0), torch.stack([t[0], t[1]])))

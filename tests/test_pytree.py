@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils import _pytree as torch_pytree
 
-from functorch_hops import errors, pytree
+import functorch_hops as fh
+from functorch_hops import pytree
 
 
 class Point(NamedTuple):
@@ -190,7 +191,7 @@ def test_map():
 
 
 def test_map_of_different_trees():
-    with pytest.raises(errors.TreeMismatchError) as caught:
+    with pytest.raises(fh.TreeMismatchError) as caught:
         pytree.map(lambda x, y: x, {"a": (1, 2)}, {"a": (1, None)})
     assert str(caught.value).splitlines()[:-1] == [
         "pytree.map: the trees differ",
@@ -254,7 +255,7 @@ def test_broadcast_prefix(prefix, tree, dims):
 
 
 def test_broadcast_of_what_is_no_prefix():
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         pytree.broadcast_prefix((0, {"a": (0, 1)}), (1, {"a": [1, 2]}), "in_dims")
     assert str(caught.value).splitlines()[:-1] == [
         "vmap: in_dims does not match the tree",
@@ -277,12 +278,12 @@ def test_broadcast_of_what_is_no_prefix():
     ],
 )
 def test_broadcast_needs_the_same_nodes(prefix, tree):
-    with pytest.raises(errors.ArgumentValueError, match="does not match the tree"):
+    with pytest.raises(fh.ArgumentValueError, match="does not match the tree"):
         pytree.broadcast_prefix(prefix, tree, "in_dims")
 
 
 def test_broadcast_of_something_else_than_dimensions():
-    with pytest.raises(errors.ArgumentValueError) as caught:
+    with pytest.raises(fh.ArgumentValueError) as caught:
         pytree.broadcast_prefix((0, [1.5]), (1, [2]), "out_dims")
     assert str(caught.value).splitlines()[:-1] == [
         "vmap: out_dims holds something else than dimensions",

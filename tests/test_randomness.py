@@ -103,3 +103,81 @@ def test_the_gradient_sees_the_numbers_of_the_value(run):
 def test_iterations_draw_fresh_numbers(run):
     draws = run(lambda x: fh.scan(lambda c, _: (c, torch.rand(2)), x, length=20)[1], X)
     assert draws.unique().numel() == 40
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# in a body
+
+
+@every_mode
+def test_random_numbers_are_fresh_in_each_iteration(run):
+    _, ys = run(lambda x: fh.scan(lambda c, _: (c, torch.rand(())), x, length=20), torch.zeros(()))
+    assert len(set(ys.tolist())) == 20
+    out = run(
+        lambda x: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * torch.rand(2)), (0, x)),
+        torch.ones(2),
+    )[1]
+    assert out[0] != out[1]
+    again = run(lambda x: fh.map(lambda e: torch.rand_like(e), x), torch.zeros(4))
+    assert len(set(again.tolist())) == 4
+
+
+@every_mode
+def test_random_numbers_obey_the_seed(run):
+    f = lambda x: fh.scan(lambda c, _: (c + torch.randn(2), torch.rand(())), x, length=3)
+    torch.manual_seed(3)
+    got = run(f, torch.zeros(2))
+    torch.manual_seed(3)
+    c, ys = torch.zeros(2), []
+    for _ in range(3):
+        c = c + torch.randn(2)
+        ys.append(torch.rand(()))
+    same(got, (c, torch.stack(ys)))
+
+
+def test_a_generator_in_a_body_is_refused():
+    """Its state would be frozen with the graph, and go on from call to call."""
+
+    def f(x):
+        return x + torch.randn(2, generator=torch.Generator().manual_seed(0))
+
+    with pytest.raises(fh.CaptureError, match="default generator"):
+        fh.jit(f, backend="eager")(torch.zeros(2))
+
+
+@every_mode
+def test_gradients_see_the_numbers_that_were_drawn(run):
+    """The gradient of the noise-weighted sum is the noise itself."""
+
+    def f(c):
+        noise_of = fh.scan(lambda s, _: _noisy(s, c), torch.zeros((), dtype=torch.float64), length=4)
+        return noise_of[0], noise_of[1]
+
+    def _noisy(s, c):
+        noise = torch.rand(3, dtype=torch.float64)
+        return s + (c * noise).sum(), noise
+
+    c = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    total, noise = run(f, c)
+    same(torch.autograd.grad(total, c)[0], noise.sum(0))
+    slope, noise = run(lambda c: fh.grad(f, has_aux=True)(c), c.detach())
+    same(slope, noise.sum(0))
+
+
+@every_mode
+def test_dropout_in_a_body(run):
+    c = torch.ones(100, dtype=torch.float64, requires_grad=True)
+    out = run(lambda c: fh.fori_loop(0, 2, lambda i, v: torch.nn.functional.dropout(v, 0.5), c), c)
+    assert 5 < (out != 0).sum() < 50
+    (slope,) = torch.autograd.grad(out.sum(), c)
+    same(slope, out.detach())
+
+
+@every_mode
+def test_random_numbers_under_vmap(run):
+    f = lambda x: fh.scan(lambda c, _: (c, torch.rand(())), x, length=3)[1]
+    rows = run(fh.vmap(f, randomness="different"), torch.zeros(2))
+    assert len(set(rows.flatten().tolist())) == 6
+    rows = run(fh.vmap(f, randomness="same"), torch.zeros(2))
+    same(rows[0], rows[1])
+    assert len(set(rows[0].tolist())) == 3

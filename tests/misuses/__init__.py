@@ -1,4 +1,4 @@
-"""Every misuse that the library refuses: test_misuse.py checks what it leaves behind, test_messages.py its words."""
+"""Every misuse that the library refuses: test_messages.py checks its words, and that it leaves nothing behind."""
 
 from __future__ import annotations
 

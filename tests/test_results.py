@@ -1,0 +1,349 @@
+"""What comes out of a call, in plain eager, captured and under jit: no steps, numbers, trees, dtypes, aliases."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any, NamedTuple
+
+import optree
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from modes import every_mode, gradients, plain, same, while_capturing
+
+F64 = torch.float64
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# nothing to do
+
+
+@every_mode
+def test_while_loop_of_zero_iterations(run):
+    x = torch.tensor([1.0, 2.0])
+    f = lambda x: fh.while_loop(lambda v: v.sum() < 0, lambda v: v * 2, x)
+    same(run(f, x), x)
+    same(gradients(run, f, x)[0], torch.ones(2))
+
+
+@every_mode
+def test_fori_loop_of_zero_iterations(run):
+    x = torch.tensor([1.0, 2.0])
+    for lower, upper in [(3, 3), (4, 1), (torch.tensor(4), 1), (0, torch.tensor(-2))]:
+        f = lambda x: fh.fori_loop(lower, upper, lambda i, v: v * i, x)
+        same(run(f, x), x)
+        same(gradients(run, f, x)[0], torch.ones(2))
+
+
+@every_mode
+def test_scan_of_zero_length(run):
+    def f(c, xs):
+        return fh.scan(lambda c, x: (c * x.sum(), {"y": (c * x).to(F64), "k": 7}), c, xs)
+
+    carry, ys = run(f, torch.tensor(2.0), torch.zeros(0, 3))
+    same(carry, torch.tensor(2.0))
+    assert ys["y"].shape == (0, 3)
+    assert ys["y"].dtype == F64
+    assert ys["k"] == 7
+
+
+@every_mode
+def test_scan_of_length_zero_without_xs(run):
+    carry, ys = run(lambda c: fh.scan(lambda c, _: (c + 1, c), c, length=0), torch.tensor(2.0))
+    same(carry, torch.tensor(2.0))
+    assert ys.shape == (0,)
+
+
+@every_mode
+def test_gradient_of_a_scan_of_zero_length(run):
+    f = lambda c, w: fh.scan(lambda c, x: (c * w + x, c), c, torch.zeros(0))[0]
+    c, w = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    grads = torch.autograd.grad(run(f, c, w), (c, w), allow_unused=True, materialize_grads=True)
+    same(grads, (torch.tensor(1.0), torch.tensor(0.0)))
+
+
+@every_mode
+def test_map_of_zero_length(run):
+    for batch_size in (None, 2):
+        out = run(lambda xs: fh.map(lambda x: x.sum().to(F64), xs, batch_size=batch_size), torch.zeros(0, 3))
+        assert out.shape == (0,)
+        assert out.dtype == F64
+
+
+@every_mode
+@pytest.mark.parametrize("n", [0, 1])
+def test_associative_scan_of_few_elements(run, n):
+    xs = torch.ones(n, 2)
+    same(run(lambda xs: fh.associative_scan(torch.mul, xs), xs), xs)
+    same(run(lambda xs: fh.associative_scan(torch.mul, xs, reverse=True), xs), xs)
+
+
+@every_mode
+def test_empty_carry(run):
+    carry, ys = run(lambda xs: fh.scan(lambda c, x: (c, x * 2), (), xs), torch.arange(3.0))
+    assert carry == ()
+    same(ys, torch.arange(3.0) * 2)
+    carry, ys = run(lambda xs: fh.scan(lambda c, x: (None, None), None, xs), torch.arange(3.0))
+    assert carry is None
+    assert ys is None
+    assert run(lambda x: fh.fori_loop(0, 3, lambda i, c: c, {}), torch.zeros(())) == {}
+    assert run(lambda x: fh.cond(x > 0, lambda: (), lambda: ()), torch.ones(())) == ()
+
+
+@every_mode
+def test_while_loop_max_steps(run):
+    for steps in (0, 1, 5):
+        f = lambda x: fh.while_loop(lambda v: v < 100, lambda v: v * 3, x, max_steps=steps)
+        same(run(f, torch.tensor(1.0)), torch.tensor(min(3.0**steps, 243.0)))
+        same(
+            run(lambda x: fh.while_loop(lambda v: True, lambda v: v + 1, x, max_steps=steps), 1.0),
+            1.0 + torch.tensor(steps),
+        )
+
+
+@every_mode
+def test_while_loop_whose_condition_is_constantly_false(run):
+    same(run(lambda x: fh.while_loop(lambda v: False, lambda v: v + 1, x), torch.ones(2)), torch.ones(2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# leaves
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(True, torch.bool), (3, torch.int64), (0.5, torch.float32), (1j, torch.complex64)]
+)
+def test_python_numbers_become_tensors(run, number, dtype):
+    def kinds(x):
+        seen = []
+
+        def record(v):
+            seen.append((isinstance(v, Tensor), v.dtype, v.shape))
+            return v
+
+        outs = [
+            fh.cond(x > 0, record, record, number),
+            fh.switch((x > 0).long(), [record, record], number),
+            fh.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, record(s[1])), (0, number))[1],
+            fh.fori_loop(0, 2, lambda i, v: record(v), number),
+            fh.scan(lambda c, _: (record(c), None), number, length=2)[0],
+        ]
+        assert set(seen) == {(True, dtype, torch.Size([]))}
+        return outs
+
+    for out in run(kinds, torch.tensor(1.0)):
+        same(out, torch.tensor(number, dtype=dtype))
+
+
+@every_mode
+def test_python_numbers_that_a_body_returns(run):
+    def f(x):
+        a = fh.scan(lambda c, _: ((1, 2.0, True), None), (0, 0.0, False), length=2)[0]
+        b = fh.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, 4.0), (0, 1.0))[1]
+        return a, b
+
+    same(run(f, torch.ones(())), ((torch.tensor(1), torch.tensor(2.0), torch.tensor(True)), torch.tensor(4.0)))
+
+
+@every_mode
+def test_python_numbers_follow_the_default_dtype(run):
+    torch.set_default_dtype(F64)
+    try:
+        out = run(lambda x: fh.fori_loop(0, 2, lambda i, c: c * x, 0.1), torch.tensor(3.0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same(out, torch.tensor(0.1, dtype=F64) * 9)
+
+
+@every_mode
+def test_constant_outputs(run):
+    def f(x):
+        branch = lambda v: {"name": "linear", "y": v, "none": None, "f": torch.sin}
+        out = fh.cond(x.sum() > 0, branch, lambda v: {**branch(v), "y": v * 2}, x)
+        _, ys = fh.scan(lambda c, _: (c, ("tag", None, 3, c)), x, length=2)
+        return out, ys
+
+    x = torch.ones(2)
+    out, ys = run(f, x)
+    assert (out["name"], out["none"], out["f"]) == ("linear", None, torch.sin)
+    same(out["y"], x)
+    assert ys[:3] == ("tag", None, 3)
+    same(ys[3], torch.ones(2, 2))
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
+
+
+@dataclasses.dataclass
+class State:
+    position: Any
+    speed: Any
+    name: Any = None
+
+
+class Registered:
+    def __init__(self, a, b):
+        self.a, self.b = a, b
+
+
+torch.utils._pytree.register_pytree_node(
+    Registered,
+    lambda r: ([r.a, r.b], "context"),
+    lambda children, context: Registered(*children),
+    serialized_type_name="tests.Registered",
+)
+
+
+@every_mode
+@pytest.mark.parametrize(
+    ("make", "take"),
+    [
+        (lambda a, b: {"b": a, "a": b}, lambda t: (t["b"], t["a"])),
+        (lambda a, b: [a, (b, None)], lambda t: (t[0], t[1][0])),
+        (Point, lambda t: (t.x, t.y)),
+        (State, lambda t: (t.position, t.speed)),
+        (Registered, lambda t: (t.a, t.b)),
+        (lambda a, b: collections.OrderedDict(z=a, a=b), lambda t: (t["z"], t["a"])),
+    ],
+    ids=["dict", "list", "namedtuple", "dataclass", "registered", "OrderedDict"],
+)
+def test_trees(run, make, take):
+    def step(tree):
+        a, b = take(tree)
+        return make(a + b, a)
+
+    def f(x):
+        init = make(x, x * 0)
+        results = [
+            fh.scan(lambda c, _: (step(c), step(c)), init, length=3),
+            fh.while_loop(lambda t: take(t)[0].sum() < 8, step, init),
+            fh.cond(x.sum() > 0, step, lambda t: t, init),
+            fh.map(lambda t: make(take(t)[1], take(t)[0]), init),
+            fh.associative_scan(lambda s, t: make(take(s)[0] + take(t)[0], take(s)[1] * take(t)[1]), init),
+        ]
+        return [take(results[0][0]), take(results[0][1]), *(take(r) for r in results[1:])]
+
+    x = torch.ones(2)
+    got = run(f, x)
+    same(got[0], (x * 3, x * 2))
+    same(got[1], (torch.stack([x, x * 2, x * 3]), torch.stack([x, x, x * 2])))
+    same(got[2:], [(x * 5, x * 3), (x, x), (x * 0, x), (torch.tensor([1.0, 2.0]), x * 0)])
+
+
+@every_mode
+def test_dtypes_side_by_side_in_a_carry(run):
+    """Only some leaves have gradients; float32 and float64 live in one carry."""
+    init = {
+        "i": torch.tensor(1),
+        "b": torch.tensor(True),
+        "c": torch.tensor(1 + 1j, dtype=torch.complex128),
+        "f": torch.tensor(0.5),
+        "d": torch.tensor([2.0, 3.0], dtype=F64),
+    }
+
+    def step(s):
+        return {
+            "i": s["i"] * 2 + s["b"],
+            "b": ~s["b"],
+            "c": s["c"] * 1j + s["d"].sum(),
+            "f": s["f"] * s["i"].to(torch.float32),
+            "d": s["d"] * s["f"] + s["c"].real,
+        }
+
+    def f(init):
+        return fh.fori_loop(0, 3, lambda i, s: step(s), init)
+
+    expected = init
+    for _ in range(3):
+        expected = step(expected)
+    same(run(f, init), expected)
+
+    def loss(d, c, fl):
+        out = f({**init, "d": d, "c": c, "f": fl})
+        return out["d"].sum() + out["c"].imag + out["f"]
+
+    def oracle(d, c, fl):
+        out = {**init, "d": d, "c": c, "f": fl}
+        for _ in range(3):
+            out = step(out)
+        return out["d"].sum() + out["c"].imag + out["f"]
+
+    args = init["d"], init["c"], init["f"]
+    same(gradients(run, loss, *args), gradients(plain, oracle, *args))
+    same(run(fh.grad(loss, argnums=(0, 1, 2)), *args), torch.func.grad(oracle, argnums=(0, 1, 2))(*args))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# aliasing
+
+
+@every_mode
+def test_outputs_that_alias(run):
+    def f(x, w):
+        a = fh.cond(x.sum() > 0, lambda v: (v, v, v[0], w, v.view(2, 1)), lambda v: (w, v, v[1], v, w.view(2, 1)), x)
+        b = fh.scan(lambda c, e: ((c[1], c[0]), (c[0], c[0], e, w, e[:1])), (x, w), torch.stack([x, w]))
+        c = fh.while_loop(lambda s: s[0].sum() < 50, lambda s: (s[1], s[0] + s[1], s[0]), (x, w, x))
+        d = fh.map(lambda e: (e, e, w), torch.stack([x, w]))
+        return a, b, c, d
+
+    def oracle(x, w):
+        a = (x, x, x[0], w, x.view(2, 1)) if x.sum() > 0 else (w, x, x[1], x, w.view(2, 1))
+        b = (x, w), tuple(torch.stack(p) for p in ((x, w), (x, w), (x, w), (w, w), (x[:1], w[:1])))
+        c = (x, w, x)
+        while c[0].sum() < 50:
+            c = (c[1], c[0] + c[1], c[0])
+        d = (torch.stack([x, w]), torch.stack([x, w]), torch.stack([w, w]))
+        return a, b, c, d
+
+    def total(f):
+        return lambda x, w: sum(leaf.sum() * (i + 1) for i, leaf in enumerate(optree.tree_leaves(f(x, w))))
+
+    for x in (torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 0.5])):
+        w = torch.tensor([3.0, 4.0])
+        same(run(f, x, w), oracle(x, w))
+        same(gradients(run, total(f), x, w), gradients(plain, total(oracle), x, w))
+        expected = torch.autograd.functional.hessian(lambda x: total(oracle)(x, w) ** 2, x)
+        same(run(fh.hessian(lambda x: total(f)(x, w) ** 2), x), expected)
+
+
+@while_capturing
+def test_writing_to_an_output_leaves_the_input_alone(run):
+    """Captured outputs are fresh; plain eager is Python, whose functions may return their arguments."""
+    x = torch.ones(2)
+    out = run(lambda v: fh.cond(v.sum() > 0, lambda v: v, lambda v: v, v), x)
+    out.add_(1)
+    same(x, torch.ones(2))
+
+
+@every_mode
+def test_expanded_and_strided_inputs(run):
+    x = torch.arange(6.0).reshape(2, 3)
+    inputs = [x.t(), torch.ones(1, 3).expand(3, 3), x[:, ::2].t(), torch.ones(()).expand(3)]
+    for value in inputs:
+        f = lambda v: fh.scan(
+            lambda c, e: (c.view(-1).sin().view(c.shape) + e, c.reshape(-1)),
+            v,
+            value[None].expand(2, *value.shape),
+        )
+        c, ys = value, []
+        for _ in range(2):
+            ys.append(c.reshape(-1))
+            c = c.sin() + value
+        got = run(f, value.contiguous())
+        same(got, (c, torch.stack(ys)))
+
+
+@every_mode
+def test_views_of_a_transposed_carry(run):
+    w = torch.randn(3, 3)
+    f = lambda x: fh.fori_loop(0, 3, lambda i, c: (c.t() @ w).t(), x)
+    expected = x = torch.randn(3, 3)
+    for _ in range(3):
+        expected = (expected.t() @ w).t()
+    same(run(f, x), expected)
