@@ -8,17 +8,19 @@ import torch
 from torch import fx
 
 from .._torch import OpOverload
-from .nodes import untracked
+from .nodes import packed, untracked
 
 __all__ = ["base_of", "dealias_outputs", "is_copy", "is_view", "is_view_operator", "without_copies"]
+
+
+_VIEWS = (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, packed, untracked)
+"""What gives a view, or may give one, and does not say so."""
 
 
 def is_view(node: fx.Node) -> bool:
     """Whether the result, or one of them, may share memory with the first operand."""
     target = node.target
-    if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked) or _is_name(node):
-        return True
-    return is_view_operator(target)
+    return target in _VIEWS or _is_name(node) or is_view_operator(target)
 
 
 def is_view_operator(target: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,17 @@ from torch import Tensor, fx
 from .._torch import without_gradients
 from .meta import TensorMeta
 
-__all__ = ["conjugated", "detached", "frozen", "meta_of", "size_at", "untracked"]
+__all__ = [
+    "by_stride",
+    "conjugated",
+    "detached",
+    "frozen",
+    "inverted",
+    "meta_of",
+    "packed",
+    "size_at",
+    "untracked",
+]
 
 
 def untracked(x: Tensor) -> Tensor:
@@ -31,6 +41,21 @@ def detached(x: Tensor) -> Tensor:
 def conjugated(x: Tensor) -> Tensor:
     """``x.conj()`` as a value and not as a mark on ``x``. torch's operator for it (2.13) lacks a batching rule."""
     return torch.ops.aten._conj.default(x).resolve_conj()
+
+
+def by_stride(x: Tensor) -> list[int]:
+    """The dimensions as they lie in memory."""
+    return sorted(range(x.dim()), key=x.stride, reverse=True)
+
+
+def inverted(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes another one."""
+    return [order.index(d) for d in range(len(order))]
+
+
+def packed(x: Tensor, order: Sequence[int]) -> Tensor:
+    """``x`` with its dimensions in this order in memory; itself where it lies so already."""
+    return x.permute(order).contiguous().permute(inverted(order))
 
 
 def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:

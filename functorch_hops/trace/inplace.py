@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from .._torch import OpOverload
 from ..errors import CaptureError, message
 from ..ir.meta import is_differentiable
-from ..ir.nodes import detached, untracked
+from ..ir.nodes import by_stride, detached, inverted, untracked
 
 __all__ = ["REPLACED", "depends_on_input", "has_writes", "release_detached", "unwrite_views"]
 
@@ -29,16 +29,11 @@ def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     copied = torch.ops.aten._to_copy.default(expanded, dtype=target.dtype, device=target.device)
     if copied.stride() == target.stride():
         return copied
-    order, inverse = _by_stride(target)
+    order = by_stride(target)
+    inverse = inverted(order)
     packed = torch.ops.aten.permute.default(copied, order)
     packed = torch.ops.aten.clone.default(packed, memory_format=torch.contiguous_format)
     return torch.ops.aten.permute.default(packed, inverse)
-
-
-def _by_stride(x: Tensor) -> tuple[list[int], list[int]]:
-    """The dimensions as they lie in memory, and how to undo that order."""
-    order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    return order, [order.index(d) for d in range(x.dim())]
 
 
 def _select_scatter(x: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
@@ -63,7 +58,8 @@ def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **othe
 
 def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offset: int | None = None) -> Tensor:
     """A write to places of the memory of ``x``: torch's operator for it has a wrong derivative and can't batch."""
-    order, inverse = _by_stride(x)
+    order = by_stride(x)
+    inverse = inverted(order)
     memory = torch.ops.aten.permute.default(x, order)
     if not memory.is_contiguous():
         problem = "a write through as_strided to a tensor whose memory has gaps"

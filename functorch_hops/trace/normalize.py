@@ -9,38 +9,57 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.nodes import conjugated, size_at
+from ..ir.memory import base_of
+from ..ir.nodes import by_stride, conjugated, packed, size_at
 from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
 
+_aten = torch.ops.aten
+
 _PLAIN_FORMS: dict[Any, Any] = {
-    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
-    torch.ops.aten.sym_size.int: size_at,
-    torch.ops.aten._conj.default: conjugated,
-    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+    _aten.view.default: _aten.reshape.default,
+    _aten._unsafe_view.default: _aten.reshape.default,
+    _aten.sym_size.int: size_at,
+    _aten._conj.default: conjugated,
+    _aten._neg_view.default: _aten.neg.default,
 }
 """Operators that assume a layout or make a lazy tensor, and what means the same without."""
 
 
 _OF_NUMBERS: dict[Any, Callable[[Any], Any]] = {
-    torch.ops.aten._conj.default: lambda number: number.conjugate(),
-    torch.ops.aten._neg_view.default: operator.neg,
+    _aten._conj.default: lambda number: number.conjugate(),
+    _aten._neg_view.default: operator.neg,
 }
 """Some of these take a number in the place of a tensor, as a derivative of a product with one has it."""
+
+
+_LAYOUT_READERS = (_aten.as_strided.default, _aten.view_as_complex.default, _aten.view.dtype)
+"""Operators whose result depends on where the elements of their operand lie in memory."""
 
 
 def normalize(module: fx.GraphModule) -> None:
     """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
-        if node.target is torch.ops.aten.empty_like.default:
+        if node.target is _aten.empty_like.default:
             replace_empty_like(node)
         if node.target in _OF_NUMBERS and not node.all_input_nodes:
             _replace_by_number(node, _OF_NUMBERS[node.target](node.args[0]))
         node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
+        if node.target in _LAYOUT_READERS:
+            _fix_layout(base_of(node.args[0]))
     clean(module)
+
+
+def _fix_layout(base: fx.Node) -> None:
+    """Let a value lie in memory as it did in the trace, where operands are contiguous and others follow from them."""
+    graph, users = base.graph, list(base.users)
+    with graph.inserting_after(graph.find_nodes(op="placeholder")[-1] if base.op == "placeholder" else base):
+        laid_out = graph.call_function(packed, (base, by_stride(base.meta["val"])))
+    laid_out.meta["val"] = base.meta["val"]
+    for user in users:
+        user.replace_input_with(base, laid_out)
 
 
 def _replace_by_number(node: fx.Node, number: Any) -> None:
@@ -54,12 +73,12 @@ def replace_empty_like(node: fx.Node) -> None:
     """``empty_like(x)`` takes no value of ``x``: what is drawn into it (dropout) can be the same for all lanes of x."""
     value = node.meta["val"]
     if all(isinstance(size, int) for size in value.shape):
-        node.target = torch.ops.aten.empty.memory_format
+        node.target = _aten.empty.memory_format
         node.args, node.kwargs = (list(value.shape),), {"dtype": value.dtype, "device": value.device}
 
 
 _NO_END = 2**63 - 1
-_SLICES: dict[Any, int] = {torch.ops.aten.slice.Tensor: 1, torch.ops.aten.slice_scatter.default: 2}
+_SLICES: dict[Any, int] = {_aten.slice.Tensor: 1, _aten.slice_scatter.default: 2}
 
 
 def bound_slice(node: fx.Node) -> None:
