@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import fx
 
 from functorch_hops import environment
-from functorch_hops.calls.arguments import Arguments, TensorSpec
+from functorch_hops.calls.arguments import Arguments, P, TensorSpec
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
@@ -65,7 +65,7 @@ class CapturedGraph(fx.GraphModule):
         return self.as_text()
 
 
-def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
+def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     """Capture a function as a graph.
 
     ``make_graph : (a -> b) -> (a -> graph of (a -> b))``. Equivalent to nothing that runs: the result is a
@@ -95,7 +95,7 @@ def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
     check_callable("make_graph", "func", func)
 
     @functools.wraps(func)
-    def capture(*args: Any, **kwargs: Any) -> CapturedGraph:
+    def capture(*args: P.args, **kwargs: P.kwargs) -> CapturedGraph:
         arguments = Arguments(args, kwargs)
         name = getattr(func, "__name__", None) or type(func).__name__
         return CapturedGraph(trace_call(func, arguments, "make_graph"), arguments, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,13 @@ from ..ir.meta import TensorMeta
 from ..ir.sizes import open_shape, shape_env_of
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "TensorSpec", "one_or_several", "signature_of"]
+__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
+P = ParamSpec("P")
+"""The parameters of a user's function, which what a transform makes of it has as well."""
+R = TypeVar("R")
+"""What a user's function returns."""
 
 
 class TensorSpec:

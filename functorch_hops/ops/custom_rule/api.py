@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import optree
 import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.arguments import Function, one_or_several, signature_of
+from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.output import Constant, OutputSpec
 from ...calls.static_values import static_key
 from ...calls.validate import check_agreement, check_callable, kind_of
@@ -29,14 +29,15 @@ from .flat_rule import FlatRule
 __all__ = ["custom_jvp", "custom_vjp"]
 
 Tensors = Sequence[Tensor]
+Rule = TypeVar("Rule", bound=Function)
 
 
-class _CustomFunction:
+class _CustomFunction(Generic[P, R]):
     """What both decorators share: the function, and how a call is taken apart."""
 
     operation: str
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
         functools.update_wrapper(cast(Any, self), fun, updated=())
         self.fun = fun
@@ -60,9 +61,10 @@ class _CustomFunction:
             )
         return bound.args
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self._require_rule()
-        return as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        return result
 
     def _require_rule(self) -> None:
         raise NotImplementedError
@@ -82,7 +84,7 @@ class _CustomFunction:
     __name__: str
 
 
-class custom_vjp(_CustomFunction):
+class custom_vjp(_CustomFunction[P, R]):
     """A function with a reverse-mode derivative of its own.
 
     ::
@@ -138,7 +140,7 @@ class custom_vjp(_CustomFunction):
     operation = "custom_vjp"
     __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.fwd: Function | None = None
         self.bwd: Function | None = None
@@ -157,7 +159,7 @@ class custom_vjp(_CustomFunction):
         return _VjpCall(self, args)
 
 
-class custom_jvp(_CustomFunction):
+class custom_jvp(_CustomFunction[P, R]):
     """A function with a forward-mode derivative of its own, from which reverse mode follows.
 
     ::
@@ -209,11 +211,11 @@ class custom_jvp(_CustomFunction):
     operation = "custom_jvp"
     __environment__ = ("fun", "rule", "nondiff_argnums")
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.rule: Function | None = None
 
-    def defjvp(self, rule: Function) -> Function:
+    def defjvp(self, rule: Rule) -> Rule:
         """Set the rule."""
         check_callable("custom_jvp", "rule", rule)
         self.rule = rule
@@ -225,9 +227,11 @@ class custom_jvp(_CustomFunction):
             if rule is not None:
                 check_callable("custom_jvp", "rules", rule)
 
+        call: Function = self
+
         def summed(*args: Any) -> tuple[Any, Any]:
             *nondiff, primals, tangents = args
-            out = self(*self._merged(nondiff, primals))
+            out = call(*self._merged(nondiff, primals))
             terms = [rule(t, out, *primals) for rule, t in zip(rules, tangents, strict=True) if rule is not None]
             return out, functools.reduce(lambda a, b: pytree.map(torch.add, a, b), terms) if terms else None
 
