@@ -75,7 +75,7 @@ def test_parts_in_order(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_argument_is_described(name: str) -> None:
     described = documentation(FUNCTIONS[name]).partition("\nArguments:\n")[2].partition("\n\n")[0]
-    names = re.findall(r"^ {4}([\w, ]+): ", described, re.MULTILINE)
+    names = re.findall(r"^ {4}(\w[\w, ]*): ", described, re.MULTILINE)
     arguments = [p for p in inspect.signature(FUNCTIONS[name]).parameters if p != "self"]
     assert ", ".join(names).split(", ") == (arguments or [""])
 

@@ -26,9 +26,20 @@ R = TypeVar("R")
 class TensorSpec:
     """Shape, dtype and device of a tensor that is not there.
 
-    >>> import torch
-    >>> TensorSpec((2, 3), torch.float32)
-    TensorSpec(shape=(2, 3), dtype=torch.float32, device=cpu)
+    :func:`eval_shape` returns them in the place of tensors, and takes them there. Two are equal, and have one hash, if
+    shape, dtype and device are. In trees they are leaves.
+
+    Arguments:
+        shape: the sizes, any sequence of ints.
+        dtype: a ``torch.dtype``.
+        device: a ``torch.device``, or the name of one.
+
+    Attributes: ``shape`` (a tuple), ``dtype`` and ``device`` (a ``torch.device``).
+
+    >>> import torch, functorch_hops as fh
+    >>> x = fh.TensorSpec((2, 3), torch.float32)
+    >>> fh.eval_shape(lambda x: x @ x.T, x)
+    TensorSpec(shape=(2, 2), dtype=torch.float32, device=cpu)
     """
 
     __fh_leaf__ = True

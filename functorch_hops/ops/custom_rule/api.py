@@ -109,13 +109,8 @@ class custom_vjp(_CustomFunction[P, R]):
         nondiff_argnums: positions of arguments without derivatives, such as functions. `bwd` gets them first:
             ``bwd(*nondiff, residuals, ct)``.
 
-    ``defvjp(fwd, bwd)`` sets the rule. `fwd` takes the arguments of `fun` and returns its output and any tree of
-    residuals. `bwd` takes the residuals and a cotangent like the output (zeros for an integer leaf), and returns a
-    tuple with one entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree,
-    stands for zero.
-
     Returns:
-        A function like `fun`, with the method ``defvjp``.
+        A function like `fun`, with the method ``defvjp(fwd, bwd)``, which sets the rule.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; forward mode is asked for.
@@ -146,7 +141,44 @@ class custom_vjp(_CustomFunction[P, R]):
         self.bwd: Function | None = None
 
     def defvjp(self, fwd: Function, bwd: Function) -> None:
-        """Set the rule."""
+        """Set the rule for reverse mode.
+
+        ::
+
+            defvjp : ((a, ...) -> (b, residuals), (residuals, b) -> (a, ...)) -> None
+
+        Equivalent, for one tensor argument, to writing `fwd` and `bwd` as the staticmethods of a
+        ``torch.autograd.Function``: see :class:`custom_vjp`.
+
+        Arguments:
+            fwd: takes the arguments of ``fun``, and returns ``(out, residuals)``: its output, and any tree that `bwd`
+                needs.
+            bwd: takes the residuals and a cotangent, a tree like ``out`` (zeros for an integer leaf). It returns a
+                tuple with one entry for each differentiable argument: a tree like that argument, in which None, as a
+                whole or in the place of a subtree, stands for zero. Arguments without derivatives
+                (``nondiff_argnums``) come before the residuals.
+
+        Returns:
+            None. The rule belongs to the function from then on; a later call replaces it.
+
+        Raises:
+            ArgumentTypeError: `fwd` or `bwd` is not callable. What they return is checked when they run.
+
+        Cost: none; the rule runs where a gradient is taken.
+
+        Source: ``jax.custom_vjp.defvjp``.
+
+        >>> import torch, functorch_hops as fh
+        >>> @fh.custom_vjp
+        ... def square_root(x):
+        ...     return x.sqrt()
+        >>> def fwd(x):
+        ...     root = square_root(x)
+        ...     return root, root
+        >>> square_root.defvjp(fwd, lambda root, ct: (ct / (2 * root),))
+        >>> fh.grad(fh.grad(square_root))(torch.tensor(4.0))
+        tensor(-0.0312)
+        """
         check_callable("custom_vjp", "fwd", fwd)
         check_callable("custom_vjp", "bwd", bwd)
         self.fwd, self.bwd = fwd, bwd
@@ -176,14 +208,9 @@ class custom_jvp(_CustomFunction[P, R]):
         nondiff_argnums: positions of arguments without derivatives, such as functions. The rule gets them first:
             ``rule(*nondiff, primals, tangents)``.
 
-    ``defjvp(rule)`` sets the rule and returns it. It takes two tuples, with the (differentiable) arguments and their
-    tangents, and returns the output and its tangent: trees of the same structure, in which a tangent may be None for
-    zero. It should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor
-    has a tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) ->
-    tangent_out`` per argument, or None.
-
     Returns:
-        A function like `fun`, with the methods ``defjvp`` and ``defjvps``.
+        A function like `fun`, with the methods ``defjvp(rule)``, which sets the rule, and ``defjvps(*rules)``, which
+        sets it as a sum over the arguments.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule.
@@ -216,13 +243,81 @@ class custom_jvp(_CustomFunction[P, R]):
         self.rule: Function | None = None
 
     def defjvp(self, rule: Rule) -> Rule:
-        """Set the rule."""
+        """Set the rule for forward mode, from which reverse mode follows.
+
+        ::
+
+            defjvp : (((a, ...), (a, ...)) -> (b, b)) -> the same
+
+        Equivalent to making ``jvp(fun, primals, tangents)`` mean ``rule(primals, tangents)``.
+
+        Arguments:
+            rule: takes two tuples, the differentiable arguments and their tangents, and returns ``(out,
+                tangent_out)``: the output and its tangent, two trees of one structure, in which None stands for a zero
+                tangent. It is linear in the tangents, and calls the function itself for the output, so that higher
+                derivatives are those of the rule too. An integer tensor has a tangent of zeros. Arguments without
+                derivatives (``nondiff_argnums``) come before the two tuples.
+
+        Returns:
+            The rule: ``defjvp`` is a decorator.
+
+        Raises:
+            ArgumentTypeError: `rule` is not callable. What it returns is checked when it runs.
+
+        Cost: none; the rule runs where a derivative is taken.
+
+        Source: ``jax.custom_jvp.defjvp``.
+
+        >>> import torch, functorch_hops as fh
+        >>> @fh.custom_jvp
+        ... def product(x, y):
+        ...     return x * y
+        >>> @product.defjvp
+        ... def _(primals, tangents):
+        ...     (x, y), (t, s) = primals, tangents
+        ...     return product(x, y), t * y + x * s
+        >>> fh.grad(product, argnums=(0, 1))(torch.tensor(2.0), torch.tensor(5.0))
+        (tensor(5.), tensor(2.))
+        """
         check_callable("custom_jvp", "rule", rule)
         self.rule = rule
         return rule
 
     def defjvps(self, *rules: Function | None) -> None:
-        """Set the rule as a sum over the arguments."""
+        """Set the rule for forward mode as a sum over the arguments.
+
+        ::
+
+            defjvps : ((b, b, a, ...) -> b, ...) -> None
+
+        Equivalent, for two arguments, to::
+
+            @f.defjvp
+            def rule(primals, tangents):
+                out = f(*primals)
+                return out, rules[0](tangents[0], out, *primals) + rules[1](tangents[1], out, *primals)
+
+        Arguments:
+            rules: one for each differentiable argument: a function ``(tangent, out, *primals) -> tangent_out``, or None
+                for an argument on which the output does not depend.
+
+        Returns:
+            None.
+
+        Raises:
+            ArgumentTypeError: a rule is neither callable nor None.
+            ValueError: when the rule runs, there are more or fewer rules than differentiable arguments.
+
+        Cost: none; the rules run where a derivative is taken.
+
+        Source: ``jax.custom_jvp.defjvps``.
+
+        >>> import torch, functorch_hops as fh
+        >>> product = fh.custom_jvp(lambda x, y: x * y)
+        >>> product.defjvps(lambda t, out, x, y: t * y, lambda s, out, x, y: x * s)
+        >>> fh.grad(product, argnums=(0, 1))(torch.tensor(2.0), torch.tensor(5.0))
+        (tensor(5.), tensor(2.))
+        """
         for rule in rules:
             if rule is not None:
                 check_callable("custom_jvp", "rules", rule)
