@@ -1085,11 +1085,11 @@ def test_grad() -> None:
 
 test_grad()
 
-# What the library does in addition. ``pullback`` and ``augment`` know which operands ask for a gradient. A
+# What the library does in addition. Its ``vjp_forward`` and ``vjp_backward`` know which operands ask for a gradient. A
 # ``while_loop`` is differentiated as the scan that it turned out to be: it saves what its backward reads, and how
 # many steps it took. With ``checkpoints=k`` it saves k carries instead and runs parts of the loop again. ``remat``
-# does the same for a scan. An operator without a derivative raises, and never gives zeros (NOTE [Absent
-# derivatives raise when they run]).
+# does the same for a scan. An operator without a derivative raises, and never gives zeros (NOTE [Absent derivatives
+# raise when they run]).
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,12 +16,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["barriers", "held", "hold"]
+__all__ = ["barriers", "behind_barrier", "optimization_barrier"]
 
 _library = torch.library.Library("functorch_hops", "DEF")
-_library.define("hold(Tensor value, Tensor[] until) -> Tensor")
-_library.impl("hold", lambda value, until: torch.ops.aten.alias.default(value), "CompositeExplicitAutograd")
-hold = torch.ops.functorch_hops.hold.default
+_library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
+_library.impl(
+    "optimization_barrier", lambda value, until: torch.ops.aten.alias.default(value), "CompositeExplicitAutograd"
+)
+optimization_barrier = torch.ops.functorch_hops.optimization_barrier.default
 
 
 class _State(threading.local):
@@ -33,7 +35,7 @@ _state = _State()
 
 @contextlib.contextmanager
 def barriers() -> Iterator[None]:
-    """Lower for a compiler that knows ``hold``; elsewhere the order of the graph is the order of the work."""
+    """Lower for a compiler that knows the barrier; elsewhere the order of the graph is the order of the work."""
     outer, _state.is_active = _state.is_active, True
     try:
         yield
@@ -41,11 +43,11 @@ def barriers() -> Iterator[None]:
         _state.is_active = outer
 
 
-def held(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Tensor]:
+def behind_barrier(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Tensor]:
     """The same values, readable only when all of ``until`` are computed.
 
     Without ``until`` they still keep what a checkpoint computes forwards apart from what comes before it.
     """
     if not _state.is_active:
         return list(values)
-    return [hold(value, list(until)) for value in values]
+    return [optimization_barrier(value, list(until)) for value in values]

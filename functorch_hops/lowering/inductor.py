@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..ir.subgraph import StaticParameters, static_of
-from .barrier import barriers, hold
+from .barrier import barriers, optimization_barrier
 
 __all__ = ["compile_graph"]
 
@@ -165,11 +165,11 @@ def _has_complex(module: fx.GraphModule) -> bool:
 
 @functools.cache
 def _register_barrier() -> None:
-    """``hold`` as a node that reads the value and what it waits for, and whose result is the value's own memory."""
+    """The barrier as a node that reads the value and what it waits for, and whose result is the value's own memory."""
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
 
-    class Held(ir.MultiOutput):
+    class Barrier(ir.MultiOutput):
         """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there.
 
         Inductor writes a result over a buffer that it reads for the last time. Of an alias it does so too, and then
@@ -195,6 +195,6 @@ def _register_barrier() -> None:
         storage, layout = ir.as_storage_and_layout(ir.ExternKernel.realize_input(value))
         view = ir.ReinterpretView(data=storage, layout=layout)
         awaited = ir.InputsKernel.unwrap_storage([ir.ExternKernel.realize_input(x) for x in until])
-        return ir.TensorBox.create(Held(view, awaited))
+        return ir.TensorBox.create(Barrier(view, awaited))
 
-    register_lowering(hold, type_promotion_kind=None)(lower)
+    register_lowering(optimization_barrier, type_promotion_kind=None)(lower)

@@ -16,7 +16,7 @@ from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
 from ...ir.subgraph import StaticParameters
-from ...lowering.barrier import held
+from ...lowering.barrier import behind_barrier
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
 from .op import checkpoint_op, checkpoint_static
@@ -105,7 +105,7 @@ def checkpoint_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Se
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
     late = static["late"] or (False,) * len(operands)
     until = [x for x, is_late in zip(operands, late) if is_late]
-    early = iter(held([x for x, is_late in zip(operands, late) if not is_late], until))
+    early = iter(behind_barrier([x for x, is_late in zip(operands, late) if not is_late], until))
     return static.bodies[0](*(x if is_late else next(early) for x, is_late in zip(operands, late)))
 
 
