@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import functorch_hops as fh
 
 ADDED = """
@@ -81,3 +83,72 @@ def test_the_page_names_all_that_is_changed_in_torch() -> None:
     listed = set(re.findall(r"`((?:torch\._?[a-z]|aten::|functorch_hops::|fh_[a-z])[\w.:]*)`", "".join(tables)))
     listed = {name for name in listed if not name.startswith("torch.func.")}
     assert changed | BY_VERSION == listed | BY_VERSION
+
+
+PROGRAMS = """
+import re, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+if sys.argv[1] == "imported":
+    import functorch_hops
+from torch.func import grad, hessian, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+class Square(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, ct):
+        return 2 * ctx.saved_tensors[0] * ct
+
+programs = [
+    vmap(torch.sin),
+    vmap(grad(torch.sin)),
+    grad(lambda x: Square.apply(x).sum()),
+    vmap(Square.apply),
+    lambda x: jvp(torch.sin, (x,), (x,)),
+    lambda x: vjp(Square.apply, x)[1](x),
+    hessian(lambda x: (x**3).sum()),
+    lambda x: Square.apply(x.clone().requires_grad_()),
+    lambda x: torch.autograd.grad(Square.apply(x.clone().requires_grad_()).sum(), x, allow_unused=True),
+    vmap(lambda x: torch.mm(x, x)),
+]
+
+def shown(run):
+    try:
+        return re.sub("0x[0-9a-f]+", "", str(run()))
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+def graph_of(program):
+    graphs = []
+    torch._dynamo.reset()
+    torch.compile(program, fullgraph=True, backend=lambda module, _: graphs.append(str(module.graph)) or module)(x)
+    return graphs
+
+x = torch.arange(3.0)
+for program in programs:
+    print(shown(lambda: program(x)))
+    print(shown(lambda: make_fx(program)(x).code))
+    print(shown(lambda: graph_of(program)))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_observed_outside_of_captures() -> None:
+    """Values, messages, and what torch's tracers make of transforms and of ``autograd.Function``."""
+    outputs = [
+        subprocess.run([sys.executable, "-c", PROGRAMS, when], check=True, capture_output=True, text=True).stdout
+        for when in ("alone", "imported")
+    ]
+    assert "RuntimeError" in outputs[0]
+    assert "num_users" in outputs[0]
+    assert outputs[0] == outputs[1]

@@ -141,7 +141,7 @@ def jit(
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
-        ``lower()``.
+        ``lower()``: a :class:`Jitted`.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
