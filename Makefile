@@ -29,7 +29,7 @@ lint: .venv-test/installed
 	.venv-test/bin/ruff format --check .
 
 types: .venv-test/installed
-	.venv-test/bin/mypy -p functorch_hops
+	MYPYPATH=tests .venv-test/bin/mypy -p functorch_hops -m test_types
 
 check: test lint types
 

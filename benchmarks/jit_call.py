@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import functorch_hops as fh
 from functorch_hops.lowering.backends import compiled
 from functorch_hops.ops.closed_call.op import closed_call_op
-from functorch_hops.transforms.jit import Jitted
+from functorch_hops.transforms.jit import JittedFunction
 
 TARGET = 60.0
 
@@ -53,7 +53,7 @@ def cases(requires_grad: bool) -> list[Case]:
     ]
 
 
-def code_of(jitted: Jitted, case: Case) -> Callable[[], object]:
+def code_of(jitted: JittedFunction, case: Case) -> Callable[[], object]:
     """The compiled code by itself; with gradients, that which saves what the backward pass needs."""
     entry, operands = jitted._find(case.arguments, {})
     static, active = entry.static, tuple(x.requires_grad for x in operands)

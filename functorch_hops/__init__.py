@@ -27,6 +27,10 @@ from .ops.mode import eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
 from .transforms import (
+    CacheInfo,
+    CapturedGraph,
+    Jitted,
+    Lowered,
     eval_shape,
     export,
     grad,
@@ -49,12 +53,16 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "CacheInfo",
     "CaptureError",
+    "CapturedGraph",
     "DataDependentError",
     "FunctorchHopsError",
     "InfiniteLoopError",
     "InputMutationError",
+    "Jitted",
     "LeakedTensorError",
+    "Lowered",
     "MetadataMismatchError",
     "TensorSpec",
     "TreeMismatchError",

@@ -2,12 +2,16 @@
 
 from functorch_hops.transforms.export import export
 from functorch_hops.transforms.gradients import grad, jvp, linearize, value_and_grad, vjp
-from functorch_hops.transforms.graph import eval_shape, make_graph
+from functorch_hops.transforms.graph import CapturedGraph, eval_shape, make_graph
 from functorch_hops.transforms.jacobians import hessian, jacfwd, jacrev
-from functorch_hops.transforms.jit import jit
+from functorch_hops.transforms.jit import CacheInfo, Jitted, Lowered, jit
 from functorch_hops.transforms.vmap import vmap
 
 __all__ = [
+    "CacheInfo",
+    "CapturedGraph",
+    "Jitted",
+    "Lowered",
     "eval_shape",
     "export",
     "grad",

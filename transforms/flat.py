@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Arguments, Function, one_or_several
+from functorch_hops.calls.arguments import Arguments, Function, P, one_or_several
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, as_number, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
 from functorch_hops.trace.capture import current_capture
 
 
-def transformed(operation: str, func: Function) -> Callable[[Function], Function]:
+def transformed(operation: str, func: Callable[P, Any]) -> Callable[[Function], Callable[P, Any]]:
     """What a transform makes of `func`: with its name and documentation, but not the attributes of a module."""
 
-    def decorate(run: Function) -> Function:
+    def decorate(run: Function) -> Callable[P, Any]:
         @functools.wraps(func, updated=())
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
             return traced_as_one_graph(operation, run, args, kwargs) if under_torchs_tracer() else run(*args, **kwargs)
 
         return call

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.arguments import Function, P, R
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.transforms.flat import (
@@ -34,8 +34,10 @@ from functorch_hops.transforms.flat import (
 
 __all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
 
+Pull: TypeAlias = Callable[[R], tuple[Any, ...]]
 
-def grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+
+def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[P, Any]:
     """The gradient of a scalar function, by reverse mode.
 
     ::
@@ -78,7 +80,9 @@ def grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False
     return gradient_of
 
 
-def value_and_grad(func: Function, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Function:
+def value_and_grad(
+    func: Callable[P, R], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[P, tuple[R, Any]]:
     """The value of a scalar function and its gradient, by reverse mode.
 
     ::
@@ -162,6 +166,10 @@ def _checked_scalar(operation: str, value: Any) -> Tensor:
     raise ArgumentTypeError(text)
 
 
+@overload
+def vjp(func: Callable[..., R], *primals: Any, has_aux: Literal[False] = False) -> tuple[R, Pull[R]]: ...
+@overload
+def vjp(func: Function, *primals: Any, has_aux: bool) -> Any: ...
 def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     """The value of a function, and the product of any vector with its Jacobian, by reverse mode.
 
@@ -209,6 +217,12 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     return (out, pull, flat.aux.tree(*aux)) if has_aux else (out, pull)
 
 
+@overload
+def jvp(
+    func: Callable[..., R], primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: Literal[False] = False
+) -> tuple[R, R]: ...
+@overload
+def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool) -> Any: ...
 def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False) -> Any:
     """The value of a function, and the product of its Jacobian with a vector, by forward mode.
 
@@ -263,7 +277,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
     return (*result, flat.aux.tree(*aux)) if has_aux else result
 
 
-def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
+def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R]]:
     """The value of a function, and its linear approximation there.
 
     ::
@@ -313,7 +327,8 @@ def linearize(func: Function, *primals: Any) -> tuple[Any, Callable[..., Any]]:
         leaves = _matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
         return spec.unflatten(transposed(leaves or arguments.differentiated))
 
-    return spec.unflatten(outputs), push
+    out: Any = spec.unflatten(outputs)
+    return out, push
 
 
 def _matching(operation: str, tree: Any, like: Sequence[Tensor], spec: pytree.Spec, root: str) -> tuple[Tensor, ...]:

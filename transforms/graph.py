@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import fx
 
 from functorch_hops import environment
-from functorch_hops.calls.arguments import Arguments, TensorSpec
+from functorch_hops.calls.arguments import Arguments, P, TensorSpec
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
@@ -20,10 +20,25 @@ __all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph"]
 
 
 class CapturedGraph(fx.GraphModule):
-    """A captured call: an FX graph that prints with its nested bodies and is called like the function.
+    """What ``make_graph(f)(*args)`` returns: a ``torch.fx.GraphModule`` that prints with its nested bodies.
 
-    The graph's placeholders are the flat tensors (and floats) of the arguments, then the tensors that the function
-    closes over, as they were.
+    It is called like the function, with arguments of the same signature: trees, shapes, dtypes, devices and static
+    values. Others are an ArgumentValueError.
+
+    Attributes:
+        graph: the ``torch.fx.Graph``. Its placeholders are the tensors and floats of the arguments, in the order of
+            their leaves, then the tensors that the function closes over; its output is a flat tuple. A loop or branch
+            is one node, whose first argument names the sub-module with its parameters and bodies.
+
+    Methods:
+        as_text(): the graph as text, nested bodies included; ``print`` shows the same.
+
+    >>> import torch, functorch_hops as fh
+    >>> graph = fh.make_graph(lambda x: {"y": x.sin()})(torch.zeros(2))
+    >>> isinstance(graph, fh.CapturedGraph), [node.op for node in graph.graph.nodes]
+    (True, ['placeholder', 'call_function', 'output'])
+    >>> graph(torch.zeros(2))
+    {'y': tensor([0., 0.])}
     """
 
     call: TracedCall
@@ -65,7 +80,7 @@ class CapturedGraph(fx.GraphModule):
         return self.as_text()
 
 
-def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
+def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     """Capture a function as a graph.
 
     ``make_graph : (a -> b) -> (a -> graph of (a -> b))``. Equivalent to nothing that runs: the result is a
@@ -75,7 +90,7 @@ def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
         func: any function that can be captured. Tensors and floats of its arguments are traced, the rest is static.
 
     Returns:
-        A function of the same arguments, which returns the graph of that call.
+        A function of the same arguments, which returns the graph of that call: a :class:`CapturedGraph`.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable.
@@ -95,7 +110,7 @@ def make_graph(func: Callable[..., Any]) -> Callable[..., CapturedGraph]:
     check_callable("make_graph", "func", func)
 
     @functools.wraps(func)
-    def capture(*args: Any, **kwargs: Any) -> CapturedGraph:
+    def capture(*args: P.args, **kwargs: P.kwargs) -> CapturedGraph:
         arguments = Arguments(args, kwargs)
         name = getattr(func, "__name__", None) or type(func).__name__
         return CapturedGraph(trace_call(func, arguments, "make_graph"), arguments, name)

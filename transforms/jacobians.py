@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functorch_hops import _torch
-from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.arguments import Function, P
 from functorch_hops.transforms.flat import (
     DifferentiableArguments,
     FlatFunction,
@@ -24,12 +24,12 @@ __all__ = ["hessian", "jacfwd", "jacrev"]
 
 
 def jacrev(
-    func: Function,
+    func: Callable[P, Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
     chunk_size: int | None = None,
-) -> Function:
+) -> Callable[P, Any]:
     """The Jacobian of a function, row by row, by reverse mode.
 
     ::
@@ -73,8 +73,8 @@ def jacrev(
 
 
 def _by_rows(
-    operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
-) -> Function:
+    operation: str, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+) -> Callable[P, Any]:
     @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
@@ -105,12 +105,12 @@ def _rows(pull: Function, outputs: Sequence[Tensor], inputs: Sequence[Tensor], c
 
 
 def jacfwd(
-    func: Function,
+    func: Callable[P, Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
     chunk_size: int | None = None,
-) -> Function:
+) -> Callable[P, Any]:
     """The Jacobian of a function, column by column, by forward mode.
 
     ::
@@ -147,8 +147,8 @@ def jacfwd(
 
 
 def _by_columns(
-    operation: str, func: Function, argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
-) -> Function:
+    operation: str, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+) -> Callable[P, Any]:
     @transformed(operation, func)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
@@ -228,7 +228,7 @@ def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator
         yield tuple(chunk)
 
 
-def hessian(func: Function, argnums: int | Sequence[int] = 0) -> Function:
+def hessian(func: Callable[P, Any], argnums: int | Sequence[int] = 0) -> Callable[P, Any]:
     """The matrix of second derivatives of a function, forward over reverse.
 
     ::

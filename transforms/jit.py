@@ -10,13 +10,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor, fx
 
 from functorch_hops import _torch, environment, pytree
-from functorch_hops.calls.arguments import Arguments, one_or_several, signature_of
+from functorch_hops.calls.arguments import Arguments, P, R, one_or_several, signature_of
 from functorch_hops.calls.static_values import described, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
@@ -39,13 +39,32 @@ from functorch_hops.ops.mode import is_capturing
 from functorch_hops.trace.buffers import Buffers, Update, refuse_update
 from functorch_hops.trace.capture import current_capture
 
-__all__ = ["CacheInfo", "Jitted", "Lowered", "jit"]
+__all__ = ["CacheInfo", "Jitted", "JittedFunction", "Lowered", "jit"]
 
 CAPTURES_BEFORE_WARNING = 8
 
 
+Result_co = TypeVar("Result_co", covariant=True)
+Rest = ParamSpec("Rest")
+Owner = TypeVar("Owner")
+
+
 class CacheInfo(NamedTuple):
-    """How often a call found its trace, how often it was captured, and how many traces are kept."""
+    """What ``cache_info()`` of a jitted function returns, as that of :func:`functools.lru_cache` does.
+
+    Fields:
+        hits: calls that found a valid trace.
+        misses: calls that captured one.
+        maxsize: None: traces are never thrown away.
+        currsize: how many traces are kept.
+
+    >>> import torch, functorch_hops as fh
+    >>> double = fh.jit(lambda x: x * 2, backend="eager")
+    >>> double(torch.ones(2)), double(torch.ones(2)), double(torch.ones(3))
+    (tensor([2., 2.]), tensor([2., 2.]), tensor([2., 2., 2.]))
+    >>> double.cache_info()
+    CacheInfo(hits=1, misses=2, maxsize=None, currsize=2)
+    """
 
     hits: int
     misses: int
@@ -53,15 +72,51 @@ class CacheInfo(NamedTuple):
     currsize: int
 
 
+@runtime_checkable
+class Jitted(Protocol[P, Result_co]):
+    """What :func:`jit` returns: a function of the same arguments and results, with a cache of compiled traces.
+
+    A type for annotations and for ``isinstance``; only ``jit`` makes such functions. ``Jitted[[Tensor], Tensor]`` is
+    one from a tensor to a tensor. Attributes of the function, such as the parameters of a module, are its attributes.
+
+    Methods:
+        lower(*args, **kwargs): the captured graph for these arguments, before it is compiled: a :class:`Lowered`.
+        cache_info(): how often traces were found and captured: a :class:`CacheInfo`.
+        clear_cache(): forget every trace.
+
+    >>> import torch, functorch_hops as fh
+    >>> double: fh.Jitted[[torch.Tensor], torch.Tensor] = fh.jit(lambda x: x * 2, backend="eager")
+    >>> isinstance(double, fh.Jitted), double(torch.ones(2))
+    (True, tensor([2., 2.]))
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result_co: ...
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Jitted[P, Result_co]: ...
+    @overload
+    def __get__(
+        self: Jitted[Concatenate[Owner, Rest], R], instance: Owner, owner: type | None = None
+    ) -> Jitted[Rest, R]: ...
+
+    def __getattr__(self, name: str) -> Any: ...
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered[P, Result_co]: ...
+
+    def cache_info(self) -> CacheInfo: ...
+
+    def clear_cache(self) -> None: ...
+
+
 def jit(
-    func: Callable[..., Any],
+    func: Callable[P, R],
     *,
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
     dynamic: bool = False,
     backend: str | Callable[..., Any] = "inductor",
     options: dict[str, Any] | None = None,
-) -> Jitted:
+) -> Jitted[P, R]:
     """Compile a function: captured once per signature, compiled, cached.
 
     ``jit : (a -> b) -> (a -> b)``. Equivalent to ``func``.
@@ -86,7 +141,7 @@ def jit(
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
-        ``lower()``.
+        ``lower()``: a :class:`Jitted`.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
@@ -109,7 +164,7 @@ def jit(
     if not isinstance(backend, str):
         check_callable("jit", "backend", backend)
     numbers, names = _both_ways(func, numbers, names)
-    return Jitted(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
+    return JittedFunction(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
 
 
 def _both_ways(
@@ -182,15 +237,15 @@ class _Entry:
         return outputs[:n]
 
 
-class Jitted:
-    """A compiled function; see :func:`jit`."""
+class JittedFunction(Generic[P, R]):
+    """The function that :func:`jit` makes."""
 
     # What another jitted function reads of this one: the function, not its cache.
     __environment__ = ("__wrapped__",)
 
     def __init__(
         self,
-        func: Callable[..., Any],
+        func: Callable[P, R],
         static_argnums: tuple[int, ...],
         static_argnames: tuple[str, ...],
         backend: Backend,
@@ -207,7 +262,7 @@ class Jitted:
         self._lock = threading.RLock()
         functools.update_wrapper(self, func, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if is_capturing() and (self._dynamic or Arguments(args, kwargs).has_symbols()):
             return self._func(*args, **kwargs)  # the symbols are those of the graph around it
         entry, operands = self._find(args, kwargs)
@@ -217,7 +272,8 @@ class Jitted:
             # A transform that met the trace just now assumed what does not hold here; the trace has noted it.
             entry, operands = self._find(args, kwargs)
             outputs = entry.call(operands)
-        return entry.trace.output.unflatten(outputs)
+        result: R = entry.trace.output.unflatten(outputs)
+        return result
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """As a method: one compiled function per instance. What Python does not bind, this does not either."""
@@ -227,7 +283,7 @@ class Jitted:
         if self not in methods.compiled:
             numbers, *options = self._options
             rest = tuple(n - 1 if n > 0 else n for n in numbers if n != 0)  # the object itself is argument 0
-            methods.compiled[self] = Jitted(self._func.__get__(instance, owner), rest, *options)
+            methods.compiled[self] = JittedFunction(self._func.__get__(instance, owner), rest, *options)
         return methods.compiled[self]
 
     def __reduce__(self) -> Any:
@@ -235,7 +291,7 @@ class Jitted:
         name = getattr(self, "__qualname__", None)
         if name is not None and _is_at(self.__module__, name, self):
             return name
-        return Jitted, (self._func, *self._options)
+        return JittedFunction, (self._func, *self._options)
 
     @property
     def _options(self) -> tuple[Any, ...]:
@@ -249,7 +305,7 @@ class Jitted:
     def __repr__(self) -> str:
         return f"jit({self._func!r})"
 
-    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered[P, R]:
         """The captured graph for these arguments, before compilation."""
         return Lowered(self, args, kwargs)
 
@@ -389,7 +445,7 @@ class _Methods:
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
-        self.compiled: dict[Jitted, Jitted] = {}
+        self.compiled: dict[JittedFunction[..., Any], JittedFunction[..., Any]] = {}
 
     @classmethod
     def of(cls, instance: Any, name: str) -> _Methods:
@@ -460,10 +516,32 @@ def _described_static(key: tuple[Any, ...]) -> str:
     return f"({', '.join(f'{place}: {described(entry)}' for place, entry in key)})"
 
 
-class Lowered:
-    """A captured call: its graph, and how to compile it."""
+class Lowered(Generic[P, Result_co]):
+    """What ``jit(f).lower(*args)`` returns: one captured call, before it is compiled.
 
-    def __init__(self, jitted: Jitted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    Attributes:
+        graph: the graph, a ``torch.fx.GraphModule`` with the bodies of loops and branches as sub-modules. It works on
+            flat tensors: its inputs are the tensors and floats of the call, in the order of their leaves, then the
+            tensors that the function closes over; its output is a tuple. (:func:`make_graph` returns a graph that is
+            called like the function.)
+
+    Methods:
+        as_text(): the graph as text, nested bodies included.
+        compile(): compile now. The result is called like the function, with arguments of the same signature: trees,
+            shapes, dtypes, devices and static values. Others are an ArgumentValueError.
+
+    >>> import torch, functorch_hops as fh
+    >>> lowered = fh.jit(lambda x: x.sin() + 1, backend="eager").lower(torch.zeros(2))
+    >>> print(lowered.as_text())
+    <lambda>(%arg0: float32[2]):
+      %sin: float32[2] = sin(%arg0)
+      %add: float32[2] = add.Tensor(%sin, 1)
+      return (%add)
+    >>> lowered.compile()(torch.zeros(2)), lowered.graph(torch.zeros(2))
+    (tensor([1., 1.]), (tensor([1., 1.]),))
+    """
+
+    def __init__(self, jitted: JittedFunction[P, Result_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
         self._entry, _ = jitted._find(args, kwargs)
         self._key = self._key_of(args, kwargs)
@@ -486,11 +564,11 @@ class Lowered:
     def _key_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return Arguments(args, kwargs, self._jitted._static_floats, self._jitted._dynamic).key
 
-    def compile(self) -> Callable[..., Any]:
+    def compile(self) -> Callable[P, Result_co]:
         """Compile now; the result takes arguments of the same signature."""
         compiled(self._body, self._entry.static["backend"])
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> Result_co:
             if self._key_of(args, kwargs) != self._key:
                 text = message(
                     "jit",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Function
+from functorch_hops.calls.arguments import P, R
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from functorch_hops.trace.refusals import data_dependent
@@ -24,13 +24,13 @@ __all__ = ["vmap"]
 
 
 def vmap(
-    func: Function,
+    func: Callable[P, R],
     in_dims: Any = 0,
     out_dims: Any = 0,
     randomness: str = "error",
     *,
     chunk_size: int | None = None,
-) -> Function:
+) -> Callable[P, R]:
     """Map a function over a dimension of its arguments, all examples at once.
 
     ::

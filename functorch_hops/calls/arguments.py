@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,17 +14,32 @@ from ..ir.meta import TensorMeta
 from ..ir.sizes import open_shape, shape_env_of
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "TensorSpec", "one_or_several", "signature_of"]
+__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
+P = ParamSpec("P")
+"""The parameters of a user's function, which what a transform makes of it has as well."""
+R = TypeVar("R")
+"""What a user's function returns."""
 
 
 class TensorSpec:
     """Shape, dtype and device of a tensor that is not there.
 
-    >>> import torch
-    >>> TensorSpec((2, 3), torch.float32)
-    TensorSpec(shape=(2, 3), dtype=torch.float32, device=cpu)
+    :func:`eval_shape` returns them in the place of tensors, and takes them there. Two are equal, and have one hash, if
+    shape, dtype and device are. In trees they are leaves.
+
+    Arguments:
+        shape: the sizes, any sequence of ints.
+        dtype: a ``torch.dtype``.
+        device: a ``torch.device``, or the name of one.
+
+    Attributes: ``shape`` (a tuple), ``dtype`` and ``device`` (a ``torch.device``).
+
+    >>> import torch, functorch_hops as fh
+    >>> x = fh.TensorSpec((2, 3), torch.float32)
+    >>> fh.eval_shape(lambda x: x @ x.T, x)
+    TensorSpec(shape=(2, 2), dtype=torch.float32, device=cpu)
     """
 
     __fh_leaf__ = True

@@ -28,11 +28,15 @@ def is_capturing() -> bool:
 def eager_capture() -> Iterator[None]:
     """Capture plain-eager control flow too, so that it is checked and differentiated as under ``jit``.
 
-    ``eager_capture() -> context manager``. Both branches of a ``cond`` are traced, all metadata is compared, and the
-    operators' own rules run instead of autograd on the Python loop. For validating a model before compiling it.
+    ``eager_capture : () -> context manager``. Equivalent, in value, to ``contextlib.nullcontext()``. But both branches
+    of a ``cond`` are traced, all metadata is compared, and the operators' own rules run instead of autograd on the
+    Python loop. For validating a model before compiling it.
 
     Returns:
         A context manager, for the calling thread.
+
+    Raises: nothing itself. Calls inside it raise what they would raise under :func:`jit`, such as CaptureError and
+    MetadataMismatchError.
 
     Cost: the first call traces its bodies (some milliseconds each). Later calls of the same code use that trace again,
     as long as what it reads is as it was, and unless it does more than compute (it prints, counts, draws from

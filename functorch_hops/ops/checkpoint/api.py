@@ -10,6 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.arguments import P, R
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
@@ -23,8 +24,8 @@ __all__ = ["checkpoint", "checkpointed_plainly"]
 
 
 def checkpoint(
-    func: Callable[..., Any], /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
-) -> Callable[..., Any]:
+    func: Callable[P, R], /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
+) -> Callable[P, R]:
     """The same function, which stores its inputs for reverse mode and computes everything else again.
 
     ``checkpoint : (a -> b) -> (a -> b)``. Equivalent to ``func``.
@@ -59,7 +60,7 @@ def checkpoint(
     saved = nothing if policy is None else check_policy("checkpoint", policy)
 
     @functools.wraps(func)
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> Any:
         if policy is None and not is_capturing() and _torch.top_interpreter() is None:
             return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
         return as_graph("checkpoint", _captured_checkpoint, (func,), (args, kwargs), saved)

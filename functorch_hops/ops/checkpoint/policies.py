@@ -14,6 +14,15 @@ anyway, and random numbers are saved by all policies.
 ``intersection(policy, ...)``      what all of them save
 ``complement(policy)``             what it does not save
 =================================  ===========================================================================
+
+Source: ``jax.checkpoint_policies``.
+
+>>> import torch, functorch_hops as fh
+>>> policies = fh.checkpoint_policies
+>>> layer = lambda w, x: (w @ x).tanh().sum()
+>>> few = fh.checkpoint(layer, policy=policies.union(policies.save_matmuls, policies.save_names("state")))
+>>> fh.grad(few)(torch.ones(1, 2), torch.zeros(2))
+tensor([[0., 0.]])
 """
 
 from __future__ import annotations
@@ -39,7 +48,7 @@ __all__ = [
 
 
 class CheckpointPolicy:
-    """Which values a checkpointed function saves. Subclasses are immutable, and equal if they save the same."""
+    """Which values a checkpointed function saves. Policies are immutable, and equal if they save the same."""
 
     def __call__(self, value: Value) -> bool:
         raise NotImplementedError
@@ -121,9 +130,25 @@ save_matmuls: CheckpointPolicy = _Matmuls()
 def save_names(*names: str) -> CheckpointPolicy:
     """Save the values that :func:`checkpoint_name` gave one of these names.
 
-    >>> import functorch_hops as fh
-    >>> fh.checkpoint_policies.save_names("hidden", "gates")
-    save_names('gates', 'hidden')
+    ``save_names : (str, ...) -> policy``. Equivalent to ``lambda value: value has one of the names``.
+
+    Arguments:
+        names: what :func:`checkpoint_name` calls the values. A name that no value has saves nothing.
+
+    Returns:
+        A policy, for ``checkpoint(policy=)`` and for the functions that combine policies.
+
+    Raises:
+        ArgumentTypeError: a name is no string.
+
+    Cost: reverse mode stores the named values. The policy is asked when the backward pass is derived, not in each call.
+
+    Source: ``jax.checkpoint_policies.save_only_these_names``.
+
+    >>> import torch, functorch_hops as fh
+    >>> f = lambda x: fh.checkpoint_name(x.exp(), "exp").sin()
+    >>> fh.grad(fh.checkpoint(f, policy=fh.checkpoint_policies.save_names("exp", "log")))(torch.tensor(0.0))
+    tensor(0.5403)
     """
     for name in names:
         check_name("save_names", "names", name)
@@ -131,17 +156,82 @@ def save_names(*names: str) -> CheckpointPolicy:
 
 
 def union(*policies: CheckpointPolicy) -> CheckpointPolicy:
-    """Save what at least one of the policies saves."""
+    """Save what at least one of the policies saves.
+
+    ``union : (policy, ...) -> policy``. Equivalent to ``lambda value: any(policy(value) for policy in policies)``.
+
+    Arguments:
+        policies: of ``fh.checkpoint_policies``. The union of none is ``nothing``.
+
+    Returns:
+        A policy.
+
+    Raises:
+        ArgumentTypeError: something is no policy.
+        ArgumentValueError: something is a string, the name of a policy.
+
+    Cost: reverse mode stores what all of them together do.
+
+    Source: ``jax.checkpoint_policies.save_from_both_policies``.
+
+    >>> import functorch_hops as fh
+    >>> policies = fh.checkpoint_policies
+    >>> policies.union(policies.save_matmuls, policies.save_names("state"))
+    union(save_matmuls, save_names('state'))
+    """
     return _Combined(_checked("union", policies), is_union=True)
 
 
 def intersection(*policies: CheckpointPolicy) -> CheckpointPolicy:
-    """Save what all of the policies save."""
+    """Save what all of the policies save.
+
+    ``intersection : (policy, ...) -> policy``. Equivalent to
+    ``lambda value: all(policy(value) for policy in policies)``.
+
+    Arguments:
+        policies: of ``fh.checkpoint_policies``. The intersection of none is ``everything``.
+
+    Returns:
+        A policy.
+
+    Raises:
+        ArgumentTypeError: something is no policy.
+        ArgumentValueError: something is a string, the name of a policy.
+
+    Cost: reverse mode stores at most what each of them does.
+
+    >>> import functorch_hops as fh
+    >>> policies = fh.checkpoint_policies
+    >>> policies.intersection(policies.save_matmuls, policies.save_names("state"))
+    intersection(save_matmuls, save_names('state'))
+    """
     return _Combined(_checked("intersection", policies), is_union=False)
 
 
 def complement(policy: CheckpointPolicy, /) -> CheckpointPolicy:
-    """Save what the policy does not save."""
+    """Save what the policy does not save.
+
+    ``complement : policy -> policy``. Equivalent to ``lambda value: not policy(value)``.
+
+    Arguments:
+        policy: one of ``fh.checkpoint_policies``.
+
+    Returns:
+        A policy.
+
+    Raises:
+        ArgumentTypeError: it is no policy.
+        ArgumentValueError: it is a string, the name of a policy.
+
+    Cost: reverse mode stores everything but what the policy does; ``complement(save_names("big"))`` computes only the
+    values of that name again.
+
+    Source: ``jax.checkpoint_policies.save_anything_except_these_names``.
+
+    >>> import functorch_hops as fh
+    >>> fh.checkpoint_policies.complement(fh.checkpoint_policies.save_names("big"))
+    complement(save_names('big'))
+    """
     return _Complement(check_policy("complement", policy))
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import optree
 import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.arguments import Function, one_or_several, signature_of
+from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.output import Constant, OutputSpec
 from ...calls.static_values import static_key
 from ...calls.validate import check_agreement, check_callable, kind_of
@@ -29,14 +29,15 @@ from .flat_rule import FlatRule
 __all__ = ["custom_jvp", "custom_vjp"]
 
 Tensors = Sequence[Tensor]
+Rule = TypeVar("Rule", bound=Function)
 
 
-class _CustomFunction:
+class _CustomFunction(Generic[P, R]):
     """What both decorators share: the function, and how a call is taken apart."""
 
     operation: str
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
         functools.update_wrapper(cast(Any, self), fun, updated=())
         self.fun = fun
@@ -60,9 +61,10 @@ class _CustomFunction:
             )
         return bound.args
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self._require_rule()
-        return as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        return result
 
     def _require_rule(self) -> None:
         raise NotImplementedError
@@ -82,7 +84,7 @@ class _CustomFunction:
     __name__: str
 
 
-class custom_vjp(_CustomFunction):
+class custom_vjp(_CustomFunction[P, R]):
     """A function with a reverse-mode derivative of its own.
 
     ::
@@ -107,13 +109,8 @@ class custom_vjp(_CustomFunction):
         nondiff_argnums: positions of arguments without derivatives, such as functions. `bwd` gets them first:
             ``bwd(*nondiff, residuals, ct)``.
 
-    ``defvjp(fwd, bwd)`` sets the rule. `fwd` takes the arguments of `fun` and returns its output and any tree of
-    residuals. `bwd` takes the residuals and a cotangent like the output (zeros for an integer leaf), and returns a
-    tuple with one entry per (differentiable) argument: a tree like it, in which None, here or in place of a subtree,
-    stands for zero.
-
     Returns:
-        A function like `fun`, with the method ``defvjp``.
+        A function like `fun`, with the method ``defvjp(fwd, bwd)``, which sets the rule.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; forward mode is asked for.
@@ -138,13 +135,50 @@ class custom_vjp(_CustomFunction):
     operation = "custom_vjp"
     __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.fwd: Function | None = None
         self.bwd: Function | None = None
 
     def defvjp(self, fwd: Function, bwd: Function) -> None:
-        """Set the rule."""
+        """Set the rule for reverse mode.
+
+        ::
+
+            defvjp : ((a, ...) -> (b, residuals), (residuals, b) -> (a, ...)) -> None
+
+        Equivalent, for one tensor argument, to writing `fwd` and `bwd` as the staticmethods of a
+        ``torch.autograd.Function``: see :class:`custom_vjp`.
+
+        Arguments:
+            fwd: takes the arguments of ``fun``, and returns ``(out, residuals)``: its output, and any tree that `bwd`
+                needs.
+            bwd: takes the residuals and a cotangent, a tree like ``out`` (zeros for an integer leaf). It returns a
+                tuple with one entry for each differentiable argument: a tree like that argument, in which None, as a
+                whole or in the place of a subtree, stands for zero. Arguments without derivatives
+                (``nondiff_argnums``) come before the residuals.
+
+        Returns:
+            None. The rule belongs to the function from then on; a later call replaces it.
+
+        Raises:
+            ArgumentTypeError: `fwd` or `bwd` is not callable. What they return is checked when they run.
+
+        Cost: none; the rule runs where a gradient is taken.
+
+        Source: ``jax.custom_vjp.defvjp``.
+
+        >>> import torch, functorch_hops as fh
+        >>> @fh.custom_vjp
+        ... def square_root(x):
+        ...     return x.sqrt()
+        >>> def fwd(x):
+        ...     root = square_root(x)
+        ...     return root, root
+        >>> square_root.defvjp(fwd, lambda root, ct: (ct / (2 * root),))
+        >>> fh.grad(fh.grad(square_root))(torch.tensor(4.0))
+        tensor(-0.0312)
+        """
         check_callable("custom_vjp", "fwd", fwd)
         check_callable("custom_vjp", "bwd", bwd)
         self.fwd, self.bwd = fwd, bwd
@@ -157,7 +191,7 @@ class custom_vjp(_CustomFunction):
         return _VjpCall(self, args)
 
 
-class custom_jvp(_CustomFunction):
+class custom_jvp(_CustomFunction[P, R]):
     """A function with a forward-mode derivative of its own, from which reverse mode follows.
 
     ::
@@ -174,14 +208,9 @@ class custom_jvp(_CustomFunction):
         nondiff_argnums: positions of arguments without derivatives, such as functions. The rule gets them first:
             ``rule(*nondiff, primals, tangents)``.
 
-    ``defjvp(rule)`` sets the rule and returns it. It takes two tuples, with the (differentiable) arguments and their
-    tangents, and returns the output and its tangent: trees of the same structure, in which a tangent may be None for
-    zero. It should call `fun` for the output, so that higher derivatives are those of the rule too. An integer tensor
-    has a tangent of zeros. ``defjvps(*rules)`` sets it from one function ``(tangent, output, *primals) ->
-    tangent_out`` per argument, or None.
-
     Returns:
-        A function like `fun`, with the methods ``defjvp`` and ``defjvps``.
+        A function like `fun`, with the methods ``defjvp(rule)``, which sets the rule, and ``defjvps(*rules)``, which
+        sets it as a sum over the arguments.
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule.
@@ -209,25 +238,95 @@ class custom_jvp(_CustomFunction):
     operation = "custom_jvp"
     __environment__ = ("fun", "rule", "nondiff_argnums")
 
-    def __init__(self, fun: Function, nondiff_argnums: Sequence[int] = ()) -> None:
+    def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.rule: Function | None = None
 
-    def defjvp(self, rule: Function) -> Function:
-        """Set the rule."""
+    def defjvp(self, rule: Rule) -> Rule:
+        """Set the rule for forward mode, from which reverse mode follows.
+
+        ::
+
+            defjvp : (((a, ...), (a, ...)) -> (b, b)) -> the same
+
+        Equivalent to making ``jvp(fun, primals, tangents)`` mean ``rule(primals, tangents)``.
+
+        Arguments:
+            rule: takes two tuples, the differentiable arguments and their tangents, and returns ``(out,
+                tangent_out)``: the output and its tangent, two trees of one structure, in which None stands for a zero
+                tangent. It is linear in the tangents, and calls the function itself for the output, so that higher
+                derivatives are those of the rule too. An integer tensor has a tangent of zeros. Arguments without
+                derivatives (``nondiff_argnums``) come before the two tuples.
+
+        Returns:
+            The rule: ``defjvp`` is a decorator.
+
+        Raises:
+            ArgumentTypeError: `rule` is not callable. What it returns is checked when it runs.
+
+        Cost: none; the rule runs where a derivative is taken.
+
+        Source: ``jax.custom_jvp.defjvp``.
+
+        >>> import torch, functorch_hops as fh
+        >>> @fh.custom_jvp
+        ... def product(x, y):
+        ...     return x * y
+        >>> @product.defjvp
+        ... def _(primals, tangents):
+        ...     (x, y), (t, s) = primals, tangents
+        ...     return product(x, y), t * y + x * s
+        >>> fh.grad(product, argnums=(0, 1))(torch.tensor(2.0), torch.tensor(5.0))
+        (tensor(5.), tensor(2.))
+        """
         check_callable("custom_jvp", "rule", rule)
         self.rule = rule
         return rule
 
     def defjvps(self, *rules: Function | None) -> None:
-        """Set the rule as a sum over the arguments."""
+        """Set the rule for forward mode as a sum over the arguments.
+
+        ::
+
+            defjvps : ((b, b, a, ...) -> b, ...) -> None
+
+        Equivalent, for two arguments, to::
+
+            @f.defjvp
+            def rule(primals, tangents):
+                out = f(*primals)
+                return out, rules[0](tangents[0], out, *primals) + rules[1](tangents[1], out, *primals)
+
+        Arguments:
+            rules: one for each differentiable argument: a function ``(tangent, out, *primals) -> tangent_out``, or None
+                for an argument on which the output does not depend.
+
+        Returns:
+            None.
+
+        Raises:
+            ArgumentTypeError: a rule is neither callable nor None.
+            ValueError: when the rule runs, there are more or fewer rules than differentiable arguments.
+
+        Cost: none; the rules run where a derivative is taken.
+
+        Source: ``jax.custom_jvp.defjvps``.
+
+        >>> import torch, functorch_hops as fh
+        >>> product = fh.custom_jvp(lambda x, y: x * y)
+        >>> product.defjvps(lambda t, out, x, y: t * y, lambda s, out, x, y: x * s)
+        >>> fh.grad(product, argnums=(0, 1))(torch.tensor(2.0), torch.tensor(5.0))
+        (tensor(5.), tensor(2.))
+        """
         for rule in rules:
             if rule is not None:
                 check_callable("custom_jvp", "rules", rule)
 
+        call: Function = self
+
         def summed(*args: Any) -> tuple[Any, Any]:
             *nondiff, primals, tangents = args
-            out = self(*self._merged(nondiff, primals))
+            out = call(*self._merged(nondiff, primals))
             terms = [rule(t, out, *primals) for rule, t in zip(rules, tangents, strict=True) if rule is not None]
             return out, functools.reduce(lambda a, b: pytree.map(torch.add, a, b), terms) if terms else None
 
