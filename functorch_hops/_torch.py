@@ -606,6 +606,14 @@ def unbacked_size() -> torch.SymInt:
     return size
 
 
+@contextlib.contextmanager
+def sizes_forgotten() -> Iterator[None]:
+    """Where tensors are made for their metadata only: torch would miss sizes that only a run knows in what follows."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    with mode.shape_env.ignore_fresh_unbacked_symbols():
+        yield
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # torch's own higher-order operators, to which ours are lowered
 

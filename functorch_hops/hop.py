@@ -32,6 +32,7 @@ from .capture.speculate import lift_operands, observed
 from .capture.subgraph import Mask, StaticParameters, Subgraph, is_differentiable
 from .capture.validate import check_tensor_class
 from .errors import CaptureError, message
+from .lowering.empty import without_empty
 from .lowering.numbers import without_numbers
 
 __all__ = ["Hop", "Rules"]
@@ -170,8 +171,9 @@ class Hop(_torch.HigherOrderOperator):
             with mode:
                 # torch's operators take no tensor twice.
                 smaller, inputs, restore = forward_call(self.rules.forward, static, operands)
+                smaller, inputs, refill = without_empty(self.rules.prune, self.rules.abstract, smaller, inputs)
                 native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
-                return tuple(restore(self.rules.native(native, _torch.traced(inputs))))
+                return tuple(restore(refill(self.rules.native(native, _torch.traced(inputs)))))
         name = capture.add_static(self.label, static)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)

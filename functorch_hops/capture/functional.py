@@ -24,7 +24,6 @@ __all__ = [
     "replace_empty_like",
     "running_statistics",
     "symbol_as_tensor",
-    "unexpand_written",
     "unwrite_views",
     "without_statistics",
 ]
@@ -172,31 +171,6 @@ def depends_on_input(node: fx.Node) -> bool:
             return True
         todo.extend(node.all_input_nodes)
     return False
-
-
-_INDEXED_WRITES = (
-    torch.ops.aten.index_add.default,
-    torch.ops.aten.index_copy.default,
-    torch.ops.aten.index_put.default,
-)
-
-
-def unexpand_written(node: fx.Node) -> None:
-    """An indexed write goes into memory of its own: Inductor (torch 2.13) does it in place, and where the value is
-    expanded, so that its elements share memory, all of them change.
-    """
-    if node.target not in _INDEXED_WRITES:
-        return
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    value = source.meta["val"]
-    if any(stride == 0 and size != 1 for size, stride in zip(value.shape, value.stride())):
-        with node.graph.inserting_before(node):
-            clone = node.graph.call_function(
-                torch.ops.aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
-            )
-        clone.meta["val"] = value
-        node.args = (clone, *node.args[1:])
 
 
 _NO_END = 2**63 - 1

@@ -10,7 +10,7 @@ from torch import fx
 from .._torch import OpOverload
 from .subgraph import untracked
 
-__all__ = ["is_copy", "is_view", "keep_apart", "memory_of", "origin_of"]
+__all__ = ["is_copy", "is_view", "is_view_operator", "keep_apart", "memory_of", "origin_of"]
 
 
 def is_view(node: fx.Node) -> bool:
@@ -18,6 +18,11 @@ def is_view(node: fx.Node) -> bool:
     target = node.target
     if target in (torch.ops.aten.reshape.default, torch.ops.aten.detach.default, untracked) or _is_name(node):
         return True
+    return is_view_operator(target)
+
+
+def is_view_operator(target: object) -> bool:
+    """Whether it is an operator of torch whose results share memory with an operand, and writes nothing."""
     if not isinstance(target, OpOverload) or target._schema.is_mutable:
         return False
     return any(returned.alias_info is not None for returned in target._schema.returns)

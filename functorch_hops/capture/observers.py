@@ -139,7 +139,9 @@ class Effects(_torch.TorchDispatchMode):
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
         detached = not torch.is_grad_enabled()
-        out = self._with_open_sizes(func, args, kwargs) if self.capture.session.has_open_sizes else None
+        out = self.zeros.result(func, args, kwargs)
+        if out is None and self.capture.session.has_open_sizes:
+            out = self._with_open_sizes(func, args, kwargs)
         if out is not None:
             return self._untracked(out) if detached else out
         pure = without_statistics(func, args)
@@ -155,7 +157,7 @@ class Effects(_torch.TorchDispatchMode):
 
     def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a call whose kernel (torch 2.13) knows no symbols."""
-        for kernel in (symbol_as_tensor, laid_out_zeros, self.zeros.result):
+        for kernel in (symbol_as_tensor, laid_out_zeros):
             out = kernel(func, args, kwargs)
             if out is not None:
                 return out

@@ -25,7 +25,6 @@ from .functional import (
     has_writes,
     release_detached,
     replace_empty_like,
-    unexpand_written,
     unwrite_views,
 )
 from .indexing import Rows
@@ -501,18 +500,21 @@ def _refuse_function(cls: type) -> None:
 _torch.install_hooks(_lift_hook, _function_hook, _refuse_function, lambda: state.capture is not None)
 
 
-_TO_RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_PLAIN_FORMS: dict[Any, Any] = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.sym_size.int: size_at,
+    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
+"""Operators that assume a layout or make a lazy tensor, and what means the same without."""
 
 
 def _clean(module: fx.GraphModule) -> None:
-    """Free the graph of layout assumptions, of what has no derivative, and of dead code."""
+    """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
-        if node.target in _TO_RESHAPE:
-            node.target = torch.ops.aten.reshape.default
-        elif node.target is torch.ops.aten.empty_like.default:
+        if node.target is torch.ops.aten.empty_like.default:
             replace_empty_like(node)
-        elif node.target is torch.ops.aten.sym_size.int:
-            node.target = size_at
+        node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
-        unexpand_written(node)
     clean(module)

@@ -7,7 +7,8 @@ NOTE [Subgraph invariants]
  4. The graph holds what the ATen level would forget: work done under ``no_grad`` is detached, the casts of autocast
     are operators, a custom ``autograd.Function`` is a node of its own. It therefore runs with autocast off.
  5. Strides are no part of the meaning: ``view`` was replaced by ``reshape``, and inputs may come in any layout.
- 6. It is immutable, and equal ones are the same object, so what rules derive from it is cached on it.
+ 6. No value is lazy: none is zero, negated or conjugated by a mark that its readers must know.
+ 7. It is immutable, and equal ones are the same object, so what rules derive from it is cached on it.
 """
 
 from __future__ import annotations

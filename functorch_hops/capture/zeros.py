@@ -1,8 +1,9 @@
-"""Tangents that are zero by structure, where sizes are open.
+"""Tangents that are zero by structure.
 
-torch has tensors for them whose kernels skip what they are multiplied with, were it infinite. With open sizes these
-kernels (torch 2.13) read concrete ones, which closes them. So here such a tangent is ordinary zeros that are
-remembered, and the kernels are these.
+torch has tensors for them, whose memory is a null pointer and whose kernels skip what they are multiplied with, were it
+infinite. In a graph such a tensor is a trap: compiled code reads the pointer (torch 2.13), and with open sizes the
+kernels read concrete ones. So in a capture such a tangent is ordinary zeros that are remembered, and the kernels are
+these.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .memory import is_view_operator
 
 __all__ = ["Zeros"]
 
@@ -31,10 +33,12 @@ class Zeros:
         """What a call gives that makes such zeros, or computes with them; None for any other."""
         if func is _aten._efficientzerotensor.default:
             return self._new(args[0], kwargs.get("dtype"), kwargs.get("device"))
+        if args and self._is_zero(args[0]) and is_view_operator(func):
+            return self._view(func, args, kwargs)
         if func not in _PRODUCTS and func not in _SUMS:
             return None
         first, second = map(self._is_zero, args)
-        if func in _PRODUCTS and (first or (second and func is _aten.mul.Tensor)):
+        if (first and second) if func in _SUMS else (first or (second and func is _aten.mul.Tensor)):
             like = _value(func, args, kwargs)
             return self._new(like.shape, like.dtype, like.device)
         if func in _SUMS and second and isinstance(args[0], Tensor):
@@ -45,6 +49,12 @@ class Zeros:
 
     def _is_zero(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x in self._known
+
+    def _view(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        views = func(*args, **kwargs)
+        for view in views if isinstance(views, (list, tuple)) else [views]:
+            self._known[view] = True
+        return views
 
     def _new(self, shape: Any, dtype: torch.dtype | None, device: Any) -> Tensor:
         zeros: Tensor = _aten.zeros.default(list(shape), dtype=dtype, device=device)

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
@@ -28,6 +29,7 @@ from .barrier import barriers, hold
 
 __all__ = ["compile_graph"]
 
+aten = torch.ops.aten
 
 _LOWERINGS = 3
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
@@ -42,7 +44,13 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     patches = {**options, **_settings(module, fakes, options)}
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with barriers(), _no_remarks(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
-        run = compile_fx(module, list(fakes), inner_compile=_compile_inner, config_patches=patches or None)
+        run = compile_fx(
+            module,
+            list(fakes),
+            inner_compile=_compile_inner,
+            config_patches=patches or None,
+            decompositions=_decompositions(),
+        )
     assert callable(run)
     return run
 
@@ -82,6 +90,20 @@ def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:
                 yield from _operators(body.module)
 
 
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    from torch._inductor.decomposition import select_decomp_table
+
+    return {**select_decomp_table(), aten.pow.Scalar: _integer_power}
+
+
+def _integer_power(base: Any, exponent: Tensor) -> Any:
+    """``2 ** n`` with the base as a tensor: the C++ wrapper (torch 2.13) hands a number on as a float."""
+    dtype = torch.result_type(exponent, base)
+    if dtype.is_floating_point:
+        return NotImplemented
+    return aten.pow.Tensor_Tensor(aten.scalar_tensor.default(base, dtype=dtype), exponent)
+
+
 def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
     """Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
     complex tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
@@ -89,14 +111,55 @@ def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
+    for part in _graphs(module):
+        _unexpand_written(part.graph)
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     with config.patch(assume):
         return compile_fx_inner(module, *args, **kwargs)
 
 
+def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+
+
+_WRITTEN_IN_PLACE = (
+    aten.index_put.default,
+    aten._unsafe_index_put.default,
+    aten.slice_scatter.default,
+    aten.select_scatter.default,
+    aten.diagonal_scatter.default,
+    aten.as_strided_scatter.default,
+)
+
+
+def _unexpand_written(graph: fx.Graph) -> None:
+    """Inductor (torch 2.13) does these writes in place where nobody else reads the value any more. Where its elements
+    share memory, because it is expanded, all of them would change: it goes into memory of its own.
+    """
+    for node in graph.nodes:
+        source = node.args[0] if node.target in _WRITTEN_IN_PLACE else None
+        if isinstance(source, fx.Node) and _overlaps_itself(source.meta["val"]):
+            with graph.inserting_before(node):
+                copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
+            copy.meta["val"] = source.meta["val"].clone(memory_format=torch.contiguous_format)
+            node.args = (copy, *node.args[1:])
+
+
+def _overlaps_itself(x: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as far as its sizes and strides are numbers."""
+    extent = 1
+    layout = [(stride, size) for stride, size in zip(x.stride(), x.shape) if type(stride) is int and type(size) is int]
+    for stride, size in sorted(layout):
+        if size > 1 and stride < extent:
+            return True
+        extent += (size - 1) * stride
+    return any(
+        stride == 0 for stride, size in zip(x.stride(), x.shape) if type(stride) is int and type(size) is not int
+    )
+
+
 def _has_complex(module: fx.GraphModule) -> bool:
-    graphs = [m.graph for m in module.modules() if isinstance(m, fx.GraphModule)]
-    values = tree_leaves([node.meta.get("val") for graph in graphs for node in graph.nodes])
+    values = tree_leaves([node.meta.get("val") for part in _graphs(module) for node in part.graph.nodes])
     return any(isinstance(x, Tensor) and x.is_complex() for x in values)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...capture.subgraph import StaticParameters, TensorMeta
+from ...capture.subgraph import StaticParameters
 from .eager import merge_flags
 
 __all__ = ["while_loop_native"]
@@ -29,20 +29,19 @@ def while_loop_native(static: StaticParameters, operands: Sequence[Tensor]) -> S
             tuple(init),
             consts,
         )
-    return _stacking(static, init, consts, merge_flags(flags, None, body.outputs[n:]))
+    return _stacking(static, init, consts)
 
 
-def _stacking(
-    static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...], stacks: list[TensorMeta | None]
-) -> list[Tensor]:
-    """Each stacked value travels as a carry that the body ignores, next to a count of the steps.
+def _stacking(static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...]) -> list[Tensor]:
+    """Each stacked value travels as a carry that the body ignores, next to a count of the steps; empty ones need not.
 
     torch's operator gives one row, the initial carry, when the loop does not run. Its count is 0, hence ``valid`` is
     False there, and the loop backwards skips it.
     """
     cond, body = static.bodies
-    n = static["n_carry"]
-    dummies = [meta.zeros() for meta in body.outputs[n:]]
+    n, flags = static["n_carry"], static["flags"]
+    stacked = [0 not in meta.shape for meta in body.outputs[n:]]
+    dummies = [meta.zeros() for meta, s in zip(body.outputs[n:], stacked) if s]
     total = n + 1 + len(dummies)
 
     def native_cond(*args: Tensor) -> Tensor:
@@ -50,11 +49,13 @@ def _stacking(
 
     def native_body(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*args[:n], *args[total:])
-        return tuple(_torch.dense(o) for o in (*outs[:n], args[n] + 1, *outs[n:]))
+        ys = [y for y, s in zip(outs[n:], stacked) if s]
+        return tuple(_torch.dense(o) for o in (*outs[:n], args[n] + 1, *ys))
 
     trips = torch.zeros((), dtype=torch.int64)
     rows = _torch.native_while_loop_stacked(native_cond, native_body, (*init, trips, *dummies), consts)
     torch._check(rows[n].shape[0] >= 1)
     valid = rows[n] > 0
     ys = iter(rows[n + 1 :])
-    return [*(r[-1] for r in rows[:n]), *(valid.clone() if s is None else next(ys) for s in stacks)]
+    given = [next(ys) if s else meta.with_leading(valid.shape[0]).zeros() for meta, s in zip(body.outputs[n:], stacked)]
+    return [*(r[-1] for r in rows[:n]), *(valid.clone() if y is None else y for y in merge_flags(flags, None, given))]

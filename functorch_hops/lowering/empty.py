@@ -1,0 +1,71 @@
+"""Empty tensors stay on their side of an operator's edge.
+
+An empty tensor holds nothing but its strides, and on these torch does not agree with itself (2.13): ``contiguous`` keeps
+any, a fake tensor counts a size of 0 as 1, Inductor multiplies with it. Carries and branches then seem to differ. So
+a body makes the empty tensors that it reads, and the caller those that the operator would return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from ..capture.builder import copy_of
+from ..capture.liveness import Pruned
+from ..capture.passes import clean
+from ..capture.subgraph import Mask, StaticParameters, Subgraph, TensorMeta
+
+__all__ = ["without_empty"]
+
+Prune = Callable[[StaticParameters, Mask], Pruned | None]
+Abstract = Callable[[StaticParameters, Sequence[Tensor]], Sequence[Tensor]]
+
+
+def without_empty(
+    prune: Prune, abstract: Abstract, static: StaticParameters, operands: Sequence[Any]
+) -> tuple[StaticParameters, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
+    """A call without empty operands and outputs, and a function from its outputs to those of the call as it was."""
+    if not any(_is_empty(meta) for body in static.bodies for meta in (*body.inputs, *body.outputs)):
+        return static, operands, list
+    with _torch.disable_proxy_modes_tracing(), _torch.sizes_forgotten():
+        outputs = [TensorMeta.of(x) for x in abstract(static, operands)]
+    fed = static.derive("without empty inputs", lambda: static.with_bodies(_without_empty_inputs))
+    pruned = prune(fed, tuple(not _is_empty(meta) for meta in outputs))
+    if pruned is None:
+        return static, operands, list
+
+    def restore(outs: Sequence[Tensor]) -> list[Tensor]:
+        kept = iter(outs)
+        return [next(kept) if k else meta.zeros() for k, meta in zip(pruned.outputs, outputs)]
+
+    return pruned.static, [x for x, k in zip(operands, pruned.operands) if k], restore
+
+
+def _is_empty(meta: TensorMeta) -> bool:
+    """Whether a tensor is empty whatever the open sizes, all of which are known before a run."""
+    return all(type(size) is int for size in meta.shape) and 0 in meta.shape
+
+
+def _without_empty_inputs(body: Subgraph) -> Subgraph:
+    """The same graph, which does not read its empty inputs."""
+    empty = [(node, meta) for node, meta in zip(body.input_nodes(), body.inputs) if _is_empty(meta) and node.users]
+    return body.derive("without empty inputs", lambda: _fed(body)) if empty else body
+
+
+def _fed(body: Subgraph) -> Subgraph:
+    module = copy_of(body)
+    placeholders = module.graph.find_nodes(op="placeholder")
+    for node, meta in zip(placeholders, body.inputs):
+        if _is_empty(meta):
+            with module.graph.inserting_after(placeholders[-1]):
+                made = module.graph.call_function(
+                    torch.ops.aten.zeros.default, (list(meta.shape),), {"dtype": meta.dtype, "device": meta.device}
+                )
+            made.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(made)
+    clean(module)
+    return Subgraph.intern(module, body.inputs, body.outputs)
