@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return _work(arguments.backend)
+        return _work()
     first, _, last = arguments.seeds.partition(":")
     seeds = list(range(int(first), int(last or int(first) + 1)))
     if arguments.show:
@@ -57,24 +57,23 @@ def main() -> int:
 
 
 def _run(seeds: list[int], arguments: argparse.Namespace) -> int:
-    worker, counts, start = Worker(arguments.backend), Counter[str](), time.monotonic()
+    worker, counts, start = Worker(), Counter[str](), time.monotonic()
     try:
         for at in range(0, len(seeds), arguments.group):
             group = seeds[at : at + arguments.group]
-            failure = worker.ask({"seeds": group}, arguments.timeout)
             counts["programs"] += len(group)
-            alone = {}
-            if failure and len(group) > 1:
-                alone = {seed: worker.ask({"seeds": [seed]}, arguments.timeout) for seed in group}
-                if not any(alone.values()):
-                    counts["together"] += 1
-                    print(f"seeds {group} together: {failure['kind']}: {failure['message']}", flush=True)
-            elif failure:
-                alone = {group[0]: failure}
-            for seed, failure in alone.items():
-                if failure:
-                    counts["refused" if failure["is_refused"] else failure["kind"]] += 1
-                    _report(seed, failure, worker, arguments)
+            if arguments.backend == "inductor":
+                # What fails with the same graph uncompiled would only spoil its group.
+                group = [seed for seed in group if _is_right(seed, "eager", worker, counts, arguments)]
+            if len(group) == 1 or arguments.backend in ("plain", "captured"):
+                for seed in group:
+                    _is_right(seed, arguments.backend, worker, counts, arguments)
+                continue
+            failure = worker.ask({"seeds": group, "mode": arguments.backend}, arguments.timeout)
+            alone = [_is_right(seed, arguments.backend, worker, counts, arguments) for seed in group if failure]
+            if failure and all(alone):
+                counts["together"] += 1
+                print(f"seeds {group} together: {failure['kind']}: {failure['message']}", flush=True)
     finally:
         worker.stop()
     seconds = time.monotonic() - start
@@ -82,16 +81,25 @@ def _run(seeds: list[int], arguments: argparse.Namespace) -> int:
     return int(len(counts) > 1)
 
 
-def _report(seed: int, failure: dict[str, Any], worker: Worker, arguments: argparse.Namespace) -> None:
+def _is_right(seed: int, mode: str, worker: Worker, counts: Counter[str], arguments: argparse.Namespace) -> bool:
+    failure = worker.ask({"seeds": [seed], "mode": mode}, arguments.timeout)
+    if failure:
+        counts["refused" if failure["is_refused"] else failure["kind"]] += 1
+        _report(seed, mode, failure, worker, arguments)
+    return failure is None
+
+
+def _report(seed: int, mode: str, failure: dict[str, Any], worker: Worker, arguments: argparse.Namespace) -> None:
     note = " (in plain eager too)" if failure["is_refused"] else ""
-    print(f"seed {seed}: {failure['kind']}{note}: {failure['context']}: {failure['message']}", flush=True)
+    print(f"seed {seed} {mode}: {failure['kind']}{note}: {failure['context']}: {failure['message']}", flush=True)
     source = failure["source"]
     if arguments.shrink and not failure["is_refused"]:
         from fuzz.generator import Program
         from fuzz.shrinking import shrunk
 
         def fails(program: Program) -> bool:
-            found = worker.ask({"source": program.source, "is_trained": program.is_trained}, arguments.timeout)
+            request = {"source": program.source, "is_trained": program.is_trained, "mode": mode}
+            found = worker.ask(request, arguments.timeout)
             return bool(found) and found["kind"] == failure["kind"] and not found["is_refused"]
 
         program = Program(seed, source, failure["context"], failure["context"] == "trained")
@@ -103,12 +111,13 @@ def _report(seed: int, failure: dict[str, Any], worker: Worker, arguments: argpa
 class Worker:
     """A process that checks one group after the other, and is started again when it has died, hung or grown old."""
 
-    def __init__(self, backend: str) -> None:
-        self.backend, self.process, self.age = backend, None, 0
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.age = 0
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """The failure of a group, as a dictionary."""
-        if self.process is None or self.age > 40:
+        if self.process is None or self.age > 200:
             self.stop()
             self._start()
         assert self.process is not None and self.process.stdin and self.process.stdout
@@ -131,16 +140,8 @@ class Worker:
                 return answer
 
     def _start(self) -> None:
-        self.errors = tempfile.TemporaryFile("w+")
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            str(Path(__file__).parent),
-            "--worker",
-            "--backend",
-            self.backend,
-        ]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the process is stopped)
+        command = [sys.executable, "-X", "faulthandler", str(Path(__file__).parent), "--worker"]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
@@ -174,7 +175,7 @@ class Worker:
 # the process that runs programs
 
 
-def _work(backend: str) -> int:
+def _work() -> int:
     import torch
 
     from fuzz.checking import failure_of
@@ -187,7 +188,7 @@ def _work(backend: str) -> int:
             programs = [Program(0, request["source"], "", request["is_trained"])]
         else:
             programs = [generate(seed) for seed in request["seeds"]]
-        failure = failure_of(programs, backend)
+        failure = failure_of(programs, request["mode"])
         answer = None
         if failure is not None:
             answer = {

@@ -66,7 +66,7 @@ def load(source: str) -> dict[str, Any]:
 
 
 def generate(seed: int) -> Program:
-    """The first program of this seed's sequence that is fair: plain Python runs it, and its result is well-conditioned."""
+    """The first program of this seed's sequence that is fair."""
     for attempt in range(200):
         draw = random.Random(f"{seed} {attempt}")
         try:
@@ -284,7 +284,7 @@ def with_gradients(program: Program, names: dict[str, Any], args: Sequence[Tenso
         loss = names["scalar"](out)
         gradients = tuple(torch.zeros_like(x) for x in wanted)
         if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True)
     return optree.tree_map(Tensor.detach, (out, gradients))
 
 
