@@ -159,15 +159,12 @@ def _start(s: Scope) -> str:
     return s.one_of("1", "2", "True")
 
 
-def _carry(s: Scope) -> tuple[Tree, Any, bool]:
+def _carry(s: Scope) -> tuple[Tree, Any]:
     """A tree of expressions to start from, and its values."""
     starts = [_start(s) for _ in range(s.one_of(1, 1, 2, 2, 3))]
     tree = _tree(s, starts)
-    try:
-        values = optree.tree_map(lambda x: x if isinstance(x, Tensor) else torch.tensor(x), _values(s, tree))
-    except Exception as error:
-        raise NoOperandError from error
-    return tree, values, False
+    values = optree.tree_map(lambda x: x if isinstance(x, Tensor) else torch.tensor(x), _values(s, tree))
+    return tree, values
 
 
 def _next_carry(values: Any, inner: Scope, names: list[str]) -> str:
@@ -197,7 +194,7 @@ def _rows(s: Scope) -> tuple[Tree, Any]:
 
 
 def _scan(s: Scope, depth: int) -> None:
-    name, (init, values, _) = s.new("step"), _carry(s)
+    name, (init, values) = s.new("step"), _carry(s)
     options = s.one_of([], [], [], ["reverse=True"], ["reverse=True"], ["unroll=2"], ["remat='step'"], ["remat='sqrt'"])
     if s.chance(0.2):
         xs, arguments = f"None, {s.one_of(0, 1, 2, 3)}", {"c": values, "_": None}
@@ -240,7 +237,7 @@ def _recurrent(s: Scope, depth: int) -> None:
 
 
 def _while(s: Scope, depth: int) -> None:
-    name, go_on, (init, values, _) = s.new("step"), s.new("more"), _carry(s)
+    name, go_on, (init, values) = s.new("step"), s.new("more"), _carry(s)
     most = s.one_of(0, 1, 2, 3)
     options = s.one_of(
         [], [], [], ["max_steps=2"], ["max_steps=1"], ["max_steps=0"], ["checkpoints=1"], ["checkpoints=2"]
@@ -272,7 +269,7 @@ def _while(s: Scope, depth: int) -> None:
 
 
 def _fori(s: Scope, depth: int) -> None:
-    name, (init, values, _) = s.new("step"), _carry(s)
+    name, (init, values) = s.new("step"), _carry(s)
     lower, upper = s.one_of("0", "0", "1"), str(s.one_of(0, 1, 2, 3))
     if s.chance(0.4):
         upper = f"{s.pick('int', where=lambda x: x.ndim == 0)} % 4"

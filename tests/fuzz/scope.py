@@ -89,7 +89,10 @@ class Scope:
         return f"{other}.sum()" if self.chance(0.7) else self.number
 
     def value(self, expression: str) -> Any:
-        return eval(expression, self.env)
+        try:
+            return eval(expression, self.env)
+        except Exception as error:
+            raise NoOperandError from error
 
     # -- saying
 
