@@ -506,16 +506,18 @@ def install_hooks(
 ) -> None:
     """Let a running capture see what torch hides from every mode.
 
-    ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++: a tensor from outside the capture would enter with the
-    level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. The hooks
+    ``vmap``, ``grad`` and ``vjp`` wrap their arguments in C++, and ``vmap`` takes its results apart there: a tensor from
+    outside the capture would enter with the level of an unrelated transform. ``autograd.Function.apply`` runs ``forward`` and forgets ``backward``. The hooks
     hand over to ``lift`` / ``apply_function``, which do nothing unless a capture runs on the calling thread. There,
     torch logs the traceback of each shape error of the user's on top of raising it: that log is silent meanwhile.
     ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     from torch._functorch import vmap
 
-    add_batch_dim, wrap = vmap._add_batch_dim, eager_transforms._wrap_for_grad
+    add_batch_dim, remove_batch_dim = vmap._add_batch_dim, vmap._remove_batch_dim
+    wrap = eager_transforms._wrap_for_grad
     setattr(vmap, "_add_batch_dim", lambda t, dim, level: add_batch_dim(lift(t), dim, level))  # noqa: B010
+    setattr(vmap, "_remove_batch_dim", lambda t, *rest: remove_batch_dim(lift(t), *rest))  # noqa: B010
     setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
     _hook_functions(apply_function, refuse_function)

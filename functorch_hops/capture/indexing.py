@@ -133,7 +133,7 @@ def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
             return False
         sizes = (*value.shape[:place], *[1] * mask.dim(), *value.shape[place + 1 :])
         value = value.reshape(sizes[max(len(sizes) - chosen.dim(), 0) :])
-    chosen.copy_(torch.where(mask.reshape(*mask.shape, *[1] * n_after), value, chosen))
+    chosen.copy_(torch.where(mask.reshape((*mask.shape, *[1] * n_after)), value, chosen))
     return True
 
 

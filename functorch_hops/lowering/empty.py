@@ -1,8 +1,8 @@
 """Empty tensors stay on their side of an operator's edge.
 
-An empty tensor holds nothing but its strides, and on these torch does not agree with itself (2.13): ``contiguous`` keeps
-any, a fake tensor counts a size of 0 as 1, Inductor multiplies with it. Carries and branches then seem to differ. So
-a body makes the empty tensors that it reads, and the caller those that the operator would return.
+An empty tensor holds nothing but its strides, and torch (2.13) does not agree with itself on those: ``contiguous``
+keeps any, a fake tensor counts a size of 0 as 1, Inductor multiplies with it. So carries and branches seem to differ.
+Here a body makes the empty tensors that it reads, and the caller those that the operator would return.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...capture.subgraph import StaticParameters
 from .eager import associative_scan_run
+from .reached import associative_scan_reached
 
 __all__ = ["associative_scan_jvp"]
 
@@ -17,6 +18,9 @@ def associative_scan_jvp(
     static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     active = [i for i, t in enumerate(tangents) if t is not None]
+    reached = associative_scan_reached(static, tuple(t is not None for t in tangents), "tangent")
+    if not any(reached):
+        return associative_scan_run(static, primals), [None] * len(reached)
 
     def run(*moving: Tensor) -> tuple[Tensor, ...]:
         operands = list(primals)
@@ -26,4 +30,4 @@ def associative_scan_jvp(
 
     given = tuple(t for t in tangents if t is not None)
     outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]
-    return outs, tangents_out
+    return outs, [t if r else None for t, r in zip(tangents_out, reached)]

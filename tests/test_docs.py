@@ -1,0 +1,41 @@
+"""The pages in docs/ refer to notes in the code and to one another by names that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(path for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".py"))
+SOURCES = [path for room in ("functorch_hops", "transforms") for path in (ROOT / room).rglob("*.py")]
+
+
+def notes(text: str) -> set[str]:
+    """The titles of the notes that a text has or refers to, which may be broken over lines."""
+    return {re.sub(r"[\s#]+", " ", title) for title in re.findall(r"NOTE \[([^]]+)\]", text)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_notes_exist(page: Path) -> None:
+    known = set().union(*(notes(path.read_text()) for path in SOURCES))
+    assert notes(page.read_text()) <= known
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    anchors.update(re.findall(r'<a id="([^"]+)">', text))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif "://" not in target:
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_glossary_is_alphabetical() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    terms = re.findall(r"^- .*?\*\*(.+?)\.?\*\*", text, re.MULTILINE)
+    assert len(terms) > 40
+    assert terms == sorted(terms, key=str.lower)
