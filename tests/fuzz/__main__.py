@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:100", help="a seed, or first:last, the last one excluded")
     parser.add_argument("--backend", default="inductor", help="plain, captured, eager, aot_eager or inductor")
-    parser.add_argument("--group", type=int, default=4, help="programs that are compiled as one function")
+    parser.add_argument("--group", type=int, default=8, help="programs that are compiled as one function")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for a group")
     parser.add_argument("--shrink", type=float, nargs="?", const=300.0, help="seconds to shrink each failing program")
     parser.add_argument("--show", action="store_true", help="print the programs and do nothing else")
@@ -65,20 +65,32 @@ def _run(seeds: list[int], arguments: argparse.Namespace) -> int:
             if arguments.backend == "inductor":
                 # What fails with the same graph uncompiled would only spoil its group.
                 group = [seed for seed in group if _is_right(seed, "eager", worker, counts, arguments)]
-            if len(group) == 1 or arguments.backend in ("plain", "captured"):
+            if arguments.backend in ("plain", "captured"):
                 for seed in group:
                     _is_right(seed, arguments.backend, worker, counts, arguments)
-                continue
-            failure = worker.ask({"seeds": group, "mode": arguments.backend}, arguments.timeout)
-            alone = [_is_right(seed, arguments.backend, worker, counts, arguments) for seed in group if failure]
-            if failure and all(alone):
-                counts["together"] += 1
-                print(f"seeds {group} together: {failure['kind']}: {failure['message']}", flush=True)
+            else:
+                _search(group, worker, counts, arguments)
+            print(f"{at + arguments.group} of {len(seeds)} programs", file=sys.stderr, flush=True)
     finally:
         worker.stop()
     seconds = time.monotonic() - start
     print(f"{arguments.backend}: {dict(counts)} in {seconds:.0f} s, seeds {seeds[0]}:{seeds[-1] + 1}", flush=True)
     return int(len(counts) > 1)
+
+
+def _search(group: list[int], worker: Worker, counts: Counter[str], arguments: argparse.Namespace) -> bool:
+    """Find the programs of a group that fail, by halves."""
+    if len(group) < 2:
+        return all(_is_right(seed, arguments.backend, worker, counts, arguments) for seed in group)
+    failure = worker.ask({"seeds": group, "mode": arguments.backend}, arguments.timeout)
+    if failure is None:
+        return True
+    middle = len(group) // 2
+    halves = [_search(half, worker, counts, arguments) for half in (group[:middle], group[middle:])]
+    if all(halves):
+        counts["together"] += 1
+        print(f"seeds {group} together: {failure['kind']}: {failure['message']}", flush=True)
+    return False
 
 
 def _is_right(seed: int, mode: str, worker: Worker, counts: Counter[str], arguments: argparse.Namespace) -> bool:

@@ -44,7 +44,11 @@ def _smaller(source: str) -> Iterator[str]:
 
 def _functions(tree: ast.AST) -> list[ast.FunctionDef]:
     """Those of the program, not of its preamble."""
-    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name not in ("flat", "scalar", "slopes", "inputs")]
+    return [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.FunctionDef) and n.name not in ("flat", "scalar", "slopes", "inputs")
+    ]
 
 
 def _changes(tree: ast.Module) -> Iterator[Callable[[ast.Module], None]]:
