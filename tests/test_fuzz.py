@@ -4,6 +4,7 @@ A seed that fails here prints its program: ``python tests/fuzz --seeds 17 --back
 """
 
 import pytest
+
 from fuzz.checking import MODES, failure_of
 from fuzz.generator import generate
 from fuzz.shrinking import shrunk
