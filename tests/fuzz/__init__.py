@@ -1,0 +1,1 @@
+"""Random programs: generated from a seed, run in every mode, compared with plain Python, shrunk when they differ."""

@@ -1,0 +1,144 @@
+"""Run a program in a mode of the library, and say how it differs from plain Python."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+
+from .generator import Program, load, with_gradients
+from .oracle import Oracle
+
+__all__ = ["MODES", "Failure", "failure_of"]
+
+MODES = ("plain", "captured", "eager", "aot_eager", "inductor")
+"""Plain eager, ``eager_capture``, and the backends of jit."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """``kind``: a wrong value, or an exception at capture, compilation or run; also a crash or a hang."""
+
+    kind: str
+    message: str
+    is_refused: bool = False
+    """Whether plain eager raises too, so that the program may be one that torch does not allow."""
+
+
+Function = Callable[..., Any]
+
+
+def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
+    """What is wrong when these programs are run together, in one jitted function if the mode has one."""
+    loaded = [load(program.source) for program in programs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        run = _function(loaded, mode)
+        for seed in (0, 1, 0):
+            arguments = [
+                [_leaf(x, program.is_trained) for x in names["inputs"](seed)]
+                for names, program in zip(loaded, programs)
+            ]
+            expected = _results(loaded, programs, _together(loaded, Oracle), arguments)
+            before = optree.tree_map(torch.clone, arguments)
+            try:
+                got = _results(loaded, programs, run, arguments)
+            except Exception as error:  # noqa: BLE001 (an exception is what is looked for)
+                return Failure(_stage(error), _first_line(error), _is_refused(loaded, programs, arguments))
+            for i, (a, b) in enumerate(zip(got, expected)):
+                difference = _difference(a, b)
+                if difference:
+                    return Failure("value", f"of program {i}, inputs({seed}): {difference}")
+            if _difference(arguments, before):
+                return Failure("value", "an input was written to")
+    return None
+
+
+def _leaf(x: Tensor, is_trained: bool) -> Tensor:
+    return x.requires_grad_() if is_trained and x.is_floating_point() else x
+
+
+def _together(loaded: Sequence[dict[str, Any]], namespace: Any) -> Function:
+    return lambda arguments: tuple(names["program"](namespace, *args) for names, args in zip(loaded, arguments))
+
+
+def _function(loaded: Sequence[dict[str, Any]], mode: str) -> Function:
+    together = _together(loaded, fh)
+    if mode == "plain":
+        return together
+    if mode == "captured":
+
+        def captured(arguments: Any) -> Any:
+            with fh.eager_capture():
+                return together(arguments)
+
+        return captured
+    return fh.jit(together, backend=mode)
+
+
+def _results(loaded: Sequence[dict[str, Any]], programs: Sequence[Program], run: Function, arguments: Any) -> list[Any]:
+    outs = run(arguments)
+    return [with_gradients(*each) for each in zip(programs, loaded, arguments, outs)]
+
+
+def _difference(got: Any, expected: Any) -> str:
+    if optree.tree_structure(got) != optree.tree_structure(expected):
+        return f"tree {optree.tree_structure(got)} for {optree.tree_structure(expected)}"
+    for path, a, b in zip(optree.tree_paths(expected), optree.tree_leaves(got), optree.tree_leaves(expected)):
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            return f"{path}: {a.dtype} {tuple(a.shape)} for {b.dtype} {tuple(b.shape)}"
+        if not b.numel():
+            continue
+        scale = max(1.0, float(b.abs().max())) if b.dtype is not torch.bool else 1.0
+        is_single = b.dtype in (torch.float32, torch.complex64)
+        rtol, atol = (2e-3, 5e-4 * scale) if is_single else (1e-6, 1e-8 * scale)
+        if not torch.allclose(a, b, rtol=rtol, atol=atol):
+            return f"{path}: {_short(a)} for {_short(b)}"
+    return ""
+
+
+def _short(x: Tensor) -> str:
+    values = x.reshape(-1)[:4].tolist()
+    return (
+        "["
+        + ", ".join(f"{v:.4g}" if not isinstance(v, bool) else str(v) for v in values)
+        + ("…]" if x.numel() > 4 else "]")
+    )
+
+
+def _is_refused(loaded: Sequence[dict[str, Any]], programs: Sequence[Program], arguments: Any) -> bool:
+    try:
+        _results(loaded, programs, _function(loaded, "plain"), arguments)
+    except Exception:  # noqa: BLE001
+        return True
+    return False
+
+
+def _stage(error: BaseException) -> str:
+    if isinstance(error, fh.FunctorchHopsError):
+        return "capture"
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    name = type(error).__name__
+    if name in ("InductorError", "BackendCompilerFailed", "CppCompileError") or any("compile_fx" in f for f in files):
+        return "compile"
+    if any("functorch_hops/capture" in f for f in files) and not any("inductor" in f for f in files):
+        return "capture"
+    return "run"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "functorch_hops" in f.filename]
+    last = (ours or list(frames))[-1]
+    place = f"{'/'.join(last.filename.split('/')[-2:])}:{last.lineno} {last.name}"
+    return f"{type(error).__name__}: {' / '.join(lines[:3])[:400]} [{place}]"

@@ -1,0 +1,42 @@
+"""A fixed part of the random programs of ``fuzz``, which ``python tests/fuzz`` runs by the thousand.
+
+A seed that fails here prints its program: ``python tests/fuzz --seeds 17 --backend eager --shrink`` makes it smaller.
+"""
+
+import pytest
+
+from fuzz.checking import MODES, failure_of
+from fuzz.generator import generate
+from fuzz.shrinking import shrunk
+
+QUICK = [mode for mode in MODES if mode != "inductor"]
+
+
+def assert_right(seeds, mode):
+    programs = [generate(seed) for seed in seeds]
+    failure = failure_of(programs, mode)
+    assert failure is None, "\n\n".join([str(failure), *map(str, programs)])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_program(seed):
+    assert_right([seed], QUICK[seed % len(QUICK)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [100, 104, 108])
+def test_programs_compiled_as_one(first):
+    assert_right(range(first, first + 4), "inductor")
+
+
+def test_the_same_seed_gives_the_same_program():
+    assert generate(7) == generate(7)
+
+
+def test_a_program_is_shrunk_while_it_fails():
+    """What is left of it when the failure is that it scans."""
+    program = next(p for p in map(generate, range(20)) if "ns.scan(" in p.source and p.context == "value")
+    small = shrunk(program, lambda candidate: "ns.scan(" in candidate.source, seconds=10.0)
+    lines = small.source.split("def f(")[1].split("def program(")[0].strip().splitlines()
+    assert "ns.scan(" in small.source
+    assert len(lines) <= 8
