@@ -1,7 +1,7 @@
 """Where a program can see how a tensor lies in memory, it sees what eager Python sees.
 
-Operands are contiguous in a trace, whatever they are in a call. Operators that read the layout (``as_strided``, views as
-another dtype) find the one that the trace had.
+Operands are contiguous in a trace, whatever they are in a call. Operators that read the layout (``as_strided``, views
+as another dtype) find the one that the trace had.
 """
 
 from __future__ import annotations
