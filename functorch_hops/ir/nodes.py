@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import without_gradients
+from .._torch import dense, without_gradients
 from .meta import TensorMeta
 
 __all__ = [
@@ -54,8 +54,8 @@ def inverted(order: Sequence[int]) -> list[int]:
 
 
 def packed(x: Tensor, order: Sequence[int]) -> Tensor:
-    """``x`` with its dimensions in this order in memory; itself where it lies so already."""
-    return x.permute(order).contiguous().permute(inverted(order))
+    """``x`` with its dimensions in this order in memory, from its beginning; itself where it lies so already."""
+    return dense(x.permute(order)).permute(inverted(order))
 
 
 def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:

@@ -41,7 +41,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     from torch._inductor.compile_fx import compile_fx
 
     _register_barrier()
-    patches = {**options, **_settings(module, fakes, options)}
+    patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     has_effects = any(static.has_effects for static in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with (
@@ -55,7 +55,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
             module,
             list(fakes),
             inner_compile=_compile_inner,
-            config_patches=patches or None,
+            config_patches=patches,
             decompositions=_decompositions(),
         )
     assert callable(run)
@@ -73,6 +73,8 @@ def _no_remarks() -> Iterator[None]:
         log.removeFilter(is_fault)
 
 
+_WITHOUT_FOLDING = {"joint_graph_constant_folding": False}
+"""Inductor (torch 2.13) takes a value plus zeros for the value, an expanded one too, and then writes to it in place."""
 _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory_planning": False}
 """See NOTE [A loop's memory is its own]."""
 

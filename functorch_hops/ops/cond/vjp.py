@@ -65,7 +65,7 @@ def cond_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters
             return [*outs[:n], *slots]
 
         make = lambda part=part, run=run: rewritten(run, part.forward.inputs, "grad")
-        branches.append(part.forward.derive(("slots", plan.slots), make))
+        branches.append(part.forward.derive(("slots", n, plan.slots, tuple(plan.places(part))), make))
     return cond_static(branches)
 
 
@@ -94,6 +94,7 @@ def cond_vjp_backward(
             *(m for m, c in zip(static.bodies[0].outputs, plan.cotangents) if c),
         ]
         make = lambda run=run, metas=metas: rewritten(run, metas, "grad")
-        branches.append(part.backward.derive(("slots", plan.slots, part.kept), make))
+        key = ("slots", tuple(metas), n_slots, part.kept, tuple(plan.places(part)))
+        branches.append(part.backward.derive(key, make))
     grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
     return [next(grads) if a else None for a in active]

@@ -166,7 +166,7 @@ class Batched(Rule):
             shared = [v.select(0, 0) if f and not o else v for v, f, o in zip(values, found, out)]
             return [*shared, *values[len(out) :]]
 
-        key = ("shared outputs", out)
+        key = ("shared outputs", out, found)
         return graph.derive(key, lambda: rewritten(run, graph.inputs, "vmap")), (*out, *found[len(out) :])
 
     def reverse(self, active: Mask) -> Reverse | None:

@@ -114,7 +114,7 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
         return [*new_carry, *(s + g for s, g in zip(sums, ct_w)), *ct_x]
 
     inputs = [meta for group in groups for meta in group]
-    key = ("backward step", plan.n_carry, plan.n_xs, plan.active, plan.cotangents)
+    key = ("backward step", tuple(map(tuple, groups)), n_x)
     step = part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
     return step if valid is None else _if_it_happened(step, n_ct + len(const_metas), valid)
 
