@@ -52,3 +52,56 @@ def test_of_a_carry_that_a_body_turns(run):
 
     x = torch.arange(8.0, dtype=F64).reshape(2, 4)[:, ::2]
     same(run(lambda x: fh.fori_loop(0, 3, lambda i, c: step(c), x), x), step(step(step(x))))
+
+
+WRITES = {
+    "a cotangent that is a part": lambda w: torch.cat([w.flatten(), _added_through_a_view(w).flatten()]),
+    "a masked cotangent that is a part": lambda w: torch.stack([w, _masked(w)]),
+    "a tangent that another value has": lambda w: (_written(w + 0 * w.detach().sum()), w)[1],
+    "a clone": lambda w: w.clone().zero_() + w,
+    "a product by a number": lambda w: (w * 2.0).add_(w.sum()),
+    "a copy of windows": lambda w: _written(w.flatten().unfold(0, 2, 1).clone()),
+}
+
+
+def _added_through_a_view(w):
+    v = w.clone()
+    v.mT.add_(w.sum())
+    return v
+
+
+def _masked(w):
+    v = w.clone()
+    v[v > 0.1] = 0.5
+    return v
+
+
+def _written(v):
+    v[0] = 0.3
+    return v
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_go_to_memory_of_their_own(name):
+    """Forward and reverse mode write in place to tangents and cotangents, of which parts and copies are taken."""
+    f = WRITES[name]
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3)
+    weights = torch.linspace(0.5, 2, f(x).numel(), dtype=F64)
+    loss = lambda x: (f(x).flatten() * weights).sin().sum()
+    every = lambda tools: (
+        lambda x: [
+            f(x),
+            tools.grad(loss)(x),
+            tools.jacfwd(f)(x),
+            tools.jvp(tools.grad(loss), (x,), (x.sin(),))[1],
+            tools.vmap(lambda r: tools.jvp(f, (r,), (torch.ones(2, 3, dtype=F64),))[1])(torch.stack([x, x.cos()])),
+        ]
+    )
+    same(fh.jit(every(fh), backend="eager")(x), every(torch.func)(x))
+
+
+def test_derivatives_of_a_product_with_a_complex_number():
+    for f in (lambda x: (x * (0.5 + 0.5j)).real.sum(), lambda x: torch.exp(1j * x).real.sum()):
+        x = torch.linspace(-1, 1, 3, dtype=F64)
+        for transform in ("grad", "hessian"):
+            same(fh.jit(getattr(fh, transform)(f), backend="eager")(x), getattr(torch.func, transform)(f)(x))

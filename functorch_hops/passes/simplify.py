@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload
-from ..ir.memory import is_copy
+from ..ir.memory import is_copy, is_view
 from ..ir.nodes import frozen
 from ..ir.sizes import is_closed
 from ..ir.subgraph import is_pinned
@@ -49,7 +49,20 @@ def _unchanged(node: fx.Node) -> fx.Node | None:
     if node.target is aten.permute.default:
         order = [int(d) % max(before.dim(), 1) for d in node.args[1]]  # type: ignore[union-attr, arg-type]
         return source if order == list(range(before.dim())) else None
-    return source if node.kwargs.get("memory_format") is None else None
+    if node.kwargs.get("memory_format") is not None or _may_overlap_itself(source):
+        return None
+    return source
+
+
+def _may_overlap_itself(node: fx.Node) -> bool:
+    """Whether elements of a value may share memory, so that it is no substitute for a copy of it: functional writes
+    (torch 2.13) lay out their result like their operand, unless that is expanded.
+    """
+    while is_view(node):
+        if node.target in (aten.unfold.default, aten.as_strided.default):
+            return True
+        node = node.args[0]  # type: ignore[assignment]
+    return False
 
 
 # Layout is no part of a graph's meaning, except where a memory format asks for one.

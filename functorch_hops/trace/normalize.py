@@ -30,6 +30,8 @@ _PLAIN_FORMS: dict[Any, Any] = {
 _OF_NUMBERS: dict[Any, Callable[[Any], Any]] = {
     _aten._conj.default: lambda number: number.conjugate(),
     _aten._neg_view.default: operator.neg,
+    _aten.alias.default: lambda number: number,
+    _aten.detach.default: lambda number: number,
 }
 """Some of these take a number in the place of a tensor, as a derivative of a product with one has it."""
 

@@ -70,5 +70,11 @@ def _value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _cast(x: Tensor, like: Tensor) -> Tensor:
-    expanded: Tensor = _aten.expand.default(x, list(like.shape))
-    return expanded if x.dtype == like.dtype else _aten._to_copy.default(expanded, dtype=like.dtype)
+    """``x`` as a sum of this kind, in memory of its own: forward mode writes to tangents."""
+    if x.shape == like.shape and x.dtype == like.dtype:
+        copy: Tensor = _aten.clone.default(x)
+        return copy
+    expanded = _aten.expand.default(x, list(like.shape))
+    packed = _aten.clone.default(expanded, memory_format=torch.contiguous_format)
+    cast: Tensor = packed if x.dtype == like.dtype else _aten._to_copy.default(packed, dtype=like.dtype)
+    return cast
