@@ -88,16 +88,17 @@ def test_writes_go_to_memory_of_their_own(name):
     x = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3)
     weights = torch.linspace(0.5, 2, f(x).numel(), dtype=F64)
     loss = lambda x: (f(x).flatten() * weights).sin().sum()
-    every = lambda tools: (
-        lambda x: [
-            f(x),
-            tools.grad(loss)(x),
-            tools.jacfwd(f)(x),
-            tools.jvp(tools.grad(loss), (x,), (x.sin(),))[1],
-            tools.vmap(lambda r: tools.jvp(f, (r,), (torch.ones(2, 3, dtype=F64),))[1])(torch.stack([x, x.cos()])),
-        ]
-    )
+
+    def every(tools):
+        gradient = tools.grad(loss)
+        tangents = (x.sin(),)
+        return lambda x: [f(x), gradient(x), tools.jvp(f, (x,), tangents)[1], tools.jvp(gradient, (x,), tangents)[1]]
+
     same(fh.jit(every(fh), backend="eager")(x), every(torch.func)(x))
+    if "masked" not in name:  # torch's vmap knows no write by a mask
+        lanes = lambda tools: tools.vmap(lambda r: tools.jvp(f, (r,), (torch.ones_like(x),))[1])
+        xs = torch.stack([x, x.cos()])
+        same(fh.jit(lanes(fh), backend="eager")(xs), lanes(torch.func)(xs))
 
 
 def test_derivatives_of_a_product_with_a_complex_number():
