@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -68,7 +69,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
-        stack.enter_context(_without_validation())
+        stack.enter_context(_validation.off())
         yield
 
 
@@ -117,18 +118,31 @@ def _dual_level_as_jvp() -> Iterator[None]:
         eager_transforms.JVP_NESTING -= joins
 
 
-@contextlib.contextmanager
-def _without_validation() -> Iterator[None]:
-    """``torch.distributions`` does not look at the values of its parameters unless it is told to, as under
-    ``torch.compile``.
-    """
-    distribution = torch.distributions.Distribution
-    before = distribution._validate_args
-    distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        distribution.set_default_validate_args(before)
+class _Validation:
+    """The default of ``torch.distributions``, for the process: whether values of parameters are looked at."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, False
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Values are not looked at, as under ``torch.compile``, until the last thread that asked for it is done."""
+        distribution = torch.distributions.Distribution
+        with self._lock:
+            if self._users == 0:
+                self._before = distribution._validate_args
+                distribution.set_default_validate_args(False)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    distribution.set_default_validate_args(self._before)
+
+
+_validation = _Validation()
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ def install_hooks(
     ``forward`` and forgets ``backward``. The hooks hand over to ``lift`` / ``apply_function``, which do nothing unless
     a capture runs on the calling thread. There, torch logs the traceback of each shape error of the user's on top of
     raising it: that log is silent meanwhile.
-    ``view`` of a zero tangent runs below the Python key: see ``_show_views_of_zeros``.
     """
     from torch._functorch import vmap
 
@@ -40,7 +38,6 @@ def install_hooks(
     setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
     _hook_functions(apply_function, refuse_function)
-    _show_views_of_zeros()
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
 
@@ -74,17 +71,3 @@ def _hook_functions(
     else:
         setattr(module.BackwardCFunction, "__init__", made)  # noqa: B010
     setattr(module, "custom_function_call", hooked(module.custom_function_call))  # noqa: B010
-
-
-_library = torch.library.Library("aten", "IMPL")
-
-
-def _show_views_of_zeros() -> None:
-    """Let ``view`` of a zero tensor go the way of every other view of one.
-
-    torch has a kernel for it that ends in the backend's: what it makes of a fake zero tensor is a meta tensor, which
-    can't be added to any fake (torch 2.13: ``make_fx(vmap(hessian(f)), tracing_mode="fake")``).
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that its kernel is replaced
-        _library.impl("view", torch.library.fallthrough_kernel, "ZeroTensor")
