@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -48,12 +48,12 @@ def by_stride(x: Tensor) -> list[int]:
     return sorted(range(x.dim()), key=x.stride, reverse=True)
 
 
-def inverted(order: Sequence[int]) -> list[int]:
+def inverted(order: list[int]) -> list[int]:
     """The permutation that undoes another one."""
     return [order.index(d) for d in range(len(order))]
 
 
-def packed(x: Tensor, order: Sequence[int]) -> Tensor:
+def packed(x: Tensor, order: list[int]) -> Tensor:
     """``x`` with its dimensions in this order in memory, from its beginning; itself where it lies so already."""
     return dense(x.permute(order)).permute(inverted(order))
 

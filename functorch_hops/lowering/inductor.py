@@ -106,16 +106,16 @@ def _exact_operands() -> Iterator[None]:
         return ir.ExternKernel.require_exact_strides(value, node.meta["val"].stride(), allow_padding=False)
 
     def lower(pred: Any, true_fn: Any, false_fn: Any, operands: Any) -> Any:
-        nodes = V.graph.current_node.args[3]
-        return inductors(pred, true_fn, false_fn, [exact(value, node) for value, node in zip(operands, nodes)])
+        nodes: Any = V.graph.current_node.args[3]
+        return original(pred, true_fn, false_fn, [exact(value, node) for value, node in zip(operands, nodes)])
 
     cond = torch.ops.higher_order.cond
-    inductors = lowerings[cond]
+    original = lowerings[cond]
     lowerings[cond] = lower
     try:
         yield
     finally:
-        lowerings[cond] = inductors
+        lowerings[cond] = original
 
 
 @contextlib.contextmanager
