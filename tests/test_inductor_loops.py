@@ -251,6 +251,21 @@ def test_writes_to_what_shares_memory_with_itself():
     same(fh.jit(every)(x), every(x))
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_a_cotangent_that_is_a_part_of_another(shape):
+    """Autograd reads it by ``as_strided``, which counts from the beginning of all the memory that it is part of."""
+
+    def loss(w):
+        v = w.sin()
+        written = v + 0
+        written[written > 0.137] = 0.5
+        parts = torch.cat([written.reshape(-1), v.reshape(-1)])
+        return (parts * torch.linspace(0.5, 1.5, parts.numel(), dtype=w.dtype)).sum()
+
+    for w in (torch.full(shape, 0.8, dtype=torch.float64), torch.full(shape, -0.3, dtype=torch.float64)):
+        same(fh.jit(fh.grad(loss))(w), torch.func.grad(loss)(w))
+
+
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
 def test_conjugates_and_complex_views_in_loops():
     def f(x):

@@ -36,8 +36,10 @@ def dense(t: Tensor) -> Tensor:
         if type(size) is int and size == 1 and not _is_number(actual, stride):
             return t.clone(memory_format=torch.contiguous_format)
         stride = stride * size
-    # Inductor would take a clone for a no-op: it compares strides, not offsets.
-    return t if _is_number(t.storage_offset(), 0) else t.flip(())
+    if _is_number(t.storage_offset(), 0):
+        return t
+    # Inductor would take a clone for a no-op: it compares strides, not offsets. So it does a flip of a 0-d tensor.
+    return t.flip(()) if t.dim() else t.reshape(1).flip(0).reshape(())
 
 
 def _is_number(value: Any, number: Any) -> bool:
