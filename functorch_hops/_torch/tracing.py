@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,20 @@ def function_name(func: Any) -> str:
 
 
 def is_effectful(operator: OpOverload) -> bool:
-    """Whether an operator does something besides its results: torch says so, or it has no results."""
+    """Whether an operator does something besides its results: torch says so, or it has no results.
+
+    Of a custom operator torch may learn it later.
+    """
+    known = _effect_of_own(operator)
+    return _has_effect(operator) if known is None else known
+
+
+@functools.cache
+def _effect_of_own(operator: OpOverload) -> bool | None:
+    return _has_effect(operator) if operator.namespace in ("aten", "prims") else None
+
+
+def _has_effect(operator: OpOverload) -> bool:
     from torch._library.utils import is_impure
 
     return not operator._schema.returns or is_impure(operator, impure_random=False)
