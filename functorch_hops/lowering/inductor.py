@@ -2,8 +2,9 @@
 
 NOTE [Loops run from C++] Inductor compiles the body of a loop to kernels, and the loop around them to a wrapper that
 launches these: in Python, which costs some microseconds for each kernel and step, or in C++. A graph with a loop gets
-the latter. Two things are left to the former: a loop that stacks all its carries, which the C++ wrapper of torch 2.13
-has no code for, and graphs on other devices, where this was not measured.
+the latter. Three things are left to the former: a loop that stacks all its carries, which the C++ wrapper of torch 2.13
+has no code for, one whose operators check something, since C++ loses the text of their errors, and graphs on other
+devices, where this was not measured.
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
@@ -85,7 +86,6 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
     if not loops:
         return {}
     is_stacking = any(static.hop == "while_loop" and static["flags"] for static in loops)
-    # Of an error C++ tells its caller no more than that there was one.
     is_quiet = not any(static.has_effects for static in loops)
     can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}

@@ -49,8 +49,9 @@ def normalize(module: fx.GraphModule) -> None:
             _replace_by_number(node, _OF_NUMBERS[node.target](node.args[0]))
         node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
-        if node.target in _LAYOUT_READERS:
-            _fix_layout(base_of(node.args[0]))
+    readers = [node for node in module.graph.nodes if node.target in _LAYOUT_READERS]
+    for base in dict.fromkeys(base_of(node.args[0]) for node in readers):
+        _fix_layout(base)
     clean(module)
 
 
