@@ -201,12 +201,15 @@ class _Entry:
         (body,) = self.static.bodies
         return body.shape_env is None or facts_hold(body.shape_env, body.bind(operands))
 
-    def operands(self) -> list[Tensor] | None:
-        """The tensors that the function closes over, as they are now; None if this trace is not valid."""
+    def operands(self, given: list[Tensor]) -> list[Tensor] | None:
+        """The arguments and the tensors that the function closes over, as they are now; None if this trace is not
+        valid.
+        """
         tensors = self.guard()
         if tensors is None or [(t.shape, t.dtype, t.device) for t in tensors] != self.metas:
             return None
-        return self.trace.operands(tensors)
+        operands = [*given, *self.trace.operands(tensors)]
+        return operands if not self.trace.assumed or self.trace.holds_for(operands) else None
 
     def call(self, operands: list[Tensor]) -> Sequence[Tensor]:
         return self._call_with_updates(operands) if self.trace.updates else closed_call_op(self.static, *operands)
@@ -326,10 +329,10 @@ class JittedFunction(Generic[P, R]):
         arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
         key = (arguments.key, tuple((place, static_key(v)) for place, v in static.items()), _torch.ambient_state())
         for entry in self._entries.get(key, ()):
-            closed = entry.operands() if entry.allows(arguments.operands) else None
-            if closed is not None:
+            operands = entry.operands(arguments.operands) if entry.allows(arguments.operands) else None
+            if operands is not None:
                 self._hits += 1
-                return entry, [*arguments.operands, *closed]
+                return entry, operands
         with self._lock:
             return self._find_slowly(func, arguments, list(static.values()), key)
 
@@ -346,10 +349,10 @@ class JittedFunction(Generic[P, R]):
             paths = entry.trace.paths
             if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
                 entry.watch(now)
-                closed = entry.operands()
-                if closed is not None:
+                operands = entry.operands(arguments.operands)
+                if operands is not None:
                     self._hits += 1
-                    return entry, [*arguments.operands, *closed]
+                    return entry, operands
         return self._capture(func, root, arguments, key, now)
 
     def _capture(

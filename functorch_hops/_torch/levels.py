@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,11 +20,14 @@ __all__ = [
     "TransformType",
     "base_tensor",
     "below_transforms",
+    "current_level",
     "dispatch_functorch",
     "in_gradient_level",
     "is_batched",
     "is_batched_here",
     "is_batched_wrapper",
+    "is_called_by_functorch",
+    "is_tracked_at",
     "is_wrapped",
     "read_number",
     "restore_vmap",
@@ -70,6 +74,22 @@ def is_batched_here(t: torch.Tensor) -> bool:
     # Dynamo can't ask for the level of a tensor: there, a tensor that an outer vmap maps over counts as well.
     is_dynamo = torch.compiler.is_dynamo_compiling()
     return is_dynamo or _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+
+
+def current_level() -> int | None:
+    """The innermost level, None outside of every transform."""
+    return None if top_interpreter() is None else _functorch.maybe_current_level()
+
+
+def is_tracked_at(level: int | None, t: Tensor) -> bool:
+    """Whether autograd at this level records what is computed from ``t``, if ``t`` requires a gradient."""
+    return level is None or (is_wrapped(t) and _functorch.maybe_get_level(t) == level)
+
+
+def is_called_by_functorch() -> bool:
+    """Whether a function mode sees what torch's transforms do for themselves; for `__torch_function__` to ask."""
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    return caller.startswith("torch._functorch.")
 
 
 def without_gradient_levels(t: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Traces that are used again: what must hold for one, and the cache of those that operators make in plain eager.
 
-NOTE [When a trace is valid] A trace stands for a call as long as four things are as they were: the trees, metadata and
+NOTE [When a trace is valid] A trace stands for a call as long as five things are as they were: the trees, metadata and
 static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the
-function reads from closures, globals and modules (``environment``); and the metadata of the tensors that it
-finds there. The tensors themselves are operands, fetched anew at each call.
+function reads from closures, globals and modules (``environment``); the metadata of the tensors that it
+finds there; and what it asked of tensors (NOTE [A traced value answers as the real one]). The tensors themselves are
+operands, fetched anew at each call.
 
 ``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
 changed itself while being traced - a counter - is not watched. A body that control flow captures in plain eager must
@@ -27,10 +28,10 @@ from ..environment.keys import KeyMakers, by_value
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
-from ..trace.capture import current_capture
+from ..trace.capture import answer, current_capture
 from .arguments import Arguments
 from .output import Constant, OutputSpec
-from .traced_call import TracedCall, trace_call
+from .traced_call import Assumed, TracedCall, trace_call
 
 __all__ = ["Trace", "as_graph", "forget", "kept_trace"]
 
@@ -51,6 +52,7 @@ class Trace:
     updates: tuple[Update, ...]
     lost: tuple[TensorMeta, ...]
     """Tensors from places that can't be watched: this trace holds for the call that made it only."""
+    assumed: tuple[Assumed, ...]
 
     @classmethod
     def of(cls, call: TracedCall, found: environment.Snapshot) -> Trace:
@@ -64,7 +66,11 @@ class Trace:
                 sources.append(t)
             else:
                 lost.append(TensorMeta.of(t))
-        return cls(call.body, call.output, tuple(sources), tuple(call.updates), tuple(lost))
+        return cls(call.body, call.output, tuple(sources), tuple(call.updates), tuple(lost), tuple(call.assumed))
+
+    def holds_for(self, operands: Sequence[Tensor]) -> bool:
+        """Whether the operands, those from the environment included, answer as those did that were traced."""
+        return all(answer(asked.question, operands[asked.operand]) is asked.answer for asked in self.assumed)
 
     @functools.cached_property
     def paths(self) -> tuple[environment.Path, ...]:
@@ -123,7 +129,9 @@ def kept_trace(
     key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _metas(before))
     trace = _traces.get(key)
     if trace is not None:
-        return trace, [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
+        flat = [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
+        if trace.holds_for(flat):
+            return trace, flat
     if before.unwatched or not _failures.may_try(before):
         return None
     buffers = Buffers(before.buffers, operation, writable=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,20 @@ from .. import _torch, environment, pytree
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import current_capture
+from ..trace.history import Itself, Question
 from ..trace.speculate import capture_function
 from .arguments import Arguments, TensorSpec
 from .output import OutputSpec, number_as_tensor
 
-__all__ = ["TracedCall", "trace_call"]
+__all__ = ["Assumed", "TracedCall", "trace_call"]
+
+
+class Assumed(NamedTuple):
+    """What an operand answered while the call was traced."""
+
+    operand: int
+    question: Question
+    answer: bool
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class TracedCall:
     constants: set[int]
     updates: list[Update]
     """Of buffers; their new values follow the outputs."""
+    assumed: list[Assumed]
 
 
 def trace_call(
@@ -62,11 +72,18 @@ def trace_call(
 
     try:
         body, capture = capture_function(
-            run, arguments.metas(), operation=operation, parameter=_name(func), buffers=buffers
+            run,
+            arguments.metas(),
+            operation=operation,
+            parameter=_name(func),
+            sources=[Itself(x) if isinstance(x, Tensor) else None for x in arguments.operands],
+            buffers=buffers,
         )
     finally:
         buffers.restore()
-    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates)
+    places = {id(x): i for i, x in enumerate([*arguments.operands, *capture.lifted])}
+    assumed = [Assumed(places[id(a.tensor)], a.question, a.answer) for a in capture.history.assumed.values()]
+    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates, assumed)
 
 
 def _dynamic_places(arguments: Arguments) -> list[int]:

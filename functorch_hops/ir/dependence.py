@@ -14,7 +14,7 @@ from .meta import Mask, is_differentiable
 from .nodes import untracked
 from .subgraph import StaticParameters, Subgraph, is_random_node, static_of
 
-__all__ = ["Pruned", "Through", "dependent_outputs", "needed_inputs"]
+__all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,13 @@ def _dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through
     inputs = iter(sources)
     for node in body.module.graph.nodes:
         if node.op == "placeholder":
-            marked[node] = next(inputs) and _passes(node, through)
+            marked[node] = next(inputs) and passes(node, through)
         elif node.op != "output":
-            marked[node] = _depends(node, marked, through, body.module)
+            marked[node] = depends(node, marked, through, body.module)
     return tuple(isinstance(out, fx.Node) and bool(marked[out]) for out in body.output_nodes())
 
 
-def _depends(
-    node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through, module: fx.GraphModule
-) -> bool | Mask:
+def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through, module: fx.GraphModule) -> bool | Mask:
     """Whether a node depends on what is marked, or which of its outputs do, if its operator has a rule for that."""
     static = static_of(node, module)
     if static is not None:
@@ -85,10 +83,10 @@ def _depends(
     else:
         hit = any(marked[n] for n in node.all_input_nodes)
         hit = hit or (through is Through.LANE and is_random_node(node, module))
-    return hit and _passes(node, through)
+    return hit and passes(node, through)
 
 
-def _passes(node: fx.Node, through: Through) -> bool:
+def passes(node: fx.Node, through: Through) -> bool:
     """Whether a dependence on a node goes on from there."""
     if through.is_of_values:
         return True

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import dense, without_gradients
+from .._torch import dense
 from .meta import TensorMeta
 
 __all__ = [
+    "assigned",
     "by_stride",
     "conjugated",
-    "detached",
     "frozen",
     "inverted",
     "meta_of",
@@ -30,12 +30,33 @@ def untracked(x: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(x)
 
 
-def detached(x: Tensor) -> Tensor:
-    """A detached alias through which in-place writes reach ``x``. ``aten.detach`` itself does not do: functionalization
-    would detach the written values too.
+class _Assigned(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, target: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
+        return None, cotangent
+
+    @staticmethod
+    def jvp(ctx: Any, of_value: Tensor, of_target: Tensor) -> Tensor:
+        return of_value.clone()
+
+
+def assigned(value: Tensor, target: Tensor) -> Tensor:
+    """What ``torch.no_grad`` makes of a write, as a node: these values, with the gradient history of ``target``.
+
+    Forward mode, which ``no_grad`` leaves on, follows the values.
     """
-    with without_gradients():
-        return torch.ops.aten.alias.default(x)
+    result: Tensor = _Assigned.apply(value, target)
+    return result
 
 
 def conjugated(x: Tensor) -> Tensor:

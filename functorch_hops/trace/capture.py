@@ -17,11 +17,12 @@ from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
 from ..ir.subgraph import StaticParameters, Subgraph
 from .buffers import Buffers, refuse_update
+from .history import History, Itself, Question, Source
 from .indexing import Rows
 from .refusals import check_tensor_class, unknown_shape, write_to_named
 from .session import Session, origins_of, refuse_leak
 
-__all__ = ["Capture", "current_capture"]
+__all__ = ["Capture", "answer", "current_capture"]
 
 
 class Capture:
@@ -42,6 +43,7 @@ class Capture:
         self.tracer = _torch.new_tracer(self.root, self.graph)
         self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
         self.inputs: list[TensorMeta] = []
+        self.history = History(self)
         self.lifted: list[Tensor] = []
         self.constants: set[int] = set()
         self.recording_off = False
@@ -62,8 +64,8 @@ class Capture:
 
     # -- inputs
 
-    def new_input(self, meta: TensorMeta) -> Tensor:
-        """A placeholder, and the fake that stands for it."""
+    def new_input(self, meta: TensorMeta, source: Source) -> Tensor:
+        """A placeholder, and the fake that stands for it and for its source."""
         last = self._end_of_inputs
         where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
         quietly = (
@@ -78,15 +80,17 @@ class Capture:
             self._input_storages[_torch.storage_key(fake)] = len(self.inputs)
         self._end_of_inputs = proxy.node
         self.inputs.append(meta)
+        self.history.inputs[proxy.node] = source
         return fake
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
-        """A fake made by the capture itself: no operator of the body."""
-        self.recording_off = True
+        """A fake made by the capture itself: no operator of the body, nor of one inside of it that asks for it."""
+        innermost = current_capture() or self
+        innermost.recording_off = True
         try:
             return meta.fake(self.session.fake_mode)
         finally:
-            self.recording_off = False
+            innermost.recording_off = False
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
@@ -107,7 +111,7 @@ class Capture:
             check_tensor_class(self.operation, t)
             with _torch.without_torch_function():
                 meta = TensorMeta.of(t)
-            fake = self.new_input(meta)
+            fake = self.new_input(meta, Itself(t))
             if self.buffers is not None and self.buffers.may_update(t):
                 fake = self._buffer_copy(fake)
                 self.buffers.add_copy(t, fake)
@@ -219,6 +223,18 @@ class Capture:
             x = torch.zeros_like(x)  # an untracked fake is a zero tangent made by functorch
         return self.tracer.unwrap_proxy(x)
 
+    def node_of(self, t: Tensor) -> fx.Node:
+        """The node whose value ``t`` is, whatever wraps it."""
+        node: fx.Node = _torch.get_proxy_slot(_torch.base_tensor(t), self.tracer).proxy.node
+        return node
+
+    def rebind(self, t: Tensor, new: Tensor) -> None:
+        """Let ``t`` stand for the value of ``new`` from now on."""
+        with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+            if TensorMeta.of(t) != TensorMeta.of(new) or t.stride() != new.stride():
+                t.data = new
+            _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
+
     # -- checks
 
     def protect(self, t: Tensor) -> None:
@@ -292,7 +308,7 @@ class Capture:
         for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
             constant = getattr(self.root, str(node.target))
             if isinstance(constant, Tensor):
-                fake = self.new_input(TensorMeta.of(constant))
+                fake = self.new_input(TensorMeta.of(constant), None)
                 self.lifted.append(constant)
                 self.constants.add(id(constant))
                 node.replace_all_uses_with(self.proxy_of(fake).node)
@@ -319,3 +335,11 @@ class Capture:
 def current_capture() -> Capture | None:
     """The innermost capture that runs on this thread."""
     return state.capture  # type: ignore[return-value]
+
+
+def answer(question: Question, t: Tensor) -> bool:
+    """What a tensor says of its history where this is called, inside or outside of a capture."""
+    capture = current_capture()
+    if capture is not None:
+        return capture.history.answer(question, t)
+    return question.of(t, _torch.current_level())

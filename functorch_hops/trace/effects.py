@@ -4,19 +4,19 @@ what ran without gradients is detached.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _torch
-from ..ir.meta import TensorMeta, is_differentiable
+from ..ir.meta import is_differentiable
 from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
-from .inplace import REPLACED, depends_on_input
+from .inplace import REPLACED
 from .open_sizes import laid_out_zeros, symbol_as_tensor
-from .refusals import write_past_history
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -51,10 +51,8 @@ class Effects(_torch.TorchDispatchMode):
         if pure is not None:
             return self._batch_norm(func, pure, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
-            self._check_writes(func, args, kwargs, detached)
-            if detached:
-                args, kwargs = self._without_history(func, args, kwargs)
-            return func(*args, **kwargs)
+            self._check_writes(func, args, kwargs)
+            return self._write_detached(func, args, kwargs) if detached else func(*args, **kwargs)
         out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
 
@@ -93,18 +91,18 @@ class Effects(_torch.TorchDispatchMode):
             torch.ops.aten.copy_.default(target, self._untracked(value))
         return self._untracked(out) if detached else out
 
-    def _without_history(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """What is written under no_grad carries no gradient into the target."""
-        names = [a.name for a in func._schema.arguments if a.alias_info is None]
-        read = {name: self._untracked(kwargs[name]) for name in names if name in kwargs}
-        places = {a.name: i for i, a in enumerate(func._schema.arguments)}
-        new = list(args)
-        for name in names:
-            if places[name] < len(new) and isinstance(new[places[name]], (Tensor, list)):
-                new[places[name]] = self._untracked(new[places[name]])
-        return tuple(new), {**kwargs, **read}
+    def _write_detached(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> Any:
+        """A write under no_grad: it gives no gradient to its target, which keeps the history that it has, see NOTE
+        [Each alias has a history of its own].
+        """
+        names = [a.name for a in func._schema.arguments]
+        given = dict(zip(names, args)) | kwargs
+        aliases = {name: self._untracked(value) for name, value in given.items()}
+        result = func(*(aliases[name] for name in names[: len(args)]), **{name: aliases[name] for name in kwargs})
+        returned = {id(alias): value for name in given for alias, value in _pairs(aliases[name], given[name])}
+        return _mapped(result, lambda t: returned.get(id(t), t))
 
-    def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any, detached: bool) -> None:
+    def _check_writes(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> None:
         for i, argument in enumerate(func._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
@@ -113,11 +111,19 @@ class Effects(_torch.TorchDispatchMode):
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
                     self.capture.rows.note_write(target)
-                    if detached and is_differentiable(target.dtype):
-                        self._check_untracked_write(func, target)
 
-    def _check_untracked_write(self, func: _torch.OpOverload, target: Tensor) -> None:
-        """A write under no_grad keeps the target's gradient history, which a functional graph cannot say."""
-        slot = _torch.get_proxy_slot(target, self.capture.tracer, None)
-        if slot is not None and depends_on_input(slot.proxy.node):
-            raise write_past_history(self.capture.caller, "under no_grad on", func, TensorMeta.of(target))
+
+def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:
+    """Corresponding leaves of two arguments."""
+    if isinstance(a, (list, tuple)):
+        for pair in zip(a, b, strict=True):
+            yield from _pairs(*pair)
+    else:
+        yield a, b
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The tensors of an argument or result changed."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(v, change) for v in value)
+    return change(value) if isinstance(value, Tensor) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,9 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload
 from ..errors import CaptureError, message
-from ..ir.meta import is_differentiable
-from ..ir.nodes import by_stride, detached, inverted, untracked
+from ..ir.nodes import by_stride, inverted
 
-__all__ = ["REPLACED", "depends_on_input", "has_writes", "release_detached", "unwrite_views"]
+__all__ = ["REPLACED", "has_writes", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -91,59 +89,3 @@ def unwrite_views(graph: fx.Graph) -> None:
             twin = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
             if twin is not None and target._overloadname in twin.overloads():
                 node.target = getattr(twin, target._overloadname)
-
-
-def release_detached(graph: fx.Graph) -> fx.Node | None:
-    """Let functionalization write through what ``detach`` made: as a view it would detach what is written as well.
-
-    Returns a write that can't be said in a functional graph, if there is one: to a detached alias of a value that
-    carries gradients and that is used later, with a new value and its old history.
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    chains: dict[fx.Node, list[fx.Node]] = {}  # from a value to the one whose memory it shares
-    for node in graph.nodes:
-        source = _shares_memory_of(node)
-        chains[node] = [node, *chains[source]] if source is not None else [node]
-    through = [(w, barrier) for w in order for t in _written(w) for barrier in chains[t] if barrier.target in _BARRIERS]
-    for write, barrier in through:
-        if depends_on_input(barrier.args[0]):  # type: ignore[arg-type]
-            others = (n for n, c in chains.items() if c[-1] is chains[barrier][-1] and barrier not in c)
-            users = [user for n in others for user in n.users if user.target not in _BARRIERS]
-            if any(order[user] > order[barrier if _written(user) else write] for user in users):
-                return write
-    for _, barrier in through:
-        if barrier.target is torch.ops.aten.detach.default:
-            barrier.target = detached
-    return None
-
-
-_BARRIERS = (torch.ops.aten.detach.default, untracked)
-
-
-def _shares_memory_of(node: fx.Node) -> fx.Node | None:
-    source = node.args[0] if node.args else None
-    is_view = node.target in (untracked, operator.getitem) or (
-        isinstance(node.target, OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns)
-    )
-    return source if is_view and isinstance(source, fx.Node) else None
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    if not isinstance(node.target, OpOverload):
-        return []
-    arguments = zip(node.target._schema.arguments, node.args)
-    written = [value for a, value in arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [value for value in written if isinstance(value, fx.Node)]
-
-
-def depends_on_input(node: fx.Node) -> bool:
-    todo, seen = [node], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node.target in _BARRIERS:
-            continue
-        seen.add(node)
-        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False

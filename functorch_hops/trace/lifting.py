@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..ir.meta import TensorMeta
+from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, generator_inside, unreadable
@@ -78,6 +79,8 @@ class Lifting(TorchFunctionMode):
             return _shown(args[0])
         if func in _BACKWARD and not _has_history(args[0]):
             raise backward_inside(capture.caller, _BACKWARD[func])
+        if func in OF_THE_TENSOR and not _torch.is_called_by_functorch():
+            return OF_THE_TENSOR[func](capture, *(capture.lift_tree(a) for a in args), **kwargs or {})
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..ir.dependence import Through, depends, passes
 from ..ir.memory import base_of
-from ..ir.nodes import by_stride, conjugated, packed, size_at
+from ..ir.nodes import by_stride, conjugated, packed, size_at, untracked
 from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
@@ -52,7 +53,20 @@ def normalize(module: fx.GraphModule) -> None:
     readers = [node for node in module.graph.nodes if node.target in _LAYOUT_READERS]
     for base in dict.fromkeys(base_of(node.args[0]) for node in readers):
         _fix_layout(base)
+    _drop_barriers(module)
     clean(module)
+
+
+def _drop_barriers(module: fx.GraphModule) -> None:
+    """A whole function under no_grad marks the result of each operator; only those of the first ones have a history."""
+    marked: dict[fx.Node, Any] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "placeholder":
+            marked[node] = passes(node, Through.GRADIENT)
+        elif node.op != "output":
+            marked[node] = depends(node, marked, Through.GRADIENT, module)
+            if node.target is untracked and not marked[node.args[0]]:
+                node.replace_all_uses_with(node.args[0])
 
 
 def _fix_layout(base: fx.Node) -> None:

@@ -26,9 +26,9 @@ __all__ = [
     "data_dependent",
     "generator_inside",
     "reading_refused",
+    "refused_of_tensor",
     "unknown_shape",
     "unreadable",
-    "write_past_history",
     "write_to_named",
 ]
 
@@ -105,20 +105,6 @@ def write_to_named(caller: Caller, function: str) -> InputMutationError:
     )
 
 
-def write_past_history(caller: Caller, how: str, function: Any, target: TensorMeta) -> CaptureError:
-    """A write that keeps the target's gradient history, which a functional graph cannot say."""
-    return CaptureError(
-        message(
-            caller.operation,
-            f"an in-place operation {how} a value that carries gradients",
-            parameter=caller.parameter,
-            expected="an operation that leaves the gradient history as it is",
-            got=f"{function.overloadpacket.__name__} on {target}",
-            remedy="write the operation out of place, on value.detach()",
-        )
-    )
-
-
 def backward_inside(caller: Caller, what: str) -> CaptureError:
     return CaptureError(
         message(
@@ -126,6 +112,19 @@ def backward_inside(caller: Caller, what: str) -> CaptureError:
             f"{what} can't run inside a captured function, whose values have no gradient history",
             parameter=caller.parameter,
             remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
+        )
+    )
+
+
+def refused_of_tensor(caller: Caller, what: str, remedy: str, target: TensorMeta | None) -> CaptureError:
+    """What a captured function may not ask of a tensor or do to it."""
+    return CaptureError(
+        message(
+            caller.operation,
+            f"{what} can't be part of a captured function",
+            parameter=caller.parameter,
+            got=None if target is None else str(target),
+            remedy=remedy,
         )
     )
 

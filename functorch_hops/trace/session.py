@@ -21,6 +21,8 @@ class Session:
         self.caller = caller
         self.fake_mode = _torch.new_fake_mode(env)
         self.has_open_sizes = env is not None
+        self.level = _torch.current_level()
+        """Of functorch, around the outermost capture."""
         self.ended: list[tuple[Caller, Any]] = []
         self.deepest = 0
         self.origins = origins_of[self.fake_mode] = _Origins(caller)

@@ -7,10 +7,12 @@ own proxy mode, which records.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 
@@ -22,11 +24,13 @@ from ..ir.sizes import shape_env_of
 from ..ir.subgraph import Subgraph
 from .buffers import Buffers
 from .capture import Capture, current_capture
+from .detached import separate_detached
 from .effects import Effects
-from .inplace import has_writes, release_detached, unwrite_views
+from .history import Source, check_carries
+from .inplace import has_writes, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
-from .refusals import reading_refused, write_past_history
+from .refusals import reading_refused
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
@@ -40,6 +44,7 @@ def speculate_subgraph(
     *,
     operation: str,
     parameter: str,
+    sources: Sequence[Source] = (),
     keep_autocast: bool = True,
 ) -> tuple[Subgraph, list[Tensor]]:
     """Capture ``function``, called once with fakes of ``inputs``, and the free variables that it used.
@@ -47,9 +52,11 @@ def speculate_subgraph(
     ``function`` takes and returns flat tensors; trees are the caller's matter. The returned graph's inputs are
     ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
     modes, autocast, gradient mode) is as before when it returns or raises.
+
+    ``sources``: what each input stands for, where the function is a user's, who may ask it for its history.
     """
     subgraph, capture = capture_function(
-        function, inputs, operation=operation, parameter=parameter, keep_autocast=keep_autocast
+        function, inputs, operation=operation, parameter=parameter, sources=sources, keep_autocast=keep_autocast
     )
     if capture.parent is None and keep_autocast:
         _recent_bodies.append(subgraph)
@@ -67,6 +74,7 @@ def capture_function(
     *,
     operation: str,
     parameter: str,
+    sources: Sequence[Source] = (),
     keep_autocast: bool = True,
     buffers: Buffers | None = None,
 ) -> tuple[Subgraph, Capture]:
@@ -74,14 +82,11 @@ def capture_function(
 
     ``buffers``: of the modules that ``function`` uses, which then may return their new values.
     """
-    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, buffers)
+    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, sources, buffers)
     with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
         unwrite_views(module.graph)
         if has_writes(module.graph):
-            write = release_detached(module.graph)
-            if write is not None:
-                written = TensorMeta.of(write.args[0].meta["val"])  # type: ignore[union-attr]
-                raise write_past_history(capture.caller, "on a detached alias of", write.target, written)
+            separate_detached(module.graph)
             functional = functionalize(module, remove="mutations")
             again = capture.inputs, operation, parameter
             module, _ = _trace(functional, *again, keep_autocast=False, is_functionalizing=True)
@@ -96,6 +101,7 @@ def _trace(
     operation: str,
     parameter: str,
     keep_autocast: bool,
+    sources: Sequence[Source] = (),
     buffers: Buffers | None = None,
     is_functionalizing: bool = False,
 ) -> tuple[fx.GraphModule, Capture]:
@@ -103,16 +109,18 @@ def _trace(
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     capture.lifting = Lifting(capture)
     capture.is_functionalizing = is_functionalizing
+    enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
     try:
         with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
-            fakes = [capture.new_input(meta) for meta in inputs]
+            fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
-            with reading_refused(capture.caller), _recursion_refused(capture):
+            with reading_refused(capture.caller), _recursion_refused(capture), torch.set_grad_enabled(enabled):
                 outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
+                check_carries(capture.history, outputs)
                 return capture.finish(outputs), capture
     finally:
         capture.session.ended.append((capture.caller, capture.tracer.tensor_tracker))

@@ -288,17 +288,6 @@ def body_writes_to_a_value_of_the_enclosing_body():
     fh.scan(outer, X, torch.ones(3))
 
 
-@misuse_captured(fh.CaptureError)
-def write_without_gradients_to_a_value_with_gradients():
-    def step(c, x):
-        y = c * x
-        with torch.no_grad():
-            y.clamp_(0, 1)
-        return y, x
-
-    fh.scan(step, X, torch.ones(3))
-
-
 # --- autograd's own interface
 
 
@@ -322,6 +311,83 @@ def body_calls_autograd_grad():
         return v - g
 
     fh.fori_loop(0, 3, step, X)
+
+
+@misuse_captured(fh.CaptureError)
+def body_reads_grad():
+    fh.scan(lambda c, x: (c if x.grad is None else c + x, x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_steps_an_optimizer():
+    weight = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], 0.1)
+
+    def step(c, x):
+        optimizer.step()
+        return c * weight, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_retains_a_gradient():
+    def step(c, x):
+        y = c * x
+        y.retain_grad()
+        return y, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_assigns_data_of_a_parameter():
+    weight = torch.ones(2, requires_grad=True)
+
+    def step(c, x):
+        weight.data = c
+        return c * x, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_marks_its_input():
+    def step(c, x):
+        x.requires_grad_()
+        return c * x, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def hook_on_a_closed_over_tensor():
+    weight = torch.ones(2, requires_grad=True)
+
+    def step(c, x):
+        weight.register_hook(lambda g: g * 2)
+        return c * weight, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def hook_on_a_used_value():
+    weight = torch.ones(2, requires_grad=True)
+
+    def step(c, x):
+        y = c * weight
+        z = y * x
+        y.register_hook(lambda g: g * 2)
+        return z, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def carry_asked_for_a_history_that_begins_later():
+    weight = torch.ones(2, requires_grad=True)
+    fh.scan(lambda c, x: (c * weight if c.requires_grad else c + weight, x), X, torch.ones(3))
 
 
 # --- without end

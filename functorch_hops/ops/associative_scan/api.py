@@ -14,6 +14,7 @@ from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
 from ...ir.meta import TensorMeta
+from ...trace.history import Carried
 from ...trace.refusals import reading_refused
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
@@ -127,5 +128,8 @@ def _captured_associative_scan(
 ) -> Sequence[Tensor]:
     (fn,), (elems,) = functions, operands
     inputs = [*element.metas, *element.metas]
-    body, lifted = speculate_subgraph(_checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn")
+    left = [Carried(x, i) for i, x in enumerate(elems)]
+    body, lifted = speculate_subgraph(
+        _checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn", sources=[*left, *left]
+    )
     return associative_scan_op(associative_static(body, len(elems)), *elems, *lifted)

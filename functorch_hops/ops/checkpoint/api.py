@@ -15,6 +15,7 @@ from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
 from ...ir.meta import TensorMeta
+from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .op import checkpoint_op, checkpoint_static
@@ -131,6 +132,7 @@ def _captured_checkpoint(
         return tensors
 
     inputs = [TensorMeta.of(leaves[i]) for i in places]
-    body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func")
+    sources = [Itself(leaves[i]) for i in places]
+    body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func", sources=sources)
     outs = checkpoint_op(checkpoint_static(body, policy), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)

@@ -23,6 +23,7 @@ from ...calls.validate import (
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...ir.build import merge_lifted
 from ...ir.meta import TensorMeta
+from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .op import cond_op, cond_static
@@ -170,7 +171,8 @@ def _captured_cond(
             specs.append(output)
             return tensors
 
-        captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name))
+        sources = [Itself(x) for x in leaves]
+        captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
     # The user names the true branch first.
     order = reversed(range(len(branches))) if operation == "cond" else range(len(branches))
     first, *others = [(names[i], specs[i]) for i in order]

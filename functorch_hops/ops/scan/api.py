@@ -14,6 +14,7 @@ from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
 from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
 from ...ir.meta import TensorMeta
+from ...trace.history import Carried, Part, Source
 from ...trace.speculate import speculate_subgraph
 from ..checkpoint.api import checkpointed_plainly
 from ..loops.steps import carry_check, elements, stack_outputs
@@ -230,7 +231,10 @@ def _captured_scan(
         ys.append(y_spec)
         return [*carry_out, *y_out]
 
-    body, lifted = speculate_subgraph(run, inputs, operation=caller.operation, parameter=caller.parameter)
+    sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(carry_leaves)), *map(Part, leaves)]
+    body, lifted = speculate_subgraph(
+        run, inputs, operation=caller.operation, parameter=caller.parameter, sources=sources
+    )
     outs = run_scan_graph(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
     return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
 

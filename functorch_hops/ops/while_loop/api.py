@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from ...calls.validate import (
 from ...errors import ArgumentTypeError, Caller, InfiniteLoopError, message
 from ...ir.build import merge_lifted
 from ...passes.passthrough import simplify_call
+from ...trace.history import Carried
 from ...trace.speculate import speculate_subgraph
 from ..loops.steps import carry_check
 from ..mode import is_capturing
@@ -181,7 +183,14 @@ def _captured_while_loop(
         check_carry(caller, carry, returned)
         return out
 
-    cond = speculate_subgraph(run_cond, carry.metas, operation=caller.operation, parameter="cond_fn")
+    sources = [Carried(x, i) for i, x in enumerate(leaves)]
+    cond = speculate_subgraph(
+        run_cond,
+        carry.metas,
+        operation=caller.operation,
+        parameter="cond_fn",
+        sources=[dataclasses.replace(source, place=None) for source in sources],
+    )
     if constants == [False]:
         return init
     if constants == [True]:
@@ -194,7 +203,9 @@ def _captured_while_loop(
                 remedy="pass max_steps=, or compute the condition from the carry",
             )
         )
-    body = speculate_subgraph(run_body, carry.metas, operation=caller.operation, parameter=caller.parameter)
+    body = speculate_subgraph(
+        run_body, carry.metas, operation=caller.operation, parameter=caller.parameter, sources=sources
+    )
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
     static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
     static, flat, restore = simplify_call(while_loop_passthrough, static, [*leaves, *lifted])

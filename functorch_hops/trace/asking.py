@@ -1,0 +1,163 @@
+"""What a captured function asks of a tensor besides its values, and what it does to a tensor beside operators.
+
+Each getter, setter or method of ``torch.Tensor`` that would reach the fake alone stands in one of the tables here; the
+function mode of the capture (``lifting``) looks them up. See NOTE [A traced value answers as the real one].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from ..errors import CaptureError
+from ..ir.meta import TensorMeta, is_differentiable
+from ..ir.nodes import assigned
+from .detached import depends_on_input, memory_chains
+from .history import Question
+from .hooks import handlers
+from .refusals import refused_of_tensor
+
+__all__ = ["OF_THE_TENSOR"]
+
+
+def _requires_grad(capture: Any, t: Tensor) -> bool:
+    return capture.history.answer(Question.REQUIRES_GRAD, t)
+
+
+def _is_leaf(capture: Any, t: Tensor) -> bool:
+    return capture.history.answer(Question.IS_LEAF, t)
+
+
+def _grad_fn(capture: Any, t: Tensor) -> Any:
+    """None, or what autograd made inside of the capture; there is no other node of autograd yet."""
+    with _torch.without_torch_function():
+        own = t.grad_fn
+    if own is None and _requires_grad(capture, t) and not _is_leaf(capture, t):
+        raise refused_of_tensor(
+            capture.caller, "grad_fn", "ask requires_grad or is_leaf, which a traced value knows", TensorMeta.of(t)
+        )
+    return own
+
+
+def _set_requires_grad(capture: Any, t: Tensor, value: bool = True) -> Any:
+    """Of a value that is made inside, it begins a history of its own; of one from outside it must be so already."""
+    if _is_from_outside(capture, t) and _requires_grad(capture, t) is not value:
+        raise refused_of_tensor(
+            capture.caller,
+            f"requires_grad_({value})" if not value else "requires_grad_()",
+            "call it on value.detach() or value.clone(), or before the call",
+            TensorMeta.of(t),
+        )
+    if not value and not _is_from_outside(capture, t) and _requires_grad(capture, t):
+        raise refused_of_tensor(capture.caller, "requires_grad_(False)", "use value.detach()", TensorMeta.of(t))
+    return t.requires_grad_(value)
+
+
+def _set_data(capture: Any, t: Tensor, value: Tensor) -> None:
+    """``t.data = value``: from now on ``t`` has these values, and the history that it had."""
+    if _torch.is_wrapped(t) or _torch.is_wrapped(value):
+        t.data = value
+        return
+    if _is_from_outside(capture, t):
+        raise refused_of_tensor(
+            capture.caller, "`.data = ...`", "return the new value, and assign it after the call", TensorMeta.of(t)
+        )
+    node = capture.node_of(t)
+    with torch.no_grad():
+        new = value.detach().clone()
+    if is_differentiable(t.dtype) and depends_on_input(node):
+        if new.shape != t.shape or new.dtype != t.dtype:
+            remedy = "assign a value of the same shape and dtype, or bind the name anew"
+            raise refused_of_tensor(capture.caller, "`.data = ...`", remedy, TensorMeta.of(t))
+        new = assigned(new, t)
+    capture.rebind(t, new)
+
+
+def _register_hook(capture: Any, t: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Any:
+    """A function of the cotangent, as a node whose reverse rule it is."""
+    with _torch.without_torch_function():
+        has_own = t.requires_grad
+    if has_own or not _requires_grad(capture, t):
+        return t.register_hook(hook)  # in a transform inside the capture; or torch's error
+    if _is_from_outside(capture, t):
+        remedy = "register it outside, or on a value that is made here: x = x.clone()"
+        raise refused_of_tensor(capture.caller, "register_hook of an input", remedy, TensorMeta.of(t))
+    node = capture.node_of(t)
+    earlier = list(node.users)
+    if earlier or len(memory_chains(node.graph)[node]) > 1:
+        remedy = "register it where the value is made, before it is used: x = x.clone(); x.register_hook(...)"
+        raise refused_of_tensor(capture.caller, "register_hook of a view or of a used value", remedy, TensorMeta.of(t))
+    capture.rebind(t, handlers.function(_hooked(hook), (t,), {}))
+    return _Handle(capture.caller)
+
+
+def _hooked(hook: Callable[[Tensor], Tensor | None]) -> type:
+    """The identity, whose cotangent goes through a hook."""
+
+    class Hooked(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            replaced = hook(cotangent)
+            return cotangent if replaced is None else replaced
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+            return tangent.clone()
+
+    return Hooked
+
+
+class _Handle:
+    """Of a hook that is a part of a graph."""
+
+    def __init__(self, caller: Any) -> None:
+        self.caller = caller
+
+    def remove(self) -> None:
+        raise refused_of_tensor(self.caller, "removing a hook", "decide before it is registered", None)
+
+
+def _refused(what: str, remedy: str) -> Callable[..., Any]:
+    def refuse(capture: Any, t: Tensor, *_: Any) -> CaptureError:
+        raise refused_of_tensor(capture.caller, what, remedy, TensorMeta.of(t))
+
+    return refuse
+
+
+def _is_from_outside(capture: Any, t: Tensor) -> bool:
+    return not _torch.is_wrapped(t) and capture.owns(t) and capture.node_of(t).op == "placeholder"
+
+
+_GRADIENTS = (
+    "take derivatives with fh.grad or fh.value_and_grad, and update parameters outside of the captured function"
+)
+
+_Tensor: Any = Tensor
+
+OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
+    _Tensor.requires_grad.__get__: _requires_grad,
+    _Tensor.requires_grad.__set__: _set_requires_grad,
+    Tensor.requires_grad_: _set_requires_grad,
+    _Tensor.is_leaf.__get__: _is_leaf,
+    _Tensor.grad_fn.__get__: _grad_fn,
+    _Tensor.data.__set__: _set_data,
+    Tensor.register_hook: _register_hook,
+    _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
+    _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
+    _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),
+    Tensor.retain_grad: _refused("retain_grad()", "return the value, and differentiate by it outside"),
+    Tensor.register_post_accumulate_grad_hook: _refused("register_post_accumulate_grad_hook()", _GRADIENTS),
+}
+"""``handler(capture, tensor, *arguments)`` for what torch would answer or do for the fake."""

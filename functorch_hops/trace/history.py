@@ -1,0 +1,198 @@
+"""What a traced value answers when it is asked for its gradient history.
+
+NOTE [A traced value answers as the real one] A capture computes with fakes, which have no history. Code that asks for
+it (``x.requires_grad``, to save work or to install a hook) must go the way that it goes in eager Python. So an input of
+a capture answers for the tensor that it stands for, and a value for the inputs that it was computed from, along the
+recorded graph. What a tensor from around the capture answered is an assumption of the trace, as its shape is
+(``Assumption``). One capture stands for all steps of a loop: a carry gives an answer only if the initial and the
+returned value give the same, which is checked when the body is closed.
+
+What autograd made inside the capture itself (``requires_grad_()`` on a value made there, a wrapper of a transform that
+is applied there) answers as always.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+
+from .. import _torch
+from ..errors import CaptureError, message
+from ..ir.dependence import Through, depends, passes
+from ..ir.meta import is_differentiable
+from ..ir.nodes import untracked
+from .detached import memory_chains, written
+
+__all__ = ["Assumption", "Carried", "History", "Itself", "Part", "Question", "Source", "check_carries"]
+
+
+class Question(enum.Enum):
+    """What is asked of a tensor."""
+
+    REQUIRES_GRAD = enum.auto()
+    IS_LEAF = enum.auto()
+    IS_TRACKED = enum.auto()
+    """Whether what is computed from it requires a gradient."""
+
+    def of(self, t: Tensor, level: int | None) -> bool:
+        """The answer of a tensor from outside of every capture, at this level of functorch."""
+        with _torch.without_torch_function():
+            if self is Question.IS_LEAF:
+                return t.is_leaf
+            return t.requires_grad and (self is Question.REQUIRES_GRAD or _torch.is_tracked_at(level, t))
+
+
+class Assumption(NamedTuple):
+    """What a tensor from around a capture answered."""
+
+    tensor: Tensor
+    question: Question
+    answer: bool
+
+
+@dataclass(frozen=True)
+class Itself:
+    """An input that is this tensor."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """An input that an operator makes of this tensor, as a loop makes rows."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Carried:
+    """An input that is this tensor in the first step, and from then on the result of the loop's body at ``place``
+    (None in another function of the loop, which shares the answers).
+    """
+
+    init: Tensor
+    place: int | None
+    answers: dict[Question, bool] = field(default_factory=dict)
+
+
+Source = Itself | Part | Carried | None
+"""What an input of a capture stands for; None: for nothing that has a history."""
+
+
+class History:
+    """The answers of the values of one capture."""
+
+    def __init__(self, capture: Any) -> None:
+        self.capture = capture
+        self.inputs: dict[fx.Node, Source] = {}
+        self.assumed: dict[tuple[int, Question], Assumption] = {}
+
+    def answer(self, question: Question, t: Tensor) -> bool:
+        """What ``t`` answers, a value of this capture or a tensor from around it."""
+        capture, t = self.capture, self.capture.lift(t)
+        of_autograd = question.of(t, None)
+        if (
+            _torch.is_wrapped(t)
+            or not capture.owns(t)  # a zero tangent made by functorch
+            or (of_autograd and question is not Question.IS_LEAF)
+        ):
+            return of_autograd
+        node = capture.node_of(t)
+        if node.op == "placeholder":
+            return self.of_input(question, node)
+        if question is Question.IS_LEAF:
+            return node.target is untracked or (of_autograd and not self.is_tracked(node))
+        return self.is_tracked(node)
+
+    def of_input(self, question: Question, node: fx.Node) -> bool:
+        """What the tensor answers that an input stands for."""
+        source = self.inputs[node]
+        if source is None or not is_differentiable(node.meta["val"].dtype):
+            return question is Question.IS_LEAF
+        if isinstance(source, Itself):
+            return self._around(question, source.tensor)
+        if isinstance(source, Part):
+            is_tracked = self._around(Question.IS_TRACKED, source.tensor)
+            return not is_tracked if question is Question.IS_LEAF else is_tracked
+        if question not in source.answers:
+            source.answers[question] = self._around(question, source.init)
+        return source.answers[question]
+
+    def _around(self, question: Question, t: Tensor) -> bool:
+        """The answer of a tensor from around this capture, on which what is captured here depends from now on."""
+        parent = self.capture.parent
+        level = self.capture.session.level
+        answer = question.of(t, level) if parent is None else parent.history.answer(question, t)
+        self.assumed[id(t), question] = Assumption(t, question, answer)
+        return answer
+
+    def is_tracked(self, node: fx.Node) -> bool:
+        """Whether a value was computed, where gradients are tracked, from something with a history. A view that was
+        taken under ``no_grad`` says of itself what that does of which it is a view, as in torch.
+
+        Carries are asked last: most values have a history whatever that of the carry is.
+        """
+        inputs = _inputs_behind(node)
+        carried = {n for n in inputs if isinstance(self.inputs[n], Carried)}
+        if self._reach({n for n in inputs - carried if self.of_input(Question.IS_TRACKED, n)}, node):
+            return True
+        return any(self._reach({n}, node) and self.of_input(Question.IS_TRACKED, n) for n in carried)
+
+    def _reach(self, sources: set[fx.Node], target: fx.Node) -> bool:
+        """Whether a history goes from these inputs to a value, through operators and writes to shared memory."""
+        graph: fx.Graph = self.capture.graph
+        chains, marked, tainted = memory_chains(graph), dict[fx.Node, Any](), set[fx.Node]()
+
+        def is_view(node: fx.Node) -> bool:
+            return node.target is untracked and len(chains[node]) > 2
+
+        def is_tainted(node: fx.Node) -> bool:
+            return chains[node][-1] in tainted and all(passes(n, Through.GRADIENT) or is_view(n) for n in chains[node])
+
+        for node in graph.nodes if sources else ():
+            if node.op == "placeholder":
+                marked[node] = node in sources
+            else:
+                through = Through.TANGENT if is_view(node) else Through.GRADIENT
+                marked[node] = depends(node, marked, through, self.capture.root) or is_tainted(node)
+                if marked[node]:
+                    tainted.update(chains[t][-1] for t in written(node))
+        return bool(sources) and (bool(marked[target]) or is_tainted(target))
+
+
+def _inputs_behind(node: fx.Node) -> set[fx.Node]:
+    """The inputs that may have a history from which ``node`` was computed; any, if something was written in place."""
+    written_to = any(written(n) for n in node.graph.nodes)
+    todo, seen = list(node.graph.find_nodes(op="placeholder")) if written_to else [node], set[fx.Node]()
+    while todo:
+        n = todo.pop()
+        if n not in seen:
+            seen.add(n)
+            todo.extend(n.all_input_nodes)
+    return {n for n in seen if n.op == "placeholder" and is_differentiable(n.meta["val"].dtype)}
+
+
+def check_carries(history: History, outputs: Sequence[Tensor]) -> None:
+    """Whether what a body returns answers as the carry did while the body was captured."""
+    for source in list(history.inputs.values()):
+        if isinstance(source, Carried) and source.place is not None:
+            for question, answer in list(source.answers.items()):
+                if history.answer(question, outputs[source.place]) is not answer:
+                    raise _changing(history.capture, question)
+
+
+def _changing(capture: Any, question: Question) -> CaptureError:
+    what = "is a leaf" if question is Question.IS_LEAF else "requires a gradient"
+    return CaptureError(
+        message(
+            capture.operation,
+            f"{capture.parameter} asks whether a carry {what}, and the answer changes after the first step",
+            parameter=capture.parameter,
+            expected="one answer for the initial carry and for the returned one, as one capture stands for all steps",
+            remedy="decide it outside of the loop, or start with a carry that has a gradient history as well",
+        )
+    )
