@@ -56,10 +56,10 @@ def cases(requires_grad: bool) -> list[Case]:
 def code_of(jitted: JittedFunction, case: Case) -> Callable[[], object]:
     """The compiled code by itself; with gradients, that which saves what the backward pass needs."""
     entry, operands = jitted._find(case.arguments, {})
-    static, active = entry.static, tuple(x.requires_grad for x in operands)
+    params, active = entry.params, tuple(x.requires_grad for x in operands)
     if any(active):
-        static = closed_call_op.rules.vjp_forward(static, active)
-    run, operands = compiled(static.bodies[0], static["backend"]), [x.detach() for x in operands]
+        params = closed_call_op.rules.vjp_forward(params, active)
+    run, operands = compiled(params.body, params.backend), [x.detach() for x in operands]
     return lambda: run(operands)
 
 

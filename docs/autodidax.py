@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -412,18 +413,24 @@ test_free_variables_become_inputs()
 #
 #     (carry..., x..., constants...) -> (carry..., y...)
 #
-# and its outputs are the final carry and the stacked ys. Whatever is not a tensor goes into one object, the *static
-# parameters*. It is an ``nn.Module`` only because a graph can refer to modules.
+# and its outputs are the final carry and the stacked ys. Whatever is not a tensor goes into one object, the
+# *parameters*, to which a graph refers by an attribute of its module.
 
 
-class Static(torch.nn.Module):
-    def __init__(self, body: Subgraph, n_carry: int, n_xs: int, length: int, is_reverse: bool) -> None:
-        super().__init__()
-        self.body, self.n_carry, self.n_xs, self.length, self.is_reverse = body, n_carry, n_xs, length, is_reverse
-        self.n_outputs = len(body.outputs)
+@dataclass(frozen=True)
+class Params:
+    body: Subgraph
+    n_carry: int
+    n_xs: int
+    length: int
+    is_reverse: bool
 
-    def like(self, body: Subgraph) -> Static:
-        return Static(body, self.n_carry, self.n_xs, self.length, self.is_reverse)
+    @property
+    def n_outputs(self) -> int:
+        return len(self.body.outputs)
+
+    def like(self, body: Subgraph) -> Params:
+        return replace(self, body=body)
 
     def parts(self, values: Sequence[Any]) -> list[Sequence[Any]]:
         """Carry, xs and constants; ``values`` may be operands or whatever there is one of for each operand."""
@@ -451,8 +458,8 @@ class Scan(HigherOrderOperator):
     def __init__(self) -> None:
         super().__init__("autodidax_scan")
 
-    def __call__(self, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
-        return super().__call__(static, *map(plain, operands))
+    def __call__(self, params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
+        return super().__call__(params, *map(plain, operands))
 
 
 def plain(t: Tensor) -> Tensor:
@@ -469,40 +476,40 @@ scan_op = Scan()
 
 
 @scan_op.py_impl(DispatchKey.CompositeExplicitAutograd)
-def scan_run(static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
-    carry, xs, consts = static.parts(operands)
+def scan_run(params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
+    carry, xs, consts = params.parts(operands)
     steps: list[Sequence[Tensor]] = []
-    for t in reversed(range(static.length)) if static.is_reverse else range(static.length):
-        outs = static.body(*carry, *(x[t] for x in xs), *consts)
-        carry, ys = outs[: static.n_carry], outs[static.n_carry :]
+    for t in reversed(range(params.length)) if params.is_reverse else range(params.length):
+        outs = params.body(*carry, *(x[t] for x in xs), *consts)
+        carry, ys = outs[: params.n_carry], outs[params.n_carry :]
         steps.append(ys)
-    if static.is_reverse:
+    if params.is_reverse:
         steps.reverse()
     return (*carry, *map(torch.stack, zip(*steps, strict=True)))
 
 
 @scan_op.py_impl(FakeTensorMode)
-def scan_abstract(mode: FakeTensorMode, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
-    n, metas = static.n_carry, static.body.outputs
+def scan_abstract(mode: FakeTensorMode, params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
+    n, metas = params.n_carry, params.body.outputs
     with mode:
-        return tuple(meta.empty() for meta in (*metas[:n], *(y.with_leading(static.length) for y in metas[n:])))
+        return tuple(meta.empty() for meta in (*metas[:n], *(y.with_leading(params.length) for y in metas[n:])))
 
 
 @scan_op.py_impl(ProxyTorchDispatchMode)
-def scan_proxy(mode: ProxyTorchDispatchMode, static: Static, *operands: Tensor) -> Any:
+def scan_proxy(mode: ProxyTorchDispatchMode, params: Params, *operands: Tensor) -> Any:
     current = captures[-1]
     name = current.tracer.get_fresh_qualname("scan_")
-    current.root.register_module(name, static)
+    setattr(current.root, name, params)
     arguments = current.tracer.create_proxy("get_attr", name, (), {}), *map(current.proxy_of, operands)
     proxy = current.tracer.create_proxy("call_function", scan_op, arguments, {})
-    outputs = scan_abstract(current.fake_mode, static, *operands)
+    outputs = scan_abstract(current.fake_mode, params, *operands)
     return track_tensor_tree(outputs, proxy, constant=None, tracer=current.tracer)
 
 
 @scan_op.py_functionalize_impl
-def scan_functional(ctx: Any, static: Static, *operands: Any) -> Any:
+def scan_functional(ctx: Any, params: Params, *operands: Any) -> Any:
     with ctx.redispatch_to_next():
-        return ctx.wrap_tensors(scan_op(static, *ctx.unwrap_tensors(operands)))
+        return ctx.wrap_tensors(scan_op(params, *ctx.unwrap_tensors(operands)))
 
 
 # All of these stand below autograd, which torch asks before. It has work where an operand asks for a gradient: see
@@ -510,17 +517,17 @@ def scan_functional(ctx: Any, static: Static, *operands: Any) -> Any:
 
 
 @scan_op.py_impl(DispatchKey.Autograd)
-def at_autograd(static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
+def at_autograd(params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
     if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in operands):
         raise NotImplementedError("plain forward mode is beyond this tutorial: use torch.func.jvp")
-    if asks_for_gradient(static, operands):
-        return recorded_call(None, static, operands)
+    if asks_for_gradient(params, operands):
+        return recorded_call(None, params, operands)
     with torch._C._AutoDispatchBelowAutograd():
-        return scan_op(static, *operands)
+        return scan_op(params, *operands)
 
 
-def asks_for_gradient(static: Static, operands: Sequence[Tensor]) -> bool:
-    has_cotangents = any(meta.is_differentiable for meta in static.body.outputs)
+def asks_for_gradient(params: Params, operands: Sequence[Tensor]) -> bool:
+    has_cotangents = any(meta.is_differentiable for meta in params.body.outputs)
     return has_cotangents and torch.is_grad_enabled() and any(t.requires_grad for t in operands)
 
 
@@ -543,8 +550,8 @@ def scan(f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[
 
     metas = map(Meta.of, slices)
     graph, lifted = capture(body, [*map(Meta.of, carry), *(meta._replace(shape=meta.shape[1:]) for meta in metas)])
-    static = Static(graph, len(carry), len(slices), length, is_reverse=False)
-    final, ys = cut(scan_op(static, *carry, *slices, *lifted), len(carry), len(graph.outputs) - len(carry))
+    params = Params(graph, len(carry), len(slices), length, is_reverse=False)
+    final, ys = cut(scan_op(params, *carry, *slices, *lifted), len(carry), len(graph.outputs) - len(carry))
     return tree_unflatten(final, carry_spec), tree_unflatten(ys, y_specs[0])
 
 
@@ -632,10 +639,10 @@ def reached(body: Subgraph, sources: Sequence[bool]) -> Mask:
     return tuple(node in marked for node in output_nodes(body.module))
 
 
-def batched_carry(static: Static, mapped: Mask) -> Mask:
-    carry, fixed = mapped[: static.n_carry], mapped[static.n_carry :]
+def batched_carry(params: Params, mapped: Mask) -> Mask:
+    carry, fixed = mapped[: params.n_carry], mapped[params.n_carry :]
     while True:
-        found = reached(static.body, (*carry, *fixed))[: static.n_carry]
+        found = reached(params.body, (*carry, *fixed))[: params.n_carry]
         grown = tuple(a or b for a, b in zip(carry, found, strict=True))
         if grown == carry:
             return carry
@@ -661,18 +668,18 @@ def at_front(t: Tensor, dim: int | None, size: int) -> Tensor:
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
-def scan_batch(static: Static, operands: Sequence[Tensor], mapped: Mask, size: int) -> tuple[list[Tensor], Mask]:
+def scan_batch(params: Params, operands: Sequence[Tensor], mapped: Mask, size: int) -> tuple[list[Tensor], Mask]:
     """Operands are batched at dim 0 where they are ``mapped``; the outputs, and which of them are."""
-    n = static.n_carry
-    init, xs, consts = static.parts(operands)
-    init_mapped, xs_mapped, consts_mapped = static.parts(mapped)
-    carry_mapped = batched_carry(static, mapped)
+    n = params.n_carry
+    init, xs, consts = params.parts(operands)
+    init_mapped, xs_mapped, consts_mapped = params.parts(mapped)
+    carry_mapped = batched_carry(params, mapped)
     inside = (*carry_mapped, *xs_mapped, *consts_mapped)
-    out = (*carry_mapped, *reached(static.body, inside)[n:])
+    out = (*carry_mapped, *reached(params.body, inside)[n:])
     grown = [m and not was for m, was in zip(carry_mapped, init_mapped, strict=True)]
     init = [at_front(c, None, size) if g else c for c, g in zip(init, grown, strict=True)]
     xs = [x.movedim(0, 1) if m else x for x, m in zip(xs, xs_mapped, strict=True)]
-    outs = scan_op(static.like(batched(static.body, inside, out, size)), *init, *xs, *consts)
+    outs = scan_op(params.like(batched(params.body, inside, out, size)), *init, *xs, *consts)
     ys = [y.movedim(1, 0) if o else y for y, o in zip(outs[n:], out[n:], strict=True)]
     return [*outs[:n], *ys], out
 
@@ -683,14 +690,14 @@ Transform = _functorch.TransformType
 
 
 @scan_op.py_impl(Transform.Vmap)
-def at_vmap(interpreter: Any, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
+def at_vmap(interpreter: Any, params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
     level, size = interpreter.level(), interpreter.batch_size()
     values, dims = unwrap_batched(operands, level)
     with interpreter.lower():
         if all(dim is None for dim in dims):
-            return scan_op(static, *values)
+            return scan_op(params, *values)
         values = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(values, dims, strict=True)]
-        outs, out = scan_batch(static, values, tuple(dim is not None for dim in dims), size)
+        outs, out = scan_batch(params, values, tuple(dim is not None for dim in dims), size)
     return wrap_batched(tuple(outs), tuple(0 if o else None for o in out), level)
 
 
@@ -745,11 +752,11 @@ def filled(mask: Sequence[bool], new: Sequence[Any], others: Sequence[Any]) -> l
     return [next(fresh) if m else v for v, m in zip(others, mask, strict=True)]
 
 
-def pair_body(static: Static) -> Subgraph:
-    body = static.body
-    parts = static.parts(body.inputs)
+def pair_body(params: Params) -> Subgraph:
+    body = params.body
+    parts = params.parts(body.inputs)
     groups = [group for part in parts for group in (part, chosen(part, differentiable(part)))]
-    active, n, n_moving = differentiable(body.inputs), static.n_carry, sum(differentiable(parts[0]))
+    active, n, n_moving = differentiable(body.inputs), params.n_carry, sum(differentiable(parts[0]))
 
     def run(*args: Tensor) -> list[Tensor]:
         c, dc, x, dx, w, dw = cut(args, *map(len, groups))
@@ -759,41 +766,41 @@ def pair_body(static: Static) -> Subgraph:
         tangents = chosen(tangents, differentiable(body.outputs))
         return [*outs[:n], *tangents[:n_moving], *outs[n:], *tangents[n_moving:]]
 
-    key = ("pairs", static.n_carry, static.n_xs)
+    key = ("pairs", params.n_carry, params.n_xs)
     return body.derive(key, lambda: rewritten(run, [meta for group in groups for meta in group]))
 
 
-def scan_jvp(static: Static, primals: Sequence[Tensor], tangents: Sequence[Any]) -> tuple[Sequence[Tensor], list[Any]]:
+def scan_jvp(params: Params, primals: Sequence[Tensor], tangents: Sequence[Any]) -> tuple[Sequence[Tensor], list[Any]]:
     """The outputs and their tangents. A tangent that is None is zero, or the value has none."""
     if all(t is None for t in tangents):
-        return scan_op(static, *primals), [None] * static.n_outputs
-    metas = static.parts(static.body.inputs)
+        return scan_op(params, *primals), [None] * params.n_outputs
+    metas = params.parts(params.body.inputs)
     tangents = [torch.zeros_like(p) if t is None else t for p, t in zip(primals, tangents, strict=True)]
     operands, sizes = [], []
-    for values, moves, part in zip(static.parts(primals), static.parts(tangents), metas, strict=True):
+    for values, moves, part in zip(params.parts(primals), params.parts(tangents), metas, strict=True):
         moves = chosen(moves, differentiable(part))
         operands += [*values, *moves]
         sizes.append(len(moves))
-    pairs = Static(
-        pair_body(static), static.n_carry + sizes[0], static.n_xs + sizes[1], static.length, static.is_reverse
+    pairs = Params(
+        pair_body(params), params.n_carry + sizes[0], params.n_xs + sizes[1], params.length, params.is_reverse
     )
-    n, active = static.n_carry, differentiable(static.body.outputs)
-    n_ys = static.n_outputs - n
+    n, active = params.n_carry, differentiable(params.body.outputs)
+    n_ys = params.n_outputs - n
     c, dc, y, dy = cut(scan_op(pairs, *operands), n, sizes[0], n_ys, sum(active[n:]))
-    return [*c, *y], filled(active, [*dc, *dy], [None] * static.n_outputs)
+    return [*c, *y], filled(active, [*dc, *dy], [None] * params.n_outputs)
 
 
 # At a level of forward mode a tensor is a *dual*: a primal and, perhaps, a tangent, in one wrapper.
 
 
 @scan_op.py_impl(Transform.Jvp)
-def at_jvp(interpreter: Any, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
+def at_jvp(interpreter: Any, params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
     level = interpreter.level()
     unwrap = lambda t: None if t is None else plain(_functorch._unwrap_for_grad(t, level))
     wrap = lambda t: _functorch._wrap_for_grad(t, level)
     duals = [forward_ad.unpack_dual(t) for t in operands]
     with interpreter.lower():
-        outs, tangents = scan_jvp(static, [unwrap(p) for p, _ in duals], [unwrap(t) for _, t in duals])
+        outs, tangents = scan_jvp(params, [unwrap(p) for p, _ in duals], [unwrap(t) for _, t in duals])
     outs = [wrap(t) for t in outs]
     return tuple(o if t is None else forward_ad.make_dual(o, wrap(t)) for o, t in zip(outs, tangents, strict=True))
 
@@ -958,19 +965,19 @@ test_partition()
 # ys. We call it the *augmented* scan.
 
 
-def scan_partition(static: Static) -> Partition:
-    n, m = static.n_carry, static.n_xs
-    return static.body.derive(("partition", n, m), lambda: partition(static.body, n, m))
+def scan_partition(params: Params) -> Partition:
+    n, m = params.n_carry, params.n_xs
+    return params.body.derive(("partition", n, m), lambda: partition(params.body, n, m))
 
 
-def scan_augment(static: Static) -> Static:
-    return static.like(scan_partition(static).forward)
+def scan_augment(params: Params) -> Params:
+    return params.like(scan_partition(params).forward)
 
 
-def backward_body(static: Static) -> tuple[Subgraph, int]:
+def backward_body(params: Params) -> tuple[Subgraph, int]:
     """``(c_bar, sums; residuals, x, y_bar; constants) -> (c_bar, sums; x_bar)``, and how many carries it has."""
-    n, body, part = static.n_carry, static.body, scan_partition(static)
-    carry, xs, consts = static.parts(body.inputs)
+    n, body, part = params.n_carry, params.body, scan_partition(params)
+    carry, xs, consts = params.parts(body.inputs)
     c_bar, x_bar, w_bar = (chosen(metas, differentiable(metas)) for metas in (carry, xs, consts))
     y_bar = chosen(body.outputs[n:], differentiable(body.outputs[n:]))
     groups = [c_bar, w_bar, part.forward.outputs[len(body.outputs) :], xs, y_bar, consts]
@@ -981,24 +988,24 @@ def backward_body(static: Static) -> tuple[Subgraph, int]:
         new, ct_x, ct_w = cut(grads, len(c_bar), len(x_bar), len(w_bar))
         return [*new, *(s + g for s, g in zip(sums, ct_w, strict=True)), *ct_x]
 
-    key = ("backward", static.n_carry, static.n_xs)
+    key = ("backward", params.n_carry, params.n_xs)
     step = body.derive(key, lambda: rewritten(run, [meta for group in groups for meta in group]))
     return step, len(c_bar) + len(w_bar)
 
 
 def scan_pullback(
-    static: Static, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    params: Params, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """A gradient for each operand; a cotangent that is None is zero."""
-    n, body, length = static.n_carry, static.body, static.length
-    _, xs, consts = static.parts(operands)
+    n, body, length = params.n_carry, params.body, params.length
+    _, xs, consts = params.parts(operands)
     metas = [*body.outputs[:n], *(meta.with_leading(length) for meta in body.outputs[n:])]
     full = [meta.zeros() if ct is None else ct for ct, meta in zip(cotangents, metas, strict=True)]
     c_bar, y_bar = (chosen(cts, differentiable(m)) for cts, m in ((full[:n], metas[:n]), (full[n:], metas[n:])))
-    sums = [meta.zeros() for meta in static.parts(body.inputs)[2] if meta.is_differentiable]
-    step, n_carry = backward_body(static)
+    sums = [meta.zeros() for meta in params.parts(body.inputs)[2] if meta.is_differentiable]
+    step, n_carry = backward_body(params)
     xs = [*residuals, *xs, *y_bar]
-    backward = Static(step, n_carry, len(xs), length, not static.is_reverse)
+    backward = Params(step, n_carry, len(xs), length, not params.is_reverse)
     outs = scan_op(backward, *c_bar, *sums, *xs, *consts)
     c_bar, sums, x_bar = cut(outs, len(c_bar), len(sums), len(outs) - n_carry)
     return filled(differentiable(body.inputs), [*c_bar, *x_bar, *sums], [None] * len(operands))
@@ -1016,27 +1023,27 @@ def scan_pullback(
 
 class ScanNode(_SingleLevelFunction):
     @staticmethod
-    def forward(static: Static, interpreter: Any, *operands: Tensor) -> tuple[Tensor, ...]:
-        augmented = scan_augment(static)
+    def forward(params: Params, interpreter: Any, *operands: Tensor) -> tuple[Tensor, ...]:
+        augmented = scan_augment(params)
         with torch.enable_grad(), _set_fwd_grad_enabled(True), below(interpreter):
             outs = scan_op(augmented, *(unwrapped_at(interpreter, t) for t in operands))
         return tuple(wrapped_at(interpreter, t) for t in outs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.static, _, *operands = inputs
+        ctx.params, _, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operands, *output[ctx.static.n_outputs :])
+        ctx.save_for_backward(*operands, *output[ctx.params.n_outputs :])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        static, saved = ctx.static, ctx.saved_tensors
-        n_operands, n = len(static.body.inputs), static.n_outputs
+        params, saved = ctx.params, ctx.saved_tensors
+        n_operands, n = len(params.body.inputs), params.n_outputs
         operands, residuals = saved[:n_operands], saved[n_operands:]
         if any(ct is not None for ct in cotangents[n:]):
-            static, n = scan_augment(static), len(cotangents)
-            residuals = scan_op(scan_augment(static), *operands)[n:]
-        return None, None, *scan_pullback(static, operands, residuals, cotangents[:n])
+            params, n = scan_augment(params), len(cotangents)
+            residuals = scan_op(scan_augment(params), *operands)[n:]
+        return None, None, *scan_pullback(params, operands, residuals, cotangents[:n])
 
 
 def below(interpreter: Any) -> Any:
@@ -1051,17 +1058,17 @@ def wrapped_at(interpreter: Any, t: Tensor) -> Tensor:
     return t if interpreter is None else _functorch._wrap_for_grad(t, interpreter.level())
 
 
-def recorded_call(interpreter: Any, static: Static, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def recorded_call(interpreter: Any, params: Params, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with enable_single_level_autograd_function():
-        return ScanNode.apply(static, interpreter, *operands)[: static.n_outputs]
+        return ScanNode.apply(params, interpreter, *operands)[: params.n_outputs]
 
 
 @scan_op.py_impl(Transform.Grad)
-def at_grad(interpreter: Any, static: Static, *operands: Tensor) -> tuple[Tensor, ...]:
-    if asks_for_gradient(static, operands):
-        return recorded_call(interpreter, static, operands)
+def at_grad(interpreter: Any, params: Params, *operands: Tensor) -> tuple[Tensor, ...]:
+    if asks_for_gradient(params, operands):
+        return recorded_call(interpreter, params, operands)
     with interpreter.lower():
-        outs = scan_op(static, *(unwrapped_at(interpreter, t) for t in operands))
+        outs = scan_op(params, *(unwrapped_at(interpreter, t) for t in operands))
     return tuple(wrapped_at(interpreter, t) for t in outs)
 
 

@@ -32,9 +32,9 @@ from functorch_hops.errors import (
 from functorch_hops.ir.dependence import Through, dependent_outputs
 from functorch_hops.ir.printing import print_subgraph
 from functorch_hops.ir.sizes import facts_hold
-from functorch_hops.ir.subgraph import StaticParameters, Subgraph
+from functorch_hops.ir.subgraph import Subgraph
 from functorch_hops.lowering.backends import Backend, OtherSizesError, compiled
-from functorch_hops.ops.closed_call.op import closed_call_op, closed_call_static
+from functorch_hops.ops.closed_call.op import ClosedCallParams, closed_call_op
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.trace.buffers import Buffers, Update, refuse_update
 from functorch_hops.trace.capture import current_capture
@@ -185,20 +185,20 @@ class _Entry:
     """A compiled trace, and what must hold for it to be used."""
 
     def __init__(
-        self, trace: Trace, static: StaticParameters, metas: list[tuple[Any, ...]], found: environment.Snapshot
+        self, trace: Trace, params: ClosedCallParams, metas: list[tuple[Any, ...]], found: environment.Snapshot
     ) -> None:
-        self.trace, self.static, self.metas = trace, static, metas
+        self.trace, self.params, self.metas = trace, params, metas
         self.watch(found)
 
     def watch(self, found: environment.Snapshot) -> None:
         """Hold on to an environment that is equal to the one of the trace."""
-        self.statics, self.guard = found.statics, found.guard(self.trace.paths)
+        self.paramss, self.guard = found.statics, found.guard(self.trace.paths)
         bound = {update.path for update in self.trace.updates if update.operand is None}
         self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
 
     def allows(self, operands: Sequence[Tensor]) -> bool:
         """Whether all that was assumed about open sizes holds for these arguments."""
-        (body,) = self.static.bodies
+        body = self.params.body
         return body.shape_env is None or facts_hold(body.shape_env, body.bind(operands))
 
     def operands(self, given: list[Tensor]) -> list[Tensor] | None:
@@ -212,7 +212,7 @@ class _Entry:
         return operands if not self.trace.assumed or self.trace.holds_for(operands) else None
 
     def call(self, operands: list[Tensor]) -> Sequence[Tensor]:
-        return self._call_with_updates(operands) if self.trace.updates else closed_call_op(self.static, *operands)
+        return self._call_with_updates(operands) if self.trace.updates else closed_call_op(self.params, *operands)
 
     def _call_with_updates(self, operands: list[Tensor]) -> Sequence[Tensor]:
         """The call, after which the new values of buffers are written back as the function did.
@@ -227,7 +227,7 @@ class _Entry:
         _check_buffers(operands, updates, buffers)
         active = tuple(x.requires_grad for x in operands)
         copies = [x.clone() if any(x is b for b in buffers) else x for x in operands]
-        outputs = closed_call_op(self.static, *copies)
+        outputs = closed_call_op(self.params, *copies)
         n = len(outputs) - len(updates)
         has_history = dependent_outputs(body, active, Through.GRADIENT)[n:]
         for update, buffer, value, keeps in zip(updates, buffers, outputs[n:], has_history):
@@ -347,7 +347,7 @@ class JittedFunction(Generic[P, R]):
             if not entry.allows(arguments.operands):
                 continue
             paths = entry.trace.paths
-            if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
+            if entry.paramss.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
                 entry.watch(now)
                 operands = entry.operands(arguments.operands)
                 if operands is not None:
@@ -387,7 +387,7 @@ class JittedFunction(Generic[P, R]):
                 "so it is captured again at every call; pass them as arguments"
             )
         metas = [(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)]
-        return _Entry(trace, closed_call_static(trace.body, self._backend), metas, found)
+        return _Entry(trace, ClosedCallParams.of(trace.body, self._backend), metas, found)
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -569,7 +569,7 @@ class Lowered(Generic[P, Result_co]):
 
     def compile(self) -> Callable[P, Result_co]:
         """Compile now; the result takes arguments of the same signature."""
-        compiled(self._body, self._entry.static["backend"])
+        compiled(self._body, self._entry.params.backend)
 
         def call(*args: P.args, **kwargs: P.kwargs) -> Result_co:
             if self._key_of(args, kwargs) != self._key:

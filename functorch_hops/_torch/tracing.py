@@ -105,7 +105,7 @@ def _has_effect(operator: OpOverload) -> bool:
 
 
 def new_tracer(root: torch.nn.Module, graph: torch.fx.Graph) -> PythonKeyTracer:
-    """A proxy tracer that appends to ``graph`` and keeps constants and static parameters on ``root``."""
+    """A proxy tracer that appends to ``graph`` and keeps constants and operators' parameters on ``root``."""
     tracer = PythonKeyTracer()
     tracer.root = root
     tracer.graph = graph

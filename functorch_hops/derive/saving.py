@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from .._torch import HigherOrderOperator, OpOverload, is_unbacked, size_hint
 from ..ir import memory
-from ..ir.subgraph import is_random_node, static_of
+from ..ir.subgraph import is_random_node, params_of
 
 __all__ = ["Policy", "Value", "bytes_of", "is_cheap", "is_random", "is_saved", "is_storable", "is_view", "maker"]
 
@@ -37,11 +37,11 @@ def is_saved(policy: Policy, node: fx.Node, module: fx.GraphModule) -> bool:
     saves anything in the operator's bodies.
     """
     source = maker(node)
-    static = static_of(source, module)
-    operator: Any = source.target if static is None else static.hop
+    params = params_of(source, module)
+    operator: Any = source.target if params is None else params.operator.label
     if policy(Value(operator, frozenset(_names(node, module)))):
         return True
-    bodies = () if static is None else static.bodies
+    bodies = () if params is None else params.bodies
     return any(
         is_saved(policy, inner, body.module)
         for body in bodies
@@ -54,9 +54,9 @@ def _names(node: fx.Node, module: fx.GraphModule) -> list[str]:
     """The names that a value was given, directly or by naming what was named before."""
     names = []
     for user in node.users:
-        static = static_of(user, module)
-        if static is not None and user.target.names_operand:  # type: ignore[union-attr]
-            names += [static["name"], *(name for element in user.users for name in _names(element, module))]
+        params = params_of(user, module)
+        if params is not None and params.operand_name is not None:
+            names += [params.operand_name, *(name for element in user.users for name in _names(element, module))]
     return names
 
 

@@ -1,6 +1,6 @@
 """The autograd node of every operator.
 
-NOTE [Residuals are outputs] The gradient rule replaces ``op(static, *operands)`` by an augmented call, whose extra
+NOTE [Residuals are outputs] The gradient rule replaces ``op(params, *operands)`` by an augmented call, whose extra
 outputs are the residuals. They are real outputs of the autograd node, so a second derivative flows through
 them: cotangents for them arrive at the same node, which then differentiates the augmented call instead.
 """
@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from .. import _torch
 from ..ir.dependence import Through
 from ..ir.meta import Mask, is_differentiable
-from ..ir.subgraph import StaticParameters
+from ..ir.subgraph import Params
 from ..trace.speculate import observed
 from .rules import Maybe, operator_of
 
@@ -28,8 +28,8 @@ class RecordedCall(_torch.SingleLevelFunction):
 
     @staticmethod
     def forward(
-        static: StaticParameters,
-        augmented: StaticParameters,
+        params: Params,
+        augmented: Params,
         active: Mask,
         interpreter: Any,
         is_plain: bool,
@@ -45,14 +45,14 @@ class RecordedCall(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.static, ctx.augmented, ctx.active, _, is_plain, *operands = inputs
+        ctx.params, ctx.augmented, ctx.active, _, is_plain, *operands = inputs
         ctx.set_materialize_grads(False)
-        own, emitted = _have_gradients(ctx.static, ctx.active), _have_gradients(ctx.augmented, ctx.active)
+        own, emitted = _have_gradients(ctx.params, ctx.active), _have_gradients(ctx.augmented, ctx.active)
         have = (*own, *emitted[len(own) :])
         ctx.mark_non_differentiable(*[o for o, h in zip(output, have) if not (h and is_differentiable(o.dtype))])
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
         tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
-        ctx.save_for_backward(*tensors, *output[ctx.static["n_outputs"] :])
+        ctx.save_for_backward(*tensors, *output[ctx.params.n_outputs :])
         if not is_plain:
             ctx.save_for_forward(*tensors)
 
@@ -68,36 +68,36 @@ class RecordedCall(_torch.SingleLevelFunction):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
-        n_operands, n_outputs = len(ctx.active), ctx.static["n_outputs"]
+        n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         with observed():
             if any(c is not None for c in cotangents[n_outputs:]):
                 grads = _second_derivative(ctx, operands, cotangents)
             else:
                 residuals: list[Any] = saved[n_operands:]
-                rules = operator_of(ctx.static).rules
-                grads = rules.vjp_backward(ctx.static, ctx.active, operands, residuals, cotangents[:n_outputs])
+                rules = operator_of(ctx.params).rules
+                grads = rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
 
 
-def _have_gradients(static: StaticParameters, active: Mask) -> Mask:
+def _have_gradients(params: Params, active: Mask) -> Mask:
     """The outputs that have gradients. That no gradient leads to another is for autograd to say, as it does in plain
     eager: a backward rule would give zeros. While forward mode is on, what has a tangent counts as well (torch knows no
     output with the one and without the other).
     """
-    rules, through = operator_of(static).rules, Through.TANGENT if _torch.in_dual_level() else Through.GRADIENT
+    rules, through = operator_of(params).rules, Through.TANGENT if _torch.in_dual_level() else Through.GRADIENT
     key = ("have gradients", active, through)
-    return static.derive(key, lambda: rules.dependent_outputs(static, active, through))
+    return params.derive(key, lambda: rules.dependent_outputs(params, active, through))
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
-    static = ctx.augmented
-    rules = operator_of(static).rules
-    again = static.derive(("vjp forward", ctx.active), lambda: rules.vjp_forward(static, ctx.active))
+    params = ctx.augmented
+    rules = operator_of(params).rules
+    again = params.derive(("vjp forward", ctx.active), lambda: rules.vjp_forward(params, ctx.active))
     outs = operator_of(again)(again, *operands)
-    return rules.vjp_backward(static, ctx.active, operands, outs[static["n_outputs"] :], cotangents)
+    return rules.vjp_backward(params, ctx.active, operands, outs[params.n_outputs :], cotangents)
 
 
 def unwrapped(x: Any, level: int) -> Any:

@@ -1,6 +1,6 @@
 """The dispatch class of all higher-order operators.
 
-An operator takes static parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is
+An operator takes parameters (bodies and attributes) and flat tensors, and returns a tuple of tensors. What is
 its own are its rules; everything else - which rule runs when - stands here once.
 
 NOTE [Dispatch order] functorch comes first when a transform is active: torch would ask the PreDispatch key before, and
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
@@ -22,33 +22,35 @@ from .. import _torch
 from ..derive.numbers import without_numbers
 from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
-from ..ir.subgraph import StaticParameters
+from ..ir.subgraph import P
 from ..lowering.empty import without_empty
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
 from .autograd import RecordedCall, unwrapped, unwrapped_at, wrapped_at
-from .rules import Rules, operators
+from .rules import Rules
 
 __all__ = ["Hop"]
 
 
-class Hop(_torch.HigherOrderOperator):
-    """A higher-order operator: dispatch, given its rules.
+class Hop(_torch.HigherOrderOperator, Generic[P]):
+    """A higher-order operator on parameters of one class: dispatch, given its rules.
 
     Rules call operators, their own among them: an operator is made first (``ops/<operator>/op.py``), and gets its rules
     when all of them are there (``ops/<operator>/__init__.py``).
     """
 
-    rules: Rules
+    rules: Rules[P]
 
-    def __init__(self, name: str, *, body_names: Sequence[str] = ("body",), names_operand: bool = False) -> None:
+    def __init__(
+        self, name: str, params: type[P], *, body_names: Sequence[str] = ("body",), names_operand: bool = False
+    ) -> None:
         """``body_names``: what the bodies are called in a printed graph; the last one stands for all further bodies,
         by number. ``names_operand``: the operator computes nothing; its output is its operand under a name.
         """
         super().__init__(f"fh_{name}")
-        operators[name] = self
+        params.operator = self
         self.label = name
         self.names_operand = names_operand
         self._body_names = tuple(body_names)
@@ -65,24 +67,24 @@ class Hop(_torch.HigherOrderOperator):
     def body_name(self, i: int) -> str:
         return self._body_names[min(i, len(self._body_names) - 1)].format(i)
 
-    def register(self, rules: Rules) -> None:
+    def register(self, rules: Rules[P]) -> None:
         self.rules = rules
 
     # -- dispatch
 
-    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
+    def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _is_plain(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
                 if True in active:
-                    return self._recorded_call(True, None, static, active, operands)
-            return self.run_eagerly(static, *operands)
+                    return self._recorded_call(True, None, params, active, operands)
+            return self.run_eagerly(params, *operands)
         operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
                 raise self._unknown_to_export()
-            return _torch.dispatch_functorch(self, (static, *operands), {})
-        return super().__call__(static, *operands)
+            return _torch.dispatch_functorch(self, (params, *operands), {})
+        return super().__call__(params, *operands)
 
     def _unknown_to_export(self) -> CaptureError:
         """torch.export records what a transform of torch's own wraps, not what it holds: a loop can't look inside."""
@@ -108,92 +110,90 @@ class Hop(_torch.HigherOrderOperator):
         check_tensor_class(self.label, x)
         return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
-    def run_eagerly(self, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+    def run_eagerly(self, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off():
-            return tuple(map(Tensor.contiguous, self.rules.impl(static, operands)))
+            return tuple(map(Tensor.contiguous, self.rules.impl(params, operands)))
 
-    def _fake(self, mode: Any, static: StaticParameters, *operands: Tensor) -> tuple[Tensor, ...]:
+    def _fake(self, mode: Any, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
         with mode:
-            return tuple(self.rules.abstract_eval(static, operands))
+            return tuple(self.rules.abstract_eval(params, operands))
 
-    def _proxy(self, mode: Any, static: StaticParameters, *operands: Any) -> Any:
+    def _proxy(self, mode: Any, params: P, *operands: Any) -> Any:
         capture = current_capture()
         if capture is None or mode.tracer is not capture.tracer:
             with mode:
                 # torch's operators take no tensor twice.
-                smaller, inputs, restore = simplify_call(self.rules.passthrough, static, operands)
+                smaller, inputs, restore = simplify_call(self.rules.passthrough, params, operands)
                 smaller, inputs, refill = without_empty(self.rules.prune, self.rules.abstract_eval, smaller, inputs)
                 native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
                 return tuple(restore(refill(self.rules.lower(native, _torch.traced(inputs)))))
-        name = capture.add_static(self.label, static)
+        name = capture.add_params(params)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
-        outputs = self._fake(capture.session.fake_mode, static, *operands)
+        outputs = self._fake(capture.session.fake_mode, params, *operands)
         return _torch.track_tensor_tree(outputs, out, constant=None, tracer=capture.tracer)
 
-    def _functionalize(self, ctx: Any, static: StaticParameters, *operands: Any) -> Any:
+    def _functionalize(self, ctx: Any, params: P, *operands: Any) -> Any:
         unwrapped = ctx.unwrap_tensors(operands)
         with ctx.redispatch_to_next():
-            return ctx.wrap_tensors(self(static, *unwrapped))
+            return ctx.wrap_tensors(self(params, *unwrapped))
 
     # -- transforms
 
-    def _vmap(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+    def _vmap(self, interpreter: Any, params: P, *operands: Any) -> Any:
         level = interpreter.level()
         (values, dims) = _torch.unwrap_batched(operands, level)
         with interpreter.lower():
             randomness = interpreter.randomness()
-            if all(d is None for d in dims) and not (static.random and randomness == "different"):
-                return self(static, *values)
+            if all(d is None for d in dims) and not (params.random and randomness == "different"):
+                return self(params, *values)
             values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
             mapped = tuple(d is not None for d in dims)
-            outs, out_mapped = self.rules.batch(static, values, mapped, interpreter.batch_size(), randomness)
+            outs, out_mapped = self.rules.batch(params, values, mapped, interpreter.batch_size(), randomness)
         return _torch.wrap_batched(tuple(outs), tuple(0 if m else None for m in out_mapped), level)
 
-    def _jvp(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
+    def _jvp(self, interpreter: Any, params: P, *operands: Any) -> Any:
         level = interpreter.level()
         duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
         primals = [unwrapped(p, level) for p, _ in duals]
         tangents = [None if t is None else unwrapped(_torch.plain(t), level) for _, t in duals]
         with interpreter.lower():
-            outs, out_tangents = self.rules.jvp(static, primals, tangents)
+            outs, out_tangents = self.rules.jvp(params, primals, tangents)
         wrapped = (_torch.wrap_for_grad(o, level) for o in outs)
         return tuple(
             o if t is None else _torch.make_dual(o, _torch.wrap_for_grad(t, level))
             for o, t in zip(wrapped, out_tangents)
         )
 
-    def _grad(self, interpreter: Any, static: StaticParameters, *operands: Any) -> Any:
-        return self._differentiable_call(interpreter, static, operands)
+    def _grad(self, interpreter: Any, params: P, *operands: Any) -> Any:
+        return self._differentiable_call(interpreter, params, operands)
 
-    def _autograd(self, static: StaticParameters, *operands: Any) -> Any:
+    def _autograd(self, params: P, *operands: Any) -> Any:
         tensors = [x for x in operands if isinstance(x, Tensor)]
         tracked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         if not tracked and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-            return self._plain_jvp(static, operands)
-        return self._differentiable_call(None, static, operands)
+            return self._plain_jvp(params, operands)
+        return self._differentiable_call(None, params, operands)
 
-    def _plain_jvp(self, static: StaticParameters, operands: Sequence[Any]) -> Any:
+    def _plain_jvp(self, params: P, operands: Sequence[Any]) -> Any:
         duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
-        outs, tangents = self.rules.jvp(static, [p for p, _ in duals], [t for _, t in duals])
+        outs, tangents = self.rules.jvp(params, [p for p, _ in duals], [t for _, t in duals])
         return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
-    def _differentiable_call(self, interpreter: Any, static: StaticParameters, operands: Sequence[Any]) -> Any:
+    def _differentiable_call(self, interpreter: Any, params: P, operands: Sequence[Any]) -> Any:
         active = tuple(isinstance(x, Tensor) and x.requires_grad and is_differentiable(x.dtype) for x in operands)
         if not (torch.is_grad_enabled() and any(active)):
             with _below(interpreter):
-                outs = self(static, *(unwrapped_at(interpreter, x) for x in operands))
+                outs = self(params, *(unwrapped_at(interpreter, x) for x in operands))
             return tuple(wrapped_at(interpreter, o) for o in outs)
-        return self._recorded_call(False, interpreter, static, active, operands)
+        return self._recorded_call(False, interpreter, params, active, operands)
 
-    def _recorded_call(
-        self, is_plain: bool, interpreter: Any, static: StaticParameters, active: Mask, operands: Sequence[Any]
-    ) -> Any:
+    def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
-        augmented = static.derive(("vjp forward", active), lambda: self.rules.vjp_forward(static, active))
+        augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
-            outs = RecordedCall.apply(static, augmented, active, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
-        return outs[: static["n_outputs"]]
+            outs = RecordedCall.apply(params, augmented, active, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
+        return outs[: params.n_outputs]
 
 
 def _is_plain(operands: Sequence[Any]) -> bool:

@@ -1,92 +1,95 @@
-"""The table of rules that an operator fills, and where a graph finds the operator of its parameters."""
+"""The table of rules that an operator fills."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from torch import Tensor
 
 from ..ir.dependence import Pruned, Through
 from ..ir.meta import Mask
-from ..ir.subgraph import StaticParameters, Subgraph
+from ..ir.subgraph import P, Params, Subgraph
+from ..lowering.loops import NativeLoop
 from ..passes.hoisting import Hoisted
 from ..passes.passthrough import SimplifiedCall
 
-__all__ = ["Maybe", "Operator", "Rules", "Tensors", "operator_of", "operators"]
+__all__ = ["Maybe", "Operator", "Rules", "Tensors", "operator_of"]
 
 Tensors = Sequence[Tensor]
 Maybe = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The registration table of one operator; each rule is a function ``<operator>_<rule>``.
+class Rules(Generic[P]):
+    """The registration table of one operator; each rule is a function ``<operator>_<rule>`` of the parameters
+    ``params`` of that operator.
 
-    ``impl(static, operands) -> outputs``: the operation itself, on plain tensors.
+    ``impl(params, operands) -> outputs``: the operation itself, on plain tensors.
 
-    ``abstract_eval(static, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
+    ``abstract_eval(params, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
 
-    ``dependent_outputs(static, sources, through) -> mask``: the outputs that depend on the marked operands, see
+    ``dependent_outputs(params, sources, through) -> mask``: the outputs that depend on the marked operands, see
     ``ir.dependence``; at least those that ``batch`` maps (``Through.VALUE``, ``Through.LANE``) and to which ``jvp``
     gives a tangent (``Through.TANGENT``).
 
-    ``batch(static, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
+    ``batch(params, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
     the mapped operands.
 
-    ``jvp(static, primals, tangents) -> (outputs, tangents)``: None is a tangent that is zero by structure.
+    ``jvp(params, primals, tangents) -> (outputs, tangents)``: None is a tangent that is zero by structure.
 
-    ``vjp_forward(static, active) -> static``: the call, of this or another operator, that also emits what
+    ``vjp_forward(params, active) -> params``: the call, of this or another operator, that also emits what
     ``vjp_backward`` for the active operands reads.
 
-    ``vjp_backward(static, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none;
+    ``vjp_backward(params, active, operands, residuals, cotangents) -> gradients``: one for each operand, None for none;
     a cotangent that is None is zero.
 
-    ``prune(static, used) -> smaller static parameters, kept operands and outputs``: without what only unused outputs
+    ``prune(params, used) -> smaller parameters, kept operands and outputs``: without what only unused outputs
     need; None where nothing can be left out.
 
-    ``passthrough(static, operands) -> smaller call``: without operands that only pass through or are there twice (equal
+    ``passthrough(params, operands) -> smaller call``: without operands that only pass through or are there twice (equal
     ones compare equal); None where there are none.
 
-    ``hoist(static, operands) -> smaller call``: without what its body computes from constants alone, and the graph that
+    ``hoist(params, operands) -> smaller call``: without what its body computes from constants alone, and the graph that
     does it; None where there is nothing. ``operands`` may be of any kind, only numbers among them are looked at.
 
-    ``products(static, operands) -> graph``: the call as a graph over its tensors, products that need not be in the loop
+    ``products(params, operands) -> graph``: the call as a graph over its tensors, products that need not be in the loop
     taken for all steps at once; None where there are none.
 
-    ``lower(static, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
+    ``lower(params, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
+
+    ``native_loop(params) -> NativeLoop``: the loop that ``lower`` makes of it, None if it makes none.
     """
 
-    impl: Callable[[StaticParameters, Tensors], Tensors]
-    abstract_eval: Callable[[StaticParameters, Tensors], Tensors]
-    dependent_outputs: Callable[[StaticParameters, Mask, Through], Mask]
-    batch: Callable[[StaticParameters, Tensors, Mask, int, str], tuple[Tensors, Mask]]
-    jvp: Callable[[StaticParameters, Tensors, Maybe], tuple[Tensors, Maybe]]
-    vjp_forward: Callable[[StaticParameters, Mask], StaticParameters]
-    vjp_backward: Callable[[StaticParameters, Mask, Tensors, Tensors, Maybe], Maybe]
-    prune: Callable[[StaticParameters, Mask], Pruned | None]
-    passthrough: Callable[[StaticParameters, Sequence[Hashable]], SimplifiedCall | None]
-    hoist: Callable[[StaticParameters, Sequence[Any]], Hoisted | None]
-    products: Callable[[StaticParameters, Sequence[Any]], Subgraph | None]
-    lower: Callable[[StaticParameters, Tensors], Tensors]
+    impl: Callable[[P, Tensors], Tensors]
+    abstract_eval: Callable[[P, Tensors], Tensors]
+    dependent_outputs: Callable[[P, Mask, Through], Mask]
+    batch: Callable[[P, Tensors, Mask, int, str], tuple[Tensors, Mask]]
+    jvp: Callable[[P, Tensors, Maybe], tuple[Tensors, Maybe]]
+    vjp_forward: Callable[[P, Mask], Params]
+    vjp_backward: Callable[[P, Mask, Tensors, Tensors, Maybe], Maybe]
+    prune: Callable[[P, Mask], Pruned[P] | None]
+    passthrough: Callable[[P, Sequence[Hashable]], SimplifiedCall[P] | None]
+    hoist: Callable[[P, Sequence[Any]], Hoisted[P] | None]
+    products: Callable[[P, Sequence[Any]], Subgraph | None]
+    lower: Callable[[P, Tensors], Tensors]
+    native_loop: Callable[[P], NativeLoop | None]
 
 
 class Operator(Protocol):
     """What rules and graphs know of a higher-order operator."""
 
     label: str
-    rules: Rules
+    rules: Rules[Any]
 
-    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]: ...
+    def __call__(self, params: Params, *operands: Any) -> tuple[Tensor, ...]: ...
 
-    def run_eagerly(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
+    def run_eagerly(self, params: Params, *operands: Any) -> tuple[Tensor, ...]:
         """On plain tensors, without dispatch."""
         ...
 
 
-operators: dict[str, Operator] = {}
-
-
-def operator_of(static: StaticParameters) -> Operator:
-    return operators[static.hop]
+def operator_of(params: Params) -> Operator:
+    operator: Operator = params.operator
+    return operator

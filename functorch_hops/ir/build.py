@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from .._torch import new_graph_module
 from .meta import TensorMeta
-from .subgraph import StaticParameters, Subgraph
+from .subgraph import Params, Subgraph
 
-__all__ = ["Builder", "add_static", "copy_graph", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
+__all__ = ["Builder", "add_params", "copy_graph", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
 
 
 class Builder:
@@ -67,12 +67,12 @@ def copy_of(body: Subgraph) -> fx.GraphModule:
     return new_graph_module(body.module, copy_graph(body))
 
 
-def add_static(module: torch.nn.Module, graph: fx.Graph, static: StaticParameters) -> fx.Node:
-    """A ``get_attr`` node for static parameters, at the place where the graph inserts nodes now."""
-    names = (f"{static.hop}_{i}" for i in itertools.count())
+def add_params(module: torch.nn.Module, graph: fx.Graph, params: Params) -> fx.Node:
+    """A ``get_attr`` node for parameters, at the place where the graph inserts nodes now."""
+    names = (f"{params.operator.label}_{i}" for i in itertools.count())
     name = next(name for name in names if not hasattr(module, name))
-    module.register_module(name, static)
-    return graph.get_attr(name)
+    setattr(module, name, params)
+    return graph.create_node("get_attr", name)
 
 
 def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Module, graph: fx.Graph) -> list[fx.Node]:
@@ -83,7 +83,7 @@ def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Modul
         if node.op == "placeholder":
             new[node] = next(placeholders)
         elif node.op == "get_attr":
-            new[node] = add_static(module, graph, getattr(body.module, str(node.target)))
+            new[node] = add_params(module, graph, getattr(body.module, str(node.target)))
         elif node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     return [new[node] for node in body.output_nodes()]

@@ -6,22 +6,23 @@ import enum
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor, fx
 
 from .meta import Mask, is_differentiable
 from .nodes import untracked
-from .subgraph import StaticParameters, Subgraph, is_random_node, static_of
+from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
 
 
 @dataclass(frozen=True)
-class Pruned:
+class Pruned(Generic[P]):
     """Smaller parameters of an operator, and which operands and outputs are left."""
 
-    static: StaticParameters
+    params: P
     operands: Mask
     outputs: Mask
 
@@ -72,10 +73,10 @@ def _dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through
 
 def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through, module: fx.GraphModule) -> bool | Mask:
     """Whether a node depends on what is marked, or which of its outputs do, if its operator has a rule for that."""
-    static = static_of(node, module)
-    if static is not None:
+    params = params_of(node, module)
+    if params is not None:
         mask = tuple(isinstance(a, fx.Node) and bool(marked[a]) for a in node.args[1:])
-        return node.target.rules.dependent_outputs(static, mask, through)  # type: ignore[union-attr]
+        return node.target.rules.dependent_outputs(params, mask, through)  # type: ignore[union-attr]
     if node.target is operator.getitem:
         source, index = node.args
         whole = marked[source]  # type: ignore[index]

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from .meta import TensorMeta
-from .subgraph import Subgraph, static_of
+from .subgraph import Subgraph, params_of
 
 __all__ = ["print_subgraph"]
 
@@ -27,17 +27,17 @@ def print_subgraph(body: Subgraph, name: str, indent: str = "") -> str:
 
 
 def _lines(node: fx.Node, names: dict[fx.Node, str], module: fx.GraphModule, indent: str) -> list[str]:
-    static = static_of(node, module)
+    params = params_of(node, module)
     value = node.meta.get("val")
     kind = f": {_kind(TensorMeta.of(value))}" if isinstance(value, torch.Tensor) else ""
-    arguments = node.args if static is None else node.args[1:]
+    arguments = node.args if params is None else node.args[1:]
     words = [_argument(a, names) for a in arguments]
     words += [f"{k}={_argument(v, names)}" for k, v in node.kwargs.items()]
-    if static is None:
+    if params is None:
         return [f"{indent}{names[node]}{kind} = {_target(node)}({', '.join(words)})"]
-    attributes = ", ".join(f"{k}={v}" for k, v in static.attributes.items() if k != "n_outputs")
-    lines = [f"{indent}{names[node]} = {static.hop}[{attributes}]({', '.join(words)})"]
-    for i, inner in enumerate(static.bodies):
+    attributes = ", ".join(f"{k}={v}" for k, v in params.attributes.items())
+    lines = [f"{indent}{names[node]} = {params.operator.label}[{attributes}]({', '.join(words)})"]
+    for i, inner in enumerate(params.bodies):
         lines.append(print_subgraph(inner, node.target.body_name(i), indent + "  "))  # type: ignore[union-attr]
     return lines
 

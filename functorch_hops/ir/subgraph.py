@@ -16,7 +16,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -27,18 +28,17 @@ from .meta import TensorMeta
 from .nodes import frozen
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
 
-__all__ = ["StaticParameters", "Subgraph", "has_effect", "is_pinned", "is_random_node", "static_of"]
+__all__ = ["P", "Params", "Subgraph", "has_effect", "is_pinned", "is_random_node", "params_of"]
 
 T = TypeVar("T")
 
 
-class _Deriving(torch.nn.Module):
+@dataclass(frozen=True, eq=False)
+class _Deriving:
     """Something immutable that keeps what is derived from it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._derived: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
+    _derived: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    _lock: threading.RLock = field(init=False, repr=False, default_factory=threading.RLock)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -56,37 +56,52 @@ class _Deriving(torch.nn.Module):
             return result
 
 
-class StaticParameters(_Deriving):
-    """What a HOP takes besides tensors: bodies and attributes, as one module, which FX refers to by ``get_attr``.
+@dataclass(frozen=True, eq=False)
+class Params(_Deriving):
+    """What an operator takes besides tensors: bodies, and values that are hashable.
 
-    Equal parameters are not shared; the bodies in them are.
+    A subclass, a dataclass too, is the signature of one operator: its fields are the parameters, and its docstring says
+    what operands and outputs are. A field is a body, a tuple of bodies, or holds none. FX refers to the whole by
+    ``get_attr``. Equal parameters are not shared; the bodies in them are.
     """
 
-    def __init__(self, hop: str, bodies: Sequence[Subgraph], **attributes: Hashable) -> None:
-        super().__init__()
-        self.hop = hop
-        self.bodies = tuple(bodies)
-        for i, body in enumerate(self.bodies):
-            self.add_module(f"body_{i}", body)
-        self.attributes = attributes
+    operator: ClassVar[Any]
+    """The operator that takes these parameters (``hop.rules.operator_of``); it says so when it is made."""
 
-    def __getitem__(self, name: str) -> Any:
-        return self.attributes[name]
+    @property
+    def n_outputs(self) -> int:
+        raise NotImplementedError
 
-    def with_bodies(self, change: Callable[[Subgraph], Subgraph]) -> StaticParameters:
+    @property
+    def operand_name(self) -> str | None:
+        """The name that the operator gives its operand, if that is all that it does."""
+        return None
+
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    @property
+    def bodies(self) -> tuple[Subgraph, ...]:
+        return tuple(body for value in self._values().values() for body in _bodies_in(value))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The parameters that are no bodies."""
+        return {name: value for name, value in self._values().items() if not _bodies_in(value)}
+
+    def with_bodies(self, change: Callable[[Subgraph], Subgraph]) -> Self:
         """The same attributes over changed bodies."""
-        bodies = [change(body) for body in self.bodies]
-        return (
-            self
-            if all(a is b for a, b in zip(bodies, self.bodies))
-            else type(self)(self.hop, bodies, **self.attributes)
-        )
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Subgraph) else tuple(map(change, value))
+            for name, value in self._values().items()
+            if _bodies_in(value)
+        }
+        new = replace(self, **changed)
+        return self if new.bodies == self.bodies else new
 
     def key(self) -> Hashable:
-        attributes = [
-            (n, v.key() if isinstance(v, StaticParameters) else size_key(v)) for n, v in self.attributes.items()
-        ]
-        return type(self), self.hop, tuple(id(body) for body in self.bodies), tuple(sorted(attributes))
+        attributes = (v.key() if isinstance(v, Params) else size_key(v) for v in self.attributes.values())
+        return type(self), tuple(map(id, self.bodies)), tuple(attributes)
 
     @property
     def random(self) -> bool:
@@ -95,6 +110,16 @@ class StaticParameters(_Deriving):
     @property
     def has_effects(self) -> bool:
         return any(body.has_effects for body in self.bodies)
+
+
+P = TypeVar("P", bound=Params)
+"""The parameters of one operator."""
+
+
+def _bodies_in(value: object) -> tuple[Subgraph, ...]:
+    """The bodies that a parameter consists of."""
+    values = value if isinstance(value, tuple) else (value,)
+    return values if all(isinstance(v, Subgraph) for v in values) else ()
 
 
 class Subgraph(_Deriving):
@@ -160,28 +185,28 @@ _interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
 
 
-def static_of(node: fx.Node, module: fx.GraphModule) -> StaticParameters | None:
-    """The static parameters of the operator that a node calls, None for any other node."""
+def params_of(node: fx.Node, module: fx.GraphModule) -> Params | None:
+    """The parameters of the operator that a node calls, None for any other node."""
     first = node.args[0] if node.op == "call_function" and node.args else None
     if not isinstance(first, fx.Node) or first.op != "get_attr":
         return None
     value = getattr(module, str(first.target))
-    return value if isinstance(value, StaticParameters) else None
+    return value if isinstance(value, Params) else None
 
 
 def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
     if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags
-    static = static_of(node, module)
-    return static is not None and static.random
+    params = params_of(node, module)
+    return params is not None and params.random
 
 
 def has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
     """Whether a node does something besides its results: it checks, prints, or calls a custom operator that may."""
     if isinstance(node.target, OpOverload):
         return is_effectful(node.target)
-    static = static_of(node, module)
-    return static is not None and static.has_effects
+    params = params_of(node, module)
+    return params is not None and params.has_effects
 
 
 def is_pinned(node: fx.Node, module: fx.GraphModule) -> bool:
@@ -210,7 +235,7 @@ def _dtypes(value: Any) -> Hashable:
 
 
 def _attribute_key(value: object) -> Hashable:
-    if isinstance(value, StaticParameters):
+    if isinstance(value, Params):
         return value.key()
     if isinstance(value, Tensor) and value.numel() <= _SMALL_CONSTANT and value.device.type == "cpu":
         return value.dtype, tuple(value.shape), repr(value.tolist())

@@ -17,33 +17,33 @@ from .. import _torch
 from ..ir.build import copy_of
 from ..ir.dependence import Pruned
 from ..ir.meta import Mask, TensorMeta
-from ..ir.subgraph import StaticParameters, Subgraph
+from ..ir.subgraph import P, Subgraph
 from ..passes.cleaning import clean
 
 __all__ = ["without_empty"]
 
-Prune = Callable[[StaticParameters, Mask], Pruned | None]
-Abstract = Callable[[StaticParameters, Sequence[Tensor]], Sequence[Tensor]]
+Prune = Callable[[P, Mask], Pruned[P] | None]
+Abstract = Callable[[P, Sequence[Tensor]], Sequence[Tensor]]
 
 
 def without_empty(
-    prune: Prune, abstract: Abstract, static: StaticParameters, operands: Sequence[Any]
-) -> tuple[StaticParameters, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
+    prune: Prune[P], abstract: Abstract[P], params: P, operands: Sequence[Any]
+) -> tuple[P, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
     """A call without empty operands and outputs, and a function from its outputs to those of the call as it was."""
-    if not any(_is_empty(meta) for body in static.bodies for meta in (*body.inputs, *body.outputs)):
-        return static, operands, list
+    if not any(_is_empty(meta) for body in params.bodies for meta in (*body.inputs, *body.outputs)):
+        return params, operands, list
     with _torch.disable_proxy_modes_tracing(), _torch.sizes_forgotten():
-        outputs = [TensorMeta.of(x) for x in abstract(static, operands)]
-    fed = static.derive("without empty inputs", lambda: static.with_bodies(_without_empty_inputs))
+        outputs = [TensorMeta.of(x) for x in abstract(params, operands)]
+    fed = params.derive("without empty inputs", lambda: params.with_bodies(_without_empty_inputs))
     pruned = prune(fed, tuple(not _is_empty(meta) for meta in outputs))
     if pruned is None:
-        return static, operands, list
+        return params, operands, list
 
     def restore(outs: Sequence[Tensor]) -> list[Tensor]:
         kept = iter(outs)
         return [next(kept) if k else meta.zeros() for k, meta in zip(pruned.outputs, outputs)]
 
-    return pruned.static, [x for x, k in zip(operands, pruned.operands) if k], restore
+    return pruned.params, [x for x, k in zip(operands, pruned.operands) if k], restore
 
 
 def _is_empty(meta: TensorMeta) -> bool:

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from ..ir.subgraph import StaticParameters, static_of
+from ..ir.subgraph import Params, params_of
 from .barrier import barriers, optimization_barrier
+from .loops import NativeLoop
 
 __all__ = ["compile_graph"]
 
@@ -43,7 +44,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
 
     _register_barrier()
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
-    has_effects = any(static.has_effects for static in _operators(module))
+    has_effects = any(params.has_effects for params in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     with (
         barriers(),
@@ -82,11 +83,12 @@ _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory
 
 def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> dict[str, Any]:
     """What the loops of a graph ask of Inductor's configuration, if it has any."""
-    loops = [static for static in _operators(module) if static.hop in ("scan", "while_loop")]
+    kinds = [(params, params.operator.rules.native_loop(params)) for params in _operators(module)]
+    loops = [(params, kind) for params, kind in kinds if kind is not None]
     if not loops:
         return {}
-    is_stacking = any(static.hop == "while_loop" and static["flags"] for static in loops)
-    is_quiet = not any(static.has_effects for static in loops)
+    is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
+    is_quiet = not any(params.has_effects for params, _ in loops)
     can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 
@@ -133,13 +135,13 @@ def _kept() -> Iterator[None]:
             delattr(kind, "has_side_effects")
 
 
-def _operators(module: fx.GraphModule) -> Iterator[StaticParameters]:
+def _operators(module: fx.GraphModule) -> Iterator[Params]:
     """The operators of this library in a graph, those in their bodies included."""
     for node in module.graph.nodes:
-        static = static_of(node, module)
-        if static is not None:
-            yield static
-            for body in static.bodies:
+        params = params_of(node, module)
+        if params is not None:
+            yield params
+            for body in params.bodies:
                 yield from _operators(body.module)
 
 

@@ -8,12 +8,13 @@ more.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx
 
-from ..ir.build import add_static
+from ..ir.build import add_params
 from ..ir.dependence import Pruned
-from ..ir.subgraph import StaticParameters, is_pinned, static_of
+from ..ir.subgraph import Params, is_pinned, params_of
 
 __all__ = ["eliminate_dead_code"]
 
@@ -21,16 +22,16 @@ __all__ = ["eliminate_dead_code"]
 def eliminate_dead_code(module: fx.GraphModule) -> None:
     """Remove what no output needs, here and inside the bodies of nodes."""
     for node in reversed(module.graph.nodes):
-        static = static_of(node, module)
-        if static is not None:
-            _prune(node, static, module)
+        params = params_of(node, module)
+        if params is not None:
+            _prune(node, params, module)
     module.graph.eliminate_dead_code(
         is_impure_node=lambda node: node.op in ("placeholder", "output") or is_pinned(node, module)
     )
     module.recompile()
 
 
-def _prune(node: fx.Node, static: StaticParameters, module: fx.GraphModule) -> None:
+def _prune(node: fx.Node, params: Params, module: fx.GraphModule) -> None:
     for user in list(node.users):
         if user.target is operator.getitem and not user.users:
             module.graph.erase_node(user)
@@ -41,16 +42,16 @@ def _prune(node: fx.Node, static: StaticParameters, module: fx.GraphModule) -> N
     if any(user.target is not operator.getitem for user in node.users):
         return
     used = {int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
-    mask = tuple(i in used for i in range(static["n_outputs"]))
-    pruned: Pruned | None = node.target.rules.prune(static, mask)  # type: ignore[union-attr]
+    mask = tuple(i in used for i in range(params.n_outputs))
+    pruned: Pruned[Any] | None = node.target.rules.prune(params, mask)  # type: ignore[union-attr]
     if pruned is None or (all(pruned.operands) and all(pruned.outputs)):
         return
     _rewrite(node, pruned, module)
 
 
-def _rewrite(node: fx.Node, pruned: Pruned, module: fx.GraphModule) -> None:
+def _rewrite(node: fx.Node, pruned: Pruned[Any], module: fx.GraphModule) -> None:
     with module.graph.inserting_before(node):
-        parameters = add_static(module, module.graph, pruned.static)
+        parameters = add_params(module, module.graph, pruned.params)
     node.args = (parameters, *(a for a, k in zip(node.args[1:], pruned.operands) if k))
     places = {old: new for new, old in enumerate(i for i, k in enumerate(pruned.outputs) if k)}
     for user in list(node.users):

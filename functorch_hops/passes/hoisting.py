@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, fx
 
 from .._torch import OpOverload
-from ..ir.build import Builder, add_static, copy_nodes, copy_of
+from ..ir.build import Builder, add_params, copy_nodes, copy_of
 from ..ir.memory import is_view
 from ..ir.meta import Mask
 from ..ir.nodes import meta_of
 from ..ir.sizes import is_closed
-from ..ir.subgraph import StaticParameters, Subgraph, is_pinned, static_of
+from ..ir.subgraph import P, Params, Subgraph, is_pinned, params_of
 from .cleaning import clean, close
 
 __all__ = ["Hoisted", "hoist_loops", "is_any", "is_costly", "is_total", "not_a_loop", "split_invariant"]
@@ -34,13 +34,13 @@ Judgement = Callable[[fx.Node], bool]
 
 
 @dataclass(frozen=True)
-class Hoisted:
-    """The loop without its invariant work: ``static`` takes the old operands and the outputs of ``outside``.
+class Hoisted(Generic[P]):
+    """The loop without its invariant work: ``params`` takes the old operands and the outputs of ``outside``.
 
     ``outside`` takes the old operands numbered in ``operands``.
     """
 
-    static: StaticParameters
+    params: P
     outside: Subgraph
     operands: tuple[int, ...]
 
@@ -136,7 +136,7 @@ def is_total(node: fx.Node) -> bool:
 _PARTIAL = ("aten::linalg", "aten::_linalg", "aten::cholesky", "aten::lu_", "aten::triangular_solve", "aten::_assert")
 
 
-def not_a_loop(static: StaticParameters, operands: Sequence[Any]) -> None:
+def not_a_loop(params: Params, operands: Sequence[Any]) -> None:
     """The hoisting rule of an operator that runs each of its bodies at most once."""
 
 
@@ -147,15 +147,15 @@ def hoist_loops(body: Subgraph) -> Subgraph:
 
 def _hoist_loops(body: Subgraph) -> Subgraph:
     module = copy_of(body)
-    for node in [n for n in module.graph.nodes if static_of(n, module) is not None]:
-        static = static_of(node, module)
-        assert static is not None
-        static, operands = static.with_bodies(hoist_loops), list(node.args[1:])
-        hoisted: Hoisted | None = node.target.rules.hoist(static, operands)
+    for node in [n for n in module.graph.nodes if params_of(n, module) is not None]:
+        params = params_of(node, module)
+        assert params is not None
+        params, operands = params.with_bodies(hoist_loops), list(node.args[1:])
+        hoisted: Hoisted[Params] | None = node.target.rules.hoist(params, operands)
         with module.graph.inserting_before(node):
             if hoisted is not None:
-                static = hoisted.static
+                params = hoisted.params
                 operands += copy_nodes(hoisted.outside, [operands[i] for i in hoisted.operands], module, module.graph)
-            node.args = (add_static(module, module.graph, static), *operands)
+            node.args = (add_params(module, module.graph, params), *operands)
     clean(module)
     return Subgraph.intern(module, body.inputs, body.outputs)

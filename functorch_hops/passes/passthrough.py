@@ -10,14 +10,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
-from ..ir.build import add_static
+from ..ir.build import add_params
 from ..ir.memory import without_copies
-from ..ir.subgraph import StaticParameters, Subgraph, static_of
+from ..ir.subgraph import P, Params, Subgraph, params_of
 
 __all__ = [
     "Renumbering",
@@ -42,15 +42,15 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SimplifiedCall:
+class SimplifiedCall(Generic[P]):
     """A smaller call: its parameters, which of the old operands it takes, and where the old outputs are now."""
 
-    static: StaticParameters
+    params: P
     operands: tuple[int, ...]
     outputs: tuple[Source, ...]
 
 
-Rule = Callable[[StaticParameters, Sequence[Hashable]], SimplifiedCall | None]
+Rule = Callable[[P, Sequence[Hashable]], SimplifiedCall[P] | None]
 
 
 def passthrough_inputs(body: Subgraph) -> tuple[int | None, ...]:
@@ -92,21 +92,21 @@ class Renumbering:
 
 
 def simplify_call(
-    rule: Rule, static: StaticParameters, operands: Sequence[Any]
-) -> tuple[StaticParameters, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
+    rule: Rule[P], params: P, operands: Sequence[Any]
+) -> tuple[P, Sequence[Any], Callable[[Sequence[Tensor]], list[Tensor]]]:
     """A call before any transform sees it: smaller, and a function from its outputs to those of the call as it was.
 
     What passes through a body is then no carry to batch, to differentiate or to save once per step.
     """
-    found = rule(static, [id(x) if isinstance(x, Tensor) else x for x in operands])
+    found = rule(params, [id(x) if isinstance(x, Tensor) else x for x in operands])
     if found is None:
-        return static, operands, list
+        return params, operands, list
     sources = found.outputs
 
     def restore(outs: Sequence[Tensor]) -> list[Tensor]:
         return [outs[s.place] if s.kind == "output" else _restored(operands[s.place], s.steps) for s in sources]
 
-    return found.static, [operands[i] for i in found.operands], restore
+    return found.params, [operands[i] for i in found.operands], restore
 
 
 def _restored(x: Tensor, steps: Any) -> Tensor:
@@ -117,18 +117,18 @@ def simplify_calls(module: fx.GraphModule) -> bool:
     """Shrink the calls in a graph; whether there was one to shrink."""
     is_changed = False
     for node in list(module.graph.nodes):
-        static = static_of(node, module)
-        if static is None or any(user.target is not operator.getitem for user in node.users):
+        params = params_of(node, module)
+        if params is None or any(user.target is not operator.getitem for user in node.users):
             continue
-        rule: Rule = node.target.rules.passthrough
-        found = rule(static, node.args[1:])
+        rule: Rule[Params] = node.target.rules.passthrough
+        found = rule(params, node.args[1:])
         if found is not None:
             _rewrite(node, found, module)
             is_changed = True
     return is_changed
 
 
-def _rewrite(node: fx.Node, found: SimplifiedCall, module: fx.GraphModule) -> None:
+def _rewrite(node: fx.Node, found: SimplifiedCall[Params], module: fx.GraphModule) -> None:
     operands = node.args[1:]
     for user in list(node.users):
         source = found.outputs[int(user.args[1])]  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def _rewrite(node: fx.Node, found: SimplifiedCall, module: fx.GraphModule) -> No
             user.replace_all_uses_with(value)
             module.graph.erase_node(user)
     with module.graph.inserting_before(node):
-        parameters = add_static(module, module.graph, found.static)
+        parameters = add_params(module, module.graph, found.params)
     node.args = (parameters, *(operands[i] for i in found.operands))
     metas = node.meta.get("val")
     if metas is not None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.build import add_static, copy_nodes, copy_of
-from ..ir.subgraph import StaticParameters, Subgraph, static_of
+from ..ir.build import add_params, copy_nodes, copy_of
+from ..ir.subgraph import Params, Subgraph, params_of
 from .cleaning import clean
 
 __all__ = ["batch_products", "is_product", "no_products"]
@@ -28,7 +28,7 @@ def is_product(node: fx.Node) -> bool:
     return node.target in _PRODUCTS
 
 
-def no_products(static: StaticParameters, operands: Sequence[Any]) -> None:
+def no_products(params: Params, operands: Sequence[Any]) -> None:
     """The fission rule of an operator that has no steps, or as many as only a run knows."""
 
 
@@ -39,14 +39,14 @@ def batch_products(body: Subgraph) -> Subgraph:
 
 def _batch_products(body: Subgraph) -> Subgraph:
     module = copy_of(body)
-    for node in [n for n in module.graph.nodes if static_of(n, module) is not None]:
-        static = static_of(node, module)
-        assert static is not None
-        static = static.with_bodies(batch_products)
-        replacement: Subgraph | None = node.target.rules.products(static, node.args[1:])
+    for node in [n for n in module.graph.nodes if params_of(n, module) is not None]:
+        params = params_of(node, module)
+        assert params is not None
+        params = params.with_bodies(batch_products)
+        replacement: Subgraph | None = node.target.rules.products(params, node.args[1:])
         with module.graph.inserting_before(node):
             if replacement is None:
-                node.args = (add_static(module, module.graph, static), *node.args[1:])
+                node.args = (add_params(module, module.graph, params), *node.args[1:])
                 continue
             operands = [a for a in node.args[1:] if isinstance(a, fx.Node)]
             outputs = copy_nodes(replacement, operands, module, module.graph)

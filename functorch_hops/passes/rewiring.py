@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 from ..ir.build import Builder
 from ..ir.meta import Mask, TensorMeta
-from ..ir.subgraph import StaticParameters, Subgraph
+from ..ir.subgraph import P, Subgraph
 from .cleaning import close
 from .passthrough import Renumbering, SimplifiedCall, Source, distinct, passthrough_inputs, values
 
@@ -49,14 +49,9 @@ def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask, more: Sequence
     return body.derive(("rewired", tuple(inputs), outputs, tuple(more)), make)
 
 
-def simplify_branches(
-    bodies: Sequence[Subgraph],
-    operands: Sequence[Hashable],
-    n_own: int,
-    make: Callable[[Sequence[Subgraph]], StaticParameters],
-) -> SimplifiedCall | None:
-    """A call that runs one of several bodies once; ``n_own`` operands are not the bodies'."""
-    inputs = operands[n_own:]
+def simplify_branches(params: P, operands: Sequence[Hashable], n_own: int) -> SimplifiedCall[P] | None:
+    """A call that runs one of its bodies once; ``n_own`` operands are not the bodies'."""
+    bodies, inputs = params.bodies, operands[n_own:]
     new = Renumbering.make([range(len(inputs))], inputs)
     first = distinct(list(zip(*map(values, bodies), strict=True)))
     outputs: list[Source] = []
@@ -70,5 +65,5 @@ def simplify_branches(
         kept.append(outputs[-1].kind == "output" and i == j)
     if len(new.kept) == len(inputs) and all(kept):
         return None
-    smaller = make([rewired(body, new.numbers, tuple(kept)) for body in bodies])
+    smaller = params.with_bodies(lambda body: rewired(body, new.numbers, tuple(kept)))
     return SimplifiedCall(smaller, (*range(n_own), *(n_own + i for i in new.kept)), tuple(outputs))

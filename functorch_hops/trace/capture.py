@@ -15,7 +15,7 @@ from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
-from ..ir.subgraph import StaticParameters, Subgraph
+from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_update
 from .history import History, Itself, Question, Source
 from .indexing import Rows
@@ -211,10 +211,10 @@ class Capture:
                 outputs.append(fake)
         return outputs
 
-    def add_static(self, label: str, static: StaticParameters) -> fx.Proxy:
-        """The ``get_attr`` node of an operator's static parameters."""
-        name = self.tracer.get_fresh_qualname(f"{label}_")
-        self.root.register_module(name, static)
+    def add_params(self, params: Params) -> fx.Proxy:
+        """The ``get_attr`` node of an operator's parameters."""
+        name = self.tracer.get_fresh_qualname(f"{params.operator.label}_")
+        setattr(self.root, name, params)
         return self.tracer.create_proxy("get_attr", name, (), {})
 
     def proxy_of(self, x: Any) -> Any:

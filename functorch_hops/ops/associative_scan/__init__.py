@@ -1,6 +1,7 @@
 """``associative_scan``: all prefix reductions with an associative function."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .batching import associative_scan_batch
@@ -27,5 +28,6 @@ associative_scan_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=associative_scan_lower,
+        native_loop=no_native_loop,
     )
 )

@@ -19,7 +19,7 @@ from ...trace.refusals import reading_refused
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .eager import prefixes
-from .op import associative_scan_op, associative_static
+from .op import AssociativeScanParams, associative_scan_op
 
 __all__ = ["associative_scan"]
 
@@ -132,4 +132,4 @@ def _captured_associative_scan(
     body, lifted = speculate_subgraph(
         _checked_fn(fn, element), inputs, operation="associative_scan", parameter="fn", sources=[*left, *left]
     )
-    return associative_scan_op(associative_static(body, len(elems)), *elems, *lifted)
+    return associative_scan_op(AssociativeScanParams(body, len(elems)), *elems, *lifted)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ..loops.carry import carry_fixpoint
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_dependent_outputs"]
 
 
-def associative_scan_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+def associative_scan_dependent_outputs(params: AssociativeScanParams, sources: Mask, through: Through) -> Mask:
     """Derivatives reach the leaves that the operator computes from active ones; a batch is one of all leaves."""
-    (body,) = static.bodies
-    k = static["n_leaves"]
+    body = params.body
+    k = params.n_leaves
     if through.is_of_values:
-        return (any(sources) or (through is Through.LANE and static.random),) * k
+        return (any(sources) or (through is Through.LANE and params.random),) * k
     return carry_fixpoint(
         sources[:k], lambda leaves: dependent_outputs(body, (*leaves, *leaves, *sources[k:]), through)
     )

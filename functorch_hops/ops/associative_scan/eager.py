@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...derive.batch import batched
-from ...ir.subgraph import StaticParameters
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_abstract_eval", "associative_scan_impl", "prefixes"]
 
@@ -39,9 +39,9 @@ def _interleaved(even: Tensor, odd: Tensor) -> Tensor:
     return merged if even.shape[0] == n else torch.cat((merged, even[n:]))
 
 
-def associative_scan_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    (body,) = static.bodies
-    k = static["n_leaves"]
+def associative_scan_impl(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    body = params.body
+    k = params.n_leaves
     elems, consts = operands[:k], operands[k:]
 
     def combine(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -52,5 +52,5 @@ def associative_scan_impl(static: StaticParameters, operands: Sequence[Tensor]) 
     return prefixes(combine, elems)
 
 
-def associative_scan_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: static["n_leaves"]]]
+def associative_scan_abstract_eval(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: params.n_leaves]]

@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 
 from ...ir.dependence import Through
-from ...ir.subgraph import StaticParameters
 from .dependence import associative_scan_dependent_outputs
 from .eager import associative_scan_impl
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_jvp"]
 
 
 def associative_scan_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: AssociativeScanParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     active = [i for i, t in enumerate(tangents) if t is not None]
-    reached = associative_scan_dependent_outputs(static, tuple(t is not None for t in tangents), Through.TANGENT)
+    reached = associative_scan_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)
     if not any(reached):
-        return associative_scan_impl(static, primals), [None] * len(reached)
+        return associative_scan_impl(params, primals), [None] * len(reached)
 
     def run(*moving: Tensor) -> tuple[Tensor, ...]:
         operands = list(primals)
         for i, x in zip(active, moving):
             operands[i] = x
-        return tuple(associative_scan_impl(static, operands))
+        return tuple(associative_scan_impl(params, operands))
 
     given = tuple(t for t in tangents if t is not None)
     outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]

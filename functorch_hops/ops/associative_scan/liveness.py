@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ...ir.dependence import Pruned
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_prune"]
 
 
-def associative_scan_prune(static: StaticParameters, used: Mask) -> Pruned | None:
+def associative_scan_prune(params: AssociativeScanParams, used: Mask) -> Pruned[AssociativeScanParams] | None:
     return None

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ... import _torch
-from ...ir.subgraph import StaticParameters
 from .eager import associative_scan_impl
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_lower"]
 
 
-def associative_scan_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    (body,) = static.bodies
-    k = static["n_leaves"]
+def associative_scan_lower(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    body = params.body
+    k = params.n_leaves
     if not _torch.is_exporting() or operands[0].shape[0] == 0:
-        return associative_scan_impl(static, operands)
+        return associative_scan_impl(params, operands)
     elems = _torch.unshared([_torch.dense(e) for e in operands[:k]])
     return _torch.native_associative_scan(lambda *args: body(*args), elems, tuple(operands[k:]))

@@ -1,18 +1,28 @@
-"""``associative_scan``: all prefix reductions with an associative function.
-
-Static parameters: the body ``(a..., b..., consts...) -> c...`` on one element, ``n_leaves``. Operands: the elements at
-dimension 0, the constants.
-"""
+"""``associative_scan``: all prefix reductions with an associative function."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["associative_scan_op", "associative_static"]
-
-associative_scan_op = Hop("associative_scan")
+__all__ = ["AssociativeScanParams", "associative_scan_op"]
 
 
-def associative_static(body: Subgraph, n_leaves: int) -> StaticParameters:
-    return StaticParameters("associative_scan", [body], n_leaves=n_leaves, n_outputs=n_leaves)
+@dataclass(frozen=True, eq=False)
+class AssociativeScanParams(Params):
+    """``body: (a..., b..., consts...) -> c...`` on one element, which has ``n_leaves`` tensors.
+
+    Operands: the elements at dimension 0, the constants. Outputs: the prefixes, like the elements.
+    """
+
+    body: Subgraph
+    n_leaves: int
+
+    @property
+    def n_outputs(self) -> int:
+        return self.n_leaves
+
+
+associative_scan_op = Hop("associative_scan", AssociativeScanParams)

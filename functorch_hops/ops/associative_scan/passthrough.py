@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ...ir.subgraph import StaticParameters
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_passthrough"]
 
 
-def associative_scan_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+def associative_scan_passthrough(params: AssociativeScanParams, operands: Sequence[Hashable]) -> None:
     """Leaves that are equal as operands need not be so as results."""

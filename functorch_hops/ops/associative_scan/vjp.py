@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 
 from ...ir.meta import Mask, is_differentiable
-from ...ir.subgraph import StaticParameters
 from .eager import associative_scan_impl
+from .op import AssociativeScanParams
 
 __all__ = ["associative_scan_vjp_backward", "associative_scan_vjp_forward"]
 
 
-def associative_scan_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    return static
+def associative_scan_vjp_forward(params: AssociativeScanParams, active: Mask) -> AssociativeScanParams:
+    return params
 
 
 def associative_scan_vjp_backward(
-    static: StaticParameters,
+    params: AssociativeScanParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    marked = [i for i, e in enumerate(operands[: static["n_leaves"]]) if is_differentiable(e.dtype)]
+    marked = [i for i, e in enumerate(operands[: params.n_leaves]) if is_differentiable(e.dtype)]
 
     def run(*moving: Tensor) -> tuple[Tensor, ...]:
         fresh = iter(moving)
-        outs = associative_scan_impl(static, [next(fresh) if a else x for x, a in zip(operands, active)])
+        outs = associative_scan_impl(params, [next(fresh) if a else x for x, a in zip(operands, active)])
         return tuple(outs[i] for i in marked)
 
     outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """``checkpoint``: a call whose residuals are recomputed in reverse mode."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .op import checkpoint_op
@@ -31,5 +32,6 @@ checkpoint_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=checkpoint_lower,
+        native_loop=no_native_loop,
     )
 )

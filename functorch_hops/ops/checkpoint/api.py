@@ -18,7 +18,7 @@ from ...ir.meta import TensorMeta
 from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
-from .op import checkpoint_op, checkpoint_static
+from .op import CheckpointParams, checkpoint_op
 from .policies import CheckpointPolicy, check_policy, nothing
 
 __all__ = ["checkpoint", "checkpointed_plainly"]
@@ -134,5 +134,5 @@ def _captured_checkpoint(
     inputs = [TensorMeta.of(leaves[i]) for i in places]
     sources = [Itself(leaves[i]) for i in places]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func", sources=sources)
-    outs = checkpoint_op(checkpoint_static(body, policy), *(leaves[i] for i in places), *lifted)
+    outs = checkpoint_op(CheckpointParams(body, policy), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)

@@ -1,20 +1,31 @@
-"""``checkpoint``: a call whose residuals are recomputed in reverse mode.
-
-Static parameters: the body, the ``policy``, and which operands are ``late``. Operands: the body's inputs.
-"""
+"""``checkpoint``: a call whose residuals are recomputed in reverse mode."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ...derive.saving import Policy
 from ...hop.operator import Hop
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["checkpoint_op", "checkpoint_static"]
-
-checkpoint_op = Hop("checkpoint")
+__all__ = ["CheckpointParams", "checkpoint_op"]
 
 
-def checkpoint_static(body: Subgraph, policy: Policy, late: Mask = ()) -> StaticParameters:
-    """``late`` marks operands; the empty mask marks none."""
-    return StaticParameters("checkpoint", [body], policy=policy, late=late, n_outputs=len(body.outputs))
+@dataclass(frozen=True, eq=False)
+class CheckpointParams(Params):
+    """``policy``: what is saved; ``late`` marks operands, none if it is empty.
+
+    Operands and outputs: those of the body.
+    """
+
+    body: Subgraph
+    policy: Policy
+    late: Mask = ()
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.body.outputs)
+
+
+checkpoint_op = Hop("checkpoint", CheckpointParams)

@@ -7,6 +7,7 @@ before they exist, see NOTE [Recomputation stays late].
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,11 +16,10 @@ from ...derive.partition import Partition, backward_operands, partition
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ...lowering.barrier import behind_barrier
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
-from .op import checkpoint_op, checkpoint_static
+from .op import CheckpointParams, checkpoint_op
 
 __all__ = [
     "checkpoint_abstract_eval",
@@ -35,82 +35,84 @@ __all__ = [
 ]
 
 
-def _call(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return checkpoint_op(static, *operands)
+def _call(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return checkpoint_op(params, *operands)
 
 
-def _partition(static: StaticParameters, active: Mask) -> tuple[Partition, Mask]:
-    (body,) = static.bodies
+def _partition(params: CheckpointParams, active: Mask) -> tuple[Partition, Mask]:
+    body = params.body
     reached = dependent_outputs(body, active, Through.GRADIENT)
-    return partition(body, active, reached, policy=static["policy"]), reached
+    return partition(body, active, reached, policy=params.policy), reached
 
 
-def checkpoint_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return static.bodies[0](*operands)
+def checkpoint_impl(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return params.body(*operands)
 
 
-def checkpoint_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in static.bodies[0].outputs]
+def checkpoint_abstract_eval(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [meta.empty() for meta in params.body.outputs]
 
 
-def checkpoint_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
-    return dependent_outputs(static.bodies[0], sources, through)
+def checkpoint_dependent_outputs(params: CheckpointParams, sources: Mask, through: Through) -> Mask:
+    return dependent_outputs(params.body, sources, through)
 
 
 def checkpoint_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: CheckpointParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    body, out = batched(static.bodies[0], mapped, size, randomness)
-    return _call(checkpoint_static(body, static["policy"], static["late"]), operands), out
+    body, out = batched(params.body, mapped, size, randomness)
+    return _call(replace(params, body=body), operands), out
 
 
 def checkpoint_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: CheckpointParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    body, reached = with_tangents(static.bodies[0], tuple(t is not None for t in tangents))
-    late = static["late"]
+    body, reached = with_tangents(params.body, tuple(t is not None for t in tangents))
+    late = params.late
     late += tuple(is_late for is_late, t in zip(late, tangents) if t is not None)
-    outs = _call(checkpoint_static(body, static["policy"], late), [*primals, *(t for t in tangents if t is not None)])
-    n = static["n_outputs"]
+    outs = _call(replace(params, body=body, late=late), [*primals, *(t for t in tangents if t is not None)])
+    n = params.n_outputs
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if r else None for r in reached]
 
 
-def checkpoint_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    return checkpoint_static(_partition(static, active)[0].forward, static["policy"], static["late"])
+def checkpoint_vjp_forward(params: CheckpointParams, active: Mask) -> CheckpointParams:
+    return replace(params, body=_partition(params, active)[0].forward)
 
 
 def checkpoint_vjp_backward(
-    static: StaticParameters,
+    params: CheckpointParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    (body,) = static.bodies
-    part, reached = _partition(static, active)
+    body = params.body
+    part, reached = _partition(params, active)
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
     late = tuple(i >= len(operands_back) - sum(reached) for i in range(len(operands_back)))
-    grads = iter(_call(checkpoint_static(part.backward, static["policy"], late), operands_back))
+    grads = iter(_call(replace(params, body=part.backward, late=late), operands_back))
     return [next(grads) if a else None for a in active]
 
 
-def checkpoint_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
-    if static["late"]:
+def checkpoint_passthrough(
+    params: CheckpointParams, operands: Sequence[Hashable]
+) -> SimplifiedCall[CheckpointParams] | None:
+    if params.late:
         return None  # an operand that is late and early at once could be neither
-    return simplify_branches(static.bodies, operands, 0, lambda bodies: checkpoint_static(bodies[0], static["policy"]))
+    return simplify_branches(params, operands, 0)
 
 
-def checkpoint_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_lower(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
-    late = static["late"] or (False,) * len(operands)
+    late = params.late or (False,) * len(operands)
     until = [x for x, is_late in zip(operands, late) if is_late]
     early = iter(behind_barrier([x for x, is_late in zip(operands, late) if not is_late], until))
-    return static.bodies[0](*(x if is_late else next(early) for x, is_late in zip(operands, late)))
+    return params.body(*(x if is_late else next(early) for x, is_late in zip(operands, late)))
 
 
-def checkpoint_prune(static: StaticParameters, used: Mask) -> Pruned:
-    (body,) = static.bodies
+def checkpoint_prune(params: CheckpointParams, used: Mask) -> Pruned[CheckpointParams]:
+    body = params.body
     needed = needed_inputs(body, used)
-    late = tuple(is_late for is_late, n in zip(static["late"], needed) if n)
-    return Pruned(checkpoint_static(restricted(body, needed, used), static["policy"], late), needed, used)
+    late = tuple(is_late for is_late, n in zip(params.late, needed) if n)
+    return Pruned(replace(params, body=restricted(body, needed, used), late=late), needed, used)

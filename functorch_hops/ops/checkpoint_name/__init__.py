@@ -1,6 +1,7 @@
 """``checkpoint_name``: a value under a name, for policies."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .op import checkpoint_name_op
@@ -30,5 +31,6 @@ checkpoint_name_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=checkpoint_name_lower,
+        native_loop=no_native_loop,
     )
 )

@@ -10,7 +10,7 @@ from ... import pytree
 from ...trace.capture import current_capture
 from ..checkpoint.policies import check_name
 from ..mode import is_capturing
-from .op import checkpoint_name_op, checkpoint_name_static
+from .op import CheckpointNameParams, checkpoint_name_op
 
 __all__ = ["checkpoint_name"]
 
@@ -48,7 +48,7 @@ def checkpoint_name(x: Any, name: str, /) -> Any:
 
 
 def _named(x: Tensor, name: str) -> Tensor:
-    (out,) = checkpoint_name_op(checkpoint_name_static(name), x)
+    (out,) = checkpoint_name_op(CheckpointNameParams(name), x)
     capture = current_capture()
     if capture is not None:
         capture.protect(out)

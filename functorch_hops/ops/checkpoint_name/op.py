@@ -2,19 +2,31 @@
 
 An operator of its own, because vmap, jvp and grad rewrite graphs: whatever they make of the value has the name too. It
 computes nothing, and is gone in the graphs that compilers see.
-
-Static parameters: ``name``. Operand and output: one tensor.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters
+from ...ir.subgraph import Params
 
-__all__ = ["checkpoint_name_op", "checkpoint_name_static"]
-
-checkpoint_name_op = Hop("checkpoint_name", names_operand=True)
+__all__ = ["CheckpointNameParams", "checkpoint_name_op"]
 
 
-def checkpoint_name_static(name: str) -> StaticParameters:
-    return StaticParameters("checkpoint_name", [], name=name, n_outputs=1)
+@dataclass(frozen=True, eq=False)
+class CheckpointNameParams(Params):
+    """Operand and output: one tensor."""
+
+    name: str
+
+    @property
+    def n_outputs(self) -> int:
+        return 1
+
+    @property
+    def operand_name(self) -> str:
+        return self.name
+
+
+checkpoint_name_op = Hop("checkpoint_name", CheckpointNameParams, names_operand=True)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...ir.dependence import Through
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
-from .op import checkpoint_name_op
+from .op import CheckpointNameParams, checkpoint_name_op
 
 __all__ = [
     "checkpoint_name_batch",
@@ -24,33 +23,33 @@ __all__ = [
 ]
 
 
-def checkpoint_name_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_name_impl(params: CheckpointNameParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return [x.view_as(x) for x in operands]
 
 
-def checkpoint_name_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+def checkpoint_name_dependent_outputs(params: CheckpointNameParams, sources: Mask, through: Through) -> Mask:
     return sources
 
 
 def checkpoint_name_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: CheckpointNameParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    return checkpoint_name_op(static, *operands), mapped
+    return checkpoint_name_op(params, *operands), mapped
 
 
 def checkpoint_name_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: CheckpointNameParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     (tangent,) = tangents
-    return checkpoint_name_op(static, *primals), [None] if tangent is None else checkpoint_name_op(static, tangent)
+    return checkpoint_name_op(params, *primals), [None] if tangent is None else checkpoint_name_op(params, tangent)
 
 
-def checkpoint_name_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    return static
+def checkpoint_name_vjp_forward(params: CheckpointNameParams, active: Mask) -> CheckpointNameParams:
+    return params
 
 
 def checkpoint_name_vjp_backward(
-    static: StaticParameters,
+    params: CheckpointNameParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
@@ -59,13 +58,13 @@ def checkpoint_name_vjp_backward(
     return cotangents
 
 
-def checkpoint_name_prune(static: StaticParameters, used: Mask) -> None:
+def checkpoint_name_prune(params: CheckpointNameParams, used: Mask) -> None:
     return None
 
 
-def checkpoint_name_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+def checkpoint_name_passthrough(params: CheckpointNameParams, operands: Sequence[Hashable]) -> None:
     """It hands its operand on, but under a name that a policy may ask for."""
 
 
-def checkpoint_name_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def checkpoint_name_lower(params: CheckpointNameParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     return operands

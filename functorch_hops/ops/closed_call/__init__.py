@@ -1,6 +1,7 @@
 """The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .op import closed_call_op
@@ -31,5 +32,6 @@ closed_call_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=closed_call_lower,
+        native_loop=no_native_loop,
     )
 )

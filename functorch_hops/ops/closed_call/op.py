@@ -1,21 +1,31 @@
-"""The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function.
-
-Static parameters: the body, and the ``backend`` that compiles it. Operands: the body's inputs.
-"""
+"""The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 from ...lowering.backends import Backend
 
-__all__ = ["closed_call_op", "closed_call_static"]
-
-closed_call_op = Hop("closed_call")
+__all__ = ["ClosedCallParams", "closed_call_op"]
 
 
-def closed_call_static(body: Subgraph, backend: Backend) -> StaticParameters:
-    return body.derive(
-        ("closed call", backend),
-        lambda: StaticParameters("closed_call", [body], backend=backend, n_outputs=len(body.outputs)),
-    )
+@dataclass(frozen=True, eq=False)
+class ClosedCallParams(Params):
+    """The graph, and the backend that compiles it. Operands and outputs: those of the body."""
+
+    body: Subgraph
+    backend: Backend
+
+    @classmethod
+    def of(cls, body: Subgraph, backend: Backend) -> ClosedCallParams:
+        """The parameters for this graph and backend, one object for all calls."""
+        return body.derive(("closed call", backend), lambda: cls(body, backend))
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.body.outputs)
+
+
+closed_call_op = Hop("closed_call", ClosedCallParams)

@@ -11,11 +11,11 @@ from ...derive.partition import backward_operands, partition
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ...lowering.backends import compiled
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
-from .op import closed_call_op, closed_call_static
+from .op import ClosedCallParams, closed_call_op
 
 __all__ = [
     "closed_call_abstract_eval",
@@ -31,74 +31,72 @@ __all__ = [
 ]
 
 
-def _call(body: Subgraph, static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return closed_call_op(closed_call_static(body, static["backend"]), *operands)
+def _call(body: Subgraph, params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return closed_call_op(ClosedCallParams.of(body, params.backend), *operands)
 
 
-def closed_call_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return compiled(static.bodies[0], static["backend"])(operands)
+def closed_call_impl(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return compiled(params.body, params.backend)(operands)
 
 
-def closed_call_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in static.bodies[0].outputs]
+def closed_call_abstract_eval(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [meta.empty() for meta in params.body.outputs]
 
 
-def closed_call_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
-    return dependent_outputs(static.bodies[0], sources, through)
+def closed_call_dependent_outputs(params: ClosedCallParams, sources: Mask, through: Through) -> Mask:
+    return dependent_outputs(params.body, sources, through)
 
 
 def closed_call_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: ClosedCallParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    body, out = batched(static.bodies[0], mapped, size, randomness)
-    return _call(body, static, operands), out
+    body, out = batched(params.body, mapped, size, randomness)
+    return _call(body, params, operands), out
 
 
 def closed_call_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: ClosedCallParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    body, reached = with_tangents(static.bodies[0], tuple(t is not None for t in tangents))
-    outs = _call(body, static, [*primals, *(t for t in tangents if t is not None)])
-    n = static["n_outputs"]
+    body, reached = with_tangents(params.body, tuple(t is not None for t in tangents))
+    outs = _call(body, params, [*primals, *(t for t in tangents if t is not None)])
+    n = params.n_outputs
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if r else None for r in reached]
 
 
-def closed_call_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    body = static.bodies[0]
+def closed_call_vjp_forward(params: ClosedCallParams, active: Mask) -> ClosedCallParams:
+    body = params.body
     part = partition(body, active, dependent_outputs(body, active, Through.GRADIENT))
-    return closed_call_static(part.forward, static["backend"])
+    return ClosedCallParams.of(part.forward, params.backend)
 
 
 def closed_call_vjp_backward(
-    static: StaticParameters,
+    params: ClosedCallParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    body = static.bodies[0]
+    body = params.body
     reached = dependent_outputs(body, active, Through.GRADIENT)
     part = partition(body, active, reached)
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
-    grads = iter(_call(part.backward, static, operands_back))
+    grads = iter(_call(part.backward, params, operands_back))
     return [next(grads) if a else None for a in active]
 
 
-def closed_call_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
-    def make(bodies: Sequence[Subgraph]) -> StaticParameters:
-        (body,) = bodies
-        return closed_call_static(body, static["backend"])
-
-    return simplify_branches(static.bodies, operands, 0, make)
+def closed_call_passthrough(
+    params: ClosedCallParams, operands: Sequence[Hashable]
+) -> SimplifiedCall[ClosedCallParams] | None:
+    return simplify_branches(params, operands, 0)
 
 
-def closed_call_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def closed_call_lower(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """Inside another graph the call dissolves: that graph is compiled as a whole."""
-    return static.bodies[0](*operands)
+    return params.body(*operands)
 
 
-def closed_call_prune(static: StaticParameters, used: Mask) -> Pruned:
-    (body,) = static.bodies
+def closed_call_prune(params: ClosedCallParams, used: Mask) -> Pruned[ClosedCallParams]:
+    body = params.body
     needed = needed_inputs(body, used)
-    return Pruned(closed_call_static(restricted(body, needed, used), static["backend"]), needed, used)
+    return Pruned(ClosedCallParams.of(restricted(body, needed, used), params.backend), needed, used)

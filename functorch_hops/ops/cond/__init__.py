@@ -1,6 +1,7 @@
 """``cond`` and ``switch``: one operator that runs one of several branches."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .batching import cond_batch
@@ -27,5 +28,6 @@ cond_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=cond_lower,
+        native_loop=no_native_loop,
     )
 )

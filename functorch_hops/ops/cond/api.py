@@ -26,7 +26,7 @@ from ...ir.meta import TensorMeta
 from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
-from .op import cond_op, cond_static
+from .op import CondParams, cond_op
 
 __all__ = ["cond", "switch"]
 
@@ -179,5 +179,5 @@ def _captured_cond(
     for other in others:
         check_agreement(operation, "the outputs of the branches", first, other, path="output")
     bodies, lifted = merge_lifted(captured, len(inputs))
-    outs = cond_op(cond_static(bodies), selector, *leaves, *lifted)
+    outs = cond_op(CondParams(tuple(bodies)), selector, *leaves, *lifted)
     return specs[0].unflatten(outs)

@@ -15,42 +15,42 @@ from torch import Tensor
 from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.meta import Mask, TensorMeta
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ..lanes import borrow_operands, select_lanes
-from .op import cond_op, cond_static
+from .op import CondParams, cond_op
 
 __all__ = ["cond_batch"]
 
 
 def cond_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: CondParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
     if mapped[0]:
-        return _per_lane(static, operands, mapped, size, randomness)
-    branches, out = _batched_branches(static.bodies, mapped[1:], size, randomness)
-    return cond_op(cond_static(branches), *operands), out
+        return _per_lane(params, operands, mapped, size, randomness)
+    new, out = _batched_branches(params, mapped[1:], size, randomness)
+    return cond_op(new, *operands), out
 
 
 def _batched_branches(
-    bodies: Sequence[Subgraph], mapped: Mask, size: int, randomness: str, out: Mask | None = None
-) -> tuple[list[Subgraph], Mask]:
+    params: CondParams, mapped: Mask, size: int, randomness: str, out: Mask | None = None
+) -> tuple[CondParams, Mask]:
     if out is None:
-        masks = [batched(body, mapped, size, randomness)[1] for body in bodies]
+        masks = [batched(body, mapped, size, randomness)[1] for body in params.branches]
         out = tuple(any(column) for column in zip(*masks, strict=True))
-    return [batched(body, mapped, size, randomness, out)[0] for body in bodies], out
+    return params.with_bodies(lambda body: batched(body, mapped, size, randomness, out)[0]), out
 
 
 def _per_lane(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: CondParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
     selector, *rest = operands
-    everywhere = (True,) * static["n_outputs"]
-    branches, _ = _batched_branches(static.bodies, mapped[1:], size, randomness, everywhere)
+    everywhere = (True,) * params.n_outputs
+    batched_params, _ = _batched_branches(params, mapped[1:], size, randomness, everywhere)
     results: list[Tensor] | None = None
-    for i, branch in enumerate(branches):
+    for i, branch in enumerate(batched_params.branches):
         taken = selector == i
         mask = TensorMeta.of(taken)
-        masked = cond_static([_zeros(branch, mask), _masked(branch, mask, mapped[1:])])
+        masked = CondParams((_zeros(branch, mask), _masked(branch, mask, mapped[1:])))
         outs = cond_op(masked, taken.any(), taken, *rest)
         results = list(outs) if results is None else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
     assert results is not None

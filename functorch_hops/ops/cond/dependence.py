@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
+from .op import CondParams
 
 __all__ = ["cond_dependent_outputs"]
 
 
-def cond_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
+def cond_dependent_outputs(params: CondParams, sources: Mask, through: Through) -> Mask:
     selector, *rest = sources
     if selector and through.is_of_values:
-        return (True,) * static["n_outputs"]
-    by_branch = (dependent_outputs(body, rest, through) for body in static.bodies)
+        return (True,) * params.n_outputs
+    by_branch = (dependent_outputs(body, rest, through) for body in params.branches)
     return tuple(any(column) for column in zip(*by_branch, strict=True))

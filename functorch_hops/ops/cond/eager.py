@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...ir.subgraph import StaticParameters
+from .op import CondParams
 
 __all__ = ["cond_abstract_eval", "cond_impl"]
 
 
-def cond_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def cond_impl(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     selector, *rest = operands
-    return static.bodies[int(selector.item())](*rest)
+    return params.branches[int(selector.item())](*rest)
 
 
-def cond_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in static.bodies[0].outputs]
+def cond_abstract_eval(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [meta.empty() for meta in params.branches[0].outputs]

@@ -10,22 +10,22 @@ from ...derive.rewrite import rewritten
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Through
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from .dependence import cond_dependent_outputs
-from .op import cond_op, cond_static
+from .op import CondParams, cond_op
 
 __all__ = ["cond_jvp"]
 
 
 def cond_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: CondParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     active = tuple(t is not None for t in tangents[1:])
-    reached = cond_dependent_outputs(static, (False, *active), Through.TANGENT)
-    branches = [_branch_with_tangents(body, active, reached) for body in static.bodies]
+    reached = cond_dependent_outputs(params, (False, *active), Through.TANGENT)
+    paired = params.with_bodies(lambda body: _branch_with_tangents(body, active, reached))
     given = [t for t in tangents if t is not None]
-    outs = cond_op(cond_static(branches), *primals, *given)
-    n = static["n_outputs"]
+    outs = cond_op(paired, *primals, *given)
+    n = params.n_outputs
     moving = iter(outs[n:])
     return outs[:n], [next(moving) if r else None for r in reached]
 

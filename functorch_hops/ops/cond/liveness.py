@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from ...ir.dependence import Pruned, needed_inputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ...passes.rewiring import restricted
-from .op import cond_static
+from .op import CondParams
 
 __all__ = ["cond_prune"]
 
 
-def cond_prune(static: StaticParameters, used: Mask) -> Pruned:
-    needed = tuple(any(c) for c in zip(*(needed_inputs(b, used) for b in static.bodies), strict=True))
-    return Pruned(cond_static([restricted(b, needed, used) for b in static.bodies]), (True, *needed), used)
+def cond_prune(params: CondParams, used: Mask) -> Pruned[CondParams]:
+    needed = tuple(any(c) for c in zip(*(needed_inputs(b, used) for b in params.branches), strict=True))
+    return Pruned(params.with_bodies(lambda b: restricted(b, needed, used)), (True, *needed), used)

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
+from .op import CondParams
 
 __all__ = ["cond_lower"]
 
 
-def cond_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def cond_lower(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     selector, *rest = operands
-    n = len(static.bodies[0].outputs)
-    if n == 0 and not static.has_effects:
+    n = len(params.branches[0].outputs)
+    if n == 0 and not params.has_effects:
         return []
     if selector.dtype == torch.bool:
-        no, yes = static.bodies
+        no, yes = params.branches
         return _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))[:n]
-    return _chain(selector, static.bodies, rest)[:n]
+    return _chain(selector, params.branches, rest)[:n]
 
 
 def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,20 +1,28 @@
-"""``cond`` and ``switch``: one operator that runs one of several branches.
-
-Static parameters: ``bodies`` are the branches, all of one signature. Operands: the selector - a 0-d bool (False is
-branch 0) or a 0-d int64 in range - then the branches' operands.
-"""
+"""``cond`` and ``switch``: one operator that runs one of several branches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["cond_op", "cond_static"]
-
-cond_op = Hop("cond", body_names=("branch {}",))
+__all__ = ["CondParams", "cond_op"]
 
 
-def cond_static(branches: Sequence[Subgraph]) -> StaticParameters:
-    return StaticParameters("cond", branches, n_outputs=len(branches[0].outputs))
+@dataclass(frozen=True, eq=False)
+class CondParams(Params):
+    """The branches, all of one signature.
+
+    Operands: the selector - a 0-d bool (False is branch 0) or a 0-d int64 in range - then those of the branches.
+    Outputs: those of the branch that is selected.
+    """
+
+    branches: tuple[Subgraph, ...]
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.branches[0].outputs)
+
+
+cond_op = Hop("cond", CondParams, body_names=("branch {}",))

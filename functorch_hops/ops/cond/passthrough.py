@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ...ir.subgraph import StaticParameters
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import simplify_branches
-from .op import cond_static
+from .op import CondParams
 
 __all__ = ["cond_passthrough"]
 
 
-def cond_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
-    return simplify_branches(static.bodies, operands, 1, cond_static)
+def cond_passthrough(params: CondParams, operands: Sequence[Hashable]) -> SimplifiedCall[CondParams] | None:
+    return simplify_branches(params, operands, 1)

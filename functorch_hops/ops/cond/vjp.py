@@ -16,9 +16,8 @@ from ...derive.partition import Partition, partition
 from ...derive.rewrite import rewritten
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, count
-from ...ir.subgraph import StaticParameters
 from .dependence import cond_dependent_outputs
-from .op import cond_op, cond_static
+from .op import CondParams, cond_op
 
 __all__ = ["cond_vjp_backward", "cond_vjp_forward"]
 
@@ -42,18 +41,18 @@ class _Plan:
         return places
 
 
-def _plan(static: StaticParameters, active: Mask) -> _Plan:
-    cotangents = cond_dependent_outputs(static, active, Through.GRADIENT)
-    parts = tuple(partition(body, active[1:], cotangents) for body in static.bodies)
+def _plan(params: CondParams, active: Mask) -> _Plan:
+    cotangents = cond_dependent_outputs(params, active, Through.GRADIENT)
+    parts = tuple(partition(body, active[1:], cotangents) for body in params.branches)
     needed: Counter[TensorMeta] = Counter()
     for part in parts:
         needed |= Counter(part.residuals)
     return _Plan(parts, tuple(needed.elements()), cotangents)
 
 
-def cond_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    plan = _plan(static, active)
-    n = static["n_outputs"]
+def cond_vjp_forward(params: CondParams, active: Mask) -> CondParams:
+    plan = _plan(params, active)
+    n = params.n_outputs
     branches = []
     for part in plan.parts:
 
@@ -66,19 +65,19 @@ def cond_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters
 
         make = lambda part=part, run=run: rewritten(run, part.forward.inputs, "grad")
         branches.append(part.forward.derive(("slots", n, plan.slots, tuple(plan.places(part))), make))
-    return cond_static(branches)
+    return CondParams(tuple(branches))
 
 
 def cond_vjp_backward(
-    static: StaticParameters,
+    params: CondParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    plan = _plan(static, active)
+    plan = _plan(params, active)
     selector, *rest = operands
-    given = [meta.or_zeros(ct) for ct, meta, c in zip(cotangents, static.bodies[0].outputs, plan.cotangents) if c]
+    given = [meta.or_zeros(ct) for ct, meta, c in zip(cotangents, params.branches[0].outputs, plan.cotangents) if c]
     n_slots, n_rest = len(plan.slots), len(rest)
     branches = []
     for part in plan.parts:
@@ -90,11 +89,13 @@ def cond_vjp_backward(
 
         metas = [
             *plan.slots,
-            *static.bodies[0].inputs,
-            *(m for m, c in zip(static.bodies[0].outputs, plan.cotangents) if c),
+            *params.branches[0].inputs,
+            *(m for m, c in zip(params.branches[0].outputs, plan.cotangents) if c),
         ]
         make = lambda run=run, metas=metas: rewritten(run, metas, "grad")
         key = ("slots", tuple(metas), n_slots, part.kept, tuple(plan.places(part)))
         branches.append(part.backward.derive(key, make))
-    grads = iter(cond_op(cond_static(branches), selector, *residuals, *rest, *given)) if count(active) else iter(())
+    grads = (
+        iter(cond_op(CondParams(tuple(branches)), selector, *residuals, *rest, *given)) if count(active) else iter(())
+    )
     return [next(grads) if a else None for a in active]

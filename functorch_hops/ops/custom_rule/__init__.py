@@ -1,6 +1,7 @@
 """``custom_rule``: a call with derivatives of its own."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .op import custom_rule_op
@@ -31,5 +32,6 @@ custom_rule_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=custom_rule_lower,
+        native_loop=no_native_loop,
     )
 )

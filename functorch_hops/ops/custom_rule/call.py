@@ -89,7 +89,7 @@ class _CapturedCall:
             if outer.rule.identity == self.rule.identity and outer.metas == self.metas:
                 self.rule.learned = outer.rule.learned
                 return custom_rule_op(outer.recursion(), *self.inputs, *outer.closed_over())
-        return custom_rule_op(self.static(), *self.inputs, *self.closed_over())
+        return custom_rule_op(self.params(), *self.inputs, *self.closed_over())
 
     def closed_over(self) -> list[Tensor]:
         return [t for t, _ in self.closed.values()]
@@ -97,20 +97,19 @@ class _CapturedCall:
     def recursion(self) -> Recursion:
         """This call inside its own derivatives (see NOTE [Recursion])."""
         self.is_recursive = True
-        function = self.arranged(self.function)
-        return Recursion("custom_rule", [function], binder=self.binder, n_outputs=len(function.outputs))
+        return Recursion(self.arranged(self.function), self.binder)
 
-    def static(self) -> CustomRule:
+    def params(self) -> CustomRule:
         rule = self.rule
         self.function = self.capture(rule.primal, self.metas, "the function")
         outputs = self.function.body.outputs
         self.differentiable = tuple(rule.is_differentiable(i, meta.dtype) for i, meta in enumerate(outputs))
         is_deep = sum(outer.rule.identity[0] == rule.identity[0] for outer in _active.calls) >= DEPTH
-        bodies = [self.arranged(graph) for graph in ([self.function] if is_deep else self.with_derivatives())]
+        graphs = [self.function] if is_deep else self.with_derivatives()
         layout = self.layout(is_deep)
-        key = ("custom rule", tuple(bodies[1:]), self.binder, layout)
-        make = lambda: CustomRule("custom_rule", bodies, binder=self.binder, layout=layout, n_outputs=len(outputs))
-        return bodies[0].derive(key, make)
+        function, *derivatives = map(self.arranged, graphs)
+        key = ("custom rule", tuple(derivatives), self.binder, layout)
+        return function.derive(key, lambda: CustomRule(function, tuple(derivatives), self.binder, layout))
 
     def with_derivatives(self) -> list[_Graph]:
         """The graphs of the function, of reverse and of forward mode. If a rule calls its own function, the rules are

@@ -1,8 +1,7 @@
 """``custom_rule``: a call with derivatives of its own.
 
 ``custom_vjp``, ``custom_jvp``, ``custom_root``, ``custom_linear_solve`` and, in a captured body,
-``torch.autograd.Function`` are this one operator. Static parameters: a ``Rule`` (see parameters.py). Operands: the flat
-inputs, then everything that the function and its derivatives close over.
+``torch.autograd.Function`` are this one operator; parameters.py holds its parameters.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ from torch import Tensor
 
 from ... import _torch
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters
-from .parameters import Inlined
+from .parameters import CustomRuleParams, Inlined
 
 __all__ = ["custom_rule_op"]
 
 
-class _CustomRuleHop(Hop):
-    def __call__(self, static: StaticParameters, *operands: Any) -> tuple[Tensor, ...]:
-        if isinstance(static, Inlined):
+class _CustomRuleHop(Hop[CustomRuleParams]):
+    def __call__(self, params: CustomRuleParams, *operands: Any) -> tuple[Tensor, ...]:
+        if isinstance(params, Inlined):
             with _torch.autocast_off():
-                return tuple(map(Tensor.contiguous, static.bodies[0](*operands)))
-        return super().__call__(static, *operands)
+                return tuple(map(Tensor.contiguous, params.function(*operands)))
+        return super().__call__(params, *operands)
 
 
-custom_rule_op = _CustomRuleHop("custom_rule")
+custom_rule_op = _CustomRuleHop("custom_rule", CustomRuleParams)

@@ -1,4 +1,4 @@
-"""The static parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
+"""The parameters of a custom rule: what was captured, what follows from it, and how a rule names itself.
 
 NOTE [Recursion] A rule calls its own function: ``f_fwd`` returns ``f(x)``, the derivative of ``exp`` is ``exp``. Its
 graphs would be infinite. So the call of a rule inside itself is a :class:`Recursion`, a reference to the rule around it
@@ -25,9 +25,9 @@ from ...derive.rewrite import rewritten
 from ...ir.build import copy_graph
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, count, is_differentiable
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["Batched", "CustomRule", "Inlined", "Layout", "Recursion", "Reverse", "Rule"]
+__all__ = ["Batched", "CustomRule", "CustomRuleParams", "Inlined", "Layout", "Recursion", "Reverse", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -73,90 +73,106 @@ class Layout:
         return (*inputs, *(False,) * (n_operands - self.n_inputs))
 
 
-class Rule(StaticParameters):
-    """A function with derivatives of its own. ``bodies[0]`` is the function: ``operands -> outputs``."""
+@dataclass(frozen=True, eq=False)
+class CustomRuleParams(Params):
+    """What a call computes: ``function: operands -> outputs``.
 
-    @property
-    def layout(self) -> Layout:
-        raise NotImplementedError
-
-    def reverse(self, active: Mask) -> Reverse | None:
-        """The graphs of reverse mode for the active operands, if the rule has any."""
-        raise NotImplementedError
-
-    def tangent(self) -> Subgraph | None:
-        """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
-        raise NotImplementedError
-
-
-class CustomRule(Rule):
-    """As captured: ``bodies`` are the function, then ``operands -> outputs, residuals`` and ``residuals, operands,
-    cotangents -> gradients``, then ``operands, tangents -> outputs, tangents``, as far as the rule has them.
+    Operands: the flat inputs, then everything that the function and its derivatives close over.
     """
 
+    function: Subgraph
+
     @property
-    def layout(self) -> Layout:
-        return self["layout"]
+    def n_outputs(self) -> int:
+        return len(self.function.outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class CustomRule(CustomRuleParams):
+    """A function with derivatives of its own, as captured. ``derivatives``: as far as the rule has them, ``operands ->
+    outputs, residuals`` and ``residuals, operands, cotangents -> gradients``, then ``operands, tangents -> outputs,
+    tangents``.
+    """
+
+    derivatives: tuple[Subgraph, ...]
+    binder: int
+    layout: Layout
 
     def unfolded(self, body: Subgraph) -> Subgraph:
         """``body`` with its references to this rule replaced by the rule (NOTE [Recursion]), in the variant whose
         forward mode is the transpose of its ``backward``.
         """
-        return _substituted(body, self["binder"], self.variant(transposes_backward=self.layout.has_backward))
+        return _substituted(body, self.binder, self.variant(transposes_backward=self.layout.has_backward))
 
     def variant(self, **changes: Any) -> CustomRule:
         """This rule with another layout."""
         layout = replace(self.layout, **changes)
         if layout == self.layout:
             return self
-        make = lambda: CustomRule(self.hop, self.bodies, **{**self.attributes, "layout": layout})
-        return self.derive(("variant", layout), make)
+        return self.derive(("variant", layout), lambda: replace(self, layout=layout))
 
     def reverse(self, active: Mask) -> Reverse | None:
+        """The graphs of reverse mode for the active operands, if the rule has any."""
         return self.derive(("reverse", active), lambda: self._reverse(active))
 
     def _reverse(self, active: Mask) -> Reverse | None:
-        layout, n = self.layout, len(self.bodies[0].inputs)
+        layout, n = self.layout, len(self.function.inputs)
         if layout.is_ordinary:
-            return _ordinary(self.bodies[0], active)
+            return _ordinary(self.function, active)
         if layout.has_backward:
-            forward, backward = (self.unfolded(body) for body in self.bodies[1:3])
+            forward, backward = (self.unfolded(body) for body in self.derivatives[:2])
             return Reverse(forward, backward, layout.mark_operands(layout.gradients, n))
         return _transposed(self, active) if layout.transposes_tangent else None
 
     def tangent(self) -> Subgraph | None:
+        """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
         if self.layout.has_tangent:
-            return self.derive("tangent", lambda: self.unfolded(self.bodies[-1]))
+            return self.derive("tangent", lambda: self.unfolded(self.derivatives[-1]))
         if self.layout.transposes_backward:
             return self.derive("tangent", lambda: _tangent_of(self))
         return None
 
 
-class Recursion(StaticParameters):
-    """A call of a rule inside its own graphs (see NOTE [Recursion]); ``bodies`` is the function alone."""
+@dataclass(frozen=True, eq=False)
+class Recursion(CustomRuleParams):
+    """A call of a rule inside its own graphs (see NOTE [Recursion])."""
+
+    binder: int
 
 
-class Batched(Rule):
+@dataclass(frozen=True, eq=False)
+class Batched(CustomRuleParams):
     """The rule ``of`` over a batch of size ``size`` at dimension 0 of the ``mapped`` operands, and of the outputs in
     ``out`` (see NOTE [Batching is lazy]).
     """
 
+    of: CustomRuleParams
+    mapped: Mask
+    size: Any
+    randomness: str
+    out: Mask
+
+    def _rule(self) -> Rule:
+        """Inside the graphs of its own rule, where ``of`` is none yet, nothing is differentiated."""
+        assert isinstance(self.of, (CustomRule, Batched))
+        return self.of
+
     @property
     def layout(self) -> Layout:
-        return self["of"].layout
+        return self._rule().layout
 
     @property
     def random(self) -> bool:
-        return self["of"].random
+        return self.of.random
 
     @property
     def has_effects(self) -> bool:
-        return self["of"].has_effects
+        return self.of.has_effects
 
     def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
         """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""
-        out = self["out"]
-        graph, found = batched(body, mapped, self["size"], self["randomness"], (*out, *rest))
+        out = self.out
+        graph, found = batched(body, mapped, self.size, self.randomness, (*out, *rest))
         if found[: len(out)] == out:
             return graph, found
 
@@ -173,16 +189,16 @@ class Batched(Rule):
         return self.derive(("reverse", active), lambda: self._reverse(active))
 
     def _reverse(self, active: Mask) -> Reverse | None:
-        inner: Reverse | None = self["of"].reverse(active)
+        inner = self._rule().reverse(active)
         if inner is None:
             return None
-        mapped, n = self["mapped"], self["n_outputs"]
+        mapped, n = self.mapped, self.n_outputs
         n_residuals = len(inner.forward.outputs) - n
         forward, out = self._batched(inner.forward, mapped, (False,) * n_residuals)
         cotangents = (True,) * count(self.layout.differentiable)
         everywhere = (True,) * len(inner.backward.outputs)
         over = (*out[n:], *mapped, *cotangents)
-        backward, _ = batched(inner.backward, over, self["size"], self["randomness"], everywhere)
+        backward, _ = batched(inner.backward, over, self.size, self.randomness, everywhere)
         shared = [not m for m, g in zip(mapped, inner.gradients) if g]
         return Reverse(forward, _summed(backward, shared), inner.gradients)
 
@@ -190,12 +206,22 @@ class Batched(Rule):
         return self.derive("tangent", self._tangent)
 
     def _tangent(self) -> Subgraph | None:
-        inner: Subgraph | None = self["of"].tangent()
+        inner = self._rule().tangent()
         if inner is None:
             return None
-        mapped, layout = self["mapped"], self.layout
+        mapped, layout = self.mapped, self.layout
         tangents = tuple(m for m, marked in zip(mapped, layout.marked) if marked)
         return self._batched(inner, (*mapped, *tangents), (True,) * count(layout.differentiable))[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Inlined(CustomRuleParams):
+    """A call that dissolves into its graph, the forward graph of the rule ``of``."""
+
+    of: Rule
+
+
+Rule = CustomRule | Batched
 
 
 def _transposed(rule: CustomRule, active: Mask) -> Reverse:
@@ -203,9 +229,9 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
 
     A function that is linear itself has a rule that calls it on the tangents; there it is differentiated as it is.
     """
-    layout, binder = rule.layout, rule["binder"]
+    layout, binder = rule.layout, rule.binder
     ordinary = rule.variant(is_ordinary=True)
-    tangent = _substituted(rule.bodies[-1], binder, ordinary)
+    tangent = _substituted(rule.derivatives[-1], binder, ordinary)
     n, n_outputs = len(active), len(layout.differentiable)
     moving = [a for a, m in zip(active, layout.marked) if m]
     metas = tangent.inputs
@@ -241,7 +267,7 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
         rewritten(backward, [*part.residuals, *metas[:n], *cts], "vjp"),
     )
     key = ordinary.key()
-    restore = lambda static: rule if isinstance(static, CustomRule) and static.key() == key else None
+    restore = lambda params: rule if isinstance(params, CustomRule) and params.key() == key else None
     forward_graph, backward_graph = (_replaced(graph, restore) for graph in graphs)
     gradients = tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active))
     return Reverse(forward_graph, backward_graph, gradients)
@@ -267,12 +293,12 @@ def _ordinary(function: Subgraph, active: Mask) -> Reverse:
 
 def _tangent_of(rule: CustomRule) -> Subgraph:
     """The forward mode of a reverse-mode rule, whose gradients are linear in the cotangents, wherever those are."""
-    layout, metas = rule.layout, rule.bodies[0].inputs
-    n, n_outputs = len(metas), rule["n_outputs"]
+    layout, metas = rule.layout, rule.function.inputs
+    n, n_outputs = len(metas), rule.n_outputs
     reverse = rule.reverse((True,) * n)
     assert reverse is not None
     backward = reverse.backward
-    cts = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+    cts = [meta for meta, d in zip(rule.function.outputs, layout.differentiable) if d]
     is_cotangent = (*(False,) * (len(backward.inputs) - len(cts)), *(True,) * len(cts))
     transposed = joint(backward, is_cotangent, (True,) * len(backward.outputs))
 
@@ -302,21 +328,21 @@ def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:
 def _substituted(body: Subgraph, binder: int, rule: CustomRule) -> Subgraph:
     """The graph with ``rule`` in the place of its name."""
 
-    def change(static: StaticParameters) -> StaticParameters | None:
-        if isinstance(static, Recursion):
-            return rule if static["binder"] == binder else static
-        return static if isinstance(static, CustomRule) and static["binder"] == binder else None
+    def change(params: Params) -> Params | None:
+        if isinstance(params, Recursion):
+            return rule if params.binder == binder else params
+        return params if isinstance(params, CustomRule) and params.binder == binder else None
 
     return _replaced(body, change)
 
 
-def _replaced(body: Subgraph, change: Callable[[StaticParameters], StaticParameters | None]) -> Subgraph:
-    """The graph with other static parameters; where ``change`` gives None it goes on inside."""
+def _replaced(body: Subgraph, change: Callable[[Params], Params | None]) -> Subgraph:
+    """The graph with other parameters; where ``change`` gives None it goes on inside."""
     root, is_new = torch.nn.Module(), False
     for node in body.module.graph.nodes:
         if node.op == "get_attr":
             value = getattr(body.module, str(node.target))
-            new = _changed(value, change) if isinstance(value, StaticParameters) else value
+            new = _changed(value, change) if isinstance(value, Params) else value
             setattr(root, str(node.target), new)
             is_new = is_new or new is not value
     if not is_new:
@@ -324,17 +350,12 @@ def _replaced(body: Subgraph, change: Callable[[StaticParameters], StaticParamet
     return Subgraph.intern(fx.GraphModule(root, copy_graph(body)), body.inputs, body.outputs)
 
 
-def _changed(
-    static: StaticParameters, change: Callable[[StaticParameters], StaticParameters | None]
-) -> StaticParameters:
-    new = change(static)
+def _changed(params: Params, change: Callable[[Params], Params | None]) -> Params:
+    new = change(params)
     if new is not None:
         return new
-    if isinstance(static, Batched):
-        of = _changed(static["of"], change)
-        return static if of is static["of"] else Batched(static.hop, static.bodies, **{**static.attributes, "of": of})
-    return static.with_bodies(lambda body: _replaced(body, change))
-
-
-class Inlined(StaticParameters):
-    """A call that dissolves into its graph; ``of`` is the rule whose forward graph it is."""
+    if isinstance(params, Batched):
+        of = _changed(params.of, change)
+        assert isinstance(of, CustomRuleParams)
+        return params if of is params.of else replace(params, of=of)
+    return params.with_bodies(lambda body: _replaced(body, change))

@@ -20,10 +20,9 @@ from ...derive.partition import backward_operands, partition
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters, Subgraph
 from ..missing_derivative.op import MissingDerivative, absent_derivatives, closed_over, missing
 from .op import custom_rule_op
-from .parameters import Batched, Inlined, Recursion, Rule
+from .parameters import Batched, CustomRuleParams, Inlined, Recursion, Rule
 
 __all__ = [
     "custom_rule_abstract_eval",
@@ -39,28 +38,24 @@ __all__ = [
 ]
 
 
-def _inlined(graph: Subgraph, of: Rule) -> Inlined:
-    return Inlined("custom_rule", [graph], of=of, n_outputs=len(graph.outputs))
+def custom_rule_impl(params: CustomRuleParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return params.function(*operands)
 
 
-def custom_rule_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return static.bodies[0](*operands)
+def custom_rule_abstract_eval(params: CustomRuleParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return [meta.empty() for meta in params.function.outputs]
 
 
-def custom_rule_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in static.bodies[0].outputs]
-
-
-def custom_rule_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def custom_rule_lower(params: CustomRuleParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """What is lowered has been differentiated already."""
-    return static.bodies[0](*operands)
+    return params.function(*operands)
 
 
-def custom_rule_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> None:
+def custom_rule_passthrough(params: CustomRuleParams, operands: Sequence[Hashable]) -> None:
     """The derivative is the user's, who sees all operands and outputs: they stay as they are."""
 
 
-def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
+def custom_rule_prune(params: CustomRuleParams, used: Mask) -> Pruned[CustomRuleParams] | None:
     """The rule is about all operands and outputs of the call."""
     return None
 
@@ -69,33 +64,33 @@ def custom_rule_prune(static: StaticParameters, used: Mask) -> Pruned | None:
 # reverse mode
 
 
-def custom_rule_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    if isinstance(static, Inlined):
-        return _inlined(_residual_partition(static, active)[0].forward, static["of"])
-    rule = _require_rule(static)
+def custom_rule_vjp_forward(params: CustomRuleParams, active: Mask) -> CustomRuleParams:
+    if isinstance(params, Inlined):
+        return Inlined(_residual_partition(params, active)[0].forward, params.of)
+    rule = _require_rule(params)
     reverse = rule.reverse(active)
-    return rule if reverse is None else _inlined(reverse.forward, rule)
+    return rule if reverse is None else Inlined(reverse.forward, rule)
 
 
 def custom_rule_vjp_backward(
-    static: StaticParameters,
+    params: CustomRuleParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    if isinstance(static, Inlined):
-        return _second_derivative(static, active, operands, residuals, cotangents)
-    rule = _require_rule(static)
+    if isinstance(params, Inlined):
+        return _second_derivative(params, active, operands, residuals, cotangents)
+    rule = _require_rule(params)
     layout = rule.layout
-    cts = [meta.or_zeros(ct) for ct, meta, d in zip(cotangents, rule.bodies[0].outputs, layout.differentiable) if d]
+    cts = [meta.or_zeros(ct) for ct, meta, d in zip(cotangents, rule.function.outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
     absence = _closed_over(rule, active, Through.GRADIENT)
     if reverse is None:
         absence = absence or missing(layout.name, *layout.missing_reverse)
     if reverse is None or absence is not None:
         assert absence is not None
-        asking = [meta for meta, a in zip(rule.bodies[0].inputs, active) if a]
+        asking = [meta for meta, a in zip(rule.function.inputs, active) if a]
         absent = iter(absent_derivatives(absence, asking, [*operands, *cts]))
         return [next(absent) if a else None for a in active]
     with _torch.autocast_off():
@@ -103,17 +98,16 @@ def custom_rule_vjp_backward(
     return [next(grads) if g else None for g in reverse.gradients]
 
 
-def _residual_partition(static: Inlined, active: Mask) -> tuple[Any, Mask]:
+def _residual_partition(params: Inlined, active: Mask) -> tuple[Any, Mask]:
     """How the residuals of a forward graph are differentiated: as ordinary code."""
-    (graph,) = static.bodies
-    n_outputs = static["of"]["n_outputs"]
+    graph, n_outputs = params.function, params.of.n_outputs
     reached = dependent_outputs(graph, active, Through.GRADIENT)
     cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
     return partition(graph, active, cotangents), cotangents
 
 
 def _second_derivative(
-    static: Inlined,
+    params: Inlined,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
@@ -124,12 +118,12 @@ def _second_derivative(
     Those of the outputs are the first derivative's business, and take the rule; those of the residuals are the
     second's.
     """
-    rule, (graph,) = static["of"], static.bodies
-    part, marked = _residual_partition(static, active)
+    rule, graph = params.of, params.function
+    part, marked = _residual_partition(params, active)
     given = backward_operands(part, graph, marked, operands, residuals, cotangents)
     ordinary = iter(part.backward(*given))
     grads = [next(ordinary) if a else None for a in active]
-    n_outputs = rule["n_outputs"]
+    n_outputs = rule.n_outputs
     if all(ct is None for ct in cotangents[:n_outputs]):
         return grads
     values = graph(*operands)[n_outputs:]
@@ -142,10 +136,10 @@ def _second_derivative(
 
 
 def custom_rule_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: CustomRuleParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    rule = _require_rule(static)
-    layout, n = rule.layout, rule["n_outputs"]
+    rule = _require_rule(params)
+    layout, n = rule.layout, rule.n_outputs
     is_moving = tuple(t is not None for t in tangents)
     absence = _closed_over(rule, is_moving, Through.TANGENT)
     if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and absence is None:
@@ -155,7 +149,7 @@ def custom_rule_jvp(
         absence = missing(layout.name, *layout.missing_tangent)
     if graph is None or absence is not None:
         assert absence is not None
-        metas = [meta for meta, d in zip(rule.bodies[0].outputs, layout.differentiable) if d]
+        metas = [meta for meta, d in zip(rule.function.outputs, layout.differentiable) if d]
         moving = iter(absent_derivatives(absence, metas, [*primals, *(t for t in tangents if t is not None)]))
         return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
     given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
@@ -165,51 +159,49 @@ def custom_rule_jvp(
     return outs[:n], [next(moving) if d else None for d in layout.differentiable]
 
 
-def custom_rule_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
-    if isinstance(static, Inlined):
-        return dependent_outputs(static.bodies[0], sources, through)
-    rule, hit = _rule_of(static), any(sources) or (through is Through.LANE and static.random)
+def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, through: Through) -> Mask:
+    if isinstance(params, Inlined):
+        return dependent_outputs(params.function, sources, through)
+    rule, hit = _rule_of(params), any(sources) or (through is Through.LANE and params.random)
     if rule is None or not hit:
-        return (hit,) * static["n_outputs"]
+        return (hit,) * params.n_outputs
     differentiable = rule.layout.differentiable
     if not through.is_of_values:
         return differentiable
     if rule.layout.vmap is not None:
-        return (True,) * static["n_outputs"]
+        return (True,) * params.n_outputs
     # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
-    reached = dependent_outputs(static.bodies[0], sources, through)
+    reached = dependent_outputs(params.function, sources, through)
     return tuple(r or d for r, d in zip(reached, differentiable))
 
 
 def custom_rule_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: CustomRuleParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    rule = _rule_of(static)
+    rule = _rule_of(params)
     if rule is not None and rule.layout.vmap is not None:
         found: tuple[Sequence[Tensor], Mask] = rule.layout.vmap(operands, mapped, size, randomness)
         return found
-    reached = custom_rule_dependent_outputs(static, mapped, Through.of_vmap(randomness))
+    reached = custom_rule_dependent_outputs(params, mapped, Through.of_vmap(randomness))
     out = tuple(r or size == 0 for r in reached)
-    body, out = batched(static.bodies[0], mapped, size, randomness, out)
-    attributes = {"mapped": mapped, "size": size, "randomness": randomness, "out": out}
-    new = Batched("custom_rule", [body], of=static, n_outputs=static["n_outputs"], **attributes)
-    return custom_rule_op(new, *operands), out
+    body, out = batched(params.function, mapped, size, randomness, out)
+    return custom_rule_op(Batched(body, params, mapped, size, randomness, out), *operands), out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # refusals
 
 
-def _rule_of(static: StaticParameters) -> Rule | None:
+def _rule_of(params: CustomRuleParams) -> Rule | None:
     """The parameters as a rule; None inside the graphs of this rule itself (NOTE [Recursion])."""
-    of = static
+    of = params
     while isinstance(of, Batched):
-        of = of["of"]
-    return static if isinstance(static, Rule) and not isinstance(of, Recursion) else None
+        of = of.of
+    return params if isinstance(params, Rule) and not isinstance(of, Recursion) else None
 
 
-def _require_rule(static: StaticParameters) -> Rule:
-    rule = _rule_of(static)
+def _require_rule(params: CustomRuleParams) -> Rule:
+    rule = _rule_of(params)
     if rule is None:
         raise CaptureError(
             message(
@@ -227,7 +219,7 @@ def _closed_over(rule: Rule, active: Mask, through: Through) -> MissingDerivativ
     values = tuple(a and i >= layout.n_inputs for i, a in enumerate(active))
     if layout.constant_closure or not any(values):
         return None
-    reached = dependent_outputs(rule.bodies[0], values, through)
+    reached = dependent_outputs(rule.function, values, through)
     if not any(r and d for r, d in zip(reached, layout.differentiable)):
         return None
-    return closed_over(layout.name, str(rule.bodies[0].inputs[values.index(True)]))
+    return closed_over(layout.name, str(rule.function.inputs[values.index(True)]))

@@ -13,8 +13,8 @@ from ...derive.rewrite import rewritten
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta, is_differentiable
 from ...ir.subgraph import Subgraph
-from ..cond.op import cond_op, cond_static
-from ..scan.op import Operands, scan_op, scan_static
+from ..cond.op import CondParams, cond_op
+from ..scan.op import Operands, ScanParams, scan_op
 from .carry import carry_fixpoint
 
 __all__ = ["BackwardPlan", "backward_step", "run_backward", "with_kept_carry"]
@@ -79,7 +79,7 @@ def run_backward(
     xs = [*([] if valid is None else [valid]), *residuals, *kept_xs, *ct_ys]
     n_carry = len(ct_carry) + len(ct_consts)
     outs = scan_op(
-        scan_static(body, n_carry, len(xs), not reverse),
+        ScanParams(body, n_carry, len(xs), not reverse),
         parts.length,
         *ct_carry,
         *ct_consts,
@@ -131,7 +131,7 @@ def _if_it_happened(step: Subgraph, n_carry: int, valid: TensorMeta) -> Subgraph
         return [*args[:n_carry], *(meta.zeros() for meta in step.outputs[n_carry:])]
 
     def run(*args: Tensor) -> Sequence[Tensor]:
-        branches = cond_static([rewritten(skip, step.inputs, "grad"), step])
+        branches = CondParams((rewritten(skip, step.inputs, "grad"), step))
         return cond_op(branches, args[n_carry], *args[:n_carry], *args[n_carry + 1 :])
 
     inputs = [*step.inputs[:n_carry], valid, *step.inputs[n_carry:]]

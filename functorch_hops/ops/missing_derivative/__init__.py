@@ -1,6 +1,7 @@
 """A derivative that does not exist, as a value that must not be computed."""
 
 from ...hop.rules import Rules
+from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from .op import missing_derivative_op
@@ -30,5 +31,6 @@ missing_derivative_op.register(
         hoist=not_a_loop,
         products=no_products,
         lower=missing_derivative_impl,
+        native_loop=no_native_loop,
     )
 )

@@ -3,9 +3,6 @@
 NOTE [Absent derivatives raise when they run] functorch prepares every backward pass to be differentiated again, and
 most never are. So a missing derivative must not raise while it is prepared. In a capture it becomes a node that raises
 when it runs or is lowered; if nothing reads it, dead-code elimination removes it.
-
-Static parameters: the error, and the metadata of the outputs. Operands: what the derivative would depend on, the values
-and the cotangents or tangents that ask for it. Differentiating the node gives another such node.
 """
 
 from __future__ import annotations
@@ -18,19 +15,17 @@ from torch import Tensor
 from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
 from ...hop.operator import Hop
 from ...ir.meta import TensorMeta
-from ...ir.subgraph import StaticParameters
+from ...ir.subgraph import Params
 from ...trace.capture import current_capture
 
 __all__ = [
     "MissingDerivative",
+    "MissingDerivativeParams",
     "absent_derivatives",
     "closed_over",
     "missing",
     "missing_derivative_op",
-    "missing_derivative_static",
 ]
-
-missing_derivative_op = Hop("missing_derivative")
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,25 @@ class MissingDerivative:
 
     def exception(self) -> FunctorchHopsError:
         return self.error(message(self.name, self.problem, got=self.got, remedy=self.remedy))
+
+
+@dataclass(frozen=True, eq=False)
+class MissingDerivativeParams(Params):
+    """The error, and the metadata of the outputs.
+
+    Operands: what the derivative would depend on, the values and the cotangents or tangents that ask for it.
+    Differentiating the node gives another such node.
+    """
+
+    missing: MissingDerivative
+    outputs: tuple[TensorMeta, ...]
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.outputs)
+
+
+missing_derivative_op = Hop("missing_derivative", MissingDerivativeParams)
 
 
 def missing(name: str, problem: str, remedy: str) -> MissingDerivative:
@@ -65,8 +79,4 @@ def absent_derivatives(
     """In place of derivatives like ``outputs``, which depend on ``asked``."""
     if current_capture() is None:
         raise missing.exception()
-    return missing_derivative_op(missing_derivative_static(missing, outputs), *asked)
-
-
-def missing_derivative_static(missing: MissingDerivative, outputs: Sequence[TensorMeta]) -> StaticParameters:
-    return StaticParameters("missing_derivative", [], missing=missing, outputs=tuple(outputs), n_outputs=len(outputs))
+    return missing_derivative_op(MissingDerivativeParams(missing, tuple(outputs)), *asked)

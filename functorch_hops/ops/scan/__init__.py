@@ -7,7 +7,7 @@ from .eager import scan_abstract_eval, scan_impl
 from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
-from .lowering import scan_lower
+from .lowering import scan_lower, scan_native_loop
 from .op import scan_op
 from .passthrough import scan_passthrough
 from .products import scan_products
@@ -27,5 +27,6 @@ scan_op.register(
         hoist=scan_hoist,
         products=scan_products,
         lower=scan_lower,
+        native_loop=scan_native_loop,
     )
 )

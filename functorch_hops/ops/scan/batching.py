@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from ...derive.batch import batched
 from ...ir.dependence import Through
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ..lanes import expand_lanes
 from .dependence import scan_dependent_outputs
-from .op import scan_op, scan_static, split_operands
+from .op import ScanParams, scan_op, split_operands
 
 __all__ = ["scan_batch"]
 
 
 def scan_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: ScanParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    (body,) = static.bodies
-    n = static["n_carry"]
-    length, init, xs, consts = split_operands(static, operands)
-    _, init_mapped, xs_mapped, consts_mapped = split_operands(static, mapped)
+    body = params.body
+    n = params.n_carry
+    length, init, xs, consts = split_operands(params, operands)
+    _, init_mapped, xs_mapped, consts_mapped = split_operands(params, mapped)
     through = Through.of_vmap(randomness)
-    carry_mapped = scan_dependent_outputs(static, mapped, through)[:n]
+    carry_mapped = scan_dependent_outputs(params, mapped, through)[:n]
     at_carry = (*carry_mapped, *(False,) * (len(body.outputs) - n))
     new_body, out = batched(body, (*carry_mapped, *xs_mapped, *consts_mapped), size, randomness, at_carry)
     outs = scan_op(
-        scan_static(new_body, n, static["n_xs"], static["reverse"]),
+        replace(params, body=new_body),
         length,
         *(expand_lanes(c, size) if m and not was else c for c, m, was in zip(init, carry_mapped, init_mapped)),
         *(x.movedim(0, 1) if m else x for x, m in zip(xs, xs_mapped)),

@@ -6,24 +6,23 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...ir.subgraph import StaticParameters
-from .op import split_operands
+from .op import ScanParams, split_operands
 
 __all__ = ["scan_abstract_eval", "scan_impl"]
 
 
-def scan_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    (body,) = static.bodies
-    length, init, xs, consts = split_operands(static, operands)
+def scan_impl(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    body = params.body
+    length, init, xs, consts = split_operands(params, operands)
     carry: Sequence[Tensor] = init
-    n = static["n_carry"]
+    n = params.n_carry
     if length == 0:
         sizes = body.bind([*init, *(x.new_empty(x.shape[1:]) for x in xs), *consts])
         return [*(c.clone() for c in carry), *(meta.at(sizes).with_leading(0).zeros() for meta in body.outputs[n:])]
     slices = [x.unbind(0) for x in xs]
     stacks: list[Tensor] = []
     rows: list[Sequence[Tensor]] = []
-    for t in range(length - 1, -1, -1) if static["reverse"] else range(length):
+    for t in range(length - 1, -1, -1) if params.reverse else range(length):
         outs = body(*carry, *(x[t] for x in slices), *consts)
         carry, ys = outs[:n], outs[n:]
         if len(stacks) < len(ys):
@@ -35,8 +34,8 @@ def scan_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[
     return [*carry, *stacks]
 
 
-def scan_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    (body,) = static.bodies
-    n, length = static["n_carry"], operands[0]
+def scan_abstract_eval(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    body = params.body
+    n, length = params.n_carry, operands[0]
     carry = [meta.empty() for meta in body.outputs[:n]]
     return [*carry, *(meta.with_leading(length).empty() for meta in body.outputs[n:])]

@@ -8,29 +8,28 @@ import torch
 from torch import Tensor
 
 from ...ir.dependence import Through
-from ...ir.subgraph import StaticParameters
 from ..loops.pairs import pair_carry
 from .dependence import scan_dependent_outputs
-from .op import scan_op, scan_static, split_operands
+from .op import ScanParams, scan_op, split_operands
 
 __all__ = ["scan_jvp"]
 
 
 def scan_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: ScanParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    (body,) = static.bodies
-    n, m = static["n_carry"], static["n_xs"]
-    length, init, xs, consts = split_operands(static, primals)
-    _, init_t, xs_t, consts_t = split_operands(static, tangents)
+    body = params.body
+    n, m = params.n_carry, params.n_xs
+    length, init, xs, consts = split_operands(params, primals)
+    _, init_t, xs_t, consts_t = split_operands(params, tangents)
     fixed = tuple(t is not None for t in (*xs_t, *consts_t))
-    carry_active = scan_dependent_outputs(static, tuple(t is not None for t in tangents), Through.TANGENT)[:n]
+    carry_active = scan_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)[:n]
     pair_body, reached = pair_carry(body, n, m, (*carry_active, *fixed))
     k = sum(carry_active)
     init_t = [torch.zeros_like(c) if t is None else t for c, t, a in zip(init, init_t, carry_active) if a]
     xs_t, consts_t = [t for t in xs_t if t is not None], [t for t in consts_t if t is not None]
     outs = scan_op(
-        scan_static(pair_body, n + k, m + len(xs_t), static["reverse"]),
+        ScanParams(pair_body, n + k, m + len(xs_t), params.reverse),
         length,
         *init,
         *init_t,

@@ -9,24 +9,24 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from ...ir.subgraph import StaticParameters
-from .op import split_operands
+from ...lowering.loops import NativeLoop
+from .op import ScanParams, split_operands
 
-__all__ = ["scan_lower"]
+__all__ = ["scan_lower", "scan_native_loop"]
 
 
-def scan_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch's scan runs forward in time only, wants at least one step and one ``xs``, and inputs that share no
     storage.
     """
-    (body,) = static.bodies
-    n, n_xs = static["n_carry"], static["n_xs"]
-    length, init, xs, consts = split_operands(static, operands)
+    body = params.body
+    n, n_xs = params.n_carry, params.n_xs
+    length, init, xs, consts = split_operands(params, operands)
     if isinstance(length, int) and length == 0:
         return [*(c.clone() for c in init), *(meta.with_leading(0).zeros() for meta in body.outputs[n:])]
     if not xs:
         xs = [torch.arange(length)]
-    if static["reverse"]:
+    if params.reverse:
         xs = [x.flip(0) for x in xs]
     is_map = n == 0 and _torch.is_exporting()
     # Inductor lowers no map, and takes a scan of a single output for that output: an idle carry makes it two.
@@ -42,8 +42,12 @@ def scan_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence
     consts = split(consts)
     inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *split(init), *split(xs))], consts)
     outs = joined(_torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:], body.outputs)
-    ys = [y.flip(0) for y in outs[n:]] if static["reverse"] else outs[n:]
+    ys = [y.flip(0) for y in outs[n:]] if params.reverse else outs[n:]
     return [*outs[:n], *ys]
+
+
+def scan_native_loop(params: ScanParams) -> NativeLoop:
+    return NativeLoop.PLAIN
 
 
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,21 +1,36 @@
-"""``scan``: one operator for every loop whose trip count is known when it starts (``fori_loop`` and ``map`` included).
-
-Static parameters: the body ``(carry..., x..., consts...) -> (carry..., y...)``, ``n_carry``, ``n_xs``, ``reverse``.
-Operands: the length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final carry,
-the stacked ys.
-"""
+"""``scan``: one operator for every loop whose trip count is known when it starts, ``fori_loop`` and ``map`` too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["Operands", "scan_op", "scan_static", "split_operands"]
+__all__ = ["Operands", "ScanParams", "scan_op", "split_operands"]
 
-scan_op = Hop("scan")
+
+@dataclass(frozen=True, eq=False)
+class ScanParams(Params):
+    """``body: (carry..., x..., consts...) -> (carry..., y...)``.
+
+    Operands: the length, the initial carry, the xs with time at dimension 0, and the constants. Outputs: the final
+    carry, the stacked ys.
+    """
+
+    body: Subgraph
+    n_carry: int
+    n_xs: int
+    reverse: bool
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.body.outputs)
+
+
+scan_op = Hop("scan", ScanParams)
 
 
 class Operands(NamedTuple):
@@ -25,12 +40,8 @@ class Operands(NamedTuple):
     consts: Sequence[Any]
 
 
-def scan_static(body: Subgraph, n_carry: int, n_xs: int, reverse: bool) -> StaticParameters:
-    return StaticParameters("scan", [body], n_carry=n_carry, n_xs=n_xs, reverse=reverse, n_outputs=len(body.outputs))
-
-
-def split_operands(static: StaticParameters, operands: Sequence[Any]) -> Operands:
+def split_operands(params: ScanParams, operands: Sequence[Any]) -> Operands:
     """Operands (or a mask of them) by their part."""
-    n, m = static["n_carry"], static["n_xs"]
+    n, m = params.n_carry, params.n_xs
     length, *rest = operands
     return Operands(length, rest[:n], rest[n : n + m], rest[n + m :])

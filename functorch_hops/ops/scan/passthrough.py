@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ...ir.subgraph import StaticParameters
 from ...passes.passthrough import SimplifiedCall, Source, distinct, passthrough_inputs, values
 from ...passes.rewiring import rewired
 from ..loops.passthrough import fixed_carries, renumbered
-from .op import scan_static
+from .op import ScanParams
 
 __all__ = ["scan_passthrough"]
 
 
-def scan_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
-    (body,) = static.bodies
-    n, m = static["n_carry"], static["n_xs"]
+def scan_passthrough(params: ScanParams, operands: Sequence[Hashable]) -> SimplifiedCall[ScanParams] | None:
+    body = params.body
+    n, m = params.n_carry, params.n_xs
     length, *inputs = operands
     xs, consts = range(n, n + m), range(n + m, len(inputs))
     fixed = fixed_carries(body, n, consts, inputs)
@@ -36,5 +35,5 @@ def scan_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> 
     smaller = rewired(body, new.numbers, tuple(kept))
     n_xs = sum(i in xs for i in new.kept)
     return SimplifiedCall(
-        scan_static(smaller, n_new, n_xs, static["reverse"]), (0, *(1 + i for i in new.kept)), tuple(outputs)
+        ScanParams(smaller, n_new, n_xs, params.reverse), (0, *(1 + i for i in new.kept)), tuple(outputs)
     )

@@ -19,23 +19,23 @@ from ...derive.rewrite import rewritten
 from ...ir.build import Builder
 from ...ir.memory import base_of
 from ...ir.nodes import meta_of
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ...passes.cleaning import close
 from ...passes.hoisting import split_invariant
 from ...passes.products import is_product
 from ...passes.rewiring import rewired
-from .op import scan_op, scan_static
+from .op import ScanParams, scan_op
 
 __all__ = ["scan_products"]
 
 
-def scan_products(static: StaticParameters, operands: Sequence[Any]) -> Subgraph | None:
+def scan_products(params: ScanParams, operands: Sequence[Any]) -> Subgraph | None:
     """The scan as a graph over its operands but the length, products taken outside; None where there are none."""
     length = operands[0]
-    (body,) = static.bodies
+    body = params.body
     if not isinstance(length, int) or length < 2 or body.shape_env is not None:
         return None
-    n, m, reverse = static["n_carry"], static["n_xs"], static["reverse"]
+    n, m, reverse = params.n_carry, params.n_xs, params.reverse
     before, body = _products_before(body, n, m)
     loop = _Summing.make(body, n, m + (len(before.outputs) if before else 0))
     if before is None and not loop.sums:
@@ -49,9 +49,9 @@ def scan_products(static: StaticParameters, operands: Sequence[Any]) -> Subgraph
             xs = (*xs, *products(*xs, *consts))
         return loop.run(length, init, xs, consts, reverse)
 
-    inputs = static.bodies[0].inputs
+    inputs = params.body.inputs
     metas = [*inputs[:n], *(x.with_leading(length) for x in inputs[n : n + m]), *inputs[n + m :]]
-    return static.bodies[0].derive(("fission", n, m, reverse, length), lambda: rewritten(run, metas, "scan"))
+    return params.body.derive(("fission", n, m, reverse, length), lambda: rewritten(run, metas, "scan"))
 
 
 def _products_before(body: Subgraph, n: int, m: int) -> tuple[Subgraph | None, Subgraph]:
@@ -137,7 +137,7 @@ class _Summing:
     ) -> list[Tensor]:
         dropped = {s.carry for s in self.sums}
         kept = [c for i, c in enumerate(init) if i not in dropped]
-        outs = scan_op(scan_static(self.smaller, len(kept), len(xs), reverse), length, *kept, *xs, *consts)
+        outs = scan_op(ScanParams(self.smaller, len(kept), len(xs), reverse), length, *kept, *xs, *consts)
         n_ys = len(self.body.outputs) - self.n_carry
         carry, ys, new = iter(outs[: len(kept)]), outs[len(kept) : len(kept) + n_ys], iter(outs[len(kept) + n_ys :])
         stacks = [xs[base] if isinstance(base, int) else next(new) for base in self.stacked]

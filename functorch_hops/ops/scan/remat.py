@@ -19,7 +19,7 @@ from ...calls.validate import as_int
 from ...derive.rewrite import rewritten
 from ...errors import ArgumentValueError, message
 from ...ir.subgraph import Subgraph
-from ..checkpoint.op import checkpoint_op, checkpoint_static
+from ..checkpoint.op import CheckpointParams, checkpoint_op
 from ..checkpoint.policies import nothing
 from .unrolling import Loop, run_in_chunks, run_unrolled, simplified
 
@@ -88,7 +88,7 @@ def _run_segments(loop: Loop, length: Any, reverse: bool, unroll: int, remat: An
 
 def _checkpointed(body: Subgraph) -> Subgraph:
     def run(*args: Tensor) -> Sequence[Tensor]:
-        return checkpoint_op(checkpoint_static(body, nothing), *args)
+        return checkpoint_op(CheckpointParams(body, nothing), *args)
 
     return body.derive("checkpointed", lambda: rewritten(run, body.inputs, "scan"))
 

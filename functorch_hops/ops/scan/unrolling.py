@@ -16,7 +16,7 @@ from ...ir.subgraph import Subgraph
 from ...passes.hoisting import is_any, split_invariant
 from ...passes.passthrough import simplify_call
 from ...passes.rewiring import restricted
-from .op import scan_op, scan_static, split_operands
+from .op import ScanParams, scan_op, split_operands
 from .passthrough import scan_passthrough
 
 __all__ = ["run_in_chunks", "run_unrolled", "simplified"]
@@ -43,10 +43,10 @@ def simplified(
     reverse: bool,
 ) -> Loop:
     """The loop without what only passes through it, and with invariant work done."""
-    static = scan_static(body, len(init), len(xs), reverse)
-    static, operands, restore = simplify_call(scan_passthrough, static, [length, *init, *xs, *consts])
-    _, init, xs, consts = split_operands(static, operands)
-    (body,) = static.bodies
+    params = ScanParams(body, len(init), len(xs), reverse)
+    params, operands, restore = simplify_call(scan_passthrough, params, [length, *init, *xs, *consts])
+    _, init, xs, consts = split_operands(params, operands)
+    body = params.body
     if isinstance(length, int) and length > 0:
         body, consts = _without_invariants(body, len(init), xs, consts)
     return Loop(body, init, xs, consts, restore)
@@ -127,7 +127,7 @@ def _scan(
     consts: Sequence[Tensor],
     reverse: bool,
 ) -> Sequence[Tensor]:
-    return scan_op(scan_static(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
+    return scan_op(ScanParams(body, n_carry, len(xs), reverse), length, *carry, *xs, *consts)
 
 
 def _several_steps(body: Subgraph, n_carry: int, n_xs: int, k: int, reverse: bool) -> Subgraph:

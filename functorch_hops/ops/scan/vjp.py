@@ -9,47 +9,47 @@ residual (stacked by the forward scan), x itself (scanned again) or w (a constan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ..loops.backward import BackwardPlan, run_backward, with_kept_carry
-from .op import scan_static, split_operands
+from .op import ScanParams, split_operands
 
 __all__ = ["scan_vjp_backward", "scan_vjp_forward"]
 
 
-def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
-    (body,) = static.bodies
-    return BackwardPlan.make(body, static["n_carry"], static["n_xs"], active[1:])
+def _plan(params: ScanParams, active: Mask) -> BackwardPlan:
+    body = params.body
+    return BackwardPlan.make(body, params.n_carry, params.n_xs, active[1:])
 
 
-def scan_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    part = _plan(static, active).part
-    kept_carry = [i for i in range(static["n_carry"]) if part.kept[i] and i not in part.returned]
+def scan_vjp_forward(params: ScanParams, active: Mask) -> ScanParams:
+    part = _plan(params, active).part
+    kept_carry = [i for i in range(params.n_carry) if part.kept[i] and i not in part.returned]
     forward = with_kept_carry(part.forward, kept_carry)
-    return scan_static(forward, static["n_carry"], static["n_xs"], static["reverse"])
+    return replace(params, body=forward)
 
 
 def scan_vjp_backward(
-    static: StaticParameters,
+    params: ScanParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    plan = _plan(static, active)
-    parts = split_operands(static, operands)
+    plan = _plan(params, active)
+    parts = split_operands(params, operands)
     full = [
         (meta if i < plan.n_carry else meta.with_leading(parts.length)).or_zeros(ct)
         for i, (ct, meta, c) in enumerate(zip(cotangents, plan.body.outputs, plan.cotangents))
         if c
     ]
     k = sum(plan.cotangents[: plan.n_carry])
-    stacks = _with_carries_before(plan, static["reverse"], parts.init, residuals)
-    return run_backward(plan, static["reverse"], parts, stacks, full[:k], full[k:], valid=None)
+    stacks = _with_carries_before(plan, params.reverse, parts.init, residuals)
+    return run_backward(plan, params.reverse, parts, stacks, full[:k], full[k:], valid=None)
 
 
 def _with_carries_before(

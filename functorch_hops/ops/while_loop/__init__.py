@@ -8,7 +8,7 @@ from .eager import while_loop_abstract_eval, while_loop_impl
 from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
-from .lowering import while_loop_lower
+from .lowering import while_loop_lower, while_loop_native_loop
 from .op import while_loop_op
 from .passthrough import while_loop_passthrough
 from .vjp import while_loop_vjp_backward, while_loop_vjp_forward
@@ -27,5 +27,6 @@ while_loop_op.register(
         hoist=while_loop_hoist,
         products=no_products,
         lower=while_loop_lower,
+        native_loop=while_loop_native_loop,
     )
 )

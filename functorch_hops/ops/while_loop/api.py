@@ -28,7 +28,7 @@ from ...trace.history import Carried
 from ...trace.speculate import speculate_subgraph
 from ..loops.steps import carry_check
 from ..mode import is_capturing
-from .op import while_loop_op, while_static
+from .op import WhileLoopParams, while_loop_op
 from .passthrough import while_loop_passthrough
 
 __all__ = ["run_while", "while_loop"]
@@ -207,9 +207,9 @@ def _captured_while_loop(
         run_body, carry.metas, operation=caller.operation, parameter=caller.parameter, sources=sources
     )
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
-    static = while_static(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
-    static, flat, restore = simplify_call(while_loop_passthrough, static, [*leaves, *lifted])
-    return carry.unflatten(restore(while_loop_op(static, *flat)))
+    params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
+    params, flat, restore = simplify_call(while_loop_passthrough, params, [*leaves, *lifted])
+    return carry.unflatten(restore(while_loop_op(params, *flat)))
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:

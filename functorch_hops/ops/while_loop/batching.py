@@ -19,52 +19,50 @@ from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ..lanes import borrow_operands, expand_lanes, select_lanes
 from ..loops.carry import carry_fixpoint
-from .op import merge_flags, while_loop_op, while_static
+from .op import WhileLoopParams, merge_flags, while_loop_op
 
 __all__ = ["while_loop_batch"]
 
 
 def while_loop_batch(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: WhileLoopParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    cond, body = static.bodies
-    n = static["n_carry"]
+    cond, body = params.cond, params.body
+    n = params.n_carry
     through = Through.of_vmap(randomness)
     consts = mapped[n:]
     carry = carry_fixpoint(mapped[:n], lambda c: dependent_outputs(body, (*c, *consts), through)[:n])
     if any(dependent_outputs(cond, (*carry, *consts), through)):
-        return _per_lane(static, operands, mapped, size, randomness)
-    return _in_step(static, operands, mapped, carry, size, randomness)
+        return _per_lane(params, operands, mapped, size, randomness)
+    return _in_step(params, operands, mapped, carry, size, randomness)
 
 
 def _in_step(
-    static: StaticParameters,
+    params: WhileLoopParams,
     operands: Sequence[Tensor],
     mapped: Mask,
     carry: Mask,
     size: int,
     randomness: str,
 ) -> tuple[Sequence[Tensor], Mask]:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     masks = (*carry, *mapped[n:])
     new_cond, _ = batched(cond, masks, size, randomness)
     new_body, out = batched(body, masks, size, randomness, (*carry, *(False,) * (len(body.outputs) - n)))
     init = [expand_lanes(x, size) if new and not old else x for x, new, old in zip(operands[:n], carry, mapped)]
-    outs = while_loop_op(while_static(new_cond, new_body, n, flags, static["checkpoints"]), *init, *operands[n:])
+    outs = while_loop_op(WhileLoopParams(new_cond, new_body, n, flags, params.checkpoints), *init, *operands[n:])
     stacks_mapped = merge_flags(flags, False, out[n:])
     stacks = [s.movedim(1, 0) if m else s for s, m in zip(outs[n:], stacks_mapped)]
     return [*outs[:n], *stacks], (*out[:n], *stacks_mapped)
 
 
 def _per_lane(
-    static: StaticParameters, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+    params: WhileLoopParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     masks = (*(True,) * n, *mapped[n:])
     lane_cond, _ = batched(cond, masks, size, randomness, (True,))
     lane_body, _ = batched(body, masks, size, randomness, (True,) * len(body.outputs))
@@ -72,7 +70,7 @@ def _per_lane(
     (running,) = lane_cond(*init, *operands[n:])
     mask = TensorMeta((size,), torch.bool, cond.outputs[0].device)
     step = _masked_step(lane_cond, lane_body, mask, mapped[n:], n, bool(flags))
-    loop = while_static(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else (), static["checkpoints"])
+    loop = WhileLoopParams(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else (), params.checkpoints)
     outs = while_loop_op(loop, running, *init, *operands[n:])
     carry = outs[1 : n + 1]
     if not flags:

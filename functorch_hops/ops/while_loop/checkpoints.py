@@ -23,14 +23,14 @@ from ...derive.rewrite import rewritten
 from ...errors import ArgumentValueError, message
 from ...ir.dependence import needed_inputs
 from ...ir.meta import Mask, TensorMeta
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ...passes.rewiring import restricted
-from ..checkpoint.op import checkpoint_op, checkpoint_static
+from ..checkpoint.op import CheckpointParams, checkpoint_op
 from ..checkpoint.policies import nothing
-from ..cond.op import cond_op, cond_static
+from ..cond.op import CondParams, cond_op
 from ..loops.backward import BackwardPlan, backward_step
 from ..loops.carry import carry_fixpoint
-from .op import while_loop_op, while_static
+from .op import WhileLoopParams, while_loop_op
 from .schedule import NUMBER, empty_table, latest, offer, table, written
 
 __all__ = ["checkpointed_vjp_backward", "checkpointed_vjp_forward"]
@@ -50,9 +50,9 @@ class _Step:
     residuals: Subgraph
 
     @classmethod
-    def make(cls, static: StaticParameters, active: Mask) -> _Step:
-        _, body = static.bodies
-        n = static["n_carry"]
+    def make(cls, params: WhileLoopParams, active: Mask) -> _Step:
+        body = params.body
+        n = params.n_carry
         plan = BackwardPlan.make(body, n, 0, active)
         forward = plan.part.forward
         emitted = (False,) * n + (True,) * (len(forward.outputs) - n)
@@ -81,7 +81,7 @@ class _Step:
         metas = [*self.residuals.outputs, *self.residuals.inputs]
         compute = rewritten(lambda *args: self.residuals(*args[n:]), metas, "while_loop")
         take = rewritten(lambda *args: list(args[:n]), metas, "while_loop")
-        return cond_op(cond_static([compute, take]), is_last, *saved, *values, *consts)
+        return cond_op(CondParams((compute, take)), is_last, *saved, *values, *consts)
 
     def pulled(
         self, grads: Sequence[Tensor], residuals: Sequence[Tensor], values: Sequence[Tensor], consts: Sequence[Tensor]
@@ -93,11 +93,11 @@ class _Step:
         return list(backward_step(self.plan, None)(*grads, *residuals, *carry, *read))
 
 
-def checkpointed_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
+def checkpointed_vjp_forward(params: WhileLoopParams, k: int, active: Mask) -> CheckpointParams:
     """The loop that also returns its trip count, which step's carry is in which slot, the slots, and the residuals of
     the last step.
     """
-    cond, body = static.bodies
+    cond, body = params.cond, params.body
     if body.random:
         raise ArgumentValueError(
             message(
@@ -108,9 +108,9 @@ def checkpointed_vjp_forward(static: StaticParameters, active: Mask) -> StaticPa
                 remedy="draw them before the loop, or leave checkpoints out",
             )
         )
-    n, k = static["n_carry"], static["checkpoints"]
+    n = params.n_carry
     key = ("saving loop", cond, n, active, k)
-    return checkpoint_static(body.derive(key, lambda: _saving_loop(cond, _Step.make(static, active), k)), nothing)
+    return CheckpointParams(body.derive(key, lambda: _saving_loop(cond, _Step.make(params, active), k)), nothing)
 
 
 def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
@@ -143,18 +143,19 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
 
 
 def checkpointed_vjp_backward(
-    static: StaticParameters,
+    params: WhileLoopParams,
+    k: int,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    _, body = static.bodies
-    n, k = static["n_carry"], static["checkpoints"]
-    one = _Step.make(static, active)
+    body = params.body
+    n = params.n_carry
+    one = _Step.make(params, active)
     given = [m.or_zeros(ct) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
     backwards = body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k))
-    call = checkpoint_static(backwards, nothing)
+    call = CheckpointParams(backwards, nothing)
     grads = iter(checkpoint_op(call, *residuals, *one.of_carry(operands[:n]), *given, *operands[n:]))
     return [next(grads) if a else None for a in one.plan.active]
 
@@ -184,7 +185,7 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
         at, steps, levels, values = latest(end - 1, steps, slots, init)
         return [torch.zeros_like(at).reshape(1), (at < 0).reshape(1), end - 1, at, steps, levels, *values, *grads]
 
-    branches = cond_static([rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)])
+    branches = CondParams(tuple(rewritten(branch, _flat(metas), "while_loop") for branch in (again, turn)))
 
     def step(*args: Tensor) -> list[Tensor]:
         (end, at, *_), _, _, slots, *_ = _split(args, metas)
@@ -211,12 +212,12 @@ def _loop(
     condition: Callable[..., Sequence[Tensor]],
     step: Callable[..., Sequence[Tensor]],
     metas: Sequence[Sequence[TensorMeta]],
-) -> StaticParameters:
+) -> WhileLoopParams:
     """A while loop whose operands come in groups. ``step`` returns new values for the leading groups, which are the
     carry; the rest are constants.
     """
     cond, body = (rewritten(function, _flat(metas), "while_loop") for function in (condition, step))
-    return while_static(cond, body, len(body.outputs))
+    return WhileLoopParams(cond, body, len(body.outputs))
 
 
 def _flat(groups: Sequence[Sequence[TensorMeta]]) -> list[TensorMeta]:

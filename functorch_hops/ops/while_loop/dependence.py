@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ..loops.carry import carry_fixpoint
-from .op import merge_flags
+from .op import WhileLoopParams, merge_flags
 
 __all__ = ["while_loop_dependent_outputs"]
 
 
-def while_loop_dependent_outputs(static: StaticParameters, sources: Mask, through: Through) -> Mask:
-    cond, body = static.bodies
-    n = static["n_carry"]
+def while_loop_dependent_outputs(params: WhileLoopParams, sources: Mask, through: Through) -> Mask:
+    cond, body = params.cond, params.body
+    n = params.n_carry
     init, consts = sources[:n], sources[n:]
     carry = carry_fixpoint(init, lambda c: dependent_outputs(body, (*c, *consts), through)[:n])
     if through.is_of_values and any(dependent_outputs(cond, (*carry, *consts), through)):
-        return (True,) * static["n_outputs"]
+        return (True,) * params.n_outputs
     ys = dependent_outputs(body, (*carry, *consts), through)[n:]
-    return (*carry, *merge_flags(static["flags"], False, ys))
+    return (*carry, *merge_flags(params.flags, False, ys))

@@ -9,16 +9,14 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from ...ir.subgraph import StaticParameters
-from .op import merge_flags
+from .op import WhileLoopParams, merge_flags
 from .reuse import reusing
 
 __all__ = ["while_loop_abstract_eval", "while_loop_impl"]
 
 
-def while_loop_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+def while_loop_impl(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     step, owned = reusing(body, n)
     carry: Sequence[Tensor] = [c.clone() if o else c for c, o in zip(operands, owned)]
     consts = operands[n:]
@@ -42,9 +40,9 @@ def while_loop_impl(static: StaticParameters, operands: Sequence[Tensor]) -> Seq
     return [*carry, *(torch.ones(trips, dtype=torch.bool) if s is None else s for s in merged)]
 
 
-def while_loop_abstract_eval(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    _, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+def while_loop_abstract_eval(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    body = params.body
+    n, flags = params.n_carry, params.flags
     carry = [meta.empty() for meta in body.outputs[:n]]
     if not flags:
         return carry

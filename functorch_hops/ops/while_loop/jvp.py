@@ -9,19 +9,18 @@ from torch import Tensor
 
 from ...derive.rewrite import rewritten
 from ...ir.dependence import Through, dependent_outputs
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Subgraph
 from ..loops.carry import carry_fixpoint
 from ..loops.pairs import pair_carry
-from .op import merge_flags, while_loop_op, while_static
+from .op import WhileLoopParams, merge_flags, while_loop_op
 
 __all__ = ["while_loop_jvp"]
 
 
 def while_loop_jvp(
-    static: StaticParameters, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+    params: WhileLoopParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     consts = tuple(t is not None for t in tangents[n:])
     carry = carry_fixpoint(
         [t is not None for t in tangents[:n]], lambda c: dependent_outputs(body, (*c, *consts), Through.TANGENT)[:n]
@@ -31,7 +30,7 @@ def while_loop_jvp(
     consts_t = [t for t in tangents[n:] if t is not None]
     k = len(carry_t)
     new_cond = _on_primals(cond, pair_body, n, k)
-    loop = while_static(new_cond, pair_body, n + k, (0,) if flags else (), static["checkpoints"])
+    loop = WhileLoopParams(new_cond, pair_body, n + k, (0,) if flags else (), params.checkpoints)
     outs = while_loop_op(loop, *primals[:n], *carry_t, *primals[n:], *consts_t)
     stacks, n_ys = outs[n + k :], len(body.outputs) - n
     ys = stacks[1 : 1 + n_ys] if flags else ()

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 from ...ir.dependence import Pruned, needed_inputs
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
 from ...passes.rewiring import restricted
 from ..loops.carry import carry_fixpoint
-from .op import merge_flags, split_stacks, while_static
+from .op import WhileLoopParams, merge_flags, split_stacks
 
 __all__ = ["while_loop_prune"]
 
 
-def while_loop_prune(static: StaticParameters, used: Mask) -> Pruned:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+def while_loop_prune(params: WhileLoopParams, used: Mask) -> Pruned[WhileLoopParams]:
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     read = needed_inputs(cond, (True,))
     ys = tuple(split_stacks(flags, used[n:]))
     is_stacked = any(used[n:])
@@ -27,5 +25,5 @@ def while_loop_prune(static: StaticParameters, used: Mask) -> Pruned:
     stacks = merge_flags(flags, is_stacked, ys)
     new_flags = tuple(sum(stacks[:place]) for place in flags) if is_stacked else ()
     bodies = restricted(cond, needed, (True,)), restricted(body, needed, (*carry, *ys))
-    smaller = while_static(*bodies, sum(carry), new_flags, static["checkpoints"])
+    smaller = WhileLoopParams(*bodies, sum(carry), new_flags, params.checkpoints)
     return Pruned(smaller, needed, (*carry, *stacks))

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...ir.subgraph import StaticParameters
-from .op import merge_flags
+from ...lowering.loops import NativeLoop
+from .op import WhileLoopParams, merge_flags
 
-__all__ = ["while_loop_lower"]
+__all__ = ["while_loop_lower", "while_loop_native_loop"]
 
 
-def while_loop_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step
     t.
     """
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     consts = tuple(operands[n:])
     init = _torch.unshared([_torch.dense(c) for c in operands[:n]], consts)
     if not flags:
@@ -29,17 +28,20 @@ def while_loop_lower(static: StaticParameters, operands: Sequence[Tensor]) -> Se
             tuple(init),
             consts,
         )
-    return _stacking(static, init, consts)
+    return _stacking(params, init, consts)
 
 
-def _stacking(static: StaticParameters, init: list[Tensor], consts: tuple[Tensor, ...]) -> list[Tensor]:
+def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:
+    return NativeLoop.STACKED_CARRIES if params.flags else NativeLoop.PLAIN
+
+
+def _stacking(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, ...]) -> list[Tensor]:
     """Each stacked value travels as a carry that the body ignores, next to a count of the steps; empty ones need not.
 
     torch's operator gives one row, the initial carry, when the loop does not run. Its count is 0, hence ``valid`` is
     False there, and the loop backwards skips it.
     """
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     stacked = [0 not in meta.shape for meta in body.outputs[n:]]
     dummies = [meta.zeros() for meta, s in zip(body.outputs[n:], stacked) if s]
     total = n + 1 + len(dummies)

@@ -1,34 +1,41 @@
-"""``while_loop``: a loop whose trip count only a run knows.
-
-Static parameters: ``bodies`` are the condition and the body, both ``(carry..., consts...) -> ...``, ``n_carry``,
-``flags``, and ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step. Operands: the
-initial carry, the constants.
-
-If ``flags`` is empty, the outputs are the final carry. Else they are followed by one stack per further output of the
-body, and by the bool vector ``valid`` (which iterations happened) at each index in ``flags``. Each application of the
-gradient rule appends stacks and one more index.
-"""
+"""``while_loop``: a loop whose trip count only a run knows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from ...hop.operator import Hop
-from ...ir.subgraph import StaticParameters, Subgraph
+from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["T", "merge_flags", "split_stacks", "while_loop_op", "while_static"]
+__all__ = ["T", "WhileLoopParams", "merge_flags", "split_stacks", "while_loop_op"]
 
-while_loop_op = Hop("while_loop", body_names=("cond", "body"))
 T = TypeVar("T")
 
 
-def while_static(
-    cond: Subgraph, body: Subgraph, n_carry: int, flags: tuple[int, ...] = (), checkpoints: int | None = None
-) -> StaticParameters:
-    n_outputs = len(body.outputs) + len(flags)
-    attributes = {"n_carry": n_carry, "flags": flags, "checkpoints": checkpoints, "n_outputs": n_outputs}
-    return StaticParameters("while_loop", [cond, body], **attributes)
+@dataclass(frozen=True, eq=False)
+class WhileLoopParams(Params):
+    """``cond: (carry..., consts...) -> bool``, ``body: (carry..., consts...) -> (carry..., stacked...)``;
+    ``checkpoints``: how many carries reverse mode saves, None for what it reads of each step.
+
+    Operands: the initial carry, the constants. If ``flags`` is empty, the outputs are the final carry. Else they are
+    followed by one stack per further output of the body, and by the bool vector ``valid`` (which iterations happened)
+    at each index in ``flags``. Each application of the gradient rule appends stacks and one more index.
+    """
+
+    cond: Subgraph
+    body: Subgraph
+    n_carry: int
+    flags: tuple[int, ...] = ()
+    checkpoints: int | None = None
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.body.outputs) + len(self.flags)
+
+
+while_loop_op = Hop("while_loop", WhileLoopParams, body_names=("cond", "body"))
 
 
 def merge_flags(flags: tuple[int, ...], valid: T, ys: Sequence[T]) -> list[T]:

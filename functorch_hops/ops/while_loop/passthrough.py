@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from ...ir.subgraph import StaticParameters
 from ...passes.passthrough import SimplifiedCall, Source, distinct, values
 from ...passes.rewiring import rewired
 from ..loops.passthrough import fixed_carries, renumbered
-from .op import merge_flags, while_static
+from .op import WhileLoopParams, merge_flags
 
 __all__ = ["while_loop_passthrough"]
 
 
-def while_loop_passthrough(static: StaticParameters, operands: Sequence[Hashable]) -> SimplifiedCall | None:
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
+def while_loop_passthrough(
+    params: WhileLoopParams, operands: Sequence[Hashable]
+) -> SimplifiedCall[WhileLoopParams] | None:
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     consts = range(n, len(operands))
     fixed = fixed_carries(body, n, consts, operands)
     new = renumbered(body, n, fixed, [consts], operands)
@@ -32,5 +32,5 @@ def while_loop_passthrough(static: StaticParameters, operands: Sequence[Hashable
         outputs.append(Source("output", sum(kept) + sum(stacks[: i if j is None else j])))
     new_flags = tuple(sum(stacks[:place]) for place in flags)
     bodies = rewired(cond, new.numbers, (True,)), rewired(body, new.numbers, (*kept, *ys))
-    loop = while_static(*bodies, sum(kept), new_flags, static["checkpoints"])
+    loop = WhileLoopParams(*bodies, sum(kept), new_flags, params.checkpoints)
     return SimplifiedCall(loop, new.kept, tuple(outputs))

@@ -11,46 +11,45 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...ir.meta import Mask
-from ...ir.subgraph import StaticParameters
+from ...ir.subgraph import Params
 from ..loops.backward import BackwardPlan, run_backward, with_kept_carry
 from ..scan.op import Operands
 from .checkpoints import checkpointed_vjp_backward, checkpointed_vjp_forward
-from .op import split_stacks, while_static
+from .op import WhileLoopParams, split_stacks
 
 __all__ = ["while_loop_vjp_backward", "while_loop_vjp_forward"]
 
 
-def _plan(static: StaticParameters, active: Mask) -> BackwardPlan:
-    _, body = static.bodies
-    return BackwardPlan.make(body, static["n_carry"], 0, active)
+def _plan(params: WhileLoopParams, active: Mask) -> BackwardPlan:
+    body = params.body
+    return BackwardPlan.make(body, params.n_carry, 0, active)
 
 
-def while_loop_vjp_forward(static: StaticParameters, active: Mask) -> StaticParameters:
-    if static["checkpoints"] is not None:
-        return checkpointed_vjp_forward(static, active)
-    cond, body = static.bodies
-    n, flags = static["n_carry"], static["flags"]
-    part = _plan(static, active).part
+def while_loop_vjp_forward(params: WhileLoopParams, active: Mask) -> Params:
+    if params.checkpoints is not None:
+        return checkpointed_vjp_forward(params, params.checkpoints, active)
+    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
+    part = _plan(params, active).part
     forward = with_kept_carry(part.forward, [i for i in range(n) if part.kept[i]])
     n_old = len(body.outputs) - n + len(flags)
-    return while_static(cond, forward, n, (*flags, n_old))
+    return WhileLoopParams(cond, forward, n, (*flags, n_old))
 
 
 def while_loop_vjp_backward(
-    static: StaticParameters,
+    params: WhileLoopParams,
     active: Mask,
     operands: Sequence[Tensor],
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    if static["checkpoints"] is not None:
-        return checkpointed_vjp_backward(static, active, operands, residuals, cotangents)
-    _, body = static.bodies
-    plan = _plan(static, active)
-    n = static["n_carry"]
+    if params.checkpoints is not None:
+        return checkpointed_vjp_backward(params, params.checkpoints, active, operands, residuals, cotangents)
+    body = params.body
+    plan = _plan(params, active)
+    n = params.n_carry
     valid, *stacks = residuals
     trips = valid.shape[0]
-    cts = [*cotangents[:n], *split_stacks(static["flags"], cotangents[n:])]
+    cts = [*cotangents[:n], *split_stacks(params.flags, cotangents[n:])]
     full = [
         (meta if i < n else meta.with_leading(trips)).or_zeros(ct)
         for i, (ct, meta, c) in enumerate(zip(cts, body.outputs, plan.cotangents))
