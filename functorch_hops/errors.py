@@ -22,9 +22,9 @@ import torch
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
-    "Caller",
     "CaptureError",
     "DataDependentError",
+    "ErrorContext",
     "FunctorchHopsError",
     "InfiniteLoopError",
     "InputMutationError",
@@ -76,7 +76,7 @@ class InfiniteLoopError(FunctorchHopsError, RuntimeError):
     """The condition of a captured loop is constantly true, and nothing else bounds the loop."""
 
 
-class Caller(NamedTuple):
+class ErrorContext(NamedTuple):
     """Whose function is at fault: the public operation that the user called, and the user's name for the function.
 
     Loops are built on one another (a ``map`` is a scan), so the one that was called hands its names down, and what is

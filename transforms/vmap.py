@@ -11,7 +11,7 @@ from torch import Tensor
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import P, R
 from functorch_hops.calls.validate import kind_of
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, Caller, message
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from functorch_hops.trace.refusals import data_dependent
 from functorch_hops.transforms.flat import (
     leaf_path,
@@ -87,7 +87,7 @@ def vmap(
         try:
             result = torch.func.vmap(lane, dims, randomness=randomness, chunk_size=chunk)(*inputs.tensors)
         except RuntimeError as error:
-            refused = data_dependent(Caller("vmap", "func"), error)
+            refused = data_dependent(ErrorContext("vmap", "func"), error)
             if refused is None:
                 raise
             raise refused from error

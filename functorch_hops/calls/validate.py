@@ -15,7 +15,7 @@ from .._torch import without_torch_function
 from ..errors import (
     ArgumentTypeError,
     ArgumentValueError,
-    Caller,
+    ErrorContext,
     MetadataMismatchError,
     TreeMismatchError,
     message,
@@ -149,14 +149,14 @@ def _agree(a: TensorMeta | Constant, b: TensorMeta | Constant) -> bool:
     return a.agrees(b) if isinstance(a, TensorMeta) and isinstance(b, TensorMeta) else a == b
 
 
-def check_carry(caller: Caller, carry: OutputSpec, returned: OutputSpec) -> None:
+def check_carry(context: ErrorContext, carry: OutputSpec, returned: OutputSpec) -> None:
     """A body must return a carry like the one that it was given."""
     check_agreement(
-        caller.operation,
+        context.operation,
         "the carry and what the body returns",
         ("the initial carry", carry),
-        (caller.parameter, returned),
-        parameter=caller.parameter,
+        (context.parameter, returned),
+        parameter=context.parameter,
         path="carry",
         is_carry=True,
     )

@@ -110,9 +110,9 @@ class _Splitter:
         self.copied: set[fx.Node] = set()
 
     def split(self) -> Partition:
-        late = self.backward | set(self.cts)
+        after_cotangents = self.backward | set(self.cts)
         read = [n for node in self.backward for n in node.all_input_nodes]
-        needed = [n for n in (*read, *self.grads) if n not in late]
+        needed = [n for n in (*read, *self.grads) if n not in after_cotangents]
         saved = least_saved(needed, self._cost)
         if saved is None:
             raise _unsaved_random_numbers()

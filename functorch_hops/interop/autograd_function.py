@@ -90,7 +90,7 @@ class _Record:
     tensors: list[Tensor]
     results: list[TensorMeta | Constant]
     is_single: bool
-    moving: Mask
+    differentiable: Mask
 
 
 class _FunctionRule(FlatRule):
@@ -139,7 +139,7 @@ class _FunctionRule(FlatRule):
             tensors=[*inputs, *outs, *others],
             results=[TensorMeta.of(o) if isinstance(o, Tensor) else Constant(o) for o in results],
             is_single=is_single,
-            moving=tuple(
+            differentiable=tuple(
                 is_differentiable(o.dtype) and not any(o is t for t in context.non_differentiable) for o in outs
             ),
         )
@@ -151,7 +151,7 @@ class _FunctionRule(FlatRule):
         return self.learned
 
     def is_differentiable(self, i: int, dtype: torch.dtype) -> bool:
-        return i < len(self.record.moving) and self.record.moving[i]
+        return i < len(self.record.differentiable) and self.record.differentiable[i]
 
     def set_up(self, context: _Context, values: Sequence[Any], result: Any) -> None:
         with torch.no_grad():
@@ -181,8 +181,10 @@ class _FunctionRule(FlatRule):
 
     def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
         context = self.saved.replaced(self.residuals, residuals)
-        given, moving = iter(cotangents), iter(self.record.moving)
-        cts = [None if isinstance(o, Constant) else next(given) if next(moving) else o for o in self.record.results]
+        given, has_cotangent = iter(cotangents), iter(self.record.differentiable)
+        cts = [
+            None if isinstance(o, Constant) else next(given) if next(has_cotangent) else o for o in self.record.results
+        ]
         zeros = lambda meta: meta.zeros() if context.materialize_grads else None
         cts = [zeros(ct) if isinstance(ct, TensorMeta) else ct for ct in cts]
         grads = getattr(self.cls.backward, "__wrapped__", self.cls.backward) if self.is_once else self.cls.backward
@@ -208,7 +210,7 @@ class _FunctionRule(FlatRule):
         result = self.cls.jvp(context, *(next(given) if needed else None for needed in self.needs))
         result = result if isinstance(result, (tuple, list)) else (result,)
         of_tensors = [(o, t) for o, t in zip(self.record.results, result) if isinstance(o, TensorMeta)]
-        return outs, [o.zeros() if t is None else t for (o, t), m in zip(of_tensors, self.record.moving) if m]
+        return outs, [o.zeros() if t is None else t for (o, t), m in zip(of_tensors, self.record.differentiable) if m]
 
 
 class _UserBatching:

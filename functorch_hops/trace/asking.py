@@ -38,7 +38,7 @@ def _grad_fn(capture: Any, t: Tensor) -> Any:
         own = t.grad_fn
     if own is None and _requires_grad(capture, t) and not _is_leaf(capture, t):
         raise refused_of_tensor(
-            capture.caller, "grad_fn", "ask requires_grad or is_leaf, which a traced value knows", TensorMeta.of(t)
+            capture.context, "grad_fn", "ask requires_grad or is_leaf, which a traced value knows", TensorMeta.of(t)
         )
     return own
 
@@ -47,13 +47,13 @@ def _set_requires_grad(capture: Any, t: Tensor, value: bool = True) -> Any:
     """Of a value that is made inside, it begins a history of its own; of one from outside it must be so already."""
     if _is_from_outside(capture, t) and _requires_grad(capture, t) is not value:
         raise refused_of_tensor(
-            capture.caller,
+            capture.context,
             f"requires_grad_({value})" if not value else "requires_grad_()",
             "call it on value.detach() or value.clone(), or before the call",
             TensorMeta.of(t),
         )
     if not value and not _is_from_outside(capture, t) and _requires_grad(capture, t):
-        raise refused_of_tensor(capture.caller, "requires_grad_(False)", "use value.detach()", TensorMeta.of(t))
+        raise refused_of_tensor(capture.context, "requires_grad_(False)", "use value.detach()", TensorMeta.of(t))
     return t.requires_grad_(value)
 
 
@@ -64,7 +64,7 @@ def _set_data(capture: Any, t: Tensor, value: Tensor) -> None:
         return
     if _is_from_outside(capture, t):
         raise refused_of_tensor(
-            capture.caller, "`.data = ...`", "return the new value, and assign it after the call", TensorMeta.of(t)
+            capture.context, "`.data = ...`", "return the new value, and assign it after the call", TensorMeta.of(t)
         )
     node = capture.node_of(t)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def _set_data(capture: Any, t: Tensor, value: Tensor) -> None:
     if is_differentiable(t.dtype) and depends_on_input(node):
         if new.shape != t.shape or new.dtype != t.dtype:
             remedy = "assign a value of the same shape and dtype, or bind the name anew"
-            raise refused_of_tensor(capture.caller, "`.data = ...`", remedy, TensorMeta.of(t))
+            raise refused_of_tensor(capture.context, "`.data = ...`", remedy, TensorMeta.of(t))
         new = assigned(new, t)
     capture.rebind(t, new)
 
@@ -85,14 +85,14 @@ def _register_hook(capture: Any, t: Tensor, hook: Callable[[Tensor], Tensor | No
         return t.register_hook(hook)  # in a transform inside the capture; or torch's error
     if _is_from_outside(capture, t):
         remedy = "register it outside, or on a value that is made here: x = x.clone()"
-        raise refused_of_tensor(capture.caller, "register_hook of an input", remedy, TensorMeta.of(t))
+        raise refused_of_tensor(capture.context, "register_hook of an input", remedy, TensorMeta.of(t))
     node = capture.node_of(t)
     earlier = list(node.users)
     if earlier or len(memory_chains(node.graph)[node]) > 1:
         remedy = "register it where the value is made, before it is used: x = x.clone(); x.register_hook(...)"
-        raise refused_of_tensor(capture.caller, "register_hook of a view or of a used value", remedy, TensorMeta.of(t))
+        raise refused_of_tensor(capture.context, "register_hook of a view or of a used value", remedy, TensorMeta.of(t))
     capture.rebind(t, handlers.function(_hooked(hook), (t,), {}))
-    return _Handle(capture.caller)
+    return _Handle(capture.context)
 
 
 def _hooked(hook: Callable[[Tensor], Tensor | None]) -> type:
@@ -122,16 +122,16 @@ def _hooked(hook: Callable[[Tensor], Tensor | None]) -> type:
 class _Handle:
     """Of a hook that is a part of a graph."""
 
-    def __init__(self, caller: Any) -> None:
-        self.caller = caller
+    def __init__(self, context: Any) -> None:
+        self.context = context
 
     def remove(self) -> None:
-        raise refused_of_tensor(self.caller, "removing a hook", "decide before it is registered", None)
+        raise refused_of_tensor(self.context, "removing a hook", "decide before it is registered", None)
 
 
 def _refused(what: str, remedy: str) -> Callable[..., Any]:
     def refuse(capture: Any, t: Tensor, *_: Any) -> CaptureError:
-        raise refused_of_tensor(capture.caller, what, remedy, TensorMeta.of(t))
+        raise refused_of_tensor(capture.context, what, remedy, TensorMeta.of(t))
 
     return refuse
 

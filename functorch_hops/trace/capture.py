@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from ..errors import Caller, InputMutationError, message
+from ..errors import ErrorContext, InputMutationError, message
 from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
@@ -36,7 +36,7 @@ class Capture:
         self.parameter = parameter
         self.parent = parent
         self.depth: int = 1 if parent is None else parent.depth + 1
-        self.session: Session = Session(self.caller, env) if parent is None else parent.session
+        self.session: Session = Session(self.context, env) if parent is None else parent.session
         self.session.deepest = max(self.session.deepest, self.depth)
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
@@ -135,9 +135,9 @@ class Capture:
             if mode in origins_of:  # of a session that has ended, or runs on another thread
                 origins_of[mode].refuse([base])
             return False
-        for caller, tracker in self.session.ended:
+        for context, tracker in self.session.ended:
             if base in tracker:
-                refuse_leak(caller)
+                refuse_leak(context)
         ancestor = self.parent
         while ancestor is not None:
             if ancestor.owns(base):
@@ -248,7 +248,7 @@ class Capture:
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
         if storage in self._protected_storages:
-            raise write_to_named(self.caller, func.overloadpacket.__name__)
+            raise write_to_named(self.context, func.overloadpacket.__name__)
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 
@@ -285,8 +285,8 @@ class Capture:
         return self if self.parent is None else self.parent.outermost()
 
     @property
-    def caller(self) -> Caller:
-        return Caller(self.operation, self.parameter)
+    def context(self) -> ErrorContext:
+        return ErrorContext(self.operation, self.parameter)
 
     # -- result
 
@@ -328,7 +328,7 @@ class Capture:
             seen.add(_torch.storage_key(out))
             unaliased.append(out)
             if any(map(_torch.is_unbacked, out.shape)):
-                raise unknown_shape(self.caller)
+                raise unknown_shape(self.context)
         return unaliased
 
 

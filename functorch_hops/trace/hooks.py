@@ -49,9 +49,9 @@ def _refuse_function(cls: type) -> None:
     if capture is not None:
         raise CaptureError(
             message(
-                capture.caller.operation,
+                capture.context.operation,
                 f"{cls.__name__}.apply was bound before functorch_hops was imported, and would lose its backward here",
-                parameter=capture.caller.parameter,
+                parameter=capture.context.parameter,
                 expected=f"{cls.__name__}.apply(...), or a name bound after the import",
                 remedy="import functorch_hops first",
             )

@@ -78,15 +78,15 @@ class Lifting(TorchFunctionMode):
         if func in _SHOWN and not any(args[1:]):
             return _shown(args[0])
         if func in _BACKWARD and not _has_history(args[0]):
-            raise backward_inside(capture.caller, _BACKWARD[func])
+            raise backward_inside(capture.context, _BACKWARD[func])
         if func in OF_THE_TENSOR and not _torch.is_called_by_functorch():
             return OF_THE_TENSOR[func](capture, *(capture.lift_tree(a) for a in args), **kwargs or {})
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:
-            raise generator_inside(capture.caller)
+            raise generator_inside(capture.context)
         if func in READS and _is_unknown(args[0]):
-            raise unreadable(capture.caller, *READS[func])
+            raise unreadable(capture.context, *READS[func])
         capture.in_transform = _torch.top_interpreter() is not None
         capture.is_detaching = _detaches(func)
         try:

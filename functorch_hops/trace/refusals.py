@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import _torch
 from ..errors import (
-    Caller,
     CaptureError,
     DataDependentError,
+    ErrorContext,
     InputMutationError,
     message,
 )
@@ -60,31 +60,31 @@ READS: dict[Any, tuple[str, str]] = {
 
 
 @contextlib.contextmanager
-def reading_refused(caller: Caller) -> Iterator[None]:
+def reading_refused(context: ErrorContext) -> Iterator[None]:
     """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
     try:
         yield
     except DataDependentError:
         raise
     except Exception as error:
-        refused = data_dependent(caller, error)
+        refused = data_dependent(context, error)
         if refused is None:
             raise
         raise refused from error
 
 
-def data_dependent(caller: Caller, error: Exception) -> DataDependentError | None:
+def data_dependent(context: ErrorContext, error: Exception) -> DataDependentError | None:
     """The error in our words, if it is torch's refusal to read a value."""
     what = _torch.refused_read(error)
-    return None if what is None else unreadable(caller, what, _REMEDIES.get(what, _BRANCH), error)
+    return None if what is None else unreadable(context, what, _REMEDIES.get(what, _BRANCH), error)
 
 
-def unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
+def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
     return DataDependentError(
         message(
-            caller.operation,
+            context.operation,
             "Python asks for the value of a tensor that has none yet: it is traced, or mapped over by vmap",
-            parameter=caller.parameter,
+            parameter=context.parameter,
             expected="operations on tensors",
             got=what,
             remedy=remedy,
@@ -93,59 +93,59 @@ def unreadable(caller: Caller, what: str, remedy: str, cause: Exception | None =
     )
 
 
-def write_to_named(caller: Caller, function: str) -> InputMutationError:
+def write_to_named(context: ErrorContext, function: str) -> InputMutationError:
     return InputMutationError(
         message(
-            caller.operation,
-            f"{caller.parameter} writes to a value that checkpoint_name named",
-            parameter=caller.parameter,
+            context.operation,
+            f"{context.parameter} writes to a value that checkpoint_name named",
+            parameter=context.parameter,
             got=function,
             remedy="name the new value, or work on a clone()",
         )
     )
 
 
-def backward_inside(caller: Caller, what: str) -> CaptureError:
+def backward_inside(context: ErrorContext, what: str) -> CaptureError:
     return CaptureError(
         message(
-            caller.operation,
+            context.operation,
             f"{what} can't run inside a captured function, whose values have no gradient history",
-            parameter=caller.parameter,
+            parameter=context.parameter,
             remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
         )
     )
 
 
-def refused_of_tensor(caller: Caller, what: str, remedy: str, target: TensorMeta | None) -> CaptureError:
+def refused_of_tensor(context: ErrorContext, what: str, remedy: str, target: TensorMeta | None) -> CaptureError:
     """What a captured function may not ask of a tensor or do to it."""
     return CaptureError(
         message(
-            caller.operation,
+            context.operation,
             f"{what} can't be part of a captured function",
-            parameter=caller.parameter,
+            parameter=context.parameter,
             got=None if target is None else str(target),
             remedy=remedy,
         )
     )
 
 
-def generator_inside(caller: Caller) -> CaptureError:
+def generator_inside(context: ErrorContext) -> CaptureError:
     return CaptureError(
         message(
-            caller.operation,
+            context.operation,
             "an operator draws from a torch.Generator, whose state a graph can't hold",
-            parameter=caller.parameter,
+            parameter=context.parameter,
             remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
         )
     )
 
 
-def unknown_shape(caller: Caller) -> CaptureError:
+def unknown_shape(context: ErrorContext) -> CaptureError:
     return CaptureError(
         message(
-            caller.operation,
+            context.operation,
             "the shape of an output depends on values, which are known only when the graph runs",
-            parameter=caller.parameter,
+            parameter=context.parameter,
             expected="an output of a shape that follows from the shapes of the inputs",
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
         )

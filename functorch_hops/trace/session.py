@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from .. import _torch, pytree
-from ..errors import Caller, LeakedTensorError, message
+from ..errors import ErrorContext, LeakedTensorError, message
 
 __all__ = ["Session", "origins_of", "refuse_leak"]
 
@@ -17,36 +17,36 @@ __all__ = ["Session", "origins_of", "refuse_leak"]
 class Session:
     """What nested captures share: the fake mode, and the record of values whose capture has ended."""
 
-    def __init__(self, caller: Caller, env: Any) -> None:
-        self.caller = caller
+    def __init__(self, context: ErrorContext, env: Any) -> None:
+        self.context = context
         self.fake_mode = _torch.new_fake_mode(env)
         self.has_open_sizes = env is not None
         self.level = _torch.current_level()
         """Of functorch, around the outermost capture."""
-        self.ended: list[tuple[Caller, Any]] = []
+        self.ended: list[tuple[ErrorContext, Any]] = []
         self.deepest = 0
-        self.origins = origins_of[self.fake_mode] = _Origins(caller)
+        self.origins = origins_of[self.fake_mode] = _Origins(context)
 
     def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
         self.fake_mode.dispatch = self.origins.refuse_use  # type: ignore[method-assign]
-        for caller, tracker in self.ended:
-            self.origins.leaked.update({id(t): (weakref.ref(t), caller) for t in tracker})
+        for context, tracker in self.ended:
+            self.origins.leaked.update({id(t): (weakref.ref(t), context) for t in tracker})
         self.ended.clear()
 
 
 class _Origins:
     """Where the fakes of a session that has ended come from: those that are alive then have leaked."""
 
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-        self.leaked: dict[int, tuple[weakref.ref[Tensor], Caller]] = {}
+    def __init__(self, context: ErrorContext) -> None:
+        self.context = context
+        self.leaked: dict[int, tuple[weakref.ref[Tensor], ErrorContext]] = {}
 
     def refuse(self, tensors: Iterable[Any]) -> NoReturn:
         # What autograd hands on is an alias of the tensor that the user has: then any that leaked may be meant.
         given = [self.leaked[id(t)] for t in tensors if id(t) in self.leaked]
-        alive = (caller for t, caller in (*given, *self.leaked.values()) if t() is not None)
-        refuse_leak(next(alive, self.caller))
+        alive = (context for t, context in (*given, *self.leaked.values()) if t() is not None)
+        refuse_leak(next(alive, self.context))
 
     def refuse_use(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         self.refuse(pytree.flatten((args, kwargs or {}))[0])
@@ -56,12 +56,12 @@ origins_of: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref
 """Of each session, as long as tensors of it are alive."""
 
 
-def refuse_leak(caller: Caller) -> NoReturn:
+def refuse_leak(context: ErrorContext) -> NoReturn:
     raise LeakedTensorError(
         message(
-            caller.operation,
-            f"a tensor made while {caller.parameter} was captured is used outside of that capture",
-            parameter=caller.parameter,
+            context.operation,
+            f"a tensor made while {context.parameter} was captured is used outside of that capture",
+            parameter=context.parameter,
             remedy="return the value from the function instead of storing it in an outer variable",
         )
     )

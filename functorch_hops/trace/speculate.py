@@ -49,7 +49,7 @@ def speculate_subgraph(
 ) -> tuple[Subgraph, list[Tensor]]:
     """Capture ``function``, called once with fakes of ``inputs``, and the free variables that it used.
 
-    ``function`` takes and returns flat tensors; trees are the caller's matter. The returned graph's inputs are
+    ``function`` takes and returns flat tensors; trees are the context's matter. The returned graph's inputs are
     ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
     modes, autocast, gradient mode) is as before when it returns or raises.
 
@@ -115,7 +115,7 @@ def _trace(
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
-            with reading_refused(capture.caller), _recursion_refused(capture), torch.set_grad_enabled(enabled):
+            with reading_refused(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
                 outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)
@@ -123,7 +123,7 @@ def _trace(
                 check_carries(capture.history, outputs)
                 return capture.finish(outputs), capture
     finally:
-        capture.session.ended.append((capture.caller, capture.tracer.tensor_tracker))
+        capture.session.ended.append((capture.context, capture.tracer.tensor_tracker))
         if parent is not None:
             parent.constants |= capture.constants
         if parent is None:

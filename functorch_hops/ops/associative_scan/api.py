@@ -12,7 +12,7 @@ from ... import pytree
 from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
-from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
+from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried
 from ...trace.refusals import reading_refused
@@ -119,7 +119,7 @@ def _plain_associative_scan(
 ) -> Sequence[Tensor]:
     flat = _checked_fn(fn, element)
     vmapped = torch.func.vmap(lambda *args: tuple(flat(*args)), randomness="different")
-    with reading_refused(Caller("associative_scan", "fn")):
+    with reading_refused(ErrorContext("associative_scan", "fn")):
         return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 

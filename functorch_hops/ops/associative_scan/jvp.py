@@ -23,9 +23,9 @@ def associative_scan_jvp(
     if not any(reached):
         return associative_scan_impl(params, primals), [None] * len(reached)
 
-    def run(*moving: Tensor) -> tuple[Tensor, ...]:
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
         operands = list(primals)
-        for i, x in zip(active, moving):
+        for i, x in zip(active, xs):
             operands[i] = x
         return tuple(associative_scan_impl(params, operands))
 

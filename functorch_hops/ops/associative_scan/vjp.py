@@ -25,14 +25,14 @@ def associative_scan_vjp_backward(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    marked = [i for i, e in enumerate(operands[: params.n_leaves]) if is_differentiable(e.dtype)]
+    differentiable = [i for i, e in enumerate(operands[: params.n_leaves]) if is_differentiable(e.dtype)]
 
-    def run(*moving: Tensor) -> tuple[Tensor, ...]:
-        fresh = iter(moving)
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        fresh = iter(xs)
         outs = associative_scan_impl(params, [next(fresh) if a else x for x, a in zip(operands, active)])
-        return tuple(outs[i] for i in marked)
+        return tuple(outs[i] for i in differentiable)
 
     outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))  # type: ignore[misc]
-    given = (cotangents[i] for i in marked)
+    given = (cotangents[i] for i in differentiable)
     grads = iter(pull(tuple(torch.zeros_like(o) if ct is None else ct for o, ct in zip(outs, given))))
     return [next(grads) if a else None for a in active]

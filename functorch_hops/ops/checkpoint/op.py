@@ -14,14 +14,15 @@ __all__ = ["CheckpointParams", "checkpoint_op"]
 
 @dataclass(frozen=True, eq=False)
 class CheckpointParams(Params):
-    """``policy``: what is saved; ``late`` marks operands, none if it is empty.
+    """``policy``: what is saved. ``after_cotangents``: the operands for which the others must wait, see NOTE
+    [Recomputation stays late]; the empty mask marks none.
 
     Operands and outputs: those of the body.
     """
 
     body: Subgraph
     policy: Policy
-    late: Mask = ()
+    after_cotangents: Mask = ()
 
     @property
     def n_outputs(self) -> int:

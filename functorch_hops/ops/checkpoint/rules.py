@@ -1,7 +1,7 @@
 """All rules of checkpoint: its body's, except that the backward graph computes again what the policy does not save.
 
-The call that does so is a checkpoint itself. Its ``late`` operands are the cotangents: the recomputation must not begin
-before they exist, see NOTE [Recomputation stays late].
+The call that does so is a checkpoint itself. Its operands ``after_cotangents`` are those: the recomputation must not
+begin before they exist, see NOTE [Recomputation stays late].
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def checkpoint_jvp(
     params: CheckpointParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     body, reached = with_tangents(params.body, tuple(t is not None for t in tangents))
-    late = params.late
-    late += tuple(is_late for is_late, t in zip(late, tangents) if t is not None)
-    outs = _call(replace(params, body=body, late=late), [*primals, *(t for t in tangents if t is not None)])
+    after = params.after_cotangents
+    after += tuple(a for a, t in zip(after, tangents) if t is not None)
+    outs = _call(
+        replace(params, body=body, after_cotangents=after), [*primals, *(t for t in tangents if t is not None)]
+    )
     n = params.n_outputs
-    moving = iter(outs[n:])
-    return outs[:n], [next(moving) if r else None for r in reached]
+    found = iter(outs[n:])
+    return outs[:n], [next(found) if r else None for r in reached]
 
 
 def checkpoint_vjp_forward(params: CheckpointParams, active: Mask) -> CheckpointParams:
@@ -90,29 +92,29 @@ def checkpoint_vjp_backward(
     body = params.body
     part, reached = _partition(params, active)
     operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
-    late = tuple(i >= len(operands_back) - sum(reached) for i in range(len(operands_back)))
-    grads = iter(_call(replace(params, body=part.backward, late=late), operands_back))
+    after = tuple(i >= len(operands_back) - sum(reached) for i in range(len(operands_back)))
+    grads = iter(_call(replace(params, body=part.backward, after_cotangents=after), operands_back))
     return [next(grads) if a else None for a in active]
 
 
 def checkpoint_passthrough(
     params: CheckpointParams, operands: Sequence[Hashable]
 ) -> SimplifiedCall[CheckpointParams] | None:
-    if params.late:
-        return None  # an operand that is late and early at once could be neither
+    if params.after_cotangents:
+        return None  # an operand that both waits and is waited for could be neither
     return simplify_branches(params, operands, 0)
 
 
 def checkpoint_lower(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """torch has no such operator for inference graphs: forward and backward dissolve into the graph around them."""
-    late = params.late or (False,) * len(operands)
-    until = [x for x, is_late in zip(operands, late) if is_late]
-    early = iter(behind_barrier([x for x, is_late in zip(operands, late) if not is_late], until))
-    return params.body(*(x if is_late else next(early) for x, is_late in zip(operands, late)))
+    after = params.after_cotangents or (False,) * len(operands)
+    until = [x for x, a in zip(operands, after) if a]
+    waiting = iter(behind_barrier([x for x, a in zip(operands, after) if not a], until))
+    return params.body(*(x if a else next(waiting) for x, a in zip(operands, after)))
 
 
 def checkpoint_prune(params: CheckpointParams, used: Mask) -> Pruned[CheckpointParams]:
     body = params.body
     needed = needed_inputs(body, used)
-    late = tuple(is_late for is_late, n in zip(params.late, needed) if n)
-    return Pruned(replace(params, body=restricted(body, needed, used), late=late), needed, used)
+    after = tuple(a for a, n in zip(params.after_cotangents, needed) if n)
+    return Pruned(replace(params, body=restricted(body, needed, used), after_cotangents=after), needed, used)

@@ -60,8 +60,8 @@ def closed_call_jvp(
     body, reached = with_tangents(params.body, tuple(t is not None for t in tangents))
     outs = _call(body, params, [*primals, *(t for t in tangents if t is not None)])
     n = params.n_outputs
-    moving = iter(outs[n:])
-    return outs[:n], [next(moving) if r else None for r in reached]
+    found = iter(outs[n:])
+    return outs[:n], [next(found) if r else None for r in reached]
 
 
 def closed_call_vjp_forward(params: ClosedCallParams, active: Mask) -> ClosedCallParams:

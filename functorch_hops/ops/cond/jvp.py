@@ -26,8 +26,8 @@ def cond_jvp(
     given = [t for t in tangents if t is not None]
     outs = cond_op(paired, *primals, *given)
     n = params.n_outputs
-    moving = iter(outs[n:])
-    return outs[:n], [next(moving) if r else None for r in reached]
+    found = iter(outs[n:])
+    return outs[:n], [next(found) if r else None for r in reached]
 
 
 def _branch_with_tangents(body: Subgraph, active: Mask, reached: Mask) -> Subgraph:
@@ -39,8 +39,8 @@ def _branch_with_tangents(body: Subgraph, active: Mask, reached: Mask) -> Subgra
 
     def run(*args: Tensor) -> list[Tensor]:
         outs = dual(*args[: len(dual.inputs)])
-        moving = iter(outs[n:])
-        tangents = [next(moving) if o else meta.zeros() for o, meta in zip(own, body.outputs)]
+        found = iter(outs[n:])
+        tangents = [next(found) if o else meta.zeros() for o, meta in zip(own, body.outputs)]
         return [*outs[:n], *(t for t, r in zip(tangents, reached) if r)]
 
     inputs = [*body.inputs, *(m for m, a in zip(body.inputs, active) if a)]

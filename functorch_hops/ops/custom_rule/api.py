@@ -369,7 +369,7 @@ class _TreeCall(FlatRule):
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self.leaves[i] for i in self.places]
         self.metas = [TensorMeta.of(x) for x in self.tensors]
-        self.moving = [is_differentiable(m.dtype) for m in self.metas]
+        self.differentiable_inputs = [is_differentiable(m.dtype) for m in self.metas]
         constants = (None if isinstance(leaf, Tensor) else static_key(leaf) for leaf in self.leaves)
         self.identity = (function, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
 
@@ -454,7 +454,7 @@ class _VjpCall(_TreeCall):
         for i, (grad, spec) in enumerate(zip(grads, self.spec.children(), strict=True)):
             found += _spread(self.name, "bwd", grad, spec, f"bwd(...)[{i}]")
         paths = pytree.leaf_paths(self.spec, "bwd(...)")
-        rows = zip(self.places, self.metas, self.moving, strict=True)
+        rows = zip(self.places, self.metas, self.differentiable_inputs, strict=True)
         return [self.fitting(found[i], meta, paths[i]) for i, meta, m in rows if m]
 
 
@@ -462,8 +462,10 @@ class _JvpCall(_TreeCall):
     has_tangent = True
 
     def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
-        moving = iter(tangents)
-        filled = [next(moving) if m else torch.zeros_like(x) for x, m in zip(inputs, self.moving, strict=True)]
+        given = iter(tangents)
+        filled = [
+            next(given) if m else torch.zeros_like(x) for x, m in zip(inputs, self.differentiable_inputs, strict=True)
+        ]
         leaves = [_no_tangent(leaf) for leaf in self.leaves]
         for place, t in zip(self.places, filled, strict=True):
             leaves[place] = t

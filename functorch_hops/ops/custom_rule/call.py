@@ -17,7 +17,7 @@ from ...ir.subgraph import Subgraph
 from ...trace.speculate import capture_function
 from ..mode import is_capturing
 from .eager import call_in_python
-from .flat_rule import FlatRule, Tensors, marked_inputs
+from .flat_rule import FlatRule, Tensors, differentiable_inputs
 from .op import custom_rule_op
 from .parameters import CustomRule, Layout, Recursion
 
@@ -78,8 +78,8 @@ class _CapturedCall:
     def __init__(self, rule: FlatRule, inputs: Tensors) -> None:
         self.rule, self.inputs = rule, inputs
         self.metas = [TensorMeta(tuple(x.shape), x.dtype, x.device) for x in inputs]
-        self.marked = marked_inputs(inputs)
-        self.gradients = self.marked
+        self.differentiable_inputs = differentiable_inputs(inputs)
+        self.gradients = self.differentiable_inputs
         self.binder = len(_active.calls)
         self.closed: dict[Hashable, tuple[Tensor, TensorMeta]] = {}
         self.is_recursive = False
@@ -157,7 +157,7 @@ class _CapturedCall:
             emitted, inputs, cts = flat[:n_emitted], flat[n_emitted : n_emitted + n], flat[n_emitted + n :]
             values = (*inputs, *emitted)
             grads = iter(rule.backward([values[p] for p in places], cts))
-            given = [next(grads) if m else None for m in self.marked]
+            given = [next(grads) if m else None for m in self.differentiable_inputs]
             self.gradients = tuple(g is not None for g in given)
             return [g for g in given if g is not None]
 
@@ -176,7 +176,7 @@ class _CapturedCall:
             outs, tangents = rule.tangent(flat[:n], flat[n:])
             return [*outs, *tangents]
 
-        tangents = [m for m, marked in zip(self.metas, self.marked) if marked]
+        tangents = [m for m, d in zip(self.metas, self.differentiable_inputs) if d]
         return [self.capture(tangent, [*self.metas, *tangents], "rule", len(tangents))]
 
     def capture(
@@ -210,7 +210,7 @@ class _CapturedCall:
         return Layout(
             name=rule.name,
             n_inputs=len(self.metas),
-            marked=self.marked,
+            differentiable_inputs=self.differentiable_inputs,
             gradients=self.gradients,
             differentiable=self.differentiable,
             has_backward=rule.has_backward and not is_deep,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..missing_derivative.op import closed_over, missing
-from .flat_rule import FlatRule, marked_inputs
+from .flat_rule import FlatRule, differentiable_inputs
 
 __all__ = ["call_in_python"]
 
@@ -25,11 +25,11 @@ Tensors = Sequence[Tensor]
 def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
     if any(identity == rule.identity and _depend_on(inputs, zeros) for identity, zeros in _active.linear):
         return rule.primal(*inputs)
-    marked = marked_inputs(inputs)
-    needed = tuple(m and x.requires_grad for m, x in zip(marked, inputs))
+    differentiable = differentiable_inputs(inputs)
+    needed = tuple(m and x.requires_grad for m, x in zip(differentiable, inputs))
     if not (torch.is_grad_enabled() and any(needed)):
         return _guarded(rule, rule.primal(*inputs))
-    call = _PythonCall(rule, marked, needed)
+    call = _PythonCall(rule, differentiable, needed)
     outs, residuals = call.run([x.detach() for x in inputs])
     guards = [o for o in _guarded(rule, outs) if o.requires_grad]
     return _Attached.apply(call, [o.detach() for o in outs], residuals, *inputs, *guards)
@@ -38,8 +38,8 @@ def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
 class _PythonCall:
     """One run of a rule; ``pull`` takes residuals and cotangents to gradients."""
 
-    def __init__(self, rule: FlatRule, marked: Sequence[bool], needed: Sequence[bool]) -> None:
-        self.rule, self.marked, self.needed = rule, marked, needed
+    def __init__(self, rule: FlatRule, differentiable: Sequence[bool], needed: Sequence[bool]) -> None:
+        self.rule, self.differentiable_inputs, self.needed = rule, differentiable, needed
         self.pull: Callable[[Tensors, Tensors], Sequence[Tensor | None]]
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
@@ -60,14 +60,18 @@ class _PythonCall:
     def linear(self, inputs: Tensors) -> Tensors:
         """The rule's tangents are linear in the given ones: their gradient at zero is that everywhere."""
         with torch.enable_grad():
-            zeros = [torch.zeros_like(x, requires_grad=n) for x, m, n in zip(inputs, self.marked, self.needed) if m]
+            zeros = [
+                torch.zeros_like(x, requires_grad=n)
+                for x, m, n in zip(inputs, self.differentiable_inputs, self.needed)
+                if m
+            ]
             with _linear_in(self.rule, zeros):
                 outs, tangents = self.rule.tangent(inputs, zeros)
 
         def pull(_: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
             pairs = [(t, ct) for t, ct in zip(tangents, cotangents) if t.requires_grad]
-            moving = [z for z in zeros if z.requires_grad]
-            grads = iter(_products(pairs, moving))
+            sources = [z for z in zeros if z.requires_grad]
+            grads = iter(_products(pairs, sources))
             return [next(grads) if z.requires_grad else None for z in zeros]
 
         self.pull = pull
@@ -81,12 +85,12 @@ class _PythonCall:
         if not torch.is_grad_enabled():
             grads = self.pull(residuals, cts)
         else:
-            again = _PythonCall(self.rule, self.marked, self.needed)
+            again = _PythonCall(self.rule, self.differentiable_inputs, self.needed)
             with self.random.replayed():
                 _, residuals = again.run(inputs)
             grads = again.pull(residuals, cts)
         given = iter(grads)
-        return [next(given) if m else None for m in self.marked]
+        return [next(given) if m else None for m in self.differentiable_inputs]
 
 
 class _Active(threading.local):
@@ -124,12 +128,12 @@ def _depend_on(tensors: Tensors, sources: Tensors) -> bool:
     return False
 
 
-def _products(pairs: Sequence[tuple[Tensor, Tensor]], moving: Tensors) -> Sequence[Tensor | None]:
+def _products(pairs: Sequence[tuple[Tensor, Tensor]], sources: Tensors) -> Sequence[Tensor | None]:
     if not pairs:
-        return [None] * len(moving)
+        return [None] * len(sources)
     tangents, cotangents = zip(*pairs)
     higher = torch.is_grad_enabled()
-    return torch.autograd.grad(tangents, moving, cotangents, retain_graph=True, create_graph=higher, allow_unused=True)
+    return torch.autograd.grad(tangents, sources, cotangents, retain_graph=True, create_graph=higher, allow_unused=True)
 
 
 class _Attached(torch.autograd.Function):
@@ -139,7 +143,7 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _PythonCall, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:
-        inputs, guards = tensors[: len(call.marked)], tensors[len(call.marked) :]
+        inputs, guards = tensors[: len(call.differentiable_inputs)], tensors[len(call.differentiable_inputs) :]
         ctx.call, ctx.n_residuals = call, len(residuals)
         ctx.guards = [torch.zeros_like(g) for g in guards]
         ctx.save_for_backward(*residuals, *inputs)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ir.meta import Mask, is_differentiable
 
-__all__ = ["FlatRule", "Tensors", "marked_inputs"]
+__all__ = ["FlatRule", "Tensors", "differentiable_inputs"]
 
 Tensors = Sequence[Tensor]
 
@@ -50,13 +50,13 @@ class FlatRule:
         raise NotImplementedError
 
     def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
-        """One gradient for each marked input, from the cotangents of the differentiable outputs."""
+        """One gradient for each differentiable input, from the cotangents of the differentiable outputs."""
         raise NotImplementedError
 
     def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
-        """The outputs, and the tangents of the differentiable ones, from those of the marked inputs."""
+        """The outputs, and the tangents of the differentiable ones, from those of the differentiable inputs."""
         raise NotImplementedError
 
 
-def marked_inputs(inputs: Tensors) -> Mask:
+def differentiable_inputs(inputs: Tensors) -> Mask:
     return tuple(is_differentiable(x.dtype) for x in inputs)

@@ -45,8 +45,9 @@ class Reverse:
 class Layout:
     """What the flat values of a custom rule are.
 
-    ``n_inputs``: the operands before the closed-over values. ``marked``: the inputs with tangents. ``gradients``: those
-    for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and cotangents.
+    ``n_inputs``: the operands before the closed-over values. ``differentiable_inputs``: those with tangents.
+    ``gradients``: those for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and
+    cotangents.
     ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over
     counts as constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say
     where a derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
@@ -56,7 +57,7 @@ class Layout:
 
     name: str
     n_inputs: int
-    marked: Mask
+    differentiable_inputs: Mask
     gradients: Mask
     differentiable: Mask
     has_backward: bool
@@ -125,7 +126,7 @@ class CustomRule(CustomRuleParams):
         return _transposed(self, active) if layout.transposes_tangent else None
 
     def tangent(self) -> Subgraph | None:
-        """``operands, tangents of the marked inputs -> outputs, tangents of the differentiable outputs``."""
+        """``operands, tangents of the differentiable inputs -> outputs, tangents of the differentiable outputs``."""
         if self.layout.has_tangent:
             return self.derive("tangent", lambda: self.unfolded(self.derivatives[-1]))
         if self.layout.transposes_backward:
@@ -210,7 +211,7 @@ class Batched(CustomRuleParams):
         if inner is None:
             return None
         mapped, layout = self.mapped, self.layout
-        tangents = tuple(m for m, marked in zip(mapped, layout.marked) if marked)
+        tangents = tuple(m for m, d in zip(mapped, layout.differentiable_inputs) if d)
         return self._batched(inner, (*mapped, *tangents), (True,) * count(layout.differentiable))[0]
 
 
@@ -233,14 +234,14 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
     ordinary = rule.variant(is_ordinary=True)
     tangent = _substituted(rule.derivatives[-1], binder, ordinary)
     n, n_outputs = len(active), len(layout.differentiable)
-    moving = [a for a, m in zip(active, layout.marked) if m]
+    has_tangent = [a for a, d in zip(active, layout.differentiable_inputs) if d]
     metas = tangent.inputs
-    still = [meta for meta, m in zip(metas[n:], moving) if not m]
-    linear_inputs = [*metas[:n], *(meta for meta, m in zip(metas[n:], moving) if m)]
+    without = [meta for meta, m in zip(metas[n:], has_tangent) if not m]
+    linear_inputs = [*metas[:n], *(meta for meta, m in zip(metas[n:], has_tangent) if m)]
 
     def linear(*args: Tensor) -> Sequence[Tensor]:
-        given, zeros = iter(args[n:]), iter([meta.zeros() for meta in still])
-        return tangent(*args[:n], *(next(given) if m else next(zeros) for m in moving))
+        given, zeros = iter(args[n:]), iter([meta.zeros() for meta in without])
+        return tangent(*args[:n], *(next(given) if m else next(zeros) for m in has_tangent))
 
     body = rewritten(linear, linear_inputs, "vjp")
     sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
@@ -269,7 +270,7 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
     key = ordinary.key()
     restore = lambda params: rule if isinstance(params, CustomRule) and params.key() == key else None
     forward_graph, backward_graph = (_replaced(graph, restore) for graph in graphs)
-    gradients = tuple(a and i < layout.n_inputs and layout.marked[i] for i, a in enumerate(active))
+    gradients = tuple(a and i < layout.n_inputs and layout.differentiable_inputs[i] for i, a in enumerate(active))
     return Reverse(forward_graph, backward_graph, gradients)
 
 
@@ -305,13 +306,13 @@ def _tangent_of(rule: CustomRule) -> Subgraph:
     def tangent(*args: Tensor) -> list[Tensor]:
         operands, tangents = args[:n], iter(args[n:])
         outs = reverse.forward(*operands)
-        given = [(next(tangents), g) for g, m in zip(layout.gradients, layout.marked) if m]
+        given = [(next(tangents), g) for g, m in zip(layout.gradients, layout.differentiable_inputs) if m]
         zeros = [meta.zeros() for meta in cts]
         found = transposed(*outs[n_outputs:], *operands, *zeros, *(t for t, g in given if g))
         return [*outs[:n_outputs], *found[len(backward.outputs) :]]
 
-    marked = [meta for meta, m in zip(metas, layout.marked) if m]
-    return rewritten(tangent, [*metas, *marked], "jvp")
+    tangents = [meta for meta, d in zip(metas, layout.differentiable_inputs) if d]
+    return rewritten(tangent, [*metas, *tangents], "jvp")
 
 
 def _summed(backward: Subgraph, shared: Sequence[bool]) -> Subgraph:

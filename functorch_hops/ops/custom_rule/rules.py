@@ -119,8 +119,8 @@ def _second_derivative(
     second's.
     """
     rule, graph = params.of, params.function
-    part, marked = _residual_partition(params, active)
-    given = backward_operands(part, graph, marked, operands, residuals, cotangents)
+    part, reached = _residual_partition(params, active)
+    given = backward_operands(part, graph, reached, operands, residuals, cotangents)
     ordinary = iter(part.backward(*given))
     grads = [next(ordinary) if a else None for a in active]
     n_outputs = rule.n_outputs
@@ -140,9 +140,9 @@ def custom_rule_jvp(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     rule = _require_rule(params)
     layout, n = rule.layout, rule.n_outputs
-    is_moving = tuple(t is not None for t in tangents)
-    absence = _closed_over(rule, is_moving, Through.TANGENT)
-    if not any(m and marked for m, marked in zip(is_moving, layout.marked)) and absence is None:
+    has_tangent = tuple(t is not None for t in tangents)
+    absence = _closed_over(rule, has_tangent, Through.TANGENT)
+    if not any(t and d for t, d in zip(has_tangent, layout.differentiable_inputs)) and absence is None:
         return custom_rule_op(rule, *primals), [None] * n
     graph = rule.tangent()
     if graph is None and absence is None:
@@ -150,13 +150,15 @@ def custom_rule_jvp(
     if graph is None or absence is not None:
         assert absence is not None
         metas = [meta for meta, d in zip(rule.function.outputs, layout.differentiable) if d]
-        moving = iter(absent_derivatives(absence, metas, [*primals, *(t for t in tangents if t is not None)]))
-        return custom_rule_op(rule, *primals), [next(moving) if d else None for d in layout.differentiable]
-    given = [torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.marked) if m]
+        found = iter(absent_derivatives(absence, metas, [*primals, *(t for t in tangents if t is not None)]))
+        return custom_rule_op(rule, *primals), [next(found) if d else None for d in layout.differentiable]
+    given = [
+        torch.zeros_like(p) if t is None else t for p, t, m in zip(primals, tangents, layout.differentiable_inputs) if m
+    ]
     with _torch.autocast_off():
         outs = [x.contiguous() for x in graph(*primals, *given)]
-    moving = iter(outs[n:])
-    return outs[:n], [next(moving) if d else None for d in layout.differentiable]
+    found = iter(outs[n:])
+    return outs[:n], [next(found) if d else None for d in layout.differentiable]
 
 
 def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, through: Through) -> Mask:

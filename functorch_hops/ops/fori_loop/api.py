@@ -16,7 +16,7 @@ from ...calls.validate import (
     check_tensor_leaves,
     kind_of,
 )
-from ...errors import ArgumentTypeError, ArgumentValueError, Caller, message
+from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from ..loops.steps import carry_check
 from ..mode import is_capturing
 from ..scan.api import run_scan
@@ -72,11 +72,11 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
             got=unroll,
         )
         raise ArgumentValueError(text)
-    caller = Caller("fori_loop", "body_fn")
+    context = ErrorContext("fori_loop", "body_fn")
     if any(isinstance(b, Tensor) for b in bounds):
-        return _tensor_bounds(caller, bounds[0], bounds[1], body_fn, init)
+        return _tensor_bounds(context, bounds[0], bounds[1], body_fn, init)
     if not is_capturing():
-        next_carry, value = carry_check(caller, init), init
+        next_carry, value = carry_check(context, init), init
         for i in range(bounds[0], bounds[1]):
             value = next_carry(body_fn(torch.tensor(i), value))
         return value
@@ -85,7 +85,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     indices = torch.arange(bounds[0], bounds[1])
     leaves, spec = pytree.flatten(indices)
     step = lambda value, i: (body_fn(i, value), None)
-    return run_scan(caller, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
+    return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
 
 
 _BOUND = "an int or a one-element integer tensor"
@@ -101,12 +101,12 @@ def _bound(parameter: str, bound: Any) -> Any:
     raise ArgumentTypeError(text)
 
 
-def _tensor_bounds(caller: Caller, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: Any) -> Any:
+def _tensor_bounds(context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: Any) -> Any:
     device = next(b.device for b in (lower, upper) if isinstance(b, Tensor))
     first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
     first = first + torch.zeros_like(last)  # batched if either bound is
     _, value = run_while(
-        caller, lambda state: state[0] < last, _Counting(body_fn, carry_check(caller, init)), (first, init)
+        context, lambda state: state[0] < last, _Counting(body_fn, carry_check(context, init)), (first, init)
     )
     return value
 

@@ -31,9 +31,9 @@ class Equation:
     def __init__(self, operation: str, tree: OutputSpec, body: Subgraph) -> None:
         self.operation, self.tree, self.body = operation, tree, body
         self.n = len(tree.metas)
-        self.moving = tuple(is_differentiable(m.dtype) for m in body.inputs[self.n :])
-        self.in_unknowns = (*(True,) * self.n, *(False,) * len(self.moving))
-        self.in_parameters = (*(False,) * self.n, *self.moving)
+        self.differentiable = tuple(is_differentiable(m.dtype) for m in body.inputs[self.n :])
+        self.in_unknowns = (*(True,) * self.n, *(False,) * len(self.differentiable))
+        self.in_parameters = (*(False,) * self.n, *self.differentiable)
 
     @classmethod
     def capture(cls, operation: str, parameter: str, function: Function, unknowns: Any) -> tuple[Equation, Tensors]:

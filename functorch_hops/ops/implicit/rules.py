@@ -26,11 +26,11 @@ class _Implicit(FlatRule):
         self.equation, self.solve, self.name = equation, solve, equation.operation
 
     def split(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
-        n = len(self.equation.moving)
+        n = len(self.equation.differentiable)
         return inputs[:n], inputs[n:]
 
     def split_tangents(self, tangents: Tensors) -> tuple[Tensors, Tensors]:
-        n = sum(self.equation.moving)
+        n = sum(self.equation.differentiable)
         return tangents[:n], tangents[n:]
 
 
@@ -83,8 +83,8 @@ class LinearSolve(_Implicit):
     def tangent(self, inputs: Tensors, tangents: Tensors) -> tuple[Tensors, Tensors]:
         equation, (parameters, _) = self.equation, self.split(inputs)
         x = call_custom_rule(self, inputs)
-        moving, db = self.split_tangents(tangents)
-        moved = equation.pushed(x, parameters, moving, equation.in_parameters)
+        tangents, db = self.split_tangents(tangents)
+        moved = equation.pushed(x, parameters, tangents, equation.in_parameters)
         return x, call_custom_rule(self, [*parameters, *(d - m for d, m in zip(db, moved))])
 
     def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:

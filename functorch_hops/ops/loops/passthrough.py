@@ -31,6 +31,6 @@ def renumbered(
     Fixed carries are constants. Two carries are one if they start equal and each step gives both the same value.
     """
     carry = [inputs[i] if i in fixed else (inputs[i], value) for i, value in enumerate(values(body)[:n])]
-    moving = [i for i in range(n) if i not in fixed]
-    groups = [moving, *others[:-1], [*sorted(fixed), *others[-1]]]
+    changing = [i for i in range(n) if i not in fixed]
+    groups = [changing, *others[:-1], [*sorted(fixed), *others[-1]]]
     return Renumbering.make(groups, [*carry, *inputs[n:]])

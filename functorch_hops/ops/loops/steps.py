@@ -17,12 +17,12 @@ from ... import pytree
 from ...calls.output import OutputSpec, number_as_tensor
 from ...calls.static_values import same_static
 from ...calls.validate import check_carry, kind_of
-from ...errors import Caller, MetadataMismatchError, TreeMismatchError, message
+from ...errors import ErrorContext, MetadataMismatchError, TreeMismatchError, message
 
 __all__ = ["carry_check", "elements", "stack_outputs"]
 
 
-def carry_check(caller: Caller, init: Any) -> Callable[[Any], Any]:
+def carry_check(context: ErrorContext, init: Any) -> Callable[[Any], Any]:
     """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like
     ``init``.
     """
@@ -32,7 +32,7 @@ def carry_check(caller: Caller, init: Any) -> Callable[[Any], Any]:
 
     def check_fully(value: Any) -> Any:
         value = pytree.map(number_as_tensor, value)
-        check_carry(caller, carry, OutputSpec.flatten(value)[1])
+        check_carry(context, carry, OutputSpec.flatten(value)[1])
         return value
 
     if type(init) is Tensor:
@@ -68,29 +68,29 @@ def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: 
     return map(spec.unflatten, zip(*slices, strict=True))
 
 
-def stack_outputs(outputs: Sequence[Any], caller: Caller) -> Any:
+def stack_outputs(outputs: Sequence[Any], context: ErrorContext) -> Any:
     """The outputs of all steps, stacked leaf by leaf; a leaf that is no tensor must be the same in every step."""
     if all(type(y) is Tensor for y in outputs):
-        return _stacked(list(outputs), caller, caller.output)
+        return _stacked(list(outputs), context, context.output)
     first, spec = pytree.flatten(outputs[0])
     try:
         rows = [first, *map(spec.flatten_up_to, outputs[1:])]
     except (ValueError, TypeError):
-        _refuse_changed_tree(spec, outputs, caller)
-    paths = pytree.leaf_paths(spec, caller.output) if first else []
-    return pytree.unflatten(spec, [_stacked(column, caller, path) for column, path in zip(zip(*rows), paths)])
+        _refuse_changed_tree(spec, outputs, context)
+    paths = pytree.leaf_paths(spec, context.output) if first else []
+    return pytree.unflatten(spec, [_stacked(column, context, path) for column, path in zip(zip(*rows), paths)])
 
 
-def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any], caller: Caller) -> NoReturn:
-    differences = (pytree.difference(expected, pytree.flatten(y)[1], caller.output) for y in outputs)
+def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any], context: ErrorContext) -> NoReturn:
+    differences = (pytree.difference(expected, pytree.flatten(y)[1], context.output) for y in outputs)
     found = next(filter(None, differences), None)
     assert found is not None, "optree could not match the trees"
     where, left, right = found
     raise TreeMismatchError(
         message(
-            caller.operation,
-            f"{caller.output} changes its tree between steps",
-            parameter=caller.parameter,
+            context.operation,
+            f"{context.output} changes its tree between steps",
+            parameter=context.parameter,
             path=where,
             expected=f"{left} as in the first step",
             got=right,
@@ -99,29 +99,29 @@ def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any], caller: 
     )
 
 
-def _stacked(column: Sequence[Any], caller: Caller, path: str) -> Any:
+def _stacked(column: Sequence[Any], context: ErrorContext, path: str) -> Any:
     first = column[0]
     if not isinstance(first, Tensor):
         for value in column:
             if not same_static(first, value):
-                _refuse_changed_leaf(first, value, caller, path)
+                _refuse_changed_leaf(first, value, context, path)
         return first
     shape, dtype, device = first.shape, first.dtype, first.device
     for x in column:
         if not (isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device):
-            _refuse_changed_leaf(first, x, caller, path)
+            _refuse_changed_leaf(first, x, context, path)
     return torch.stack(tuple(column))
 
 
-def _refuse_changed_leaf(expected: Any, got: Any, caller: Caller, path: str) -> NoReturn:
+def _refuse_changed_leaf(expected: Any, got: Any, context: ErrorContext, path: str) -> NoReturn:
     both = isinstance(expected, Tensor) and isinstance(got, Tensor)
     error = MetadataMismatchError if both else TreeMismatchError
     what = "changes its shape, dtype or device" if both else "that is no tensor changes"
     raise error(
         message(
-            caller.operation,
-            f"a leaf of {caller.output} {what} between steps",
-            parameter=caller.parameter,
+            context.operation,
+            f"a leaf of {context.output} {what} between steps",
+            parameter=context.parameter,
             path=path,
             expected=f"{kind_of(expected)}, as in the first step",
             got=kind_of(got),

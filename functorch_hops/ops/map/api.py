@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import pytree
 from ...calls.output import OutputSpec, numbers_as_tensors
 from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
-from ...errors import ArgumentTypeError, Caller, message
+from ...errors import ArgumentTypeError, ErrorContext, message
 from ...trace.refusals import reading_refused
 from ..scan.api import run_scan, trip_count
 
@@ -57,11 +57,11 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
     return _in_chunks(f, leaves, spec, size, as_int("map", "batch_size", batch_size, at_least=1))
 
 
-_CALLER = Caller("map", "f", output="output")
+_CONTEXT = ErrorContext("map", "f", output="output")
 
 
 def _each(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any) -> Any:
-    _, ys = run_scan(_CALLER, lambda _, x: (None, f(x)), None, leaves, spec, size)
+    _, ys = run_scan(_CONTEXT, lambda _, x: (None, f(x)), None, leaves, spec, size)
     return ys
 
 
@@ -95,7 +95,7 @@ def _vmapped(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
             # Something to map even where every output is a constant.
             return (*tensors, values[0])
 
-        with reading_refused(_CALLER):
+        with reading_refused(_CONTEXT):
             outs = torch.func.vmap(flat, randomness="different")(*leaves)
         return outputs[-1].unflatten(outs[:-1])
 

@@ -48,9 +48,9 @@ def missing_derivative_jvp(
     params: MissingDerivativeParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     """What is missing has no derivative that is known: it is missing too."""
-    moves = missing_derivative_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)
-    moving = iter(missing_derivative_op(params, *primals, *(t for t in tangents if t is not None)))
-    return missing_derivative_op(params, *primals), [t if m else None for t, m in zip(moving, moves)]
+    tangent_mask = missing_derivative_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)
+    found = iter(missing_derivative_op(params, *primals, *(t for t in tangents if t is not None)))
+    return missing_derivative_op(params, *primals), [t if m else None for t, m in zip(found, tangent_mask)]
 
 
 def missing_derivative_vjp_forward(params: MissingDerivativeParams, active: Mask) -> MissingDerivativeParams:

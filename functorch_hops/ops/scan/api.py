@@ -12,7 +12,7 @@ from ... import _torch, pytree
 from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
-from ...errors import ArgumentValueError, Caller, TreeMismatchError, message
+from ...errors import ArgumentValueError, ErrorContext, TreeMismatchError, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried, Part, Source
 from ...trace.speculate import speculate_subgraph
@@ -88,11 +88,11 @@ def scan(
     steps = trip_count("scan", leaves, xs_spec, length)
     init = numbers_as_tensors(init)
     check_tensor_leaves("scan", "init", init)
-    return run_scan(Caller("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll, remat)
+    return run_scan(ErrorContext("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll, remat)
 
 
 def run_scan(
-    caller: Caller,
+    context: ErrorContext,
     f: Callable[..., Any],
     init: Any,
     leaves: list[Tensor],
@@ -102,11 +102,11 @@ def run_scan(
     unroll: int = 1,
     remat: Any = None,
 ) -> tuple[Any, Any]:
-    """``scan`` of checked arguments, for the loops that are scans: ``caller`` is the one that the user wrote."""
+    """``scan`` of checked arguments, for the loops that are scans: ``context`` names the one that was called."""
     is_plain = not is_capturing() and (remat is None or _torch.top_interpreter() is None)
     if is_plain and length > 0:
-        return _plain_scan(caller, f, init, leaves, xs_spec, length, reverse, remat)
-    return as_graph("scan", _captured_scan, (f,), (init, leaves), caller, xs_spec, length, reverse, unroll, remat)
+        return _plain_scan(context, f, init, leaves, xs_spec, length, reverse, remat)
+    return as_graph("scan", _captured_scan, (f,), (init, leaves), context, xs_spec, length, reverse, unroll, remat)
 
 
 def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: Any = None) -> Any:
@@ -155,7 +155,7 @@ def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected:
 
 
 def _plain_scan(
-    caller: Caller,
+    context: ErrorContext,
     f: Callable[..., Any],
     init: Any,
     leaves: list[Tensor],
@@ -164,7 +164,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    next_carry = carry_check(caller, init)
+    next_carry = carry_check(context, init)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []
@@ -186,7 +186,7 @@ def _plain_scan(
             ys += segment_ys
     if reverse:
         ys.reverse()
-    return carry, stack_outputs(ys, caller)
+    return carry, stack_outputs(ys, context)
 
 
 def _carry_and_output(result: Any) -> tuple[Any, Any]:
@@ -208,7 +208,7 @@ def _carry_and_output(result: Any) -> tuple[Any, Any]:
 def _captured_scan(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, list[Tensor]],
-    caller: Caller,
+    context: ErrorContext,
     xs_spec: pytree.Spec,
     length: Any,
     reverse: bool,
@@ -226,14 +226,14 @@ def _captured_scan(
         x = pytree.unflatten(xs_spec, flat[len(carry_leaves) :])
         returned, y = _carry_and_output(f(state, x))
         carry_out, returned_spec = OutputSpec.flatten(_as_carry(returned))
-        check_carry(caller, carry, returned_spec)
+        check_carry(context, carry, returned_spec)
         y_out, y_spec = OutputSpec.flatten(y)
         ys.append(y_spec)
         return [*carry_out, *y_out]
 
     sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(carry_leaves)), *map(Part, leaves)]
     body, lifted = speculate_subgraph(
-        run, inputs, operation=caller.operation, parameter=caller.parameter, sources=sources
+        run, inputs, operation=context.operation, parameter=context.parameter, sources=sources
     )
     outs = run_scan_graph(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
     return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])

@@ -40,5 +40,5 @@ def scan_jvp(
     )
     n_ys = len(body.outputs) - n
     ys = outs[n + k : n + k + n_ys]
-    moving = iter((*outs[n : n + k], *outs[n + k + n_ys :]))
-    return [*outs[:n], *ys], [next(moving) if r else None for r in reached]
+    found = iter((*outs[n : n + k], *outs[n + k + n_ys :]))
+    return [*outs[:n], *ys], [next(found) if r else None for r in reached]

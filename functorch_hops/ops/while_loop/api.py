@@ -21,7 +21,7 @@ from ...calls.validate import (
     check_tensor_leaves,
     kind_of,
 )
-from ...errors import ArgumentTypeError, Caller, InfiniteLoopError, message
+from ...errors import ArgumentTypeError, ErrorContext, InfiniteLoopError, message
 from ...ir.build import merge_lifted
 from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
@@ -97,33 +97,35 @@ def while_loop(
     check_tensor_leaves("while_loop", "init_val", init)
     if checkpoints is not None and max_steps is not None:
         checkpoints = max(1, min(checkpoints, max_steps))  # slots that no step could fill
-    return run_while(Caller("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
+    return run_while(ErrorContext("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
 
 
 def run_while(
-    caller: Caller,
+    context: ErrorContext,
     cond_fn: Callable[..., Any],
     body_fn: Callable[..., Any],
     init: Any,
     max_steps: int | None = None,
     checkpoints: int | None = None,
 ) -> Any:
-    """``while_loop`` of checked arguments, for the loops that are while loops: ``caller`` is the one the user wrote."""
+    """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` names the one called."""
     if is_capturing() or checkpoints is not None:
-        return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (init,), caller, max_steps, checkpoints)
-    return _plain_while_loop(caller, cond_fn, body_fn, init, max_steps)
+        return as_graph(
+            "while_loop", _captured_while_loop, (cond_fn, body_fn), (init,), context, max_steps, checkpoints
+        )
+    return _plain_while_loop(context, cond_fn, body_fn, init, max_steps)
 
 
 def _plain_while_loop(
-    caller: Caller, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
+    context: ErrorContext, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
 ) -> Any:
-    next_carry, value, steps = carry_check(caller, init), init, 0
+    next_carry, value, steps = carry_check(context, init), init, 0
     while max_steps is None or steps < max_steps:
         pred = _checked_predicate(cond_fn(value))
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - steps
-                return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (value,), caller, rest, None)
+                return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (value,), context, rest, None)
             pred = _torch.read_number(pred)
         if not pred:
             break
@@ -151,19 +153,19 @@ def _checked_predicate(pred: Any) -> Any:
 def _captured_while_loop(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any],
-    caller: Caller,
+    context: ErrorContext,
     max_steps: int | None,
     checkpoints: int | None,
 ) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
     (cond_fn, body_fn), (init,) = functions, operands
     if max_steps is not None:
-        start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(caller, init)
+        start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(context, init)
         bounded = (
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
         )
-        _, value = _captured_while_loop(bounded, ((start, init),), caller, None, checkpoints)
+        _, value = _captured_while_loop(bounded, ((start, init),), context, None, checkpoints)
         return value
     leaves, carry = OutputSpec.flatten(init)
     constants: list[Any] = []
@@ -180,14 +182,14 @@ def _captured_while_loop(
 
     def run_body(*flat: Tensor) -> list[Tensor]:
         out, returned = OutputSpec.flatten(pytree.map(number_as_tensor, body_fn(carry.unflatten(flat))))
-        check_carry(caller, carry, returned)
+        check_carry(context, carry, returned)
         return out
 
     sources = [Carried(x, i) for i, x in enumerate(leaves)]
     cond = speculate_subgraph(
         run_cond,
         carry.metas,
-        operation=caller.operation,
+        operation=context.operation,
         parameter="cond_fn",
         sources=[dataclasses.replace(source, place=None) for source in sources],
     )
@@ -204,7 +206,7 @@ def _captured_while_loop(
             )
         )
     body = speculate_subgraph(
-        run_body, carry.metas, operation=caller.operation, parameter=caller.parameter, sources=sources
+        run_body, carry.metas, operation=context.operation, parameter=context.parameter, sources=sources
     )
     (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
     params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)

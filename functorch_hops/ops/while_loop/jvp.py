@@ -25,7 +25,7 @@ def while_loop_jvp(
     carry = carry_fixpoint(
         [t is not None for t in tangents[:n]], lambda c: dependent_outputs(body, (*c, *consts), Through.TANGENT)[:n]
     )
-    pair_body, moves = pair_carry(body, n, 0, (*carry, *consts))
+    pair_body, tangent_mask = pair_carry(body, n, 0, (*carry, *consts))
     carry_t = [torch.zeros_like(x) if t is None else t for x, t, a in zip(primals, tangents, carry) if a]
     consts_t = [t for t in tangents[n:] if t is not None]
     k = len(carry_t)
@@ -34,8 +34,8 @@ def while_loop_jvp(
     outs = while_loop_op(loop, *primals[:n], *carry_t, *primals[n:], *consts_t)
     stacks, n_ys = outs[n + k :], len(body.outputs) - n
     ys = stacks[1 : 1 + n_ys] if flags else ()
-    moving = iter((*outs[n : n + k], *stacks[1 + n_ys :]))
-    tangents_out = [next(moving) if m else None for m in moves]
+    found = iter((*outs[n : n + k], *stacks[1 + n_ys :]))
+    tangents_out = [next(found) if m else None for m in tangent_mask]
     values = [*outs[:n], *(merge_flags(flags, stacks[0], ys) if flags else ())]
     return values, [*tangents_out[:n], *merge_flags(flags, None, tangents_out[n:])]
 
