@@ -49,7 +49,7 @@ def speculate_subgraph(
 ) -> tuple[Subgraph, list[Tensor]]:
     """Capture ``function``, called once with fakes of ``inputs``, and the free variables that it used.
 
-    ``function`` takes and returns flat tensors; trees are the context's matter. The returned graph's inputs are
+    ``function`` takes and returns flat tensors; trees are the caller's matter. The returned graph's inputs are
     ``inputs`` followed by one for each lifted tensor. Everything that was active around the call (transforms,
     modes, autocast, gradient mode) is as before when it returns or raises.
 
