@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import functorch_hops as fh
+from modes import every_mode, same
 
 policies = fh.checkpoint_policies
 W = torch.tensor([[0.4, -0.3, 0.2], [0.1, 0.5, -0.6], [-0.2, 0.3, 0.7]], dtype=torch.float64)
@@ -424,3 +425,44 @@ def test_a_name_keeps_the_tree() -> None:
     torch.testing.assert_close(out["a"], X)
     assert out["b"] == (None, "label", 2)
     assert operator.is_not(out["a"], X)
+
+
+@fh.custom_vjp
+def sine_by_vjp(x):
+    return x.sin()
+
+
+sine_by_vjp.defvjp(lambda x: (x.sin(), x), lambda x, ct: (ct * x.cos(),))
+
+
+@fh.custom_jvp
+def sine_by_jvp(x):
+    return x.sin()
+
+
+sine_by_jvp.defjvp(lambda primals, tangents: (primals[0].sin(), tangents[0] * primals[0].cos()))
+
+WITH_DERIVATIVES = {
+    "grad": fh.grad(lambda y: (y**3).sum()),
+    "torch_hessian": lambda x: torch.func.hessian(lambda y: (y**3).sum())(x).sum(0),
+    "vjp": lambda x: fh.vjp(torch.sin, x)[1](x)[0],
+    "jvp": lambda x: fh.jvp(torch.sin, (x,), (x,))[1],
+    "custom_vjp": sine_by_vjp,
+    "custom_jvp": sine_by_jvp,
+    "random": lambda x: fh.grad(lambda y: (y**3 * torch.rand_like(y)).sum())(x),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("f", WITH_DERIVATIVES.values(), ids=WITH_DERIVATIVES)
+def test_checkpoint_of_derivatives(run, f):
+    """torch refuses transforms where hooks on saved tensors are in place."""
+    x = torch.tensor([0.5, -1.5], dtype=torch.float64, requires_grad=True)
+    g = lambda x: f(x * 2) * x
+    results = []
+    for h in (g, lambda x: run(lambda x: fh.checkpoint(g)(x), x)):
+        torch.manual_seed(0)
+        out = h(x)
+        (first,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        results.append((out, first, *torch.autograd.grad(first.sum(), x)))
+    same(*results)

@@ -33,6 +33,7 @@ __all__ = [
     "no_modes",
     "observer",
     "suspended",
+    "without_saved_tensor_hooks",
     "without_torch_function",
 ]
 
@@ -64,7 +65,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
-        stack.enter_context(_without_saved_tensor_hooks())
+        stack.enter_context(without_saved_tensor_hooks())
         stack.enter_context(_dual_level_as_jvp())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -92,7 +93,7 @@ def _without_function_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_saved_tensor_hooks() -> Iterator[None]:
+def without_saved_tensor_hooks() -> Iterator[None]:
     """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
     them.
     """

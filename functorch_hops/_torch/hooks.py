@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +15,9 @@ from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
 
-__all__ = ["install_hooks"]
+from .dispatch import without_saved_tensor_hooks
+
+__all__ = ["in_checkpoint", "install_hooks"]
 
 
 def install_hooks(
@@ -27,7 +32,7 @@ def install_hooks(
     from outside the capture would enter with the level of an unrelated transform. ``autograd.Function.apply`` runs
     ``forward`` and forgets ``backward``. The hooks hand over to ``lift`` / ``apply_function``, which do nothing unless
     a capture runs on the calling thread. There, torch logs the traceback of each shape error of the user's on top of
-    raising it: that log is silent meanwhile.
+    raising it: that log is silent meanwhile. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`.
     """
     from torch._functorch import vmap
 
@@ -38,7 +43,40 @@ def install_hooks(
     setattr(eager_transforms, "_wrap_for_grad", lambda t, level: wrap(lift(t), level))  # noqa: B010
 
     _hook_functions(apply_function, refuse_function)
+    for name in ("_vjp_with_argnums", "grad_and_value_impl"):
+        setattr(eager_transforms, name, _without_hooks_in_checkpoint(getattr(eager_transforms, name)))
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
+
+
+class _Checkpoints(threading.local):
+    active = 0
+
+
+_checkpoints = _Checkpoints()
+
+
+@contextlib.contextmanager
+def in_checkpoint() -> Iterator[None]:
+    """Let torch's transforms run although ``torch.utils.checkpoint`` has its hooks on saved tensors in place.
+
+    torch refuses such hooks there. Meanwhile they are suspended: what a transform saves is kept, not computed again.
+    """
+    _checkpoints.active += 1
+    try:
+        yield
+    finally:
+        _checkpoints.active -= 1
+
+
+def _without_hooks_in_checkpoint(transform: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(transform)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not _checkpoints.active:
+            return transform(*args, **kwargs)
+        with without_saved_tensor_hooks():
+            return transform(*args, **kwargs)
+
+    return run
 
 
 def _hook_functions(

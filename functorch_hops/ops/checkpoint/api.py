@@ -73,10 +73,13 @@ def checkpointed_plainly(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], preserve_rng_state: bool = True
 ) -> Any:
     """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
-    call: Callable[..., Any] = functools.partial(func, **kwargs)
-    if preserve_rng_state:
-        call = _Replayed(call)
-    return torch.utils.checkpoint.checkpoint(call, *args, use_reentrant=False, preserve_rng_state=False)
+
+    def call(*values: Any) -> Any:
+        with _torch.in_checkpoint():
+            return func(*values, **kwargs)
+
+    run = _Replayed(call) if preserve_rng_state else call
+    return torch.utils.checkpoint.checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Replayed:

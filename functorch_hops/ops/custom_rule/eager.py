@@ -152,7 +152,8 @@ class _Attached(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        residuals, inputs = ctx.saved_tensors[: ctx.n_residuals], ctx.saved_tensors[ctx.n_residuals :]
+        saved = ctx.saved_tensors  # read once: a checkpoint around the call hands each out once
+        residuals, inputs = saved[: ctx.n_residuals], saved[ctx.n_residuals :]
         return (None, None, None, *ctx.call.gradients(inputs, residuals, cotangents), *ctx.guards)
 
 
