@@ -17,6 +17,7 @@ __all__ = [
     "PLAIN_TYPES",
     "WeakTensorKeyDictionary",
     "as_plain_class",
+    "become",
     "has_own_operators",
     "known_constant",
     "known_number",
@@ -38,6 +39,16 @@ def plain(t: Tensor) -> Tensor:
     if t.is_neg():
         t = t.resolve_neg()
     return t
+
+
+def become(t: Tensor, value: Tensor) -> None:
+    """Let the object ``t`` be the tensor ``value``, which is nowhere else: ``torch.utils.swap_tensors``, which refuses
+    objects to which there are weak references.
+    """
+    with torch._C.DisableTorchFunction():
+        t.__class__, value.__class__ = type(value), type(t)
+        t.__dict__, value.__dict__ = value.__dict__, t.__dict__
+        torch._C._swap_tensor_impl(t, value)
 
 
 def has_own_operators(t: Tensor) -> bool:

@@ -185,7 +185,7 @@ _interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
 
 
-def params_of(node: fx.Node, module: fx.GraphModule) -> Params | None:
+def params_of(node: fx.Node, module: torch.nn.Module) -> Params | None:
     """The parameters of the operator that a node calls, None for any other node."""
     first = node.args[0] if node.op == "call_function" and node.args else None
     if not isinstance(first, fx.Node) or first.op != "get_attr":
@@ -194,14 +194,14 @@ def params_of(node: fx.Node, module: fx.GraphModule) -> Params | None:
     return value if isinstance(value, Params) else None
 
 
-def is_random_node(node: fx.Node, module: fx.GraphModule) -> bool:
+def is_random_node(node: fx.Node, module: torch.nn.Module) -> bool:
     if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags
     params = params_of(node, module)
     return params is not None and params.random
 
 
-def has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
+def has_effect(node: fx.Node, module: torch.nn.Module) -> bool:
     """Whether a node does something besides its results: it checks, prints, or calls a custom operator that may."""
     if isinstance(node.target, OpOverload):
         return is_effectful(node.target)
@@ -209,7 +209,7 @@ def has_effect(node: fx.Node, module: fx.GraphModule) -> bool:
     return params is not None and params.has_effects
 
 
-def is_pinned(node: fx.Node, module: fx.GraphModule) -> bool:
+def is_pinned(node: fx.Node, module: torch.nn.Module) -> bool:
     """Whether a node stays where it is, read or not: a draw keeps its place in the stream, an effect its turn."""
     return is_random_node(node, module) or has_effect(node, module)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,11 @@ from .indexing import Rows
 from .refusals import check_tensor_class, unknown_shape, write_to_named
 from .session import Session, origins_of, refuse_leak
 
-__all__ = ["Capture", "answer", "current_capture"]
+__all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "tables"]
+
+
+tables = _torch.WeakTensorKeyDictionary()
+"""Tensors that a function built while it was captured and kept: see NOTE [Tables built at first use]."""
 
 
 class Capture:
@@ -112,6 +117,8 @@ class Capture:
             with _torch.without_torch_function():
                 meta = TensorMeta.of(t)
             fake = self.new_input(meta, Itself(t))
+            if t in tables:
+                self.constants.add(id(t))
             if self.buffers is not None and self.buffers.may_update(t):
                 fake = self._buffer_copy(fake)
                 self.buffers.add_copy(t, fake)
@@ -335,6 +342,16 @@ class Capture:
 def current_capture() -> Capture | None:
     """The innermost capture that runs on this thread."""
     return state.capture  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def outside_of_captures() -> Iterator[None]:
+    """Run operators, not record them."""
+    capture, state.capture = state.capture, None
+    try:
+        yield
+    finally:
+        state.capture = capture
 
 
 def answer(question: Question, t: Tensor) -> bool:

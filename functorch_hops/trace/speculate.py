@@ -30,6 +30,7 @@ from .history import Source, check_carries
 from .inplace import has_writes, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
+from .outliving import make_real
 from .refusals import reading_refused
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
@@ -121,7 +122,11 @@ def _trace(
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
                 check_carries(capture.history, outputs)
-                return capture.finish(outputs), capture
+                module = capture.finish(outputs)
+        if keep_autocast:
+            del outputs, fakes
+            make_real(capture)
+        return module, capture
     finally:
         capture.session.ended.append((capture.context, capture.tracer.tensor_tracker))
         if parent is not None:

@@ -1,0 +1,78 @@
+"""Tensors that a function left somewhere while it was captured.
+
+NOTE [Tables built at first use] A module builds a table when it is first called and keeps it (positions, masks, rotary
+embeddings, ``functools.lru_cache``). In a capture that table is a fake. What it was computed from - Python numbers, and
+tensors from outside of all captures - is at hand when the capture ends, so its value is computed then, and the very
+object that was kept becomes the real table (``_torch.become``), whoever holds it. Traces that meet it again take it for
+a constant. A tensor that depends on traced values can't be had: its next use is refused (``session``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, fx
+
+from .. import _torch
+from ..ir.subgraph import has_effect, is_random_node
+from .capture import Capture, outside_of_captures, tables
+from .detached import memory_chains, written
+
+__all__ = ["make_real"]
+
+
+def make_real(capture: Capture) -> None:
+    """Let the values of an ended capture that are still alive, and can be computed now, become real."""
+    alive = [(t, capture.node_of(t)) for t in list(capture.tracer.tensor_tracker)]
+    alive = [(t, node) for t, node in alive if node.op == "call_function"]
+    if not alive:
+        return
+    known = _known_nodes(capture)
+    alive = [(t, node) for t, node in alive if node in known]
+    if alive:
+        with _torch.suspended(keep_autocast=False), outside_of_captures():
+            values = _computed(capture, known)
+            for t, node in alive:
+                del capture.tracer.tensor_tracker[t]
+                _torch.become(t, values[node])
+                tables[t] = True
+
+
+def _known_inputs(capture: Capture) -> dict[fx.Node, Tensor]:
+    """The inputs whose tensors are at hand: those that are neither arguments nor traced by someone else."""
+    inputs = capture.graph.find_nodes(op="placeholder")
+    lifted = zip(inputs[len(inputs) - len(capture.lifted) :], capture.lifted)
+    return {node: t for node, t in lifted if not (_torch.is_wrapped(t) or isinstance(t, _torch.FakeTensor))}
+
+
+def _known_nodes(capture: Capture) -> dict[fx.Node, Tensor | None]:
+    """The nodes that depend on known inputs alone, through operators and writes to shared memory, and draw or do
+    nothing. Inputs with their values.
+    """
+    known: dict[fx.Node, Tensor | None] = {**_known_inputs(capture)}
+    chains, tainted = memory_chains(capture.graph), set[fx.Node]()
+    for node in capture.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and _can_be_run(node, capture, known)):
+            known[node] = None
+        elif node.op == "call_function":
+            tainted.update(chains[target][-1] for target in written(node))
+    return {node: value for node, value in known.items() if node not in chains or chains[node][-1] not in tainted}
+
+
+def _can_be_run(node: fx.Node, capture: Capture, known: Collection[fx.Node]) -> bool:
+    does_more = has_effect(node, capture.root) and not written(node)
+    return not (does_more or is_random_node(node, capture.root)) and all(n in known for n in node.all_input_nodes)
+
+
+def _computed(capture: Capture, known: dict[fx.Node, Tensor | None]) -> dict[fx.Node, Any]:
+    values: dict[fx.Node, Any] = {}
+    for node, value in known.items():
+        if node.op == "placeholder":
+            values[node] = value
+        elif node.op == "get_attr":
+            values[node] = getattr(capture.root, str(node.target))
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return values

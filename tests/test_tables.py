@@ -1,0 +1,136 @@
+"""Tensors that a function builds when it first runs and keeps: NOTE [Tables built at first use]."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import functorch_hops as fh
+from modes import every_mode, gradients, jitted, same, while_capturing
+
+F64 = torch.float64
+
+
+class Rotary(nn.Module):
+    """Tables of cosines, from a buffer, for as many positions as were seen."""
+
+    def __init__(self, size=4):
+        super().__init__()
+        self.register_buffer("frequencies", 1.0 / 10 ** (torch.arange(0, size, 2, dtype=F64) / size))
+        self.cosines = None
+        self.built = 0
+
+    def forward(self, x):
+        n = x.shape[-2]
+        if self.cosines is None or self.cosines.shape[0] < n:
+            angles = torch.outer(torch.arange(n, dtype=F64), self.frequencies)
+            self.cosines = torch.cat([angles, angles], -1).cos()
+            self.built += 1
+        return x * self.cosines[:n]
+
+
+@functools.lru_cache
+def mask(n):
+    table = torch.full((n, n), 2.0, dtype=F64)
+    for i in range(n):
+        table[i, i + 1 :] = 0.5
+    return table
+
+
+KEPT = {}
+
+
+def by_dictionary(n):
+    if n not in KEPT:
+        KEPT[n] = torch.tensor([float(i) for i in range(n)], dtype=F64)[:, None]
+    return KEPT[n]
+
+
+@functools.lru_cache
+def pair(n):
+    table = torch.arange(n, dtype=F64).exp()
+    return table[:, None], {"reversed": table.flip(0)[:, None]}
+
+
+USES = {
+    "lru_cache": lambda x: mask(x.shape[0]) @ x,
+    "dictionary": lambda x: x * by_dictionary(x.shape[0]),
+    "tree_of_views": lambda x: x * pair(x.shape[0])[0] + pair(x.shape[0])[1]["reversed"],
+}
+
+PLACES = {
+    "top": lambda f: f,
+    "scan": lambda f: lambda x: fh.scan(lambda c, _: (f(c), c), x, length=2)[0],
+    "branch": lambda f: lambda x: fh.cond(x.sum() > -100, f, lambda x: f(x) * 2, x),
+    "vmap": lambda f: lambda x: fh.vmap(f)(torch.stack([x, x + 1]))[0],
+    "nested": lambda f: lambda x: fh.fori_loop(0, 2, lambda i, c: fh.map(f, torch.stack([c, c]))[1], x),
+    "twice": lambda f: lambda x: f(fh.checkpoint(f)(x)) + fh.grad(lambda x: f(x).sum())(x),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("f", USES.values(), ids=USES)
+def test_a_table_is_real_for_whoever_uses_it(run, place, f):
+    KEPT.clear(), mask.cache_clear(), pair.cache_clear()
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    first = run(place(f), x)
+    same(run(place(f), x), first)
+    same(f(x), f(x.clone()))
+    KEPT.clear(), mask.cache_clear(), pair.cache_clear()
+    same(first, place(f)(x))
+
+
+@every_mode
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_table_that_is_made_of_a_buffer(run, place):
+    x = torch.linspace(-1, 1, 12, dtype=F64).reshape(3, 4)
+    module = Rotary()
+    got = run(place(module), x)
+    assert type(module.cosines) is torch.Tensor and module.built == 1
+    same(module.cosines, Rotary()(torch.ones(3, 4, dtype=F64)))
+    same(got, place(Rotary())(x))
+    same(run(place(module), x), got)
+    same(gradients(run, place(module), x), gradients(run, place(Rotary()), x))
+    same(module(torch.ones(5, 4, dtype=F64)), Rotary()(torch.ones(5, 4, dtype=F64)))
+
+
+def test_a_table_does_not_cost_further_captures():
+    x = torch.ones(3, 4, dtype=F64)
+    mask.cache_clear()
+    for f in (Rotary(), USES["lru_cache"]):
+        compiled = fh.jit(f, backend="eager")
+        compiled(x), compiled(x), compiled(x)
+        assert compiled.cache_info().misses <= 2
+
+
+@while_capturing
+def test_a_table_that_is_made_of_a_parameter(run):
+    """It has the history that it has in eager."""
+    weight = nn.Parameter(torch.tensor([0.5, 2.0], dtype=F64))
+    kept = []
+
+    def f(x):
+        kept.append(weight.exp())
+        return x * weight.exp()
+
+    run(lambda x: fh.scan(lambda c, _: (f(c), None), x, length=1)[0], torch.ones(2, dtype=F64))
+    (g,) = torch.autograd.grad(kept[0].sum(), weight)
+    same(g, weight.exp())
+
+
+@while_capturing
+@pytest.mark.parametrize("made", [lambda x: x * 2, lambda x: torch.zeros(2).copy_(x), torch.rand_like])
+def test_what_depends_on_a_traced_value_or_is_drawn_is_refused_later(run, made):
+    kept = []
+
+    def f(x):
+        kept.append(made(x))
+        return x * 1
+
+    run(f if run is jitted else lambda x: fh.fori_loop(0, 1, lambda i, c: f(c), x), torch.ones(2))
+    with pytest.raises(fh.LeakedTensorError):
+        kept[0] * 1
