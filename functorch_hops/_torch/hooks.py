@@ -24,6 +24,7 @@ def install_hooks(
     lift: Callable[[Tensor], Tensor],
     apply_function: Callable[[type, Sequence[Any], dict[str, Any]], Any],
     refuse_function: Callable[[type], None],
+    refuse_seed: Callable[[str], None],
     is_capturing: Callable[[], bool],
 ) -> None:
     """Let a running capture see what torch hides from every mode.
@@ -32,7 +33,8 @@ def install_hooks(
     from outside the capture would enter with the level of an unrelated transform. ``autograd.Function.apply`` runs
     ``forward`` and forgets ``backward``. The hooks hand over to ``lift`` / ``apply_function``, which do nothing unless
     a capture runs on the calling thread. There, torch logs the traceback of each shape error of the user's on top of
-    raising it: that log is silent meanwhile. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`.
+    raising it: that log is silent meanwhile. What sets a generator's state is no operator: ``refuse_seed`` raises in a
+    capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`.
     """
     from torch._functorch import vmap
 
@@ -45,7 +47,25 @@ def install_hooks(
     _hook_functions(apply_function, refuse_function)
     for name in ("_vjp_with_argnums", "grad_and_value_impl"):
         setattr(eager_transforms, name, _without_hooks_in_checkpoint(getattr(eager_transforms, name)))
+    _hook_seeds(refuse_seed)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
+
+
+def _hook_seeds(refuse: Callable[[str], None]) -> None:
+    def hooked(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            refuse(original.__name__)
+            return original(*args, **kwargs)
+
+        return run
+
+    for module in (torch.random, torch.cuda.random):
+        for name in ("fork_rng", "manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state"):
+            original: Any = vars(module).get(name)
+            for place in (module, torch, torch.cuda) if original is not None else ():
+                if getattr(place, name, None) is original:
+                    setattr(place, name, hooked(original))
 
 
 class _Checkpoints(threading.local):

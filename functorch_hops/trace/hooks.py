@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _torch
 from ..errors import CaptureError, message
 from .capture import current_capture
+from .refusals import seed_inside
 
 __all__ = ["handlers"]
 
@@ -58,4 +59,10 @@ def _refuse_function(cls: type) -> None:
         )
 
 
-_torch.install_hooks(_lift, _apply_function, _refuse_function, lambda: current_capture() is not None)
+def _refuse_seed(function: str) -> None:
+    capture = current_capture()
+    if capture is not None:
+        raise seed_inside(capture.context, function)
+
+
+_torch.install_hooks(_lift, _apply_function, _refuse_function, _refuse_seed, lambda: current_capture() is not None)

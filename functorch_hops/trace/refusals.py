@@ -27,6 +27,7 @@ __all__ = [
     "generator_inside",
     "reading_refused",
     "refused_of_tensor",
+    "seed_inside",
     "unknown_shape",
     "unreadable",
     "write_to_named",
@@ -136,6 +137,17 @@ def generator_inside(context: ErrorContext) -> CaptureError:
             "an operator draws from a torch.Generator, whose state a graph can't hold",
             parameter=context.parameter,
             remedy="use the default generator (torch.manual_seed), or draw outside and pass the numbers",
+        )
+    )
+
+
+def seed_inside(context: ErrorContext, function: str) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            f"{function}() sets the state of a random number generator, which a graph can't hold",
+            parameter=context.parameter,
+            remedy="seed before the call; or draw the numbers outside, and pass them",
         )
     )
 

@@ -288,6 +288,27 @@ def body_writes_to_a_value_of_the_enclosing_body():
     fh.scan(outer, X, torch.ones(3))
 
 
+# --- random number generators
+
+
+@misuse_captured(fh.CaptureError)
+def body_seeds_the_generator():
+    def step(c, x):
+        torch.manual_seed(0)
+        return c + torch.rand(2), x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_forks_the_generator():
+    def step(c, x):
+        with torch.random.fork_rng():
+            return c + torch.rand(2), x
+
+    fh.scan(step, X, torch.ones(3))
+
+
 # --- autograd's own interface
 
 
