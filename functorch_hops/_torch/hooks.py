@@ -62,10 +62,11 @@ def _hook_seeds(refuse: Callable[[str], None]) -> None:
 
     for module in (torch.random, torch.cuda.random):
         for name in ("fork_rng", "manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state"):
-            original: Any = vars(module).get(name)
-            for place in (module, torch, torch.cuda) if original is not None else ():
-                if getattr(place, name, None) is original:
-                    setattr(place, name, hooked(original))
+            if hasattr(module, name):
+                original: Callable[..., Any] = getattr(module, name)
+                for place in (module, torch, torch.cuda):
+                    if getattr(place, name, None) is original:
+                        setattr(place, name, hooked(original))
 
 
 class _Checkpoints(threading.local):
