@@ -1,7 +1,7 @@
 """Where a program can see how a tensor lies in memory, it sees what eager Python sees.
 
 Operands are contiguous in a trace, whatever they are in a call. Operators that read the layout (``as_strided``, views
-as another dtype) find the one that the trace had.
+as another dtype) find the one that the trace had; questions (``stride()``) are answered for the tensor of the call.
 """
 
 from __future__ import annotations
@@ -52,6 +52,86 @@ def test_of_a_carry_that_a_body_turns(run):
 
     x = torch.arange(8.0, dtype=F64).reshape(2, 4)[:, ::2]
     same(run(lambda x: fh.fori_loop(0, 3, lambda i, c: step(c), x), x), step(step(step(x))))
+
+
+def chosen(question):
+    return lambda x: x * (2 if question(x) else 3)
+
+
+QUESTIONS = {
+    "stride": chosen(lambda x: x.stride() == (2, 1)),
+    "stride of a dimension": chosen(lambda x: x.stride(-1) == 1),
+    "contiguous": chosen(lambda x: x.is_contiguous()),
+    "offset": chosen(lambda x: x.storage_offset() > 0),
+    "made contiguous": chosen(lambda x: x.contiguous().is_contiguous()),
+    "of a copy": chosen(lambda x: (x.contiguous() * 2).stride() == (2, 1)),
+}
+OPERANDS = {
+    "strided": STRIDED,
+    "plain": STRIDED.contiguous(),
+    "transposed": STRIDED.contiguous().T,
+    "offset": torch.ones(3, 2, dtype=F64)[1:],
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_of_an_argument_and_a_closed_over_tensor(name):
+    f = QUESTIONS[name]
+    compiled = fh.jit(f, backend="eager")
+    for x in (*OPERANDS.values(), *OPERANDS.values()):
+        same(compiled(x), f(x))
+        same(fh.jit(lambda y, x=x: f(x) + y, backend="eager")(x), f(x) + x)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("operand", OPERANDS.values(), ids=OPERANDS)
+def test_a_question_of_a_carry_and_a_lane(name, operand):
+    """The initial carry and the one that a step returns are asked the same: they agree, or it is refused."""
+    f = QUESTIONS[name]
+    loop = lambda x: fh.fori_loop(0, 1, lambda i, c: f(c), x)
+    lanes = fh.vmap(lambda x: fh.cond(x.sum() > -99, f, f, x))
+    stacked = torch.stack([operand, operand + 1], -1).movedim(-1, 0)
+    for program, x, expected in ((loop, operand, f(operand)), (lanes, stacked, fh.vmap(f)(stacked))):
+        try:
+            got = fh.jit(program, backend="eager")(x)
+        except fh.CaptureError as error:
+            assert "layout" in str(error)
+            assert not (operand.is_contiguous() and operand.storage_offset() == 0) or x is stacked
+        else:
+            same(got, expected)
+
+
+@pytest.mark.parametrize(
+    "f", [chosen(lambda x: (x * 1).is_contiguous()), lambda x: torch.as_strided(x, (2,), (1,)) * 1]
+)
+def test_what_depends_on_the_layout_of_an_argument_is_right_or_refused(f):
+    compiled = fh.jit(f, backend="eager")
+    for _ in range(2):
+        same(compiled(OPERANDS["plain"]), f(OPERANDS["plain"]))
+        for name in ("strided", "transposed"):
+            with pytest.raises(fh.CaptureError, match="the layout of a value depends on that of inputs"):
+                compiled(OPERANDS[name])
+
+
+def test_a_write_to_what_was_made_contiguous():
+    def f(x):
+        y = x.contiguous()
+        y.add_(1)
+        return y
+
+    for name in ("strided", "transposed"):
+        before = OPERANDS[name].clone()
+        same(fh.jit(f, backend="eager")(OPERANDS[name]), before + 1)
+        same(OPERANDS[name], before)
+    with pytest.raises(fh.InputMutationError):
+        fh.jit(f, backend="eager")(OPERANDS["plain"].clone())
+
+
+def test_contiguous_alone_costs_no_capture():
+    f = fh.jit(lambda x: x.contiguous() * 2, backend="eager")
+    for x in (STRIDED.contiguous(), STRIDED, STRIDED.contiguous().T.contiguous().T):
+        same(f(x), x * 2)
+    assert f.cache_info().misses == 1
 
 
 WRITES = {

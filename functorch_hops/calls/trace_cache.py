@@ -70,7 +70,7 @@ class Trace:
 
     def holds_for(self, operands: Sequence[Tensor]) -> bool:
         """Whether the operands, those from the environment included, answer as those did that were traced."""
-        return all(answer(asked.question, operands[asked.operand]) is asked.answer for asked in self.assumed)
+        return all(answer(asked.question, operands[asked.operand]) == asked.answer for asked in self.assumed)
 
     @functools.cached_property
     def paths(self) -> tuple[environment.Path, ...]:

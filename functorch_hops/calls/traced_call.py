@@ -26,7 +26,7 @@ class Assumed(NamedTuple):
 
     operand: int
     question: Question
-    answer: bool
+    answer: Any
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..errors import CaptureError
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import assigned
 from .detached import depends_on_input, memory_chains
-from .history import Question
+from .history import Question, layout_unknown
 from .hooks import handlers
 from .refusals import refused_of_tensor
 
@@ -129,6 +129,42 @@ class _Handle:
         raise refused_of_tensor(self.context, "removing a hook", "decide before it is registered", None)
 
 
+def _stride(capture: Any, t: Tensor, dim: int | None = None) -> Any:
+    stride = tuple(capture.history.answer(Question.STRIDE, t))
+    return stride if dim is None else stride[dim]
+
+
+def _storage_offset(capture: Any, t: Tensor) -> Any:
+    return capture.history.answer(Question.OFFSET, t)
+
+
+def _is_contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
+    if capture.history.knows_layout(t):
+        return t.is_contiguous(memory_format=memory_format)
+    if memory_format is not torch.contiguous_format:
+        raise layout_unknown(capture.context)
+    expected = 1
+    for size, stride in zip(reversed(t.shape), reversed(_stride(capture, t))):
+        if size != 1 and stride != expected:
+            return t.numel() == 0
+        expected *= size
+    return True
+
+
+def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Of a value that is contiguous in the graph alone, a copy: what reads its layout, or writes to it, finds that."""
+    if memory_format is torch.contiguous_format and not capture.history.knows_layout(t, is_assumed=False):
+        return t.clone(memory_format=memory_format)
+    return t.contiguous(memory_format=memory_format)
+
+
+def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Places in the memory of ``t``, which must be that of the graph."""
+    if not capture.history.knows_layout(t):
+        raise layout_unknown(capture.context)
+    return t.as_strided(*args, **kwargs)
+
+
 def _refused(what: str, remedy: str) -> Callable[..., Any]:
     def refuse(capture: Any, t: Tensor, *_: Any) -> CaptureError:
         raise refused_of_tensor(capture.context, what, remedy, TensorMeta.of(t))
@@ -154,6 +190,12 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     _Tensor.grad_fn.__get__: _grad_fn,
     _Tensor.data.__set__: _set_data,
     Tensor.register_hook: _register_hook,
+    Tensor.stride: _stride,
+    Tensor.storage_offset: _storage_offset,
+    Tensor.is_contiguous: _is_contiguous,
+    Tensor.contiguous: _contiguous,
+    Tensor.as_strided: _as_strided,
+    torch.as_strided: _as_strided,
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),

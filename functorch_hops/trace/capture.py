@@ -354,8 +354,8 @@ def outside_of_captures() -> Iterator[None]:
         state.capture = capture
 
 
-def answer(question: Question, t: Tensor) -> bool:
-    """What a tensor says of its history where this is called, inside or outside of a capture."""
+def answer(question: Question, t: Tensor) -> Any:
+    """What a tensor says of itself where this is called, inside or outside of a capture."""
     capture = current_capture()
     if capture is not None:
         return capture.history.answer(question, t)

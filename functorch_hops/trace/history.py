@@ -1,11 +1,12 @@
-"""What a traced value answers when it is asked for its gradient history.
+"""What a traced value answers when it is asked for its gradient history or its layout.
 
-NOTE [A traced value answers as the real one] A capture computes with fakes, which have no history. Code that asks for
-it (``x.requires_grad``, to save work or to install a hook) must go the way that it goes in eager Python. So an input of
-a capture answers for the tensor that it stands for, and a value for the inputs that it was computed from, along the
-recorded graph. What a tensor from around the capture answered is an assumption of the trace, as its shape is
-(``Assumption``). One capture stands for all steps of a loop: a carry gives an answer only if the initial and the
-returned value give the same, which is checked when the body is closed.
+NOTE [A traced value answers as the real one] A capture computes with fakes, which have no history, and whose inputs are
+contiguous. Code that asks (``x.requires_grad``, to save work or to install a hook; ``x.stride()``) must go the way that
+it goes in eager Python. So an input of a capture answers for the tensor that it stands for, and a value for the inputs
+that it was computed from, along the recorded graph; its layout only if these are contiguous, as they are in the graph.
+What a tensor from around the capture answered is an assumption of the trace, as its shape is (``Assumption``). One
+capture stands for all steps of a loop: a carry gives an answer only if the initial and the returned value give the
+same, which is checked when the body is closed.
 
 What autograd made inside the capture itself (``requires_grad_()`` on a value made there, a wrapper of a transform that
 is applied there) answers as always.
@@ -18,16 +19,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx
 
 from .. import _torch
-from ..errors import CaptureError, message
+from ..errors import CaptureError, ErrorContext, message
 from ..ir.dependence import Through, depends, passes
 from ..ir.meta import is_differentiable
 from ..ir.nodes import untracked
 from .detached import memory_chains, written
 
-__all__ = ["Assumption", "Carried", "History", "Itself", "Part", "Question", "Source", "check_carries"]
+__all__ = [
+    "Assumption",
+    "Carried",
+    "History",
+    "Itself",
+    "Part",
+    "Question",
+    "Source",
+    "check_carries",
+    "layout_unknown",
+]
 
 
 class Question(enum.Enum):
@@ -37,10 +49,22 @@ class Question(enum.Enum):
     IS_LEAF = enum.auto()
     IS_TRACKED = enum.auto()
     """Whether what is computed from it requires a gradient."""
+    LIES_PLAINLY = enum.auto()
+    """Whether it is contiguous, from the beginning of its memory."""
+    STRIDE = enum.auto()
+    OFFSET = enum.auto()
 
-    def of(self, t: Tensor, level: int | None) -> bool:
+    @property
+    def is_of_layout(self) -> bool:
+        return self in (Question.LIES_PLAINLY, Question.STRIDE, Question.OFFSET)
+
+    def of(self, t: Tensor, level: int | None) -> Any:
         """The answer of a tensor from outside of every capture, at this level of functorch."""
         with _torch.without_torch_function():
+            if self is Question.LIES_PLAINLY:
+                return t.is_contiguous() and t.storage_offset() == 0
+            if self.is_of_layout:
+                return t.stride() if self is Question.STRIDE else t.storage_offset()
             if self is Question.IS_LEAF:
                 return t.is_leaf
             return t.requires_grad and (self is Question.REQUIRES_GRAD or _torch.is_tracked_at(level, t))
@@ -51,7 +75,7 @@ class Assumption(NamedTuple):
 
     tensor: Tensor
     question: Question
-    answer: bool
+    answer: Any
 
 
 @dataclass(frozen=True)
@@ -76,7 +100,7 @@ class Carried:
 
     init: Tensor
     place: int | None
-    answers: dict[Question, bool] = field(default_factory=dict)
+    answers: dict[Question, Any] = field(default_factory=dict)
 
 
 Source = Itself | Part | Carried | None
@@ -91,9 +115,11 @@ class History:
         self.inputs: dict[fx.Node, Source] = {}
         self.assumed: dict[tuple[int, Question], Assumption] = {}
 
-    def answer(self, question: Question, t: Tensor) -> bool:
+    def answer(self, question: Question, t: Tensor) -> Any:
         """What ``t`` answers, a value of this capture or a tensor from around it."""
         capture, t = self.capture, self.capture.lift(t)
+        if question.is_of_layout:
+            return self._layout(question, t)
         of_autograd = question.of(t, None)
         if (
             _torch.is_wrapped(t)
@@ -108,26 +134,64 @@ class History:
             return node.target is untracked or (of_autograd and not self.is_tracked(node))
         return self.is_tracked(node)
 
+    def _layout(self, question: Question, t: Tensor) -> Any:
+        if self.knows_layout(t):
+            return question.of(t, None)
+        if _torch.is_wrapped(t) or self.capture.node_of(t).op != "placeholder":
+            raise layout_unknown(self.capture.context)
+        return self._layout_of_input(question, self.capture.node_of(t))
+
+    def knows_layout(self, t: Tensor, is_assumed: bool = True) -> bool:
+        """Whether the inputs that the layout of ``t`` comes from lie plainly, as in the graph: then it is that of the
+        fake. ``is_assumed``: the trace depends on it from now on.
+        """
+        base = _torch.base_tensor(self.capture.lift(t))
+        if not self.capture.owns(base):
+            return True
+        inputs = _inputs_of_layout(self.capture.node_of(base))
+        return all(self._layout_of_input(Question.LIES_PLAINLY, node, is_assumed) for node in inputs)
+
+    def _layout_of_input(self, question: Question, node: fx.Node, is_assumed: bool = True) -> Any:
+        source = self.inputs[node]
+        if source is None:
+            return question.of(node.meta["val"], None)
+        if isinstance(source, Part) and question is Question.OFFSET:
+            raise layout_unknown(self.capture.context)
+        if isinstance(source, Carried):
+            return self._of_carry(question, source, is_assumed)
+        answer = self._around(question, source.tensor, is_assumed)
+        return answer[1:] if isinstance(source, Part) and question is Question.STRIDE else answer
+
     def of_input(self, question: Question, node: fx.Node) -> bool:
         """What the tensor answers that an input stands for."""
         source = self.inputs[node]
         if source is None or not is_differentiable(node.meta["val"].dtype):
             return question is Question.IS_LEAF
         if isinstance(source, Itself):
-            return self._around(question, source.tensor)
+            return bool(self._around(question, source.tensor))
         if isinstance(source, Part):
             is_tracked = self._around(Question.IS_TRACKED, source.tensor)
             return not is_tracked if question is Question.IS_LEAF else is_tracked
+        return bool(self._of_carry(question, source))
+
+    def _of_carry(self, question: Question, source: Carried, is_assumed: bool = True) -> Any:
+        if not is_assumed:
+            return self._around(question, source.init, is_assumed)
         if question not in source.answers:
             source.answers[question] = self._around(question, source.init)
         return source.answers[question]
 
-    def _around(self, question: Question, t: Tensor) -> bool:
+    def _around(self, question: Question, t: Tensor, is_assumed: bool = True) -> Any:
         """The answer of a tensor from around this capture, on which what is captured here depends from now on."""
-        parent = self.capture.parent
-        level = self.capture.session.level
-        answer = question.of(t, level) if parent is None else parent.history.answer(question, t)
-        self.assumed[id(t), question] = Assumption(t, question, answer)
+        parent, level = self.capture.parent, self.capture.session.level
+        if parent is None:
+            answer = question.of(t, level)
+        elif question is Question.LIES_PLAINLY:
+            answer = parent.history.knows_layout(t, is_assumed) and question.of(parent.lift(t), None)
+        else:
+            answer = parent.history.answer(question, t)
+        if is_assumed:
+            self.assumed[id(t), question] = Assumption(t, question, answer)
         return answer
 
     def is_tracked(self, node: fx.Node) -> bool:
@@ -164,6 +228,20 @@ class History:
         return bool(sources) and (bool(marked[target]) or is_tainted(target))
 
 
+def _inputs_of_layout(node: fx.Node) -> set[fx.Node]:
+    """The inputs whose layout may have something to do with that of a value."""
+    todo, seen = [node], set[fx.Node]()
+    while todo:
+        n = todo.pop()
+        is_laid_out = n.kwargs.get("memory_format") is torch.contiguous_format or isinstance(
+            n.target, _torch.HigherOrderOperator
+        )
+        if n not in seen:
+            seen.add(n)
+            todo.extend(() if is_laid_out else n.all_input_nodes)
+    return {n for n in seen if n.op == "placeholder"}
+
+
 def _inputs_behind(node: fx.Node) -> set[fx.Node]:
     """The inputs that may have a history from which ``node`` was computed; any, if something was written in place."""
     written_to = any(written(n) for n in node.graph.nodes)
@@ -181,12 +259,26 @@ def check_carries(history: History, outputs: Sequence[Tensor]) -> None:
     for source in list(history.inputs.values()):
         if isinstance(source, Carried) and source.place is not None:
             for question, answer in list(source.answers.items()):
-                if history.answer(question, outputs[source.place]) is not answer:
+                if history.answer(question, outputs[source.place]) != answer:
                     raise _changing(history.capture, question)
 
 
+def layout_unknown(context: ErrorContext) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "the layout of a value depends on that of inputs which are not contiguous, and may be another in the "
+            "compiled graph",
+            parameter=context.parameter,
+            remedy="ask an input itself, or call .contiguous() first",
+        )
+    )
+
+
 def _changing(capture: Any, question: Question) -> CaptureError:
-    what = "is a leaf" if question is Question.IS_LEAF else "requires a gradient"
+    what = "requires a gradient"
+    if question is not Question.REQUIRES_GRAD and question is not Question.IS_TRACKED:
+        what = "is a leaf" if question is Question.IS_LEAF else "is contiguous, or has some layout"
     return CaptureError(
         message(
             capture.operation,
