@@ -192,7 +192,7 @@ class _Entry:
 
     def watch(self, found: environment.Snapshot) -> None:
         """Hold on to an environment that is equal to the one of the trace."""
-        self.paramss, self.guard = found.statics, found.guard(self.trace.paths)
+        self.statics, self.guard = found.statics, found.guard(self.trace.paths)
         bound = {update.path for update in self.trace.updates if update.operand is None}
         self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
 
@@ -347,7 +347,7 @@ class JittedFunction(Generic[P, R]):
             if not entry.allows(arguments.operands):
                 continue
             paths = entry.trace.paths
-            if entry.paramss.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
+            if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
                 entry.watch(now)
                 operands = entry.operands(arguments.operands)
                 if operands is not None:
