@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import functorch_hops as fh
 from functorch_hops import errors
 
 BASES = {
@@ -91,3 +92,37 @@ def test_user_frame_without_a_source_file():
     code = "from functorch_hops import errors; print(errors.message('cond', 'no'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "cond: no\n  at <string>:1\n"
+
+
+DOUBLE = torch.ones(2, 2, dtype=torch.float64)
+WRONG_DTYPES = {
+    "product": lambda x: x @ DOUBLE,
+    "product with a vector": lambda x: x @ DOUBLE[0],
+    "integers": lambda x: x @ DOUBLE.long(),
+    "linear": lambda x: torch.nn.functional.linear(x, DOUBLE, DOUBLE[0]),
+    "convolution": lambda x: torch.conv1d(x[None], DOUBLE[..., None]),
+    "write": lambda x: x.index_put((torch.tensor([0]),), DOUBLE[0]),
+    "sum by index": lambda x: x.index_add(0, torch.tensor([0]), DOUBLE[:1]),
+    "normalisation": lambda x: torch.nn.functional.batch_norm(x, DOUBLE[0], DOUBLE[1]),
+    "parts": lambda x: torch.complex(x, DOUBLE),
+    "loss": lambda x: torch.nn.functional.binary_cross_entropy(x, DOUBLE),
+}
+
+
+@pytest.mark.parametrize("f", WRONG_DTYPES.values(), ids=WRONG_DTYPES)
+def test_wrong_dtypes_are_the_error_of_eager_when_a_body_is_captured(f):
+    """At the user's line, and not when the graph runs."""
+    x = torch.ones(2, 2)
+    with pytest.raises(RuntimeError) as expected:
+        f(x)
+    ran = []
+    with pytest.raises(RuntimeError) as caught:
+        fh.make_graph(lambda x: fh.scan(lambda c, _: (c, (f(c), ran.append(c))[0]), x, length=2))(x)
+    assert str(caught.value) == str(expected.value)
+    assert not ran and any(entry.path == pathlib.Path(__file__) for entry in caught.traceback[1:])
+
+
+def test_mixed_dtypes_that_are_right():
+    x = torch.ones(2, 2)
+    f = lambda x: (x + DOUBLE, x.gather(0, DOUBLE.long() * 0), torch.where(x > 0, x, DOUBLE), torch.cat([x, DOUBLE]))
+    torch.testing.assert_close(fh.make_graph(f)(x)(x), f(x))

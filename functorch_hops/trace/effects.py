@@ -15,6 +15,7 @@ from ..ir.meta import is_differentiable
 from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
+from .dtypes import check_dtypes
 from .inplace import REPLACED
 from .open_sizes import laid_out_zeros, symbol_as_tensor
 from .zeros import SymbolicZeros
@@ -37,6 +38,7 @@ class Effects(_torch.TorchDispatchMode):
         kwargs = kwargs or {}
         if self.capture.recording_off:
             return func(*args, **kwargs)
+        check_dtypes(func, args, kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
         if func is torch.ops.aten.detach.default and self._is_of_autograd():
