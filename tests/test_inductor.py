@@ -118,3 +118,16 @@ def test_scan_of_complex_tensors(dynamic):
     compiled, gradient = fh.jit(fh.grad(loss), dynamic=dynamic), fh.grad(loss)
     for argument in (w, w * 0.5):
         torch.testing.assert_close(compiled(argument), gradient(argument), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["top", "loop"])
+def test_an_index_out_of_bounds_is_an_index_error(where):
+    x, rows = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 2])
+    pick = lambda x, i: fh.scan(lambda c, i: (c, c[i]), x, i)[1] if where == "loop" else x[i]
+    f = fh.jit(pick)
+    torch.testing.assert_close(f(x, rows), x[rows])
+    with pytest.raises(
+        IndexError, match=r"out of bounds\n  expected: an index from 0 to 3 .*\n  at .*test_ind"
+    ):
+        f(x, rows + 1)
+    torch.testing.assert_close(f(x, rows), x[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,7 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .dispatch import suspended
 from .tracing import new_fake_mode
 
-__all__ = ["assume_constant_result", "compilation", "is_exporting", "lookup_backend", "native_graph", "restart_dynamo"]
+__all__ = [
+    "assume_constant_result",
+    "compilation",
+    "index_bound",
+    "is_exporting",
+    "lookup_backend",
+    "native_graph",
+    "restart_dynamo",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +44,12 @@ def native_graph(module: torch.nn.Module, fakes: Sequence[Tensor]) -> torch.fx.G
 
     with fakes[0].fake_mode if fakes else new_fake_mode():  # type: ignore[attr-defined]
         return make_fx(module)(*fakes)
+
+
+def index_bound(error: RuntimeError) -> str | None:
+    """The size that an index went beyond, if that is the error of a kernel that Inductor generated."""
+    found = re.search(r"index out of bounds: (?:0|-\w+) <= \w+ < (\w+?)L*\b", str(error))
+    return None if found is None else found[1]
 
 
 def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from .. import _torch
 from ..derive.numbers import without_numbers
+from ..errors import message
 from ..ir.build import copy_graph
 from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
@@ -92,8 +93,15 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
 
 def _contiguous_call(run: Callable[..., Any]) -> Compiled:
     def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
-            result: Sequence[Tensor] = run(*map(Tensor.contiguous, operands))
-            return result
+        try:
+            with torch.no_grad():
+                result: Sequence[Tensor] = run(*map(Tensor.contiguous, operands))
+                return result
+        except RuntimeError as error:
+            bound = _torch.index_bound(error)
+            if bound is None:
+                raise
+            text = message("jit", "an index is out of bounds", expected=f"an index from 0 to {bound} (excluded)")
+            raise IndexError(text) from error
 
     return call
