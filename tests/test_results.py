@@ -41,13 +41,14 @@ def test_fori_loop_of_zero_iterations(run):
 @every_mode
 def test_scan_of_zero_length(run):
     def f(c, xs):
-        return fh.scan(lambda c, x: (c * x.sum(), {"y": (c * x).to(F64), "k": 7}), c, xs)
+        return fh.scan(lambda c, x: (c * x.sum(), {"y": (c * x).to(F64), "n": 7, "k": "tag"}), c, xs)
 
     carry, ys = run(f, torch.tensor(2.0), torch.zeros(0, 3))
     same(carry, torch.tensor(2.0))
     assert ys["y"].shape == (0, 3)
     assert ys["y"].dtype == F64
-    assert ys["k"] == 7
+    same(ys["n"], torch.zeros(0, dtype=torch.int64))
+    assert ys["k"] == "tag"
 
 
 @every_mode
@@ -164,14 +165,14 @@ def test_constant_outputs(run):
     def f(x):
         branch = lambda v: {"name": "linear", "y": v, "none": None, "f": torch.sin}
         out = fh.cond(x.sum() > 0, branch, lambda v: {**branch(v), "y": v * 2}, x)
-        _, ys = fh.scan(lambda c, _: (c, ("tag", None, 3, c)), x, length=2)
+        _, ys = fh.scan(lambda c, _: (c, ("tag", None, torch.sin, c)), x, length=2)
         return out, ys
 
     x = torch.ones(2)
     out, ys = run(f, x)
     assert (out["name"], out["none"], out["f"]) == ("linear", None, torch.sin)
     same(out["y"], x)
-    assert ys[:3] == ("tag", None, 3)
+    assert ys[:3] == ("tag", None, torch.sin)
     same(ys[3], torch.ones(2, 2))
 
 

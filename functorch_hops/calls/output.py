@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import pytree
 from ..ir.meta import TensorMeta
+from .numbers import number_as_tensor
 from .static_values import same_static
 
-__all__ = ["Constant", "OutputSpec", "number_as_tensor", "numbers_as_tensors"]
+__all__ = ["Constant", "OutputSpec"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,17 @@ class OutputSpec:
     leaves: tuple[TensorMeta | Constant, ...]
 
     @classmethod
-    def flatten(cls, tree: Any) -> tuple[list[Tensor], OutputSpec]:
+    def of_body(cls, tree: Any) -> tuple[list[Tensor], OutputSpec]:
+        """What a branch or the body of a loop returned: a number there is a tensor."""
         leaves, spec = pytree.flatten(tree)
+        return cls._of([number_as_tensor(leaf) for leaf in leaves], spec)
+
+    @classmethod
+    def flatten(cls, tree: Any) -> tuple[list[Tensor], OutputSpec]:
+        return cls._of(*pytree.flatten(tree))
+
+    @classmethod
+    def _of(cls, leaves: pytree.Leaves, spec: pytree.Spec) -> tuple[list[Tensor], OutputSpec]:
         kinds = tuple(TensorMeta.of(x) if isinstance(x, Tensor) else Constant(x) for x in leaves)
         return [x for x in leaves if isinstance(x, Tensor)], cls(spec, kinds)
 
@@ -49,35 +58,10 @@ class OutputSpec:
     def metas(self) -> list[TensorMeta]:
         return [leaf for leaf in self.leaves if isinstance(leaf, TensorMeta)]
 
-    def unflatten(self, tensors: Sequence[Tensor]) -> Any:
+    def unflatten(self, tensors: Iterable[Tensor]) -> Any:
         values = iter(tensors)
         leaves = [leaf.value if isinstance(leaf, Constant) else next(values) for leaf in self.leaves]
         return pytree.unflatten(self.spec, leaves)
 
     def paths(self, root: str) -> list[str]:
         return pytree.leaf_paths(self.spec, root)
-
-
-def number_as_tensor(value: Any) -> Any:
-    """A Python number as a 0-d tensor (bool, int64, default dtype, default complex dtype); anything else as it is."""
-    if isinstance(value, bool):
-        return torch.full((), value, dtype=torch.bool)
-    if isinstance(value, int):
-        return torch.full((), value, dtype=torch.int64)
-    if isinstance(value, float):
-        return torch.full((), value, dtype=torch.get_default_dtype())
-    if isinstance(value, complex):
-        return torch.full((), value, dtype=torch.get_default_dtype().to_complex())
-    if isinstance(value, torch.SymFloat):
-        return torch.scalar_tensor(value, dtype=torch.get_default_dtype())  # type: ignore[arg-type]
-    if isinstance(value, torch.SymInt):
-        return torch.scalar_tensor(value, dtype=torch.int64)  # type: ignore[arg-type]
-    return value
-
-
-def numbers_as_tensors(tree: Any) -> Any:
-    """The tree with its Python numbers as tensors."""
-    leaves, spec = pytree.flatten(tree)
-    if all(type(leaf) is Tensor for leaf in leaves):
-        return tree
-    return pytree.unflatten(spec, [number_as_tensor(leaf) for leaf in leaves])

@@ -16,7 +16,8 @@ from ..trace.capture import current_capture
 from ..trace.history import Itself, Question
 from ..trace.speculate import capture_function
 from .arguments import Arguments, TensorSpec
-from .output import OutputSpec, number_as_tensor
+from .numbers import number_as_tensor
+from .output import OutputSpec
 
 __all__ = ["Assumed", "TracedCall", "trace_call"]
 

@@ -21,13 +21,13 @@ from ..errors import (
     message,
 )
 from ..ir.meta import TensorMeta
+from .numbers import as_number
 from .output import Constant, OutputSpec
 
 __all__ = [
     "PYTHON_NUMBERS",
     "as_flag",
     "as_int",
-    "as_number",
     "check_agreement",
     "check_callable",
     "check_carry",
@@ -44,13 +44,6 @@ def check_callable(operation: str, parameter: str, value: Any) -> None:
         raise ArgumentTypeError(
             message(operation, "not callable", parameter=parameter, expected="a function", got=kind_of(value))
         )
-
-
-def as_number(value: Any) -> Any:
-    """NumPy's scalars and arrays without dimensions as the Python number that they hold; anything else as it is."""
-    if getattr(value, "shape", None) == () and hasattr(value, "__array__") and not isinstance(value, Tensor):
-        return value.item()
-    return value
 
 
 def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None = None, expected: str = "an int") -> Any:

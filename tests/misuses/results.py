@@ -63,7 +63,17 @@ def cond_constants_differ():
 
 @misuse_captured(fh.TreeMismatchError)
 def cond_constant_against_tensor():
+    fh.cond(YES, lambda x: (x, "mean"), lambda x: (x, x), X)
+
+
+@misuse_captured(fh.MetadataMismatchError)
+def cond_number_against_tensor():
     fh.cond(YES, lambda x: (x, 1), lambda x: (x, x), X)
+
+
+@misuse_captured(fh.MetadataMismatchError)
+def cond_number_against_number():
+    fh.cond(YES, lambda: 1, lambda: 0.5)
 
 
 @misuse_captured(fh.MetadataMismatchError)
@@ -107,7 +117,27 @@ def scan_carry_grows_by_broadcasting():
 
 @misuse(fh.MetadataMismatchError)
 def scan_carry_changes_its_dtype():
-    fh.scan(lambda c, x: (c + x, x), 0, torch.ones(3))
+    fh.scan(lambda c, x: (c + x, x), torch.tensor(0), torch.ones(3))
+
+
+@misuse(fh.MetadataMismatchError)
+def scan_float_becomes_an_int():
+    fh.scan(lambda c, x: ({"k": c["k"].long()}, x), {"k": 0.5}, torch.ones(3))
+
+
+@misuse(fh.MetadataMismatchError)
+def scan_number_changes_its_dtype_in_every_step():
+    fh.scan(lambda c, x: (c.float() if c.dtype == torch.int64 else c.long(), x), 0, torch.ones(3))
+
+
+@misuse(fh.ArgumentValueError)
+def scan_number_out_of_range():
+    fh.scan(lambda c, x: ((c[0].to(torch.int8), x), x), (300, 0), torch.ones(3))
+
+
+@misuse(fh.ArgumentValueError)
+def fori_loop_number_out_of_range():
+    fh.fori_loop(0, 3, lambda i, c: c.half(), 1e6)
 
 
 @misuse(fh.MetadataMismatchError)
@@ -176,17 +206,22 @@ def while_loop_body_returns_nothing():
 
 @misuse(fh.MetadataMismatchError)
 def while_loop_carry_changes_its_dtype():
-    fh.while_loop(lambda s: s[0] < 9, lambda s: (s[0] + 0.5, s[1]), (0, X))
+    fh.while_loop(lambda s: s[0] < 9, lambda s: (s[0] + 0.5, s[1]), (torch.tensor(0), X))
 
 
 @misuse(fh.MetadataMismatchError)
 def while_loop_with_max_steps_changes_its_carry():
-    fh.while_loop(lambda s: s["k"] < 9, lambda s: {"k": s["k"] + 0.5}, {"k": 0}, max_steps=3)
+    fh.while_loop(lambda s: s["k"] < 9, lambda s: {"k": s["k"] + 0.5}, {"k": torch.tensor(0)}, max_steps=3)
+
+
+@misuse(fh.MetadataMismatchError)
+def while_loop_with_max_steps_float_becomes_an_int():
+    fh.while_loop(lambda s: s["k"] < 9, lambda s: {"k": s["k"].long() + 1}, {"k": 0.0}, max_steps=3)
 
 
 @misuse(fh.MetadataMismatchError)
 def while_loop_bool_becomes_a_number():
-    fh.while_loop(lambda done: done < 1, lambda done: done + 1, False)
+    fh.while_loop(lambda done: done < 1, lambda done: done + 1, torch.tensor(False))
 
 
 @misuse(fh.MetadataMismatchError)
@@ -196,7 +231,7 @@ def fori_loop_carry_changes_its_shape():
 
 @misuse(fh.MetadataMismatchError)
 def fori_loop_carry_changes_its_dtype():
-    fh.fori_loop(0, 3, lambda i, v: {"total": v["total"] + 0.5}, {"total": 0})
+    fh.fori_loop(0, 3, lambda i, v: {"total": v["total"] + 0.5}, {"total": torch.tensor(0)})
 
 
 @misuse(fh.TreeMismatchError)
@@ -244,7 +279,7 @@ def scan_constant_changes():
     fh.scan(lambda c, x: (c, {"name": next(names)}), X, torch.ones(3))
 
 
-@misuse(fh.TreeMismatchError, "plain")
+@misuse(fh.MetadataMismatchError, "plain")
 def scan_output_becomes_a_number():
     outputs = iter([X, 1.0, X])
     fh.scan(lambda c, x: (c, next(outputs)), X, torch.ones(3))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...calls.numbers import numbers_as_tensors
+from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
@@ -99,7 +100,7 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
 
     def flat(*args: Tensor) -> list[Tensor]:
         result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
-        tensors, returned = OutputSpec.flatten(pytree.map(number_as_tensor, result))
+        tensors, returned = OutputSpec.of_body(result)
         sides = ("elems", element), ("fn", returned)
         check_agreement(
             "associative_scan",

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.output import OutputSpec, numbers_as_tensors
+from ...calls.numbers import as_number, numbers_as_tensors
+from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import (
     PYTHON_NUMBERS,
     as_int,
-    as_number,
     check_agreement,
     check_callable,
     check_tensor_leaves,
@@ -43,14 +43,14 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
         pred: a Python bool or number, or a one-element tensor of any dtype; non-zero is true. A Python value is static:
             while capturing, only the branch that it takes is captured.
         true_fn, false_fn: functions of the operands, which may close over anything. Captured, both must return the
-            same tree of the same shapes, dtypes and devices; leaves that are no tensors must be equal.
+            same tree of the same shapes, dtypes and devices; leaves that are neither tensors nor numbers must be equal.
         operands: trees of tensors; Python numbers become 0-d tensors.
 
     Under ``vmap`` with a batched predicate both branches run (one that no lane takes does not), and the lanes select;
     a lane is never poisoned by NaN or inf of the branch that it did not take, nor is its gradient.
 
     Returns:
-        What the function that was run returns.
+        What the function that was run returns, with Python numbers as 0-d tensors.
 
     Raises:
         ArgumentTypeError: a branch is not callable, ``pred`` has several elements.
@@ -72,10 +72,10 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
             expected = "a bool, a number, or a tensor of one element"
             text = message("cond", "not a predicate", parameter="pred", expected=expected, got=kind_of(pred))
             raise ArgumentTypeError(text)
-        return (true_fn if pred else false_fn)(*numbers_as_tensors(operands))
+        return _run(true_fn if pred else false_fn, operands)
     _check_one_element("cond", "pred", pred)
     if not is_capturing() and not _torch.is_batched(pred):
-        return (true_fn if _torch.read_number(pred) else false_fn)(*numbers_as_tensors(operands))
+        return _run(true_fn if _torch.read_number(pred) else false_fn, operands)
     selector = pred.reshape(())
     selector = selector if selector.dtype == torch.bool else selector != 0
     names = ("false_fn", "true_fn")
@@ -97,7 +97,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         operands: trees of tensors; Python numbers become 0-d tensors.
 
     Returns:
-        What the function that was run returns.
+        What the function that was run returns, with Python numbers as 0-d tensors.
 
     Raises:
         ArgumentTypeError: a branch is not callable, ``index`` is not an integer or has several elements.
@@ -128,17 +128,21 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     if not isinstance(index, Tensor):
         # A bool chooses between two branches.
         number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)
-        return branches[min(max(int(number), 0), last)](*numbers_as_tensors(operands))
+        return _run(branches[min(max(int(number), 0), last)], operands)
     _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
         text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))
         raise ArgumentTypeError(text)
     if not is_capturing() and not _torch.is_batched(index):
-        return branches[min(max(int(_torch.read_number(index)), 0), last)](*numbers_as_tensors(operands))
+        return _run(branches[min(max(int(_torch.read_number(index)), 0), last)], operands)
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     names = tuple(f"branches[{i}]" for i in range(len(branches)))
     arguments = (selector, *numbers_as_tensors(operands))
     return as_graph("switch", _captured_cond, branches, arguments, "switch", names)
+
+
+def _run(branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+    return numbers_as_tensors(branch(*numbers_as_tensors(operands)))
 
 
 _INDEX = "an int or a one-element integer tensor"
@@ -167,7 +171,7 @@ def _captured_cond(
     for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
-            tensors, output = OutputSpec.flatten(branch(*pytree.unflatten(spec, flat)))
+            tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, flat)))
             specs.append(output)
             return tensors
 

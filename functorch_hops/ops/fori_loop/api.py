@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.output import numbers_as_tensors
-from ...calls.validate import (
-    as_int,
-    check_callable,
-    check_tensor_leaves,
-    kind_of,
-)
+from ...calls.validate import as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
-from ..loops.steps import carry_check
+from ..loops.steps import PlainCarry
+from ..loops.weak_carry import InitialCarry, followed
 from ..mode import is_capturing
 from ..scan.api import run_scan
 from ..while_loop.api import run_while
@@ -39,7 +34,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     Arguments:
         lower, upper: Python ints or one-element integer tensors.
         body_fn: one step, from the index and the carry to the next carry.
-        init_val: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
+        init_val: the initial carry, any tree of tensors and Python numbers, which take dtypes as in :func:`scan`.
         unroll: how many steps a captured loop takes per iteration; more than 1 needs Python bounds.
 
     Returns:
@@ -61,8 +56,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     check_callable("fori_loop", "body_fn", body_fn)
     unroll = as_int("fori_loop", "unroll", unroll, at_least=1)
     bounds = [_bound("lower", lower), _bound("upper", upper)]
-    init = numbers_as_tensors(init_val)
-    check_tensor_leaves("fori_loop", "init_val", init)
+    init = InitialCarry.of("fori_loop", "init_val", init_val)
     if unroll > 1 and any(isinstance(b, Tensor) for b in bounds):
         text = message(
             "fori_loop",
@@ -72,20 +66,24 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
             got=unroll,
         )
         raise ArgumentValueError(text)
-    context = ErrorContext("fori_loop", "body_fn")
-    if any(isinstance(b, Tensor) for b in bounds):
-        return _tensor_bounds(context, bounds[0], bounds[1], body_fn, init)
-    if not is_capturing():
-        next_carry, value = carry_check(context, init), init
-        for i in range(bounds[0], bounds[1]):
-            value = next_carry(body_fn(torch.tensor(i), value))
-        return value
-    if bounds[1] <= bounds[0]:
-        return init
-    indices = torch.arange(bounds[0], bounds[1])
-    leaves, spec = pytree.flatten(indices)
+    value = _run(ErrorContext("fori_loop", "body_fn"), bounds[0], bounds[1], body_fn, init, unroll)
+    return init.check_range("fori_loop", "init_val", value)
+
+
+def _run(
+    context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: InitialCarry, unroll: int
+) -> Any:
+    if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+        return _tensor_bounds(context, lower, upper, body_fn, init)
     step = lambda value, i: (body_fn(i, value), None)
-    return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
+    if is_capturing() and lower < upper:
+        indices = torch.arange(lower, upper)
+        leaves, spec = pytree.flatten(indices)
+        return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
+    carries, value = PlainCarry(context, init), init.tree
+    for i in range(lower, upper):
+        value = carries.follow(body_fn(torch.tensor(i), value))
+    return carries.final(value, step, [torch.tensor(0)])
 
 
 _BOUND = "an int or a one-element integer tensor"
@@ -101,13 +99,14 @@ def _bound(parameter: str, bound: Any) -> Any:
     raise ArgumentTypeError(text)
 
 
-def _tensor_bounds(context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: Any) -> Any:
+def _tensor_bounds(
+    context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: InitialCarry
+) -> Any:
     device = next(b.device for b in (lower, upper) if isinstance(b, Tensor))
     first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
     first = first + torch.zeros_like(last)  # batched if either bound is
-    _, value = run_while(
-        context, lambda state: state[0] < last, _Counting(body_fn, carry_check(context, init)), (first, init)
-    )
+    counting = _Counting(body_fn, followed(context, init))
+    _, value = run_while(context, lambda state: state[0] < last, counting, init.after(first))
     return value
 
 
@@ -116,9 +115,9 @@ class _Counting:
 
     __environment__ = ("_body_fn",)  # the check follows from the carry
 
-    def __init__(self, body_fn: Callable[[Any, Any], Any], next_carry: Callable[[Any], Any]) -> None:
-        self._body_fn, self._next_carry = body_fn, next_carry
+    def __init__(self, body_fn: Callable[[Any, Any], Any], follow: Callable[[Any, Any], Any]) -> None:
+        self._body_fn, self._follow = body_fn, follow
 
     def __call__(self, state: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         i, value = state
-        return i + 1, self._next_carry(self._body_fn(i, value))
+        return i + 1, self._follow(value, self._body_fn(i, value))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import pytree
 from ...calls.arguments import Function
-from ...calls.output import numbers_as_tensors
+from ...calls.numbers import numbers_as_tensors
 from ...calls.validate import check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, message
 from ...ir.meta import TensorMeta, is_differentiable

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import Function
-from ...calls.output import OutputSpec, numbers_as_tensors
+from ...calls.numbers import numbers_as_tensors
+from ...calls.output import OutputSpec
 from ...calls.trace_cache import kept_trace
 from ...calls.validate import check_agreement
 from ...derive.joint import joint
@@ -102,7 +103,7 @@ class Equation:
 
 def _flat(operation: str, tree: OutputSpec, value: Any, producer: str) -> list[Tensor]:
     """The leaves of a result, which must be like the unknowns."""
-    tensors, spec = OutputSpec.flatten(numbers_as_tensors(value))
+    tensors, spec = OutputSpec.of_body(value)
     name = "b" if operation == "custom_linear_solve" else "init"
     check_agreement(operation, "the unknowns and a result", (name, tree), (producer, spec), path=name)
     return tensors

@@ -14,48 +14,72 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.output import OutputSpec, number_as_tensor
+from ...calls.numbers import number_as_tensor
+from ...calls.output import OutputSpec
 from ...calls.static_values import same_static
-from ...calls.validate import check_carry, kind_of
+from ...calls.validate import kind_of
 from ...errors import ErrorContext, MetadataMismatchError, TreeMismatchError, message
+from .weak_carry import InitialCarry, converted, next_carry, step_kinds
 
-__all__ = ["carry_check", "elements", "stack_outputs"]
+__all__ = ["PlainCarry", "elements", "stack_outputs"]
 
 
-def carry_check(context: ErrorContext, init: Any) -> Callable[[Any], Any]:
-    """A function from what a body returned to the next carry: Python numbers as tensors; raises if it is not like
-    ``init``.
-    """
-    # Read now: where the steps are captured, reading them there would make operands of the initial values.
-    _, carry = OutputSpec.flatten(init)
-    spec, expected = carry.spec, carry.metas
+class PlainCarry:
+    """The carry of a loop that runs as Python: ``follow`` takes what a body returned to the next carry, or raises."""
 
-    def check_fully(value: Any) -> Any:
-        value = pytree.map(number_as_tensor, value)
-        check_carry(context, carry, OutputSpec.flatten(value)[1])
-        return value
+    __slots__ = ("_context", "_expected", "_init", "_of_first", "_spec", "_value", "follow", "settled_at", "steps")
 
-    if type(init) is Tensor:
-        ((shape, dtype, device),) = expected
+    def __init__(self, context: ErrorContext, init: InitialCarry) -> None:
+        self._context, self._init, self._value = context, init, init.tree
+        self.steps = 0
+        self.settled_at = 0
+        """The step from which on the carry was of one kind."""
+        self._expect(init.spec)
+        self.follow = self._follow_tensor if type(init.tree) is Tensor else self._follow_tree
 
-        def check_tensor(value: Any) -> Any:
-            if type(value) is Tensor and value.dtype is dtype and value.shape == shape and value.device == device:
-                return value
-            return check_fully(value)
+    def _expect(self, carry: OutputSpec) -> None:
+        self._spec, self._expected = carry, carry.metas
+        self._of_first = self._expected[0] if self._expected else None
 
-        return check_tensor
+    def _follow_tensor(self, value: Any) -> Any:
+        self.steps += 1
+        shape, dtype, device = self._of_first  # type: ignore[misc]
+        if type(value) is Tensor and value.dtype is dtype and value.shape == shape and value.device == device:
+            return value
+        return self._follow_checked(value)
 
-    def check_tree(value: Any) -> Any:
+    def _follow_tree(self, value: Any) -> Any:
+        self.steps += 1
         try:
-            found = spec.flatten_up_to(value)
+            found = self._spec.spec.flatten_up_to(value)
         except (ValueError, TypeError):
-            return check_fully(value)
-        for x, (shape, dtype, device) in zip(found, expected):
+            return self._follow_checked(value)
+        for x, (shape, dtype, device) in zip(found, self._expected):
             if not (isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device):
-                return check_fully(value)
+                return self._follow_checked(value)
+        self._value = value
         return value
 
-    return check_tree
+    def _follow_checked(self, value: Any) -> Any:
+        given = pytree.flatten(self._value)[0]
+        tensors, following = next_carry(self._context, self._spec, self._init.weak, given, value)
+        if following != self._spec:
+            self._expect(following)
+            self.settled_at = self.steps
+        self._value = value = following.unflatten(tensors)
+        return value
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a step has shown what the numbers become: see NOTE [Numbers in a carry]."""
+        return self.settled_at < self.steps or not any(self._init.weak)
+
+    def final(self, value: Any, step: Callable[[Any, Any], Any], slices: Sequence[Tensor] = ()) -> Any:
+        """The carry after the last step, given a step as that of a scan over one tensor or none."""
+        if self.is_settled:
+            return value
+        spec = pytree.flatten(slices[0])[1] if slices else None
+        return converted(value, step_kinds(self._context, step, self._init, slices, spec)[0])
 
 
 def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: bool) -> Iterator[Any]:
@@ -69,7 +93,7 @@ def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: 
 
 
 def stack_outputs(outputs: Sequence[Any], context: ErrorContext) -> Any:
-    """The outputs of all steps, stacked leaf by leaf; a leaf that is no tensor must be the same in every step."""
+    """The outputs of all steps, stacked leaf by leaf; a leaf that is neither tensor nor number is the same in every step."""
     if all(type(y) is Tensor for y in outputs):
         return _stacked(list(outputs), context, context.output)
     first, spec = pytree.flatten(outputs[0])
@@ -100,6 +124,7 @@ def _refuse_changed_tree(expected: pytree.Spec, outputs: Sequence[Any], context:
 
 
 def _stacked(column: Sequence[Any], context: ErrorContext, path: str) -> Any:
+    column = [x if isinstance(x, Tensor) else number_as_tensor(x) for x in column]
     first = column[0]
     if not isinstance(first, Tensor):
         for value in column:

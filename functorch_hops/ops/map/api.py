@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.output import OutputSpec, numbers_as_tensors
+from ...calls.numbers import numbers_as_tensors
+from ...calls.output import OutputSpec
 from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, ErrorContext, message
 from ...trace.refusals import reading_refused
+from ..loops.weak_carry import InitialCarry
 from ..scan.api import run_scan, trip_count
 
 __all__ = ["map"]
@@ -33,7 +35,7 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
             numbers then differ between the elements, as they do without it.
 
     Returns:
-        The results, stacked at dimension 0, leaf by leaf. A leaf that is no tensor comes back once.
+        The results, Python numbers too, stacked at dimension 0, leaf by leaf. Any other leaf comes back once.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: ``f`` is not callable, ``xs`` is empty or its sizes disagree,
@@ -58,10 +60,11 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
 
 
 _CONTEXT = ErrorContext("map", "f", output="output")
+_NO_CARRY = InitialCarry(None, (), ())
 
 
 def _each(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any) -> Any:
-    _, ys = run_scan(_CONTEXT, lambda _, x: (None, f(x)), None, leaves, spec, size)
+    _, ys = run_scan(_CONTEXT, lambda _, x: (None, f(x)), _NO_CARRY, leaves, spec, size)
     return ys
 
 
@@ -88,7 +91,7 @@ def _vmapped(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
         leaves, spec = pytree.flatten(xs)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
-            tensors, output = OutputSpec.flatten(f(pytree.unflatten(spec, values)))
+            tensors, output = OutputSpec.of_body(f(pytree.unflatten(spec, values)))
             outputs.append(output)
             sides = ("the first chunk", outputs[0]), ("another chunk", output)
             check_agreement("map", "the outputs", *sides, parameter="f", path="output")

@@ -9,15 +9,16 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...calls.numbers import numbers_as_tensors
+from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
-from ...calls.validate import as_flag, as_int, check_callable, check_carry, check_tensor_leaves, kind_of
-from ...errors import ArgumentValueError, ErrorContext, TreeMismatchError, message
+from ...calls.validate import as_flag, as_int, check_callable, check_tensor_leaves, kind_of
+from ...errors import ArgumentValueError, ErrorContext, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried, Part, Source
-from ...trace.speculate import speculate_subgraph
 from ..checkpoint.api import checkpointed_plainly
-from ..loops.steps import carry_check, elements, stack_outputs
+from ..loops.steps import PlainCarry, elements, stack_outputs
+from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, kinds_of, pair_of, step_kinds
 from ..mode import is_capturing
 from .remat import as_remat, run_scan_graph, segment_length
 
@@ -48,7 +49,8 @@ def scan(
     Arguments:
         f: one step; it may close over anything. The carry that it returns must be like the one that it gets, in tree,
             shapes, dtypes and devices.
-        init: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
+        init: the initial carry, any tree of tensors and Python numbers. A number becomes a 0-d tensor of the dtype that
+            ``f`` returns for it, ``torch.result_type(number, returned)``; plain eager's first step sees it in its own.
         xs: a tree of tensors, all of the same size T at dimension 0, or None.
         length: T; needed where ``xs`` has no leaf.
         reverse: go from the last element to the first; ys stay aligned with xs.
@@ -59,7 +61,8 @@ def scan(
             program exported for any T recomputes by steps instead of segments.
 
     Returns:
-        The final carry, and the ys stacked at dimension 0 (T at front). A leaf of y that is no tensor comes back once.
+        The final carry, and the ys stacked at dimension 0 (T at front). A Python number that ``f`` returns is a 0-d
+        tensor; a leaf of y that is neither tensor nor number comes back once.
 
     Raises:
         TreeMismatchError: the carry changes its tree, or ``f`` returns no pair.
@@ -86,15 +89,15 @@ def scan(
     remat = as_remat(remat)
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
     steps = trip_count("scan", leaves, xs_spec, length)
-    init = numbers_as_tensors(init)
-    check_tensor_leaves("scan", "init", init)
-    return run_scan(ErrorContext("scan", "f"), f, init, leaves, xs_spec, steps, reverse, unroll, remat)
+    start = InitialCarry.of("scan", "init", init)
+    carry, ys = run_scan(ErrorContext("scan", "f"), f, start, leaves, xs_spec, steps, reverse, unroll, remat)
+    return start.check_range("scan", "init", carry), ys
 
 
 def run_scan(
     context: ErrorContext,
     f: Callable[..., Any],
-    init: Any,
+    init: InitialCarry,
     leaves: list[Tensor],
     xs_spec: pytree.Spec,
     length: Any,
@@ -102,11 +105,13 @@ def run_scan(
     unroll: int = 1,
     remat: Any = None,
 ) -> tuple[Any, Any]:
-    """``scan`` of checked arguments, for the loops that are scans: ``context`` names the one that was called."""
+    """``scan`` of checked arguments, for the loops that are scans: ``context`` is the one that the user wrote."""
     is_plain = not is_capturing() and (remat is None or _torch.top_interpreter() is None)
     if is_plain and length > 0:
         return _plain_scan(context, f, init, leaves, xs_spec, length, reverse, remat)
-    return as_graph("scan", _captured_scan, (f,), (init, leaves), context, xs_spec, length, reverse, unroll, remat)
+    operands, static = (init.tree, leaves), (context, init.weak, xs_spec, length, reverse, unroll, remat)
+    carry_and_ys: tuple[Any, Any] = as_graph("scan", _captured_scan, (f,), operands, *static)
+    return carry_and_ys
 
 
 def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: Any = None) -> Any:
@@ -157,58 +162,50 @@ def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected:
 def _plain_scan(
     context: ErrorContext,
     f: Callable[..., Any],
-    init: Any,
+    init: InitialCarry,
     leaves: list[Tensor],
     xs_spec: pytree.Spec,
     length: int,
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    next_carry = carry_check(context, init)
+    carries = PlainCarry(context, init)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []
         for x in xs:
             result = f(carry, x)
-            returned, y = result if type(result) is tuple and len(result) == 2 else _carry_and_output(result)
-            carry = next_carry(returned)
+            returned, y = result if type(result) is tuple and len(result) == 2 else pair_of(result)
+            carry = carries.follow(returned)
             ys.append(y)
         return carry, ys
 
     xs = elements(leaves, xs_spec, length, reverse)
     if remat is None:
-        carry, ys = run(init, xs)
+        carry, ys = run(init.tree, xs)
     else:
-        carry, ys = init, []
+        carry, ys = init.tree, []
         size = segment_length(remat, length)
         while segment := list(itertools.islice(xs, size)):
             carry, segment_ys = checkpointed_plainly(run, (carry, segment), {})
             ys += segment_ys
+    first = carries.settled_at
+    if not carries.is_settled:
+        of_carry, of_output = step_kinds(context, f, init, [x[0] for x in leaves], xs_spec)
+        carry, ys = converted(carry, of_carry), [converted(y, of_output) for y in ys]
+    elif first:
+        of_output = tuple(kinds_of(OutputSpec.of_body(ys[first])[1]))
+        ys[:first] = [converted(y, of_output) for y in ys[:first]]
     if reverse:
         ys.reverse()
     return carry, stack_outputs(ys, context)
-
-
-def _carry_and_output(result: Any) -> tuple[Any, Any]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        kind = f"a tuple of {len(result)}" if isinstance(result, tuple) else kind_of(result)
-        raise TreeMismatchError(
-            message(
-                "scan",
-                "the body returns no pair",
-                parameter="f",
-                expected="a pair (carry, y)",
-                got=kind,
-                remedy="return (carry, None) where there is no y",
-            )
-        )
-    return result
 
 
 def _captured_scan(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, list[Tensor]],
     context: ErrorContext,
+    weak: Weak,
     xs_spec: pytree.Spec,
     length: Any,
     reverse: bool,
@@ -216,28 +213,10 @@ def _captured_scan(
     remat: Any,
 ) -> tuple[Any, Any]:
     (f,), (init, leaves) = functions, operands
-    carry_leaves, carry = OutputSpec.flatten(init)
     slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
-    inputs = [*carry.metas, *slices]
-    ys: list[OutputSpec] = []
-
-    def run(*flat: Tensor) -> list[Tensor]:
-        state = carry.unflatten(flat[: len(carry_leaves)])
-        x = pytree.unflatten(xs_spec, flat[len(carry_leaves) :])
-        returned, y = _carry_and_output(f(state, x))
-        carry_out, returned_spec = OutputSpec.flatten(_as_carry(returned))
-        check_carry(context, carry, returned_spec)
-        y_out, y_spec = OutputSpec.flatten(y)
-        ys.append(y_spec)
-        return [*carry_out, *y_out]
-
-    sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(carry_leaves)), *map(Part, leaves)]
-    body, lifted = speculate_subgraph(
-        run, inputs, operation=context.operation, parameter=context.parameter, sources=sources
-    )
-    outs = run_scan_graph(body, length, carry_leaves, leaves, lifted, reverse, unroll, remat)
-    return carry.unflatten(outs[: len(carry_leaves)]), ys[-1].unflatten(outs[len(carry_leaves) :])
-
-
-def _as_carry(tree: Any) -> Any:
-    return pytree.map(number_as_tensor, tree)
+    given, initial = OutputSpec.flatten(init)
+    sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(given)), *map(Part, leaves)]
+    carry, step = capture_step(context, f, initial, weak, sources, slices, xs_spec)
+    carry_leaves = pytree.flatten(converted(init, kinds_of(carry)))[0]
+    outs = run_scan_graph(step.body, length, carry_leaves, leaves, step.lifted, reverse, unroll, remat)
+    return carry.unflatten(outs[: len(carry_leaves)]), step.output.unflatten(outs[len(carry_leaves) :])

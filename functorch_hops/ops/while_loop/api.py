@@ -10,23 +10,18 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.output import OutputSpec, number_as_tensor, numbers_as_tensors
+from ...calls.numbers import as_number
+from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
-from ...calls.validate import (
-    PYTHON_NUMBERS,
-    as_int,
-    as_number,
-    check_callable,
-    check_carry,
-    check_tensor_leaves,
-    kind_of,
-)
+from ...calls.validate import PYTHON_NUMBERS, as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ErrorContext, InfiniteLoopError, message
 from ...ir.build import merge_lifted
+from ...ir.subgraph import Subgraph
 from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
 from ...trace.speculate import speculate_subgraph
-from ..loops.steps import carry_check
+from ..loops.steps import PlainCarry
+from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, followed, kinds_of
 from ..mode import is_capturing
 from .op import WhileLoopParams, while_loop_op
 from .passthrough import while_loop_passthrough
@@ -56,7 +51,7 @@ def while_loop(
     Arguments:
         cond_fn: the condition, a function of the carry to a bool or a one-element tensor (non-zero is true).
         body_fn: one step, from the carry to a carry of the same tree, shapes, dtypes and devices.
-        init_val: the initial carry, any tree of tensors; Python numbers become 0-d tensors.
+        init_val: the initial carry, any tree of tensors and Python numbers, which take dtypes as in :func:`scan`.
         max_steps: stop after so many iterations, silently; 0 is allowed.
         checkpoints: reverse mode keeps the initial carry and at most so many others, and runs the body again for the
             rest. The loop is then captured in plain eager too. The body must draw no random numbers where gradients are
@@ -93,45 +88,49 @@ def while_loop(
         max_steps = as_int("while_loop", "max_steps", max_steps, at_least=0)
     if checkpoints is not None:
         checkpoints = as_int("while_loop", "checkpoints", checkpoints, at_least=1)
-    init = numbers_as_tensors(init_val)
-    check_tensor_leaves("while_loop", "init_val", init)
+    init = InitialCarry.of("while_loop", "init_val", init_val)
     if checkpoints is not None and max_steps is not None:
         checkpoints = max(1, min(checkpoints, max_steps))  # slots that no step could fill
-    return run_while(ErrorContext("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
+    value = run_while(ErrorContext("while_loop", "body_fn"), cond_fn, body_fn, init, max_steps, checkpoints)
+    return init.check_range("while_loop", "init_val", value)
 
 
 def run_while(
     context: ErrorContext,
     cond_fn: Callable[..., Any],
     body_fn: Callable[..., Any],
-    init: Any,
+    init: InitialCarry,
     max_steps: int | None = None,
     checkpoints: int | None = None,
 ) -> Any:
-    """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` names the one called."""
+    """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` is the one the user wrote."""
     if is_capturing() or checkpoints is not None:
-        return as_graph(
-            "while_loop", _captured_while_loop, (cond_fn, body_fn), (init,), context, max_steps, checkpoints
-        )
+        functions, static = (cond_fn, body_fn), (context, init.weak, max_steps, checkpoints)
+        return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static)
     return _plain_while_loop(context, cond_fn, body_fn, init, max_steps)
 
 
 def _plain_while_loop(
-    context: ErrorContext, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Any, max_steps: int | None
+    context: ErrorContext, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: InitialCarry, max_steps: int | None
 ) -> Any:
-    next_carry, value, steps = carry_check(context, init), init, 0
-    while max_steps is None or steps < max_steps:
+    carries, value = PlainCarry(context, init), init.tree
+    while max_steps is None or carries.steps < max_steps:
         pred = _checked_predicate(cond_fn(value))
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
-                rest = None if max_steps is None else max_steps - steps
-                return as_graph("while_loop", _captured_while_loop, (cond_fn, body_fn), (value,), context, rest, None)
+                rest = None if max_steps is None else max_steps - carries.steps
+                functions, static = (cond_fn, body_fn), (context, init.weak, rest, None)
+                return as_graph("while_loop", _captured_while_loop, functions, (value,), *static)
             pred = _torch.read_number(pred)
         if not pred:
             break
-        value = next_carry(body_fn(value))
-        steps += 1
-    return value
+        value = carries.follow(body_fn(value))
+    return carries.final(value, _without_outputs(body_fn))
+
+
+def _without_outputs(body_fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """A step of ``while_loop`` as one of ``scan``."""
+    return lambda value, _: (body_fn(value), None)
 
 
 def _checked_predicate(pred: Any) -> Any:
@@ -154,23 +153,44 @@ def _captured_while_loop(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any],
     context: ErrorContext,
+    weak: Weak,
     max_steps: int | None,
     checkpoints: int | None,
 ) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry."""
-    (cond_fn, body_fn), (init,) = functions, operands
+    (cond_fn, body_fn), (tree,) = functions, operands
     if max_steps is not None:
-        start, next_carry = torch.zeros((), dtype=torch.int64), carry_check(context, init)
+        start, follow = torch.zeros((), dtype=torch.int64), followed(context, InitialCarry(tree, weak, weak))
         bounded = (
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
-            lambda state: (state[0] + 1, next_carry(body_fn(state[1]))),
+            lambda state: (state[0] + 1, follow(state[1], body_fn(state[1]))),
         )
-        _, value = _captured_while_loop(bounded, ((start, init),), context, None, checkpoints)
+        _, value = _captured_while_loop(bounded, ((start, tree),), context, (None, *weak), None, checkpoints)
         return value
-    leaves, carry = OutputSpec.flatten(init)
+    leaves, initial = OutputSpec.flatten(tree)
+    sources = [Carried(x, i) for i, x in enumerate(leaves)]
+    is_constant, cond = _capture_condition(context, cond_fn, initial, sources)
+    if is_constant is False and not any(weak):
+        return tree
+    carry, (body, lifted, _) = capture_step(context, _without_outputs(body_fn), initial, weak, sources)
+    if carry != initial:
+        leaves = pytree.flatten(converted(tree, kinds_of(carry)))[0]
+        is_constant, cond = _capture_condition(context, cond_fn, carry, sources)
+    if is_constant is False:
+        return carry.unflatten(leaves)
+    (cond_graph, body_graph), lifted = merge_lifted([cond, (body, lifted)], len(leaves))
+    params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
+    params, flat, restore = simplify_call(while_loop_passthrough, params, [*leaves, *lifted])
+    return carry.unflatten(restore(while_loop_op(params, *flat)))
+
+
+def _capture_condition(
+    context: ErrorContext, cond_fn: Callable[..., Any], carry: OutputSpec, sources: Sequence[Carried]
+) -> tuple[bool | None, tuple[Subgraph, list[Tensor]]]:
+    """The condition as a graph, and False if that is what it always is."""
     constants: list[Any] = []
 
-    def run_cond(*flat: Tensor) -> list[Tensor]:
+    def run(*flat: Tensor) -> list[Tensor]:
         pred = _checked_predicate(cond_fn(carry.unflatten(flat)))
         known = _torch.known_number(pred) if isinstance(pred, Tensor) else None
         pred = pred if known is None else known
@@ -180,21 +200,13 @@ def _captured_while_loop(
         pred = pred.reshape(())
         return [pred if pred.dtype == torch.bool else pred != 0]
 
-    def run_body(*flat: Tensor) -> list[Tensor]:
-        out, returned = OutputSpec.flatten(pytree.map(number_as_tensor, body_fn(carry.unflatten(flat))))
-        check_carry(context, carry, returned)
-        return out
-
-    sources = [Carried(x, i) for i, x in enumerate(leaves)]
-    cond = speculate_subgraph(
-        run_cond,
+    captured = speculate_subgraph(
+        run,
         carry.metas,
         operation=context.operation,
         parameter="cond_fn",
         sources=[dataclasses.replace(source, place=None) for source in sources],
     )
-    if constants == [False]:
-        return init
     if constants == [True]:
         raise InfiniteLoopError(
             message(
@@ -205,13 +217,7 @@ def _captured_while_loop(
                 remedy="pass max_steps=, or compute the condition from the carry",
             )
         )
-    body = speculate_subgraph(
-        run_body, carry.metas, operation=context.operation, parameter=context.parameter, sources=sources
-    )
-    (cond_graph, body_graph), lifted = merge_lifted([cond, body], len(leaves))
-    params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
-    params, flat, restore = simplify_call(while_loop_passthrough, params, [*leaves, *lifted])
-    return carry.unflatten(restore(while_loop_op(params, *flat)))
+    return (False if constants else None), captured
 
 
 def _and_then(bound: Tensor, pred: Any) -> Any:

@@ -1,0 +1,65 @@
+"""Python numbers: the tensors that stand for them, and the dtypes that they give way to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import pytree
+
+__all__ = ["as_number", "number_as_tensor", "number_type", "numbers_as_tensors", "weak_dtype"]
+
+_SYMBOLIC = {torch.SymBool: bool, torch.SymInt: int, torch.SymFloat: float}
+
+
+def as_number(value: Any) -> Any:
+    """NumPy's scalars and arrays without dimensions as the Python number that they hold; anything else as it is."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "__array__") or isinstance(value, Tensor):
+        return value
+    return value.item() if value.dtype.kind in "biufc" else value
+
+
+def number_type(value: Any) -> type | None:
+    """``bool``, ``int``, ``float`` or ``complex``; None for what is no number."""
+    if isinstance(value, tuple(_SYMBOLIC)):
+        return _SYMBOLIC[type(value)]
+    return next((kind for kind in (bool, int, float, complex) if isinstance(value, kind)), None)
+
+
+def default_dtype(kind: type) -> torch.dtype:
+    """The dtype of the tensor that stands for a number of this type."""
+    if kind is bool or kind is int:
+        return torch.bool if kind is bool else torch.int64
+    dtype = torch.get_default_dtype()
+    return dtype if kind is float else dtype.to_complex()
+
+
+def number_as_tensor(value: Any) -> Any:
+    """A number as a 0-d tensor (bool, int64, default dtype, default complex dtype); anything else as it is."""
+    number = as_number(value)
+    kind = number_type(number)
+    if kind is None:
+        return value
+    if isinstance(number, torch.SymBool):
+        return torch.scalar_tensor(torch.sym_ite(number, 1, 0), dtype=torch.bool)
+    if isinstance(number, (torch.SymInt, torch.SymFloat)):
+        return torch.scalar_tensor(number, dtype=default_dtype(kind))  # type: ignore[arg-type]
+    return torch.full((), number, dtype=default_dtype(kind))
+
+
+def numbers_as_tensors(tree: Any) -> Any:
+    """The tree with its numbers as tensors."""
+    if type(tree) is Tensor:
+        return tree
+    leaves, spec = pytree.flatten(tree)
+    if all(type(leaf) is Tensor for leaf in leaves):
+        return tree
+    return pytree.unflatten(spec, map(number_as_tensor, leaves))
+
+
+def weak_dtype(kind: type, dtype: torch.dtype) -> torch.dtype:
+    """``torch.result_type`` of a number of type ``kind`` and a tensor of ``dtype``: it never leaves the number's kind."""
+    own = default_dtype(kind)
+    return dtype if torch.can_cast(own, dtype) else torch.promote_types(own, dtype)
