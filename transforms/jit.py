@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R, one_or_several, signature_of
@@ -38,6 +39,7 @@ from functorch_hops.ops.closed_call.op import ClosedCallParams, closed_call_op
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.trace.buffers import Buffers, Update, refuse_update
 from functorch_hops.trace.capture import current_capture
+from functorch_hops.transforms.jitted_module import JittedModule, jitted_inside, module_of
 
 __all__ = ["CacheInfo", "Jitted", "JittedFunction", "Lowered", "jit"]
 
@@ -47,6 +49,15 @@ CAPTURES_BEFORE_WARNING = 8
 Result_co = TypeVar("Result_co", covariant=True)
 Rest = ParamSpec("Rest")
 Owner = TypeVar("Owner")
+
+
+class Decorator(Protocol):
+    """``jit`` with its options."""
+
+    @overload
+    def __call__(self, func: nn.Module, /) -> JittedModule: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Jitted[P, R]: ...
 
 
 class CacheInfo(NamedTuple):
@@ -108,15 +119,49 @@ class Jitted(Protocol[P, Result_co]):
     def clear_cache(self) -> None: ...
 
 
+@overload
 def jit(
-    func: Callable[P, R],
+    func: nn.Module,
+    /,
     *,
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
     dynamic: bool = False,
     backend: str | Callable[..., Any] = "inductor",
     options: dict[str, Any] | None = None,
-) -> Jitted[P, R]:
+) -> JittedModule: ...
+@overload
+def jit(
+    func: Callable[P, R],
+    /,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    dynamic: bool = False,
+    backend: str | Callable[..., Any] = "inductor",
+    options: dict[str, Any] | None = None,
+) -> Jitted[P, R]: ...
+@overload
+def jit(
+    func: None = None,
+    /,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    dynamic: bool = False,
+    backend: str | Callable[..., Any] = "inductor",
+    options: dict[str, Any] | None = None,
+) -> Decorator: ...
+def jit(
+    func: Callable[..., Any] | None = None,
+    /,
+    *,
+    static_argnums: int | Sequence[int] = (),
+    static_argnames: str | Sequence[str] = (),
+    dynamic: bool = False,
+    backend: str | Callable[..., Any] = "inductor",
+    options: dict[str, Any] | None = None,
+) -> Any:
     """Compile a function: captured once per signature, compiled, cached.
 
     ``jit : (a -> b) -> (a -> b)``. Equivalent to ``func``.
@@ -124,6 +169,7 @@ def jit(
     Arguments:
         func: a function or an ``nn.Module``. It may use control flow of this library, close over tensors and
             modules, and apply transforms; the result takes part in every transform and in ``loss.backward()``.
+            Without it, ``jit`` is a decorator: ``@fh.jit(backend="eager")``.
         static_argnums, static_argnames: arguments to be taken as hashable constants as a whole; where one of the two
             names an argument, it may be passed either way.
         dynamic: one trace for tensors of all sizes (of one number of dimensions) as far as nothing that was traced
@@ -141,7 +187,9 @@ def jit(
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
-        ``lower()``: a :class:`Jitted`.
+        ``lower()``: a :class:`Jitted`. Of a module, a module besides: all but the call (and the hooks of the call, which
+        run outside the graph) is that of the module itself, which it shares parameters, mode and attributes with; copies
+        of it are jitted too. ``DistributedDataParallel`` runs as Python, around its module, which is compiled.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
@@ -158,13 +206,23 @@ def jit(
     >>> double(torch.ones(2)), double(torch.zeros(2)), double.cache_info().misses
     (tensor([2., 2.]), tensor([0., 0.]), 1)
     """
-    check_callable("jit", "func", func)
-    numbers = one_or_several(static_argnums)
-    names = one_or_several(static_argnames)
+    chosen = {
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        "dynamic": dynamic,
+        "backend": backend,
+        "options": options,
+    }
     if not isinstance(backend, str):
         check_callable("jit", "backend", backend)
-    numbers, names = _both_ways(func, numbers, names)
-    return JittedFunction(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
+    if func is None:
+        return functools.partial(jit, **chosen)  # type: ignore[arg-type]
+    check_callable("jit", "func", func)
+    if isinstance(func, DistributedDataParallel):
+        return jitted_inside(func, jit(func.module, **chosen))  # type: ignore[arg-type]
+    numbers, names = _both_ways(func, one_or_several(static_argnums), one_or_several(static_argnames))
+    jitted = JittedFunction(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
+    return module_of(jitted) if isinstance(func, nn.Module) else jitted
 
 
 def _both_ways(
@@ -295,6 +353,10 @@ class JittedFunction(Generic[P, R]):
         if name is not None and _is_at(self.__module__, name, self):
             return name
         return JittedFunction, (self._func, *self._options)
+
+    def around(self, func: Callable[P, R]) -> JittedFunction[P, R]:
+        """Another function, jitted with the same options."""
+        return JittedFunction(func, *self._options)
 
     @property
     def _options(self) -> tuple[Any, ...]:
@@ -464,7 +526,7 @@ class _Methods:
                 )
             )
         found = attributes.get(_METHODS)
-        if found is None or found.owner is not instance:
+        if found is None or getattr(found.owner, "__dict__", None) is not attributes:
             found = attributes[_METHODS] = cls(instance)
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .containers import entries
 from .guard import SAME
+from .objects import FIELDS, instance
 from .places import Path
 from .walk import Walk
 
@@ -17,6 +18,9 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    if hasattr(type(value), FIELDS):  # what ``jit`` made of a module
+        instance(walk, path, value, escapes)
+        return
     cls, attributes = type(value), value.__dict__
     parts = [attributes.get(name) for name in _PARTS]
     if not all(type(part) in (dict, collections.OrderedDict) for part in parts):  # a ScriptModule

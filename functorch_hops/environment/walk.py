@@ -355,7 +355,7 @@ class Walk:
             return
         self._patchable.add(base)
         forward, name = base.__dict__["forward"], f"{base.__qualname__}.forward"
-        if (forward.__module__, forward.__qualname__) == (base.__module__, name):
+        if isinstance(forward, property) or (forward.__module__, forward.__qualname__) == (base.__module__, name):
             self.guard.item(base.__dict__, "forward", forward, SAME, name)
         else:
             self.item(base.__dict__, "forward", f"class {name}")
