@@ -19,8 +19,8 @@ from torch import Tensor
 
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, P, one_or_several
-from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.numbers import as_number
+from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
 from functorch_hops.trace.capture import current_capture

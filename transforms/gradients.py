@@ -37,7 +37,13 @@ __all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
 Pull: TypeAlias = Callable[[R], tuple[Any, ...]]
 
 
-def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[P, Any]:
+@overload
+def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[P, Any]: ...
+@overload
+def grad(
+    func: None = None, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """The gradient of a scalar function, by reverse mode.
 
     ::
@@ -52,6 +58,8 @@ def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
             the right. Their leaves are floating-point or complex tensors; a Python float counts as a 0-d
             tensor.
         has_aux: whether `func` returns ``(output, aux)``.
+
+    Without `func` it is a decorator: ``@grad(argnums=1)``. So are the other transforms that have options.
 
     Returns:
         A function of the arguments of `func`, that returns the gradient: a tree like the differentiated
@@ -70,6 +78,8 @@ def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
     >>> grad(lambda p: (p["w"] ** 3).sum())(x)
     {'w': tensor([ 3., 12.]), 'b': None}
     """
+    if func is None:
+        return functools.partial(grad, argnums=argnums, has_aux=has_aux)
     require_callable("grad", func)
 
     @transformed("grad", func)
@@ -80,9 +90,15 @@ def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
     return gradient_of
 
 
+@overload
 def value_and_grad(
     func: Callable[P, R], argnums: int | Sequence[int] = 0, has_aux: bool = False
-) -> Callable[P, tuple[R, Any]]:
+) -> Callable[P, tuple[R, Any]]: ...
+@overload
+def value_and_grad(
+    func: None = None, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, tuple[R, Any]]]: ...
+def value_and_grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """The value of a scalar function and its gradient, by reverse mode.
 
     ::
@@ -114,6 +130,8 @@ def value_and_grad(
     >>> value_and_grad(lambda x, y: x * y, argnums=(0, 1))(torch.tensor(2.0), 5.0)
     (tensor(10.), (tensor(5.), tensor(2.)))
     """
+    if func is None:
+        return functools.partial(value_and_grad, argnums=argnums, has_aux=has_aux)
     require_callable("value_and_grad", func)
 
     @transformed("value_and_grad", func)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -23,13 +24,29 @@ from functorch_hops.transforms.flat import (
 __all__ = ["hessian", "jacfwd", "jacrev"]
 
 
+@overload
 def jacrev(
     func: Callable[P, Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
     chunk_size: int | None = None,
-) -> Callable[P, Any]:
+) -> Callable[P, Any]: ...
+@overload
+def jacrev(
+    func: None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def jacrev(
+    func: Any = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Any:
     """The Jacobian of a function, row by row, by reverse mode.
 
     ::
@@ -68,6 +85,8 @@ def jacrev(
     {'square': tensor([[2., 0.],
             [0., 6.]])}
     """
+    if func is None:
+        return functools.partial(jacrev, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacrev", func)
     return _by_rows("jacrev", func, argnums, has_aux, require_chunk_size("jacrev", chunk_size))
 
@@ -104,13 +123,29 @@ def _rows(pull: Function, outputs: Sequence[Tensor], inputs: Sequence[Tensor], c
     return _concatenated(chunks)
 
 
+@overload
 def jacfwd(
     func: Callable[P, Any],
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     *,
     chunk_size: int | None = None,
-) -> Callable[P, Any]:
+) -> Callable[P, Any]: ...
+@overload
+def jacfwd(
+    func: None = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def jacfwd(
+    func: Any = None,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    chunk_size: int | None = None,
+) -> Any:
     """The Jacobian of a function, column by column, by forward mode.
 
     ::
@@ -142,6 +177,8 @@ def jacfwd(
     tensor([[1., 0.],
             [0., 1.]])
     """
+    if func is None:
+        return functools.partial(jacfwd, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacfwd", func)
     return _by_columns("jacfwd", func, argnums, has_aux, require_chunk_size("jacfwd", chunk_size))
 
@@ -228,7 +265,11 @@ def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator
         yield tuple(chunk)
 
 
-def hessian(func: Callable[P, Any], argnums: int | Sequence[int] = 0) -> Callable[P, Any]:
+@overload
+def hessian(func: Callable[P, Any], argnums: int | Sequence[int] = 0) -> Callable[P, Any]: ...
+@overload
+def hessian(func: None = None, argnums: int | Sequence[int] = 0) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+def hessian(func: Any = None, argnums: int | Sequence[int] = 0) -> Any:
     """The matrix of second derivatives of a function, forward over reverse.
 
     ::
@@ -256,6 +297,8 @@ def hessian(func: Callable[P, Any], argnums: int | Sequence[int] = 0) -> Callabl
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
+    if func is None:
+        return functools.partial(hessian, argnums=argnums)
     require_callable("hessian", func)
     gradient = _by_rows("hessian", func, argnums, False, None)
     return _by_columns("hessian", gradient, argnums, False, None)

@@ -187,9 +187,9 @@ def jit(
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
-        ``lower()``: a :class:`Jitted`. Of a module, a module besides: all but the call (and the hooks of the call, which
-        run outside the graph) is that of the module itself, which it shares parameters, mode and attributes with; copies
-        of it are jitted too. ``DistributedDataParallel`` runs as Python, around its module, which is compiled.
+        ``lower()``: a :class:`Jitted`. For a module it is a module too, which shares parameters, submodules, mode and
+        attributes with ``func`` under the same names; its copies are jitted, and hooks registered on it run outside
+        the graph. ``DistributedDataParallel`` runs as Python around its module, which is jitted.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
@@ -206,20 +206,21 @@ def jit(
     >>> double(torch.ones(2)), double(torch.zeros(2)), double.cache_info().misses
     (tensor([2., 2.]), tensor([0., 0.]), 1)
     """
-    chosen = {
-        "static_argnums": static_argnums,
-        "static_argnames": static_argnames,
-        "dynamic": dynamic,
-        "backend": backend,
-        "options": options,
-    }
+    with_options: Any = functools.partial(
+        jit,
+        static_argnums=static_argnums,
+        static_argnames=static_argnames,
+        dynamic=dynamic,
+        backend=backend,
+        options=options,
+    )
     if not isinstance(backend, str):
         check_callable("jit", "backend", backend)
     if func is None:
-        return functools.partial(jit, **chosen)  # type: ignore[arg-type]
+        return with_options
     check_callable("jit", "func", func)
     if isinstance(func, DistributedDataParallel):
-        return jitted_inside(func, jit(func.module, **chosen))  # type: ignore[arg-type]
+        return jitted_inside(func, with_options(func.module))
     numbers, names = _both_ways(func, one_or_several(static_argnums), one_or_several(static_argnames))
     jitted = JittedFunction(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
     return module_of(jitted) if isinstance(func, nn.Module) else jitted

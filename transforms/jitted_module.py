@@ -1,10 +1,10 @@
 """``jit`` of a module: the same module, whose call is compiled.
 
-NOTE [A jitted module is a view] The class of ``jit(module)`` is derived from that of the module, and both objects have one
-``__dict__``. So parameters, submodules, buffers, the mode, ``state_dict``, methods, and what is set on either, are the
-same under the same names, and no container, optimizer or checkpoint tells the two apart. What differs is the call: it is
-compiled, and it has hooks of its own, which run around the compiled code. (Those of the module are in its graph.) They
-lie in slots, which Python finds before ``__dict__``, as it finds the property ``forward``.
+NOTE [A jitted module is a view] The class of ``jit(module)`` is derived from that of the module, and both objects have
+one ``__dict__``. So parameters, submodules, buffers, the mode, ``state_dict``, methods, and what is set on either are
+the same under the same names, and no container, optimizer or checkpoint tells the two apart. What differs is the call:
+it is compiled, and has hooks of its own, which run around the compiled code. (Those of the module are in its graph.)
+They lie in slots, which Python finds before ``__dict__``, as it finds the property ``forward``.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def _derived(mixin: Any, cls: type) -> Any:
     if issubclass(cls, mixin):
         return cls
     name = f"Jitted{cls.__name__}"
+    known: Any
     for known in cls.__subclasses__():
         if known.__bases__ == (mixin, cls):
             return known

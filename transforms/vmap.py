@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from functorch_hops.transforms.flat import (
 __all__ = ["vmap"]
 
 
+@overload
 def vmap(
     func: Callable[P, R],
     in_dims: Any = 0,
@@ -30,7 +32,24 @@ def vmap(
     randomness: str = "error",
     *,
     chunk_size: int | None = None,
-) -> Callable[P, R]:
+) -> Callable[P, R]: ...
+@overload
+def vmap(
+    func: None = None,
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    randomness: str = "error",
+    *,
+    chunk_size: int | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def vmap(
+    func: Any = None,
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    randomness: str = "error",
+    *,
+    chunk_size: int | None = None,
+) -> Any:
     """Map a function over a dimension of its arguments, all examples at once.
 
     ::
@@ -48,6 +67,8 @@ def vmap(
             What gets None must not depend on the example, and may be any object.
         randomness: ``"error"``, ``"same"`` or ``"different"`` random numbers for all examples.
         chunk_size: how many examples to compute at once; None for all.
+
+    Without `func` it is a decorator: ``@vmap(in_dims=(0, None))``.
 
     Returns:
         A function of batched arguments, that returns a tree like the output of `func`, in which every leaf
@@ -67,9 +88,11 @@ def vmap(
     ... )
     {'sum': tensor([4., 4.])}
     """
-    require_callable("vmap", func)
     chunk_size = require_chunk_size("vmap", chunk_size)
     _require_randomness(randomness)
+    if func is None:
+        return functools.partial(vmap, in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunk_size=chunk_size)
+    require_callable("vmap", func)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
     @transformed("vmap", func)

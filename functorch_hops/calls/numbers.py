@@ -60,6 +60,6 @@ def numbers_as_tensors(tree: Any) -> Any:
 
 
 def weak_dtype(kind: type, dtype: torch.dtype) -> torch.dtype:
-    """``torch.result_type`` of a number of type ``kind`` and a tensor of ``dtype``: it never leaves the number's kind."""
+    """``torch.result_type`` of a number of type ``kind`` and a tensor of ``dtype``."""
     own = default_dtype(kind)
     return dtype if torch.can_cast(own, dtype) else torch.promote_types(own, dtype)

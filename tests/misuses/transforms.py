@@ -119,8 +119,18 @@ def jacrev_chunk_size_zero():
 
 
 @misuse(fh.ArgumentTypeError)
+def vmap_as_a_decorator_of_no_function():
+    fh.vmap(in_dims=1)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def jit_as_a_decorator_of_no_function():
+    fh.jit(backend="eager")(X)
+
+
+@misuse(fh.ArgumentTypeError)
 def vmap_of_no_function():
-    fh.vmap(None)
+    fh.vmap(X)
 
 
 @misuse(fh.ArgumentValueError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch.utils.checkpoint
 from torch import Tensor
@@ -24,9 +24,15 @@ from .policies import CheckpointPolicy, check_policy, nothing
 __all__ = ["checkpoint", "checkpointed_plainly"]
 
 
+@overload
 def checkpoint(
     func: Callable[P, R], /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
-) -> Callable[P, R]:
+) -> Callable[P, R]: ...
+@overload
+def checkpoint(
+    func: None = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def checkpoint(func: Any = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True) -> Any:
     """The same function, which stores its inputs for reverse mode and computes everything else again.
 
     ``checkpoint : (a -> b) -> (a -> b)``. Equivalent to ``func``.
@@ -36,6 +42,8 @@ def checkpoint(
         policy: what is stored besides the inputs, one of ``fh.checkpoint_policies``; None stores nothing else.
         preserve_rng_state: random numbers are the same in the recomputation. A captured function stores them, so they
             are the same even without it.
+
+    Without ``func`` it is a decorator: ``@fh.checkpoint(policy=...)``.
 
     Works under every transform, for ``loss.backward()`` and compiled: a barrier keeps compilers from merging the
     recomputation with the forward pass.
@@ -57,11 +65,13 @@ def checkpoint(
     >>> fh.grad(fh.checkpoint(lambda x: x.sin().sin()))(torch.tensor(0.0))
     tensor(1.)
     """
-    check_callable("checkpoint", "func", func)
     saved = nothing if policy is None else check_policy("checkpoint", policy)
+    if func is None:
+        return functools.partial(checkpoint, policy=policy, preserve_rng_state=preserve_rng_state)
+    check_callable("checkpoint", "func", func)
 
     @functools.wraps(func)
-    def checkpointed(*args: P.args, **kwargs: P.kwargs) -> Any:
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if policy is None and not is_capturing() and _torch.top_interpreter() is None:
             return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
         return as_graph("checkpoint", _captured_checkpoint, (func,), (args, kwargs), saved)

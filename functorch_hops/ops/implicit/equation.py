@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import Function
-from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import kept_trace
 from ...calls.validate import check_agreement

@@ -93,7 +93,7 @@ def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: 
 
 
 def stack_outputs(outputs: Sequence[Any], context: ErrorContext) -> Any:
-    """The outputs of all steps, stacked leaf by leaf; a leaf that is neither tensor nor number is the same in every step."""
+    """The outputs of all steps, stacked leaf by leaf; what is neither tensor nor number must be the same in all."""
     if all(type(y) is Tensor for y in outputs):
         return _stacked(list(outputs), context, context.output)
     first, spec = pytree.flatten(outputs[0])

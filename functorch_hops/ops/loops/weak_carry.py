@@ -1,10 +1,10 @@
 """The initial carry of a loop, the carries that follow it, and the kind (dtype and device) of the numbers in it.
 
-NOTE [Numbers in a carry] A Python number says little of a dtype and nothing of a device, so in an initial carry it takes
-those that the body returns for it, the dtype as ``torch.result_type`` has it: a float never becomes an int. They may
-depend on the kinds in the carry, which are a fixed point: the body is captured with the kinds that it returned, until it
-returns those that it got. A leaf that the body only hands on (in a queue, say) takes the kind of where it comes from at
-once, however far that is.
+NOTE [Numbers in a carry] A Python number says little of a dtype and nothing of a device, so in an initial carry it
+takes those that the body returns for it, the dtype as ``torch.result_type`` has it: a float never becomes an int. They
+may depend on the kinds in the carry, which are a fixed point: the body is captured with the kinds that it returned,
+until it returns those that it got. A leaf that the body only hands on (in a queue, say) takes the kind of where it
+comes from at once, however far that is.
 
 Plain eager runs a step once, and starts with the numbers as tensors of their own dtype. So its first steps see other
 kinds than later ones; what these steps stacked is converted. Where no step has shown the fixed point, the body is

@@ -111,7 +111,11 @@ def run_while(
 
 
 def _plain_while_loop(
-    context: ErrorContext, cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: InitialCarry, max_steps: int | None
+    context: ErrorContext,
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: InitialCarry,
+    max_steps: int | None,
 ) -> Any:
     carries, value = PlainCarry(context, init), init.tree
     while max_steps is None or carries.steps < max_steps:
