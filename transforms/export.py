@@ -69,7 +69,7 @@ def export(
     kwargs = kwargs or {}
     # Captured with gradients on: what no_grad marks in a graph would be nodes, which torch's export loses its way in
     # where they stand in a loop that holds a branch.
-    call = trace_call(func, Arguments(args, kwargs, static_floats=True), "export", grad_enabled=True)
+    call = trace_call(func, Arguments(args, kwargs, static_floats=True, numpy=False), "export", grad_enabled=True)
     with torch.no_grad():
         if dynamic_shapes is None:
             return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
@@ -156,7 +156,7 @@ class _Exported(torch.nn.Module):
         return tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        operands = Arguments(args, kwargs, static_floats=True).operands
+        operands = Arguments(args, kwargs, static_floats=True, numpy=False).operands
         (call,) = self.call
         return call.output.unflatten(call.body(*operands, *map(self._owned, self.names)))
 
@@ -177,7 +177,7 @@ class _ExportedDynamic(_Exported):
 
     def traced(self, *args: Any, **kwargs: Any) -> Any:
         (func,) = self.func
-        arguments = Arguments(args, kwargs, static_floats=True)
+        arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
         call = trace_call(func, arguments, "export", grad_enabled=True)
         lifted = [self._owned(self.owners[id(t)]) if id(t) in self.owners else t for t in call.lifted]
         return call.output.unflatten(call.body(*arguments.operands, *lifted))

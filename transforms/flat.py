@@ -48,7 +48,7 @@ def under_torchs_tracer() -> bool:
 
 def traced_as_one_graph(operation: str, run: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """See NOTE [Transforms under torch's tracers]."""
-    arguments = Arguments(args, kwargs, static_floats=True)
+    arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
     call = trace_call(run, arguments, operation, grad_enabled=True)
     return call.output.unflatten(call.body(*arguments.operands, *call.lifted))
 

@@ -9,7 +9,7 @@ import functools
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
@@ -21,7 +21,7 @@ from functorch_hops.calls.arguments import Arguments, P, R, one_or_several, sign
 from functorch_hops.calls.static_values import described, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
-from functorch_hops.calls.validate import check_callable
+from functorch_hops.calls.validate import check_callable, kind_of
 from functorch_hops.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -34,7 +34,7 @@ from functorch_hops.ir.dependence import Through, dependent_outputs
 from functorch_hops.ir.printing import print_subgraph
 from functorch_hops.ir.sizes import facts_hold
 from functorch_hops.ir.subgraph import Subgraph
-from functorch_hops.lowering.backends import Backend, OtherSizesError, compiled
+from functorch_hops.lowering.backends import Backend, Options, OtherSizesError, compiled
 from functorch_hops.ops.closed_call.op import ClosedCallParams, closed_call_op
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.trace.buffers import Buffers, Update, refuse_update
@@ -181,9 +181,10 @@ def jit(
     Inductor draws others, reproducibly after ``torch.manual_seed``.
 
     Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
-    is a new capture. Tensors that the function closes over are live inputs. What it reads from closures, globals and
-    modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are written back after the
-    call; other writes to inputs are refused, and so is an update in a body or under a transform.
+    is a new capture. A NumPy array is traced too: the function gets it as a tensor (of the same memory and dtype), and
+    a NumPy scalar as a Python number. Tensors that the function closes over are live inputs. What it reads from
+    closures, globals and modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are
+    written back after the call; other writes to inputs are refused, and so is an update in a body or under a transform.
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and
@@ -216,13 +217,17 @@ def jit(
     )
     if not isinstance(backend, str):
         check_callable("jit", "backend", backend)
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
+        text = message("jit", "not a dict", parameter="options", expected="a dict, or None", got=kind_of(options))
+        raise ArgumentTypeError(text)
     if func is None:
         return with_options
     check_callable("jit", "func", func)
     if isinstance(func, DistributedDataParallel):
         return jitted_inside(func, with_options(func.module))
     numbers, names = _both_ways(func, one_or_several(static_argnums), one_or_several(static_argnames))
-    jitted = JittedFunction(func, numbers, names, Backend(backend, tuple(sorted((options or {}).items()))), dynamic)
+    jitted = JittedFunction(func, numbers, names, Backend(backend, Options(options)), dynamic)
     return module_of(jitted) if isinstance(func, nn.Module) else jitted
 
 
@@ -325,8 +330,12 @@ class JittedFunction(Generic[P, R]):
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if is_capturing() and (self._dynamic or Arguments(args, kwargs).has_symbols()):
-            return self._func(*args, **kwargs)  # the symbols are those of the graph around it
+        if is_capturing():
+            func, rest, keywords, _ = self._without_static(args, kwargs)
+            arguments = Arguments(rest, keywords)
+            if self._dynamic or arguments.has_symbols():  # those of the graph around it
+                rest, keywords = _rebuilt(arguments)
+                return func(*rest, **keywords)
         entry, operands = self._find(args, kwargs)
         try:
             outputs = entry.call(operands)

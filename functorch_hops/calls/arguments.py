@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..ir.meta import TensorMeta
 from ..ir.sizes import open_shape, shape_env_of
+from .numbers import from_numpy
 from .static_values import ObjectKey, static_key
 
 __all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "one_or_several", "signature_of"]
@@ -67,21 +68,30 @@ class Arguments:
     """The arguments of a call, flattened: tensors and floats are operands, everything else is static.
 
     ``static_floats``: floats are static too (a function that branched on one was seen). ``dynamic``: sizes from 2 on
-    are open, see NOTE [Open sizes].
+    are open, see NOTE [Open sizes]. ``numpy``: NumPy's arrays count, and are handed on, as tensors, its scalars as
+    numbers.
     """
 
     __slots__ = ("dynamic", "key", "leaves", "objects", "operands", "spec")
 
     def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], static_floats: bool = False, dynamic: bool = False
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        static_floats: bool = False,
+        dynamic: bool = False,
+        numpy: bool = True,
     ) -> None:
         self.dynamic = dynamic
         self.leaves, self.spec = pytree.flatten((args, kwargs))
         self.operands: list[Tensor] = []
         self.objects: list[Any] = []
         key: list[Hashable] = [self.spec]
-        for leaf in self.leaves:
+        for place, leaf in enumerate(self.leaves):
             kind = type(leaf)
+            if numpy and kind.__module__ == "numpy":
+                leaf = self.leaves[place] = from_numpy(leaf)
+                kind = type(leaf)
             if isinstance(leaf, (Tensor, TensorSpec)):
                 self.operands.append(leaf)  # type: ignore[arg-type]
                 key.append((open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device))

@@ -1,15 +1,17 @@
-"""Python numbers: the tensors that stand for them, and the dtypes that they give way to."""
+"""Numbers of Python and NumPy: the tensors that stand for them, and the dtypes that they give way to."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import pytree
+from ..trace.capture import current_capture
 
-__all__ = ["as_number", "number_as_tensor", "number_type", "numbers_as_tensors", "weak_dtype"]
+__all__ = ["as_number", "from_numpy", "number_as_tensor", "number_type", "numbers_as_tensors", "weak_dtype"]
 
 _SYMBOLIC = {torch.SymBool: bool, torch.SymInt: int, torch.SymFloat: float}
 
@@ -19,6 +21,30 @@ def as_number(value: Any) -> Any:
     if getattr(value, "shape", None) != () or not hasattr(value, "__array__") or isinstance(value, Tensor):
         return value
     return value.item() if value.dtype.kind in "biufc" else value
+
+
+def from_numpy(value: Any) -> Any:
+    """An object of NumPy: an array as a tensor, of the same memory where that is possible, a scalar as a Python number.
+    What torch has no dtype for stays as it is.
+    """
+    np = sys.modules["numpy"]
+    if isinstance(value, (np.number, np.bool_)):
+        return value.item()
+    if type(value) not in (np.ndarray, np.memmap) or value.dtype.kind not in "biufc":
+        return value
+    if (
+        not value.dtype.isnative
+        or not value.flags.writeable
+        or any(stride % value.itemsize for stride in value.strides)
+    ):
+        value = np.array(value, value.dtype.newbyteorder("="), order="C")
+    elif any(stride < 0 for stride in value.strides):
+        value = value.copy(order="C")
+    try:
+        # A capture is to see that the tensor is made of a constant.
+        return torch.from_numpy(value) if current_capture() is None else torch.tensor(value)
+    except TypeError:
+        return value
 
 
 def number_type(value: Any) -> type | None:

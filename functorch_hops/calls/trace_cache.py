@@ -122,7 +122,7 @@ def kept_trace(
     """
     if current_capture() is not None or _torch.foreign_capture_active():
         return None
-    arguments = Arguments(operands, {}, static_floats=True)
+    arguments = Arguments(operands, {}, static_floats=True, numpy=False)
     first, *others = functions
     root = functools.partial(first, *others, *arguments.objects)
     before = environment.snapshot(root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from .. import _torch
 from ..derive.numbers import without_numbers
+from ..environment.keys import ByIdentity, KeyMakers, by_value
 from ..errors import message
 from ..ir.build import copy_graph
 from ..ir.sizes import facts_hold
@@ -19,9 +20,52 @@ from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 
-__all__ = ["Backend", "OtherSizesError", "compiled"]
+__all__ = ["Backend", "Options", "OtherSizesError", "compiled"]
 
 Compiled = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+class Options(Mapping[str, Any]):
+    """The options of a backend as they were given: lists and dicts in them are compared by content, and copied."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._values = {name: _own(value) for name, value in given.items()}
+        self._key = _content(self._values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __reduce__(self) -> Any:
+        return Options, (self._values,)
+
+
+def _own(value: Any) -> Any:
+    if type(value) is dict:
+        return {name: _own(part) for name, part in value.items()}
+    return type(value)(map(_own, value)) if type(value) in (list, tuple, set, frozenset) else value
+
+
+def _content(value: Any) -> Hashable:
+    if type(value) is dict:
+        return dict, frozenset((name, _content(part)) for name, part in value.items())
+    if type(value) in (list, tuple):
+        return type(value), tuple(map(_content, value))
+    if type(value) in (set, frozenset):
+        return type(value), frozenset(map(_content, value))
+    known = by_value(value, KeyMakers())
+    return ByIdentity(value) if known is None else known
 
 
 @dataclass(frozen=True)
@@ -29,7 +73,7 @@ class Backend:
     """A backend as ``torch.compile`` names it, and its options."""
 
     name: str | Callable[..., Any]
-    options: tuple[tuple[str, Any], ...] = ()
+    options: Options
 
 
 class OtherSizesError(Exception):

@@ -124,6 +124,11 @@ def vmap_as_a_decorator_of_no_function():
 
 
 @misuse(fh.ArgumentTypeError)
+def jit_options_are_a_list():
+    fh.jit(torch.sin, options=["fast"])
+
+
+@misuse(fh.ArgumentTypeError)
 def jit_as_a_decorator_of_no_function():
     fh.jit(backend="eager")(X)
 

@@ -103,7 +103,7 @@ def run_while(
     max_steps: int | None = None,
     checkpoints: int | None = None,
 ) -> Any:
-    """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` is the one the user wrote."""
+    """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` says what the user wrote."""
     if is_capturing() or checkpoints is not None:
         functions, static = (cond_fn, body_fn), (context, init.weak, max_steps, checkpoints)
         return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static)

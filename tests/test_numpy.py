@@ -1,0 +1,114 @@
+"""NumPy's arrays as arguments of captured functions: operands, which the function gets as tensors."""
+
+import numpy as np
+import pytest
+import torch
+
+import functorch_hops as fh
+from modes import same
+
+F64 = torch.float64
+
+
+def jit(func, **options):
+    return fh.jit(func, backend="eager", **options)
+
+
+ARRAYS = {
+    "float64": np.linspace(-1, 1, 3),
+    "float32": np.ones(3, np.float32),
+    "int16": np.arange(3, dtype=np.int16),
+    "bool": np.array([True, False]),
+    "complex": np.array([1j, 2]),
+    "no dimension": np.array(2.0),
+    "empty": np.ones((0, 2)),
+    "reversed": np.arange(3.0)[::-1],
+    "expanded": np.broadcast_to(np.ones(1), (3,)),
+    "big endian": np.arange(3, dtype=">f4"),
+    "a field": np.zeros(3, [("a", "i1"), ("b", "f4")])["b"],
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_an_array_is_an_operand(array):
+    seen = []
+    f = jit(lambda d: (seen.append(d["a"]), d["a"] + d["a"])[1])
+    for k in (0, 1, 2):
+        value = array.copy() if k else array
+        if k == 2:
+            value[...] = 1
+        expected = torch.tensor(np.array(value, value.dtype.newbyteorder("=")))
+        same(f({"a": value}), expected + expected)
+    assert f.cache_info()[:2] == (2, 1)
+    assert isinstance(seen[0], torch.Tensor)
+
+
+def test_an_array_and_a_tensor_share_a_trace():
+    f = jit(lambda x: x.sin())
+    same(f(np.ones(2)), torch.ones(2, dtype=F64).sin())
+    same(f(torch.zeros(2, dtype=F64)), torch.zeros(2, dtype=F64))
+    assert f.cache_info()[:2] == (1, 1)
+    same(jit(lambda x: x * 2, dynamic=True)(np.ones(5)), torch.full((5,), 2.0, dtype=F64))
+
+
+def test_what_is_returned_is_memory_of_its_own():
+    array = np.ones(2)
+    jit(lambda x: x)(array).add_(1)
+    assert (array == 1).all()
+    with pytest.raises(fh.InputMutationError):
+        jit(lambda x: x.add_(1))(array)
+    assert (array == 1).all()
+
+
+def test_scalars_are_numbers():
+    f = jit(lambda x, n: (x * n, type(n).__name__))
+    x = torch.ones(2)
+    for n, expected in [(np.float64(0.5), 0.5), (np.float32(0.25), 0.25), (0.75, 0.75), (np.int64(3), 3), (3, 3)]:
+        same(f(x, n)[0], x * expected)
+    assert f(x, np.int64(3))[1] == "int"
+    assert f.cache_info()[:2] == (4, 2)
+
+
+def test_what_torch_has_no_dtype_for_stays_as_it_is():
+    f = jit(lambda names, x: x * len(names[0]))
+    same(f(np.array(["ab", "c"]), torch.ones(2)), torch.full((2,), 2.0))
+    same(f(np.array(["abc", "c"]), torch.ones(2)), torch.full((2,), 3.0))
+
+
+def test_in_make_graph_and_eval_shape_and_a_jitted_body():
+    graph = fh.make_graph(lambda x: x * 2)(np.ones(2))
+    same(graph(np.zeros(2)), torch.zeros(2, dtype=F64))
+    assert fh.eval_shape(lambda x: x * 2, np.ones(2)) == fh.TensorSpec((2,), F64)
+    inner = jit(lambda a, x: a.sum() * x)
+    outer = jit(lambda x: inner(np.arange(3.0), x))
+    same(outer(torch.tensor(2.0, dtype=F64)), torch.tensor(6.0, dtype=F64))
+    same(outer(torch.tensor(3.0, dtype=F64)), torch.tensor(9.0, dtype=F64))
+    assert outer.cache_info()[:2] == (1, 1)
+
+
+def test_a_checkpointed_function_gets_the_array_itself():
+    f = fh.checkpoint(lambda a, x: x * float(np.sum(a)))
+    x = torch.ones(2)
+    for run in (f, jit(lambda x: f(np.ones(3), x))):
+        same(run(np.ones(3), x) if run is f else run(x), x * 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# options of backends
+
+
+def test_options_are_compared_by_content():
+    compiled = []
+
+    def backend(module, inputs, options):
+        compiled.append(options)
+        return module
+
+    func, given = lambda x: x.sin(), {"passes": ["a", {"b": [1, 2]}], "level": 3}
+    for options in (given, {"level": 3, "passes": ["a", {"b": [1, 2]}]}, {"passes": []}):
+        same(fh.jit(func, backend=backend, options=options)(torch.zeros(2)), torch.zeros(2))
+    assert compiled == [given, {"passes": []}]
+    later = fh.jit(lambda x: x.cos(), backend=backend, options=given)
+    given["passes"].append("c")
+    later(torch.zeros(2))
+    assert compiled[-1]["passes"] == ["a", {"b": [1, 2]}]
