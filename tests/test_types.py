@@ -71,6 +71,29 @@ def test_jit_of_a_module_has_its_attributes() -> None:
     module = torch.nn.Linear(3, 3)
     jitted = fh.jit(module, backend="eager")
     assert jitted.weight is module.weight
+    assert jitted.cache_info().misses == 0
+    assert len(list(jitted.parameters())) == 2
+
+
+def test_decorators_keep_the_signature() -> None:
+    @fh.jit(backend="eager")
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    @fh.vmap(in_dims=1)
+    def row_sum(x: Tensor) -> Tensor:
+        return x.sum()
+
+    @fh.value_and_grad(argnums=0)
+    def loss(x: Tensor) -> Tensor:
+        return x.sum()
+
+    assert_type(double(X), Tensor)
+    assert_type(double.cache_info(), fh.CacheInfo)
+    assert_type(row_sum(X), Tensor)
+    assert_type(loss(X), tuple[Tensor, Any])
+    with pytest.raises(TypeError):
+        row_sum(X, factor=2.0)  # type: ignore[call-arg]
 
 
 def test_vmap_and_checkpoint_keep_the_signature() -> None:
