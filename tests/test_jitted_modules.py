@@ -245,6 +245,20 @@ def test_jit_of_jit_and_other_transforms():
     assert jit(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))[0].out_features == 2
 
 
+def test_parametrizations_of_either():
+    for of in (lambda module, jitted: module, lambda module, jitted: jitted):
+        module = nn.Linear(3, 3)
+        jitted = jit(module)
+        expected = module(X)
+        torch.nn.utils.parametrizations.weight_norm(of(module, jitted))
+        torch.testing.assert_close(jitted(X), expected)
+        torch.testing.assert_close(jitted.weight, module.weight)
+        assert list(jitted.state_dict()) == list(module.state_dict())
+        torch.nn.utils.parametrize.remove_parametrizations(of(module, jitted), "weight")
+        torch.testing.assert_close(jitted(X), expected)
+        assert jitted.weight is module.weight
+
+
 def test_it_is_freed():
     module = make()
     jitted = jit(module)

@@ -54,8 +54,18 @@ class JittedModule(nn.Module):
     def __get__(self, instance: Any, owner: type | None = None) -> JittedModule:
         return self
 
+    @property  # what torch does to the class of a module (a parametrization is a property there) is done to the module
+    def __class__(self) -> Any:
+        return type(self.__wrapped__)
+
+    @__class__.setter
+    def __class__(self, cls: type) -> None:
+        self.__wrapped__.__class__ = cls
+
     def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name)
+        if name in JittedModule.__slots__:
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """The captured graph for these arguments, before compilation."""
