@@ -133,7 +133,6 @@ def loops(step, number, n):
 
 
 PROMOTIONS = [
-    (0, torch.tensor(1.5), torch.float32),
     (0, torch.tensor(1.5, dtype=F64), F64),
     (True, torch.tensor(2), torch.int64),
     (0.25, torch.tensor(1.5, dtype=F64), F64),
@@ -201,6 +200,19 @@ def test_a_plain_loop_runs_each_step_once():
     assert calls == [torch.int64, torch.float32, torch.float32]
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_a_plain_loop_over_a_body_that_only_python_can_run(n):
+    x, log = torch.tensor(2.0), torch.zeros(())
+
+    def step(state):
+        i, total = state
+        log.add_(float(total))
+        return i + 1, total + x.item()
+
+    i, total = fh.while_loop(lambda state: state[0] < n, step, (0, 0))
+    assert (int(i), float(total), float(log)) == (n, 2.0 * n, sum(2.0 * k for k in range(n)))
+
+
 @every_mode
 def test_a_number_takes_the_device_too(run):
     for n in (0, 1, 3):
@@ -238,7 +250,7 @@ def test_derivatives_and_lanes_of_loops_that_begin_with_a_number(run):
 
 @every_mode
 def test_a_number_begins_a_loop_in_the_body_of_its_loop(run):
-    """There it is still a number, also where the outer carry stays an int."""
+    """There it is still a number."""
     rows = torch.arange(6.0).reshape(2, 3)
     total = lambda xs, c: fh.scan(lambda c, x: (c + x, None), c, xs)[0]
     f = lambda rows: fh.scan(lambda c, row: (total(row, c), c), 0, rows)

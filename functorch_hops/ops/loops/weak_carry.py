@@ -27,7 +27,15 @@ from ...calls.numbers import as_number, number_as_tensor, number_type, weak_dtyp
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_carry, check_tensor_leaves, kind_of
-from ...errors import ArgumentValueError, ErrorContext, MetadataMismatchError, TreeMismatchError, message
+from ...errors import (
+    ArgumentValueError,
+    CaptureError,
+    ErrorContext,
+    InputMutationError,
+    MetadataMismatchError,
+    TreeMismatchError,
+    message,
+)
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ...trace.history import Carried, Part, Source
@@ -261,11 +269,14 @@ def step_kinds(
     slices: Sequence[Tensor] = (),
     xs_spec: pytree.Spec | None = None,
 ) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
-    """The kinds of the tensors in the carry and in y, where no step has shown them."""
+    """The kinds of the tensors in the carry and in y, where no step has shown them; none if they can't be known."""
     operands, static = (init.tree, list(slices)), (context, init.weak, xs_spec)
-    found: tuple[tuple[Kind, ...], tuple[Kind, ...]] = as_graph(
-        context.operation, _captured_kinds, (f,), operands, *static
-    )
+    try:
+        found: tuple[tuple[Kind, ...], tuple[Kind, ...]] = as_graph(
+            context.operation, _captured_kinds, (f,), operands, *static
+        )
+    except (CaptureError, InputMutationError):
+        return (), ()  # such a body runs as Python only: there is no other mode to agree with
     return found
 
 
