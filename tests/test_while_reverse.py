@@ -497,50 +497,6 @@ def test_buffers_are_written_in_place_where_nobody_can_tell(write, in_place):
 # what is refused
 
 
-def test_random_numbers_are_refused_only_where_they_would_be_drawn_again():
-    noisy = lambda x: fh.while_loop(lambda v: v.sum() < 9, lambda v: v * (1 + torch.rand(3)), x, checkpoints=2)
-    x = torch.ones(3)
-    assert noisy(x).sum() >= 9
-    for differentiate in (lambda: fh.grad(lambda x: noisy(x).sum())(x), lambda: noisy(x.requires_grad_())):
-        with pytest.raises(
-            fh.ArgumentValueError, match=r"(?s)random numbers.*where: checkpoints.*help: draw them before"
-        ):
-            differentiate()
-
-
-def noisy(x: Tensor) -> Tensor:
-    return fh.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * (1 + torch.rand(()))), (0, x))[1]
-
-
-def test_random_numbers_of_a_loop_are_saved():
-    """The loop is linear: value and slope agree if both saw the same numbers."""
-    x = torch.tensor(2.0)
-    for differentiate in (fh.value_and_grad(noisy), jitted(fh.value_and_grad(noisy))):
-        with fh.eager_capture():
-            value, slope = differentiate(x)
-        same(value, slope * x)
-
-
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda x: fh.scan(lambda c, _: (noisy(c), None), x, length=2)[0],
-        lambda x: fh.while_loop(lambda s: s[0] < 2, lambda s: (s[0] + 1, noisy(s[1])), (0, x))[1],
-        lambda x: fh.cond(x > 0, noisy, torch.sin, x),
-        fh.checkpoint(noisy),
-        jitted(noisy),
-    ],
-    ids=["scan", "while", "cond", "checkpoint", "jit"],
-)
-def test_random_numbers_that_can_not_be_saved_are_refused(around):
-    """What the inner loop drew has no shape that the outer operation could keep; other numbers would be wrong."""
-    x = torch.tensor(2.0)
-    with fh.eager_capture():
-        assert around(x) > x
-        with pytest.raises(fh.CaptureError, match=r"(?s)drawn in a while_loop.*help: draw them before the loop"):
-            fh.grad(around)(x)
-
-
 @pytest.mark.parametrize(
     ("value", "error"),
     [

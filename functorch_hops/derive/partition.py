@@ -35,6 +35,7 @@ from ..ir.meta import Mask, TensorMeta, is_differentiable
 from ..ir.nodes import meta_of
 from ..ir.subgraph import Subgraph, has_effect, is_pinned, is_random_node
 from ..passes.cleaning import close
+from ..passes.redrawing import redrawing_loops
 from .joint import joint
 from .mincut import Cost, least_saved
 from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable, is_view, maker
@@ -70,7 +71,17 @@ def partition(
     The masks ``free`` and ``carried`` are of the inputs; an empty one marks none.
     """
     key = ("partition", active, cotangents, free, carried, policy)
-    return body.derive(key, lambda: _Splitter(body, active, cotangents, free, carried, policy).split())
+    return body.derive(key, lambda: _partition(body, active, cotangents, free, carried, policy))
+
+
+def _partition(
+    body: Subgraph, active: Mask, cotangents: Mask, free: Mask, carried: Mask, policy: Policy | None
+) -> Partition:
+    options = active, cotangents, free, carried, policy
+    found = _Splitter(body, *options).split() or _Splitter(redrawing_loops(body), *options).split()
+    if found is None:
+        raise _unsaved_random_numbers()
+    return found
 
 
 def backward_operands(
@@ -109,13 +120,14 @@ class _Splitter:
         self.kept: set[fx.Node] = set()
         self.copied: set[fx.Node] = set()
 
-    def split(self) -> Partition:
+    def split(self) -> Partition | None:
+        """The partition; None if there are random numbers that can't be saved."""
         after_cotangents = self.backward | set(self.cts)
         read = [n for node in self.backward for n in node.all_input_nodes]
         needed = [n for n in (*read, *self.grads) if n not in after_cotangents]
         saved = least_saved(needed, self._cost)
         if saved is None:
-            raise _unsaved_random_numbers()
+            return None
         self._provide(needed, saved)
         return Partition(
             forward=self._forward(),

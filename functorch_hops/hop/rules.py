@@ -57,6 +57,9 @@ class Rules(Generic[P]):
     ``products(params, operands) -> graph``: the call as a graph over its tensors, products that need not be in the loop
     taken for all steps at once; None where there are none.
 
+    ``redraw(params) -> graph``: the call as a graph over its operands which, other than the call itself, draws the same
+    random numbers when a part of it is computed again; None where what it draws can be kept.
+
     ``lower(params, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
 
     ``native_loop(params) -> NativeLoop``: the loop that ``lower`` makes of it, None if it makes none.
@@ -73,6 +76,7 @@ class Rules(Generic[P]):
     passthrough: Callable[[P, Sequence[Hashable]], SimplifiedCall[P] | None]
     hoist: Callable[[P, Sequence[Any]], Hoisted[P] | None]
     products: Callable[[P, Sequence[Any]], Subgraph | None]
+    redraw: Callable[[P], Subgraph | None]
     lower: Callable[[P, Tensors], Tensors]
     native_loop: Callable[[P], NativeLoop | None]
 

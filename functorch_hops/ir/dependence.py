@@ -11,6 +11,7 @@ from typing import Generic
 import torch
 from torch import Tensor, fx
 
+from .generator import generator_state
 from .meta import Mask, is_differentiable
 from .nodes import untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
@@ -83,7 +84,8 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
         hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
     else:
         hit = any(marked[n] for n in node.all_input_nodes)
-        hit = hit or (through is Through.LANE and is_random_node(node, module))
+        is_own = is_random_node(node, module) and node.target is not generator_state  # of which there is one for all
+        hit = hit or (through is Through.LANE and is_own)
     return hit and passes(node, through)
 
 

@@ -105,7 +105,13 @@ class Params(_Deriving):
 
     @property
     def random(self) -> bool:
+        """Whether it draws from the generator: then it keeps its place."""
         return any(body.random for body in self.bodies)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, from the generator or from a state of it: then lanes may differ."""
+        return self.random or any(body.draws for body in self.bodies)
 
     @property
     def has_effects(self) -> bool:
@@ -134,6 +140,8 @@ class Subgraph(_Deriving):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
+        called = (params_of(node, module) for node in module.graph.nodes)
+        self.draws = self.random or any(params.draws for params in called if params is not None)
         self.has_effects = any(has_effect(node, module) for node in module.graph.nodes)
         self._run: Callable[..., tuple[Tensor, ...]] | None = None
         shapes = [meta.shape for meta in self.inputs]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["barriers", "behind_barrier", "optimization_barrier"]
 
-_library = torch.library.Library("functorch_hops", "DEF")
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
 _library.impl(
     "optimization_barrier", lambda value, until: torch.ops.aten.alias.default(value), "CompositeExplicitAutograd"

@@ -4,6 +4,7 @@ from ...hop.rules import Rules
 from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
+from ...passes.redrawing import not_redrawn
 from .batching import associative_scan_batch
 from .dependence import associative_scan_dependent_outputs
 from .eager import associative_scan_abstract_eval, associative_scan_impl
@@ -27,6 +28,7 @@ associative_scan_op.register(
         passthrough=associative_scan_passthrough,
         hoist=not_a_loop,
         products=no_products,
+        redraw=not_redrawn,
         lower=associative_scan_lower,
         native_loop=no_native_loop,
     )

@@ -4,6 +4,7 @@ from ...hop.rules import Rules
 from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
+from ...passes.redrawing import not_redrawn
 from .op import closed_call_op
 from .rules import (
     closed_call_abstract_eval,
@@ -31,6 +32,7 @@ closed_call_op.register(
         passthrough=closed_call_passthrough,
         hoist=not_a_loop,
         products=no_products,
+        redraw=not_redrawn,
         lower=closed_call_lower,
         native_loop=no_native_loop,
     )

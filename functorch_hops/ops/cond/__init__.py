@@ -4,6 +4,7 @@ from ...hop.rules import Rules
 from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
+from ...passes.redrawing import not_redrawn
 from .batching import cond_batch
 from .dependence import cond_dependent_outputs
 from .eager import cond_abstract_eval, cond_impl
@@ -27,6 +28,7 @@ cond_op.register(
         passthrough=cond_passthrough,
         hoist=not_a_loop,
         products=no_products,
+        redraw=not_redrawn,
         lower=cond_lower,
         native_loop=no_native_loop,
     )

@@ -4,6 +4,7 @@ from ...hop.rules import Rules
 from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
+from ...passes.redrawing import not_redrawn
 from .op import custom_rule_op
 from .rules import (
     custom_rule_abstract_eval,
@@ -31,6 +32,7 @@ custom_rule_op.register(
         passthrough=custom_rule_passthrough,
         hoist=not_a_loop,
         products=no_products,
+        redraw=not_redrawn,
         lower=custom_rule_lower,
         native_loop=no_native_loop,
     )

@@ -167,6 +167,10 @@ class Batched(CustomRuleParams):
         return self.of.random
 
     @property
+    def draws(self) -> bool:
+        return self.of.draws
+
+    @property
     def has_effects(self) -> bool:
         return self.of.has_effects
 

@@ -164,7 +164,7 @@ def custom_rule_jvp(
 def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, through: Through) -> Mask:
     if isinstance(params, Inlined):
         return dependent_outputs(params.function, sources, through)
-    rule, hit = _rule_of(params), any(sources) or (through is Through.LANE and params.random)
+    rule, hit = _rule_of(params), any(sources) or (through is Through.LANE and params.draws)
     if rule is None or not hit:
         return (hit,) * params.n_outputs
     differentiable = rule.layout.differentiable

@@ -4,6 +4,7 @@ from ...hop.rules import Rules
 from ...lowering.loops import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
+from ...passes.redrawing import not_redrawn
 from .op import missing_derivative_op
 from .rules import (
     missing_derivative_abstract_eval,
@@ -30,6 +31,7 @@ missing_derivative_op.register(
         passthrough=missing_derivative_passthrough,
         hoist=not_a_loop,
         products=no_products,
+        redraw=not_redrawn,
         lower=missing_derivative_impl,
         native_loop=no_native_loop,
     )

@@ -1,6 +1,7 @@
 """``scan``: one operator for every loop whose trip count is known when it starts."""
 
 from ...hop.rules import Rules
+from ...passes.redrawing import not_redrawn
 from .batching import scan_batch
 from .dependence import scan_dependent_outputs
 from .eager import scan_abstract_eval, scan_impl
@@ -26,6 +27,7 @@ scan_op.register(
         passthrough=scan_passthrough,
         hoist=scan_hoist,
         products=scan_products,
+        redraw=not_redrawn,
         lower=scan_lower,
         native_loop=scan_native_loop,
     )

@@ -11,6 +11,7 @@ from .liveness import while_loop_prune
 from .lowering import while_loop_lower, while_loop_native_loop
 from .op import while_loop_op
 from .passthrough import while_loop_passthrough
+from .replaying import redrawing
 from .vjp import while_loop_vjp_backward, while_loop_vjp_forward
 
 while_loop_op.register(
@@ -26,6 +27,7 @@ while_loop_op.register(
         passthrough=while_loop_passthrough,
         hoist=while_loop_hoist,
         products=no_products,
+        redraw=redrawing,
         lower=while_loop_lower,
         native_loop=while_loop_native_loop,
     )

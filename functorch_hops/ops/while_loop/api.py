@@ -54,8 +54,7 @@ def while_loop(
         init_val: the initial carry, any tree of tensors and Python numbers, which take dtypes as in :func:`scan`.
         max_steps: stop after so many iterations, silently; 0 is allowed.
         checkpoints: reverse mode keeps the initial carry and at most so many others, and runs the body again for the
-            rest. The loop is then captured in plain eager too. The body must draw no random numbers where gradients are
-            taken.
+            rest, with the random numbers that it drew. The loop is then captured in plain eager too.
 
     Under ``vmap`` with a batched condition the loop runs until every lane is done; a finished lane keeps its value and
     is never poisoned by what the others still compute.
@@ -66,8 +65,8 @@ def while_loop(
     Raises:
         TreeMismatchError, MetadataMismatchError: the carry changes.
         ArgumentTypeError: a function is not callable, the condition has several elements, a count is no int.
-        ArgumentValueError: ``max_steps < 0``, ``checkpoints < 1``; gradients of a body with random numbers, with
-            ``checkpoints``.
+        ArgumentValueError: ``max_steps < 0``, ``checkpoints < 1``; with ``checkpoints``, gradients of a body that draws
+            random numbers elsewhere than on the CPU.
         InfiniteLoopError: a captured condition is constantly true and ``max_steps`` is None.
 
     Cost: one call of the condition and the body per iteration. Reverse mode stores, per iteration, what the body's

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...derive.rewrite import rewritten
 from ...errors import ArgumentValueError, message
 from ...ir.dependence import needed_inputs
+from ...ir.generator import generator_state
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
 from ...passes.rewiring import restricted
@@ -31,6 +32,7 @@ from ..cond.op import CondParams, cond_op
 from ..loops.backward import BackwardPlan, backward_step
 from ..loops.carry import carry_fixpoint
 from .op import WhileLoopParams, while_loop_op
+from .replaying import after_loop, draws_elsewhere, replaying
 from .schedule import NUMBER, empty_table, latest, offer, table, written
 
 __all__ = ["checkpointed_vjp_backward", "checkpointed_vjp_forward"]
@@ -97,20 +99,37 @@ def checkpointed_vjp_forward(params: WhileLoopParams, k: int, active: Mask) -> C
     """The loop that also returns its trip count, which step's carry is in which slot, the slots, and the residuals of
     the last step.
     """
+    if params.body.random:
+        return _drawing_vjp_forward(params, k, active)
     cond, body = params.cond, params.body
-    if body.random:
-        raise ArgumentValueError(
-            message(
-                "while_loop",
-                "the body draws random numbers, and would draw others when it runs again",
-                parameter="checkpoints",
-                expected="a body without random numbers, to take gradients",
-                remedy="draw them before the loop, or leave checkpoints out",
-            )
-        )
     n = params.n_carry
     key = ("saving loop", cond, n, active, k)
     return CheckpointParams(body.derive(key, lambda: _saving_loop(cond, _Step.make(params, active), k)), nothing)
+
+
+def _drawing_vjp_forward(params: WhileLoopParams, k: int, active: Mask) -> CheckpointParams:
+    """As NOTE [Random numbers are drawn again] has it; the state with which the loop begins is one more residual."""
+    if any(map(draws_elsewhere, params.bodies)):
+        raise ArgumentValueError(
+            message(
+                "while_loop",
+                "the body draws random numbers on a device where they can't be drawn again",
+                parameter="checkpoints",
+                expected="random numbers drawn on the CPU, to take gradients",
+                remedy="draw them on the CPU or before the loop, or leave checkpoints out",
+            )
+        )
+    saving = checkpointed_vjp_forward(replaying(params), k, (False, *active))
+    body, n = params.body, params.n_carry
+
+    def run(*args: Tensor) -> list[Tensor]:
+        state = generator_state()
+        last, *outs = checkpoint_op(saving, state, *args)
+        after_loop(params, last, outs[:n], args[n:])
+        return [*outs, state]
+
+    key = ("drawing loop", params.cond, n, active, k)
+    return CheckpointParams(body.derive(key, lambda: rewritten(run, body.inputs, "while_loop")), nothing)
 
 
 def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
@@ -150,6 +169,10 @@ def checkpointed_vjp_backward(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
+    if params.body.random:
+        *saved, state = residuals
+        pure, cts = replaying(params), (None, *cotangents)
+        return checkpointed_vjp_backward(pure, k, (False, *active), (state, *operands), saved, cts)[1:]
     body = params.body
     n = params.n_carry
     one = _Step.make(params, active)

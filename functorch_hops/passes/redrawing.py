@@ -1,0 +1,41 @@
+"""Loops of unknown length that draw random numbers, so that they may run again: see what the rule ``redraw`` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from ..ir.build import copy_nodes, copy_of
+from ..ir.subgraph import Params, Subgraph, params_of
+from .cleaning import clean
+
+__all__ = ["not_redrawn", "redrawing_loops"]
+
+
+def not_redrawn(params: Params) -> None:
+    """The redraw rule of an operator whose random numbers can be kept."""
+
+
+def redrawing_loops(body: Subgraph) -> Subgraph:
+    """The graph with its loops redrawn; not those in bodies, which keep what they draw by themselves."""
+    return body.derive("redrawing loops", lambda: _redrawing_loops(body))
+
+
+def _redrawing_loops(body: Subgraph) -> Subgraph:
+    module = copy_of(body)
+    for node in [n for n in module.graph.nodes if params_of(n, module) is not None]:
+        replacement: Subgraph | None = node.target.rules.redraw(params_of(node, module))
+        if replacement is None:
+            continue
+        with module.graph.inserting_before(node):
+            outputs: Sequence[Any] = copy_nodes(
+                replacement, [a for a in node.args[1:] if isinstance(a, fx.Node)], module, module.graph
+            )
+        for user in list(node.users):
+            user.replace_all_uses_with(outputs[int(user.args[1])])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    clean(module)
+    return Subgraph.intern(module, body.inputs, body.outputs)
