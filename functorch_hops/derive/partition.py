@@ -6,7 +6,7 @@ an output of the forward graph (a residual); or computed again. Which of them is
 minimum cut: the saved values are those of the fewest bytes from which the others follow
 
 - without computing again what is not cheap (see ``is_cheap``), and never a random number, so the backward pass sees
-  those that the forward pass drew;
+  those that the forward pass drew; loops that drew what can't be saved are redrawn first (the rule ``redraw``);
 - values that follow from ``free`` inputs only (those that a loop does not stack) take nothing: they are never saved;
 - an input takes nothing, since it is there anyway, but for a ``carried`` one, which a loop would have to stack;
 - values of data-dependent shape can't be stacked: they are computed again.
