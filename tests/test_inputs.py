@@ -134,3 +134,26 @@ def test_views(run, name):
     v = VIEWS[name]
     same(run(f, v), oracle(v))
     same(run(fh.grad(loss(f)), v), torch.func.grad(loss(oracle))(v).resolve_conj())
+
+
+@every_mode
+def test_an_argument_that_is_given_twice_is_one_object(run):
+    f = lambda x, y: x * (2 if x is y else 3) * y
+    g = fh.jit(f, backend="eager")
+    x, y = torch.tensor([0.5, 2.0], requires_grad=True), torch.tensor([1.0, 3.0])
+    for args in ((x, x), (x, y), (y, y), (x, x)):
+        same(run(lambda: g(*args)), f(*args))
+    assert g.cache_info()[:2] == (2, 2)
+    same(torch.autograd.grad(g(x, x).sum(), x), torch.autograd.grad(f(x, x).sum(), x))
+    same(fh.grad(lambda x, y: g(x, y).sum(), argnums=(0, 1))(y, y), (3 * y, 3 * y))
+
+
+@every_mode
+def test_a_parameter_is_one_inside(run):
+    weight = torch.nn.Parameter(torch.tensor([0.5, 2.0]))
+    f = lambda x: x * (2 if isinstance(x, torch.nn.Parameter) else 3)
+    inside = lambda x: fh.scan(lambda c, _: (c * 1, f(weight) * (f(x) + f(x * 1)) * c), x * 1, length=2)
+    g = fh.jit(f, backend="eager")
+    for x in (weight, weight.detach(), weight):
+        same((g(x), run(inside, x)), (f(x), inside(x)))
+    assert g.cache_info()[:2] == (1, 2)

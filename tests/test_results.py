@@ -348,3 +348,60 @@ def test_views_of_a_transposed_carry(run):
     for _ in range(3):
         expected = (expected.t() @ w).t()
     same(run(f, x), expected)
+
+
+W = torch.tensor([0.5, 2.0])
+HANDED_ON = {
+    "operand of a branch": lambda x: fh.cond(True, lambda x: x, lambda x: x + 1, x),
+    "closed over": lambda x: fh.cond(torch.tensor(True), lambda: x, lambda: x + 1),
+    "global": lambda x: fh.switch(0, [lambda x: W, lambda x: x], x),
+    "view": lambda x: fh.cond(True, lambda x: x[:1], lambda x: x[1:], x),
+    "carry": lambda x: fh.scan(lambda c, _: (c, None), x, length=2)[0],
+    "row": lambda x: fh.scan(lambda c, r: (r, None), x[0], x)[0],
+    "no step": lambda x: fh.while_loop(lambda c: c.sum() < -99, lambda c: c + 1, x),
+    "empty range": lambda x: fh.fori_loop(0, 0, lambda i, c: c + 1, x),
+    "twice": lambda x: fh.fori_loop(0, 2, lambda i, c: (c[0] + 1,) * 2, (x, x)),
+    "lane": lambda x: fh.vmap(lambda v: fh.cond(True, lambda v: v, lambda v: v, v))(x),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("f", HANDED_ON.values(), ids=HANDED_ON)
+def test_a_result_is_memory_of_its_own(run, f):
+    """Work in place on a result of control flow means the same in every mode."""
+
+    def g(x):
+        result = f(x)
+        for i, part in enumerate(result if isinstance(result, tuple) else (result,)):
+            part.add_(i + 1)
+        return result, x * 1, W * 1
+
+    x = torch.tensor([1.0, 3.0])
+    fresh = f(x.clone())
+    expected = tuple(p + i + 1 for i, p in enumerate(fresh)) if isinstance(fresh, tuple) else fresh + 1
+    same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0])))
+
+
+@every_mode
+def test_a_parameter_that_a_branch_returns(run):
+    weight = torch.nn.Parameter(torch.tensor([0.5, 2.0]))
+    out = run(lambda x: fh.cond(x > 0, lambda: weight, lambda: weight * 2) * 1, torch.tensor(1.0))
+    same(torch.autograd.grad(out.sum(), weight), (torch.ones(2),))
+    assert fh.cond(True, lambda: weight, lambda: weight) is not weight
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: fh.scan(lambda c, r: (c.add_(r), None), x[0], x),
+        lambda x: fh.scan(lambda c, r: (c + r.mul_(2), None), x[0], x),
+        lambda x: fh.fori_loop(0, 2, lambda i, c: c.add_(1), x),
+        lambda x: fh.while_loop(lambda c: c.sum() < 9, lambda c: c.add_(1), x),
+        lambda x: fh.map(lambda r: r.add_(1), x),
+    ],
+    ids=["scan", "row", "fori_loop", "while_loop", "map"],
+)
+def test_a_body_that_writes_to_its_input_is_refused(run, f):
+    with pytest.raises(fh.InputMutationError, match="writes to an input"):
+        run(f, torch.ones(3))

@@ -19,6 +19,7 @@ __all__ = [
     "as_plain_class",
     "become",
     "has_own_operators",
+    "has_storage",
     "known_constant",
     "known_number",
     "plain",
@@ -71,6 +72,11 @@ def as_plain_class(t: Tensor) -> Tensor:
 def storage_key(t: Tensor) -> int:
     """Identity of the storage of ``t``; equal for views of one tensor."""
     return t.untyped_storage()._cdata
+
+
+def has_storage(t: Tensor) -> bool:
+    """Whether the values of ``t`` lie in memory of its own, as those of a dense tensor do."""
+    return bool(torch._C._has_storage(t))
 
 
 def known_constant(t: Tensor) -> Tensor | None:

@@ -94,7 +94,8 @@ class Arguments:
                 kind = type(leaf)
             if isinstance(leaf, (Tensor, TensorSpec)):
                 self.operands.append(leaf)  # type: ignore[arg-type]
-                key.append((open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device))
+                meta = (open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device)
+                key.append(meta if kind is Tensor else (*meta, isinstance(leaf, torch.nn.Parameter)))
             elif kind is float and not static_floats:
                 self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
                 key.append(float)
@@ -103,7 +104,14 @@ class Arguments:
                 if isinstance(entry[1], ObjectKey):
                     self.objects.append(leaf)
                 key.append(entry)
+        if len({*map(id, self.operands)}) != len(self.operands):
+            key[0] = (key[0], tuple(self.first_places()))
         self.key = tuple(key)
+
+    def first_places(self) -> list[int]:
+        """For each operand, the place of the first one that is the same object."""
+        places: dict[int, int] = {}
+        return [places.setdefault(id(x), i) for i, x in enumerate(self.operands)]
 
     def has_symbols(self) -> bool:
         """Whether a size or a number among the arguments is a symbol of an enclosing capture."""

@@ -60,7 +60,8 @@ def trace_call(
 
     def run(*flat: Tensor) -> list[Tensor]:
         leaves = list(arguments.leaves)
-        for place, value in zip(dynamic, flat):
+        for place, first in zip(dynamic, arguments.first_places()):
+            value = flat[first]  # equal objects among the arguments are one inside
             leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
         args, kwargs = pytree.unflatten(arguments.spec, leaves)
         with torch.set_grad_enabled(enabled):

@@ -104,7 +104,15 @@ def simplify_call(
     sources = found.outputs
 
     def restore(outs: Sequence[Tensor]) -> list[Tensor]:
-        return [outs[s.place] if s.kind == "output" else _restored(operands[s.place], s.steps) for s in sources]
+        """Each of its own memory: the body that is traced may write to one of them."""
+        fresh = dict(enumerate(outs))
+        restored = []
+        for s in sources:
+            if s.kind == "output":
+                restored.append(fresh.pop(s.place) if s.place in fresh else outs[s.place].clone())
+            else:
+                restored.append(_restored(operands[s.place], s.steps))
+        return restored
 
     return found.params, [operands[i] for i in found.operands], restore
 

@@ -86,6 +86,8 @@ class Capture:
         self._end_of_inputs = proxy.node
         self.inputs.append(meta)
         self.history.inputs[proxy.node] = source
+        if isinstance(source, Itself) and isinstance(source.tensor, torch.nn.Parameter):
+            fake._is_param = True
         return fake
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
@@ -99,6 +101,10 @@ class Capture:
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
+
+    def stand_ins(self) -> set[int]:
+        """The identities of what stands for tensors from outside, which the capture itself holds."""
+        return set(map(id, self._fakes.values()))
 
     def may_return(self, t: Tensor) -> bool:
         """Whether ``t`` is a value of this capture, or a tensor from outside of every capture and transform."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from .. import _torch
@@ -24,14 +25,16 @@ __all__ = ["make_real"]
 
 def make_real(capture: Capture) -> None:
     """Let the values of an ended capture that are still alive, and can be computed now, become real."""
-    alive = [(t, capture.node_of(t)) for t in list(capture.tracer.tensor_tracker)]
+    own = capture.stand_ins()
+    alive = [(t, capture.node_of(t)) for t in list(capture.tracer.tensor_tracker) if id(t) not in own]
     alive = [(t, node) for t, node in alive if node.op == "call_function"]
     if not alive:
         return
     known = _known_nodes(capture)
     alive = [(t, node) for t, node in alive if node in known]
     if alive:
-        with _torch.suspended(keep_autocast=False), outside_of_captures():
+        has_history = any(t is not None and t.requires_grad for t in known.values())
+        with _torch.suspended(keep_autocast=False), outside_of_captures(), torch.set_grad_enabled(has_history):
             values = _computed(capture, known)
             for t, node in alive:
                 del capture.tracer.tensor_tracker[t]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _torch, pytree
 from ...calls.numbers import as_number, numbers_as_tensors
 from ...calls.output import OutputSpec
+from ...calls.own_memory import with_own_memory
 from ...calls.trace_cache import as_graph
 from ...calls.validate import (
     PYTHON_NUMBERS,
@@ -142,7 +143,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
 
 
 def _run(branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-    return numbers_as_tensors(branch(*numbers_as_tensors(operands)))
+    given = numbers_as_tensors(operands)
+    result = numbers_as_tensors(branch(*given))
+    return with_own_memory(result, (x for x in pytree.flatten(given)[0] if isinstance(x, Tensor)), branch)
 
 
 _INDEX = "an int or a one-element integer tensor"

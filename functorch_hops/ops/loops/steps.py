@@ -16,6 +16,7 @@ from torch import Tensor
 from ... import pytree
 from ...calls.numbers import number_as_tensor
 from ...calls.output import OutputSpec
+from ...calls.own_memory import InputVersions, with_own_memory
 from ...calls.static_values import same_static
 from ...calls.validate import kind_of
 from ...errors import ErrorContext, MetadataMismatchError, TreeMismatchError, message
@@ -27,19 +28,39 @@ __all__ = ["PlainCarry", "elements", "stack_outputs"]
 class PlainCarry:
     """The carry of a loop that runs as Python: ``follow`` takes what a body returned to the next carry, or raises."""
 
-    __slots__ = ("_context", "_expected", "_init", "_of_first", "_spec", "_value", "follow", "settled_at", "steps")
+    __slots__ = (
+        "_context",
+        "_expected",
+        "_init",
+        "_inputs",
+        "_of_first",
+        "_spec",
+        "_value",
+        "_versions",
+        "follow",
+        "settled_at",
+        "steps",
+    )
 
-    def __init__(self, context: ErrorContext, init: InitialCarry) -> None:
+    def __init__(self, context: ErrorContext, init: InitialCarry, xs: Sequence[Tensor] = ()) -> None:
+        """``xs``: what the steps get rows of."""
+        self._inputs = [*pytree.flatten(init.tree)[0], *xs]
+        self._versions = InputVersions(self._inputs)
         self._context, self._init, self._value = context, init, init.tree
         self.steps = 0
         self.settled_at = 0
         """The step from which on the carry was of one kind."""
         self._expect(init.spec)
-        self.follow = self._follow_tensor if type(init.tree) is Tensor else self._follow_tree
+        self.follow: Callable[[Any], Any] = self._follow_first
 
     def _expect(self, carry: OutputSpec) -> None:
         self._spec, self._expected = carry, carry.metas
         self._of_first = self._expected[0] if self._expected else None
+
+    def _follow_first(self, value: Any) -> Any:
+        self._versions.check(self._context)
+        self.follow = self._follow_tensor if type(self._init.tree) is Tensor else self._follow_tree
+        return self.follow(value)
 
     def _follow_tensor(self, value: Any) -> Any:
         self.steps += 1
@@ -76,10 +97,14 @@ class PlainCarry:
 
     def final(self, value: Any, step: Callable[[Any, Any], Any], slices: Sequence[Tensor] = ()) -> Any:
         """The carry after the last step, given a step as that of a scan over one tensor or none."""
-        if self.is_settled:
-            return value
-        spec = pytree.flatten(slices[0])[1] if slices else None
-        return converted(value, step_kinds(self._context, step, self._init, slices, spec)[0])
+        if not self.is_settled:
+            spec = pytree.flatten(slices[0])[1] if slices else None
+            value = converted(value, step_kinds(self._context, step, self._init, slices, spec)[0])
+        return self.own(value)
+
+    def own(self, value: Any) -> Any:
+        """A carry that shares no memory with what the loop began with."""
+        return with_own_memory(value, self._inputs)
 
 
 def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: bool) -> Iterator[Any]:

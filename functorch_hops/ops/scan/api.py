@@ -169,7 +169,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    carries = PlainCarry(context, init)
+    carries = PlainCarry(context, init, leaves)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []
@@ -198,7 +198,7 @@ def _plain_scan(
         ys[:first] = [converted(y, of_output) for y in ys[:first]]
     if reverse:
         ys.reverse()
-    return carry, stack_outputs(ys, context)
+    return carries.own(carry), stack_outputs(ys, context)
 
 
 def _captured_scan(
