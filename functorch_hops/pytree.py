@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import functools
+import operator
 import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
@@ -37,6 +39,7 @@ __all__ = [
     "flatten",
     "leaf_paths",
     "map",
+    "mapping_keys",
     "unflatten",
 ]
 
@@ -69,6 +72,29 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     while _learn(builtins.map(type, leaves)):
         leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     return leaves, spec
+
+
+def mapping_keys(tree: Tree) -> tuple[Any, ...]:
+    """The keys of all mappings in a tree, in their order and with their types, neither of which a structure tells.
+
+    >>> flatten({True: 1})[1] == flatten({1: 1})[1], mapping_keys({True: 1}) == mapping_keys({1: 1})
+    (True, False)
+    """
+    found: list[Any] = []
+    nodes = [tree]
+    for node in nodes:
+        kind = type(node)
+        if kind in _leaf_types:
+            continue
+        if isinstance(node, dict):
+            found.append((*node, *builtins.map(type, node)))
+            nodes.extend(node.values())
+        elif kind is tuple or kind is list:
+            nodes.extend(node)
+        else:
+            is_child = functools.partial(operator.is_not, node)
+            nodes.extend(optree.tree_leaves(node, is_leaf=is_child, namespace=NAMESPACE))
+    return tuple(found)
 
 
 def unflatten(spec: Spec, leaves: Iterable[Any]) -> Tree:

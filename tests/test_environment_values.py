@@ -1,7 +1,9 @@
 """Of what a function reads: containers, objects, classes, modules; is a change noticed, and nothing else watched?"""
 
+import array
 import collections
 import copy
+import ctypes
 import dataclasses
 import enum
 import operator
@@ -79,9 +81,9 @@ def test_tensors_in_containers_are_fetched() -> None:
     func = closing_over(tensors)
     paths = ["closure value['a'][0]", "closure value['b'][0]", "closure value[('k', 1)]"]
     assert sorted(snapshot(func).tensors) == sorted(paths)
-    new = torch.zeros(7)
+    new = torch.zeros(1)
     fetched_anew(func, paths[0], lambda: operator.setitem(tensors["a"], 0, new), new)
-    new = torch.zeros(8)
+    new = torch.zeros(3)
     fetched_anew(func, paths[2], lambda: operator.setitem(tensors, ("k", 1), new), new)
     before = snapshot(func)
     tensors["b"] = (new := torch.zeros(9), 3)
@@ -111,10 +113,27 @@ def test_dict_keys_that_are_objects() -> None:
     noticed(func, lambda: operator.setitem(table, object(), table.pop(key)))
 
 
-def test_a_large_array_is_taken_by_identity() -> None:
-    small, large = np.zeros(10), np.zeros(2**18)
-    found = snapshot(closing_over([small, large, np.array([object()])]))
-    assert found.opaque == ("closure value[1]", "closure value[2]")
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: np.zeros(2**20), lambda a: a.__setitem__(-1, 1)),
+        (lambda: np.zeros((8, 8))[::2, ::3], lambda a: a.__setitem__((1, 1), 1)),
+        (lambda: np.zeros(4).view(), lambda a: setattr(a, "shape", (2, 2))),
+        (lambda: np.zeros(2, "M8[s]"), lambda a: a.__setitem__(0, 7)),
+        (lambda: np.zeros(2, [("a", "f4"), ("b", "i8")]), lambda a: a["b"].__setitem__(0, 7)),
+        (lambda: np.array([[1, 2]], object), lambda a: a[0, 0].append(2)),
+        (lambda: array.array("d", [1.0]), lambda a: a.append(2.0)),
+        (lambda: bytearray(10), lambda a: a.__setitem__(3, 1)),
+        (lambda: memoryview(bytearray(10)), lambda a: a.__setitem__(3, 1)),
+        (lambda: ctypes.c_double(2), lambda a: setattr(a, "value", 3)),
+        (lambda: (ctypes.c_int * 3)(), lambda a: a.__setitem__(0, 3)),
+    ],
+)
+def test_memory_is_compared_by_content(make: Any, change: Any) -> None:
+    value = make()
+    if getattr(getattr(value, "dtype", None), "hasobject", False):
+        value[0, 0] = []
+    noticed(closing_over(value), lambda: change(value))
 
 
 def test_a_defaultdict_is_not_filled_by_looking() -> None:

@@ -28,6 +28,7 @@ def calls(jitted):
     return info.hits, info.misses
 
 
+@pytest.mark.filterwarnings("ignore:jit. f does what no graph does")
 def test_the_function_is_called_once_per_signature():
     seen = []
 

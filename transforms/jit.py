@@ -26,7 +26,6 @@ from functorch_hops.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     DataDependentError,
-    InputMutationError,
     message,
     user_frame,
 )
@@ -37,13 +36,14 @@ from functorch_hops.ir.subgraph import Subgraph
 from functorch_hops.lowering.backends import Backend, Options, OtherSizesError, compiled
 from functorch_hops.ops.closed_call.op import ClosedCallParams, closed_call_op
 from functorch_hops.ops.mode import is_capturing
-from functorch_hops.trace.buffers import Buffers, Update, refuse_update
+from functorch_hops.trace.buffers import Buffers, Update, refuse_history, refuse_update, refuse_write_back
 from functorch_hops.trace.capture import current_capture
 from functorch_hops.transforms.jitted_module import JittedModule, jitted_inside, module_of
 
 __all__ = ["CacheInfo", "Jitted", "JittedFunction", "Lowered", "jit"]
 
 CAPTURES_BEFORE_WARNING = 8
+MOST_NOTES = 6
 
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -248,17 +248,23 @@ def _both_ways(
 class _Entry:
     """A compiled trace, and what must hold for it to be used."""
 
-    def __init__(
-        self, trace: Trace, params: ClosedCallParams, metas: list[tuple[Any, ...]], found: environment.Snapshot
-    ) -> None:
-        self.trace, self.params, self.metas = trace, params, metas
+    def __init__(self, trace: Trace, params: ClosedCallParams, found: environment.Snapshot) -> None:
+        self.trace, self.params = trace, params
         self.watch(found)
+        self._states = self.guard.states
 
     def watch(self, found: environment.Snapshot) -> None:
         """Hold on to an environment that is equal to the one of the trace."""
         self.statics, self.guard = found.statics, found.guard(self.trace.paths)
         bound = {update.path for update in self.trace.updates if update.operand is None}
         self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
+
+    def is_for(self, found: environment.Snapshot, ignored: frozenset[environment.Path]) -> bool:
+        """Whether the trace is valid in this environment, found again."""
+        if self.statics.without(ignored) != found.statics or not found.tensors.keys() >= set(self.trace.paths):
+            return False
+        states = found.guard().states
+        return all(states.get(path, state) == state for path, state in self._states.items())
 
     def allows(self, operands: Sequence[Tensor]) -> bool:
         """Whether all that was assumed about open sizes holds for these arguments."""
@@ -270,7 +276,7 @@ class _Entry:
         valid.
         """
         tensors = self.guard()
-        if tensors is None or [(t.shape, t.dtype, t.device) for t in tensors] != self.metas:
+        if tensors is None:
             return None
         operands = [*given, *self.trace.operands(tensors)]
         return operands if not self.trace.assumed or self.trace.holds_for(operands) else None
@@ -323,6 +329,7 @@ class JittedFunction(Generic[P, R]):
         self._backend = backend
         self._entries: dict[Hashable, list[_Entry]] = {}
         self._ignored: frozenset[environment.Path] = frozenset()
+        self._written: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
         self._last: tuple[Hashable, environment.Fingerprint] | None = None
@@ -399,7 +406,11 @@ class JittedFunction(Generic[P, R]):
         """The valid trace for a call, captured now if there is none, and its operands."""
         func, args, kwargs, static = self._without_static(args, kwargs)
         arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
-        key = (arguments.key, tuple((place, static_key(v)) for place, v in static.items()), _torch.ambient_state())
+        statics = tuple((place, static_key(v)) for place, v in static.items())
+        ambient = _torch.ambient_state()
+        if self._backend.name == "inductor":
+            ambient = (*ambient, _torch.compiler_settings("inductor")[-1])
+        key = (arguments.key, statics, ambient)
         for entry in self._entries.get(key, ()):
             operands = entry.operands(arguments.operands) if entry.allows(arguments.operands) else None
             if operands is not None:
@@ -418,8 +429,7 @@ class JittedFunction(Generic[P, R]):
         for entry in self._entries.get(key, ()):
             if not entry.allows(arguments.operands):
                 continue
-            paths = entry.trace.paths
-            if entry.statics.without(self._ignored) == now.statics and all(p in now.tensors for p in paths):
+            if entry.is_for(now, self._ignored):
                 entry.watch(now)
                 operands = entry.operands(arguments.operands)
                 if operands is not None:
@@ -432,20 +442,24 @@ class JittedFunction(Generic[P, R]):
     ) -> tuple[_Entry, list[Tensor]]:
         self._misses += 1
         self._warn_if_repeated(key, before)
-        try:
-            call = trace_call(func, arguments, "jit", _buffers(before))
-        except DataDependentError:
-            if self._static_floats or float not in arguments.key:
-                raise
-            self._static_floats = True
-            arguments = Arguments(*_rebuilt(arguments), static_floats=True, dynamic=self._dynamic)
-            key = (arguments.key, *key[1:])
-            call = trace_call(func, arguments, "jit", _buffers(before))
+        with before.observer() as seen:
+            try:
+                call = trace_call(func, arguments, "jit", _buffers(before))
+            except DataDependentError:
+                if self._static_floats or float not in arguments.key:
+                    raise
+                self._static_floats = True
+                arguments = Arguments(*_rebuilt(arguments), static_floats=True, dynamic=self._dynamic)
+                key = (arguments.key, *key[1:])
+                call = trace_call(func, arguments, "jit", _buffers(before))
         after = environment.snapshot(root, ignore=self._ignored)
+        self._warn_of_effects(environment.effects(before, after, seen), environment.not_seen(after, seen))
         changed = environment.written(before, after)
-        if changed:
-            self._ignored |= changed
+        # What a function sets once is watched; what each capture sets anew would never stay.
+        if changed & self._written:
+            self._ignored |= changed & self._written
             after = environment.snapshot(root, ignore=self._ignored)
+        self._written |= changed
         self._last = (key, after.statics)
         entry = self._new_entry(Trace.of(call, after), after)
         if not entry.trace.lost:
@@ -458,8 +472,7 @@ class JittedFunction(Generic[P, R]):
                 f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
                 "so it is captured again at every call; pass them as arguments"
             )
-        metas = [(t.shape, t.dtype, t.device) for t in map(found.tensors.__getitem__, trace.paths)]
-        return _Entry(trace, ClosedCallParams.of(trace.body, self._backend), metas, found)
+        return _Entry(trace, ClosedCallParams.of(trace.body, self._backend.now()), found)
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -502,9 +515,19 @@ class JittedFunction(Generic[P, R]):
             f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}"
         )
 
+    def _warn_of_effects(self, effects: dict[str, str], not_seen: dict[str, str]) -> None:
+        """One warning for a capture: what it did once and for all, and what it reads unwatched."""
+        told = []
+        if effects:
+            told.append(f"does what no graph does, so it is done now and not in every call: {_listed(effects)}")
+        if not_seen:
+            told.append(f"reads what can't be watched, so that a change goes unnoticed: {_listed(not_seen)}")
+        if told:
+            self._warn("; it ".join(told))
+
     def _warn(self, text: str) -> None:
         """A warning at the user's line, however deep the call came from."""
-        text = f"jit: {getattr(self._func, '__name__', self._func)!s} {text}"
+        text = f"jit: {getattr(self._func, '__name__', type(self._func).__name__)} {text}"
         frame = user_frame()
         if frame is None or frame.lineno is None:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -561,16 +584,21 @@ def _check_buffers(operands: Sequence[Tensor], updates: Sequence[Update], buffer
         if buffer is None:
             continue
         if buffer.requires_grad:
-            problem, remedy = "carries gradients from an earlier call", "detach what is written to it"
-        elif storages.count(_torch.storage_key(buffer)) > 1:
-            problem, remedy = "shares memory with another tensor that the function reads", "pass a clone()"
-        else:
-            continue
-        raise InputMutationError(message("jit", f"an updated buffer {problem}", path=update.path, remedy=remedy))
+            raise refuse_history("jit", update.path)
+        if storages.count(_torch.storage_key(buffer)) > 1:
+            problem = "shares memory with another tensor that the function reads"
+            raise refuse_write_back("jit", update.path, problem, "pass a clone()")
 
 
 def _buffers(found: environment.Snapshot) -> Buffers:
     return Buffers(found.buffers, "jit", writable=True)
+
+
+def _listed(notes: dict[str, str]) -> str:
+    """Notes with their lines; of many, the first."""
+    texts = [f"{note} ({line})" if line else note for note, line in notes.items()]
+    more = [f"and {len(texts) - MOST_NOTES} more"] if len(texts) > MOST_NOTES else []
+    return ", ".join([*texts[:MOST_NOTES], *more])
 
 
 def _position(number: int, count: int) -> int:

@@ -64,6 +64,10 @@ class TensorSpec:
         return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, device={self.device})"
 
 
+_NODES_OF_A_CALL = 3
+"""In the tree of a call without trees: the pair, the tuple of positional arguments, the dict of the others."""
+
+
 class Arguments:
     """The arguments of a call, flattened: tensors and floats are operands, everything else is static.
 
@@ -86,7 +90,8 @@ class Arguments:
         self.leaves, self.spec = pytree.flatten((args, kwargs))
         self.operands: list[Tensor] = []
         self.objects: list[Any] = []
-        key: list[Hashable] = [self.spec]
+        has_mappings = kwargs or self.spec.num_nodes > len(self.leaves) + _NODES_OF_A_CALL
+        key: list[Hashable] = [(self.spec, pytree.mapping_keys((args, kwargs))) if has_mappings else self.spec]
         for place, leaf in enumerate(self.leaves):
             kind = type(leaf)
             if numpy and kind.__module__ == "numpy":

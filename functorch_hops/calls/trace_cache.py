@@ -62,7 +62,7 @@ class Trace:
             path = None if id(t) in call.constants else found.path_of(t)
             if path is not None:
                 sources.append(path)
-            elif id(t) in call.constants:
+            elif id(t) in call.constants or found.holds_memory_of(t):
                 sources.append(t)
             else:
                 lost.append(TensorMeta.of(t))
@@ -126,7 +126,7 @@ def kept_trace(
     first, *others = functions
     root = functools.partial(first, *others, *arguments.objects)
     before = environment.snapshot(root)
-    key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _metas(before))
+    key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _states(before))
     trace = _traces.get(key)
     if trace is not None:
         flat = [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
@@ -152,8 +152,8 @@ def _without_objects(arguments: Arguments) -> Hashable:
     )
 
 
-def _metas(found: environment.Snapshot) -> Hashable:
-    return tuple((t.shape, t.dtype, t.device) for t in found.tensors.values())
+def _states(found: environment.Snapshot) -> Hashable:
+    return tuple(map(_torch.tensor_state, found.tensors.values()))
 
 
 def _is_repeatable(trace: Trace, before: environment.Snapshot, after: environment.Snapshot) -> bool:

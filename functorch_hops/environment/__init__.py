@@ -32,13 +32,26 @@ from typing import Any
 
 import torch
 
+from .. import _torch
+from .effects import Observer, changes, lines_of
 from .fingerprint import Fingerprint, changed, differences
 from .guard import Guard
-from .places import Path
+from .places import Path, quoted
 from .visitors import visitor_of
 from .walk import Walk
 
-__all__ = ["Guard", "Path", "Snapshot", "Fingerprint", "difference", "snapshot", "written"]
+__all__ = [
+    "Fingerprint",
+    "Guard",
+    "Observer",
+    "Path",
+    "Snapshot",
+    "difference",
+    "effects",
+    "not_seen",
+    "snapshot",
+    "written",
+]
 
 
 class Snapshot:
@@ -55,6 +68,12 @@ class Snapshot:
         """What may have effects or a state that is not seen; empty if equal snapshots mean equal calls."""
         self.buffers = tuple(walk.buffers)
         """Where modules keep buffers: path, mapping and key."""
+        self.hidden = walk.hidden
+        """What has a state that can't be watched, and why."""
+        self.codes = tuple(walk.codes)
+        """The user's code that may run."""
+        self._follows = walk.follows
+        self._seen = walk.seen
         self._found = walk.guard
         self._paths: dict[int, Path] = {}
         for path, tensor in self.tensors.items():
@@ -65,12 +84,24 @@ class Snapshot:
         """Where a tensor was found."""
         return self._paths.get(id(tensor))
 
-    def guard(self, paths: Sequence[Path] = (), *, distinct: bool = False) -> Guard:
-        """A check that nothing has changed, which gives the tensors that stand at `paths` then.
+    def guard(self, paths: Sequence[Path] = ()) -> Guard:
+        """A check that nothing has changed, which gives the tensors that stand at `paths` then."""
+        return Guard(self._found, paths)
 
-        `distinct`: different tensors that become one count as a change, as they do for who writes to them.
-        """
-        return Guard(self._found, paths, distinct=distinct)
+    def holds_memory_of(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was made of an array that is watched, as ``torch.from_numpy`` does."""
+        if isinstance(tensor, _torch.FakeTensor):
+            return False
+        address = tensor.untyped_storage().data_ptr()
+        for value, content in self._found.memories:
+            array = getattr(value, "__array_interface__", None)
+            if array is not None and 0 <= address - array["data"][0] < len(content.saved):
+                return True
+        return False
+
+    def observer(self) -> Observer:
+        """To be entered while the function runs, see `effects`."""
+        return Observer(self._follows, self._seen, needed=bool(self.unwatched))
 
     def unchanged(self) -> bool:
         """Whether all but tensors is identical; if not, the statics of a new snapshot may still be equal."""
@@ -99,6 +130,17 @@ def snapshot(func: Callable[..., Any], *, ignore: frozenset[Path] = frozenset())
 def written(before: Snapshot, after: Snapshot) -> frozenset[Path]:
     """The places that changed between two snapshots: what a function wrote, if it ran between them."""
     return changed(before.statics, after.statics)
+
+
+def effects(before: Snapshot, after: Snapshot, seen: Observer) -> dict[str, str]:
+    """What a function did that ran between two snapshots, observed, and that would be done again; with the lines."""
+    return {**changes(before.statics, after.statics, after.codes), **seen.calls}
+
+
+def not_seen(after: Snapshot, seen: Observer) -> dict[str, str]:
+    """What a function reads that can't be watched, with the lines."""
+    hidden = {f"{quoted(path)} is {what}": lines_of(after.codes, path) or "" for path, what in after.hidden.items()}
+    return {**hidden, **seen.unknown(after.codes)}
 
 
 def difference(old: Snapshot | Fingerprint, new: Snapshot | Fingerprint) -> list[str]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from types import CodeType
 
-__all__ = ["CodeFacts", "Import", "NameRoot", "code_facts"]
+__all__ = ["Chain", "CodeFacts", "Import", "NameRoot", "code_facts"]
 
 NameRoot = tuple[str, str]
 """``("global", name)`` or ``("closure", name)``."""
@@ -23,9 +23,17 @@ NameRoot = tuple[str, str]
 Import = tuple[str, int, tuple[str, ...]]
 """An import statement in a body: module, level, imported names."""
 
+Chain = tuple[NameRoot, tuple[str, ...]]
+"""A global or closure with the attribute names that follow it one behind the other: ``torch.nn.functional.relu``."""
+
 # Reading an object through one of these reads attributes that no name in the code mentions.
-_READ_ALL = frozenset({"vars", "__dict__", "asdict", "astuple", "getmembers"})
-_READ_BY_STRING = frozenset({"attrgetter", "methodcaller"})
+_READ_ALL = frozenset({"vars", "dir", "__dict__", "asdict", "astuple", "getmembers"})
+_READ_ALL |= frozenset({"__getattribute__", "__getattr__", "getattr_static"})
+# These name attributes by strings: the second argument, or all of them.
+_NAMED_SECOND = frozenset({"getattr", "hasattr", "setattr", "delattr"})
+_NAMED_BY_ALL = frozenset({"attrgetter", "methodcaller"})
+_MAKE_TEXT = frozenset({"repr", "str", "format", "ascii", "print", "__repr__", "__str__", "__format__", "format_map"})
+_LOOK_UP_MODULES = frozenset({"modules", "import_module", "__import__"})
 _GLOBAL_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _CLOSURE_LOADS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _GLOBAL_STORES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL"})
@@ -33,94 +41,179 @@ _CLOSURE_STORES = frozenset({"STORE_DEREF", "DELETE_DEREF"})
 _ATTRIBUTE_STORES = frozenset({"STORE_ATTR", "DELETE_ATTR"})
 _STORES = _GLOBAL_STORES | _CLOSURE_STORES | _ATTRIBUTE_STORES
 _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
+_KNOWN = _GLOBAL_LOADS | _CLOSURE_LOADS | _STORES | _ATTRIBUTE_LOADS
+_KNOWN |= frozenset({"IMPORT_NAME", "IMPORT_FROM", "STORE_NAME", "DELETE_NAME"})
+_KNOWN |= frozenset({"LOAD_CLOSURE", "MAKE_CELL", "COPY_FREE_VARS"})
+_NO_OPERATION = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL"})
 # In 3.11 the arguments leave the stack at the first of two instructions.
 _CALL = "PRECALL" if sys.version_info < (3, 12) else "CALL"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CodeFacts:
-    """What one code object, nested ones included, reads."""
+    """What one code object, nested ones included, reads. What it writes counts as read: where an equal value is
+    written, nobody else is to change it unnoticed.
+    """
 
     escapes: frozenset[NameRoot]
     """Globals and closures that are used otherwise than by attribute: passed on, called, stored."""
     roots: dict[NameRoot, tuple[str, ...]]
     """Each global and closure, with the attribute names that follow it."""
+    chains: tuple[Chain, ...]
     attributes: tuple[str, ...]
     """Attribute names read from everything else: arguments, locals, results."""
     imports: tuple[Import, ...]
     reads_all: bool
     """Attributes are read by names that the code does not mention."""
+    makes_text: bool
+    """Objects are turned into text, which calls ``__repr__`` and ``__str__`` of any of them."""
+    reads_globals: bool
+    """Globals are read by names that the code does not mention."""
+    modules: tuple[str, ...]
+    """Strings that may name modules, in code that looks modules up by name; ``__name__`` is its own."""
     writes_unread: bool
-    """Something outside is written that is not read, so that a snapshot does not look at it."""
+    """Something outside is written that is not read by name, and may be where no snapshot looks."""
 
 
 @functools.lru_cache(maxsize=8192)
 def code_facts(code: CodeType) -> CodeFacts:
-    escapes: set[NameRoot] = set()
-    roots: dict[NameRoot, dict[str, None]] = {}
-    attributes: dict[str, None] = {}
-    imports: dict[Import, None] = {}
-    reads_all = False
-    stores: set[NameRoot] = set()
-    for part in _nested(code):
-        instructions = [i for i in dis.get_instructions(part) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    parts = list(_nested(code))
+    reader = _Reader(free=frozenset(code.co_freevars), cells=frozenset(name for p in parts for name in p.co_cellvars))
+    for part in parts:
+        reader.read(part)
+    return reader.facts()
+
+
+class _Reader:
+    """Collects the facts of code objects. `free`: the variables that come from outside of all of them; `cells`: those
+    that one hands to another, and that may have a name of these.
+    """
+
+    def __init__(self, free: frozenset[str], cells: frozenset[str]) -> None:
+        self._free = free
+        self._cells = cells
+        self.escapes: set[NameRoot] = set()
+        self.roots: dict[NameRoot, dict[str, None]] = {}
+        self.chains: dict[Chain, None] = {}
+        self.attributes: dict[str, None] = {}
+        self.imports: dict[Import, None] = {}
+        self.reads_all = False
+        self.makes_text = False
+        self.reads_globals = False
+        self.modules: dict[str, None] = {}
+        self.stores: set[NameRoot] = set()
+
+    def facts(self) -> CodeFacts:
+        unread = any(
+            name not in self.attributes if kind == "attribute" else (kind, name) not in self.roots
+            for kind, name in self.stores
+        )
+        for kind, name in self.stores:
+            if kind == "attribute":
+                self.attributes[name] = None
+            else:
+                self.roots.setdefault((kind, name), {})
+        return CodeFacts(
+            escapes=frozenset(self.escapes),
+            roots={root: tuple(names) for root, names in self.roots.items()},
+            chains=tuple(self.chains),
+            attributes=tuple(self.attributes),
+            imports=tuple(self.imports),
+            reads_all=self.reads_all,
+            makes_text=self.makes_text,
+            reads_globals=self.reads_globals,
+            modules=tuple(self.modules),
+            writes_unread=unread,
+        )
+
+    def read(self, code: CodeType) -> None:
+        instructions = [i for i in dis.get_instructions(code) if i.opname not in _NO_OPERATION]
         root: NameRoot | None = None
+        chain: tuple[str, ...] = ()
         for at, instruction in enumerate(instructions):
             name, argument = instruction.opname, instruction.argval
             if name in _ATTRIBUTE_LOADS:
                 if root is None:
-                    attributes[argument] = None
+                    self.attributes[argument] = None
                 else:
-                    roots[root][argument] = None
-                reads_all = reads_all or argument in _READ_ALL
+                    self.roots[root][argument] = None
+                    if root[0] == "closure" and root[1] in self._cells:
+                        self.attributes[argument] = None
+                    chain = (*chain, argument)
+                    self.chains[(root, chain)] = None
+                self._named(instructions, at, argument)
                 continue
             if name in _STORES:
-                _add_store(stores, name, argument, code.co_freevars, part.co_name)
-            root = _root(name, argument, code.co_freevars)
+                self._store(name, argument, code)
+            chain = ()
+            root = _root(name, argument, self._free)
             if root is not None:
-                roots.setdefault(root, {})
+                self.roots.setdefault(root, {})
                 if not (at + 1 < len(instructions) and instructions[at + 1].opname in _ATTRIBUTE_LOADS):
-                    escapes.add(root)
+                    self.escapes.add(root)
             if name in _GLOBAL_LOADS:
-                reads_all = reads_all or argument in _READ_ALL
-            if name in _GLOBAL_LOADS and argument in ("getattr", "hasattr"):
-                constant = _second_argument(instructions, at)
-                if constant is None:
-                    reads_all = True
-                else:
-                    attributes[constant] = None
+                self._named(instructions, at, argument)
             elif name == "MATCH_CLASS":
                 # `case Point(1, y=2)` reads `y`, and what the class says is the first field.
-                attributes.update(dict.fromkeys(instructions[at - 1].argval))
-                reads_all = reads_all or bool(argument)
+                self.attributes.update(dict.fromkeys(instructions[at - 1].argval))
+                self.reads_all = self.reads_all or bool(argument)
             elif name == "IMPORT_NAME":
-                imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = None
-        if not _READ_BY_STRING.isdisjoint(part.co_names):
-            attributes.update(dict.fromkeys(_identifiers(part.co_consts)))
-        if "globals" in part.co_names:
-            for constant in _identifiers(part.co_consts):
-                roots.setdefault(("global", constant), {})
-                escapes.add(("global", constant))
-    return CodeFacts(
-        escapes=frozenset(escapes),
-        roots={root: tuple(names) for root, names in roots.items()},
-        attributes=tuple(attributes),
-        imports=tuple(imports),
-        reads_all=reads_all,
-        writes_unread=any(
-            name not in attributes if kind == "attribute" else (kind, name) not in roots for kind, name in stores
-        ),
-    )
+                self.imports[(argument, instructions[at - 2].argval, tuple(instructions[at - 1].argval or ()))] = None
+            elif name.startswith(("FORMAT_", "CONVERT_")) or (name == "BINARY_OP" and "%" in instruction.argrepr):
+                self.makes_text = True
+            elif name not in _KNOWN and instruction.opcode in _NAMES:
+                self._unknown(argument)
+        if not _LOOK_UP_MODULES.isdisjoint(code.co_names):
+            self.modules.update(dict.fromkeys(("__name__", *(c for c in code.co_consts if isinstance(c, str)))))
+
+    def _named(self, instructions: Sequence[dis.Instruction], at: int, name: str) -> None:
+        """What reading by this name implies: other names, given as strings, or any."""
+        self.reads_all = self.reads_all or name in _READ_ALL
+        self.makes_text = self.makes_text or name in _MAKE_TEXT
+        if name == "globals":
+            self._globals_by_name(instructions, at)
+        if name in _NAMED_SECOND:
+            names = _second_argument(instructions, at)
+        elif name in _NAMED_BY_ALL:
+            names = _arguments(instructions, at)
+        else:
+            return
+        self.reads_all = self.reads_all or names is None
+        self.attributes.update(dict.fromkeys(_identifiers(names or ())))
+
+    def _globals_by_name(self, instructions: Sequence[dis.Instruction], at: int) -> None:
+        """``globals()["name"]``, ``globals().get("name")`` and ``"name" in globals()`` read one; everything else may
+        read any.
+        """
+        following = [i for i in instructions[at + 1 : at + 9] if i.opname not in ("PRECALL", "CALL")]
+        if following and following[0].opname == "CONTAINS_OP":
+            following = instructions[max(at - 1, 0) : at]
+        if following and following[0].opname in _ATTRIBUTE_LOADS and following[0].argval == "get":
+            following = following[1:]
+        if following and following[0].opname == "LOAD_CONST" and isinstance(following[0].argval, str):
+            self.roots.setdefault(("global", following[0].argval), {})
+            self.escapes.add(("global", following[0].argval))
+        else:
+            self.reads_globals = True
+
+    def _store(self, opname: str, name: str, code: CodeType) -> None:
+        if opname in _GLOBAL_STORES:
+            self.stores.add(("global", name))
+        elif opname in _CLOSURE_STORES:
+            if name in self._free:
+                self.stores.add(("closure", name))
+        elif code.co_name != "__init__":  # which writes to what is new
+            self.stores.add(("attribute", name))
+
+    def _unknown(self, name: str) -> None:
+        """An instruction of a Python that this file does not know: it may read the name in any way."""
+        self.attributes[name] = None
+        for root in (("global", name), ("closure", name)):
+            self.roots.setdefault(root, {})
+            self.escapes.add(root)
 
 
-def _add_store(stores: set[NameRoot], opname: str, name: str, free: Sequence[str], function: str) -> None:
-    if opname in _GLOBAL_STORES:
-        stores.add(("global", name))
-    elif opname in _CLOSURE_STORES:
-        if name in free:
-            stores.add(("closure", name))
-    elif function != "__init__":  # which writes to what is new
-        stores.add(("attribute", name))
+_NAMES = frozenset((*dis.hasname, *dis.hasfree))
 
 
 def _nested(code: CodeType) -> Iterable[CodeType]:
@@ -130,7 +223,7 @@ def _nested(code: CodeType) -> Iterable[CodeType]:
             yield from _nested(constant)
 
 
-def _root(opname: str, argument: object, free: tuple[str, ...]) -> NameRoot | None:
+def _root(opname: str, argument: object, free: frozenset[str]) -> NameRoot | None:
     if opname in _GLOBAL_LOADS:
         return ("global", str(argument))
     # `__class__` is what super() needs. Its class is found through the instance as well.
@@ -139,7 +232,7 @@ def _root(opname: str, argument: object, free: tuple[str, ...]) -> NameRoot | No
     return None
 
 
-def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> str | None:
+def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> list[str] | None:
     """The second argument, if it is a constant, of the call whose function instruction `call` loads.
 
     It is if a constant lifts the stack from one argument to two, and nothing that follows until the call
@@ -159,7 +252,17 @@ def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> str 
             lifted = None
     if lifted is None or lifted.opname != "LOAD_CONST" or not isinstance(lifted.argval, str):
         return None
-    return lifted.argval
+    return [lifted.argval]
+
+
+def _arguments(instructions: Sequence[dis.Instruction], call: int) -> list[str] | None:
+    """The arguments, if they are constants, of the call whose function instruction `call` loads."""
+    constants = []
+    for instruction in instructions[call + 1 :]:
+        if instruction.opname != "LOAD_CONST":
+            return constants if instruction.opname == _CALL else None
+        constants.append(instruction.argval)
+    return None
 
 
 def _identifiers(constants: Iterable[object]) -> Iterable[str]:

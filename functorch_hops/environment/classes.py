@@ -11,12 +11,15 @@ import torch
 
 from .. import pytree
 
-__all__ = ["implicit_names", "is_node"]
+__all__ = ["TEXT", "factories", "implicit_names", "is_node"]
 
 _CONSTRUCTORS = frozenset({"__init__", "__new__", "__post_init__"})
 
+TEXT = ("__repr__", "__str__", "__format__")
+"""Special methods that run where objects are turned into text."""
+
 # Special methods that no tracing runs, and those that dataclasses make, which mention every field.
-_NEVER_RUN = {"__repr__", "__str__", "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
+_NEVER_RUN = {*TEXT, "__del__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
 
 _MADE_BY_DATACLASS = {
     *("__init__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
@@ -44,6 +47,13 @@ def implicit_names(cls: type, follows: Callable[[type], bool], *, constructed: b
         return name in overridden
 
     return [name for name, value in cls.__dict__.items() if runs(name, value)]
+
+
+def factories(cls: type) -> list[tuple[str, Any]]:
+    """The functions that make the default values of a dataclass."""
+    fields: dict[str, Any] = cls.__dict__.get("__dataclass_fields__", {})
+    made = [(name, field.default_factory) for name, field in fields.items()]
+    return [(name, factory) for name, factory in made if factory is not dataclasses.MISSING]
 
 
 def is_node(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Containers: length, order, keys and items; NumPy arrays by content."""
+"""Containers: length, order, keys and items; raw memory by content."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import collections
 import types
 from typing import Any
 
-from .guard import SAME, array_content
-from .keys import ByIdentity, by_value, flat
-from .objects import extras
+from .attributes import extras
+from .contents import Content
+from .guard import SAME
+from .keys import ByIdentity, Key, Long, by_value, flat, has_parts
 from .places import Path, attribute, item
 from .walk import Walk
 
-__all__ = ["MAPPINGS", "SEQUENCES", "array", "entries", "items", "mapping", "sequence"]
+__all__ = ["MAPPINGS", "SEQUENCES", "entries", "items", "mapping", "memory", "sequence"]
 
-LARGEST_ARRAY = 2**20
-"""Bytes of a NumPy array that is compared by content; a larger one is taken by identity."""
+LONG = 4096
+"""Items of a container from which on it has one key as a whole, if all are scalars."""
 
 # With the word for each in a key. An instance of a subclass counts as one of its base.
 SEQUENCES: dict[type, str] = {
@@ -24,7 +25,6 @@ SEQUENCES: dict[type, str] = {
     set: "set",
     frozenset: "frozenset",
     collections.deque: "deque",
-    bytearray: "bytearray",
 }
 MAPPINGS: tuple[type, ...] = (dict, types.MappingProxyType)
 _PLAIN_MAPPINGS = frozenset({dict, collections.OrderedDict, types.MappingProxyType})
@@ -32,25 +32,33 @@ _PLAIN_MAPPINGS = frozenset({dict, collections.OrderedDict, types.MappingProxyTy
 
 def sequence(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     kind = next(word for base, word in SEQUENCES.items() if isinstance(value, base))
-    if not walk.has_budget(len(value)):
-        walk.unfollowed(path, value)
-        return
     mutable = kind not in ("tuple", "frozenset")
     content = list(value)
-    key = flat(kind, content, walk.makers)
-    if key is None:
+    key = _as_a_whole(walk, kind, content)
+    if key is not None:
+        walk.record(path, key)
+        if mutable:
+            walk.guard.size(value)
+            walk.guard.view(value, content, [SAME] * len(content), [path] * len(content))
+    elif not walk.has_budget(len(content)):
+        walk.unfollowed(path, value)
+        return
+    else:
         walk.record(path, (kind, len(content)))
         fields = getattr(type(value), "_fields", None)
         if fields is None or len(fields) != len(content):
             items(walk, value, [item(path, at) for at in range(len(content))], mutable=mutable)
         else:
             items(walk, value, [attribute(path, field) for field in fields], mutable=mutable)
-    else:
-        walk.record(path, key)
-        if mutable:
-            walk.guard.size(value)
-            walk.guard.view(value, content, [SAME] * len(content), [path] * len(content))
     extras(walk, path, value)
+
+
+def _as_a_whole(walk: Walk, kind: str, content: list[Any]) -> Key | None:
+    """One key for a container of scalars; None if there is anything else in it."""
+    if len(content) >= LONG:
+        long = Long.of(content)
+        return long and (kind, long)
+    return None if any(map(has_parts, content)) else flat(kind, content, walk.makers)
 
 
 def items(walk: Walk, container: Any, paths: list[Path], *, mutable: bool) -> None:
@@ -65,6 +73,8 @@ def items(walk: Walk, container: Any, paths: list[Path], *, mutable: bool) -> No
 
 def mapping(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     keys = list(_views(value)[0])
+    if len(keys) >= LONG and _long_mapping(walk, path, value, keys):
+        return
     if not walk.has_budget(len(keys)):
         walk.unfollowed(path, value)
         return
@@ -81,6 +91,20 @@ def mapping(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     if isinstance(value, collections.defaultdict):
         walk.attributes(value, path, ("default_factory",))
     extras(walk, path, value)
+
+
+def _long_mapping(walk: Walk, path: Path, value: Any, keys: list[Any]) -> bool:
+    """Watch a long mapping from scalars to scalars; False if there is anything else in it."""
+    values = list(_views(value)[1])
+    long = Long.of(keys), Long.of(values)
+    if None in long:
+        return False
+    walk.record(path, ("dict", *long))
+    walk.guard.size(value)
+    for view, content in zip(_views(value), (keys, values)):
+        walk.guard.view(view, content, [SAME] * len(content), [path] * len(content))
+    extras(walk, path, value)
+    return True
 
 
 def entries(walk: Walk, container: Any, paths: list[Path]) -> None:
@@ -113,10 +137,28 @@ class _Truthful:
         return len(self._view)
 
 
-def array(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
-    if value.dtype.hasobject or value.nbytes > LARGEST_ARRAY:
+def memory(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """What keeps its content as bytes."""
+    if getattr(getattr(value, "dtype", None), "hasobject", False):
+        walk.record(path, ("array", type(value), value.shape))
+        items(walk, _Flat(value), [f"{path}.flat[{at}]" for at in range(value.size)], mutable=True)
+        return
+    content = Content.of(value)
+    if content is None:
         walk.unfollowed(path, value)
         return
-    content = array_content(value)
-    walk.record(path, ("array", type(value), content))
-    walk.guard.array(value, content)
+    walk.record(path, ("memory", content))
+    walk.guard.memory(value, content)
+
+
+class _Flat:
+    """The items of an array of objects, as often as one asks for them."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __iter__(self) -> Any:
+        return iter(self._array.flat)
+
+    def __len__(self) -> int:
+        return int(self._array.size)

@@ -9,15 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import origin
-from .bytecode import CodeFacts, code_facts
+from .bytecode import CodeFacts, NameRoot, code_facts
 from .containers import entries, items
 from .keys import ByIdentity
 from .places import Path, attribute, item, local
+from .references import EMPTY, content
 from .walk import Walk
 
 __all__ = ["builtin", "function", "is_library_module", "method", "partial", "wrapper"]
-
-_EMPTY = object()
 
 
 def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
@@ -33,7 +32,9 @@ def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     if func.__closure__:
         _closure(walk, path, func, read)
     if read is None:
+        walk.settings(func)
         return
+    walk.codes[code] = None
     if read.writes_unread:
         walk.unwatched(path)
     walk.guard.function(func)
@@ -48,22 +49,15 @@ def _closure(walk: Walk, path: Path, func: Any, read: CodeFacts | None) -> None:
         root = ("closure", name)
         if read is not None and root not in read.roots:
             continue
-        content = _content(cell)
+        held = content(cell)
         place = local("closure", path, name)
-        role = walk.value(place, content, read is None or root in read.escapes)
-        if content is _EMPTY:
-            walk.guard.call(_content, cell, content, role, place)
+        role = walk.value(place, held, read is None or root in read.escapes)
+        if held is EMPTY:
+            walk.guard.call(content, cell, held, role, place)
         else:
-            walk.guard.cell(cell, content, role, place)
+            walk.guard.cell(cell, held, role, place)
         if read is not None:
-            _mention(walk, place, content, read.roots[root])
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _EMPTY
+            _mention(walk, place, held, read.roots[root])
 
 
 def _defaults(walk: Walk, path: Path, func: Any) -> None:
@@ -81,6 +75,10 @@ def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
     walk.mentions(read.attributes)
     if read.reads_all:
         walk.read_all()
+    if read.makes_text:
+        walk.make_text()
+    if read.reads_globals:
+        walk.all_globals_of(func.__globals__)
     namespace = func.__globals__
     names = [name for kind, name in read.roots if kind == "global"]
     if names:
@@ -88,6 +86,32 @@ def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
     for (kind, name), attributes in read.roots.items():
         if kind == "global":
             _mention(walk, f"global {name}", namespace.get(name), attributes)
+    _chains(walk, func, read)
+    _imports(walk, func, read)
+
+
+def _chains(walk: Walk, func: Any, read: CodeFacts) -> None:
+    """What the code reads of installed modules."""
+    cells = dict(zip(func.__code__.co_freevars, func.__closure__ or (), strict=True))
+    for root, names in read.chains:
+        holder = _root(func, cells, root)
+        if is_library_module(walk, holder):
+            walk.library(holder, names)
+    for root in read.escapes:
+        holder = _root(func, cells, root)
+        if is_library_module(walk, holder):
+            walk.library_names(holder)
+
+
+def _root(func: Any, cells: dict[str, types.CellType], root: NameRoot) -> Any:
+    kind, name = root
+    if kind == "global":
+        return func.__globals__.get(name)
+    return content(cells[name]) if name in cells else None
+
+
+def _imports(walk: Walk, func: Any, read: CodeFacts) -> None:
+    namespace = func.__globals__
     for name, level, imported in read.imports:
         full = name
         if level:
@@ -95,9 +119,24 @@ def _names(walk: Walk, func: Any, read: CodeFacts) -> None:
         module = sys.modules.get(full)
         if module is None:
             walk.unwatched(f"module {full}")
-        else:
-            walk.value(f"module {full}", module)
-            _mention(walk, f"module {full}", module, imported)
+            continue
+        _loaded(walk, full, module)
+        _mention(walk, f"module {full}", module, imported)
+        if is_library_module(walk, module):
+            for attribute_name in imported:
+                walk.library(module, (attribute_name,))
+    for name in read.modules:
+        full = str(namespace.get(name)) if name == "__name__" else name
+        module = sys.modules.get(full)
+        if isinstance(module, types.ModuleType):
+            _loaded(walk, full, module)
+
+
+def _loaded(walk: Walk, name: str, module: types.ModuleType) -> None:
+    """A module as a body imports it: from ``sys.modules``."""
+    walk.item(sys.modules, name, f"module {name}")
+    if is_library_module(walk, module):
+        walk.library_names(module)
 
 
 def _mention(walk: Walk, path: Path, holder: Any, attributes: Sequence[str]) -> None:
@@ -130,6 +169,10 @@ def builtin(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     owner = getattr(func, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
         walk.record(path, ByIdentity(func))
+        if func in (getattr, hasattr, setattr, delattr, vars, dir):  # by another name
+            walk.read_all()
+        if func in (repr, format, ascii):
+            walk.make_text()
         if not origin.is_pure((func.__module__ or "", None), func.__name__):
             walk.unwatched(path)
         return

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
-from .keys import KeyMakers, by_value
+from .. import _torch
+from .contents import Content
+from .keys import KeyMakers, by_value, has_parts
 
-__all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "array_content"]
+__all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "attribute_getter"]
 
 Role = int
 SAME: Role = 0
@@ -41,13 +43,13 @@ class GuardBuilder:
         self.cells: list[tuple[CellType, Any]] = []
         self.calls: list[tuple[Callable[[Any], Any], Any, Any]] = []
         self.functions: list[tuple[FunctionType, Any, Any, Any]] = []
-        self.objects: list[tuple[Any, type, dict[str, Any]]] = []
+        self.objects: list[tuple[Any, type, dict[str, Any], Callable[[Any, str], Any]]] = []
         self.modules: list[tuple[Any, ...]] = []
         self.views: list[tuple[Iterable[Any], Sequence[Any]]] = []
         self.empty: list[Sized] = []
         self.sized: list[Sized] = []
         self.absent: list[tuple[Callable[[Iterable[str]], bool], frozenset[str]]] = []
-        self.arrays: list[tuple[Any, tuple[Any, ...]]] = []
+        self.memories: list[tuple[Any, Content]] = []
         self.tensor_items: list[tuple[Mapping[str, Any], str]] = []
         self.tensor_cells: list[CellType] = []
         self.tensor_calls: list[tuple[Callable[[Any], Any], Any]] = []
@@ -103,7 +105,8 @@ class GuardBuilder:
         self.functions.append((func, func.__code__, func.__defaults__, func.__kwdefaults__))
 
     def object(self, value: Any) -> None:
-        self.objects.append((value, value.__class__, value.__dict__))
+        get = attribute_getter(type(value))
+        self.objects.append((value, type(value), get(value, "__dict__"), get))
 
     def module(self, module: torch.nn.Module) -> None:
         """Class, mode and parts of an `nn.Module` that has no hooks."""
@@ -111,8 +114,8 @@ class GuardBuilder:
         values = (attributes[name] for name in ("training", "_parameters", "_buffers", "_modules"))
         self.modules.append((module, type(module), attributes, *values))
 
-    def array(self, value: Any, content: tuple[Any, ...]) -> None:
-        self.arrays.append((value, content))
+    def memory(self, value: Any, content: Content) -> None:
+        self.memories.append((value, content))
 
 
 _MixedView = tuple[Iterable[Any], list[Any], tuple[bool, ...], tuple[bool, ...]]
@@ -123,7 +126,7 @@ _KINDS = ("items", "cells", "calls", "views", "mixed")
 class Guard:
     """Called, it gives the tensors that stand at the given paths now, or None if anything else changed."""
 
-    def __init__(self, places: GuardBuilder, paths: Sequence[str], *, distinct: bool) -> None:
+    def __init__(self, places: GuardBuilder, paths: Sequence[str]) -> None:
         self._items = tuple(places.items)
         self._cells = tuple(places.cells)
         self._calls = tuple(places.calls)
@@ -136,7 +139,7 @@ class Guard:
         self._sized = tuple(places.sized)
         self._sizes = [len(container) for container in places.sized]
         self._absent = tuple(places.absent)
-        self._arrays = tuple(places.arrays)
+        self._memories = tuple(places.memories)
         self._tensor_items = tuple(places.tensor_items)
         self._tensor_cells = tuple(places.tensor_cells)
         self._tensor_calls = tuple(places.tensor_calls)
@@ -144,10 +147,12 @@ class Guard:
         self._mixed_views = tuple(places.mixed_views)
         tensors = [pair for kind in _KINDS for pair in places.tensors[kind]]
         self._types = [type(tensor) for tensor, _ in tensors]
+        self._states = [_torch.tensor_state(tensor) for tensor, _ in tensors]
+        self.states = {path: state for (_, path), state in zip(tensors, self._states)}
         first: dict[int, int] = {}
         shared = [(first.setdefault(id(tensor), at), at) for at, (tensor, _) in enumerate(tensors)]
         self._shared = [(left, right) for left, right in shared if left != right]
-        self._count = len(first) if distinct else None
+        self._count = len(first)
         where: dict[str, int] = {}
         for index, (_, path) in enumerate(tensors):
             where.setdefault(path, index)
@@ -166,12 +171,12 @@ class Guard:
             RuntimeError,
         ):  # gone, or just being changed by a thread
             return None
-        if [*map(type, tensors)] != self._types:
+        if [*map(type, tensors)] != self._types or [*map(_torch.tensor_state, tensors)] != self._states:
             return None
         for left, right in self._shared:
             if tensors[left] is not tensors[right]:
                 return None
-        if self._count is not None and len({*map(id, tensors)}) != self._count:
+        if len({*map(id, tensors)}) != self._count:
             return None
         return self._select(tensors)
 
@@ -189,8 +194,8 @@ class Guard:
                 or func.__kwdefaults__ is not keyword_defaults
             ):
                 return False
-        for value, cls, attributes in self._objects:
-            if value.__class__ is not cls or value.__dict__ is not attributes:
+        for value, cls, attributes, get in self._objects:
+            if type(value) is not cls or get(value, "__dict__") is not attributes:
                 return False
         for get, holder, expected in self._calls:
             if (value := get(holder)) is not expected and not _equal(value, expected):
@@ -225,7 +230,7 @@ class Guard:
         for disjoint, names in self._absent:
             if not disjoint(names):
                 return False
-        return not self._arrays or all(array_content(value) == content for value, content in self._arrays)
+        return not self._memories or all(content.matches(value) for value, content in self._memories)
 
     def _tensors(self) -> list[Any]:
         tensors = [mapping[key] for mapping, key in self._tensor_items]
@@ -240,9 +245,10 @@ class Guard:
         return tensors
 
 
-def array_content(array: Any) -> tuple[Any, ...]:
-    """The whole content of a NumPy array, comparable."""
-    return array.dtype.str, array.shape, array.tobytes()
+def attribute_getter(cls: type) -> Callable[[Any, str], Any]:
+    """How to read an attribute of an object without running the user's code."""
+    get: Callable[[Any, str], Any] = cls.__getattribute__
+    return object.__getattribute__ if isinstance(get, FunctionType) else get
 
 
 def _equal(value: Any, expected: Any) -> bool:
@@ -250,7 +256,7 @@ def _equal(value: Any, expected: Any) -> bool:
         return True
     makers = KeyMakers()
     key = by_value(value, makers)
-    return key is not None and key == by_value(expected, makers)
+    return key is not None and key == by_value(expected, makers) and not has_parts(value)
 
 
 def _selector(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -10,12 +10,12 @@ import pathlib
 import sys
 import types
 import uuid
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["ByIdentity", "Key", "KeyMakers", "by_value", "describe_key", "flat"]
+__all__ = ["ByIdentity", "Key", "KeyMakers", "Long", "by_value", "describe_key", "flat", "has_parts"]
 
 Key: TypeAlias = Hashable
 """``(type, value)`` for what is compared by value, ``(kind, ...)`` with a string first for the rest."""
@@ -113,13 +113,41 @@ def flat(kind: str, items: Iterable[Any], makers: KeyMakers) -> Key | None:
     return kind, tuple(keys)
 
 
+def has_parts(value: Any) -> bool:
+    """Whether something compared by value may have attributes as well: a member of an enumeration."""
+    kind = type(value)
+    return kind not in _MAKERS and (any(map(has_parts, value)) if kind in (tuple, frozenset) else True)
+
+
+class Long:
+    """The key of a long container of scalars, which costs no more than the container does."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Long | None:
+        return cls(tuple(values)) if _MAKERS.keys() >= set(map(type, values)) else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Long) or len(self.values) != len(other.values):
+            return False
+        makers = KeyMakers()
+        pairs = zip(self.values, other.values)
+        return all(a is b or by_value(a, makers) == by_value(b, makers) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash(len(self.values))
+
+
 _BRACKETS = {
     "list": "[]",
     "tuple": "()",
     "set": "{}",
     "frozenset": "{}",
     "deque": ("deque([", "])"),
-    "bytearray": ("bytearray([", "])"),
 }
 
 
@@ -135,11 +163,15 @@ def describe_key(key: Any) -> str:
         return _shorten(str(text))
     if first == "alias":
         return f"the same object as {rest[0]}"
+    if first == "memory":
+        return f"{rest[0].layout[0].__name__} of {len(rest[0].saved)} bytes"
     if first == "tensor":
         return f"a {rest[0].__name__}"
     if first in _BRACKETS and isinstance(rest[0], tuple):
         left, right = _BRACKETS[first]
         return _shorten(left + ", ".join(map(describe_key, rest[0])) + right)
+    if isinstance(rest[0], Long):
+        rest = [len(rest[0].values)]
     if isinstance(rest[0], int):
         return f"a {first} of {rest[0]} item{'s' * (rest[0] != 1)}"
     if isinstance(rest[0], tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from typing import Any
 
+from .. import _torch
 from .containers import entries
 from .guard import SAME
 from .objects import FIELDS, instance
@@ -17,11 +18,20 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _PARTS = ("_parameters", "_buffers", "_modules")
 
 
+def global_hooks(walk: Walk) -> None:
+    """Hooks that run around every module."""
+    for name, hooks in _torch.global_module_hooks().items():
+        walk.value(f"torch.nn.modules.module.{name}", hooks)
+
+
 def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     if hasattr(type(value), FIELDS):  # what ``jit`` made of a module
         instance(walk, path, value, escapes)
         return
     cls, attributes = type(value), value.__dict__
+    if not walk.has_modules:
+        walk.has_modules = True
+        global_hooks(walk)
     parts = [attributes.get(name) for name in _PARTS]
     if not all(type(part) in (dict, collections.OrderedDict) for part in parts):  # a ScriptModule
         walk.unfollowed(path, value)
@@ -43,7 +53,7 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     walk.search(
         attributes,
         path,
-        opens=followed,
+        opens=True,
         by_size=not followed,
         methods=walk.methods_of(cls),
         skip=("training", *_PARTS, *_HOOKS),

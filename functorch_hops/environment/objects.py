@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import abc
+import enum
 import operator
 import sys
 import types
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from . import origin
+from .attributes import Slots, attributes_of
+from .containers import memory
+from .contents import Content
 from .keys import ByIdentity
 from .places import Path, attribute
+from .references import hides_state, iterator, registry
 from .walk import Walk
 
-__all__ = ["FIELDS", "extras", "instance", "python_class", "python_module"]
+__all__ = ["FIELDS", "instance", "python_class", "python_module"]
 
 FIELDS = "__environment__"
 """A class may name here the attributes of its instances that functions read; no others are followed then."""
@@ -28,16 +33,25 @@ def python_module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     walk.record(path, ByIdentity(value))
     code = origin.of_module(value)
     if walk.follows(code):
-        walk.search(value.__dict__, path)
-    elif not origin.is_pure(code):
-        walk.unwatched(path)
+        walk.search(value.__dict__, path, opens=escapes)
+        # `__getattr__` of a module answers for names that it does not have.
+        walk.mentions([name for name in ("__getattr__",) if name in value.__dict__])
+    else:
+        if escapes:
+            walk.library_names(value)
+        if not origin.is_pure(code):
+            walk.unwatched(path)
 
 
 def python_class(walk: Walk, path: Path, cls: type, escapes: bool) -> None:
-    walk.record(path, ("class", cls))
+    walk.record(path, ("class", cls, cls.__mro__))
     if "<locals>" in cls.__qualname__:  # it may close over anything, and another call makes another one
         walk.unwatched(path)
     walk.class_of(cls, constructed=True)
+    if isinstance(cls, enum.EnumMeta):
+        walk.search(cls._member_map_, path, everything=True)
+    if isinstance(cls, abc.ABCMeta):
+        registry(walk, path, cls)
 
 
 def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
@@ -49,42 +63,39 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         walk.attributes(value, path, [name for name in fields if hasattr(value, name)])
         walk.class_of(cls, constructed=False)
         return
-    attributes = _attributes(value)
+    attributes = attributes_of(value)
     if attributes is not None and "__wrapped__" in attributes:
         walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
+    is_buffer = not isinstance(getattr(cls, "__buffer__", None), types.FunctionType) and Content.of(value) is not None
+    if is_buffer:
+        memory(walk, f"{path}.memory", value, escapes)
     if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
         walk.record(path, ("object", cls))
         if "<locals>" in cls.__qualname__:
             walk.unwatched(path)
         node = walk.is_node(value)
-        for names in (attributes, _Slots(value)):
+        for names in (attributes, Slots(value)):
             if names is not None:
                 walk.search(names, path, opens=True, everything=node and escapes, node=value if node else None)
         walk.class_of(cls, constructed=False)
+    elif is_buffer:
+        walk.record(path, ("object", cls))
+    elif attributes is None and hasattr(cls, "__next__"):
+        iterator(walk, path, value, escapes)
     else:
         everything = attributes is not None and _is_read_whole(cls)
         walk.record(path, ("object", cls) if everything else ByIdentity(value))
         if attributes is None and hasattr(cls, "__setitem__"):
             walk.opaque.append(path)
+        if hides_state(cls):
+            walk.hide(path, f"a {cls.__qualname__}, whose state can't be watched")
         if cls not in _IMMUTABLE and not (everything and origin.is_pure(origin.of_class(cls))):
             walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
-            walk.search(attributes, path, everything=everything)
+            methods = None if origin.standard(origin.of_class(cls)) else walk.methods_of(cls)
+            walk.search(attributes, path, opens=True, everything=everything, methods=methods)
     if attributes is not None:
         walk.guard.object(value)
-
-
-def extras(walk: Walk, path: Path, value: Any) -> None:
-    """What an instance of a container's subclass has besides its items."""
-    cls = type(value)
-    if cls.__module__ in ("builtins", "collections"):
-        return
-    attributes = _attributes(value)
-    followed = walk.follows_class(cls)
-    if attributes is not None:
-        walk.search(attributes, path, opens=followed)
-        walk.guard.object(value)
-    walk.class_of(cls, constructed=False)
 
 
 def _is_read_whole(cls: type) -> bool:
@@ -99,35 +110,4 @@ def _is_read_whole(cls: type) -> bool:
     defining = sys.modules.get(cls.__module__)
     uses_torch = origin.package(code) == "torch" or (defining is not None and "torch" in defining.__dict__)
     computes = isinstance(cls.__getattribute__, types.FunctionType) or hasattr(cls, "__getattr__")
-    return uses_torch or computes or hasattr(cls, "__getitem__")
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    attributes = getattr(value, "__dict__", None)
-    return attributes if type(attributes) is dict and value.__dict__ is attributes else None
-
-
-class _Slots(Mapping[str, Any]):
-    """The slots of an object as a namespace."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        self._members = {
-            name: member
-            for base in reversed(type(value).__mro__)
-            if base.__dict__.get("__slots__")
-            for name, member in base.__dict__.items()
-            if isinstance(member, types.MemberDescriptorType)
-        }
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return self._members[name].__get__(self._value)
-        except AttributeError:
-            raise KeyError(name) from None
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._members if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    return uses_torch or computes or hasattr(cls, "__getitem__") or hasattr(cls, "__iter__")

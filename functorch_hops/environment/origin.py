@@ -13,6 +13,7 @@ __all__ = [
     "Origin",
     "are_pure_names",
     "is_pure",
+    "is_stateful",
     "library",
     "of_class",
     "of_globals",
@@ -53,6 +54,29 @@ _NOT_REPEATABLE_NAMES = frozenset(
         *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache"),
     }
 )
+_READ_FROM_OUTSIDE = frozenset({"print", "input", "open", "exec", "eval", "breakpoint"})
+# Of the standard library: what reads clocks, files, generators and the like, or writes to them.
+_STATEFUL = frozenset(
+    {
+        *("random", "time", "os", "posix", "nt", "io", "_io", "secrets", "uuid", "socket", "subprocess", "tempfile"),
+        *("asyncio", "signal", "gc", "getpass", "glob", "genericpath", "shutil", "select", "resource", "locale"),
+        *("logging", "queue", "_queue", "multiprocessing"),
+    }
+)
+_STATEFUL_NAMES = {
+    "datetime": {"now", "today", "utcnow"},
+    "_contextvars": {"set", "reset"},
+    "pathlib": {"exists", "is_file", "is_dir", "stat", "open", "iterdir", "glob", "mkdir", "touch", "unlink", "cwd"}
+    | {"read_text", "read_bytes", "write_text", "write_bytes"},
+}
+# What of these is known by the environment, or always the same.
+_NOT_STATEFUL_NAMES = {
+    "os": {"getenv", "__getitem__", "__contains__", "__iter__", "__len__", "get", "encode", "decode", "copy"}
+    | {"fspath", "fsencode", "fsdecode", "cpu_count"},
+    "posix": {"fspath", "cpu_count"},
+    "random": {"__init__", "__new__"},
+    "logging": {"getLogger"},
+}
 _MOST_WRAPPERS = 100
 _EXTENSIONS = (".so", ".pyd", ".dylib")
 
@@ -106,6 +130,19 @@ def is_pure(code: Origin, name: str = "") -> bool:
     """Whether what a library offers under a name gives the same for the same and has no effect, as far as known."""
     module = code[0].split(".")
     return module[0] in _REPEATABLE and "random" not in module and name not in _NOT_REPEATABLE_NAMES
+
+
+@functools.lru_cache(maxsize=8192)
+def is_stateful(module: str, name: str) -> bool:
+    """Whether a function of a library reads or writes what belongs to the process or to the world outside."""
+    top = module.partition(".")[0]
+    if module == "builtins":
+        return name in _READ_FROM_OUTSIDE
+    if top in ("torch", "numpy"):
+        return not is_pure((module, None), name) and name not in ("globals", "locals", "id", "hash", "compile")
+    return name in _STATEFUL_NAMES.get(top, ()) or (
+        top in _STATEFUL and name not in _NOT_STATEFUL_NAMES.get(top, ()) and not name.startswith("<")
+    )
 
 
 def are_pure_names(names: Iterable[str]) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
+import enum
 import functools
+import operator
+import pathlib
 import sys
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 
-from . import containers, functions, modules, objects
+from . import attributes, containers, functions, modules, objects, references
 from .places import Path
 from .walk import Walk
 
@@ -35,6 +40,17 @@ _BASES: dict[type, Visitor] = {
     functools.cached_property: functions.wrapper("func"),
     **dict.fromkeys(containers.MAPPINGS, containers.mapping),
     **dict.fromkeys(containers.SEQUENCES, containers.sequence),
+    bytearray: containers.memory,
+    memoryview: containers.memory,
+    weakref.ref: references.reference,
+    weakref.ProxyType: references.proxy,
+    weakref.CallableProxyType: references.proxy,
+    contextvars.ContextVar: references.context_variable,
+    types.CellType: references.cell,
+    types.GeneratorType: references.iterator,
+    operator.attrgetter: references.getter,
+    operator.methodcaller: references.getter,
+    **dict.fromkeys((enum.Enum, str, bytes, int, float, complex, pathlib.PurePath), attributes.parts),
 }
 
 
@@ -47,5 +63,7 @@ def visitor_of(kind: type) -> Visitor:
             return known
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.ndarray):
-        return containers.array
+        return containers.memory
+    if numpy is not None and kind.__module__.startswith("numpy.random"):
+        return references.generator
     return objects.instance

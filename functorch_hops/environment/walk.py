@@ -13,90 +13,42 @@ a pair of equal objects that becomes one.
 from __future__ import annotations
 
 import builtins
-import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FunctionType, ModuleType
+import os
+import sys
+from collections.abc import (
+    Callable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    Sequence,
+)
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
 from . import origin
 from .bytecode import code_facts
-from .classes import implicit_names, is_node
+from .classes import TEXT, factories, implicit_names, is_node
 from .guard import FREE, SAME, TENSOR, GuardBuilder, Role
-from .keys import ByIdentity, Key, KeyMakers, by_value
+from .keys import ByIdentity, Key, KeyMakers, by_value, has_parts
 from .places import Path
+from .spaces import LibraryMethods, Names, Space
 
-__all__ = ["MOST", "LibraryMethods", "Space", "Walk"]
+__all__ = ["MOST", "Walk"]
 
 _bases = operator.attrgetter("__mro__")
 
 _NO_NAMES: list[str] = []
+_HEAP_TYPE = 1 << 9
+"""The flag of classes whose attributes can be set."""
 
 MOST = 20_000
 """Locations that one walk visits at most; containers beyond them are taken by identity."""
-
-
-class Names:
-    """Names in the order in which they came."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.all = list(names)
-        self.known = set(self.all)
-
-    def update(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self.known:
-                self.known.add(name)
-                self.all.append(name)
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Space:
-    """A namespace in which some names are looked up."""
-
-    mapping: Mapping[str, Any]
-    prefix: str
-    taken: set[str] = dataclasses.field(default_factory=set)
-    opens: bool = False
-    """All names are looked up when code reads attributes by names that it does not mention."""
-    everything: bool = False
-    by_size: bool = False
-    """That no other name appears is seen by the number of entries, which is quicker than name by name."""
-    methods: LibraryMethods | None = None
-    absent: set[str] = dataclasses.field(default_factory=set)
-    cursors: tuple[int, int] = (0, 0)
-    """How many of the mentioned names, and of those in `methods`, have been looked up."""
-
-
-class LibraryMethods:
-    """The attributes that a library's own methods of a class read from ``self``.
-
-    A library's code is not followed into globals, but `Conv2d.forward` has to be read to learn that
-    ``stride`` matters and ``in_channels`` does not.
-    """
-
-    def __init__(self, bases: Sequence[type]) -> None:
-        self.names = Names(["forward"])
-        self.reads_all = False
-        self._bases = bases
-        self._cursors = (0, 0)
-
-    def grow(self, mentioned: Sequence[str]) -> None:
-        while self._cursors != (ends := (len(mentioned), len(self.names.all))):
-            fresh = [*mentioned[self._cursors[0] :], *self.names.all[self._cursors[1] :]]
-            self._cursors = ends
-            for base in self._bases:
-                for name in fresh:
-                    method = base.__dict__.get(name)
-                    if isinstance(method, property):
-                        method = method.fget
-                    if isinstance(method, FunctionType):
-                        read = code_facts(method.__code__)
-                        self.names.update(read.attributes)
-                        self.reads_all = self.reads_all or read.reads_all
 
 
 class Walk:
@@ -111,13 +63,16 @@ class Walk:
         self.guard = GuardBuilder()
         self.opaque: list[Path] = []
         self.not_watched: list[Path] = []
+        self.hidden: dict[Path, str] = {}
+        self.codes: dict[CodeType, None] = {}
         self.buffers: list[tuple[Path, dict[str, Any], str]] = []
         self.truncated = False
+        self.has_modules = False
         self.makers = KeyMakers()
         self._package = origin.own_package(func)
         self._ignore = ignore
         self._visited = 0
-        self._seen: dict[int, Path] = {}
+        self.seen: dict[int, Path] = {}
         self._queue: list[tuple[Path, Any, bool]] = []
         self._visitor_of = visitor_of
         self._visitors: dict[type, Callable[..., None]] = {}
@@ -127,6 +82,8 @@ class Walk:
         self._nodes: dict[int, list[Space]] = {}
         self._node_types: dict[type, bool] = {}
         self._reads_all = False
+        self._makes_text = False
+        self._libraries: dict[int, Space] = {}
         self._globals: dict[int, Space] = {}
         self._labels: dict[str, int] = {}
         self._classes: dict[type, Space] = {}
@@ -137,6 +94,7 @@ class Walk:
 
     def run(self, func: Callable[..., Any]) -> None:
         self.value("" if isinstance(func, FunctionType | functools.partial) else "self", func)
+        self._spaces.append(self._library(torch.Tensor.__dict__, "class Tensor"))
         done = 0
         self._again = True
         while self._again or done < len(self._queue):
@@ -166,14 +124,16 @@ class Walk:
         if ignored:
             return FREE
         key = by_value(value, self.makers)
-        if key is not None:
+        parts = key is not None and has_parts(value)
+        if key is not None and not (parts and type(value) in (tuple, frozenset)):
             self.record(path, key)
-            return SAME
-        first = self._seen.get(id(value))
+            if not parts:
+                return SAME
+        first = self.seen.get(id(value))
         if first is None:
-            self._seen[id(value)] = path
+            self.seen[id(value)] = path
             self._queue.append((path, value, escapes))
-        elif first != path:
+        elif first != path and not (parts and self.paths[-1] == path):
             self.record(path, ("alias", first))
         if escapes:
             for space in self._nodes.get(id(value), ()):
@@ -227,7 +187,16 @@ class Walk:
     def read_all(self) -> None:
         self._reads_all = True
 
-    def globals_of(self, namespace: dict[str, Any], names: Sequence[str], escapes: frozenset[str]) -> None:
+    def make_text(self) -> None:
+        """Objects are turned into text."""
+        if not self._makes_text:
+            self._makes_text = True
+            for space in self._classes.values():
+                self.visit(space, [name for name in TEXT if name in space.mapping])
+
+    def globals_of(
+        self, namespace: dict[str, Any], names: Sequence[str], escapes: frozenset[str] | None = None
+    ) -> None:
         """Global names of a module, its builtins included."""
         space = self._globals.get(id(namespace))
         if space is None:
@@ -241,24 +210,111 @@ class Walk:
         outer = outer.__dict__ if isinstance(outer, ModuleType) else outer
         for name in missing:
             if name in outer:
-                self.item(outer, name, space.prefix + name)
+                self._builtin(outer, name, space.prefix + name)
+
+    def all_globals_of(self, namespace: dict[str, Any]) -> None:
+        """Code reads globals by names that it does not mention."""
+        self.globals_of(namespace, [name for name in namespace if not name.startswith("__")])
+        self.guard.size(namespace)
+
+    def _builtin(self, namespace: dict[str, Any], name: str, path: Path) -> None:
+        """What reading attributes by ``getattr`` reads is known of code that calls it by its own name."""
+        value = namespace[name]
+        if any(value is reader for reader in (getattr, hasattr, setattr, delattr)):
+            self.record(path, ByIdentity(value))
+            self.guard.item(namespace, name, value, SAME, path)
+        else:
+            self.item(namespace, name, path)
+
+    def library(self, module: ModuleType, names: Iterable[str]) -> None:
+        """Names of an installed module that code reads, one behind the other. What is installed is not followed, but
+        anyone may bind a name in it anew.
+        """
+        for name in names:
+            space = self._library(module.__dict__, f"module {module.__name__}")
+            value = space.mapping.get(name)
+            self._name(space, name)
+            if not isinstance(value, ModuleType) or self.follows(origin.of_module(value)):
+                return
+            module = value
+
+    def library_names(self, module: ModuleType) -> None:
+        """All names that code mentions may be read of an installed module."""
+        space = self._library(module.__dict__, f"module {module.__name__}")
+        if space not in self._spaces:
+            self._spaces.append(space)
+
+    def _library(self, mapping: Mapping[str, Any], name: str) -> Space:
+        space = self._libraries.get(id(mapping))
+        if space is None:
+            space = self._libraries[id(mapping)] = Space(mapping, f"{name}.", is_library=True)
+        return space
+
+    def _name(self, space: Space, name: str) -> None:
+        """A name in a library: what may change there is followed, the library's own code is not."""
+        if name in space.taken:
+            return
+        if name not in space.mapping:
+            if "__getattr__" not in space.mapping:
+                space.absent.add(name)
+            return
+        space.taken.add(name)
+        value, path = space.mapping[name], space.prefix + name
+        if self._may_change(value):
+            self.item(space.mapping, name, path)
+        else:
+            self.record(path, ByIdentity(value))
+            self.guard.item(space.mapping, name, value, SAME, path)
+            if isinstance(value, FunctionType):
+                self.settings(value)
+            owner = getattr(value, "__self__", None)
+            if type(owner).__module__.startswith("numpy.random"):
+                self.value(f"{path}.__self__", owner)
+
+    def settings(self, func: FunctionType) -> None:
+        """A library's function may read the environment of the process, as ``os.getenv`` does."""
+        for name in func.__code__.co_names:
+            if func.__globals__.get(name) is os.environ:
+                self.item(func.__globals__, name, f"module os.{name}")
+
+    def _may_change(self, value: Any) -> bool:
+        if isinstance(value, FunctionType):
+            return self.follows(origin.of_globals(value.__globals__))
+        if isinstance(value, type):
+            return self.follows_class(value)
+        if value is sys.modules or isinstance(value, ModuleType):
+            return False
+        kind = type(value)
+        return (
+            isinstance(value, torch.Tensor)
+            or by_value(value, self.makers) is not None
+            or issubclass(kind, (MutableMapping, MutableSequence, MutableSet, tuple))
+            or self.follows_class(kind)
+        )
 
     def class_of(self, cls: type, *, constructed: bool) -> None:
         """Follow the user's classes among a class and its bases."""
         if (cls, constructed) in self._entered:
             return
         self._entered.add((cls, constructed))
+        if type(cls) is not type:
+            self.class_of(type(cls), constructed=False)
         for base in cls.__mro__:
             if not self.follows_class(base):
                 self._library_class(base)
                 continue
             space = self._classes.get(base)
             if space is None:
-                space = Space(base.__dict__, self.label(f"class {base.__qualname__}") + ".")
+                space = Space(base.__dict__, self.label(f"class {base.__qualname__}") + ".", opens=True)
                 self._classes[base] = space
                 self._spaces.append(space)
                 self.guard.call(_bases, base, base.__mro__, SAME, space.prefix)
             self.visit(space, implicit_names(base, self.follows_class, constructed=constructed))
+            if constructed:
+                for name, factory in factories(base):
+                    self.value(f"{space.prefix}{name}.default_factory", factory)
+            if self._makes_text:
+                self.visit(space, [name for name in TEXT if name in base.__dict__])
 
     def methods_of(self, cls: type) -> LibraryMethods:
         if cls not in self._methods:
@@ -282,6 +338,11 @@ class Walk:
         self.record(path, ByIdentity(value))
         self.opaque.append(path)
         self.unwatched(path)
+        self.hide(path, f"{type(value).__qualname__}, too large to be watched")
+
+    def hide(self, path: Path, what: str) -> None:
+        """Something with a state that can't be watched."""
+        self.hidden.setdefault(path, what)
 
     def unwatched(self, path: Path) -> None:
         """Something whose behaviour can't be predicted from the snapshot: a plain-eager trace that reads it is not
@@ -305,7 +366,7 @@ class Walk:
     # Inside.
 
     def _tensor(self, path: Path, value: torch.Tensor) -> None:
-        first = self._seen.setdefault(id(value), path)
+        first = self.seen.setdefault(id(value), path)
         self.record(path, ("tensor", type(value)) if first == path else ("alias", first))
         if first == path and value.__dict__:  # what a user hung on it
             self.search(value.__dict__, path)
@@ -324,7 +385,8 @@ class Walk:
         """Look up what has been mentioned since the last time."""
         mentioned, own = self._names.all, _NO_NAMES
         if space.methods is not None:
-            space.methods.grow(mentioned)
+            for method in space.methods.grow(mentioned):
+                self._read_by_library(method)
             own = space.methods.names.all
             space.everything = space.everything or space.methods.reads_all
         if space.everything or (space.opens and self._reads_all):
@@ -335,12 +397,25 @@ class Walk:
         if ends != space.cursors:
             fresh = [*mentioned[space.cursors[0] :], *own[space.cursors[1] :]]
             space.cursors = ends
-            self.visit(space, [name for name in fresh if name in space.mapping])
+            if space.is_library:
+                for name in fresh:
+                    self._name(space, name)
+            else:
+                self.visit(space, [name for name in fresh if name in space.mapping])
+
+    def _read_by_library(self, method: FunctionType) -> None:
+        """The functions that a library's method calls by way of modules: someone may have replaced them."""
+        for (kind, root), names in code_facts(method.__code__).chains:
+            module = method.__globals__.get(root) if kind == "global" else None
+            if isinstance(module, ModuleType) and not self.follows(origin.of_module(module)):
+                self.library(module, names)
 
     def _watch_absent(self) -> None:
-        for space in self._globals.values():
+        for space in (*self._globals.values(), *self._libraries.values()):
             self.guard.without(space.mapping, frozenset(space.absent))
         for space in self._spaces:
+            if space.is_library:
+                continue
             if space.by_size or space.everything or not space.mapping:
                 self.guard.size(space.mapping)
             else:
@@ -351,10 +426,15 @@ class Walk:
         """A library's class is fixed, but for the one method that users replace."""
         if not origin.is_pure(origin.of_class(base)):
             self.unwatched(f"class {base.__qualname__}")
-        if base in self._patchable or not issubclass(base, torch.nn.Module) or "forward" not in base.__dict__:
+        if base in self._patchable or not base.__flags__ & _HEAP_TYPE:
             return
         self._patchable.add(base)
-        forward, name = base.__dict__["forward"], f"{base.__qualname__}.forward"
+        name = base.__qualname__
+        self._spaces.append(self._library(base.__dict__, f"class {name}"))
+        forward = base.__dict__.get("forward")
+        if forward is None or not issubclass(base, torch.nn.Module):
+            return
+        name = f"{name}.forward"
         if isinstance(forward, property) or (forward.__module__, forward.__qualname__) == (base.__module__, name):
             self.guard.item(base.__dict__, "forward", forward, SAME, name)
         else:

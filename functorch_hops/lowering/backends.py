@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,6 +74,11 @@ class Backend:
 
     name: str | Callable[..., Any]
     options: Options
+    settings: tuple[Any, ...] = ()
+    """Of the process, on which compiled code depends: what they were when the function was captured."""
+
+    def now(self) -> Backend:
+        return replace(self, settings=_torch.compiler_settings(self.name))
 
 
 class OtherSizesError(Exception):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _torch
 from ..errors import InputMutationError, message
 
-__all__ = ["Buffers", "Place", "Update", "refuse_update"]
+__all__ = ["Buffers", "Place", "Update", "refuse_history", "refuse_update", "refuse_write_back"]
 
 
 class Place(NamedTuple):
@@ -58,6 +58,11 @@ class Buffers:
     def add_copy(self, t: Tensor, copy: Tensor) -> None:
         self._copies[id(t)] = copy
 
+    def carries_gradients(self, path: str) -> bool:
+        """Whether a buffer could be written back if nothing had been written to it with gradients."""
+        held = (b for b, place in zip(self._before, self._places) if place.path == path)
+        return self.writable and any(isinstance(b, Tensor) and b.requires_grad for b in held)
+
     def note_write(self, storage: int) -> None:
         self._written.add(storage)
 
@@ -97,6 +102,15 @@ class Buffers:
         for place, old, new in zip(self._places, before, self.bound()):
             if old is not new:
                 raise refuse_update(operation, place.path, "is bound anew")
+
+
+def refuse_write_back(operation: str, path: str, problem: str, remedy: str) -> InputMutationError:
+    return InputMutationError(message(operation, f"an updated buffer {problem}", path=path, remedy=remedy))
+
+
+def refuse_history(operation: str, path: str) -> InputMutationError:
+    """What one call left in a buffer has a history, which the copy in the graph of the next one would not have."""
+    return refuse_write_back(operation, path, "carries gradients from an earlier call", "detach what is written to it")
 
 
 def refuse_update(operation: str, path: str, what: str) -> InputMutationError:

@@ -17,7 +17,7 @@ from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
 from ..ir.subgraph import Params, Subgraph
-from .buffers import Buffers, refuse_update
+from .buffers import Buffers, refuse_history, refuse_update
 from .history import History, Itself, Question, Source
 from .indexing import Rows
 from .refusals import check_tensor_class, unknown_shape, write_to_named
@@ -270,6 +270,8 @@ class Capture:
         buffers = self.outermost().buffers
         written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
         path = next(filter(None, written), None)
+        if path is not None and buffers is not None and self.parent is None and buffers.carries_gradients(path):
+            return refuse_history(self.operation, path)
         if path is not None:
             return refuse_update(self.operation, path, f"is written to ({function})")
         storages = [_torch.storage_key(_torch.base_tensor(t)) for t in targets if isinstance(t, Tensor)]

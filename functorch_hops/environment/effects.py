@@ -1,0 +1,158 @@
+"""What a function did while it was captured that its graph does not do again, and where.
+
+Two sources. What the function changed is the difference of two snapshots, less what the library code that it called
+keeps for itself (caches): a change counts if the user's code writes to that name. What it called - a clock, a random
+generator, `print`, `eval` - is seen by a profiler of Python's, which is set only if the walk found something of
+unknown behaviour, because it slows the capture down.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+import sys
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+from . import origin
+from .fingerprint import Fingerprint, changed
+from .places import Path, quoted
+
+__all__ = ["Observer", "changes", "lines_of"]
+
+_CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator"})
+_STORES = ("STORE_", "DELETE_")
+_WRAPPERS = frozenset(
+    {"torch._compile", "torch._dynamo.eval_frame", "torch.utils._contextlib", "functools", "contextlib"}
+)
+_CALLED_BY_ALL = frozenset({"__del__", "<module>"})
+
+
+class Observer:
+    """While it is entered, notes calls from the user's code that a graph can't stand for, and what code ran."""
+
+    def __init__(self, follows: Callable[[origin.Origin], bool], seen: Iterable[int], *, needed: bool) -> None:
+        self.calls: dict[str, str] = {}
+        """What was called, and from which line."""
+        self.ran: dict[int, CodeType] = {}
+        self._follows = follows
+        self._seen = seen
+        # Only one profiler can be active; a user's own goes first.
+        self._needed = needed and sys.getprofile() is None
+        self._is_user: dict[int, bool] = {}
+
+    def __enter__(self) -> Observer:
+        self._codes: list[CodeType] = []
+        if self._needed:
+            sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._needed:
+            sys.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            if self._is_users(frame):
+                if "<module>" not in (frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name):
+                    self.ran[id(frame.f_code)] = frame.f_code
+            elif origin.is_stateful(module := str(frame.f_globals.get("__name__")), frame.f_code.co_name):
+                caller = _caller(frame)
+                if caller is not None and self._is_users(caller):
+                    self._note(frame.f_locals.get("self"), module, frame.f_code.co_qualname, caller)
+        elif event == "c_call" and self._is_users(frame):
+            owner = getattr(called, "__self__", None)
+            name = called.__name__
+            module = called.__module__ or (owner if isinstance(owner, type) else type(owner)).__module__
+            if origin.is_stateful(module, name):
+                self._note(owner, module, name, frame)
+
+    def _is_users(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        known = self._is_user.get(id(code))
+        if known is None:
+            known = self._is_user[id(code)] = self._follows(origin.of_globals(frame.f_globals))
+            self._codes.append(code)  # so that its id is not used again
+        return known
+
+    def _note(self, owner: Any, module: str, name: str, caller: FrameType) -> None:
+        if not (owner is None or isinstance(owner, type) or self._is_outside(owner)):
+            return
+        text = name if module == "builtins" else f"{module}.{name}"
+        self.calls.setdefault(f"calls {text}", f"{caller.f_code.co_filename}:{caller.f_lineno}")
+
+    def _is_outside(self, owner: Any) -> bool:
+        """Whether an object was there before: in the environment, or as a part of its own module."""
+        if type(owner) is type(sys) or id(owner) in self._seen:
+            return True
+        modules = (sys, sys.modules.get(type(owner).__module__))
+        return any(value is owner for module in modules if module is not None for value in vars(module).values())
+
+    def unknown(self, codes: Iterable[CodeType]) -> dict[str, str]:
+        """The user's functions that ran and that no walk has reached, with their lines."""
+        known = {id(part) for code in codes for part in _nested(code)}
+        return {
+            f"runs {code.co_qualname}": f"{code.co_filename}:{code.co_firstlineno}"
+            for code in self.ran.values()
+            if id(code) not in known and code.co_name not in _CALLED_BY_ALL and code.co_filename != "<string>"
+        }
+
+
+def _caller(frame: FrameType) -> FrameType | None:
+    """The frame that calls, below wrappers that only call on."""
+    caller = frame.f_back
+    while caller is not None and caller.f_globals.get("__name__") in _WRAPPERS:
+        caller = caller.f_back
+    return caller
+
+
+def changes(before: Fingerprint, after: Fingerprint, codes: Iterable[CodeType]) -> dict[str, str]:
+    """What the user's code changed between two snapshots, with the line that mentions it. Tensors are not told."""
+    old, new = before.entries(), after.entries()
+    found = {}
+    for path in sorted(changed(before, after)):
+        keys = [key for key in (old.get(path), new.get(path)) if isinstance(key, tuple)]
+        if any(key[0] == "tensor" for key in keys):
+            continue
+        is_content = path.endswith(("]", ")")) or any(key[0] in _CONTENT for key in keys)
+        line = _line(codes, path, stores_only=not is_content)
+        if line is not None:
+            found[f"changes {quoted(path.removesuffix('.__self__'))}"] = line
+    return found
+
+
+def lines_of(codes: Iterable[CodeType], path: Path) -> str | None:
+    """The line of the user's code that mentions a place."""
+    return _line(codes, path, stores_only=False)
+
+
+def _line(codes: Iterable[CodeType], path: Path, *, stores_only: bool) -> str | None:
+    names = [
+        name for name in re.findall(r"\w+", re.sub(r"\[.*?\]|\.?\w*\(.*?\)", "", path)) if not name.startswith("__")
+    ]
+    if not names:
+        return None
+    mentions: list[str] = []
+    for code in codes:
+        for part in _nested(code):
+            line = part.co_firstlineno
+            for instruction in dis.get_instructions(part):
+                line = instruction.positions.lineno if instruction.positions else line
+                if instruction.argval != names[-1]:
+                    continue
+                where = f"{part.co_filename}:{line}"
+                # A string may name the attribute that `setattr` sets.
+                if instruction.opname.startswith(_STORES) or (
+                    instruction.opname == "LOAD_CONST" and "setattr" in part.co_names
+                ):
+                    return where
+                mentions.append(where)
+    return mentions[0] if mentions and not stores_only else None
+
+
+def _nested(code: CodeType) -> Iterable[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)

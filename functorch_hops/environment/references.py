@@ -1,0 +1,153 @@
+"""What stands for something else: weak references, context variables, virtual subclasses; what can't be looked into."""
+
+from __future__ import annotations
+
+import abc
+import contextvars
+import operator
+import pickle
+import types
+import weakref
+from typing import Any
+
+from . import origin
+from .guard import SAME
+from .keys import ByIdentity
+from .places import Path
+from .walk import Walk
+
+__all__ = [
+    "EMPTY",
+    "cell",
+    "content",
+    "context_variable",
+    "generator",
+    "getter",
+    "hides_state",
+    "iterator",
+    "proxy",
+    "reference",
+    "registry",
+]
+
+EMPTY = object()
+
+try:
+    from _abc import _get_dump
+except ImportError:  # another implementation of Python
+    _get_dump = None
+
+
+def reference(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ("weakref", type(value)))
+    _computed(walk, f"{path}()", weakref.ref.__call__, value)
+
+
+def proxy(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ("proxy",))
+    _computed(walk, path, _behind, value)
+
+
+def context_variable(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ByIdentity(value))
+    # What it was set to, and what stands for that in another place or if it was not.
+    _computed(walk, f"{path}.get(default)", _assigned, value)
+    _computed(walk, f"{path}.get()", _current, value)
+
+
+def cell(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    walk.record(path, ByIdentity(value))
+    _computed(walk, f"{path}.cell_contents", content, value)
+
+
+def content(value: types.CellType) -> Any:
+    try:
+        return value.cell_contents
+    except ValueError:
+        return EMPTY
+
+
+def _computed(walk: Walk, path: Path, get: Any, holder: Any) -> None:
+    value = get(holder)
+    walk.guard.call(get, holder, value, walk.value(path, value), path)
+
+
+def _behind(value: Any) -> Any:
+    """What a weak proxy stands for, or None."""
+    try:
+        return value.__init__.__self__
+    except ReferenceError:
+        return None
+
+
+def _assigned(variable: contextvars.ContextVar[Any]) -> Any:
+    return variable.get(EMPTY)
+
+
+def _current(variable: contextvars.ContextVar[Any]) -> Any:
+    try:
+        return variable.get()
+    except LookupError:
+        return EMPTY
+
+
+def getter(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """``operator.attrgetter("a.b")`` mentions names that no code does."""
+    walk.record(path, ByIdentity(value))
+    _, names, *_ = value.__reduce__()
+    if isinstance(value, operator.methodcaller):
+        names = names[:1]
+    walk.mentions([part for name in names if isinstance(name, str) for part in name.split(".")])
+
+
+def registry(walk: Walk, path: Path, cls: type) -> None:
+    """The virtual subclasses of an abstract class, which any code may register."""
+    if _get_dump is None:
+        return
+    walk.guard.call(_registrations, None, abc.get_cache_token(), SAME, path)
+    found: dict[type, None] = {}
+    queue = [cls]
+    for base in queue:
+        if isinstance(base, abc.ABCMeta):
+            virtual = [registered() for registered in _get_dump(base)[0]]
+            found.update(dict.fromkeys(sub for sub in virtual if sub is not None))
+            queue += [sub for sub in type.__subclasses__(base) if sub not in queue]
+    walk.record(f"{path}.register", ("registered", frozenset(map(ByIdentity, found))))
+
+
+def _registrations(_: None) -> object:
+    return abc.get_cache_token()
+
+
+def iterator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """What it gives next is known to nobody."""
+    walk.record(path, ByIdentity(value))
+    walk.unwatched(path)
+    walk.hide(path, f"a {type(value).__name__}, of which nobody knows what it gives next")
+
+
+def generator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """A random generator of NumPy's: drawing from it changes its state, which shows that it was."""
+    walk.record(path, ("generator", type(value), pickle.dumps(value)))
+    walk.unwatched(path)
+
+
+_INNOCENT = frozenset({"re", "_thread", "threading", "datetime", "zoneinfo", "_io", "inspect"})
+"""Packages whose objects hide nothing that computations read, or nothing without being called (see `effects`)."""
+
+
+def hides_state(cls: type) -> bool:
+    """Whether an object of this class may have a state that neither its attributes nor its bytes show."""
+    package = origin.package((cls.__module__, None))
+    if hasattr(cls, "__get__") or origin.is_pure((cls.__module__, None)) or package in _INNOCENT:
+        return False
+    return any(base is not object and _is_compiled(base) for base in cls.__mro__)
+
+
+def _is_compiled(cls: type) -> bool:
+    """Whether a class is written in C: only such have members without a Python function or slot of their own."""
+    if cls.__module__ == "builtins":
+        return False
+    return not any(isinstance(value, types.FunctionType) for value in cls.__dict__.values()) and any(
+        isinstance(value, types.MethodDescriptorType | types.WrapperDescriptorType) for value in cls.__dict__.values()
+    )
