@@ -12,9 +12,10 @@ import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -33,6 +34,7 @@ __all__ = [
     "TreeMismatchError",
     "message",
     "user_frame",
+    "warn",
 ]
 
 
@@ -130,6 +132,19 @@ def message(
         line = f": {frame.line}" if frame.line else ""
         lines.append(f"  at {frame.filename}:{frame.lineno}{line}")
     return "\n".join(lines)
+
+
+def warn(text: str, *, once: bool = False) -> None:
+    """A warning at the user's line, however deep the call came from; `once`: not again at that line."""
+    frame = user_frame()
+    if frame is None or frame.lineno is None:
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    else:
+        registry = _warned if once else None
+        warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno, registry=registry)
+
+
+_warned: dict[Any, Any] = {}
 
 
 def user_frame(error: BaseException | None = None) -> traceback.FrameSummary | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
@@ -27,7 +26,7 @@ from functorch_hops.errors import (
     ArgumentValueError,
     DataDependentError,
     message,
-    user_frame,
+    warn,
 )
 from functorch_hops.ir.dependence import Through, dependent_outputs
 from functorch_hops.ir.printing import print_subgraph
@@ -526,13 +525,7 @@ class JittedFunction(Generic[P, R]):
             self._warn("; it ".join(told))
 
     def _warn(self, text: str) -> None:
-        """A warning at the user's line, however deep the call came from."""
-        text = f"jit: {getattr(self._func, '__name__', type(self._func).__name__)} {text}"
-        frame = user_frame()
-        if frame is None or frame.lineno is None:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        else:
-            warnings.warn_explicit(text, RuntimeWarning, frame.filename, frame.lineno)
+        warn(f"jit: {getattr(self._func, '__name__', type(self._func).__name__)} {text}")
 
 
 class _Methods:

@@ -79,6 +79,6 @@ def global_module_hooks() -> dict[str, dict[Any, Any]]:
 def tensor_state(t: Tensor) -> tuple[Any, ...]:
     """What code can learn from a tensor without reading its values."""
     try:
-        return t.shape, t.dtype, t.device, t.requires_grad, t.stride()
+        return t.shape, t.dtype, t.device, t.stride()
     except RuntimeError:  # sparse tensors have no strides
-        return t.shape, t.dtype, t.device, t.requires_grad, t.layout
+        return t.shape, t.dtype, t.device, t.layout

@@ -14,6 +14,7 @@ was written, and nothing was reached of which this is not known (``Snapshot.unwa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from .. import _torch, environment
 from ..environment.keys import KeyMakers, by_value
+from ..errors import warn
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
@@ -100,9 +102,15 @@ def as_graph(
     In plain eager the whole call becomes a graph, which runs instead of a further capture as long as it is valid.
     Inside a capture there is nothing to keep: the call becomes a node of that capture.
     """
-    found = kept_trace(operation, captured, functions, operands, *static)
+    observers: list[environment.Observer] = []
+    found = kept_trace(operation, captured, functions, operands, *static, observers=observers)
     if found is None:
-        return captured(functions, operands, *static)
+        with contextlib.ExitStack() as stack:
+            for seen in observers:
+                stack.enter_context(seen)
+            result = captured(functions, operands, *static)
+        _warn_of_calls(operation, observers)
+        return result
     trace, flat = found
     with _torch.autocast_off():
         outputs = trace.body(*flat)
@@ -115,10 +123,12 @@ def kept_trace(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, ...],
     *static: Hashable,
+    observers: list[environment.Observer] | None = None,
 ) -> tuple[Trace, list[Tensor]] | None:
     """The trace of ``captured(functions, operands, *static)``, and what it is to be called with.
 
-    None inside a capture, and where it is known that the next call would need another trace.
+    None inside a capture, and where it is known that the next call would need another trace. If that is because of
+    what a function reads or calls, `observers` gets one that sees it.
     """
     if current_capture() is not None or _torch.foreign_capture_active():
         return None
@@ -132,6 +142,8 @@ def kept_trace(
         flat = [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
         if trace.holds_for(flat):
             return trace, flat
+    if before.unwatched and observers is not None:
+        observers.append(before.observer())
     if before.unwatched or not _failures.may_try(before):
         return None
     buffers = Buffers(before.buffers, operation, writable=False)
@@ -142,6 +154,14 @@ def kept_trace(
     else:
         _failures.add(before)
     return trace, [*arguments.operands, *call.lifted]
+
+
+def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:
+    """A body is captured once and may run many times."""
+    told = [f"{call} ({line})" for seen in observers for call, line in seen.calls.items()]
+    if told:
+        what = "does what no graph does, so it is done at the capture and not in every step"
+        warn(f"{operation}: a body {what}: {', '.join(told)}", once=True)
 
 
 def _without_objects(arguments: Arguments) -> Hashable:

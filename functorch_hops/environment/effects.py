@@ -23,9 +23,6 @@ __all__ = ["Observer", "changes", "lines_of"]
 
 _CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator"})
 _STORES = ("STORE_", "DELETE_")
-_WRAPPERS = frozenset(
-    {"torch._compile", "torch._dynamo.eval_frame", "torch.utils._contextlib", "functools", "contextlib"}
-)
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 
 
@@ -58,7 +55,7 @@ class Observer:
                 if "<module>" not in (frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name):
                     self.ran[id(frame.f_code)] = frame.f_code
             elif origin.is_stateful(module := str(frame.f_globals.get("__name__")), frame.f_code.co_name):
-                caller = _caller(frame)
+                caller = frame.f_back
                 if caller is not None and self._is_users(caller):
                     self._note(frame.f_locals.get("self"), module, frame.f_code.co_qualname, caller)
         elif event == "c_call" and self._is_users(frame):
@@ -97,14 +94,6 @@ class Observer:
             for code in self.ran.values()
             if id(code) not in known and code.co_name not in _CALLED_BY_ALL and code.co_filename != "<string>"
         }
-
-
-def _caller(frame: FrameType) -> FrameType | None:
-    """The frame that calls, below wrappers that only call on."""
-    caller = frame.f_back
-    while caller is not None and caller.f_globals.get("__name__") in _WRAPPERS:
-        caller = caller.f_back
-    return caller
 
 
 def changes(before: Fingerprint, after: Fingerprint, codes: Iterable[CodeType]) -> dict[str, str]:
