@@ -1,6 +1,8 @@
 """The pages in docs/ refer to notes in the code and to one another by names that exist."""
 
+import doctest
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target[1:] in anchors, target
         elif "://" not in target:
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_examples_of_sharp_bits_run() -> None:
+    page = ROOT / "docs" / "sharp_bits.md"
+    text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
+    example = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    with warnings.catch_warnings():
+        result = doctest.DocTestRunner().run(example)
+    assert result.attempted > 5
+    assert result.failed == 0
 
 
 def test_glossary_is_alphabetical() -> None:
