@@ -452,7 +452,9 @@ class JittedFunction(Generic[P, R]):
                 key = (arguments.key, *key[1:])
                 call = trace_call(func, arguments, "jit", _buffers(before))
         after = environment.snapshot(root, ignore=self._ignored)
-        self._warn_of_effects(environment.effects(before, after, seen), environment.not_seen(after, seen))
+        effects = {f"changes {place}, which is a copy": "" for place in call.changed}
+        effects.update(environment.effects(before, after, seen))
+        self._warn_of_effects(effects, environment.not_seen(after, seen))
         changed = environment.written(before, after)
         # What a function sets once is watched; what each capture sets anew would never stay.
         if changed & self._written:

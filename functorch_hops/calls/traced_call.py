@@ -41,6 +41,8 @@ class TracedCall:
     updates: list[Update]
     """Of buffers; their new values follow the outputs."""
     assumed: list[Assumed]
+    changed: list[str]
+    """The places in containers among the arguments that the function changed, which are not the caller's."""
 
 
 def trace_call(
@@ -56,6 +58,7 @@ def trace_call(
     buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
     outputs: list[OutputSpec] = []
     updates: list[Update] = []
+    changed: list[str] = []
     enabled = torch.is_grad_enabled() if grad_enabled is None else grad_enabled
 
     def run(*flat: Tensor) -> list[Tensor]:
@@ -66,6 +69,7 @@ def trace_call(
         args, kwargs = pytree.unflatten(arguments.spec, leaves)
         with torch.set_grad_enabled(enabled):
             result = func(*args, **kwargs)
+        changed.extend(_changes(arguments, leaves, args, kwargs))
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
         outputs.append(output)
         made, values = buffers.updates(current_capture())
@@ -85,7 +89,19 @@ def trace_call(
         buffers.restore()
     places = {id(x): i for i, x in enumerate([*arguments.operands, *capture.lifted])}
     assumed = [Assumed(places[id(a.tensor)], a.question, a.answer) for a in capture.history.assumed.values()]
-    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates, assumed)
+    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates, assumed, changed)
+
+
+def _changes(arguments: Arguments, leaves: list[Any], args: Any, kwargs: Any) -> list[str]:
+    """Where a call changed the containers that it was given, as far as no tensor stands there now."""
+    now, spec = pytree.flatten((args, kwargs))
+    if spec == arguments.spec:
+        paths = [*pytree.leaf_paths(pytree.flatten(args)[1], "args"), *pytree.leaf_paths(pytree.flatten(kwargs)[1], "")]
+        pairs = zip(paths, now, leaves, strict=True)
+        return [path for path, new, old in pairs if new is not old and not isinstance(new, Tensor)]
+    statics, before = ([leaf for leaf in side if not isinstance(leaf, Tensor)] for side in (now, leaves))
+    only_new_tensors = len(now) >= len(leaves) and [*map(id, statics)] == [*map(id, before)]
+    return [] if only_new_tensors else ["an argument"]
 
 
 def _dynamic_places(arguments: Arguments) -> list[int]:

@@ -14,6 +14,7 @@ import functools
 import sys
 from collections.abc import Iterable, Sequence
 from types import CodeType
+from typing import Any
 
 __all__ = ["Chain", "CodeFacts", "Import", "NameRoot", "code_facts"]
 
@@ -185,6 +186,7 @@ class _Reader:
         """``globals()["name"]``, ``globals().get("name")`` and ``"name" in globals()`` read one; everything else may
         read any.
         """
+        following: Sequence[dis.Instruction]
         following = [i for i in instructions[at + 1 : at + 9] if i.opname not in ("PRECALL", "CALL")]
         if following and following[0].opname == "CONTAINS_OP":
             following = instructions[max(at - 1, 0) : at]
@@ -257,7 +259,7 @@ def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> list
 
 def _arguments(instructions: Sequence[dis.Instruction], call: int) -> list[str] | None:
     """The arguments, if they are constants, of the call whose function instruction `call` loads."""
-    constants = []
+    constants: list[Any] = []
     for instruction in instructions[call + 1 :]:
         if instruction.opname != "LOAD_CONST":
             return constants if instruction.opname == _CALL else None

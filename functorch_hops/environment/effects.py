@@ -127,7 +127,7 @@ def _line(codes: Iterable[CodeType], path: Path, *, stores_only: bool) -> str | 
         for part in _nested(code):
             line = part.co_firstlineno
             for instruction in dis.get_instructions(part):
-                line = instruction.positions.lineno if instruction.positions else line
+                line = (instruction.positions and instruction.positions.lineno) or line
                 if instruction.argval != names[-1]:
                     continue
                 where = f"{part.co_filename}:{line}"

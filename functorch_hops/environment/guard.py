@@ -194,8 +194,8 @@ class Guard:
                 or func.__kwdefaults__ is not keyword_defaults
             ):
                 return False
-        for value, cls, attributes, get in self._objects:
-            if type(value) is not cls or get(value, "__dict__") is not attributes:
+        for value, cls, attributes, read in self._objects:
+            if type(value) is not cls or read(value, "__dict__") is not attributes:
                 return False
         for get, holder, expected in self._calls:
             if (value := get(holder)) is not expected and not _equal(value, expected):
@@ -247,8 +247,9 @@ class Guard:
 
 def attribute_getter(cls: type) -> Callable[[Any, str], Any]:
     """How to read an attribute of an object without running the user's code."""
-    get: Callable[[Any, str], Any] = cls.__getattribute__
-    return object.__getattribute__ if isinstance(get, FunctionType) else get
+    get: Any = cls.__getattribute__
+    plain: Any = object.__getattribute__
+    return plain if isinstance(get, FunctionType) else get
 
 
 def _equal(value: Any, expected: Any) -> bool:

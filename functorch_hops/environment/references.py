@@ -33,7 +33,7 @@ __all__ = [
 EMPTY = object()
 
 try:
-    from _abc import _get_dump
+    from _abc import _get_dump  # type: ignore[import-not-found]
 except ImportError:  # another implementation of Python
     _get_dump = None
 
@@ -111,7 +111,8 @@ def registry(walk: Walk, path: Path, cls: type) -> None:
         if isinstance(base, abc.ABCMeta):
             virtual = [registered() for registered in _get_dump(base)[0]]
             found.update(dict.fromkeys(sub for sub in virtual if sub is not None))
-            queue += [sub for sub in type.__subclasses__(base) if sub not in queue]
+            derived: list[type] = type.__subclasses__(base)  # type: ignore[arg-type]
+            queue += [sub for sub in derived if sub not in queue]
     walk.record(f"{path}.register", ("registered", frozenset(map(ByIdentity, found))))
 
 
