@@ -96,20 +96,22 @@ def as_graph(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, ...],
     *static: Hashable,
+    repeats: bool = False,
 ) -> Any:
     """``captured(functions, operands, *static)``, which captures ``functions`` as bodies and calls an operator.
 
     In plain eager the whole call becomes a graph, which runs instead of a further capture as long as it is valid.
-    Inside a capture there is nothing to keep: the call becomes a node of that capture.
+    Inside a capture there is nothing to keep: the call becomes a node of that capture. `repeats`: a body stands for
+    several calls of its function, which runs once.
     """
-    observers: list[environment.Observer] = []
+    observers: list[environment.Observer] | None = [] if repeats else None
     found = kept_trace(operation, captured, functions, operands, *static, observers=observers)
     if found is None:
         with contextlib.ExitStack() as stack:
-            for seen in observers:
+            for seen in observers or ():
                 stack.enter_context(seen)
             result = captured(functions, operands, *static)
-        _warn_of_calls(operation, observers)
+        _warn_of_calls(operation, observers or ())
         return result
     trace, flat = found
     with _torch.autocast_off():

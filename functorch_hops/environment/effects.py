@@ -17,6 +17,7 @@ from typing import Any
 
 from . import origin
 from .fingerprint import Fingerprint, changed
+from .keys import Key
 from .places import Path, quoted
 
 __all__ = ["Observer", "changes", "lines_of"]
@@ -99,16 +100,21 @@ class Observer:
 def changes(before: Fingerprint, after: Fingerprint, codes: Iterable[CodeType]) -> dict[str, str]:
     """What the user's code changed between two snapshots, with the line that mentions it. Tensors are not told."""
     old, new = before.entries(), after.entries()
+    tensors = [path for path in new.keys() - old.keys() if _is_tensor(new[path])]
     found = {}
     for path in sorted(changed(before, after)):
         keys = [key for key in (old.get(path), new.get(path)) if isinstance(key, tuple)]
-        if any(key[0] == "tensor" for key in keys):
+        if any(map(_is_tensor, keys)) or any(tensor.startswith(path) for tensor in tensors):
             continue
         is_content = path.endswith(("]", ")")) or any(key[0] in _CONTENT for key in keys)
         line = _line(codes, path, stores_only=not is_content)
         if line is not None:
             found[f"changes {quoted(path.removesuffix('.__self__'))}"] = line
     return found
+
+
+def _is_tensor(key: Key) -> bool:
+    return isinstance(key, tuple) and key[0] == "tensor"
 
 
 def lines_of(codes: Iterable[CodeType], path: Path) -> str | None:

@@ -105,7 +105,7 @@ def run_while(
     """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` says what the user wrote."""
     if is_capturing() or checkpoints is not None:
         functions, static = (cond_fn, body_fn), (context, init.weak, max_steps, checkpoints)
-        return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static)
+        return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static, repeats=True)
     return _plain_while_loop(context, cond_fn, body_fn, init, max_steps)
 
 
@@ -123,7 +123,7 @@ def _plain_while_loop(
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - carries.steps
                 functions, static = (cond_fn, body_fn), (context, init.weak, rest, None)
-                return as_graph("while_loop", _captured_while_loop, functions, (value,), *static)
+                return as_graph("while_loop", _captured_while_loop, functions, (value,), *static, repeats=True)
             pred = _torch.read_number(pred)
         if not pred:
             break
