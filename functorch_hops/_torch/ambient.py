@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._device import DeviceContext
 
 from .dispatch import function_modes
 
-__all__ = ["ambient_state", "compiler_settings", "global_module_hooks", "tensor_state"]
+__all__ = ["ambient_state", "compiler_settings", "global_module_hooks", "tensor_states"]
 
 
 def ambient_state() -> tuple[Any, ...]:
@@ -76,8 +77,13 @@ def global_module_hooks() -> dict[str, dict[Any, Any]]:
     return {name: table for name in names if isinstance(table := getattr(nn_module, name), dict)}
 
 
-def tensor_state(t: Tensor) -> tuple[Any, ...]:
-    """What code can learn from a tensor without reading its values."""
+def tensor_states(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
+    """What code can learn from tensors without reading their values, unseen by modes."""
+    with torch._C.DisableTorchFunction():
+        return [*map(_state, tensors)]
+
+
+def _state(t: Tensor) -> tuple[Any, ...]:
     try:
         return t.shape, t.dtype, t.device, t.stride()
     except RuntimeError:  # sparse tensors have no strides

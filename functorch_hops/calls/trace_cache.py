@@ -175,7 +175,7 @@ def _without_objects(arguments: Arguments) -> Hashable:
 
 
 def _states(found: environment.Snapshot) -> Hashable:
-    return tuple(map(_torch.tensor_state, found.tensors.values()))
+    return tuple(_torch.tensor_states(found.tensors.values()))
 
 
 def _is_repeatable(trace: Trace, before: environment.Snapshot, after: environment.Snapshot) -> bool:

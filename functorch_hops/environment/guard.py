@@ -147,7 +147,7 @@ class Guard:
         self._mixed_views = tuple(places.mixed_views)
         tensors = [pair for kind in _KINDS for pair in places.tensors[kind]]
         self._types = [type(tensor) for tensor, _ in tensors]
-        self._states = [_torch.tensor_state(tensor) for tensor, _ in tensors]
+        self._states = _torch.tensor_states([tensor for tensor, _ in tensors])
         self.states = {path: state for (_, path), state in zip(tensors, self._states)}
         first: dict[int, int] = {}
         shared = [(first.setdefault(id(tensor), at), at) for at, (tensor, _) in enumerate(tensors)]
@@ -171,7 +171,7 @@ class Guard:
             RuntimeError,
         ):  # gone, or just being changed by a thread
             return None
-        if [*map(type, tensors)] != self._types or [*map(_torch.tensor_state, tensors)] != self._states:
+        if [*map(type, tensors)] != self._types or _torch.tensor_states(tensors) != self._states:
             return None
         for left, right in self._shared:
             if tensors[left] is not tensors[right]:
