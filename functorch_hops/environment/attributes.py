@@ -22,7 +22,7 @@ def parts(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         return
     for names in (attributes_of(value), Slots(value)):
         if names is not None:
-            walk.search(names, path, opens=True)
+            walk.search(names, path)
     if attributes_of(value) is not None:
         walk.guard.object(value)
     if isinstance(value, enum.Enum) and by_value(value._value_, walk.makers) is None:
@@ -37,7 +37,7 @@ def extras(walk: Walk, path: Path, value: Any) -> None:
         return
     attributes = attributes_of(value)
     if attributes is not None:
-        walk.search(attributes, path, opens=True)
+        walk.search(attributes, path)
         walk.guard.object(value)
     walk.class_of(cls, constructed=False)
 

@@ -53,7 +53,6 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     walk.search(
         attributes,
         path,
-        opens=True,
         by_size=not followed,
         methods=walk.methods_of(cls),
         skip=("training", *_PARTS, *_HOOKS),

@@ -76,7 +76,7 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         node = walk.is_node(value)
         for names in (attributes, Slots(value)):
             if names is not None:
-                walk.search(names, path, opens=True, everything=node and escapes, node=value if node else None)
+                walk.search(names, path, everything=node and escapes, node=value if node else None)
         walk.class_of(cls, constructed=False)
     elif is_buffer:
         walk.record(path, ("object", cls))
@@ -93,7 +93,7 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
             walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
             methods = None if origin.standard(origin.of_class(cls)) else walk.methods_of(cls)
-            walk.search(attributes, path, opens=True, everything=everything, methods=methods)
+            walk.search(attributes, path, everything=everything, methods=methods)
     if attributes is not None:
         walk.guard.object(value)
 

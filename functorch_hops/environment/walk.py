@@ -158,10 +158,11 @@ class Walk:
         *,
         skip: Sequence[str] = (),
         node: Any = None,
+        opens: bool = True,
         **options: Any,
     ) -> None:
         """Names that code mentions are looked up in `mapping`. `node`: the object that is a tree of them."""
-        space = Space(mapping, f"{path}.", set(skip), **options)
+        space = Space(mapping, f"{path}.", set(skip), opens, **options)
         self._spaces.append(space)
         if node is not None:
             self._nodes.setdefault(id(node), []).append(space)
