@@ -182,8 +182,10 @@ def jit(
     Tensors and floats among the arguments are traced; ints, bools, strings and other hashables are static: a new value
     is a new capture. A NumPy array is traced too: the function gets it as a tensor (of the same memory and dtype), and
     a NumPy scalar as a Python number. Tensors that the function closes over are live inputs. What it reads from
-    closures, globals and modules never goes stale. Updates of module buffers (``BatchNorm`` in training mode) are
-    written back after the call; other writes to inputs are refused, and so is an update in a body or under a transform.
+    closures, globals and modules is watched: a change is a new capture. What can't be watched, and what happens once
+    instead of in every call (a counter, Python's random numbers), is named in one RuntimeWarning at the capture;
+    ``docs/sharp_bits.md`` says more. Updates of module buffers (``BatchNorm`` in training mode) are written back after
+    the call; other writes to inputs are refused, and so is an update in a body or under a transform.
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and

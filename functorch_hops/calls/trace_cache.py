@@ -7,9 +7,10 @@ finds there; and what it asked of tensors (NOTE [A traced value answers as the r
 operands, fetched anew at each call.
 
 ``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
-changed itself while being traced - a counter - is not watched. A body that control flow captures in plain eager must
-do what it does in Python, so a trace is used again only if running the Python code again would change nothing: nothing
-was written, and nothing was reached of which this is not known (``Snapshot.unwatched``).
+changed itself while being traced is said in a warning, and watched until a second trace changes it too, as a counter
+does. A body that control flow captures in plain eager must do what it does in Python, so a trace is used again only if
+running the Python code again would change nothing: nothing was written, and nothing was reached of which this is not
+known (``Snapshot.unwatched``).
 """
 
 from __future__ import annotations

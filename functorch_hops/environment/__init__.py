@@ -19,10 +19,11 @@ None
 
 A snapshot divides what it finds: *statics*, by which two environments trace alike or not, and *tensors*,
 which are inputs and may be others at each call. It is complete for Python code that reads its environment
-through names. Not seen are: the state of iterators and of objects implemented in C, attributes read by
-library code that is handed one of the user's objects (trees excepted), what the standard library keeps
-(``os.environ``), and what ``eval`` or modules imported at run time read. Where any of this may matter,
-`Snapshot.unwatched` says so.
+through names, or through names that it computes; raw memory is compared by its bytes. Not seen are: the state of
+iterators and of other objects implemented in C, attributes read by library code that is handed one of the user's
+objects (trees excepted), and what ``eval`` or modules imported at run time read. Where any of this may matter,
+`Snapshot.unwatched` says so; `Snapshot.hidden` names what certainly has such a state. What the code called that is
+no part of any snapshot - a clock, a file, ``eval`` - an `Observer` sees while it runs.
 """
 
 from __future__ import annotations

@@ -51,20 +51,22 @@ class Observer:
             sys.setprofile(None)
 
     def _profile(self, frame: FrameType, event: str, called: Any) -> None:
-        if event == "call":
+        if event == "c_call":
             if self._is_users(frame):
-                if "<module>" not in (frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name):
-                    self.ran[id(frame.f_code)] = frame.f_code
-            elif origin.is_stateful(module := str(frame.f_globals.get("__name__")), frame.f_code.co_name):
-                caller = frame.f_back
-                if caller is not None and self._is_users(caller):
-                    self._note(frame.f_locals.get("self"), module, frame.f_code.co_qualname, caller)
-        elif event == "c_call" and self._is_users(frame):
-            owner = getattr(called, "__self__", None)
-            name = called.__name__
-            module = called.__module__ or (owner if isinstance(owner, type) else type(owner)).__module__
-            if origin.is_stateful(module, name):
-                self._note(owner, module, name, frame)
+                owner = getattr(called, "__self__", None)
+                name = called.__name__
+                module = called.__module__ or (owner if isinstance(owner, type) else type(owner)).__module__
+                if origin.is_stateful(module, name):
+                    self._note(owner, module, name, frame)
+        elif event == "call":
+            caller, code = frame.f_back, frame.f_code
+            if self._is_users(frame):
+                if "<module>" not in (code.co_name, caller and caller.f_code.co_name):
+                    self.ran[id(code)] = code
+            elif caller is not None and self._is_users(caller):
+                module = str(frame.f_globals.get("__name__"))
+                if origin.is_stateful(module, code.co_name):
+                    self._note(frame.f_locals.get("self"), module, code.co_qualname, caller)
 
     def _is_users(self, frame: FrameType) -> bool:
         code = frame.f_code
