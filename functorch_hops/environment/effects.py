@@ -52,7 +52,7 @@ class Observer:
 
     def _profile(self, frame: FrameType, event: str, called: Any) -> None:
         if event == "c_call":
-            if self._is_users(frame):
+            if self._is_user.get(id(frame.f_code)) is not False and self._is_users(frame):
                 owner = getattr(called, "__self__", None)
                 name = called.__name__
                 module = called.__module__ or (owner if isinstance(owner, type) else type(owner)).__module__
