@@ -171,6 +171,7 @@ def test_it_is_sent_to_a_spawned_process():
     torch.testing.assert_close(torch.from_numpy(out), jitted(X).detach())
 
 
+@pytest.mark.filterwarnings("ignore:.* does what no graph does:RuntimeWarning")
 def test_hooks_run_around_the_graph_or_in_it():
     module, seen = nn.Linear(3, 3), []
     jitted = jit(module)

@@ -12,6 +12,8 @@ import functorch_hops as fh
 from modes import every_mode, gradients, jitted, same, while_capturing
 
 F64 = torch.float64
+# That a function keeps something is said in a warning: tests/test_environment_changes.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.* does what no graph does:RuntimeWarning")
 
 
 class Rotary(nn.Module):

@@ -24,6 +24,8 @@ __all__ = ["Observer", "changes", "lines_of"]
 
 _CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator"})
 _STORES = ("STORE_", "DELETE_")
+_GENERATED = ("<string>", "<eval_with_key>")
+"""Files of code that dataclasses and graphs of torch.fx write."""
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 
 
@@ -95,7 +97,7 @@ class Observer:
         return {
             f"runs {code.co_qualname}": f"{code.co_filename}:{code.co_firstlineno}"
             for code in self.ran.values()
-            if id(code) not in known and code.co_name not in _CALLED_BY_ALL and code.co_filename != "<string>"
+            if not (id(code) in known or code.co_name in _CALLED_BY_ALL or code.co_filename.startswith(_GENERATED))
         }
 
 
