@@ -279,3 +279,31 @@ def test_conjugates_and_complex_views_in_loops():
     compiled = fh.jit(g)
     same(compiled(x), g(x))
     same(compiled(x.repeat_interleave(2, 1)[:, ::2]), g(x))
+
+
+WHOLE_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeezed of nothing": lambda x: x.squeeze(),
+    "of another dtype": lambda x: x.view(torch.int64) // 2**32,
+    "of a value": lambda x: (x + 1).reshape(-1).reshape(N, N).squeeze(),
+    "transposed": lambda x: x.T,
+    "a part": lambda x: x[1:],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_VIEWS)
+def test_views_of_whole_buffers_among_the_constants(name):
+    """The C++ wrapper has no name for them, and freed them in the first step."""
+
+    def f(ops, x, n):
+        view = WHOLE_VIEWS[name](x)
+
+        def step(i, c):
+            inner = ops.fori_loop(0, i, lambda j, d: d * 0.5 + (d.sum() * view).sum() * 1e-9, c)
+            return inner.sin() + (view * i).sum()
+
+        return ops.fori_loop(0, n, step, x), ops.scan(lambda c, r: ((c.sum() * r * view).sum() * c, c), x, x.sum(1))
+
+    x = WEIGHT.clone()
+    compiled = fh.jit(lambda x, n: f(fh, x, n))
+    for trips in (0, 1, 3):
+        same(compiled(x, torch.tensor(trips)), f(Reference, x, trips))

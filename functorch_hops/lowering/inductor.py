@@ -19,7 +19,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -33,7 +33,7 @@ __all__ = ["compile_graph"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 4
+_LOWERINGS = 5
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -50,6 +50,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         barriers(),
         _no_remarks(),
         _exact_operands(),
+        _held_operands(),
         _kept() if has_effects else contextlib.nullcontext(),
         compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
     ):
@@ -118,6 +119,57 @@ def _exact_operands() -> Iterator[None]:
         yield
     finally:
         lowerings[cond] = original
+
+
+@contextlib.contextmanager
+def _held_operands() -> Iterator[None]:
+    """Make the views that a loop reads once, before it: the C++ wrapper (torch 2.13) names them by an expression inside
+    the loop, and for a view of a whole buffer (a squeeze of nothing, another dtype) the first step frees the handle.
+    """
+    from torch._inductor import ir
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    def generate(wrapper: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
+        operands, views = loop.additional_inputs, list[str]()
+
+        def named(operand: Any) -> Any:
+            if not isinstance(_unboxed(operand), ir.ReinterpretView):
+                return operand
+            views.append(f"{loop.get_name()}_view{len(views)}")
+            wrapper.writeline(f"auto {views[-1]} = {operand.codegen_reference()};")
+            return _Named(views[-1])
+
+        loop.additional_inputs = [named(operand) for operand in operands]
+        try:
+            original(wrapper, loop, *args, **kwargs)
+        finally:
+            loop.additional_inputs = operands
+        for view in views:
+            wrapper.writeline(f"{view}.reset();")
+
+    original: Any = CppWrapperCpu.codegen_while_loop
+    CppWrapperCpu.codegen_while_loop = generate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CppWrapperCpu.codegen_while_loop = original  # type: ignore[method-assign]
+
+
+class _Named(NamedTuple):
+    """An operand that the generated code knows by a name."""
+
+    name: str
+
+    def codegen_reference(self) -> str:
+        return self.name
+
+
+def _unboxed(value: Any) -> Any:
+    from torch._inductor import ir
+
+    while isinstance(value, ir.MutableBox):
+        value = value.data
+    return value
 
 
 @contextlib.contextmanager
