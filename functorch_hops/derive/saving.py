@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from .._torch import HigherOrderOperator, OpOverload, is_unbacked, size_hint
 from ..ir import memory
+from ..ir.selection import finds_selected
 from ..ir.subgraph import is_random_node, params_of
 
 __all__ = ["Policy", "Value", "bytes_of", "is_cheap", "is_random", "is_saved", "is_storable", "is_view", "maker"]
@@ -102,9 +103,12 @@ def is_cheap(node: fx.Node, module: fx.GraphModule) -> bool:
     """Whether to compute a value takes little more than to read it: views, copies and pointwise work.
 
     Everything else is not: products, convolutions, reductions, sorts, operators of this library, and what nobody here
-    knows.
+    knows. Nor is a comparison whose result another computation may not repeat: see NOTE [What a maximum is taken of is
+    computed once].
     """
     target = maker(node).target
+    if finds_selected(node):
+        return False
     if is_view(node) or not isinstance(target, (OpOverload, HigherOrderOperator)):
         return True
     return target in _COPIES or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["barriers", "behind_barrier", "optimization_barrier"]
+__all__ = ["barriers", "behind_barrier", "optimization_barrier", "stored"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
@@ -24,6 +24,10 @@ _library.impl(
     "optimization_barrier", lambda value, until: torch.ops.aten.alias.default(value), "CompositeExplicitAutograd"
 )
 optimization_barrier = torch.ops.functorch_hops.optimization_barrier.default
+_library.define("stored(Tensor value) -> Tensor")
+_library.impl("stored", torch.ops.aten.alias.default, "CompositeExplicitAutograd")
+stored = torch.ops.functorch_hops.stored.default
+"""The value, in memory: whoever reads it reads the same bits, as nobody computes it once more."""
 
 
 class _State(threading.local):

@@ -16,6 +16,7 @@ a graph with a loop each value has memory of its own, whatever the user's config
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from ..ir.selection import shared_sources
 from ..ir.subgraph import Params, params_of
-from .barrier import barriers, optimization_barrier
+from .barrier import barriers, optimization_barrier, stored
 from .loops import NativeLoop
 
 __all__ = ["compile_graph"]
@@ -42,7 +44,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     import torch.compiler.config as compiler
     from torch._inductor.compile_fx import compile_fx
 
-    _register_barrier()
+    _register_operators()
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     has_effects = any(params.has_effects for params in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
@@ -51,6 +53,8 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         _no_remarks(),
         _exact_operands(),
         _held_operands(),
+        _reads_after_writes(),
+        _rounded_constants(),
         _kept() if has_effects else contextlib.nullcontext(),
         compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
     ):
@@ -148,11 +152,8 @@ def _held_operands() -> Iterator[None]:
             wrapper.writeline(f"{view}.reset();")
 
     original: Any = CppWrapperCpu.codegen_while_loop
-    CppWrapperCpu.codegen_while_loop = generate  # type: ignore[method-assign]
-    try:
+    with _replaced(CppWrapperCpu, "codegen_while_loop", generate):
         yield
-    finally:
-        CppWrapperCpu.codegen_while_loop = original  # type: ignore[method-assign]
 
 
 class _Named(NamedTuple):
@@ -170,6 +171,50 @@ def _unboxed(value: Any) -> Any:
     while isinstance(value, ir.MutableBox):
         value = value.data
     return value
+
+
+@contextlib.contextmanager
+def _reads_after_writes() -> Iterator[None]:
+    """Keep a read of what was written in place behind the write: where Inductor (torch 2.13) fits the loops of one
+    kernel to those of another, it forgets which version of a buffer the kernel reads.
+    """
+    from torch._inductor.scheduler import SchedulerNode
+
+    def recompute(node: Any, *args: Any, **kwargs: Any) -> None:
+        original(node, *args, **kwargs)
+        node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+    original: Any = SchedulerNode.recompute_size_and_body
+    with _replaced(SchedulerNode, "recompute_size_and_body", recompute):
+        yield
+
+
+@contextlib.contextmanager
+def _rounded_constants() -> Iterator[None]:
+    """Round what Inductor computes of constants: it does so in Python's numbers (torch 2.13), and the same expression
+    has another value in a kernel where it is unrolled than in one where it is not.
+    """
+    from torch._inductor.index_propagation import TypedExpr
+    from torch._inductor.utils import get_dtype_size
+
+    def rounded(expression: Any) -> None:
+        original(expression)
+        if type(expression.expr) is float and get_dtype_size(expression.dtype) < get_dtype_size(torch.float64):
+            expression.expr = ctypes.c_float(expression.expr).value  # kernels compute in no less
+
+    original: Any = TypedExpr.__post_init__
+    with _replaced(TypedExpr, "__post_init__", rounded):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
 
 
 @contextlib.contextmanager
@@ -220,6 +265,7 @@ def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
 
     for part in _graphs(module):
         _unexpand_written(part.graph)
+        _store_shared_sources(part.graph)
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     with config.patch(assume):
         return compile_fx_inner(module, *args, **kwargs)
@@ -252,6 +298,16 @@ def _unexpand_written(graph: fx.Graph) -> None:
             node.args = (copy, *node.args[1:])
 
 
+def _store_shared_sources(graph: fx.Graph) -> None:
+    """See NOTE [What a maximum is taken of is computed once]."""
+    for source in shared_sources(graph):
+        with graph.inserting_after(source):
+            node = graph.call_function(stored, (source,))
+        node.meta["val"] = source.meta["val"]
+        for user in [user for user in source.users if user is not node]:
+            user.replace_input_with(source, node)
+
+
 def _overlaps_itself(x: Tensor) -> bool:
     """Whether elements of a tensor share memory, as far as its sizes and strides are numbers."""
     extent = 1
@@ -271,7 +327,7 @@ def _has_complex(module: fx.GraphModule) -> bool:
 
 
 @functools.cache
-def _register_barrier() -> None:
+def _register_operators() -> None:
     """The barrier as a node that reads the value and what it waits for, and whose result is the value's own memory."""
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
@@ -304,4 +360,9 @@ def _register_barrier() -> None:
         awaited = ir.InputsKernel.unwrap_storage([ir.ExternKernel.realize_input(x) for x in until])
         return ir.TensorBox.create(Barrier(view, awaited))
 
+    def store(value: Any) -> Any:
+        value.realize()
+        return value
+
     register_lowering(optimization_barrier, type_promotion_kind=None)(lower)
+    register_lowering(stored, type_promotion_kind=None)(store)

@@ -1,0 +1,92 @@
+"""What kernels do with a value under Inductor: computed twice, computed at compile time, written in place and read.
+
+The oracle is plain eager under ``torch.func``. Without loops the faults are torch's own: ``torch.compile`` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from modes import same
+from reference import Reference
+
+pytestmark = pytest.mark.slow
+
+# Rounded in one way on vectors, in another on single numbers.
+ROUNDED = (torch.sin, torch.float32), (torch.nn.functional.gelu, torch.float32), (torch.expm1, torch.float64)
+EXTREMA: dict[str, Callable[[Tensor], Tensor]] = {
+    "amax": lambda x: x.amax(-1),
+    "max": lambda x: x.max() + x.T.max(0).values,
+    "norm": lambda x: torch.linalg.vector_norm(x, torch.inf, -1),
+    "compared": lambda x: torch.where(x >= x.amax(-1, keepdim=True), x * 2, 0).sum(-1),
+    "found": lambda x: ((x == x.min(-1, keepdim=True).values) * x).sum(-1),
+    "distance": lambda x: (x.amax(-1, keepdim=True) - x).sqrt().detach().sum(-1),  # not of a number below 0
+}
+
+
+def at_extrema(ops: Any, rounded: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Each extremum of a rounded value, alone and in each step of a loop, where reverse mode saves or recomputes."""
+
+    def loss(x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for extremum in EXTREMA.values():
+            step = lambda c, r, extremum=extremum: (torch.erf(c) * r, extremum(rounded(c)))
+            _, ys = ops.scan(step, x, x.new_ones(2))
+            total = total + ys.sum() + extremum(rounded(x)).sum()
+        return total
+
+    return loss
+
+
+@pytest.mark.parametrize(("rounded", "dtype"), ROUNDED)
+def test_a_maximum_is_found_again(rounded, dtype):
+    x = torch.randn(7, 5, dtype=dtype, generator=torch.Generator().manual_seed(3))
+    gradient = fh.jit(fh.grad(at_extrema(fh, rounded)))
+    torch.testing.assert_close(gradient(x), torch.func.grad(at_extrema(Reference, rounded))(x))
+
+
+def test_constants_are_rounded_as_in_kernels():
+    """Unrolled, the reduction's constants are known to the compiler; in the derivative's kernel they are not."""
+
+    def f(u):
+        return (u + torch.arange(u.shape[-1]) * 0.618).amax(-1).sum()
+
+    u = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(683))
+    same(fh.jit(f)(u), f(u))
+    same(fh.jit(fh.grad(f))(u), torch.func.grad(f)(u))
+    same(fh.jit(fh.vmap(fh.jacrev(f)))(u[:, None]), torch.func.vmap(torch.func.jacrev(f))(u[:, None]))
+
+
+@pytest.mark.parametrize("options", [{}, {"reorder_for_peak_memory": False}])
+def test_what_is_written_in_place_is_read_afterwards(options):
+    """The kernel that reads has the loops of others fitted to its own, and is not to go before the write for that."""
+
+    def f(x):
+        a = x.sin()
+        normalised = (a - a.logsumexp(-1, keepdim=True)).exp() * x.cos()
+        counts = torch.zeros_like(x).scatter_add(-1, a.cummax(-1).indices, torch.ones_like(x))
+        return normalised, counts * x.cos()
+
+    x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    same(fh.jit(f, options=options)(x), f(x))
+
+
+def test_a_gradient_that_is_written_to_a_part():
+    def loss(ops):
+        def f(w):
+            rows = w.expand(2, *w.shape) + 0 * w.sum()
+            rows[0].add_(w.sum())
+            last, (repeated, _) = ops.scan(lambda c, r: (c, (c, rows[0])), rows, rows[0])
+            parts = [(1.0 + 0.1 * torch.tanh(repeated)).prod(3), rows[0], last]
+            return sum((p * torch.linspace(0.5, 1.5, p.numel(), dtype=p.dtype).reshape(p.shape)).sum() for p in parts)
+
+        return f
+
+    w = torch.randn(2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    same(fh.jit(fh.grad(loss(fh)))(w), torch.func.grad(loss(Reference))(w))
