@@ -307,3 +307,44 @@ def test_views_of_whole_buffers_among_the_constants(name):
     compiled = fh.jit(lambda x, n: f(fh, x, n))
     for trips in (0, 1, 3):
         same(compiled(x, torch.tensor(trips)), f(Reference, x, trips))
+
+
+def written(x: Tensor) -> Tensor:
+    return x.index_put((torch.tensor([1]),), torch.tensor(7.0, dtype=x.dtype))
+
+
+TIMES = {
+    "fori_loop": lambda x, n: fh.fori_loop(0, n, lambda _, c: c * 2, x),
+    "while_loop": lambda x, n: fh.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, s[1] * 2), (n * 0, x))[1],
+    "bounded": lambda x, n: fh.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, s[1] * 2), (n * 0, x), max_steps=4)[
+        1
+    ],
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_a_loop_of_no_step_returns_a_copy(name):
+    """Later operators, and the caller, write to what it returns."""
+    times = TIMES[name]
+
+    def f(x, n):
+        value = x.sin()
+        first, second, part = times(value, n), times(value, n), times(x[1:], n)
+        nested = fh.fori_loop(0, 2, lambda _, c: written(times(x, n)) + c, value)
+        results = written(times(x, n)), written(first), written(second), written(times(times(x, n), n)), written(part)
+        return *results, nested, value.cumsum(0), first.flip(0), times(x, n), times(value.squeeze(), n)
+
+    def oracle(x, n):
+        y, v = x * 2**n, x.sin() * 2**n
+        nested = [written(y), written(y), x.sin()]
+        results = written(y), written(v), written(v), written(y * 2**n), written(y[1:])
+        return *results, sum(nested), x.sin().cumsum(0), v.flip(0), y, v
+
+    compiled = fh.jit(f)
+    for n in (torch.tensor(0), torch.tensor(2)):
+        x = START.clone()
+        results = compiled(x, n)
+        same(results, oracle(START, n))
+        same(x, START)
+        memory = {y.untyped_storage().data_ptr() for y in (x, *results)}
+        assert len(memory) == len(results) + 1

@@ -10,7 +10,8 @@ NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobo
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
 that takes no step returns its initial carries, whose memory counts as free by then; carries that start as one value
 become one accumulator; and what a loop writes in place is declared a second time by a kernel that writes over it. So in
-a graph with a loop each value has memory of its own, whatever the user's configuration of Inductor says.
+a graph with a loop each value has memory of its own, whatever the user's configuration of Inductor says; and a loop of
+no step copies, since others read its initial carries still.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = ["compile_graph"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 5
+_LOWERINGS = 6
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -52,7 +53,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         barriers(),
         _no_remarks(),
         _exact_operands(),
-        _held_operands(),
+        _separate_loops(),
         _reads_after_writes(),
         _rounded_constants(),
         _kept() if has_effects else contextlib.nullcontext(),
@@ -126,28 +127,36 @@ def _exact_operands() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_operands() -> Iterator[None]:
-    """Make the views that a loop reads once, before it: the C++ wrapper (torch 2.13) names them by an expression inside
-    the loop, and for a view of a whole buffer (a squeeze of nothing, another dtype) the first step frees the handle.
+def _separate_loops() -> Iterator[None]:
+    """Keep the memory of a loop in C++ apart from that of its operands (torch 2.13).
+
+    Views among them are named by an expression inside the loop, and for a view of a whole buffer (a squeeze of nothing,
+    another dtype) the first step frees the handle: here they are made before it. And a loop that takes no step returns
+    its initial carries, which others read and later operators write to: here it copies them, as a loop in Python does.
     """
     from torch._inductor import ir
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     def generate(wrapper: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
-        operands, views = loop.additional_inputs, list[str]()
+        carried, constant, views = loop.carried_inputs, loop.additional_inputs, list[str]()
 
         def named(operand: Any) -> Any:
             if not isinstance(_unboxed(operand), ir.ReinterpretView):
                 return operand
             views.append(f"{loop.get_name()}_view{len(views)}")
             wrapper.writeline(f"auto {views[-1]} = {operand.codegen_reference()};")
-            return _Named(views[-1])
+            return _Named(operand, views[-1])
 
-        loop.additional_inputs = [named(operand) for operand in operands]
+        loop.carried_inputs, loop.additional_inputs = [*map(named, carried)], [*map(named, constant)]
+        own = {output.get_name() for output in loop.outputs}
         try:
+            ends = wrapper._get_while_loop_carried_output_names(loop)
             original(wrapper, loop, *args, **kwargs)
+            for start, end in zip(loop.carried_inputs, ends):
+                if end in own:  # and is no stack that the loop fills
+                    wrapper.writeline(_COPIED.format(start=start.codegen_reference(), end=end))
         finally:
-            loop.additional_inputs = operands
+            loop.carried_inputs, loop.additional_inputs = carried, constant
         for view in views:
             wrapper.writeline(f"{view}.reset();")
 
@@ -156,10 +165,22 @@ def _held_operands() -> Iterator[None]:
         yield
 
 
-class _Named(NamedTuple):
-    """An operand that the generated code knows by a name."""
+_COPIED = """\
+if ({end}.data_ptr() == {start}.data_ptr()) {{
+    AtenTensorHandle {end}_copy;
+    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_clone({end}, &{end}_copy));
+    {end} = RAIIAtenTensorHandle({end}_copy);
+}}"""
 
+
+class _Named(NamedTuple):
+    """An operand that the generated code knows by a name of its own."""
+
+    operand: Any
     name: str
+
+    def get_name(self) -> str:
+        return str(self.operand.get_name())
 
     def codegen_reference(self) -> str:
         return self.name
