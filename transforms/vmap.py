@@ -13,7 +13,7 @@ from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import P, R
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
-from functorch_hops.trace.refusals import data_dependent
+from functorch_hops.trace.refusals import in_our_words
 from functorch_hops.transforms.flat import (
     leaf_path,
     require_callable,
@@ -107,13 +107,8 @@ def vmap(
         # torch.func.vmap fails on an empty batch in chunks, and spends most of its time on tuples.
         chunk = chunk_size if inputs.size else None
         dims = inputs.dims if len(set(inputs.dims)) > 1 else inputs.dims[0]
-        try:
+        with in_our_words(ErrorContext("vmap", "func")):
             result = torch.func.vmap(lane, dims, randomness=randomness, chunk_size=chunk)(*inputs.tensors)
-        except RuntimeError as error:
-            refused = data_dependent(ErrorContext("vmap", "func"), error)
-            if refused is None:
-                raise
-            raise refused from error
         return outputs.tree((result,) if isinstance(result, Tensor) else result)
 
     return batched

@@ -42,6 +42,7 @@ __all__ = [
     "new_tracer",
     "read_scalar",
     "refused_read",
+    "refused_write",
     "run_of",
     "track_tensor_tree",
 ]
@@ -71,6 +72,11 @@ _VMAP_REFUSALS = {
     "`while`, `and`, `or`, `not` and `in` call it",
     "vmap: It looks like you're calling .item() on a Tensor": ".item()",
 }
+
+
+def refused_write(error: BaseException) -> bool:
+    """Whether a vmap refused to write what it maps over to a tensor that is one for all lanes."""
+    return type(error) is RuntimeError and "is not possible because there exists a Tensor `other`" in str(error)
 
 
 def is_captured_write_error(error: RuntimeError) -> bool:

@@ -92,7 +92,8 @@ class Lifting(TorchFunctionMode):
         try:
             return self._call(func, args, kwargs)
         except RuntimeError as error:
-            values = [*args, *kwargs.values()]
+            # What vmap refuses to write to is the first operand; a normalisation writes to others.
+            values = args[:1] if _torch.refused_write(error) else [*args, *kwargs.values()]
             if _torch.is_captured_write_error(error) and capture.lifted_among(values):
                 raise capture.refuse_write(_torch.function_name(func), values) from error
             raise

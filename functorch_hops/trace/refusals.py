@@ -23,9 +23,8 @@ __all__ = [
     "READS",
     "backward_inside",
     "check_tensor_class",
-    "data_dependent",
     "generator_inside",
-    "reading_refused",
+    "in_our_words",
     "refused_of_tensor",
     "seed_inside",
     "unknown_shape",
@@ -61,23 +60,21 @@ READS: dict[Any, tuple[str, str]] = {
 
 
 @contextlib.contextmanager
-def reading_refused(context: ErrorContext) -> Iterator[None]:
-    """torch's own refusals to read a value, of traced tensors and of those that a vmap maps over, in our words."""
+def in_our_words(context: ErrorContext) -> Iterator[None]:
+    """torch's own refusals in our words: to read the value of a tensor that is traced or that a vmap maps over, and to
+    write one to a tensor that it does not map over.
+    """
     try:
         yield
     except DataDependentError:
         raise
     except Exception as error:
-        refused = data_dependent(context, error)
-        if refused is None:
-            raise
-        raise refused from error
-
-
-def data_dependent(context: ErrorContext, error: Exception) -> DataDependentError | None:
-    """The error in our words, if it is torch's refusal to read a value."""
-    what = _torch.refused_read(error)
-    return None if what is None else unreadable(context, what, _REMEDIES.get(what, _BRANCH), error)
+        what = _torch.refused_read(error)
+        if what is not None:
+            raise unreadable(context, what, _REMEDIES.get(what, _BRANCH), error) from error
+        if _torch.refused_write(error):
+            raise _written_by_lanes(context, error) from error
+        raise
 
 
 def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
@@ -89,6 +86,19 @@ def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception |
             expected="operations on tensors",
             got=what,
             remedy=remedy,
+            cause=cause,
+        )
+    )
+
+
+def _written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "what differs between the examples is written to a tensor that is one for all of them",
+            parameter=context.parameter,
+            expected="a write to a value that is computed from what is mapped over",
+            remedy="map over fh.jit(function), whose graph has no writes; or write to value + 0 * x of a mapped x",
             cause=cause,
         )
     )

@@ -31,7 +31,7 @@ from .inplace import has_writes, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
 from .outliving import make_real
-from .refusals import reading_refused
+from .refusals import in_our_words
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
@@ -116,7 +116,7 @@ def _trace(
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
-            with reading_refused(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
+            with in_our_words(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
                 outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)

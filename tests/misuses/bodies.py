@@ -132,6 +132,16 @@ def map_in_chunks_with_an_if():
     fh.map(lambda x: x if x.sum() > 0 else -x, torch.ones(4, 2), batch_size=2)
 
 
+@misuse(fh.CaptureError)
+def map_in_chunks_that_writes_to_what_is_not_mapped():
+    def masked(x):
+        result = X * 1
+        result[result > 0] = x
+        return result
+
+    fh.map(masked, X, batch_size=2)
+
+
 @misuse(fh.DataDependentError)
 def body_of_no_step_with_item():
     fh.map(lambda x: x * x.item(), torch.ones(0))

@@ -203,6 +203,16 @@ def vmap_with_item():
     fh.vmap(lambda x: x * x.item())(X)
 
 
+@misuse(fh.CaptureError)
+def vmap_that_writes_to_what_is_not_mapped():
+    def one_hot(x):
+        result = torch.zeros(3)
+        result[1] = x
+        return result
+
+    fh.vmap(one_hot)(X)
+
+
 # --- checkpoint
 
 

@@ -16,7 +16,7 @@ from ...calls.validate import as_flag, as_int, check_agreement, check_callable, 
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried
-from ...trace.refusals import reading_refused
+from ...trace.refusals import in_our_words
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .eager import prefixes
@@ -120,7 +120,7 @@ def _plain_associative_scan(
 ) -> Sequence[Tensor]:
     flat = _checked_fn(fn, element)
     vmapped = torch.func.vmap(lambda *args: tuple(flat(*args)), randomness="different")
-    with reading_refused(ErrorContext("associative_scan", "fn")):
+    with in_our_words(ErrorContext("associative_scan", "fn")):
         return prefixes(lambda a, b: vmapped(*a, *b), elems)
 
 

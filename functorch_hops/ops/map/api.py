@@ -13,7 +13,7 @@ from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, ErrorContext, message
-from ...trace.refusals import reading_refused
+from ...trace.refusals import in_our_words
 from ..loops.weak_carry import InitialCarry
 from ..scan.api import run_scan, trip_count
 
@@ -98,7 +98,7 @@ def _vmapped(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
             # Something to map even where every output is a constant.
             return (*tensors, values[0])
 
-        with reading_refused(_CONTEXT):
+        with in_our_words(_CONTEXT):
             outs = torch.func.vmap(flat, randomness="different")(*leaves)
         return outputs[-1].unflatten(outs[:-1])
 
