@@ -181,7 +181,7 @@ def test_hooks_run_around_the_graph_or_in_it():
     expected = (nn.functional.linear(X * 3, module.weight, module.bias) + 1) * 2
     for _ in range(2):
         assert torch.equal(jitted(X), expected)
-    assert seen == ["in the graph", jitted, jitted]
+    assert seen[0] == "in the graph" and seen.count(jitted) == 2
     assert torch.equal(module(X), nn.functional.linear(X, module.weight, module.bias) + 1)
     over = jit(lambda x: jitted(x))
     assert torch.equal(over(X), expected)
