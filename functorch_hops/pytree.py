@@ -17,7 +17,6 @@ import builtins
 import dataclasses
 import functools
 import operator
-import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -50,7 +49,6 @@ Spec: TypeAlias = optree.PyTreeSpec
 NAMESPACE = "functorch_hops"
 """optree's namespace for the types that this library registers by itself."""
 
-_lock = threading.Lock()
 _node_types: set[type] = set()
 # Replaced, never changed in place: `flatten` reads it without the lock.
 _leaf_types: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str})
@@ -275,7 +273,7 @@ def _learn(types: Iterable[type]) -> bool:
     """Look at leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
     global _leaf_types
     found_node = False
-    with _lock:
+    with _torch.one_at_a_time:
         for cls in types:
             if cls in _leaf_types:
                 continue

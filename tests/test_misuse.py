@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -234,30 +235,36 @@ def test_threads_capture_apart() -> None:
     assert not failures
 
 
-def test_two_threads_within_their_captures() -> None:
-    """Both are within a body at the same time, and each one's tensors are unknown to the other."""
-    barrier, shared, results = threading.Barrier(2), {}, {}
+def test_threads_capture_in_turn() -> None:
+    """No capture begins while another one runs, and what one thread's left behind is refused in that of the other."""
+    begun, shared, order, results = threading.Event(), {}, [], {}
 
-    def run(name: str, other: str) -> None:
+    def run(name: str) -> None:
         def body(x):
-            shared[name] = x * 2
-            barrier.wait(10)
+            order.append(f"{name} begins")
+            begun.set()
+            time.sleep(0.1)
+            leaked = shared.get("tensor")
+            shared["tensor"] = x * 2
             try:
-                return x + shared[other]
+                return x + (1 if leaked is None else leaked)
             except fh.LeakedTensorError as error:
-                results[name, "leak"] = str(error).splitlines()[0]
+                results["leak"] = str(error).splitlines()[0]
             finally:
-                barrier.wait(10)
-            return x + shared[name]
+                order.append(f"{name} ends")
+            return x + 1
 
+        if name == "b":
+            begun.wait(10)
         with fh.eager_capture():
             results[name] = fh.cond(torch.tensor(True), body, torch.sin, torch.ones(2))
 
-    threads = [threading.Thread(target=run, args=names) for names in (("a", "b"), ("b", "a"))]
+    threads = [threading.Thread(target=run, args=name) for name in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert order == ["a begins", "a ends", "b begins", "b ends"]
     for name in "ab":
-        torch.testing.assert_close(results[name], torch.full((2,), 3.0))
-        assert results[name, "leak"] == "cond: a tensor made while true_fn was captured is used outside of that capture"
+        torch.testing.assert_close(results[name], torch.full((2,), 2.0))
+    assert results["leak"] == "cond: a tensor made while true_fn was captured is used outside of that capture"

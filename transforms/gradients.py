@@ -290,7 +290,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
     leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
     flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
     directions = leaves or tuple(torch.zeros_like(t) for t in arguments.differentiated)
-    outputs, tangents_out, *aux = torch.func.jvp(flat, arguments.tensors, directions, has_aux=has_aux)
+    outputs, tangents_out, *aux = _torch.jvp(flat, arguments.tensors, directions, has_aux=has_aux)
     result = flat.spec.unflatten(outputs), flat.spec.unflatten(tangents_out)
     return (*result, flat.aux.tree(*aux)) if has_aux else result
 

@@ -222,7 +222,7 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
         # can leave the vmap as it is. But a HOP's batching rule may batch all of its outputs when one of them
         # is.
         nonlocal aux, places
-        _, derivatives, *tensors = torch.func.jvp(
+        _, derivatives, *tensors = _torch.jvp(
             lambda *duals: flat(*duals, *rest), arguments.inputs, tangents, has_aux=flat.has_aux
         )
         aux = [tensor for group in tensors for tensor in group]

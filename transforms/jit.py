@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
@@ -334,7 +333,6 @@ class JittedFunction(Generic[P, R]):
         self._static_floats = False
         self._hits = self._misses = 0
         self._last: tuple[Hashable, environment.Fingerprint] | None = None
-        self._lock = threading.RLock()
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -398,7 +396,7 @@ class JittedFunction(Generic[P, R]):
 
     def clear_cache(self) -> None:
         """Forget every trace."""
-        with self._lock:
+        with _torch.one_at_a_time:
             self._entries.clear()
             self._hits = self._misses = 0
             self._last = None
@@ -417,7 +415,7 @@ class JittedFunction(Generic[P, R]):
             if operands is not None:
                 self._hits += 1
                 return entry, operands
-        with self._lock:
+        with _torch.one_at_a_time:
             return self._find_slowly(func, arguments, list(static.values()), key)
 
     def _find_slowly(

@@ -12,6 +12,7 @@ from .dispatch import *
 from .hooks import *
 from .hops import *
 from .levels import *
+from .process import *
 from .symbols import *
 from .tensors import *
 from .tracing import *

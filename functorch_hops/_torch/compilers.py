@@ -30,11 +30,15 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def compilation(env: Any = None) -> Iterator[FakeTensorMode]:
-    """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state."""
+    """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state.
+
+    And torch's lock, under which Dynamo calls its backends too: what is patched during a compilation is for it alone.
+    """
+    from torch._dynamo.convert_frame import compile_lock
     from torch._guards import TracingContext, tracing
 
     fake_mode = new_fake_mode(env)
-    with suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
+    with compile_lock, suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
         yield fake_mode
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import torch
 from torch._C import DispatchKey
-from torch._functorch import eager_transforms
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
@@ -17,8 +15,8 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
-from .autograd import in_dual_level
 from .levels import below_transforms, top_interpreter
+from .process import joining_dual_level, without_validation
 
 __all__ = [
     "DispatchKey",
@@ -50,7 +48,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
 
     The order matters (the interpreter stack owns dispatch keys that the guard would otherwise drop). Autocast is
     kept where user code is traced, because it decides the dtypes that the user sees, and is off where a graph that
-    holds its casts already is run or transformed.
+    holds its casts already is run or transformed. Backward passes stay on this thread, whose capture records them.
     """
     exclude = _CLEAN_EXCLUDE
     if keep_autocast:
@@ -66,11 +64,12 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(without_saved_tensor_hooks())
-        stack.enter_context(_dual_level_as_jvp())
+        stack.enter_context(joining_dual_level())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
-        stack.enter_context(_validation.off())
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(without_validation())
         yield
 
 
@@ -106,44 +105,6 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for hook in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
-
-
-@contextlib.contextmanager
-def _dual_level_as_jvp() -> Iterator[None]:
-    """Let functorch's jvp join a dual level of plain autograd, as it joins that of another jvp: torch has one only."""
-    joins = in_dual_level() and eager_transforms.JVP_NESTING == 0
-    eager_transforms.JVP_NESTING += joins
-    try:
-        yield
-    finally:
-        eager_transforms.JVP_NESTING -= joins
-
-
-class _Validation:
-    """The default of ``torch.distributions``, for the process: whether values of parameters are looked at."""
-
-    def __init__(self) -> None:
-        self._lock, self._users, self._before = threading.Lock(), 0, False
-
-    @contextlib.contextmanager
-    def off(self) -> Iterator[None]:
-        """Values are not looked at, as under ``torch.compile``, until the last thread that asked for it is done."""
-        distribution = torch.distributions.Distribution
-        with self._lock:
-            if self._users == 0:
-                self._before = distribution._validate_args
-                distribution.set_default_validate_args(False)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    distribution.set_default_validate_args(self._before)
-
-
-_validation = _Validation()
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:

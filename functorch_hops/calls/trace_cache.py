@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -195,26 +194,25 @@ class _Recent:
 
     def __init__(self) -> None:
         self._traces: OrderedDict[Hashable, Trace] = OrderedDict()
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._traces)
 
     def get(self, key: Hashable) -> Trace | None:
-        with self._lock:
-            trace = self._traces.get(key)
-            if trace is not None:
+        trace = self._traces.get(key)
+        if trace is not None:
+            with contextlib.suppress(KeyError):  # another thread has thrown it out just now
                 self._traces.move_to_end(key)
-            return trace
+        return trace
 
     def put(self, key: Hashable, trace: Trace) -> None:
-        with self._lock:
+        with _torch.one_at_a_time:
             self._traces[key] = trace
             if len(self._traces) > MOST_TRACES:
                 self._traces.popitem(last=False)
 
     def clear(self) -> None:
-        with self._lock:
+        with _torch.one_at_a_time:
             self._traces.clear()
 
 
@@ -223,7 +221,6 @@ class _Failures:
 
     def __init__(self) -> None:
         self._counts: OrderedDict[Hashable, int] = OrderedDict()
-        self._lock = threading.Lock()
 
     @staticmethod
     def _code(found: environment.Snapshot) -> Hashable:
@@ -234,14 +231,14 @@ class _Failures:
 
     def add(self, found: environment.Snapshot) -> None:
         code = self._code(found)
-        with self._lock:
+        with _torch.one_at_a_time:
             self._counts[code] = self._counts.get(code, 0) + 1
             self._counts.move_to_end(code)
             if len(self._counts) > MOST_TRACES:
                 self._counts.popitem(last=False)
 
     def clear(self) -> None:
-        with self._lock:
+        with _torch.one_at_a_time:
             self._counts.clear()
 
 

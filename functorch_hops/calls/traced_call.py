@@ -53,9 +53,16 @@ def trace_call(
     grad_enabled: bool | None = None,
 ) -> TracedCall:
     """Capture ``func`` on arguments like these, called once, in the caller's gradient mode unless one is given."""
+    with _torch.one_at_a_time:
+        buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
+        return _trace_call(func, arguments, operation, buffers, grad_enabled)
+
+
+def _trace_call(
+    func: Callable[..., Any], arguments: Arguments, operation: str, buffers: Buffers, grad_enabled: bool | None
+) -> TracedCall:
     is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
     dynamic = _dynamic_places(arguments)
-    buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
     outputs: list[OutputSpec] = []
     updates: list[Update] = []
     changed: list[str] = []

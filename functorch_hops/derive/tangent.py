@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .. import _torch
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import Mask
 from ..ir.subgraph import Subgraph
@@ -22,9 +22,7 @@ def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
         if not any(reached):
             return list(body(*primals))
         dual_inputs = tuple(p for p, a in zip(primals, active) if a)
-        outs, out_tangents = torch.func.jvp(  # type: ignore[misc]
-            lambda *xs: body(*merged(primals, active, xs)), dual_inputs, tangents
-        )
+        outs, out_tangents = _torch.jvp(lambda *xs: body(*merged(primals, active, xs)), dual_inputs, tangents)
         return [*outs, *(t for t, r in zip(out_tangents, reached) if r)]
 
     def make() -> Subgraph:

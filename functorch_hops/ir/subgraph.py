@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, facts, is_effectful, run_of, without_torch_function
+from .._torch import OpOverload, facts, is_effectful, one_at_a_time, released, run_of, without_torch_function
 from .active import state
 from .meta import TensorMeta
 from .nodes import frozen
@@ -33,12 +33,20 @@ __all__ = ["P", "Params", "Subgraph", "has_effect", "is_pinned", "is_random_node
 T = TypeVar("T")
 
 
+class _Compiling(threading.local):
+    depth = 0
+
+
+_compiling = _Compiling()
+_compiled = threading.Condition(one_at_a_time)
+
+
 @dataclass(frozen=True, eq=False)
 class _Deriving:
     """Something immutable that keeps what is derived from it."""
 
     _derived: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
-    _lock: threading.RLock = field(init=False, repr=False, default_factory=threading.RLock)
+    _making: set[Hashable] = field(init=False, repr=False, default_factory=set)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -48,12 +56,36 @@ class _Deriving:
         found: T | None = self._derived.get(key)
         if found is not None:
             return found
-        with self._lock:
+        with one_at_a_time:
             if key not in self._derived:
                 with without_torch_function():  # no capture that runs meanwhile is to see the metadata being read
                     self._derived[key] = make()
             result: T = self._derived[key]
             return result
+
+    def derive_apart(self, key: Hashable, make: Callable[[], T]) -> T:
+        """As :meth:`derive`, for a ``make`` that runs a compiler: see NOTE [One lock]. Other threads that ask for the
+        same ``key`` wait, but not one that compiles itself: two such could wait for one another.
+        """
+        if key in self._derived:
+            found: T = self._derived[key]
+            return found
+        with one_at_a_time:
+            while key in self._making and not _compiling.depth:
+                _compiled.wait()
+            if key in self._derived:
+                return self._derived[key]
+            self._making.add(key)
+        _compiling.depth += 1
+        try:
+            with released():
+                made = self._derived[key] = make()
+            return made
+        finally:
+            _compiling.depth -= 1
+            with one_at_a_time:
+                self._making.discard(key)
+                _compiled.notify_all()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +185,7 @@ class Subgraph(_Deriving):
     def intern(module: fx.GraphModule, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> Subgraph:
         with without_torch_function():  # as in `derive`
             key = _graph_key(module, inputs)
-        with _interned_lock:
+        with one_at_a_time:
             existing = _interned.get(key)
             if existing is None:
                 existing = _interned[key] = Subgraph(module, inputs, outputs)
@@ -189,7 +221,6 @@ class Subgraph(_Deriving):
 
 
 _interned: weakref.WeakValueDictionary[Hashable, Subgraph] = weakref.WeakValueDictionary()
-_interned_lock = threading.Lock()
 _SMALL_CONSTANT = 64
 
 

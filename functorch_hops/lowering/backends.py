@@ -87,7 +87,7 @@ class OtherSizesError(Exception):
 
 def compiled(body: Subgraph, backend: Backend) -> Compiled:
     """``body`` compiled, once per backend: a function of a sequence of operands in any layout."""
-    run = body.derive(("compiled", backend), lambda: _compile(body, backend))
+    run = body.derive_apart(("compiled", backend), lambda: _compile(body, backend))
     return run if body.shape_env is None else _checked(body, run)
 
 
@@ -115,7 +115,7 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
         return lambda operands: ()
     body = without_numbers(body)
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
-    with kept, _torch.compilation(body.shape_env) as fake_mode:
+    with _torch.compilation(body.shape_env) as fake_mode, kept:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))
         if backend.name == "inductor":

@@ -83,17 +83,23 @@ def capture_function(
 
     ``buffers``: of the modules that ``function`` uses, which then may return their new values.
     """
-    module, capture = _trace(function, inputs, operation, parameter, keep_autocast, sources, buffers)
+    with _torch.one_at_a_time:
+        module, capture = _trace(function, inputs, operation, parameter, keep_autocast, sources, buffers)
+        return _functional(module, capture), capture
+
+
+def _functional(module: fx.GraphModule, capture: Capture) -> Subgraph:
+    """The subgraph of what a capture recorded, without its writes."""
     with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
         unwrite_views(module.graph)
         if has_writes(module.graph):
             separate_detached(module.graph)
             functional = functionalize(module, remove="mutations")
-            again = capture.inputs, operation, parameter
+            again = capture.inputs, capture.operation, capture.parameter
             module, _ = _trace(functional, *again, keep_autocast=False, is_functionalizing=True)
         normalize(module)
         outputs = [TensorMeta.of(n.meta["val"]) for n in module.graph.output_node().args[0]]  # type: ignore[union-attr]
-        return Subgraph.intern(module, capture.inputs, outputs), capture
+        return Subgraph.intern(module, capture.inputs, outputs)
 
 
 def _trace(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from ... import _torch
 from ...ir.dependence import Through
 from .dependence import associative_scan_dependent_outputs
 from .eager import associative_scan_impl
@@ -30,5 +30,5 @@ def associative_scan_jvp(
         return tuple(associative_scan_impl(params, operands))
 
     given = tuple(t for t in tangents if t is not None)
-    outs, tangents_out = torch.func.jvp(run, tuple(primals[i] for i in active), given)  # type: ignore[misc]
+    outs, tangents_out = _torch.jvp(run, tuple(primals[i] for i in active), given)
     return outs, [t if r else None for t, r in zip(tangents_out, reached)]
