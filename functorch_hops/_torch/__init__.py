@@ -11,6 +11,7 @@ from .compilers import *
 from .dispatch import *
 from .hooks import *
 from .hops import *
+from .legacy_vmap import *
 from .levels import *
 from .process import *
 from .symbols import *

@@ -61,7 +61,7 @@ class RecordedCall(_torch.SingleLevelFunction):
         """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
         saved = ctx.saved_tensors[: len(ctx.active)]
         primals = [ctx.numbers[i] if t is None else forward_ad.unpack_dual(t).primal for i, t in enumerate(saved)]
-        _, out_tangents = operator_of(ctx.augmented).rules.jvp(ctx.augmented, primals, tangents[-len(primals) :])
+        _, out_tangents = jvp_of(ctx.augmented, primals, tangents[-len(primals) :])
         return tuple(out_tangents)
 
     @staticmethod
@@ -70,15 +70,37 @@ class RecordedCall(_torch.SingleLevelFunction):
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
-        with observed():
+
+        def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
-                grads = _second_derivative(ctx, operands, cotangents)
+                return _second_derivative(ctx, operands, cotangents)
+            rules = operator_of(ctx.params).rules
+            return rules.vjp_backward(ctx.params, ctx.active, operands, saved[n_operands:], cotangents[:n_outputs])
+
+        with observed():
+            if _torch.is_legacy_batched(cotangents):
+                grads: Maybe = _torch.over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
             else:
-                residuals: list[Any] = saved[n_operands:]
-                rules = operator_of(ctx.params).rules
-                grads = rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
+                grads = pull(*cotangents)
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
+
+
+def jvp_of(
+    params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Maybe]:
+    """The rule for forward mode, with tangents that torch may have batched."""
+    hop = operator_of(params)
+    if not _torch.is_legacy_batched(tangents):
+        return hop.rules.jvp(params, primals, tangents)
+
+    def push(*tangents: Tensor | None) -> Maybe:
+        outs, out_tangents = hop.rules.jvp(params, primals, tangents)
+        return [*outs, *out_tangents]
+
+    both = _torch.over_legacy_batch(hop.label, push, tangents)
+    n = params.n_outputs
+    return both[:n], both[n:]  # type: ignore[return-value]
 
 
 def _have_gradients(params: Params, active: Mask) -> Mask:

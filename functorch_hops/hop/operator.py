@@ -28,7 +28,7 @@ from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
-from .autograd import RecordedCall, unwrapped, unwrapped_at, wrapped_at
+from .autograd import RecordedCall, jvp_of, unwrapped, unwrapped_at, wrapped_at
 from .rules import Rules
 
 __all__ = ["Hop"]
@@ -63,6 +63,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         self.py_impl(_torch.ProxyTorchDispatchMode)(self._proxy)
         self.py_impl(_torch.FakeTensorMode)(self._fake)
         self.py_functionalize_impl(self._functionalize)
+        self.fallthrough(_torch.LEGACY_VMAP)
 
     def body_name(self, i: int) -> str:
         return self._body_names[min(i, len(self._body_names) - 1)].format(i)
@@ -73,6 +74,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     # -- dispatch
 
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
+        if _torch.is_legacy_batched(operands):
+            return _torch.over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
         if _is_plain(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
@@ -177,7 +180,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _plain_jvp(self, params: P, operands: Sequence[Any]) -> Any:
         duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
-        outs, tangents = self.rules.jvp(params, [p for p, _ in duals], [t for _, t in duals])
+        outs, tangents = jvp_of(params, [p for p, _ in duals], [t for _, t in duals])
         return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
     def _differentiable_call(self, interpreter: Any, params: P, operands: Sequence[Any]) -> Any:
