@@ -40,6 +40,7 @@ __all__ = [
 
 SingleLevelFunction = _SingleLevelFunction
 below_autograd = torch._C._AutoDispatchBelowAutograd
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 MAKE_DUAL = torch._VF._make_dual
 """What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
 
@@ -69,8 +70,16 @@ def has_tangent(t: Tensor) -> bool:
 
 @contextlib.contextmanager
 def differentiable() -> Iterator[None]:
-    """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped."""
-    with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+    """Inside ``Function.forward``: gradients of both modes on again, autograd's kernels skipped.
+
+    Nor is it noted what is a view of what: a tangent of a view is given to its base too, whose layout is another.
+    """
+    with (
+        torch.enable_grad(),
+        _set_fwd_grad_enabled(True),
+        torch._C._AutoDispatchBelowAutograd(),
+        torch._C._ExcludeDispatchKeyGuard(_VIEWS),
+    ):
         yield
 
 

@@ -7,9 +7,10 @@ them: cotangents for them arrive at the same node, which then differentiates the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -17,10 +18,12 @@ from .. import _torch
 from ..ir.dependence import Through
 from ..ir.meta import Mask, is_differentiable
 from ..ir.subgraph import Params
+from ..trace.capture import current_capture
+from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
 from .rules import Maybe, operator_of
 
-__all__ = ["RecordedCall", "unwrapped", "unwrapped_at", "wrapped_at"]
+__all__ = ["RecordedCall", "jvp_of", "over_legacy_batch", "unwrapped", "unwrapped_at", "wrapped_at"]
 
 
 class RecordedCall(_torch.SingleLevelFunction):
@@ -49,7 +52,8 @@ class RecordedCall(_torch.SingleLevelFunction):
         ctx.set_materialize_grads(False)
         own, emitted = _have_gradients(ctx.params, ctx.active), _have_gradients(ctx.augmented, ctx.active)
         have = (*own, *emitted[len(own) :])
-        ctx.mark_non_differentiable(*[o for o, h in zip(output, have) if not (h and is_differentiable(o.dtype))])
+        ctx.differentiable = tuple(h and is_differentiable(o.dtype) for o, h in zip(output, have))
+        ctx.mark_non_differentiable(*[o for o, d in zip(output, ctx.differentiable) if not d])
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
         tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
         ctx.save_for_backward(*tensors, *output[ctx.params.n_outputs :])
@@ -61,8 +65,10 @@ class RecordedCall(_torch.SingleLevelFunction):
         """Plain forward mode over plain reverse mode: outputs and residuals have tangents, hence gradients do."""
         saved = ctx.saved_tensors[: len(ctx.active)]
         primals = [ctx.numbers[i] if t is None else forward_ad.unpack_dual(t).primal for i, t in enumerate(saved)]
-        _, out_tangents = jvp_of(ctx.augmented, primals, tangents[-len(primals) :])
-        return tuple(out_tangents)
+        outs, out_tangents = jvp_of(ctx.augmented, primals, tangents[-len(primals) :])
+        # Torch (2.13) takes None for the tangent of an output without any derivative only.
+        given = zip(outs, out_tangents, ctx.differentiable)
+        return tuple(torch.zeros_like(o) if t is None and d else t for o, t, d in given)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -70,25 +76,24 @@ class RecordedCall(_torch.SingleLevelFunction):
         saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
         n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
+        residuals: list[Any] = saved[n_operands:]
 
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
                 return _second_derivative(ctx, operands, cotangents)
             rules = operator_of(ctx.params).rules
-            return rules.vjp_backward(ctx.params, ctx.active, operands, saved[n_operands:], cotangents[:n_outputs])
+            return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
 
         with observed():
             if _torch.is_legacy_batched(cotangents):
-                grads: Maybe = _torch.over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
+                grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
             else:
                 grads = pull(*cotangents)
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, *grads
 
 
-def jvp_of(
-    params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]
-) -> tuple[Sequence[Tensor], Maybe]:
+def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Maybe]:
     """The rule for forward mode, with tangents that torch may have batched."""
     hop = operator_of(params)
     if not _torch.is_legacy_batched(tangents):
@@ -98,9 +103,17 @@ def jvp_of(
         outs, out_tangents = hop.rules.jvp(params, primals, tangents)
         return [*outs, *out_tangents]
 
-    both = _torch.over_legacy_batch(hop.label, push, tangents)
+    both = over_legacy_batch(hop.label, push, tangents)
     n = params.n_outputs
     return both[:n], both[n:]  # type: ignore[return-value]
+
+
+def over_legacy_batch(operation: str, function: Callable[..., Maybe], values: Sequence[Any]) -> Maybe:
+    """``function(*values)`` over the lanes of a vmap of torch.autograd's own."""
+    capture = current_capture()
+    if capture is not None:
+        raise legacy_vmap_inside(capture.context)
+    return _torch.over_legacy_batch(operation, function, values)
 
 
 def _have_gradients(params: Params, active: Mask) -> Mask:

@@ -28,7 +28,7 @@ from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
-from .autograd import RecordedCall, jvp_of, unwrapped, unwrapped_at, wrapped_at
+from .autograd import RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
 from .rules import Rules
 
 __all__ = ["Hop"]
@@ -75,7 +75,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _torch.is_legacy_batched(operands):
-            return _torch.over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
+            return over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
         if _is_plain(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])

@@ -113,7 +113,7 @@ class Capture:
     def lift(self, t: Tensor) -> Tensor:
         """What stands for ``t`` in this capture: itself if it belongs here, else the fake of an operand."""
         base = _torch.base_tensor(t)
-        if self.owns(base):
+        if self.owns(base) or _torch.is_legacy_wrapper(base):  # which was lifted before it was wrapped
             return t
         if type(base) is _torch.FakeTensor and self._made_inside(base):
             return t

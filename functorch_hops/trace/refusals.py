@@ -127,6 +127,18 @@ def backward_inside(context: ErrorContext, what: str) -> CaptureError:
     )
 
 
+def legacy_vmap_inside(context: ErrorContext) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "torch.autograd can't batch derivatives of control flow inside a captured function",
+            parameter=context.parameter,
+            got="is_grads_batched=True, or vectorize=True in torch.autograd.functional",
+            remedy="take derivatives there with fh.jacrev, fh.jacfwd or fh.hessian",
+        )
+    )
+
+
 def refused_of_tensor(context: ErrorContext, what: str, remedy: str, target: TensorMeta | None) -> CaptureError:
     """What a captured function may not ask of a tensor or do to it."""
     return CaptureError(

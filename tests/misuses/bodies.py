@@ -345,6 +345,12 @@ def body_calls_autograd_grad():
 
 
 @misuse_captured(fh.CaptureError)
+def body_batches_derivatives_by_autograd():
+    loop = lambda x: fh.scan(lambda c, r: (c * r, c), x[0], x)[1]
+    fh.checkpoint(lambda x: torch.autograd.functional.jacobian(loop, x, vectorize=True))(X)
+
+
+@misuse_captured(fh.CaptureError)
 def body_reads_grad():
     fh.scan(lambda c, x: (c if x.grad is None else c + x, x), X, torch.ones(3))
 

@@ -7,6 +7,7 @@ The first derivative costs one run of the rule, whose residuals are stored. Wher
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _torch
 from ..missing_derivative.op import closed_over, missing
 from .flat_rule import FlatRule, differentiable_inputs
 
@@ -154,7 +156,13 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         saved = ctx.saved_tensors  # read once: a checkpoint around the call hands each out once
         residuals, inputs = saved[: ctx.n_residuals], saved[ctx.n_residuals :]
-        return (None, None, None, *ctx.call.gradients(inputs, residuals, cotangents), *ctx.guards)
+        call: _PythonCall = ctx.call
+        if _torch.is_legacy_batched(cotangents):
+            pull = functools.partial(call.gradients, inputs, residuals)
+            grads = _torch.over_legacy_batch(call.rule.name, lambda *cts: pull(cts), cotangents)
+        else:
+            grads = tuple(call.gradients(inputs, residuals, cotangents))
+        return (None, None, None, *grads, *ctx.guards)
 
 
 def _guarded(rule: FlatRule, outs: Tensors) -> Tensors:

@@ -17,9 +17,11 @@ from torch import Tensor
 from ... import _torch
 from ...derive.batch import batched
 from ...derive.partition import backward_operands, partition
+from ...derive.tangent import with_tangents
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
 from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
 from ..missing_derivative.op import MissingDerivative, absent_derivatives, closed_over, missing
 from .op import custom_rule_op
 from .parameters import Batched, CustomRuleParams, Inlined, Recursion, Rule
@@ -138,9 +140,11 @@ def _second_derivative(
 def custom_rule_jvp(
     params: CustomRuleParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    has_tangent = tuple(t is not None for t in tangents)
+    if isinstance(params, Inlined):
+        return _ordinary_jvp(params.function, primals, has_tangent, tangents)
     rule = _require_rule(params)
     layout, n = rule.layout, rule.n_outputs
-    has_tangent = tuple(t is not None for t in tangents)
     absence = _closed_over(rule, has_tangent, Through.TANGENT)
     if not any(t and d for t, d in zip(has_tangent, layout.differentiable_inputs)) and absence is None:
         return custom_rule_op(rule, *primals), [None] * n
@@ -159,6 +163,17 @@ def custom_rule_jvp(
         outs = [x.contiguous() for x in graph(*primals, *given)]
     found = iter(outs[n:])
     return outs[:n], [next(found) if d else None for d in layout.differentiable]
+
+
+def _ordinary_jvp(
+    graph: Subgraph, primals: Sequence[Tensor], active: Mask, tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    """Forward mode of plain autograd, which meets the forward graph at the node of the first derivative."""
+    both, reached = with_tangents(graph, active)
+    with _torch.autocast_off():
+        outs = [x.contiguous() for x in both(*primals, *(t for t in tangents if t is not None))]
+    found = iter(outs[len(reached) :])
+    return outs[: len(reached)], [next(found) if r else None for r in reached]
 
 
 def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, through: Through) -> Mask:
