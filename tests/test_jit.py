@@ -276,7 +276,7 @@ def test_methods_belong_to_one_object():
     assert (first.times(x), second.times(x)) == (2, 3)
     assert (first.times(x, "twice"), second.times(x, "twice")) == (4, 9)
     first.times(x)
-    assert first.times.cache_info() == (1, 2, None, 2)
+    assert first.times.cache_info() == (1, 2, 128, 2)
     assert first.linear(torch.ones(2)).shape == (3,)
 
 
@@ -408,3 +408,28 @@ def test_lanes_of_second_derivatives_of_a_difference(second):
     x, xs = torch.tensor(2.0), torch.tensor([0.5, 3.0])
     for f in (lambda a: x**3 - a * a, lambda a: fh.cond(x > 0, lambda: x - a**3, lambda: a)):
         assert torch.equal(jit(fh.vmap(second(f)))(xs), fh.vmap(second(f))(xs))
+
+
+@pytest.mark.filterwarnings("ignore:jit. <lambda> was captured:RuntimeWarning")
+def test_the_traces_used_last_are_kept() -> None:
+    f = fh.jit(lambda x, n: x * n, backend="eager")
+    x = torch.ones(2)
+    for n in range(f.cache_info().maxsize):
+        f(x, n)
+    f(x, 0)
+    f(x, -1)
+    assert f.cache_info().currsize == f.cache_info().maxsize == 128
+    misses = f.cache_info().misses
+    f(x, 0)
+    f(x, 2)
+    assert f.cache_info().misses == misses
+    f(x, 1)  # the one that was not used for longest
+    assert f.cache_info().misses == misses + 1
+
+
+def test_the_warning_ends_with_a_remedy() -> None:
+    f = fh.jit(lambda x: x * 2, backend="eager")
+    for n in range(2, 10):
+        f(torch.ones(n))
+    with pytest.warns(RuntimeWarning, match="pass dynamic=True; if a number changes, pass it as a tensor$"):
+        f(torch.ones(10))

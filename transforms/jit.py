@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R, one_or_several, signature_of
+from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
@@ -42,6 +43,7 @@ __all__ = ["CacheInfo", "Jitted", "JittedFunction", "Lowered", "jit"]
 
 CAPTURES_BEFORE_WARNING = 8
 MOST_NOTES = 6
+MOST_TRACES = 128
 
 
 Result_co = TypeVar("Result_co", covariant=True)
@@ -64,7 +66,7 @@ class CacheInfo(NamedTuple):
     Fields:
         hits: calls that found a valid trace.
         misses: calls that captured one.
-        maxsize: None: traces are never thrown away.
+        maxsize: how many traces are kept: when there are more, the one that was not used for longest is thrown away.
         currsize: how many traces are kept.
 
     >>> import torch, functorch_hops as fh
@@ -72,12 +74,12 @@ class CacheInfo(NamedTuple):
     >>> double(torch.ones(2)), double(torch.ones(2)), double(torch.ones(3))
     (tensor([2., 2.]), tensor([2., 2.]), tensor([2., 2., 2.]))
     >>> double.cache_info()
-    CacheInfo(hits=1, misses=2, maxsize=None, currsize=2)
+    CacheInfo(hits=1, misses=2, maxsize=128, currsize=2)
     """
 
     hits: int
     misses: int
-    maxsize: int | None
+    maxsize: int
     currsize: int
 
 
@@ -327,7 +329,7 @@ class JittedFunction(Generic[P, R]):
         self._func, self._dynamic = func, dynamic
         self._static_argnums, self._static_argnames = static_argnums, static_argnames
         self._backend = backend
-        self._entries: dict[Hashable, list[_Entry]] = {}
+        self._entries = Recent[_Entry](MOST_TRACES)
         self._ignored: frozenset[environment.Path] = frozenset()
         self._written: frozenset[environment.Path] = frozenset()
         self._static_floats = False
@@ -392,7 +394,7 @@ class JittedFunction(Generic[P, R]):
 
     def cache_info(self) -> CacheInfo:
         """``(hits, misses, maxsize, currsize)``; a miss is a capture."""
-        return CacheInfo(self._hits, self._misses, None, sum(map(len, self._entries.values())))
+        return CacheInfo(self._hits, self._misses, self._entries.maxsize, len(self._entries))
 
     def clear_cache(self) -> None:
         """Forget every trace."""
@@ -410,10 +412,11 @@ class JittedFunction(Generic[P, R]):
         if self._backend.name == "inductor":
             ambient = (*ambient, _torch.compiler_settings("inductor")[-1])
         key = (arguments.key, statics, ambient)
-        for entry in self._entries.get(key, ()):
+        for entry in self._entries.of(key):
             operands = entry.operands(arguments.operands) if entry.allows(arguments.operands) else None
             if operands is not None:
                 self._hits += 1
+                self._entries.use(key, entry)
                 return entry, operands
         with _torch.one_at_a_time:
             return self._find_slowly(func, arguments, list(static.values()), key)
@@ -425,7 +428,7 @@ class JittedFunction(Generic[P, R]):
         objects = [*arguments.objects, *static]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
-        for entry in self._entries.get(key, ()):
+        for entry in self._entries.of(key):
             if not entry.allows(arguments.operands):
                 continue
             if entry.is_for(now, self._ignored):
@@ -433,6 +436,7 @@ class JittedFunction(Generic[P, R]):
                 operands = entry.operands(arguments.operands)
                 if operands is not None:
                     self._hits += 1
+                    self._entries.use(key, entry)
                     return entry, operands
         return self._capture(func, root, arguments, key, now)
 
@@ -464,7 +468,7 @@ class JittedFunction(Generic[P, R]):
         self._last = (key, after.statics)
         entry = self._new_entry(Trace.of(call, after), after)
         if not entry.trace.lost:
-            self._entries.setdefault(key, []).append(entry)
+            self._entries.add(key, entry)
         return entry, [*arguments.operands, *call.lifted]
 
     def _new_entry(self, trace: Trace, found: environment.Snapshot) -> _Entry:
@@ -513,7 +517,8 @@ class JittedFunction(Generic[P, R]):
         if key[2] != old_key[2]:  # type: ignore[index]
             reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
         self._warn(
-            f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}"
+            f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}; "
+            "if sizes change, pass dynamic=True; if a number changes, pass it as a tensor"
         )
 
     def _warn_of_effects(self, effects: dict[str, str], not_seen: dict[str, str]) -> None:
