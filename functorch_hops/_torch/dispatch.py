@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
+from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
 
 from .levels import below_transforms, top_interpreter
 from .process import joining_dual_level, without_validation
@@ -28,6 +30,7 @@ __all__ = [
     "foreign_tracer_active",
     "function_modes",
     "is_pre_dispatch",
+    "modes_restored",
     "no_modes",
     "observer",
     "suspended",
@@ -71,6 +74,26 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(without_validation())
         yield
+
+
+@contextlib.contextmanager
+def modes_restored() -> Iterator[None]:
+    """Torch's stacks of modes as before after an error too: an interrupt (Ctrl-C) may have come while a mode left."""
+    functions, dispatchers = function_modes(), _get_current_dispatch_mode_stack()
+    try:
+        yield
+    except BaseException:
+        if function_modes() != functions:
+            for _ in function_modes():
+                _pop_mode()
+            for mode in functions:
+                _push_mode(mode)
+        if _get_current_dispatch_mode_stack() != dispatchers:
+            for _ in _get_current_dispatch_mode_stack():
+                _pop_dispatch_mode()
+            for mode in dispatchers:
+                _push_dispatch_mode(mode)
+        raise
 
 
 @contextlib.contextmanager

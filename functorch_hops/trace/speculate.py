@@ -118,7 +118,7 @@ def _trace(
     capture.is_functionalizing = is_functionalizing
     enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
     try:
-        with _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
+        with _torch.modes_restored(), _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
@@ -134,6 +134,7 @@ def _trace(
             make_real(capture)
         return module, capture
     finally:
+        state.capture = parent
         capture.session.ended.append((capture.context, capture.tracer.tensor_tracker))
         if parent is not None:
             parent.constants |= capture.constants
