@@ -84,6 +84,19 @@ def test_agrees_with_python(run, name):
     same_derivatives(run, loop, oracle, TABLE, order=1)
 
 
+@every_mode
+def test_a_row_read_after_a_write_to_its_table_in_loop_invariant_work(run):
+    """The work is taken out of the loop, and reads the row as it is there."""
+
+    def f(table, i):
+        table = table * 1
+        row = table[i]
+        table.add_(10)
+        return fh.scan(lambda c, x: (c + row.sin() * x, None), torch.zeros_like(row), torch.ones(2))[0]
+
+    same(run(f, TABLE, torch.tensor(1)), 2 * (TABLE[1] + 10).sin())
+
+
 @while_capturing
 def test_a_write_to_a_row_of_an_input_is_refused(run):
     for write in (lambda t, i: t[i].add_(1), lambda t, i: t[i].zero_(), lambda t, i: t[i][0].fill_(2)):

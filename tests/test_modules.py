@@ -279,6 +279,43 @@ def test_inductor_updates_buffers():
     torch.testing.assert_close(module[0].weight.grad, expected[0].weight.grad)
 
 
+LOOPS = {
+    "scan": lambda read, x: fh.scan(lambda c, r: (c + read(c) * r, read(x)), x, torch.ones(2)),
+    "map": lambda read, x: fh.map(lambda r: read(x) * r, torch.ones(2)),
+    "fori_loop": lambda read, x: fh.fori_loop(0, 2, lambda i, c: c + read(x), x),
+    "while_loop": lambda read, x: fh.while_loop(lambda c: c.sum() < 9, lambda c: c + read(x).abs() + 1, x),
+    "scan in scan": lambda read, x: fh.scan(
+        lambda c, _: fh.scan(lambda c, _: (c + read(x), None), c, length=2), x, length=2
+    )[0],
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize("use", ["batch norm", "function of a buffer", "cast buffer"])
+def test_buffers_first_read_in_loop_invariant_work(loop, use):
+    """The work is taken out of the loop, and reads the copy of the buffer there."""
+    module, x = nn.BatchNorm1d(3).eval(), torch.randn(3)
+    module.running_var.uniform_(1, 2)
+    read = {
+        "batch norm": lambda x: module(x[None])[0],
+        "function of a buffer": lambda x: module.running_var.sin(),
+        "cast buffer": lambda x: module.running_var.double().cos().float(),
+    }[use]
+    torch.testing.assert_close(jit(lambda x: loop(read, x))(x), loop(read, x))
+
+    def read_then_updated(x):
+        out = loop(read, x)
+        with torch.no_grad():
+            module.running_var.mul_(2)
+        return out, read(x)
+
+    var = module.running_var.clone()
+    expected = read_then_updated(x)
+    module.running_var.copy_(var)
+    torch.testing.assert_close(jit(read_then_updated)(x), expected)
+    torch.testing.assert_close(module.running_var, var * 2)
+
+
 # Where an update can't be written back.
 
 XS = torch.randn(3, 4, 2)

@@ -213,8 +213,9 @@ class Capture:
         if _torch.top_interpreter() is not None or not torch.is_grad_enabled() or body.shape_env is not None:
             return None
         outputs = []
+        with _torch.without_torch_function():
+            operands = [self.rows.fresh(self.lift(x)) for x in operands]  # both may record nodes
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
-            operands = [self.rows.fresh(self.lift(x)) for x in operands]
             if any(not self.owns(x) or x.requires_grad or _torch.has_tangent(x) for x in operands):
                 return None
             inputs = [self.proxy_of(x).node for x in operands]
