@@ -47,8 +47,9 @@ class _OperatorCall:
         capture = current_capture()
         assert capture is not None
         capture.is_kernel = True
-        for tensor in tensors:
-            tensor.requires_grad_(is_differentiable(tensor.dtype))
+        with _torch.without_torch_function():  # the user did not ask
+            for tensor in tensors:
+                tensor.requires_grad_(is_differentiable(tensor.dtype))
         return self(*tensors)
 
     def restored(self, outs: Sequence[Tensor]) -> Any:

@@ -5,8 +5,8 @@ import torch
 import functorch_hops as fh
 from misuses.registry import X, misuse
 
-# What has no derivative is refused where it is computed: nobody reads the result of these calls, and in a jitted one
-# what nobody reads is not computed.
+# What has no derivative is refused where it is computed. In a jitted call what nobody reads is not computed, so a rule
+# that fails shows where its result is returned; of a derivative that is missing, the line would be that of the call.
 
 
 def _vjp(fwd, bwd, fun=lambda x: x * 2):
@@ -64,43 +64,43 @@ def custom_vjp_in_forward_mode():
 
 @misuse(fh.TreeMismatchError)
 def custom_vjp_fwd_returns_no_pair():
-    _slope(_vjp(lambda x: None, lambda res, ct: (ct,)))
+    return _slope(_vjp(lambda x: None, lambda res, ct: (ct,)))
 
 
 @misuse(fh.TreeMismatchError)
 def custom_vjp_fwd_returns_another_tree():
-    _slope(_vjp(lambda x: ([x * 2], None), lambda res, ct: (ct,)))
+    return _slope(_vjp(lambda x: ([x * 2], None), lambda res, ct: (ct,)))
 
 
 @misuse(fh.MetadataMismatchError)
 def custom_vjp_fwd_returns_another_shape():
-    _slope(_vjp(lambda x: (x[:1] * 2, None), lambda res, ct: (ct,)))
+    return _slope(_vjp(lambda x: (x[:1] * 2, None), lambda res, ct: (ct,)))
 
 
 @misuse(fh.TreeMismatchError)
 def custom_vjp_bwd_returns_no_tuple():
-    _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: ct * 2))
+    return _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: ct * 2))
 
 
 @misuse(fh.TreeMismatchError)
 def custom_vjp_bwd_returns_too_many():
-    _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct, ct)))
+    return _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct, ct)))
 
 
 @misuse(fh.TreeMismatchError)
 def custom_vjp_bwd_returns_another_tree():
     f = _vjp(lambda p: (p["x"], None), lambda res, ct: ({"y": ct},), fun=lambda p: p["x"])
-    fh.grad(lambda p: f(p).sum())({"x": X})
+    return fh.grad(lambda p: f(p).sum())({"x": X})
 
 
 @misuse(fh.MetadataMismatchError)
 def custom_vjp_bwd_returns_another_shape():
-    _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct.sum(),)))
+    return _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct.sum(),)))
 
 
 @misuse(fh.MetadataMismatchError)
 def custom_vjp_bwd_returns_another_dtype():
-    _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct.double(),)))
+    return _slope(_vjp(lambda x: (x * 2, None), lambda res, ct: (ct.double(),)))
 
 
 @misuse(fh.ArgumentValueError, "plain captured")
@@ -122,28 +122,28 @@ def custom_jvp_hides_what_is_differentiated_in_an_argument_without_derivative():
 
 @misuse(fh.TreeMismatchError)
 def custom_jvp_rule_returns_no_pair():
-    _slope(_jvp(lambda p, t: p[0] * 2))
+    return _slope(_jvp(lambda p, t: p[0] * 2))
 
 
 @misuse(fh.TreeMismatchError)
 def custom_jvp_tangent_of_another_tree():
-    _slope(_jvp(lambda p, t: (p[0] * 2, (t[0],))))
+    return _slope(_jvp(lambda p, t: (p[0] * 2, (t[0],))))
 
 
 @misuse(fh.MetadataMismatchError)
 def custom_jvp_tangent_of_another_shape():
-    _slope(_jvp(lambda p, t: (p[0] * 2, t[0].sum())))
+    return _slope(_jvp(lambda p, t: (p[0] * 2, t[0].sum())))
 
 
 @misuse(fh.MetadataMismatchError)
 def custom_jvp_output_of_another_dtype():
-    _slope(_jvp(lambda p, t: (p[0].double() * 2, t[0].double())))
+    return _slope(_jvp(lambda p, t: (p[0].double() * 2, t[0].double())))
 
 
 @misuse(fh.CaptureError)
 def custom_vjp_differentiates_itself():
     f = _vjp(lambda x: (f(x), x), lambda x, ct: (ct * fh.grad(lambda x: f(x).sum())(x),))
-    _slope(f)
+    return _slope(f)
 
 
 def _divide(g, y):
@@ -191,7 +191,7 @@ def custom_root_solution_of_another_dtype():
 
 @misuse(fh.MetadataMismatchError)
 def custom_root_tangent_of_another_shape():
-    fh.grad(lambda a: _root(f=lambda x: x - a, tangent_solve=lambda g, y: y.expand(2)))(torch.tensor(2.0))
+    return fh.grad(lambda a: _root(f=lambda x: x - a, tangent_solve=lambda g, y: y.expand(2)))(torch.tensor(2.0))
 
 
 @misuse(fh.TreeMismatchError)
@@ -217,4 +217,4 @@ def custom_linear_solve_in_reverse_without_transpose():
 @misuse(fh.MetadataMismatchError)
 def custom_linear_solve_transposed_solution_of_another_shape():
     solution = lambda w: fh.custom_linear_solve(lambda x: x * w, X, lambda m, b: b / w, lambda m, b: b[:1])
-    fh.grad(lambda w: solution(w).sum())(X)
+    return fh.grad(lambda w: solution(w).sum())(X)

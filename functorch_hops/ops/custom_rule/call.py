@@ -15,6 +15,7 @@ from ...ir.build import with_inputs
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ...trace.speculate import capture_function
+from ..missing_derivative.op import FailedRule, missing
 from ..mode import is_capturing
 from .eager import call_in_python
 from .flat_rule import FlatRule, Tensors, differentiable_inputs
@@ -83,6 +84,8 @@ class _CapturedCall:
         self.binder = len(_active.calls)
         self.closed: dict[Hashable, tuple[Tensor, TensorMeta]] = {}
         self.is_recursive = False
+        self.failed_reverse: FailedRule | None = None
+        self.failed_tangent: FailedRule | None = None
 
     def outputs(self) -> Sequence[Tensor]:
         for outer in _active.calls:
@@ -117,15 +120,27 @@ class _CapturedCall:
         """
         _active.calls.append(self)
         try:
-            graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
+            graphs = self.graphs()
             known = len(self.closed)
             if self.is_recursive and known > len(self.function.keys):
-                graphs = [self.function, *self.reverse_graphs(), *self.tangent_graph()]
+                graphs = self.graphs()
                 if len(self.closed) > known:
                     raise self.unstable()
             return graphs
         finally:
             _active.calls.pop()
+
+    def graphs(self) -> list[_Graph]:
+        """Those of modes whose rule fails are left out: nobody may ask for that derivative."""
+        reverse, self.failed_reverse = self.attempt(self.reverse_graphs)
+        tangent, self.failed_tangent = self.attempt(self.tangent_graph)
+        return [self.function, *reverse, *tangent]
+
+    def attempt(self, capture: Callable[[], list[_Graph]]) -> tuple[list[_Graph], FailedRule | None]:
+        try:
+            return capture(), None
+        except Exception as error:  # noqa: BLE001  it is raised where the derivative is asked for
+            return [], FailedRule.of(self.rule.name, error)
 
     def unstable(self) -> CaptureError:
         return CaptureError(
@@ -206,18 +221,22 @@ class _CapturedCall:
 
     def layout(self, is_deep: bool) -> Layout:
         rule = self.rule
-        deep = (f"its derivatives call it with new arguments more than {DEPTH} times over", "differentiate less often")
+        transposes = rule.transposes_tangent and rule.has_tangent and not rule.has_backward
+        deep = f"its derivatives call it with new arguments more than {DEPTH} times over", "differentiate less often"
+        reverse = deep if is_deep else ("it has no reverse-mode derivative", rule.reverse_remedy)
+        tangent = deep if is_deep else ("it has no forward-mode derivative", rule.forward_remedy)
+        failed_reverse = self.failed_tangent if transposes else self.failed_reverse
         return Layout(
             name=rule.name,
             n_inputs=len(self.metas),
             differentiable_inputs=self.differentiable_inputs,
             gradients=self.gradients,
             differentiable=self.differentiable,
-            has_backward=rule.has_backward and not is_deep,
-            has_tangent=rule.has_tangent and not is_deep,
+            has_backward=rule.has_backward and not is_deep and failed_reverse is None,
+            has_tangent=rule.has_tangent and not is_deep and self.failed_tangent is None,
             constant_closure=rule.constant_closure,
-            missing_reverse=deep if is_deep else ("it has no reverse-mode derivative", rule.reverse_remedy),
-            missing_tangent=deep if is_deep else ("it has no forward-mode derivative", rule.forward_remedy),
-            transposes_tangent=rule.transposes_tangent and rule.has_tangent and not rule.has_backward and not is_deep,
+            missing_reverse=failed_reverse or missing(rule.name, *reverse),
+            missing_tangent=self.failed_tangent or missing(rule.name, *tangent),
+            transposes_tangent=transposes and not is_deep and failed_reverse is None,
             vmap=rule.vmap,
         )

@@ -26,6 +26,7 @@ from ...ir.build import copy_graph
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, count, is_differentiable
 from ...ir.subgraph import Params, Subgraph
+from ..missing_derivative.op import FailedRule, MissingDerivative
 
 __all__ = ["Batched", "CustomRule", "CustomRuleParams", "Inlined", "Layout", "Recursion", "Reverse", "Rule"]
 
@@ -63,8 +64,8 @@ class Layout:
     has_backward: bool
     has_tangent: bool
     constant_closure: bool
-    missing_reverse: tuple[str, str]
-    missing_tangent: tuple[str, str]
+    missing_reverse: MissingDerivative | FailedRule
+    missing_tangent: MissingDerivative | FailedRule
     transposes_tangent: bool
     vmap: Any = None
     transposes_backward: bool = False

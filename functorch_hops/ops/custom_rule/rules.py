@@ -22,7 +22,7 @@ from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
-from ..missing_derivative.op import MissingDerivative, absent_derivatives, closed_over, missing
+from ..missing_derivative.op import FailedRule, MissingDerivative, absent_derivatives, closed_over
 from .op import custom_rule_op
 from .parameters import Batched, CustomRuleParams, Inlined, Recursion, Rule
 
@@ -87,9 +87,9 @@ def custom_rule_vjp_backward(
     layout = rule.layout
     cts = [meta.or_zeros(ct) for ct, meta, d in zip(cotangents, rule.function.outputs, layout.differentiable) if d]
     reverse = rule.reverse(active)
-    absence = _closed_over(rule, active, Through.GRADIENT)
+    absence: MissingDerivative | FailedRule | None = _closed_over(rule, active, Through.GRADIENT)
     if reverse is None:
-        absence = absence or missing(layout.name, *layout.missing_reverse)
+        absence = absence or layout.missing_reverse
     if reverse is None or absence is not None:
         assert absence is not None
         asking = [meta for meta, a in zip(rule.function.inputs, active) if a]
@@ -145,12 +145,12 @@ def custom_rule_jvp(
         return _ordinary_jvp(params.function, primals, has_tangent, tangents)
     rule = _require_rule(params)
     layout, n = rule.layout, rule.n_outputs
-    absence = _closed_over(rule, has_tangent, Through.TANGENT)
+    absence: MissingDerivative | FailedRule | None = _closed_over(rule, has_tangent, Through.TANGENT)
     if not any(t and d for t, d in zip(has_tangent, layout.differentiable_inputs)) and absence is None:
         return custom_rule_op(rule, *primals), [None] * n
     graph = rule.tangent()
     if graph is None and absence is None:
-        absence = missing(layout.name, *layout.missing_tangent)
+        absence = layout.missing_tangent
     if graph is None or absence is not None:
         assert absence is not None
         metas = [meta for meta, d in zip(rule.function.outputs, layout.differentiable) if d]

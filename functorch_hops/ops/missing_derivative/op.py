@@ -2,23 +2,25 @@
 
 NOTE [Absent derivatives raise when they run] functorch prepares every backward pass to be differentiated again, and
 most never are. So a missing derivative must not raise while it is prepared. In a capture it becomes a node that raises
-when it runs or is lowered; if nothing reads it, dead-code elimination removes it.
+when it runs or is lowered; if nothing reads it, dead-code elimination removes it. So it is with a rule of the user's
+that fails when it is captured, along with the function that it belongs to: the derivative is missing, for that reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message
+from ...errors import ArgumentTypeError, ArgumentValueError, FunctorchHopsError, message, user_frame
 from ...hop.operator import Hop
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params
 from ...trace.capture import current_capture
 
 __all__ = [
+    "FailedRule",
     "MissingDerivative",
     "MissingDerivativeParams",
     "absent_derivatives",
@@ -42,6 +44,33 @@ class MissingDerivative:
         return self.error(message(self.name, self.problem, got=self.got, remedy=self.remedy))
 
 
+@dataclass(frozen=True)
+class FailedRule:
+    """The error with which a rule failed, to be raised again. Rules that failed alike are equal."""
+
+    kind: type[Exception]
+    text: str
+    error: Exception = field(compare=False)
+
+    @staticmethod
+    def of(name: str, error: Exception) -> FailedRule:
+        frame = None if isinstance(error, FunctorchHopsError) else user_frame(error)  # ours name the line already
+        note = f"{name}: its derivative rule failed at {frame.filename}:{frame.lineno}: {frame.line}" if frame else ""
+        if note and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        _forget_frames(error)
+        return FailedRule(type(error), f"{error}{note}", error)
+
+    def exception(self) -> Exception:
+        return self.error.with_traceback(None)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """An error that is kept must not keep the tensors of the frames that it passed."""
+    while error is not None:
+        error.__traceback__, error = None, error.__cause__ or error.__context__
+
+
 @dataclass(frozen=True, eq=False)
 class MissingDerivativeParams(Params):
     """The error, and the metadata of the outputs.
@@ -50,7 +79,7 @@ class MissingDerivativeParams(Params):
     Differentiating the node gives another such node.
     """
 
-    missing: MissingDerivative
+    missing: MissingDerivative | FailedRule
     outputs: tuple[TensorMeta, ...]
 
     @property
@@ -74,7 +103,7 @@ def closed_over(name: str, what: str) -> MissingDerivative:
 
 
 def absent_derivatives(
-    missing: MissingDerivative, outputs: Sequence[TensorMeta], asked: Sequence[Tensor]
+    missing: MissingDerivative | FailedRule, outputs: Sequence[TensorMeta], asked: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """In place of derivatives like ``outputs``, which depend on ``asked``."""
     if current_capture() is None:
