@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -13,6 +14,8 @@ from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import P, R
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
+from functorch_hops.interop.vmap_refusals import OnLanes
+from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.refusals import in_our_words
 from functorch_hops.transforms.flat import (
     leaf_path,
@@ -101,7 +104,9 @@ def vmap(
         outputs = _BatchedOutputs(out_dims)
 
         def lane(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-            flat = outputs.split(func(*inputs.replaced(tensors), **kwargs))
+            with _refused_calls_made():
+                out = func(*inputs.replaced(tensors), **kwargs)
+            flat = outputs.split(out)
             return flat[0] if len(flat) == 1 else flat
 
         # torch.func.vmap fails on an empty batch in chunks, and spends most of its time on tuples.
@@ -112,6 +117,14 @@ def vmap(
         return outputs.tree((result,) if isinstance(result, Tensor) else result)
 
     return batched
+
+
+def _refused_calls_made() -> contextlib.AbstractContextManager[Any]:
+    """What torch's vmap refuses is done in another way, once for the vmaps around."""
+    if torch.compiler.is_dynamo_compiling() or current_capture() is not None:
+        return contextlib.nullcontext()
+    is_there = any(isinstance(mode, OnLanes) for mode in _torch.function_modes())
+    return contextlib.nullcontext() if is_there else OnLanes()
 
 
 class _BatchedInputs:

@@ -37,6 +37,7 @@ __all__ = [
     "get_proxy_slot",
     "is_captured_write_error",
     "is_effectful",
+    "is_refused_by_vmap",
     "new_fake_mode",
     "new_graph_module",
     "new_tracer",
@@ -71,12 +72,25 @@ _VMAP_REFUSALS = {
     "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
     "`while`, `and`, `or`, `not` and `in` call it",
     "vmap: It looks like you're calling .item() on a Tensor": ".item()",
+    "vmap: It looks like you're either (1) calling .item() on a Tensor": ".item(), as bool() and int() call it",
 }
 
 
 def refused_write(error: BaseException) -> bool:
     """Whether a vmap refused to write what it maps over to a tensor that is one for all lanes."""
     return type(error) is RuntimeError and "is not possible because there exists a Tensor `other`" in str(error)
+
+
+def is_refused_by_vmap(error: RuntimeError) -> bool:
+    """Whether torch's vmap has no way to make a call on all lanes."""
+    return any(words in str(error) for words in (*_VMAP_REFUSALS, *_UNBATCHABLE))
+
+
+_UNBATCHABLE = (
+    "We could not generate a fallback",
+    "vmap: We do not support batching operators that can support dynamic shape",
+    "doesn't match the broadcast shape",  # an operator's own in-place work, on a value that all lanes share
+)
 
 
 def is_captured_write_error(error: RuntimeError) -> bool:

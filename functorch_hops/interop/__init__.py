@@ -1,8 +1,11 @@
-"""torch's own ways to give derivatives, seen by a capture: ``torch.autograd.Function`` and ``torch.library``."""
+"""What torch does in its own way: ``torch.autograd.Function`` and ``torch.library``, as a capture sees them; calls that
+its vmap refuses.
+"""
 
 from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
 from .library_operator import call_library_operator
+from .vmap_refusals import call_on_lanes
 
 __all__ = ["install"]
 
@@ -11,3 +14,4 @@ def install() -> None:
     """Let captures hand over to this room what they see of torch's."""
     handlers.function = call_autograd_function
     handlers.operator = call_library_operator
+    handlers.on_lanes = call_on_lanes

@@ -242,6 +242,14 @@ class Capture:
         node: fx.Node = _torch.get_proxy_slot(_torch.base_tensor(t), self.tracer).proxy.node
         return node
 
+    def erase_after(self, last: fx.Node | None) -> None:
+        """Take back what a call recorded before it failed, behind ``last``."""
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                return
+            if node.op != "placeholder":
+                self.graph.erase_node(node)
+
     def rebind(self, t: Tensor, new: Tensor) -> None:
         """Let ``t`` stand for the value of ``new`` from now on."""
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._torch import base_tensor, is_unbacked, storage_key
+from .._torch import base_tensor, is_batched, is_unbacked, storage_key
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "get_row", "set_part"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -38,7 +38,7 @@ class Rows:
         self._stale: dict[int, _Row] = {}
 
     def getitem(self, table: Tensor, index: Any) -> Tensor:
-        value = _getitem(table, index)
+        value = get_row(table, index)
         if value is not None:
             if _is_view(index):
                 self._rows[_storage(value)] = _Row(value, table, index)
@@ -48,7 +48,7 @@ class Rows:
     def setitem(self, table: Tensor, index: Any, value: Any) -> None:
         row = self._rows.get(_storage(value)) if self._rows and isinstance(value, Tensor) else None
         if row is None or row.index is not index or row.table is not table:  # else the end of `table[index] += ...`
-            _setitem(table, index, value)
+            set_part(table, index, value)
 
     def note_write(self, target: Tensor) -> None:
         """An operator is about to write to ``target``."""
@@ -68,7 +68,7 @@ class Rows:
         """Write to the tables what was written to rows; a table may be a row itself."""
         while self._written:
             row = self._written.pop()
-            _setitem(row.table, row.index, row.value)
+            set_part(row.table, row.index, row.value)
             self._stale.pop(_storage(row.value), None)
 
     def fresh(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Rows:
         if row is not None:
             self.fresh(row.table)
             with torch.enable_grad():
-                row.value.copy_(_getitem(row.table, row.index))  # type: ignore[arg-type]
+                row.value.copy_(get_row(row.table, row.index))  # type: ignore[arg-type]
             del self._stale[_storage(x)]
         return x
 
@@ -86,28 +86,37 @@ def _storage(x: Tensor) -> int:
     return storage_key(base_tensor(x))
 
 
-def _getitem(x: Tensor, index: Any) -> Tensor | None:
-    """The row, or None where no item of the index is a traced integer."""
+def get_row(x: Tensor, index: Any) -> Tensor | None:
+    """``x[index]``, or None where no item of the index is a traced integer."""
     found = _first_traced_integer(x, index)
     if found is None:
         return None
     while found is not None:
         dim, row, index = found
-        x = x.index_select(dim, row)
+        x = _selected(x, dim, row)
         found = _first_traced_integer(x, index)
     return x[index]
 
 
-def _setitem(x: Tensor, index: Any, value: Any) -> None:
+def _selected(x: Tensor, dim: int, row: Tensor) -> Tensor:
+    """``index_select``; where the row differs between lanes that saves ``x``, which may be written to next."""
+    return x.movedim(dim, 0)[row].movedim(0, dim) if is_batched(row) else x.index_select(dim, row)
+
+
+def set_part(x: Tensor, index: Any, value: Any) -> None:
+    """``x[index] = value``, by a traced integer or a mask too."""
     found = _first_traced_integer(x, index)
     if found is None:
         if not _set_by_mask(x, index, value):
             x[index] = value
         return
     dim, row, rest = found
-    part = x.index_select(dim, row)
-    _setitem(part, rest, value)
-    x.index_copy_(dim, row, part)
+    part = _selected(x, dim, row)
+    set_part(part, rest, value)
+    if is_batched(row):
+        x.movedim(dim, 0)[row] = part.movedim(dim, 0)
+    else:
+        x.index_copy_(dim, row, part)
 
 
 def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:

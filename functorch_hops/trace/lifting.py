@@ -89,6 +89,7 @@ class Lifting(TorchFunctionMode):
             raise unreadable(capture.context, *READS[func])
         capture.in_transform = _torch.top_interpreter() is not None
         capture.is_detaching = _detaches(func)
+        last = next(reversed(capture.graph.nodes), None)
         try:
             return self._call(func, args, kwargs)
         except RuntimeError as error:
@@ -96,6 +97,9 @@ class Lifting(TorchFunctionMode):
             values = args[:1] if _torch.refused_write(error) else [*args, *kwargs.values()]
             if _torch.is_captured_write_error(error) and capture.lifted_among(values):
                 raise capture.refuse_write(_torch.function_name(func), values) from error
+            if _torch.is_refused_by_vmap(error):
+                capture.erase_after(last)
+                return handlers.on_lanes(func, args, kwargs, error)
             raise
         finally:
             capture.is_detaching = False

@@ -1,0 +1,58 @@
+"""Calls that torch's own vmap refuses, on the lanes of a function that is mapped.
+
+torch has no batching rule for some operators (``lstm_cell``, 2.13), none for an index by a mask, and reads the number
+of an index that differs between lanes where a level of differentiation stands between. Such a call is made in another
+way: an index by what ``trace/indexing.py`` does with a traced one; any other function is captured, one call of it, and
+its graph is called instead. Only the refused call runs again, nothing of the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .. import _torch
+from ..calls.arguments import Arguments
+from ..calls.trace_cache import as_graph
+from ..calls.traced_call import trace_call
+from ..errors import InputMutationError
+from ..trace.indexing import get_row, set_part
+from ..trace.refusals import READS
+
+__all__ = ["OnLanes", "call_on_lanes"]
+
+
+class OnLanes(TorchFunctionMode):
+    """Around a function that is mapped in plain eager; in a capture, the capture's own mode does the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            if not _torch.is_refused_by_vmap(error):
+                raise
+            return call_on_lanes(func, args, kwargs, error)
+
+
+def call_on_lanes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], error: RuntimeError) -> Any:
+    """The call that torch's vmap refused with ``error``."""
+    if func in READS:
+        raise error
+    if func is Tensor.__getitem__ and (row := get_row(*args)) is not None:
+        return row
+    if func is Tensor.__setitem__:
+        return set_part(*args)
+    try:
+        return as_graph("vmap", _called, (func,), (tuple(args), kwargs))
+    except InputMutationError:
+        raise error from None
+
+
+def _called(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    arguments = Arguments(*operands, static_floats=True)
+    call = trace_call(functions[0], arguments, "vmap")
+    return call.output.unflatten(call.body(*arguments.operands, *call.lifted))
