@@ -199,3 +199,41 @@ def test_zero_tangents_of_other_shapes(mode):
         for outer in (fh.jacfwd, fh.jacrev):
             for inner in (fh.jacfwd, fh.jacrev):
                 same(fh.jit(fh.vmap(outer(inner(g))), backend="eager")(x), expected)
+
+
+WEIGHT = torch.nn.Parameter(torch.tensor([0.5, -2.0, 1.5], dtype=F64))
+
+
+@torch.no_grad()
+def twice_without_gradient(x):
+    return x * 2
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: (WEIGHT * 1, x * 1),
+        lambda x: (x * (WEIGHT * 2).detach(), x.detach() * WEIGHT, x * WEIGHT, x > 0),
+        lambda x: fh.cond(x.sum() > 0, lambda: x.detach() * 1, lambda: twice_without_gradient(WEIGHT)),
+        lambda x: fh.scan(lambda c, _: (c * x, c.detach() * WEIGHT), WEIGHT, length=2),
+    ],
+    ids=["a parameter beside", "a parameter without gradient", "neither", "a loop"],
+)
+def test_plain_forward_mode_with_a_parameter(run, f):
+    """A parameter has gradients and no tangent, the argument has a tangent: each output has what reaches it."""
+
+    def tangents(call):
+        with forward_ad.dual_level():
+            outs = call(forward_ad.make_dual(X, X * 2))
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            found = [forward_ad.unpack_dual(o) for o in outs]
+        return [torch.zeros_like(p) if t is None else t for p, t in found]
+
+    def slopes(call):
+        outs = call(X)
+        total = sum(o.sum() for o in (outs if isinstance(outs, tuple) else (outs,)) if o.requires_grad)
+        return torch.autograd.grad(total, WEIGHT) if isinstance(total, torch.Tensor) else None
+
+    same([t.detach() for t in tangents(lambda x: run(f, x))], [t.detach() for t in tangents(f)])
+    same(slopes(lambda x: run(f, x)), slopes(f))

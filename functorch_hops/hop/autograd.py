@@ -27,13 +27,17 @@ __all__ = ["RecordedCall", "jvp_of", "over_legacy_batch", "unwrapped", "unwrappe
 
 
 class RecordedCall(_torch.SingleLevelFunction):
-    """The autograd node of every HOP, at one level of functorch or (``interpreter`` None) of plain autograd."""
+    """The autograd node of every HOP, at one level of functorch or (``interpreter`` None) of plain autograd.
+
+    ``active``: the operands with gradients. ``has_tangent``: those with tangents of plain forward mode.
+    """
 
     @staticmethod
     def forward(
         params: Params,
         augmented: Params,
         active: Mask,
+        has_tangent: Mask,
         interpreter: Any,
         is_plain: bool,
         *operands: Any,
@@ -48,9 +52,9 @@ class RecordedCall(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.params, ctx.augmented, ctx.active, _, is_plain, *operands = inputs
+        ctx.params, ctx.augmented, ctx.active, has_tangent, _, is_plain, *operands = inputs
         ctx.set_materialize_grads(False)
-        own, emitted = _have_gradients(ctx.params, ctx.active), _have_gradients(ctx.augmented, ctx.active)
+        own, emitted = (_have_derivatives(params, ctx.active, has_tangent) for params in (ctx.params, ctx.augmented))
         have = (*own, *emitted[len(own) :])
         ctx.differentiable = tuple(h and is_differentiable(o.dtype) for o, h in zip(output, have))
         ctx.mark_non_differentiable(*[o for o, d in zip(output, ctx.differentiable) if not d])
@@ -90,7 +94,7 @@ class RecordedCall(_torch.SingleLevelFunction):
             else:
                 grads = pull(*cotangents)
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
-        return None, None, None, None, None, *grads
+        return None, None, None, None, None, None, *grads
 
 
 def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Maybe]:
@@ -116,14 +120,17 @@ def over_legacy_batch(operation: str, function: Callable[..., Maybe], values: Se
     return _torch.over_legacy_batch(operation, function, values)
 
 
-def _have_gradients(params: Params, active: Mask) -> Mask:
-    """The outputs that have gradients. That no gradient leads to another is for autograd to say, as it does in plain
-    eager: a backward rule would give zeros. While forward mode is on, what has a tangent counts as well (torch knows no
-    output with the one and without the other).
+def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
+    """The outputs that have gradients, or tangents: torch knows no output with the one and without the other. That no
+    gradient leads to another is for autograd to say, as it does in plain eager: a backward rule would give zeros.
     """
-    rules, through = operator_of(params).rules, Through.TANGENT if _torch.in_dual_level() else Through.GRADIENT
-    key = ("have gradients", active, through)
-    return params.derive(key, lambda: rules.dependent_outputs(params, active, through))
+    rules = operator_of(params).rules
+    pairs = ((active, Through.GRADIENT), (has_tangent, Through.TANGENT))
+    reached = [
+        params.derive(("reached", sources, through), lambda: rules.dependent_outputs(params, sources, through))
+        for sources, through in pairs
+    ]
+    return tuple(g or t for g, t in zip(*reached))
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

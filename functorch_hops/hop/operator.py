@@ -194,8 +194,9 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
         augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
+        has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
-            outs = RecordedCall.apply(params, augmented, active, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
+            outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
         return outs[: params.n_outputs]
 
 
