@@ -2,8 +2,8 @@
 
 A tree is made of what optree's global registry knows (tuple, list, dict, OrderedDict, defaultdict, deque,
 namedtuple, and ``None``, the tree without leaves), of types registered with ``torch.utils._pytree``, and of
-dataclasses that nobody registered, each field of which is a child. Everything else is a leaf. A class with
-the attribute ``__fh_leaf__ = True`` stays a leaf whatever else it is.
+dataclasses that nobody registered, each field of which is a child, and what `__post_init__` computes besides.
+Everything else is a leaf. A class with the attribute ``__fh_leaf__ = True`` stays a leaf whatever else it is.
 
 NOTE [learning types] optree has to be told about the last two kinds. Asking about every leaf would cost more
 than the flattening does, so the types that are known to be leaves are remembered, and only a leaf of another
@@ -19,6 +19,7 @@ import functools
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import optree
@@ -308,12 +309,14 @@ def _register(cls: type) -> bool:
 
 
 def _register_dataclass(cls: type) -> None:
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    fields = tuple(field.name for field in dataclasses.fields(cls))
+    has_more = hasattr(cls, "__post_init__")
 
-    def flatten_fields(instance: Any) -> tuple[list[Any], None, tuple[str, ...]]:
-        return [getattr(instance, name) for name in names], None, names
+    def flatten_fields(instance: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+        names = (*fields, *_computed(instance, fields)) if has_more else fields
+        return [getattr(instance, name) for name in names], names, names
 
-    def unflatten_fields(_: Any, children: Iterable[Any]) -> Any:
+    def unflatten_fields(names: tuple[str, ...], children: Iterable[Any]) -> Any:
         # Neither __init__ nor __post_init__ runs: they may validate or convert, and a leaf can be anything.
         instance: Any = object.__new__(cls)
         for name, child in zip(names, children, strict=True):
@@ -323,6 +326,12 @@ def _register_dataclass(cls: type) -> None:
     optree.register_pytree_node(
         cls, flatten_fields, unflatten_fields, path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE
     )
+
+
+def _computed(instance: Any, fields: tuple[str, ...]) -> list[str]:
+    """The attributes that ``__post_init__`` computed; a cached property is computed again."""
+    cached = (name for c in type(instance).__mro__ for name, v in vars(c).items() if isinstance(v, cached_property))
+    return sorted(set(getattr(instance, "__dict__", ())).difference(fields, cached))
 
 
 class _TorchContext:

@@ -1,6 +1,7 @@
 """Trees: what is a node, paths, prefixes, and the learning of types."""
 
 import dataclasses
+import functools
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
@@ -13,6 +14,7 @@ from torch.utils import _pytree as torch_pytree
 
 import functorch_hops as fh
 from functorch_hops import pytree
+from modes import every_mode, same
 
 
 class Point(NamedTuple):
@@ -306,3 +308,39 @@ def test_flatten_costs_little_more_than_optree():
         return min(times) / 100
 
     assert best(pytree.flatten) - best(optree.tree_flatten) < 5e-6
+
+
+@dataclasses.dataclass
+class Computes:
+    """`__post_init__` computes an attribute that is no field; another one is computed when it is asked for."""
+
+    h: object
+    order: object = 2
+
+    def __post_init__(self):
+        self.gain = self.order * 10
+
+    @functools.cached_property
+    def later(self):
+        return self.order + 1
+
+
+def test_what_a_dataclass_computes_is_part_of_the_tree():
+    tree = Computes(1)
+    assert tree.later == 3
+    leaves, spec = pytree.flatten(tree)
+    assert leaves == [1, 2, 20]
+    assert pytree.leaf_paths(spec) == ["carry.h", "carry.order", "carry.gain"]
+    again = pytree.unflatten(spec, [5, 6, 7])
+    assert (again.h, again.order, again.gain, again.later) == (5, 6, 7, 7)
+
+
+@every_mode
+def test_what_a_dataclass_computes_passes_through_operators_and_transforms(run):
+    x = torch.ones(3)
+    same(run(lambda x: fh.vmap(lambda v: Computes(v, v))(x).gain, x), 10 * x)
+    step = lambda d, _: (Computes(d.h * d.gain, d.order), None)
+    same(run(lambda x: fh.scan(step, Computes(x), length=2)[0].h, x), 400 * x)
+    same(run(lambda x: fh.cond(x.sum() > 0, lambda d: d.h * d.gain, lambda d: d.h, Computes(x)), x), 20 * x)
+    same(run(lambda x: fh.grad(lambda d: (d.h * d.gain).sum())(Computes(x, x)).h, x), 10 * x)
+    same(run(lambda d: d.h * d.gain, Computes(x)), 20 * x)
