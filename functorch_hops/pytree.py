@@ -316,7 +316,7 @@ def _register_dataclass(cls: type) -> None:
         names = (*fields, *_computed(instance, fields)) if has_more else fields
         return [getattr(instance, name) for name in names], names, names
 
-    def unflatten_fields(names: tuple[str, ...], children: Iterable[Any]) -> Any:
+    def unflatten_fields(names: Any, children: Iterable[Any]) -> Any:
         # Neither __init__ nor __post_init__ runs: they may validate or convert, and a leaf can be anything.
         instance: Any = object.__new__(cls)
         for name, child in zip(names, children, strict=True):

@@ -184,3 +184,39 @@ def test_derivatives_of_a_product_with_a_complex_number():
         x = torch.linspace(-1, 1, 3, dtype=F64)
         for transform in ("grad", "hessian"):
             same(fh.jit(getattr(fh, transform)(f), backend="eager")(x), getattr(torch.func, transform)(f)(x))
+
+
+PARTS = {
+    "all": lambda y: y,
+    "transposed": lambda y: y.t(),
+    "slice": lambda y: y[1:],
+    "columns": lambda y: y[:, 1:],
+    "row": lambda y: y[2],
+}
+
+
+@pytest.mark.parametrize("window", [(0, 2, 2), (0, 2, 3), (-1, 1, 2), (0, 2, 4)])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_writes_to_windows_keep_what_no_window_covers(part, window):
+    def f(x):
+        y = x * 1
+        part(y).unfold(*window).mul_(3)
+        return y * x
+
+    jit = lambda f: fh.jit(f, backend="eager")
+    loss = lambda x: f(x).sin().sum()
+    x = torch.randn(6, 5, dtype=F64)
+    same(jit(f)(x), f(x))
+    same(jit(fh.vmap(f))(x[None]), f(x)[None])
+    same(fh.grad(lambda x: jit(loss)(x))(x), torch.func.grad(loss)(x))
+    same(jit(fh.grad(loss))(x), torch.func.grad(loss)(x))
+
+
+def test_writes_to_windows_of_a_detached_alias_are_refused():
+    def f(x):
+        y = x * 1
+        y.detach().unfold(0, 2, 3).mul_(3)
+        return y
+
+    with pytest.raises(fh.CaptureError, match="windows"):
+        fh.jit(f, backend="eager")(torch.ones(6, dtype=F64))

@@ -181,3 +181,20 @@ def test_random_numbers_under_vmap(run):
     rows = run(fh.vmap(f, randomness="same"), torch.zeros(2))
     same(rows[0], rows[1])
     assert len(set(rows[0].tolist())) == 3
+
+
+@while_capturing
+@pytest.mark.parametrize("training", [True, False])
+def test_the_derivative_of_rrelu_is_that_of_the_noise_that_was_drawn(run, training) -> None:
+    """torch's functional form differentiates by the noise that was passed in: memory that nobody has written to."""
+    x = torch.tensor([1.0, -1.0, -2.0, 0.5], requires_grad=True)
+    out = run(lambda x: fh.scan(lambda c, r: (c, F.rrelu(r, 0.2, 0.4, training)), 0.0, x)[1], x)
+    same(torch.autograd.grad(out.sum(), x)[0], (out / x).detach())
+
+
+@while_capturing
+@pytest.mark.parametrize("draw", ["normal_", "uniform_", "exponential_", "bernoulli_", "cauchy_", "log_normal_"])
+def test_what_is_drawn_into_a_value_ends_its_history(run, draw) -> None:
+    x = torch.ones(3, requires_grad=True)
+    out = run(lambda x: fh.scan(lambda c, r: (c, getattr(r * 2, draw)() * r), 0.0, x)[1], x)
+    same(torch.autograd.grad(out.sum(), x)[0], out.detach())

@@ -124,13 +124,13 @@ def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
     """The outputs that have gradients, or tangents: torch knows no output with the one and without the other. That no
     gradient leads to another is for autograd to say, as it does in plain eager: a backward rule would give zeros.
     """
-    rules = operator_of(params).rules
-    pairs = ((active, Through.GRADIENT), (has_tangent, Through.TANGENT))
-    reached = [
-        params.derive(("reached", sources, through), lambda: rules.dependent_outputs(params, sources, through))
-        for sources, through in pairs
-    ]
-    return tuple(g or t for g, t in zip(*reached))
+    reached = operator_of(params).rules.dependent_outputs
+
+    def derivatives() -> Mask:
+        gradients, tangents = reached(params, active, Through.GRADIENT), reached(params, has_tangent, Through.TANGENT)
+        return tuple(g or t for g, t in zip(gradients, tangents))
+
+    return params.derive(("have derivatives", active, has_tangent), derivatives)
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

@@ -20,9 +20,9 @@ from .._torch import OpOverload
 from ..ir.meta import is_differentiable
 from ..ir.nodes import assigned, untracked
 
-__all__ = ["depends_on_input", "memory_chains", "separate_detached", "written"]
+__all__ = ["BARRIERS", "depends_on_input", "memory_chains", "separate_detached", "written"]
 
-_BARRIERS = (torch.ops.aten.detach.default, untracked)
+BARRIERS = (torch.ops.aten.detach.default, untracked)
 
 
 def separate_detached(graph: fx.Graph) -> None:
@@ -31,7 +31,7 @@ def separate_detached(graph: fx.Graph) -> None:
     chains = memory_chains(graph)
     writes = {node: targets for node in order if (targets := written(node))}
     changing = {chains[target][-1] for targets in writes.values() for target in targets}
-    barriers = [n for n in order if n.target in _BARRIERS and chains[n][-1] in changing]
+    barriers = [n for n in order if n.target in BARRIERS and chains[n][-1] in changing]
     own = {barrier: _with_own_memory(barrier) for barrier in barriers}
 
     def region(node: fx.Node) -> fx.Node:
@@ -118,7 +118,7 @@ def depends_on_input(node: fx.Node) -> bool:
     todo, seen = [node], set()
     while todo:
         node = todo.pop()
-        if node in seen or node.target in _BARRIERS:
+        if node in seen or node.target in BARRIERS:
             continue
         seen.add(node)
         if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):

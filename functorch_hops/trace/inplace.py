@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from .._torch import OpOverload
 from ..errors import CaptureError, message
 from ..ir.nodes import by_stride, inverted
+from .detached import BARRIERS, memory_chains, written
 
-__all__ = ["REPLACED", "has_writes", "unwrite_views"]
+__all__ = ["REPLACED", "has_writes", "restride_written_windows", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -69,7 +70,30 @@ def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offse
     return torch.ops.aten.permute.default(written.reshape(memory.shape), inverse)
 
 
-REPLACED: dict[Any, Callable[..., Tensor]] = {
+def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What is drawn into ``x`` does not depend on it; torch has no formula that says so."""
+    return lambda x, *args, **kwargs: draw(torch.ops.aten.detach.default(x), *args, **kwargs)
+
+
+def _rrelu(
+    x: Tensor, noise: Tensor, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> tuple[Tensor, Tensor]:
+    """torch's formula for the derivative reads the noise that was passed in, where eager has written the new one."""
+    rrelu = torch.ops.aten.rrelu_with_noise_functional.default
+    _, drawn = rrelu(torch.ops.aten.detach.default(x), noise, lower, upper, training, generator)
+    if training:
+        return x * drawn, drawn
+    return torch.ops.aten.leaky_relu.default(x, (lower + upper) / 2), drawn
+
+
+_WITHOUT_FORMULA: tuple[Any, ...] = (
+    torch.ops.aten.normal_functional.default,
+    torch.ops.aten.bernoulli.p,
+    torch.ops.aten.bernoulli.Tensor,
+)
+REPLACED: dict[Any, Callable[..., Any]] = {
+    **{draw: _drawn(draw) for draw in _WITHOUT_FORMULA},
+    torch.ops.aten.rrelu_with_noise_functional.default: _rrelu,
     torch.ops.aten.copy.default: _copy,
     torch.ops.aten.select_scatter.default: _select_scatter,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
@@ -89,3 +113,19 @@ def unwrite_views(graph: fx.Graph) -> None:
             twin = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
             if twin is not None and target._overloadname in twin.overloads():
                 node.target = getattr(twin, target._overloadname)
+
+
+def restride_written_windows(graph: fx.Graph) -> None:
+    """Windows (``unfold``) that are written to, as views of the memory that they are: torch's functionalization puts
+    them back into zeros, and what no window covers would be lost.
+    """
+    chains = memory_chains(graph)
+    changing = {n for node in graph.nodes for target in written(node) for n in chains[target]}
+    for node in changing:
+        if node.target is torch.ops.aten.unfold.default:
+            base, value = chains[node][-1], node.meta["val"]
+            if any(n.target in BARRIERS for n in chains[node]):
+                problem = "a write to windows of a value that shares memory with one of another gradient history"
+                raise CaptureError(message("unfold", problem, remedy="write to windows of a copy, by clone()"))
+            node.target = torch.ops.aten.as_strided.default
+            node.args = (base, list(value.shape), list(value.stride()), value.storage_offset())
