@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import dense
+from .._torch import dense, foreign_tracer_active
+from .active import state
 from .meta import TensorMeta
 
 __all__ = [
@@ -25,7 +26,11 @@ __all__ = [
 
 
 def untracked(x: Tensor) -> Tensor:
-    """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not."""
+    """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not. A graph that
+    torch records holds operators and no mode: there it is the nearest operator, at which forward mode stops as well.
+    """
+    if state.capture is None and foreign_tracer_active():
+        return torch.ops.aten.detach.default(x)
     with torch.no_grad():
         return torch.ops.aten.alias.default(x)
 
