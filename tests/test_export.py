@@ -73,6 +73,45 @@ def test_torch_export_of_a_module_that_uses_the_library():
     torch.testing.assert_close(program.module()(x), Model()(x))
 
 
+def without_gradient(x):
+    with torch.no_grad():
+        return x * 2
+
+
+REGIONS = {
+    "plain": lambda x: without_gradient(x) * x.detach() * x,
+    "all of it": lambda x: fh.scan(lambda c, _: (c * x, None), without_gradient(x), length=2)[0],
+    "scan": lambda x: fh.scan(lambda c, _: (without_gradient(c) * c * x, None), x, length=2)[0],
+    "cond": lambda x: fh.cond(x.sum() > 0, lambda x: without_gradient(x) * x, torch.sin, x),
+    "checkpoint": lambda x: fh.checkpoint(lambda x: without_gradient(x).sin() * x)(x),
+    "vmap": fh.vmap(lambda x: without_gradient(x) * x),
+    "jit": fh.jit(lambda x: without_gradient(x) * x, backend="eager"),
+    "grad": lambda x: fh.grad(lambda y: (without_gradient(y) * y).sum())(x) * x,
+}
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+@pytest.mark.parametrize("name", REGIONS)
+def test_regions_without_gradients_are_kept(name, is_open):
+    f, x = REGIONS[name], torch.ones(3, requires_grad=True)
+    shapes = ({0: torch.export.Dim("n", min=2)},) if is_open else None
+    program = fh.export(f, (x,), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(torch.autograd.grad(program(x).sum(), x), torch.autograd.grad(f(x).sum(), x))
+
+
+@pytest.mark.parametrize("f", [lambda z: z.real * 1, lambda z: fh.map(lambda r: r.imag * r.real, z)])
+@pytest.mark.parametrize("example", [torch.Tensor.conj, torch.clone], ids=["conjugated example", "plain example"])
+def test_lazily_conjugated_tensors(f, example):
+    z = torch.tensor([1 + 2j, 3 - 1j])
+    program = fh.export(f, (example(z),)).module()
+    for given in (z, z.conj()):
+        torch.testing.assert_close(program(given), f(given))
+    closed = z.conj()
+    torch.testing.assert_close(
+        fh.export(lambda x: f(closed) + x, (torch.ones(2),)).module()(torch.ones(2)), f(closed) + 1
+    )
+
+
 def test_misuse():
     with pytest.raises(fh.ArgumentTypeError, match="not a tuple"):
         fh.export(scan, torch.ones(3))

@@ -156,9 +156,10 @@ class _Exported(torch.nn.Module):
         return tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        operands = Arguments(args, kwargs, static_floats=True, numpy=False).operands
+        arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
+        operands = [*arguments.operands, *map(self._owned, self.names)]
         (call,) = self.call
-        return call.output.unflatten(call.body(*operands, *map(self._owned, self.names)))
+        return call.output.unflatten(call.body(*map(_conjugated, operands)))
 
 
 class _ExportedDynamic(_Exported):
@@ -180,7 +181,12 @@ class _ExportedDynamic(_Exported):
         arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
         call = trace_call(func, arguments, "export", grad_enabled=True)
         lifted = [self._owned(self.owners[id(t)]) if id(t) in self.owners else t for t in call.lifted]
-        return call.output.unflatten(call.body(*arguments.operands, *lifted))
+        return call.output.unflatten(call.body(*map(_conjugated, (*arguments.operands, *lifted))))
+
+
+def _conjugated(x: Tensor) -> Tensor:
+    """Graphs look at memory, where a lazily conjugated tensor, which the program may get, is not yet conjugated."""
+    return x.resolve_conj() if x.is_complex() else x
 
 
 def _module_names(func: Callable[..., Any]) -> dict[int, str]:
