@@ -100,7 +100,8 @@ class Arguments:
             if isinstance(leaf, (Tensor, TensorSpec)):
                 self.operands.append(leaf)  # type: ignore[arg-type]
                 meta = (open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device)
-                key.append(meta if kind is Tensor else (*meta, isinstance(leaf, torch.nn.Parameter)))
+                is_parameter = kind is not Tensor and isinstance(leaf, torch.nn.Parameter)
+                key.append((*meta, "parameter") if is_parameter else meta)
             elif kind is float and not static_floats:
                 self.operands.append(torch.scalar_tensor(leaf, dtype=torch.float64, device="cpu"))
                 key.append(float)

@@ -63,9 +63,9 @@ def described(entry: Any) -> str:
     """The key of an argument in words."""
     if entry is float:
         return "float"
-    if len(entry) == 3:
-        shape, dtype, device = entry
-        return str(TensorMeta(tuple(shape), dtype, device))
+    if len(entry) > 2:
+        shape, dtype, device, *kind_of_tensor = entry
+        return " ".join([*kind_of_tensor, str(TensorMeta(tuple(shape), dtype, device))])
     kind, value = entry
     if isinstance(value, ObjectKey):
         return repr(value.value)
