@@ -4,7 +4,8 @@ from functorch_hops.transforms.export import export
 from functorch_hops.transforms.gradients import grad, jvp, linearize, value_and_grad, vjp
 from functorch_hops.transforms.graph import CapturedGraph, eval_shape, make_graph
 from functorch_hops.transforms.jacobians import hessian, jacfwd, jacrev
-from functorch_hops.transforms.jit import CacheInfo, Jitted, Lowered, jit
+from functorch_hops.transforms.jit import jit
+from functorch_hops.transforms.jitted import CacheInfo, Jitted, Lowered
 from functorch_hops.transforms.vmap import vmap
 
 __all__ = [

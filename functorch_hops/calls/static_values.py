@@ -11,7 +11,7 @@ import torch
 from ..environment.keys import KeyMakers, by_value, describe_key
 from ..ir.meta import TensorMeta
 
-__all__ = ["ObjectKey", "described", "same_static", "static_key"]
+__all__ = ["ObjectKey", "described", "described_arguments", "same_static", "static_key"]
 
 _makers = KeyMakers()
 
@@ -70,6 +70,11 @@ def described(entry: Any) -> str:
     if isinstance(value, ObjectKey):
         return repr(value.value)
     return f"({', '.join(map(described, value))})" if kind == "tuple" else describe_key(entry)
+
+
+def described_arguments(key: tuple[Any, ...]) -> str:
+    """The leaves of an argument key, short."""
+    return f"({', '.join(map(described, key[1:]))})"
 
 
 def _content(x: Any) -> Hashable:
