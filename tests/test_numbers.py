@@ -176,6 +176,7 @@ def test_numbers_that_depend_on_one_another(n):
             assert leaf.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:.* does what no graph does:RuntimeWarning")
 def test_the_body_is_called_as_often_as_the_dtypes_take():
     calls = []
 

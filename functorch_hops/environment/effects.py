@@ -26,6 +26,8 @@ _CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "genera
 _STORES = ("STORE_", "DELETE_")
 _GENERATED = ("<string>", "<eval_with_key>")
 """Files of code that dataclasses and graphs of torch.fx write."""
+_TREES = frozenset({"functorch_hops.pytree", "torch.utils._pytree", "optree.ops", "optree.registry"})
+"""Their functions take apart and rebuild the types that the user registered."""
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 
 
@@ -63,7 +65,8 @@ class Observer:
         elif event == "call":
             caller, code = frame.f_back, frame.f_code
             if self._is_users(frame):
-                if "<module>" not in (code.co_name, caller and caller.f_code.co_name):
+                is_of_tree = caller is not None and caller.f_globals.get("__name__") in _TREES
+                if not is_of_tree and "<module>" not in (code.co_name, caller and caller.f_code.co_name):
                     self.ran[id(code)] = code
             elif caller is not None and self._is_users(caller):
                 module = str(frame.f_globals.get("__name__"))

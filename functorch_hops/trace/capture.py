@@ -133,13 +133,18 @@ class Capture:
         return fake
 
     def _buffer_copy(self, fake: Tensor) -> Tensor:
-        """What stands for a buffer: see NOTE [Updates of buffers]."""
-        self.recording_off = True
-        try:
-            with _torch.without_torch_function(), _torch.below_transforms():
-                return fake.detach().clone()
-        finally:
-            self.recording_off = False
+        """What stands for a buffer: see NOTE [Updates of buffers]. Recorded by hand: a capture inside of this one may
+        run, and ask for it.
+        """
+        with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
+            copy = self._new_fake(TensorMeta.of(fake))
+            detached = self.tracer.create_proxy(
+                "call_function", torch.ops.aten.detach.default, (self.proxy_of(fake),), {}
+            )
+            proxy = self.tracer.create_proxy("call_function", torch.ops.aten.clone.default, (detached,), {})
+            detached.node.meta["val"] = proxy.node.meta["val"] = copy
+            _torch.track_tensor_tree(copy, proxy, constant=None, tracer=self.tracer)
+        return copy
 
     def _made_inside(self, base: Tensor) -> bool:
         """Whether ``base`` is a fake that functorch made on its way (a zero tangent), not a foreign value."""
