@@ -136,3 +136,27 @@ def test_what_depends_on_a_traced_value_or_is_drawn_is_refused_later(run, made):
     run(f if run is jitted else lambda x: fh.fori_loop(0, 1, lambda i, c: f(c), x), torch.ones(2))
     with pytest.raises(fh.LeakedTensorError):
         kept[0] * 1
+
+
+class Leaky(nn.Module):
+    """A spiking layer that keeps its membrane."""
+
+    def __init__(self, is_buffer):
+        super().__init__()
+        if is_buffer:
+            self.register_buffer("membrane", torch.zeros(2, dtype=F64))
+        else:
+            self.membrane = torch.zeros(2, dtype=F64)
+
+    def forward(self, x):
+        self.membrane = 0.5 * self.membrane + x
+        return self.membrane * 2
+
+
+def test_state_that_is_kept_outside_of_buffers_is_refused_by_its_place():
+    x, expected = torch.tensor([0.7, 0.2], dtype=F64), Leaky(is_buffer=True)
+    kept = fh.jit(Leaky(is_buffer=True), backend="eager")
+    for _ in range(3):
+        same(kept(x), expected(x))
+    with pytest.raises(fh.LeakedTensorError, match=r"keeps a traced tensor, .*\n  where: .*membrane"):
+        fh.jit(Leaky(is_buffer=False), backend="eager")(x)

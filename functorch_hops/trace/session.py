@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..errors import ErrorContext, LeakedTensorError, message
 
-__all__ = ["Session", "origins_of", "refuse_leak"]
+__all__ = ["Session", "is_left_over", "origins_of", "refuse_leak", "refuse_state"]
 
 
 class Session:
@@ -29,6 +29,7 @@ class Session:
 
     def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
+        self.origins.have_ended = True
         self.fake_mode.dispatch = self.origins.refuse_use  # type: ignore[method-assign]
         for context, tracker in self.ended:
             self.origins.leaked.update({id(t): (weakref.ref(t), context) for t in tracker})
@@ -40,6 +41,7 @@ class _Origins:
 
     def __init__(self, context: ErrorContext) -> None:
         self.context = context
+        self.have_ended = False
         self.leaked: dict[int, tuple[weakref.ref[Tensor], ErrorContext]] = {}
 
     def refuse(self, tensors: Iterable[Any]) -> NoReturn:
@@ -54,6 +56,27 @@ class _Origins:
 
 origins_of: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref.WeakKeyDictionary()
 """Of each session, as long as tensors of it are alive."""
+
+
+def is_left_over(t: Tensor) -> bool:
+    """Whether ``t`` is a traced value of a session that has ended."""
+    if not isinstance(t, _torch.FakeTensor):
+        return False
+    origins = origins_of.get(t.fake_mode)
+    return origins is not None and origins.have_ended
+
+
+def refuse_state(operation: str, path: str) -> NoReturn:
+    raise LeakedTensorError(
+        message(
+            operation,
+            "the function keeps a traced tensor, which has no value after the capture",
+            path=path,
+            expected="values that are returned, or buffers of a module, which are written back",
+            remedy="return the value and pass it to the next call; or register it: "
+            "module.register_buffer(name, tensor, persistent=False)",
+        )
+    )
 
 
 def refuse_leak(context: ErrorContext) -> NoReturn:
