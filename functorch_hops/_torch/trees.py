@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["pytree_node", "tree_flatten", "tree_unflatten"]
+__all__ = ["TREES_OF_TORCH", "pytree_node", "tree_flatten", "tree_unflatten"]
+
+TREES_OF_TORCH = torch.utils._pytree.__name__
 
 
 def pytree_node(cls: type) -> torch.utils._pytree.NodeDef | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
 from typing import Any
 
+from .. import _torch
 from . import origin
 from .fingerprint import Fingerprint, changed
 from .keys import Key
@@ -26,7 +27,7 @@ _CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "genera
 _STORES = ("STORE_", "DELETE_")
 _GENERATED = ("<string>", "<eval_with_key>")
 """Files of code that dataclasses and graphs of torch.fx write."""
-_TREES = frozenset({"functorch_hops.pytree", "torch.utils._pytree", "optree.ops", "optree.registry"})
+_TREES = frozenset({"functorch_hops.pytree", _torch.TREES_OF_TORCH, "optree.ops", "optree.registry"})
 """Their functions take apart and rebuild the types that the user registered."""
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 

@@ -30,8 +30,8 @@ def make_real(capture: Capture) -> None:
     alive = [(t, node) for t, node in alive if node.op == "call_function"]
     if not alive:
         return
-    known = _known_nodes(capture)
-    alive = [(t, node) for t, node in alive if node in known]
+    known, overwritten = _known_nodes(capture)
+    alive = [(t, node) for t, node in alive if node in known and node not in overwritten]
     if alive:
         has_history = any(t is not None and t.requires_grad for t in known.values())
         with _torch.suspended(keep_autocast=False), outside_of_captures(), torch.set_grad_enabled(has_history):
@@ -49,18 +49,25 @@ def _known_inputs(capture: Capture) -> dict[fx.Node, Tensor]:
     return {node: t for node, t in lifted if not (_torch.is_wrapped(t) or isinstance(t, _torch.FakeTensor))}
 
 
-def _known_nodes(capture: Capture) -> dict[fx.Node, Tensor | None]:
-    """The nodes that depend on known inputs alone, through operators and writes to shared memory, and draw or do
-    nothing. Inputs with their values.
+def _known_nodes(capture: Capture) -> tuple[dict[fx.Node, Tensor | None], set[fx.Node]]:
+    """The nodes that depend on known inputs alone and draw or do nothing, inputs with their values; and those among
+    them whose memory something unknown is written to afterwards.
     """
     known: dict[fx.Node, Tensor | None] = {**_known_inputs(capture)}
     chains, tainted = memory_chains(capture.graph), set[fx.Node]()
+
+    def is_tainted(node: fx.Node) -> bool:
+        return node in chains and chains[node][-1] in tainted
+
     for node in capture.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and _can_be_run(node, capture, known)):
+        if node.op == "get_attr":
             known[node] = None
         elif node.op == "call_function":
-            tainted.update(chains[target][-1] for target in written(node))
-    return {node: value for node, value in known.items() if node not in chains or chains[node][-1] not in tainted}
+            if _can_be_run(node, capture, known) and not any(map(is_tainted, node.all_input_nodes)):
+                known[node] = None
+            else:
+                tainted.update(chains[target][-1] for target in written(node))
+    return known, set(filter(is_tainted, known))
 
 
 def _can_be_run(node: fx.Node, capture: Capture, known: Collection[fx.Node]) -> bool:
