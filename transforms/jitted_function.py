@@ -20,6 +20,7 @@ from functorch_hops.lowering.backends import Backend, OtherSizesError
 from functorch_hops.ops.closed_call.op import ClosedCallParams
 from functorch_hops.ops.mode import is_capturing
 from functorch_hops.trace.buffers import Buffers
+from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.session import is_left_over, refuse_state
 from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
@@ -175,8 +176,9 @@ class JittedFunction(Generic[P, R]):
                 key = (arguments.key, *key[1:])
                 call = trace_call(func, arguments, "jit", _buffers(before))
         after = environment.snapshot(root, ignore=self._ignored)
+        around = current_capture()
         for path, tensor in after.tensors.items():
-            if is_left_over(tensor):
+            if is_left_over(tensor, None if around is None else around.session):
                 refuse_state("jit", path)
         effects = {f"changes {place}, which is a copy": "" for place in call.changed}
         effects.update(environment.effects(before, after, seen))

@@ -58,12 +58,14 @@ origins_of: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref
 """Of each session, as long as tensors of it are alive."""
 
 
-def is_left_over(t: Tensor) -> bool:
-    """Whether ``t`` is a traced value of a session that has ended."""
+def is_left_over(t: Tensor, session: Session | None) -> bool:
+    """Whether ``t`` is a traced value of a session that has ended, or of a capture that did in the one that goes on."""
     if not isinstance(t, _torch.FakeTensor):
         return False
     origins = origins_of.get(t.fake_mode)
-    return origins is not None and origins.have_ended
+    if origins is None or session is None or origins is not session.origins:
+        return origins is not None and origins.have_ended
+    return any(t in tracker for _, tracker in session.ended)
 
 
 def refuse_state(operation: str, path: str) -> NoReturn:
