@@ -31,8 +31,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
 def test_an_array_is_an_operand(array):
-    seen = []
-    f = jit(lambda d: (seen.append(d["a"]), d["a"] + d["a"])[1])
+    f = jit(lambda d: d["a"] + d["a"] if isinstance(d["a"], torch.Tensor) else None)
     for k in (0, 1, 2):
         value = array.copy() if k else array
         if k == 2:
@@ -40,7 +39,6 @@ def test_an_array_is_an_operand(array):
         expected = torch.tensor(np.array(value, value.dtype.newbyteorder("=")))
         same(f({"a": value}), expected + expected)
     assert f.cache_info()[:2] == (2, 1)
-    assert isinstance(seen[0], torch.Tensor)
 
 
 def test_an_array_and_a_tensor_share_a_trace():
