@@ -461,7 +461,7 @@ def test_nothing_is_kept_alive():
 
 
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(trace_cache, "MOST_TRACES", 3)
+    monkeypatch.setattr(trace_cache._traces, "maxsize", 3)
     for k in range(6):
         select(lambda x, k=k: x * k, XS)
         assert len(trace_cache._traces) <= 3

@@ -35,7 +35,6 @@ __all__ = [
     "make_dual",
     "operator_with_rule",
     "vjp",
-    "without_gradients",
 ]
 
 SingleLevelFunction = _SingleLevelFunction
@@ -87,13 +86,6 @@ def differentiable() -> Iterator[None]:
 def lowered(interpreter: Any) -> Iterator[None]:
     """Inside ``Function.forward`` at a functorch level: run at the level below, gradients of both modes on."""
     with torch.enable_grad(), _set_fwd_grad_enabled(True), interpreter.lower():
-        yield
-
-
-@contextlib.contextmanager
-def without_gradients() -> Iterator[None]:
-    """As on values without history, in both modes."""
-    with torch.no_grad(), _set_fwd_grad_enabled(False):
         yield
 
 

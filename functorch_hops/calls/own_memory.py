@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from .. import _torch, pytree
-from ..errors import ErrorContext, InputMutationError, message
+from ..errors import ErrorContext
 from ..ir.meta import TensorMeta
+from ..trace.refusals import write_to_input
 
 __all__ = ["InputVersions", "with_own_memory"]
 
@@ -66,13 +67,4 @@ class InputVersions:
     def check(self, context: ErrorContext) -> None:
         for x, version in self._versions:
             if x._version != version:
-                raise InputMutationError(
-                    message(
-                        context.operation,
-                        f"{context.parameter} writes to an input",
-                        parameter=context.parameter,
-                        expected="a function without side effects",
-                        got=f"a write to {TensorMeta.of(x)}",
-                        remedy="return the new value, or work on a clone()",
-                    )
-                )
+                raise write_to_input(context, f"a write to {TensorMeta.of(x)}")

@@ -33,6 +33,7 @@ from ..trace.buffers import Buffers, Update
 from ..trace.capture import answer, current_capture
 from .arguments import Arguments
 from .output import Constant, OutputSpec
+from .recent import Recent
 from .traced_call import Assumed, TracedCall, trace_call
 
 __all__ = ["Trace", "as_graph", "forget", "kept_trace"]
@@ -139,10 +140,10 @@ def kept_trace(
     root = functools.partial(first, *others, *arguments.objects)
     before = environment.snapshot(root)
     key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _states(before))
-    trace = _traces.get(key)
-    if trace is not None:
+    for trace in _traces.of(key):
         flat = [*arguments.operands, *trace.operands([before.tensors[path] for path in trace.paths])]
         if trace.holds_for(flat):
+            _traces.use(key, trace)
             return trace, flat
     if before.unwatched and observers is not None:
         observers.append(before.observer())
@@ -152,7 +153,8 @@ def kept_trace(
     call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
     trace = Trace.of(call, before)
     if _is_repeatable(trace, before, environment.snapshot(root)):
-        _traces.put(key, trace)
+        with _torch.one_at_a_time:
+            _traces.add(key, trace)
     else:
         _failures.add(before)
     return trace, [*arguments.operands, *call.lifted]
@@ -189,33 +191,6 @@ def _is_repeatable(trace: Trace, before: environment.Snapshot, after: environmen
     )
 
 
-class _Recent:
-    """The traces used last. They keep graphs and constants, but no tensor and no function of the user's."""
-
-    def __init__(self) -> None:
-        self._traces: OrderedDict[Hashable, Trace] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._traces)
-
-    def get(self, key: Hashable) -> Trace | None:
-        trace = self._traces.get(key)
-        if trace is not None:
-            with contextlib.suppress(KeyError):  # another thread has thrown it out just now
-                self._traces.move_to_end(key)
-        return trace
-
-    def put(self, key: Hashable, trace: Trace) -> None:
-        with _torch.one_at_a_time:
-            self._traces[key] = trace
-            if len(self._traces) > MOST_TRACES:
-                self._traces.popitem(last=False)
-
-    def clear(self) -> None:
-        with _torch.one_at_a_time:
-            self._traces.clear()
-
-
 class _Failures:
     """Code whose traces could not be used again. After some attempts it is not traced as a whole any more."""
 
@@ -242,11 +217,13 @@ class _Failures:
             self._counts.clear()
 
 
-_traces = _Recent()
+_traces = Recent[Trace](MOST_TRACES)
+"""They keep graphs and constants, but no tensor and no function of the user's."""
 _failures = _Failures()
 
 
 def forget() -> None:
     """Begin anew, for tests and benchmarks."""
-    _traces.clear()
+    with _torch.one_at_a_time:
+        _traces.clear()
     _failures.clear()

@@ -12,7 +12,16 @@ from .._torch import new_graph_module
 from .meta import TensorMeta
 from .subgraph import Params, Subgraph
 
-__all__ = ["Builder", "add_params", "copy_graph", "copy_nodes", "copy_of", "merge_lifted", "with_inputs"]
+__all__ = [
+    "Builder",
+    "add_params",
+    "copy_graph",
+    "copy_nodes",
+    "copy_of",
+    "merge_lifted",
+    "replace_call",
+    "with_inputs",
+]
 
 
 class Builder:
@@ -87,6 +96,17 @@ def copy_nodes(body: Subgraph, inputs: Sequence[fx.Node], module: torch.nn.Modul
         elif node.op != "output":
             new[node] = graph.node_copy(node, new.__getitem__)
     return [new[node] for node in body.output_nodes()]
+
+
+def replace_call(node: fx.Node, body: Subgraph, module: torch.nn.Module) -> None:
+    """Put a graph over the tensors of an operator's call in the place of that call."""
+    graph = node.graph
+    with graph.inserting_before(node):
+        outputs = copy_nodes(body, [a for a in node.args[1:] if isinstance(a, fx.Node)], module, graph)
+    for user in list(node.users):
+        user.replace_all_uses_with(outputs[int(user.args[1])])  # type: ignore[arg-type]
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def with_inputs(body: Subgraph, places: Sequence[int], inputs: Sequence[TensorMeta]) -> Subgraph:

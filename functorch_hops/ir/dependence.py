@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .generator import generator_state
 from .meta import Mask, is_differentiable
-from .nodes import untracked
+from .nodes import behind, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
@@ -105,11 +105,5 @@ def needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
 
 
 def _needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:
-    needed: set[fx.Node] = set()
-    todo = [*(n for n, o in zip(body.output_nodes(), outputs) if o), *body.pinned_nodes()]
-    while todo:
-        node = todo.pop()
-        if node not in needed:
-            needed.add(node)
-            todo.extend(node.all_input_nodes)
+    needed = behind([*(n for n, o in zip(body.output_nodes(), outputs) if o), *body.pinned_nodes()])
     return tuple(n in needed for n in body.input_nodes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .meta import TensorMeta
 
 __all__ = [
     "assigned",
+    "behind",
     "by_stride",
     "conjugated",
     "frozen",
@@ -77,6 +78,17 @@ def by_stride(x: Tensor) -> list[int]:
 def inverted(order: list[int]) -> list[int]:
     """The permutation that undoes another one."""
     return [order.index(d) for d in range(len(order))]
+
+
+def behind(nodes: Iterable[fx.Node], is_end: Callable[[fx.Node], bool] = lambda node: False) -> set[fx.Node]:
+    """These nodes and what they were computed from; not what is behind an end."""
+    todo, seen = list(nodes), set[fx.Node]()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(() if is_end(node) else node.all_input_nodes)
+    return seen
 
 
 def packed(x: Tensor, order: list[int]) -> Tensor:

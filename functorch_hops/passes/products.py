@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ir.build import add_params, copy_nodes, copy_of
+from ..ir.build import add_params, copy_of, replace_call
 from ..ir.subgraph import Params, Subgraph, params_of
 from .cleaning import clean
 
@@ -44,15 +44,10 @@ def _batch_products(body: Subgraph) -> Subgraph:
         assert params is not None
         params = params.with_bodies(batch_products)
         replacement: Subgraph | None = node.target.rules.products(params, node.args[1:])
+        if replacement is not None:
+            replace_call(node, replacement, module)
+            continue
         with module.graph.inserting_before(node):
-            if replacement is None:
-                node.args = (add_params(module, module.graph, params), *node.args[1:])
-                continue
-            operands = [a for a in node.args[1:] if isinstance(a, fx.Node)]
-            outputs = copy_nodes(replacement, operands, module, module.graph)
-        for user in list(node.users):
-            user.replace_all_uses_with(outputs[int(user.args[1])])
-            module.graph.erase_node(user)
-        module.graph.erase_node(node)
+            node.args = (add_params(module, module.graph, params), *node.args[1:])
     clean(module)
     return Subgraph.intern(module, body.inputs, body.outputs)

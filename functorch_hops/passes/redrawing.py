@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from torch import fx
-
-from ..ir.build import copy_nodes, copy_of
+from ..ir.build import copy_of, replace_call
 from ..ir.subgraph import Params, Subgraph, params_of
 from .cleaning import clean
 
@@ -27,15 +22,7 @@ def _redrawing_loops(body: Subgraph) -> Subgraph:
     module = copy_of(body)
     for node in [n for n in module.graph.nodes if params_of(n, module) is not None]:
         replacement: Subgraph | None = node.target.rules.redraw(params_of(node, module))
-        if replacement is None:
-            continue
-        with module.graph.inserting_before(node):
-            outputs: Sequence[Any] = copy_nodes(
-                replacement, [a for a in node.args[1:] if isinstance(a, fx.Node)], module, module.graph
-            )
-        for user in list(node.users):
-            user.replace_all_uses_with(outputs[int(user.args[1])])
-            module.graph.erase_node(user)
-        module.graph.erase_node(node)
+        if replacement is not None:
+            replace_call(node, replacement, module)
     clean(module)
     return Subgraph.intern(module, body.inputs, body.outputs)

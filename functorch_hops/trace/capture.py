@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from .. import _torch
-from ..errors import ErrorContext, InputMutationError, message
+from ..errors import ErrorContext, InputMutationError
 from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
@@ -20,7 +20,7 @@ from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
 from .history import History, Itself, Question, Source
 from .indexing import Rows
-from .refusals import check_tensor_class, unknown_shape, write_to_named
+from .refusals import check_tensor_class, unknown_shape, write_to_closed_over, write_to_input, write_to_named
 from .session import Session, origins_of, refuse_leak
 
 __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "tables"]
@@ -290,20 +290,8 @@ class Capture:
             return refuse_update(self.operation, path, f"is written to ({function})")
         storages = [_torch.storage_key(_torch.base_tensor(t)) for t in targets if isinstance(t, Tensor)]
         place = next(self._input_storages[storage] for storage in storages if storage in self._input_storages)
-        is_own = place < len(self.inputs) - len(self.lifted)
-        return InputMutationError(
-            message(
-                self.operation,
-                f"{self.parameter} writes to {'an input' if is_own else 'a tensor that it closes over'}",
-                parameter=self.parameter,
-                expected="a function without side effects",
-                got=f"{function} on {self.inputs[place]}",
-                remedy="return the new value, or work on a clone()"
-                if is_own
-                else "pass the tensor as an argument and return its new value (torch.func.functional_call does this "
-                "for the buffers of a module)",
-            )
-        )
+        refuse = write_to_input if place < len(self.inputs) - len(self.lifted) else write_to_closed_over
+        return refuse(self.context, f"{function} on {self.inputs[place]}")
 
     def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors from outside that these values stand for."""

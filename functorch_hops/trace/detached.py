@@ -18,7 +18,7 @@ from torch import fx
 
 from .._torch import OpOverload
 from ..ir.meta import is_differentiable
-from ..ir.nodes import assigned, untracked
+from ..ir.nodes import assigned, behind, untracked
 
 __all__ = ["BARRIERS", "depends_on_input", "memory_chains", "separate_detached", "written"]
 
@@ -115,13 +115,6 @@ def written(node: fx.Node) -> list[fx.Node]:
 
 
 def depends_on_input(node: fx.Node) -> bool:
-    todo, seen = [node], set()
-    while todo:
-        node = todo.pop()
-        if node in seen or node.target in BARRIERS:
-            continue
-        seen.add(node)
-        if node.op == "placeholder" and is_differentiable(node.meta["val"].dtype):
-            return True
-        todo.extend(node.all_input_nodes)
-    return False
+    """Whether a gradient may lead from a value to an input."""
+    ends = behind([node], lambda n: n.target in BARRIERS)
+    return any(n.op == "placeholder" and is_differentiable(n.meta["val"].dtype) for n in ends)

@@ -28,8 +28,7 @@ _CONVERTS = (_aten.copy_.default, _aten.copy.default)
 
 def check_dtypes(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raise what torch raises for operands of these dtypes, if it does."""
-    tensors = list(_tensors(args))
-    if len(tensors) < 2 or len({t.dtype for t in tensors}) == 1 or not _may_refuse(func):
+    if not _may_refuse(func) or len({t.dtype for t in _tensors(args)}) < 2:
         return
     with _torch.suspended(keep_autocast=False):
         try:

@@ -26,7 +26,7 @@ from .. import _torch
 from ..errors import CaptureError, ErrorContext, message
 from ..ir.dependence import Through, depends, passes
 from ..ir.meta import is_differentiable
-from ..ir.nodes import untracked
+from ..ir.nodes import behind, untracked
 from .detached import memory_chains, written
 
 __all__ = [
@@ -230,28 +230,20 @@ class History:
 
 def _inputs_of_layout(node: fx.Node) -> set[fx.Node]:
     """The inputs whose layout may have something to do with that of a value."""
-    todo, seen = [node], set[fx.Node]()
-    while todo:
-        n = todo.pop()
-        is_laid_out = n.kwargs.get("memory_format") is torch.contiguous_format or isinstance(
+
+    def is_contiguous(n: fx.Node) -> bool:
+        return n.kwargs.get("memory_format") is torch.contiguous_format or isinstance(
             n.target, _torch.HigherOrderOperator
         )
-        if n not in seen:
-            seen.add(n)
-            todo.extend(() if is_laid_out else n.all_input_nodes)
-    return {n for n in seen if n.op == "placeholder"}
+
+    return {n for n in behind([node], is_contiguous) if n.op == "placeholder"}
 
 
 def _inputs_behind(node: fx.Node) -> set[fx.Node]:
     """The inputs that may have a history from which ``node`` was computed; any, if something was written in place."""
-    written_to = any(written(n) for n in node.graph.nodes)
-    todo, seen = list(node.graph.find_nodes(op="placeholder")) if written_to else [node], set[fx.Node]()
-    while todo:
-        n = todo.pop()
-        if n not in seen:
-            seen.add(n)
-            todo.extend(n.all_input_nodes)
-    return {n for n in seen if n.op == "placeholder" and is_differentiable(n.meta["val"].dtype)}
+    is_written = any(written(n) for n in node.graph.nodes)
+    nodes = node.graph.find_nodes(op="placeholder") if is_written else behind([node])
+    return {n for n in nodes if n.op == "placeholder" and is_differentiable(n.meta["val"].dtype)}
 
 
 def check_carries(history: History, outputs: Sequence[Tensor]) -> None:

@@ -29,6 +29,8 @@ __all__ = [
     "seed_inside",
     "unknown_shape",
     "unreadable",
+    "write_to_closed_over",
+    "write_to_input",
     "write_to_named",
 ]
 
@@ -100,6 +102,33 @@ def _written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
             expected="a write to a value that is computed from what is mapped over",
             remedy="map over fh.jit(function), whose graph has no writes; or write to value + 0 * x of a mapped x",
             cause=cause,
+        )
+    )
+
+
+def write_to_input(context: ErrorContext, got: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            context.operation,
+            f"{context.parameter} writes to an input",
+            parameter=context.parameter,
+            expected="a function without side effects",
+            got=got,
+            remedy="return the new value, or work on a clone()",
+        )
+    )
+
+
+def write_to_closed_over(context: ErrorContext, got: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            context.operation,
+            f"{context.parameter} writes to a tensor that it closes over",
+            parameter=context.parameter,
+            expected="a function without side effects",
+            got=got,
+            remedy="pass the tensor as an argument and return its new value (torch.func.functional_call does this for "
+            "the buffers of a module)",
         )
     )
 
