@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ir.dependence import Pruned, Through
 from ..ir.meta import Mask
 from ..ir.subgraph import P, Params, Subgraph
-from ..lowering.loops import NativeLoop
+from ..lowering.loops.forms import Form, NativeLoop
 from ..passes.hoisting import Hoisted
 from ..passes.passthrough import SimplifiedCall
 
@@ -63,6 +63,9 @@ class Rules(Generic[P]):
     ``lower(params, operands) -> outputs``: the same in torch's own operators, for export and Inductor.
 
     ``native_loop(params) -> NativeLoop``: the loop that ``lower`` makes of it, None if it makes none.
+
+    ``form(params, operands) -> Form``: the loop or branch as kernels are made of it (``lowering.loops``), for operands
+    on fake tensors; None for any other operator. Raises ``Refused`` with a reason where no kernel can be.
     """
 
     impl: Callable[[P, Tensors], Tensors]
@@ -79,6 +82,7 @@ class Rules(Generic[P]):
     redraw: Callable[[P], Subgraph | None]
     lower: Callable[[P, Tensors], Tensors]
     native_loop: Callable[[P], NativeLoop | None]
+    form: Callable[[P, Sequence[Any]], Form | None]
 
 
 class Operator(Protocol):

@@ -117,6 +117,11 @@ class Params(_Deriving):
         return tuple(body for value in self._values().values() for body in _bodies_in(value))
 
     @property
+    def run_bodies(self) -> tuple[Subgraph, ...]:
+        """The bodies that a run of the operator may run."""
+        return self.bodies
+
+    @property
     def attributes(self) -> dict[str, Any]:
         """The parameters that are no bodies."""
         return {name: value for name, value in self._values().items() if not _bodies_in(value)}

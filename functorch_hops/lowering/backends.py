@@ -19,6 +19,7 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .loops.planning import planned
 
 __all__ = ["Backend", "Options", "OtherSizesError", "compiled"]
 
@@ -114,6 +115,9 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
     if not body.outputs and not body.has_effects:
         return lambda operands: ()
     body = without_numbers(body)
+    options = dict(backend.options)
+    if backend.name == "inductor" and options.pop("loop_kernels", True):
+        body = planned(body, options).body
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
@@ -121,7 +125,7 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            run = compile_graph(module, fakes, dict(backend.options))
+            run = compile_graph(module, fakes, options)
         else:
             native = _torch.native_graph(module, fakes)
             run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))

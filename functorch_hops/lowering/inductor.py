@@ -30,13 +30,15 @@ from torch.utils._pytree import tree_leaves
 from ..ir.selection import shared_sources
 from ..ir.subgraph import Params, params_of
 from .barrier import barriers, optimization_barrier, stored
-from .loops import NativeLoop
+from .decompositions import decompositions
+from .loops.extern import register_kernels
+from .loops.forms import NativeLoop
 
 __all__ = ["compile_graph"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 6
+_LOWERINGS = 7
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -46,6 +48,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     from torch._inductor.compile_fx import compile_fx
 
     _register_operators()
+    register_kernels()
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     has_effects = any(params.has_effects for params in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
@@ -64,7 +67,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
             list(fakes),
             inner_compile=_compile_inner,
             config_patches=patches,
-            decompositions=_decompositions(),
+            decompositions=decompositions(),
         )
     assert callable(run)
     return run
@@ -261,20 +264,6 @@ def _operators(module: fx.GraphModule) -> Iterator[Params]:
             yield params
             for body in params.bodies:
                 yield from _operators(body.module)
-
-
-def _decompositions() -> dict[Any, Callable[..., Any]]:
-    from torch._inductor.decomposition import select_decomp_table
-
-    return {**select_decomp_table(), aten.pow.Scalar: _integer_power}
-
-
-def _integer_power(base: Any, exponent: Tensor) -> Any:
-    """``2 ** n`` with the base as a tensor: the C++ wrapper (torch 2.13) hands a number on as a float."""
-    dtype = torch.result_type(exponent, base)
-    if dtype.is_floating_point:
-        return NotImplemented
-    return aten.pow.Tensor_Tensor(aten.scalar_tensor.default(base, dtype=dtype), exponent)
 
 
 def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """``associative_scan``: all prefix reductions with an associative function."""
 
 from ...hop.rules import Rules
-from ...lowering.loops import no_native_loop
+from ...lowering.loops.forms import no_form, no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
@@ -31,5 +31,6 @@ associative_scan_op.register(
         redraw=not_redrawn,
         lower=associative_scan_lower,
         native_loop=no_native_loop,
+        form=no_form,
     )
 )

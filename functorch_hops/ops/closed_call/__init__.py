@@ -1,7 +1,7 @@
 """The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function."""
 
 from ...hop.rules import Rules
-from ...lowering.loops import no_native_loop
+from ...lowering.loops.forms import no_form, no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
@@ -35,5 +35,6 @@ closed_call_op.register(
         redraw=not_redrawn,
         lower=closed_call_lower,
         native_loop=no_native_loop,
+        form=no_form,
     )
 )

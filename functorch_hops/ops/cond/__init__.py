@@ -1,7 +1,7 @@
 """``cond`` and ``switch``: one operator that runs one of several branches."""
 
 from ...hop.rules import Rules
-from ...lowering.loops import no_native_loop
+from ...lowering.loops.forms import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
@@ -10,7 +10,7 @@ from .dependence import cond_dependent_outputs
 from .eager import cond_abstract_eval, cond_impl
 from .jvp import cond_jvp
 from .liveness import cond_prune
-from .lowering import cond_lower
+from .lowering import cond_form, cond_lower
 from .op import cond_op
 from .passthrough import cond_passthrough
 from .vjp import cond_vjp_backward, cond_vjp_forward
@@ -31,5 +31,6 @@ cond_op.register(
         redraw=not_redrawn,
         lower=cond_lower,
         native_loop=no_native_loop,
+        form=cond_form,
     )
 )

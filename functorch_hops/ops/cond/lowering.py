@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
+from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
+from ...lowering.loops.forms import Branches
 from .op import CondParams
 
-__all__ = ["cond_lower"]
+__all__ = ["cond_form", "cond_lower"]
 
 
 def cond_lower(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -23,6 +26,10 @@ def cond_lower(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         no, yes = params.branches
         return _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))[:n]
     return _chain(selector, params.branches, rest)[:n]
+
+
+def cond_form(params: CondParams, operands: Sequence[Any]) -> Branches:
+    return Branches(params.branches, TensorMeta.of(operands[0]))
 
 
 def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Tensor]) -> Sequence[Tensor]:

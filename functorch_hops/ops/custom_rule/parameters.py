@@ -88,6 +88,10 @@ class CustomRuleParams(Params):
     def n_outputs(self) -> int:
         return len(self.function.outputs)
 
+    @property
+    def run_bodies(self) -> tuple[Subgraph, ...]:
+        return (self.function,)
+
 
 @dataclass(frozen=True, eq=False)
 class CustomRule(CustomRuleParams):

@@ -1,7 +1,7 @@
 """A derivative that does not exist, as a value that must not be computed."""
 
 from ...hop.rules import Rules
-from ...lowering.loops import no_native_loop
+from ...lowering.loops.forms import no_form, no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
@@ -34,5 +34,6 @@ missing_derivative_op.register(
         redraw=not_redrawn,
         lower=missing_derivative_impl,
         native_loop=no_native_loop,
+        form=no_form,
     )
 )

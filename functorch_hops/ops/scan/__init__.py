@@ -8,7 +8,7 @@ from .eager import scan_abstract_eval, scan_impl
 from .hoisting import scan_hoist
 from .jvp import scan_jvp
 from .liveness import scan_prune
-from .lowering import scan_lower, scan_native_loop
+from .lowering import scan_form, scan_lower, scan_native_loop
 from .op import scan_op
 from .passthrough import scan_passthrough
 from .products import scan_products
@@ -30,5 +30,6 @@ scan_op.register(
         redraw=not_redrawn,
         lower=scan_lower,
         native_loop=scan_native_loop,
+        form=scan_form,
     )
 )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from ...lowering.loops import NativeLoop
+from ...lowering.loops.forms import NativeLoop, Refused, Scan
 from .op import ScanParams, split_operands
 
-__all__ = ["scan_lower", "scan_native_loop"]
+__all__ = ["scan_form", "scan_lower", "scan_native_loop"]
 
 
 def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -48,6 +49,13 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
 
 def scan_native_loop(params: ScanParams) -> NativeLoop:
     return NativeLoop.PLAIN
+
+
+def scan_form(params: ScanParams, operands: Sequence[Any]) -> Scan:
+    length = operands[0]
+    if type(length) is not int:
+        raise Refused("its length is open")
+    return Scan(params.body, params.n_carry, params.n_xs, params.reverse, length)
 
 
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from .eager import while_loop_abstract_eval, while_loop_impl
 from .hoisting import while_loop_hoist
 from .jvp import while_loop_jvp
 from .liveness import while_loop_prune
-from .lowering import while_loop_lower, while_loop_native_loop
+from .lowering import while_loop_form, while_loop_lower, while_loop_native_loop
 from .op import while_loop_op
 from .passthrough import while_loop_passthrough
 from .replaying import redrawing
@@ -30,5 +30,6 @@ while_loop_op.register(
         redraw=redrawing,
         lower=while_loop_lower,
         native_loop=while_loop_native_loop,
+        form=while_loop_form,
     )
 )

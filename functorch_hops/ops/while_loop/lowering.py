@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
-from ...lowering.loops import NativeLoop
+from ...lowering.loops.forms import NativeLoop, Refused, While
 from .op import WhileLoopParams, merge_flags
 
-__all__ = ["while_loop_lower", "while_loop_native_loop"]
+__all__ = ["while_loop_form", "while_loop_lower", "while_loop_native_loop"]
 
 
 def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -33,6 +34,12 @@ def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Seq
 
 def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:
     return NativeLoop.STACKED_CARRIES if params.flags else NativeLoop.PLAIN
+
+
+def while_loop_form(params: WhileLoopParams, operands: Sequence[Any]) -> While:
+    if params.flags:
+        raise Refused("it stacks values for a gradient, and their number is known when it ends")
+    return While(params.cond, params.body, params.n_carry)
 
 
 def _stacking(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, ...]) -> list[Tensor]:

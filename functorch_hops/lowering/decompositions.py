@@ -1,0 +1,27 @@
+"""Operators that are others for Inductor (torch 2.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["decompositions"]
+
+aten = torch.ops.aten
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    from torch._inductor.decomposition import select_decomp_table
+
+    return {**select_decomp_table(), aten.pow.Scalar: _integer_power}
+
+
+def _integer_power(base: Any, exponent: Tensor) -> Any:
+    """``2 ** n`` with the base as a tensor: the C++ wrapper (torch 2.13) hands a number on as a float."""
+    dtype = torch.result_type(exponent, base)
+    if dtype.is_floating_point:
+        return NotImplemented
+    return aten.pow.Tensor_Tensor(aten.scalar_tensor.default(base, dtype=dtype), exponent)

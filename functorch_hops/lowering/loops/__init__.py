@@ -1,0 +1,11 @@
+"""A loop as one C++ kernel.
+
+NOTE [Kernels of loops] Torch's own loops launch kernels at every step. Here the body of a loop becomes a C++ function,
+lowered, fused and printed by Inductor, and the loop around it some lines of C++; the whole is one operator of the graph
+that carries its source. What can't be had so raises ``Refused`` with the reason, before anything is traced around the
+loop, and the loop takes the native path.
+
+``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not.
+``body``: a body as a function, ``lanes``: the same for a block of lanes, ``around``: the loop around it, ``source``: the
+C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
+"""

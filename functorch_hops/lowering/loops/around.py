@@ -1,0 +1,194 @@
+"""The loop or branch around functions of its bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...ir.meta import TensorMeta
+from .forms import Branches, Scan, While
+from .lanes import LaneBody
+from .source import Function, c_type, defined, n_bytes, numel, offset_after
+
+__all__ = ["branches", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
+
+_LOOK_AFTER = 1 << 14
+"""Elements that a loop computes between two looks at the control block: a millisecond at most."""
+
+
+def _period(work: int) -> int:
+    """Steps between two looks, a power of two."""
+    return 1 << max(0, (_LOOK_AFTER // max(work, 1)).bit_length() - 1)
+
+
+def _leave(work: int, loops: bool) -> str:
+    """Leave a loop that was told to stop. Loops inside one another count their steps together."""
+    look = f"((++control.steps & {_period(work) - 1}) == 0 && fh::interrupted(control))"
+    return f"if ({'control.stopped || ' if loops else ''}{look}) break;"
+
+
+def _row(name: str, meta: TensorMeta) -> str:
+    return f"{name} + t * int64_t({numel(meta)})"
+
+
+def _carries(metas: Sequence[TensorMeta]) -> tuple[list[str], int]:
+    """Two copies of each carry, which take turns, the first filled from the inputs."""
+    lines, offset = [], 0
+    for i, meta in enumerate(metas):
+        c = c_type(meta.dtype)
+        for name in ("now", "next"):
+            lines.append(f"auto* {name}_{i} = reinterpret_cast<{c}*>(workspace + {offset});")
+            offset = offset_after(offset, n_bytes(meta))
+        lines.append(f"std::memcpy(now_{i}, in_{i}, {n_bytes(meta)});")
+    return lines, offset
+
+
+def _results(metas: Sequence[TensorMeta]) -> list[str]:
+    return [f"std::memcpy(out_{i}, now_{i}, {n_bytes(meta)});" for i, meta in enumerate(metas)]
+
+
+def _call(function: Function, arguments: Sequence[str], inner: str = "inner") -> str:
+    return f"{function.name}({', '.join([*arguments, inner if function.workspace else 'nullptr', 'control'])});"
+
+
+def scan_by_steps(form: Scan, body: Function) -> Function:
+    n, first_const = form.n_carry, form.n_carry + form.n_xs
+    metas = form.body.inputs
+    lines, offset = _carries(metas[:n])
+    arguments = [f"now_{i}" for i in range(n)]
+    arguments += [_row(f"in_{i}", metas[i]) for i in range(n, first_const)]
+    arguments += [f"in_{i}" for i in range(first_const, len(metas))]
+    arguments += [f"next_{i}" for i in range(n)]
+    arguments += [_row(f"out_{i}", meta) for i, meta in enumerate(form.body.outputs) if i >= n]
+    lines += [
+        f"[[maybe_unused]] char* const inner = workspace + {offset};",
+        f"for (int64_t s = 0; s < {form.length}; ++s) {{",
+        _time(form),
+        _call(body, arguments),
+        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
+        _leave(body.work, body.loops),
+        "}",
+        *_results(metas[:n]),
+    ]
+    size = offset + body.workspace
+    return _loop("scan", form, lines, [body], workspace=size, work=body.work)
+
+
+def _time(form: Scan) -> str:
+    return f"[[maybe_unused]] const int64_t t = {f'{form.length - 1} - s' if form.reverse else 's'};"
+
+
+def _loop(
+    label: str, form: Scan | While, lines: Sequence[str], calls: Sequence[Function], *, workspace: int, work: int
+) -> Function:
+    return defined(
+        label, form.inputs, form.outputs, lines, calls=calls, workspace=workspace, work=work, loops=True
+    )
+
+
+def while_by_steps(form: While, cond: Function, body: Function) -> Function:
+    n, metas = form.n_carry, form.inputs
+    lines, offset = _carries(metas[:n])
+    given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
+    work = cond.work + body.work
+    lines += [
+        f"[[maybe_unused]] char* const inner = workspace + {offset};",
+        "for (;;) {",
+        "bool go;",
+        _call(cond, [*given, "&go"]),
+        "if (!go) break;",
+        _call(body, [*given, *(f"next_{i}" for i in range(n))]),
+        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
+        _leave(work, cond.loops or body.loops),
+        "}",
+        *_results(metas[:n]),
+    ]
+    size = offset + max(cond.workspace, body.workspace)
+    return _loop("while_loop", form, lines, [cond, body], workspace=size, work=work)
+
+
+def branches(form: Branches, functions: Sequence[Function]) -> Function:
+    arguments = [f"in_{i}" for i in range(1, len(form.inputs))]
+    arguments += [f"out_{i}" for i in range(len(form.outputs))]
+    lines = ["switch (int(*in_0)) {"]
+    for i, function in enumerate(functions):
+        lines += [f"case {i}:", _call(function, arguments, "workspace"), "break;"]
+    return defined(
+        "cond",
+        form.inputs,
+        form.outputs,
+        [*lines, "}"],
+        calls=functions,
+        workspace=max(function.workspace for function in functions),
+        work=max(function.work for function in functions),
+        loops=any(function.loops for function in functions),
+    )
+
+
+def _blocks(lanes: LaneBody, statements: dict[int, list[str]]) -> list[str]:
+    """``statements`` for a block of lanes of each size, for all lanes."""
+    size, rest = lanes.size, lanes.count % lanes.size
+    whole = lanes.count - rest
+    lines = [f"for (int64_t lane = 0; lane < {whole}; lane += {size}) {{", *statements[size], "}"]
+    return [*lines, *(["{", f"const int64_t lane = {whole};", *statements[rest], "}"] if rest else [])]
+
+
+def _loaded(metas: Sequence[TensorMeta], k: int) -> list[str]:
+    return [
+        f"alignas(64) {c_type(meta.dtype)} now_{i}[{k}]; std::memcpy(now_{i}, in_{i} + lane, sizeof now_{i});"
+        for i, meta in enumerate(metas)
+    ]
+
+
+def _stored(metas: Sequence[TensorMeta]) -> list[str]:
+    return [f"std::memcpy(out_{i} + lane, now_{i}, sizeof now_{i});" for i in range(len(metas))]
+
+
+def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
+    n, first_const = form.n_carry, form.n_carry + form.n_xs
+    metas, length = form.body.inputs, form.length
+    sources = [_row(f"in_{i}", m) if n <= i < first_const else f"in_{i}" for i, m in enumerate(metas)]
+    targets = [f"now_{i}" if i < n else _row(f"out_{i}", m) for i, m in enumerate(form.body.outputs)]
+
+    def block(k: int) -> list[str]:
+        return [
+            *_loaded(metas[:n], k),
+            f"for (int64_t s = 0; s < {length};) {{",
+            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.count * k)});",
+            "for (; s < end; ++s) {",
+            _time(form),
+            lanes.call(k, sources, targets),
+            "}",
+            f"if (s < {length} && fh::interrupted(control)) break;",
+            "}",
+            *_stored(metas[:n]),
+        ]
+
+    lines = _blocks(lanes, {k: block(k) for k in lanes.sizes})
+    return defined("scan", form.inputs, form.outputs, lines, before=lanes.code, work=lanes.work, loops=True)
+
+
+def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Function:
+    """``cond`` of a loop of one lane; None where carry 0 says which lanes run, and each block ends by itself."""
+    n, metas = form.n_carry, form.inputs
+    sources = [f"in_{i}" for i in range(len(metas))]
+    targets = [f"now_{i}" for i in range(n)]
+
+    def block(k: int) -> list[str]:
+        if cond is None:
+            test = f"bool go = false; for (int l = 0; l < {k}; ++l) go |= now_0[l];"
+        else:
+            test = f"bool go; {cond.call(k, sources, ['(&go)'])}"
+        return [
+            *_loaded(metas[:n], k),
+            "for (;;) {",
+            test,
+            "if (!go) break;",
+            body.call(k, sources, targets),
+            _leave(body.work // body.count * k, False),
+            "}",
+            *_stored(metas[:n]),
+        ]
+
+    code = body.code if cond is None else f"{cond.code}\n{body.code}"
+    lines = _blocks(body, {k: block(k) for k in body.sizes})
+    return defined("while_loop", form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)

@@ -1,0 +1,286 @@
+"""A body as a C++ function, by Inductor's own scheduler (torch 2.13).
+
+The body is lowered as a graph of its own. What Inductor would launch - kernels, and functions of inner loops - are
+statements of one function, its buffers are places in a workspace; kernels are functions of their own, inlined.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ... import _torch
+from ...ir.meta import TensorMeta
+from ...ir.subgraph import Subgraph
+from ..decompositions import decompositions
+from .extern import register_kernels
+from .forms import Refused
+from .operator import loop_kernel
+from .source import Function, c_type, defined, n_bytes, numel, offset_after
+
+__all__ = ["Lowered", "lowered", "statements"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A body, scheduled: Inductor's graph of it, and how many elements a call computes besides inner loops."""
+
+    body: Subgraph
+    graph: Any
+    work: int
+    loops: bool
+
+
+def traced(body: Subgraph) -> fx.GraphModule:
+    """The body in the operators that Inductor lowers."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = _torch.new_fake_mode()
+    with mode:
+        fakes = [meta.fake(mode) for meta in body.inputs]
+        module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=decompositions())(*fakes)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
+    """``body`` as Inductor schedules it; its inner loops are kernels already."""
+    from torch._inductor.exc import LoweringException
+    from torch._inductor.virtualized import V
+
+    with _torch.suspended(keep_autocast=False), torch.no_grad():
+        module = traced(body)
+        work, loops = _work(module)
+        fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
+        with settings(options):
+            graph = _graph_class()(module, example_inputs=fakes, is_inference=True)
+            try:
+                with handlers(graph):
+                    graph.run(*fakes)
+                    graph.init_wrapper_code()
+                    graph._update_scheduler()
+            except LoweringException as error:
+                raise Refused(_first_line(error.__cause__ or error)) from error
+    return Lowered(body, graph, work, loops)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
+
+
+def _work(module: fx.GraphModule) -> tuple[int, bool]:
+    """How many elements the operators read or write, and whether one of them loops."""
+    total, loops = 1, False
+    for node in module.graph.nodes:
+        values = node.meta.get("val")
+        metas = [TensorMeta.of(x) for x in torch.utils._pytree.tree_leaves(values) if isinstance(x, Tensor)]
+        for meta in metas:
+            c_type(meta.dtype)
+            if meta.device.type != "cpu":
+                raise Refused(f"it computes on {meta.device.type}")
+        if node.target is loop_kernel:
+            loops = True
+        elif node.op == "call_function":
+            read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
+            total += max(map(numel, [*metas, *read]), default=0)
+    return total, loops
+
+
+def settings(options: dict[str, Any]) -> Any:
+    from torch._inductor import config
+
+    ours = {
+        "cpp.threads": 1,
+        "cpp_wrapper": False,
+        "graph_partition": False,
+        "implicit_fallbacks": False,
+        "inplace_buffers": False,
+        "max_autotune": False,
+        "size_asserts": False,
+    }
+    return config.patch({**options, **ours})
+
+
+def handlers(graph: Any) -> Any:
+    """What code of Inductor's outside ``compile_fx`` finds around it."""
+    import contextlib
+
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.virtualized import V
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(V.set_graph_handler(graph))
+    stack.enter_context(V.set_extern_kernel_nodes([]))
+    stack.enter_context(V.set_debug_handler(DebugContext()))
+    return stack
+
+
+def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
+    """The body as one function: its kernels one after the other."""
+    graph, body = lowered.graph, lowered.body
+    with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
+        graph.scheduler.codegen()
+    code = graph.wrapper_code
+    tail, names = _outputs(graph, body)
+    offset = 0
+    places = []
+    for name, (count, dtype) in code.buffers.items():
+        if name not in names:
+            c = c_type(dtype)
+            places.append(f"auto* {name} = reinterpret_cast<{c}*>(workspace + {offset});")
+            offset = offset_after(offset, count * dtype.itemsize)
+    head = [f"auto* {name} = in_{i};" for i, name in enumerate(graph.graph_input_names)]
+    head += [f"auto* {name} = out_{i};" for name, i in names.items()]
+    inner = [f"char* const inner = workspace + {offset};"] if code.inner_workspace else []
+    return defined(
+        "body",
+        body.inputs,
+        body.outputs,
+        [*head, *places, *inner, *code.statements, *tail],
+        before="\n".join(code.kernels),
+        calls=code.functions,
+        workspace=offset + code.inner_workspace,
+        work=lowered.work,
+        loops=lowered.loops,
+    )
+
+
+def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
+    """Statements that copy what is no buffer of its own, and the output that each other buffer is."""
+    tail, names = [], {}
+    buffers = graph.wrapper_code.buffers
+    for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
+        layout, name = out.get_layout(), out.get_name()
+        dense = torch._prims_common.make_contiguous_strides_for([int(s) for s in layout.size])
+        if numel(meta) > 1 and list(map(int, layout.stride)) != list(dense):
+            raise Refused("an output is not contiguous")
+        if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
+            names[name] = i
+        else:
+            tail.append(f"std::memcpy(out_{i}, {name} + {layout.offset}, {n_bytes(meta)});")
+    return tail, names
+
+
+@functools.cache
+def _graph_class() -> Any:
+    from torch._inductor import ir
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.scheduler import Scheduler
+    from torch._inductor.virtualized import V
+
+    register_kernels()
+
+    class Scheduling(CppScheduling):
+        """Hands a finished kernel on as a C++ function."""
+
+        def flush(self) -> None:
+            group = self.kernel_group
+            group.stack.close()
+            if group.scheduled_nodes:
+                V.graph.wrapper_code.add_kernel(group.args, group.loops_code.getvalue())
+            self.reset_kernel_group()
+            self._set_flush_status(False)
+
+    class BodyScheduler(Scheduler):
+        def create_backend(self, device: torch.device) -> Any:
+            V.graph.add_device_info(device)
+            return Scheduling(self)
+
+    class Statements(PythonWrapperCodegen):
+        """Collects what would be launched as statements of a function."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.statements: list[str] = []
+            self.kernels: list[str] = []
+            self.functions: list[Function] = []
+            self.buffers: dict[str, tuple[int, torch.dtype]] = {}
+            self.inner_workspace = 0
+
+        def writeline(self, line: Any) -> None:
+            node = getattr(line, "node", None)
+            name = getattr(node, "python_kernel_name", None) or type(node or line).__name__
+            raise Refused(f"Inductor makes no C++ of {name}")
+
+        def codegen_free(self, buffer: Any) -> None:
+            self.freed.add(buffer.get_name())
+
+        def codegen_deferred_alignment_copies(self, names: Any) -> None:
+            pass
+
+        def register_alignment_check_inputs(self) -> None:
+            pass
+
+        def codegen_allocation(self, buffer: Any) -> None:
+            name, layout = buffer.get_name(), buffer.get_output_spec()
+            if name in V.graph.removed_buffers or name in self.allocated or isinstance(buffer, ir.InputBuffer):
+                return
+            self.allocated.add(name)
+            if isinstance(layout, (ir.NoneLayout, ir.MutationLayoutSHOULDREMOVE)):
+                return
+            if isinstance(layout, ir.NonOwningLayout):
+                self._alias(name, layout.view)
+            elif isinstance(layout, ir.Layout):
+                steps = zip(map(int, layout.size), map(int, layout.stride))
+                self.buffers[name] = 1 + sum((size - 1) * stride for size, stride in steps), layout.dtype
+            else:
+                raise Refused(f"a buffer is laid out as {type(layout).__name__}")
+
+        def _alias(self, name: str, view: Any) -> None:
+            base = V.graph.try_get_buffer(view.get_name())
+            if base is not None:
+                self.codegen_allocation(base)
+            self.statements.append(f"auto* {name} = {view.get_name()} + {int(view.get_layout().offset)};")
+
+        def add_kernel(self, args: Any, loops: str) -> None:
+            definitions, arguments, _ = args.cpp_argdefs()
+            if args.sizevars:
+                raise Refused("a size is open")
+            name = f"kernel_{len(self.kernels)}"
+            aliases = "".join(f"auto {old} = {new};\n" for old, new in args.aliases())
+            head = f"static C10_ALWAYS_INLINE void {name}({', '.join(definitions)})"
+            self.kernels.append(f"{head}\n{{\n{aliases}{loops}\n}}")
+            self.statements.append(f"{name}({', '.join(arguments)});")
+
+        def call_function(self, parts: Sequence[str], name: str, workspace: int, arguments: Sequence[str]) -> None:
+            self.inner_workspace = max(self.inner_workspace, workspace)
+            self.functions.append(Function(name, tuple(parts), workspace, 0, True))
+            pointer = "inner" if workspace else "nullptr"
+            self.statements.append(f"{name}({', '.join([*arguments, pointer, 'control'])});")
+
+        def codegen_conditional(self, conditional: Any) -> None:
+            raise Refused("Inductor makes no C++ of a branch")
+
+        def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:
+            raise Refused("Inductor makes no C++ of a loop")
+
+    class BodyGraph(GraphLowering):
+        """Inductor's graph of a body. ``local_dtypes``: of buffers that a block of lanes has besides (``lanes``)."""
+
+        local_dtypes: dict[str, torch.dtype] = {}
+
+        def init_wrapper_code(self, *args: Any, **kwargs: Any) -> None:
+            super().init_wrapper_code(*args, **kwargs)
+            self.wrapper_code = Statements()
+
+        def _update_scheduler(self) -> None:
+            self.scheduler = BodyScheduler(self.operations)
+
+        def get_dtype(self, name: str) -> torch.dtype:
+            local = self.local_dtypes.get(name)
+            return super().get_dtype(name) if local is None else local
+
+        def output(self, target: Any, args: Any, kwargs: Any) -> None:
+            outs = [ir.ExternKernel.require_contiguous(x) for x in args[0]]
+            super().output(target, (outs,), kwargs)
+
+    return BodyGraph

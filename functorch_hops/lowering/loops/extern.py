@@ -1,0 +1,73 @@
+"""The operator of a kernel as Inductor runs it: a C++ kernel like those that it writes itself (torch 2.13)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .operator import loop_kernel, output_metas
+from .source import ENTRY, argument_types, program
+
+__all__ = ["register_kernels"]
+
+
+@functools.cache
+def register_kernels() -> None:
+    from torch._inductor import ir
+    from torch._inductor.lowering import empty_strided, register_lowering
+    from torch._inductor.virtualized import V
+
+    class LoopKernel(ir.ExternKernel):
+        """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
+
+        def __init__(self, outputs: Any, inputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
+            self.device = torch.device("cpu")
+            super().__init__(None, ir.NoneLayout(device=self.device), self.unwrap_storage([*outputs, *inputs]))
+            self.parts, self.function, self.workspace = parts, name, workspace
+            self.arguments = [x.get_name() for x in (*inputs, *outputs)]
+            self.types = argument_types([x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs])
+            self.name = V.graph.register_buffer(self)
+            V.graph.register_operation(self)
+            self.mutation_outputs = [ir.MutationOutput(ir.NoneLayout(device=self.device), x, self) for x in outputs]
+
+        def get_outputs(self) -> Any:
+            return list(self.mutation_outputs)
+
+        def get_device(self) -> torch.device:
+            return self.device
+
+        def should_allocate(self) -> bool:
+            return False
+
+        def codegen(self, wrapper: Any) -> None:
+            if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
+                wrapper.call_function(self.parts, self.function, self.workspace, self.arguments)
+                return
+            is_cpp = V.graph.cpp_wrapper
+            name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
+            source = program(self.parts, self.function, self.workspace, self.types, name if is_cpp else ENTRY)
+            text = source if is_cpp else f"async_compile.cpp_pybinding({self.types!r}, {source!r})\n"
+            declaration = f'extern "C" void {name}({", ".join(self.types)});\n'
+            wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
+            wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=self.types)
+
+    def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
+        inputs = [_plain(ir.ExternKernel, x) for x in inputs]
+        outputs = []
+        for meta in output_metas(sizes, dtypes):
+            out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
+            out.realize()
+            outputs.append(out)
+        LoopKernel(outputs, inputs, parts, name, workspace)
+        return outputs
+
+    register_lowering(loop_kernel, type_promotion_kind=None)(lower)
+
+
+def _plain(kernels: Any, x: Any) -> Any:
+    """An input whose memory is its elements, one after the other from the first."""
+    x = kernels.require_contiguous(kernels.realize_input(x))
+    return kernels.copy_input(x) if x.get_layout().offset != 0 else x

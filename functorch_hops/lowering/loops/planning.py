@@ -1,0 +1,169 @@
+"""Each loop of a graph as a kernel, or the reason why it has none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from ...derive.numbers import without_numbers
+from ...ir.build import add_params, copy_of
+from ...ir.subgraph import Params, Subgraph, params_of
+from ...passes.cleaning import clean
+from .around import branches, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
+from .body import lowered, statements
+from .forms import Branches, Form, Refused, Scan, While
+from .lanes import lane_body
+from .operator import call_arguments, load, loop_kernel
+from .source import ENTRY, Function, argument_types, c_type, numel, program
+
+__all__ = ["LoopReport", "Plan", "planned"]
+
+
+@dataclass(frozen=True)
+class LoopReport:
+    """How a loop is lowered. ``taken``: "lanes" (one kernel, a block of lanes runs through all steps), "steps" (one
+    kernel, its body a function) or "native" (torch's own operator). ``reason``: what prevented the one before.
+    """
+
+    operator: str
+    taken: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph in which loops are kernels where they can be, and what became of each, in the order of the graph."""
+
+    body: Subgraph
+    loops: tuple[LoopReport, ...]
+
+
+def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
+    """``body`` with kernels, each compiled. ``options``: those of Inductor."""
+    return _planned(body, options, is_inner=False)
+
+
+def _planned(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
+    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be."""
+    key = "loops planned", tuple(sorted(options.items())), is_inner
+    return body.derive(key, lambda: _plan(body, options, is_inner))
+
+
+def _plan(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
+    body = without_numbers(body)
+    if not any(params_of(node, body.module) for node in body.module.graph.nodes):
+        return Plan(body, ())
+    module = copy_of(body)
+    clean(module)
+    reports: list[LoopReport] = []
+    for node in list(module.graph.nodes):
+        params = params_of(node, module)
+        if params is None:
+            continue
+        operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
+        form, reason = _form(params, operands, is_inner)
+        if form is not None:
+            try:
+                kernel, inner = _kernel(form, params.operator.label, options)
+                if not is_inner:
+                    _compile(kernel, form)
+            except Refused as why:
+                reason = str(why)
+            except Exception as error:
+                reason = _failed(params.operator.label, error)
+            else:
+                reports += inner
+                _replace(node, kernel, form)
+                continue
+        if reason is not None:
+            reports.append(LoopReport(params.operator.label, "native", reason))
+            if is_inner:
+                raise Refused(f"{params.operator.label} in its body: {reason}")
+        reports += _plan_inside(node, params, module, options, is_inner)
+    clean(module)
+    return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports))
+
+
+def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form | None, str | None]:
+    """The loop that a node is, or why there is no kernel of it; neither of what is no loop. A branch outside of loops
+    is run once, and stays as it is.
+    """
+    try:
+        form = params.operator.rules.form(params, operands)
+        if form is None or (isinstance(form, Branches) and not is_inner):
+            return None, None
+        if params.random:
+            raise Refused("it draws random numbers")
+        if params.has_effects:
+            raise Refused("one of its operators checks, prints or does something unknown")
+        for meta in (*form.inputs, *form.outputs):
+            c_type(meta.dtype)
+            numel(meta)
+            if meta.device.type != "cpu":
+                raise Refused(f"it runs on {meta.device.type}")
+    except Refused as why:
+        return None, str(why)
+    return form, None
+
+
+def _plan_inside(
+    node: fx.Node, params: Params, module: fx.GraphModule, options: dict[str, Any], is_inner: bool
+) -> tuple[LoopReport, ...]:
+    """Plan the loops in the bodies of a node that stays."""
+    plans = {body: _planned(body, options, is_inner=is_inner) for body in params.run_bodies}
+    new = params.with_bodies(lambda body: plans[body].body if body in plans else body)
+    if new is not params:
+        with module.graph.inserting_before(node):
+            node.args = (add_params(module, module.graph, new), *node.args[1:])
+    return tuple(report for plan in plans.values() for report in plan.loops)
+
+
+def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
+    """A loop as one function, and how it and the loops in it are lowered."""
+    bodies = [*form.branches] if isinstance(form, Branches) else [form.body]
+    conds = [form.cond] if isinstance(form, While) else []
+    plans = [_planned(body, options, is_inner=True) for body in (*conds, *bodies)]
+    inner = [report for plan in plans for report in plan.loops]
+    parts = [lowered(plan.body, options) for plan in plans]
+    if isinstance(form, Branches):
+        return branches(form, [statements(part, options) for part in parts]), inner
+    taken, reason = "lanes", None
+    try:
+        body = lane_body(parts[-1], form.n_carry, options, "step")
+        if isinstance(form, Scan):
+            function = scan_by_lanes(form, body)
+        else:
+            function = while_by_lanes(form, lane_body(parts[0], form.n_carry, options, "test"), body)
+    except Refused as why:
+        taken, reason = "steps", str(why)
+        functions = [statements(part, options) for part in parts]
+        function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
+    return function, [LoopReport(label, taken, reason), *inner]
+
+
+def _compile(kernel: Function, form: Form) -> None:
+    """Compile before anything depends on it; Inductor finds the library in its cache."""
+    types = argument_types([meta.dtype for meta in form.inputs], [meta.dtype for meta in form.outputs])
+    load(program(kernel.parts, kernel.name, kernel.workspace, types, ENTRY), types)
+
+
+def _failed(label: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {' '.join(lines[-3:])}"
+    warnings.warn(f"{label}: no kernel could be made, so it is compiled as torch's own loop ({reason})", stacklevel=2)
+    return reason
+
+
+def _replace(node: fx.Node, kernel: Function, form: Form) -> None:
+    """The call of an operator as the call of its kernel."""
+    graph = node.graph
+    tensors = [x for x in node.args[1:] if isinstance(x, fx.Node)]
+    with graph.inserting_before(node):
+        new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs))
+    new.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)

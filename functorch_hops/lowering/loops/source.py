@@ -1,0 +1,172 @@
+"""The C++ that all kernels share: functions, their signature, and the entry of a kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.meta import TensorMeta
+from .forms import Refused
+
+__all__ = ["ENTRY", "Function", "argument_types", "c_type", "defined", "n_bytes", "numel", "offset_after", "program"]
+
+ENTRY = "kernel"
+"""What Inductor's loader calls the C++ function of a library."""
+
+_TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int64: "int64_t",
+    torch.int32: "int32_t",
+    torch.int16: "int16_t",
+    torch.int8: "int8_t",
+    torch.uint8: "uint8_t",
+    torch.bool: "bool",
+}
+_ALIGNMENT = 64
+
+
+def c_type(dtype: torch.dtype) -> str:
+    """Half precision is left out: a kernel would keep it in single precision within a step, and eager does not."""
+    if dtype not in _TYPES:
+        raise Refused(f"kernels do not compute in {dtype}")
+    return _TYPES[dtype]
+
+
+def numel(meta: TensorMeta) -> int:
+    if not all(type(size) is int for size in meta.shape):
+        raise Refused("a size is open")
+    if 0 in meta.shape:
+        raise Refused("a tensor is empty")
+    return math.prod(meta.shape)
+
+
+def n_bytes(meta: TensorMeta) -> int:
+    return numel(meta) * meta.dtype.itemsize
+
+
+def offset_after(offset: int, size: int) -> int:
+    """The next aligned place in a workspace behind ``size`` bytes at ``offset``."""
+    return -(-(offset + size) // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Function:
+    """A C++ function of pointers to its inputs, pointers to its outputs, a workspace and the control block.
+
+    ``parts`` are the texts that define it and what it calls, in order, each once in a program. ``work`` is how many
+    elements a call computes, as far as it does not loop; ``loops``: whether it may stop early (``control.stopped``).
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    workspace: int
+    work: int
+    loops: bool
+
+
+def defined(
+    label: str,
+    inputs: Sequence[TensorMeta],
+    outputs: Sequence[TensorMeta],
+    statements: Sequence[str],
+    *,
+    before: str = "",
+    calls: Sequence[Function] = (),
+    workspace: int = 0,
+    work: int,
+    loops: bool,
+) -> Function:
+    """A function with a name of its content, so that equal ones are one, and their source is the same in every run."""
+    arguments = [f"const {c_type(m.dtype)}* in_{i}" for i, m in enumerate(inputs)]
+    arguments += [f"{c_type(m.dtype)}* out_{i}" for i, m in enumerate(outputs)]
+    head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
+    code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
+    space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+    parts = [part for function in calls for part in function.parts]
+    parts.append(f"namespace {space} {{\n{code}\n}}")
+    name = f"{space}::{label}"
+    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops)
+
+
+def argument_types(inputs: Sequence[torch.dtype], outputs: Sequence[torch.dtype]) -> list[str]:
+    return [*(f"const {c_type(d)}*" for d in inputs), *(f"{c_type(d)}*" for d in outputs)]
+
+
+def program(parts: Sequence[str], name: str, workspace: int, types: Sequence[str], entry: str) -> str:
+    """The source of a library with the function ``entry`` of pointers of these types, which calls ``name``."""
+    names = [f"p{i}" for i in range(len(types))]
+    arguments = ", ".join(f"{t} {p}" for t, p in zip(types, names))
+    call = ", ".join([*names, "call.workspace.get()", "call.control"])
+    body = "\n".join(parts)
+    return f'{_CONTROL}\n{body}\nextern "C" void {entry}({arguments})\n{{\nfh::Call call({workspace});\n{name}({call});\n}}\n'
+
+
+_CONTROL = r"""#ifndef FH_CONTROL
+#define FH_CONTROL
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <torch/csrc/inductor/cpp_prefix.h>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+// A program without Python runs kernels too.
+#pragma weak Py_IsInitialized
+#pragma weak PyGILState_Ensure
+#pragma weak PyGILState_Release
+#pragma weak PyErr_CheckSignals
+#pragma weak PyErr_Fetch
+#pragma weak PyErr_Restore
+#pragma weak PyErr_SetInterrupt
+#pragma weak Py_AddPendingCall
+namespace fh {
+struct Control {
+  int64_t steps = 0;
+  bool stopped = false;
+  std::chrono::steady_clock::time_point next_look{};
+};
+struct Raised { PyObject *type, *value, *traceback; };
+static int raise_again(void* argument) {
+  std::unique_ptr<Raised> e(static_cast<Raised*>(argument));
+  PyErr_Restore(e->type, e->value, e->traceback);
+  return -1;
+}
+// Run the handlers of signals that have come, as Python does between its instructions. What a handler raises is
+// raised again as soon as the kernel has returned, before anybody reads what it left.
+static bool handler_raised() {
+  if (!Py_IsInitialized || !Py_IsInitialized()) return false;
+  auto state = PyGILState_Ensure();
+  bool raised = PyErr_CheckSignals() != 0;
+  if (raised) {
+    auto e = std::make_unique<Raised>();
+    PyErr_Fetch(&e->type, &e->value, &e->traceback);
+    if (Py_AddPendingCall(raise_again, e.get()) == 0) e.release();
+    else PyErr_SetInterrupt();
+  }
+  PyGILState_Release(state);
+  return raised;
+}
+static C10_NOINLINE bool interrupted(Control& control) {
+  if (control.stopped) return true;
+  auto now = std::chrono::steady_clock::now();
+  if (now < control.next_look) return false;
+  control.next_look = now + std::chrono::milliseconds(50);
+  return control.stopped = handler_raised();
+}
+struct Call {
+  Control control;
+  std::unique_ptr<char, decltype(&std::free)> workspace;
+  explicit Call(size_t bytes)
+      : workspace(bytes ? static_cast<char*>(std::aligned_alloc(64, bytes)) : nullptr, &std::free) {
+    if (bytes && !workspace) throw std::bad_alloc();
+  }
+};
+}
+#endif
+"""
