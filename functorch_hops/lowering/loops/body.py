@@ -6,6 +6,7 @@ statements of one function, its buffers are places in a workspace; kernels are f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,11 +37,10 @@ class Lowered:
     loops: bool
 
 
-def traced(body: Subgraph) -> fx.GraphModule:
+def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     """The body in the operators that Inductor lowers."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode = _torch.new_fake_mode()
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=decompositions())(*fakes)
@@ -52,27 +52,28 @@ def traced(body: Subgraph) -> fx.GraphModule:
 def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
     """``body`` as Inductor schedules it; its inner loops are kernels already."""
     from torch._inductor.exc import LoweringException
-    from torch._inductor.virtualized import V
 
     with _torch.suspended(keep_autocast=False), torch.no_grad():
-        module = traced(body)
+        mode = _torch.new_fake_mode()
+        module = traced(body, mode)
         work, loops = _work(module)
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
         with settings(options):
             graph = _graph_class()(module, example_inputs=fakes, is_inference=True)
+            graph.mode = mode
             try:
                 with handlers(graph):
                     graph.run(*fakes)
                     graph.init_wrapper_code()
                     graph._update_scheduler()
             except LoweringException as error:
-                raise Refused(_first_line(error.__cause__ or error)) from error
+                raise Refused(_first_line(error)) from error
     return Lowered(body, graph, work, loops)
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__} {lines[0] if lines else ''}".strip()
+    return lines[0] if lines else type(error).__name__
 
 
 def _work(module: fx.GraphModule) -> tuple[int, bool]:
@@ -108,15 +109,14 @@ def settings(options: dict[str, Any]) -> Any:
     return config.patch({**options, **ours})
 
 
-def handlers(graph: Any) -> Any:
-    """What code of Inductor's outside ``compile_fx`` finds around it."""
-    import contextlib
-
+def handlers(graph: Any) -> contextlib.ExitStack:
+    """What Inductor finds around it in ``compile_fx``."""
     from torch._inductor.debug import DebugContext
     from torch._inductor.virtualized import V
 
     stack = contextlib.ExitStack()
     stack.enter_context(V.set_graph_handler(graph))
+    stack.enter_context(V.set_fake_mode(graph.mode))
     stack.enter_context(V.set_extern_kernel_nodes([]))
     stack.enter_context(V.set_debug_handler(DebugContext()))
     return stack
@@ -154,18 +154,23 @@ def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
 
 def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
     """Statements that copy what is no buffer of its own, and the output that each other buffer is."""
+    from torch._inductor import ir
+
     tail, names = [], {}
     buffers = graph.wrapper_code.buffers
     for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
         layout, name = out.get_layout(), out.get_name()
-        dense = torch._prims_common.make_contiguous_strides_for([int(s) for s in layout.size])
-        if numel(meta) > 1 and list(map(int, layout.stride)) != list(dense):
-            raise Refused("an output is not contiguous")
+        dense = ir.FlexibleLayout.contiguous_strides(list(map(int, layout.size)))
+        assert numel(meta) == 1 or list(map(int, layout.stride)) == list(map(int, dense))
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
             names[name] = i
         else:
             tail.append(f"std::memcpy(out_{i}, {name} + {layout.offset}, {n_bytes(meta)});")
     return tail, names
+
+
+def _operator_name(node: Any) -> str:
+    return str(getattr(node, "op_overload", None) or getattr(node, "python_kernel_name", None) or type(node).__name__)
 
 
 @functools.cache
@@ -207,9 +212,16 @@ def _graph_class() -> Any:
             self.inner_workspace = 0
 
         def writeline(self, line: Any) -> None:
-            node = getattr(line, "node", None)
-            name = getattr(node, "python_kernel_name", None) or type(node or line).__name__
-            raise Refused(f"Inductor makes no C++ of {name}")
+            raise Refused(f"Inductor writes a {type(line).__name__} for it")
+
+        def make_comment(self, line: Any) -> None:
+            pass
+
+        def generate_extern_kernel_out(self, node: Any, *args: Any) -> None:
+            raise Refused(f"Inductor makes no C++ of {_operator_name(node)}")
+
+        generate_extern_kernel_alloc = generate_fallback_kernel = generate_extern_kernel_out
+        generate_index_put_fallback = generate_scatter_fallback = generate_extern_kernel_out
 
         def codegen_free(self, buffer: Any) -> None:
             self.freed.add(buffer.get_name())
@@ -257,15 +269,12 @@ def _graph_class() -> Any:
             pointer = "inner" if workspace else "nullptr"
             self.statements.append(f"{name}({', '.join([*arguments, pointer, 'control'])});")
 
-        def codegen_conditional(self, conditional: Any) -> None:
-            raise Refused("Inductor makes no C++ of a branch")
-
-        def codegen_while_loop(self, while_loop: Any, stack_output: bool = False) -> None:
-            raise Refused("Inductor makes no C++ of a loop")
-
     class BodyGraph(GraphLowering):
-        """Inductor's graph of a body. ``local_dtypes``: of buffers that a block of lanes has besides (``lanes``)."""
+        """Inductor's graph of a body, traced in ``mode``. ``local_dtypes``: of buffers that a block of lanes has
+        besides (``lanes``).
+        """
 
+        mode: Any
         local_dtypes: dict[str, torch.dtype] = {}
 
         def init_wrapper_code(self, *args: Any, **kwargs: Any) -> None:
