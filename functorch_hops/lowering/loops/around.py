@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...ir.meta import TensorMeta
 from .forms import Branches, Scan, While
-from .lanes import LaneBody
+from .lanes import LaneBody, held_dtype
 from .source import Function, c_type, defined, n_bytes, numel, offset_after
 
 __all__ = ["branches", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
@@ -128,19 +128,19 @@ def _blocks(lanes: LaneBody, statements: dict[int, list[str]]) -> list[str]:
     """``statements`` for a block of lanes of each size, for all lanes."""
     size, rest = lanes.size, lanes.count % lanes.size
     whole = lanes.count - rest
-    lines = [f"for (int64_t lane = 0; lane < {whole}; lane += {size}) {{", *statements[size], "}"]
+    lines = [f"for (int64_t lane = 0; lane < {whole} && !control.stopped; lane += {size}) {{", *statements[size], "}"]
     return [*lines, *(["{", f"const int64_t lane = {whole};", *statements[rest], "}"] if rest else [])]
 
 
 def _loaded(metas: Sequence[TensorMeta], k: int) -> list[str]:
     return [
-        f"alignas(64) {c_type(meta.dtype)} now_{i}[{k}]; std::memcpy(now_{i}, in_{i} + lane, sizeof now_{i});"
+        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{k}]; std::copy_n(in_{i} + lane, {k}, now_{i});"
         for i, meta in enumerate(metas)
     ]
 
 
-def _stored(metas: Sequence[TensorMeta]) -> list[str]:
-    return [f"std::memcpy(out_{i} + lane, now_{i}, sizeof now_{i});" for i in range(len(metas))]
+def _stored(metas: Sequence[TensorMeta], k: int) -> list[str]:
+    return [f"std::copy_n(now_{i}, {k}, out_{i} + lane);" for i in range(len(metas))]
 
 
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
@@ -160,7 +160,7 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
             "}",
             f"if (s < {length} && fh::interrupted(control)) break;",
             "}",
-            *_stored(metas[:n]),
+            *_stored(metas[:n], k),
         ]
 
     lines = _blocks(lanes, {k: block(k) for k in lanes.sizes})
@@ -168,14 +168,14 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
 
 
 def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Function:
-    """``cond`` of a loop of one lane; None where carry 0 says which lanes run, and each block ends by itself."""
+    """``cond`` of a loop of one lane, or None: NOTE [Lanes end by themselves]."""
     n, metas = form.n_carry, form.inputs
     sources = [f"in_{i}" for i in range(len(metas))]
     targets = [f"now_{i}" for i in range(n)]
 
     def block(k: int) -> list[str]:
         if cond is None:
-            test = f"bool go = false; for (int l = 0; l < {k}; ++l) go |= now_0[l];"
+            test = f"int go = 0; for (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
         else:
             test = f"bool go; {cond.call(k, sources, ['(&go)'])}"
         return [
@@ -186,7 +186,7 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
             body.call(k, sources, targets),
             _leave(body.work // body.count * k, False),
             "}",
-            *_stored(metas[:n]),
+            *_stored(metas[:n], k),
         ]
 
     code = body.code if cond is None else f"{cond.code}\n{body.code}"

@@ -18,11 +18,12 @@ import sympy
 import torch
 
 from ... import _torch
+from ...ir.meta import TensorMeta
 from .body import Lowered, handlers, settings
 from .forms import Refused
 from .source import c_type, numel
 
-__all__ = ["LaneBody", "lane_body"]
+__all__ = ["LaneBody", "held_dtype", "lane_body"]
 
 _LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
 _FEW, _BLOCK, _LONG_BLOCK = 256, 64, 1024
@@ -51,11 +52,18 @@ class LaneBody:
         return f"{self.names[k]}({', '.join([*read, *targets, 'lane'])});"
 
 
-def lane_body(lowered: Lowered, n_carry: int, options: dict[str, Any], label: str) -> LaneBody:
-    """``lowered`` for blocks of lanes. Its outputs, as many as there are carries, may be the carries."""
+def held_dtype(meta: TensorMeta) -> torch.dtype:
+    """What a carry of a block is held as: Inductor reads and writes vectors of bool byte by byte."""
+    return torch.float32 if meta.dtype is torch.bool else meta.dtype
+
+
+def lane_body(
+    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, is_test: bool = False
+) -> LaneBody:
+    """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop."""
     body, graph = lowered.body, lowered.graph
     metas = [*body.inputs[:n_carry], *body.outputs]
-    count = numel(metas[0])
+    count, n_written = numel(metas[0]), 0 if is_test else n_carry
     if any(numel(meta) != count for meta in metas):
         raise Refused("carries and outputs differ in size")
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
@@ -67,7 +75,7 @@ def lane_body(lowered: Lowered, n_carry: int, options: dict[str, Any], label: st
         for k in dict.fromkeys((size, count % size)):
             if k:
                 names[k] = f"{label}_{k}"
-                text, places[k] = _printed(lowered, nodes, n_carry, count, k, names[k])
+                text, places[k] = _printed(lowered, nodes, n_carry, n_written, count, k, names[k])
                 texts.append(text)
     return LaneBody(count, size, "\n".join(texts), names, places, n_carry, lowered.work)
 
@@ -79,6 +87,10 @@ def _is_nothing(node: Any) -> bool:
 
 
 def _check_lanes(graph: Any, nodes: Sequence[Any], count: int, n_carry: int) -> None:
+    for out in graph.graph_outputs:
+        layout = out.get_layout()
+        if int(graph.get_numel(out.get_name())) != count or layout.offset != 0:
+            raise Refused("an output is part of another value")
     from torch._inductor.dependencies import MemoryDep
     from torch._inductor.scheduler import SchedulerNode
 
@@ -104,7 +116,7 @@ def _check_lanes(graph: Any, nodes: Sequence[Any], count: int, n_carry: int) -> 
 
 
 def _printed(
-    lowered: Lowered, nodes: Sequence[Any], n_carry: int, count: int, k: int, name: str
+    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, count: int, k: int, name: str
 ) -> tuple[str, tuple[int, ...]]:
     """The function for ``k`` lanes, and the numbers of the inputs that it takes."""
     from torch._inductor.codegen.common import KernelArgs
@@ -119,8 +131,9 @@ def _printed(
     names = list(graph.graph_input_names)
     carried = {name: f"carry_{i}" for i, name in enumerate(names[:n_carry])}
     outputs = [f"result_buf{i}" for i in range(len(body.outputs))]  # Inductor stores to what is called so only
-    dtypes = dict(zip(carried.values(), (meta.dtype for meta in body.inputs)))
-    dtypes |= dict(zip(outputs, (meta.dtype for meta in body.outputs)))
+    masks = {local for local, meta in zip(carried.values(), body.inputs) if meta.dtype is torch.bool}
+    dtypes = {local: held_dtype(meta) for local, meta in zip(carried.values(), body.inputs)}
+    dtypes |= {out: held_dtype(m) if i < n_written else m.dtype for i, (out, m) in enumerate(zip(outputs, body.outputs))}
 
     class Fused(WrapperHandler):
         """Buffers are values, and carries are read from their block."""
@@ -133,7 +146,10 @@ def _printed(
             if name in self.values:
                 return self.values[name]
             local = carried.get(name)
-            return self._inner.load(name, index) if local is None else self._inner.load(local, index - start)
+            if local is None:
+                return self._inner.load(name, index)
+            value = self._inner.load(local, index - start)
+            return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if local in masks else value
 
         def store(self, name: str, index: Any, value: Any, mode: Any = None) -> None:
             self.values[name] = value
@@ -150,8 +166,11 @@ def _printed(
                 is_single = math.prod(map(int, node._sizes[0])) == 1
                 node._body([zero if is_single else x + start] * len(node._sizes[0]), [])
             results = [handler.load(out.get_name(), x + start) for out in graph.graph_outputs]
-        for i, value in enumerate(results):
-            inner.store(outputs[i], x if i < n_carry else x + start, value, None)
+        one, nothing = (inner.constant(value, torch.float32) for value in (1.0, 0.0))
+        for i, (out, value) in enumerate(zip(outputs, results)):
+            is_mask = dtypes[out] is not body.outputs[i].dtype
+            held = inner.where(value, one, nothing) if is_mask else value
+            inner.store(out, x if i < n_written else x + start, held, None)
 
     variable = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
     group = KernelGroup()
@@ -174,7 +193,8 @@ def _printed(
     definitions, places = [], []
     for outer, inner_name in group.args.input_buffers.items():
         places.append(numbers[outer])
-        definitions.append(f"const {c_type(body.inputs[numbers[outer]].dtype)}* {inner_name}")
-    definitions += [f"{c_type(meta.dtype)}* o_{i}" for i, meta in enumerate(body.outputs)]
+        dtype = dtypes.get(outer, body.inputs[numbers[outer]].dtype)
+        definitions.append(f"const {c_type(dtype)}* {inner_name}")
+    definitions += [f"{c_type(dtypes[out])}* o_{i}" for i, out in enumerate(outputs)]
     head = f"static C10_ALWAYS_INLINE void {name}({', '.join([*definitions, 'const int64_t lane'])})"
     return f"{head}\n{{\n{group.loops_code.getvalue()}\n}}", tuple(places)

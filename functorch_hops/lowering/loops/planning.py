@@ -17,6 +17,7 @@ from .around import branches, scan_by_lanes, scan_by_steps, while_by_lanes, whil
 from .body import lowered, statements
 from .forms import Branches, Form, Refused, Scan, While
 from .lanes import lane_body
+from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
 from .source import ENTRY, Function, argument_types, c_type, numel, program
 
@@ -128,21 +129,27 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
     conds = [form.cond] if isinstance(form, While) else []
     plans = [_planned(body, options, is_inner=True) for body in (*conds, *bodies)]
     inner = [report for plan in plans for report in plan.loops]
-    parts = [lowered(plan.body, options) for plan in plans]
     if isinstance(form, Branches):
-        return branches(form, [statements(part, options) for part in parts]), inner
-    taken, reason = "lanes", None
+        return branches(form, [statements(lowered(plan.body, options), options) for plan in plans]), inner
     try:
-        body = lane_body(parts[-1], form.n_carry, options, "step")
-        if isinstance(form, Scan):
-            function = scan_by_lanes(form, body)
-        else:
-            function = while_by_lanes(form, lane_body(parts[0], form.n_carry, options, "test"), body)
+        return _by_lanes(form, [plan.body for plan in plans], options), [LoopReport(label, "lanes"), *inner]
     except Refused as why:
-        taken, reason = "steps", str(why)
-        functions = [statements(part, options) for part in parts]
-        function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
-    return function, [LoopReport(label, taken, reason), *inner]
+        reason = str(why)
+    functions = [statements(lowered(plan.body, options), options) for plan in plans]
+    function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
+    return function, [LoopReport(label, "steps", reason), *inner]
+
+
+def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:
+    n = form.n_carry
+    if isinstance(form, Scan):
+        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step"))
+    if is_masked(form):
+        body = without_representatives(bodies[1])
+        return while_by_lanes(form, None, lane_body(lowered(body, options), n, options, "step"))
+    cond = lane_body(lowered(bodies[0], options), n, options, "test", is_test=True)
+    body = lane_body(lowered(bodies[1], options), n, options, "step")
+    return while_by_lanes(form, cond, body)
 
 
 def _compile(kernel: Function, form: Form) -> None:
