@@ -19,7 +19,6 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
-from .loops.planning import planned
 
 __all__ = ["Backend", "Options", "OtherSizesError", "compiled"]
 
@@ -117,6 +116,8 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
     body = without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
+        from .loops.planning import planned
+
         body = planned(body, options).body
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept:

@@ -80,9 +80,7 @@ def _time(form: Scan) -> str:
 def _loop(
     label: str, form: Scan | While, lines: Sequence[str], calls: Sequence[Function], *, workspace: int, work: int
 ) -> Function:
-    return defined(
-        label, form.inputs, form.outputs, lines, calls=calls, workspace=workspace, work=work, loops=True
-    )
+    return defined(label, form.inputs, form.outputs, lines, calls=calls, workspace=workspace, work=work, loops=True)
 
 
 def while_by_steps(form: While, cond: Function, body: Function) -> Function:
@@ -175,7 +173,7 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
 
     def block(k: int) -> list[str]:
         if cond is None:
-            test = f"int go = 0; for (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
+            test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
         else:
             test = f"bool go; {cond.call(k, sources, ['(&go)'])}"
         return [

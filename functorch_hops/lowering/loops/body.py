@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -191,7 +192,8 @@ def _graph_class() -> Any:
             group = self.kernel_group
             group.stack.close()
             if group.scheduled_nodes:
-                V.graph.wrapper_code.add_kernel(group.args, group.loops_code.getvalue())
+                wrapper: Any = V.graph.wrapper_code
+                wrapper.add_kernel(group.args, group.loops_code.getvalue())
             self.reset_kernel_group()
             self._set_flush_status(False)
 
@@ -275,7 +277,7 @@ def _graph_class() -> Any:
         """
 
         mode: Any
-        local_dtypes: dict[str, torch.dtype] = {}
+        local_dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
 
         def init_wrapper_code(self, *args: Any, **kwargs: Any) -> None:
             super().init_wrapper_code(*args, **kwargs)
@@ -290,6 +292,6 @@ def _graph_class() -> Any:
 
         def output(self, target: Any, args: Any, kwargs: Any) -> None:
             outs = [ir.ExternKernel.require_contiguous(x) for x in args[0]]
-            super().output(target, (outs,), kwargs)
+            super().output(target, (outs,), kwargs)  # type: ignore[arg-type]
 
     return BodyGraph

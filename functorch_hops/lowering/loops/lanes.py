@@ -27,7 +27,7 @@ __all__ = ["LaneBody", "held_dtype", "lane_body"]
 
 _LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
 _FEW, _BLOCK, _LONG_BLOCK = 256, 64, 1024
-"""Up to ``_FEW`` lanes, the carries of ``_BLOCK`` of them fit into registers; more are read and written in long rows."""
+"""The carries of ``_BLOCK`` lanes fit into registers; more than ``_FEW`` lanes are read and written in long rows."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _printed(
     outputs = [f"result_buf{i}" for i in range(len(body.outputs))]  # Inductor stores to what is called so only
     masks = {local for local, meta in zip(carried.values(), body.inputs) if meta.dtype is torch.bool}
     dtypes = {local: held_dtype(meta) for local, meta in zip(carried.values(), body.inputs)}
-    dtypes |= {out: held_dtype(m) if i < n_written else m.dtype for i, (out, m) in enumerate(zip(outputs, body.outputs))}
+    for i, (out, meta) in enumerate(zip(outputs, body.outputs)):
+        dtypes[out] = held_dtype(meta) if i < n_written else meta.dtype
 
     class Fused(WrapperHandler):
         """Buffers are values, and carries are read from their block."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from ...derive.numbers import without_numbers
+from ...errors import message
 from ...ir.build import add_params, copy_of
 from ...ir.subgraph import Params, Subgraph, params_of
 from ...passes.cleaning import clean
@@ -22,6 +23,9 @@ from .operator import call_arguments, load, loop_kernel
 from .source import ENTRY, Function, argument_types, c_type, numel, program
 
 __all__ = ["LoopReport", "Plan", "planned"]
+
+
+_LAST_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def _plan(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
                     _compile(kernel, form)
             except Refused as why:
                 reason = str(why)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
                 reason = _failed(params.operator.label, error)
             else:
                 reports += inner
@@ -145,11 +149,10 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
     if isinstance(form, Scan):
         return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step"))
     if is_masked(form):
-        body = without_representatives(bodies[1])
-        return while_by_lanes(form, None, lane_body(lowered(body, options), n, options, "step"))
+        alone = without_representatives(bodies[1])
+        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step"))
     cond = lane_body(lowered(bodies[0], options), n, options, "test", is_test=True)
-    body = lane_body(lowered(bodies[1], options), n, options, "step")
-    return while_by_lanes(form, cond, body)
+    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step"))
 
 
 def _compile(kernel: Function, form: Form) -> None:
@@ -159,9 +162,12 @@ def _compile(kernel: Function, form: Form) -> None:
 
 
 def _failed(label: str, error: Exception) -> str:
+    """Warn that a loop runs as torch's own, with the last lines of what Inductor or the C++ compiler said."""
     lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {' '.join(lines[-3:])}"
-    warnings.warn(f"{label}: no kernel could be made, so it is compiled as torch's own loop ({reason})", stacklevel=2)
+    reason = "\n".join([type(error).__name__, *lines[-_LAST_LINES:]])
+    problem = f"its kernel could not be made, and torch's own loop runs in its place: {reason}"
+    remedy = 'options={"loop_kernels": False} compiles without kernels of loops'
+    warnings.warn(message(label, problem, remedy=remedy), RuntimeWarning, stacklevel=2)
     return reason
 
 

@@ -88,8 +88,8 @@ def defined(
     code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     parts = [part for function in calls for part in function.parts]
-    parts.append(f"namespace {space} {{\n{code}\n}}")
-    name = f"{space}::{label}"
+    parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")
+    name = f"{space}_::{label}"
     return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops)
 
 
@@ -103,7 +103,8 @@ def program(parts: Sequence[str], name: str, workspace: int, types: Sequence[str
     arguments = ", ".join(f"{t} {p}" for t, p in zip(types, names))
     call = ", ".join([*names, "call.workspace.get()", "call.control"])
     body = "\n".join(parts)
-    return f'{_CONTROL}\n{body}\nextern "C" void {entry}({arguments})\n{{\nfh::Call call({workspace});\n{name}({call});\n}}\n'
+    head = f'extern "C" void {entry}({arguments})'
+    return "\n".join([_CONTROL, body, head, "{", f"fh::Call call({workspace});", f"{name}({call});", "}", ""])
 
 
 _CONTROL = r"""#ifndef FH_CONTROL
