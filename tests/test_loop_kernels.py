@@ -1,0 +1,319 @@
+"""Loops as one C++ kernel: which are, which not and why, and that each computes what eager does."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from functorch_hops.lowering.loops import planning
+from functorch_hops.lowering.loops.operator import loop_kernel
+from functorch_hops.lowering.loops.planning import LoopReport, planned
+from modes import same
+
+N, STEPS = 40, 7
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+C, XS = normal(N), normal(STEPS, N, seed=1)
+
+
+def plan(f: Callable[..., Any], *args: Any) -> planning.Plan:
+    return planned(fh.jit(f).lower(*args)._body, {})
+
+
+def check(f: Callable[..., Any], *args: Tensor, **tolerances: float) -> list[LoopReport]:
+    """Run ``f`` with kernels and without; how its loops were lowered."""
+    made = plan(f, *args)
+    expected = optree.tree_leaves(fh.jit(f, backend="eager")(*args))
+    same(list(made.body(*args)), expected, equal_nan=True, **tolerances)
+    return list(made.loops)
+
+
+def taken(reports: list[LoopReport]) -> list[str]:
+    return [report.taken for report in reports]
+
+
+def scan(step: Callable[[Any, Any], Any]) -> Callable[[Any, Tensor], Any]:
+    return lambda c, xs: fh.scan(step, c, xs)
+
+
+def counted(n: int, f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Any]:
+    return lambda c: fh.while_loop(lambda s: s[1] < n, lambda s: (f(s[0]), s[1] + 1), (c, 0))
+
+
+def lanes(test: Callable[[Any], Tensor], step: Callable[[Any], Any]) -> Callable[[Tensor], Any]:
+    return fh.vmap(lambda x: fh.while_loop(test, step, x))
+
+
+Program = tuple[Callable[..., Any], tuple[Tensor, ...]]
+
+BY_LANES: dict[str, Program] = {
+    "pointwise": (scan(lambda c, x: (torch.tanh(c * 0.9 + x), c)), (C, XS)),
+    "reverse": (lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c * 0.9 + x), c), c, xs, reverse=True), (C, XS)),
+    "swapped": (lambda c, xs: fh.scan(lambda c, x: ((c[1], c[0]), x * 2), (c, c * 2), xs), (C, XS)),
+    "rotated": (
+        lambda c, xs: fh.scan(lambda c, x: ((c[1], c[2], c[0] + x), (c[0], c[0], x)), (c, c * 2, c * 3), xs),
+        (C, XS),
+    ),
+    "unchanged": (lambda c, xs: fh.scan(lambda c, x: ((c[0], c[1] + x), c[0] * x), (c, c), xs), (C, XS)),
+    "dtypes": (
+        lambda c, n, xs: fh.scan(
+            lambda c, x: ((c[0] * 0.5 + x, c[1] + 1, c[2] ^ (x > 0)), c[1] * 2), (c, n, c > 0), xs
+        ),
+        (C, torch.arange(N), XS),
+    ),
+    "double": (scan(lambda c, x: (torch.tanh(c * 0.9 + x), c.exp())), (C.double(), XS.double())),
+    "nan through clamp": (
+        scan(lambda c, x: (torch.clamp(c + x, -1, 1), torch.tanh(c).exp())),
+        (torch.where(C > 1, torch.nan, C), XS),
+    ),
+    "nan through max": (
+        scan(lambda c, x: (torch.maximum(c, x), torch.minimum(c, x))),
+        (C, torch.where(XS > 1.5, torch.nan, XS)),
+    ),
+    "inf": (scan(lambda c, _: (c * 1e10, (torch.tanh(c), torch.exp(c), torch.sigmoid(c)))), (C * 1e20, XS)),
+    "views": (lambda c, xs: fh.scan(lambda c, x: (c * 0.5 + x[1:], x[:-1] + c), c[1:], xs[3:]), (C, XS)),
+    "strides": (lambda c, xs: fh.scan(lambda c, x: (c * 0.5 + x, c), c, xs.t()), (normal(STEPS), XS)),
+    "one lane": (scan(lambda c, x: (torch.sin(c) + x, c)), (torch.tensor(0.3), normal(STEPS))),
+    "many lanes": (scan(lambda c, x: (torch.sin(c) + x, c)), (normal(1500), normal(3, 1500))),
+    "rows of a table": (lambda c, xs: fh.fori_loop(0, STEPS, lambda i, c: torch.tanh(c + xs[i]), c), (C, XS)),
+    "scalar while": (counted(1000, lambda c: torch.sin(c) * 1.1 + 0.1), (torch.tensor(0.3),)),
+    "while of no step": (counted(0, torch.sin), (torch.tensor(0.3),)),
+    "lanes of a while": (lanes(lambda y: y.abs() > 1e-2, lambda y: y * 0.7), (normal(500),)),
+    "lanes, two carries": (
+        fh.vmap(lambda n: fh.while_loop(lambda s: s[0] > 3, lambda s: (s[0] % 50 - 1, s[1] + s[0]), (n, n * 0))),
+        (torch.arange(100),),
+    ),
+    "gradient": (
+        lambda c, xs: fh.value_and_grad(
+            lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c * 0.9 + x), c), c, xs)[1].square().sum(), argnums=(0, 1)
+        )(c, xs),
+        (C, XS),
+    ),
+    **{
+        f"overflow of {dtype}": (
+            scan(lambda c, _: (c * 3 + 7, (c >> 1) ^ c)),
+            (torch.arange(N).to(dtype) * 3, XS),
+        )
+        for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    },
+}
+
+BY_STEPS: dict[str, Program] = {
+    "another lane": (scan(lambda c, x: (torch.tanh(c.flip(0) + x), c * 2)), (C, XS)),
+    "another lane, later": (scan(lambda c, x: ((c + x).roll(1) * 0.5, c)), (C, XS)),
+    "a lane for all": (scan(lambda c, x: (c * 0.5 + (c + x)[:1], c)), (C, XS)),
+    "softmax": (scan(lambda c, x: (torch.softmax(c.roll(1) + x, 0), c.sum())), (C, XS)),
+    "slices": (scan(lambda c, x: (torch.cat([c[1:], x[:1]]), c)), (C, XS)),
+    "transposed": (scan(lambda c, x: (torch.sin(c).t() + x, c)), (normal(8, 8), normal(STEPS, 8, 8))),
+    "sizes": (
+        lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + x.sum()), c[1]), (c, c.sum()), xs),
+        (C, XS),
+    ),
+    "buffer": (
+        lambda xs: fh.fori_loop(
+            0, STEPS, lambda i, b: torch.index_copy(b, 0, i.reshape(1), (b.sum(0) * 0.1 + 1)[None]), xs
+        ),
+        (XS,),
+    ),
+    "vector while": (lambda c: fh.while_loop(lambda s: s.abs().max() > 0.1, lambda s: s * 0.9, c), (C,)),
+    "lanes that may fail": (
+        lambda n: fh.vmap(
+            lambda n: fh.while_loop(lambda s: s[1] > 0, lambda s: (s[0] + 100 // s[1], s[1] - 1), (n * 0, n))[0]
+        )(n),
+        (torch.arange(5, 40),),
+    ),
+    "a mask that is no mask": (
+        lambda c: fh.while_loop(
+            lambda s: s[0].any(), lambda s: (s[0] & (s[1] < 3), s[1] + s[0], s[2] + 1), (c > 0, c, c * 0)
+        ),
+        (C,),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_LANES)
+def test_a_block_of_lanes_runs_through_all_steps(name: str) -> None:
+    f, args = BY_LANES[name]
+    reports = check(f, *args)
+    assert reports and set(reports) == {LoopReport(reports[0].operator, "lanes")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_STEPS)
+def test_what_reads_other_lanes_runs_step_by_step(name: str) -> None:
+    f, args = BY_STEPS[name]
+    (report,) = check(f, *args)
+    assert report.taken == "steps" and report.reason
+
+
+def test_a_scan_is_a_kernel() -> None:
+    f, args = BY_LANES["pointwise"]
+    assert check(f, *args) == [LoopReport("scan", "lanes")]
+
+
+def test_a_carry_read_at_another_lane() -> None:
+    f, args = BY_STEPS["another lane"]
+    (report,) = check(f, *args)
+    assert report.taken == "steps" and report.reason == "a carry or an intermediate value is accessed at another lane"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda c, xs: fh.scan(lambda c, x: (fh.fori_loop(0, 5, lambda i, c: torch.sin(c) + x * i, c), c), c, xs),
+        lambda c, xs: fh.scan(
+            lambda c, x: (
+                fh.fori_loop(
+                    0, 3, lambda i, c: fh.while_loop(lambda v: v.abs().max() > 1, lambda v: v * 0.5, c + x * i), c
+                ),
+                c,
+            ),
+            c,
+            xs,
+        ),
+        lambda c, xs: fh.scan(
+            lambda c, x: (fh.cond(x.sum() > 0, lambda c: c + x, lambda c: c.flip(0) * 0.5, c), c), c, xs
+        ),
+        lambda c, xs: fh.scan(
+            lambda c, x: (
+                fh.switch((x.sum().abs() * 2).long() % 3, [lambda c: c + x, lambda c: c * 0.5, lambda c: c.flip(0)], c),
+                c,
+            ),
+            c,
+            xs,
+        ),
+    ],
+    ids=["scan in scan", "three deep", "cond", "switch"],
+)
+def test_loops_and_branches_in_a_body(f: Callable[..., Any]) -> None:
+    assert "native" not in taken(check(f, C, XS))
+
+
+REFUSED = {
+    "half precision": (scan(lambda c, x: (c + x, c)), (C.bfloat16(), XS.bfloat16()), "bfloat16"),
+    "complex": (scan(lambda c, x: (c * 1j + x, c.real)), (C.to(torch.complex64), XS), "complex64"),
+    "no steps": (scan(lambda c, x: (c + x, c)), (C, XS[:0]), "empty"),
+    "no lanes": (scan(lambda c, x: (c + x, c)), (C[:0], XS[:, :0]), "empty"),
+    "sort": (scan(lambda c, x: (torch.sort(c + x)[0], c)), (C, XS), "aten.sort"),
+    "product": (lambda w, c: fh.fori_loop(0, 3, lambda _, c: c @ w, c), (normal(4, 4), normal(2, 4)), "aten.mm"),
+    "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
+    "stacks": (fh.grad(lambda c: counted(3, torch.sin)(c)[0].sum()), (C,), "stacks"),
+    "inner": (
+        scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: torch.sort(c + x)[0], c), c)),
+        (C, XS),
+        "scan in its body",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_kernel_says_why(name: str) -> None:
+    f, args, reason = REFUSED[name]
+    made = plan(f, *args)
+    assert made.loops[0].taken == "native" and reason in str(made.loops[0].reason)
+    assert loop_kernel not in [node.target for node in made.body.module.graph.nodes]
+
+
+def test_an_open_length_has_no_kernel() -> None:
+    (report,) = planned(fh.jit(scan(lambda c, x: (c + x, c)), dynamic=True).lower(C, XS)._body, {}).loops
+    assert report.taken == "native" and "open" in str(report.reason)
+
+
+def around(c: Tensor, xs: Tensor) -> Any:
+    """Work before and after loops that begin with one value, and outputs that share memory."""
+    zeros = torch.zeros(N)
+    carry, ys = fh.scan(lambda c, x: (torch.tanh(c + x), c * x), zeros, xs * 2)
+    total, _ = fh.scan(lambda c, x: (c + x, None), zeros, ys)
+    last = fh.while_loop(lambda s: s.abs().max() > 0.1, lambda s: s * 0.9, total + c)
+    return carry, carry, ys[2:], ys.t(), total, last, c
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"cpp_wrapper": True}, {"loop_kernels": False}], ids=str)
+def test_kernels_among_other_work(options: dict[str, Any]) -> None:
+    f, expected = fh.jit(around, options=options), fh.jit(around, backend="eager")(C, XS)
+    same(f(C, XS), expected)
+    same(f(C, XS), expected)
+
+
+@pytest.mark.slow
+def test_a_kernel_in_a_native_loop_and_in_a_branch() -> None:
+    def f(c: Tensor, xs: Tensor) -> Any:
+        inner = lambda c: fh.fori_loop(0, 3, lambda i, c: torch.sin(c) + i, c)
+        outer = fh.scan(lambda c, x: (torch.sort(inner(c) + x)[0], c), c, xs)
+        return outer, fh.cond(c.sum() > 0, inner, lambda c: c * 2, c)
+
+    assert taken(list(plan(f, C, XS).loops)) == ["native", "lanes", "lanes"]
+    same(fh.jit(f)(C, XS), fh.jit(f, backend="eager")(C, XS))
+
+
+@pytest.mark.slow
+def test_gradients_through_a_compiled_loop() -> None:
+    f = scan(lambda c, x: (torch.tanh(c * 0.9 + x), c))
+    grads = []
+    for backend in ("inductor", "eager"):
+        c, xs = C.clone().requires_grad_(), XS.clone().requires_grad_()
+        carry, ys = fh.jit(f, backend=backend)(c, xs)
+        grads.append(torch.autograd.grad(carry.sum() + ys.square().sum(), (c, xs)))
+    same(grads[0], grads[1])
+
+
+@pytest.mark.slow
+def test_an_integer_division_by_zero_raises() -> None:
+    f = fh.jit(scan(lambda c, x: (c // x, c)))
+    rows = torch.tensor([[7, 8], [3, 1], [1, 2]])
+    same(f(rows[0], rows), fh.jit(scan(lambda c, x: (c // x, c)), backend="eager")(rows[0], rows))
+    rows[1, 1] = 0
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        f(rows[0], rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(), (9,)], ids=["lanes", "steps"])
+def test_a_signal_ends_a_loop_that_does_not(shape: tuple[int, ...]) -> None:
+    f = fh.jit(lambda x: fh.while_loop(lambda s: s.sum() > -1, lambda s: torch.sin(s).abs(), x))
+    compiled = f.lower(torch.ones(shape)).compile()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compiled(torch.ones(shape))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["lowered", "load"])
+def test_a_failure_warns_and_runs_the_native_loop(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("first line\nno such compiler")
+
+    monkeypatch.setattr(planning, part, fail)
+    f = scan(lambda c, x: (torch.tanh(c * len(part) + x), c))
+    with pytest.warns(RuntimeWarning, match="no such compiler"):
+        got = fh.jit(f)(C, XS)
+    same(got, f(C, XS))
+
+
+def test_the_operator_on_fake_tensors() -> None:
+    f, args = BY_LANES["pointwise"]
+    (node,) = plan(f, *args).body.module.graph.find_nodes(op="call_function", target=loop_kernel)
+    torch.library.opcheck(loop_kernel, ([C, XS], *node.args[1:]), test_utils="test_faketensor")
