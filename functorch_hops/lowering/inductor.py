@@ -1,17 +1,17 @@
 """The room of Inductor's private API (checked against torch 2.13.0).
 
-NOTE [Loops run from C++] Inductor compiles the body of a loop to kernels, and the loop around them to a wrapper that
-launches these: in Python, which costs some microseconds for each kernel and step, or in C++. A graph with a loop gets
-the latter. Three things are left to the former: a loop that stacks all its carries, which the C++ wrapper of torch 2.13
-has no code for, one whose operators check something, since C++ loses the text of their errors, and graphs on other
-devices, where this was not measured.
+NOTE [Loops run from C++] A loop that is no kernel of its own (``loops``) is torch's: Inductor compiles its body to
+kernels, and the loop around them to a wrapper that launches these: in Python, which costs some microseconds for each
+kernel and step, or in C++. A graph with such a loop gets the latter. Three things are left to the former: a loop that
+stacks all its carries, which the C++ wrapper of torch 2.13 has no code for, one whose operators check something, since
+C++ loses the text of their errors, and graphs on other devices, where this was not measured.
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
 that takes no step returns its initial carries, whose memory counts as free by then; carries that start as one value
 become one accumulator; and what a loop writes in place is declared a second time by a kernel that writes over it. So in
-a graph with a loop each value has memory of its own, whatever the user's configuration of Inductor says; and a loop of
-no step copies, since others read its initial carries still.
+a graph with a loop of torch's each value has memory of its own, whatever the user's configuration of Inductor says; and
+a loop of no step copies, since others read its initial carries still.
 """
 
 from __future__ import annotations
