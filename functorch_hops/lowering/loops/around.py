@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir.meta import TensorMeta
-from .forms import Branches, Scan, While
+from .forms import Branches, Refused, Scan, While
 from .lanes import LaneBody, held_dtype
 from .source import Function, c_type, defined, n_bytes, numel, offset_after
 
@@ -46,24 +46,43 @@ def _results(metas: Sequence[TensorMeta]) -> list[str]:
     return [f"std::memcpy(out_{i}, now_{i}, {n_bytes(meta)});" for i, meta in enumerate(metas)]
 
 
-def _call(function: Function, arguments: Sequence[str], inner: str = "inner") -> str:
-    return f"{function.name}({', '.join([*arguments, inner if function.workspace else 'nullptr', 'control'])});"
+def _call(function: Function, arguments: Sequence[str], dense: Sequence[str] = (), inner: str = "inner") -> str:
+    last = inner if function.workspace else "nullptr"
+    return f"{function.name}({', '.join([*arguments, *dense, last, 'control'])});"
+
+
+def _dense(label: str, function: Function, first_const: int, offset: int) -> tuple[list[str], list[str], int]:
+    """Make the copies that a function asks for, of inputs that no step changes: statements, names, the next place."""
+    lines, names = [], []
+    for i, copy in enumerate(function.dense):
+        if copy.place < first_const:
+            raise Refused("a factor of a product is transposed in the loop")
+        names.append(f"{label}_{i}")
+        source = f"in_{copy.place} + {copy.offset}, {copy.strides[0]}, {copy.strides[1]}"
+        lines += [
+            f"auto* {names[-1]} = reinterpret_cast<{c_type(copy.dtype)}*>(workspace + {offset});",
+            f"fh::copy_dense({source}, {names[-1]}, {copy.shape[0]}, {copy.shape[1]});",
+        ]
+        offset = offset_after(offset, copy.size)
+    return lines, names, offset
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
     n, first_const = form.n_carry, form.n_carry + form.n_xs
     metas = form.body.inputs
     lines, offset = _carries(metas[:n])
+    copies, dense, offset = _dense("factor", body, first_const, offset)
     arguments = [f"now_{i}" for i in range(n)]
     arguments += [_row(f"in_{i}", metas[i]) for i in range(n, first_const)]
     arguments += [f"in_{i}" for i in range(first_const, len(metas))]
     arguments += [f"next_{i}" for i in range(n)]
     arguments += [_row(f"out_{i}", meta) for i, meta in enumerate(form.body.outputs) if i >= n]
     lines += [
+        *copies,
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         f"for (int64_t s = 0; s < {form.length}; ++s) {{",
         _time(form),
-        _call(body, arguments),
+        _call(body, arguments, dense),
         *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
         _leave(body.work, body.loops),
         "}",
@@ -86,15 +105,19 @@ def _loop(
 def while_by_steps(form: While, cond: Function, body: Function) -> Function:
     n, metas = form.n_carry, form.inputs
     lines, offset = _carries(metas[:n])
+    test_copies, test_dense, offset = _dense("test_factor", cond, n, offset)
+    copies, dense, offset = _dense("factor", body, n, offset)
     given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
     work = cond.work + body.work
     lines += [
+        *test_copies,
+        *copies,
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         "for (;;) {",
         "bool go;",
-        _call(cond, [*given, "&go"]),
+        _call(cond, [*given, "&go"], test_dense),
         "if (!go) break;",
-        _call(body, [*given, *(f"next_{i}" for i in range(n))]),
+        _call(body, [*given, *(f"next_{i}" for i in range(n))], dense),
         *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
         _leave(work, cond.loops or body.loops),
         "}",
@@ -109,7 +132,9 @@ def branches(form: Branches, functions: Sequence[Function]) -> Function:
     arguments += [f"out_{i}" for i in range(len(form.outputs))]
     lines = ["switch (int(*in_0)) {"]
     for i, function in enumerate(functions):
-        lines += [f"case {i}:", _call(function, arguments, "workspace"), "break;"]
+        if function.dense:
+            raise Refused("a factor of a product is transposed in a branch")
+        lines += [f"case {i}:", _call(function, arguments, inner="workspace"), "break;"]
     return defined(
         "cond",
         form.inputs,

@@ -23,9 +23,14 @@ from ..decompositions import decompositions
 from .extern import register_kernels
 from .forms import Refused
 from .operator import loop_kernel
-from .source import Function, c_type, defined, n_bytes, numel, offset_after
+from .products import PRODUCT, product_statements
+from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
 
 __all__ = ["Lowered", "lowered", "statements"]
+
+aten = torch.ops.aten
+
+_PRODUCTS = aten.mm.default, aten.addmm.default, aten.bmm.default
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _work(module: fx.GraphModule) -> tuple[int, bool]:
-    """How many elements the operators read or write, and whether one of them loops."""
+    """How many elements the operators read, write or multiply, and whether one of them loops."""
     total, loops = 1, False
     for node in module.graph.nodes:
         values = node.meta.get("val")
@@ -91,7 +96,8 @@ def _work(module: fx.GraphModule) -> tuple[int, bool]:
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
-            total += max(map(numel, [*metas, *read]), default=0)
+            inner = read[-1].shape[-2] if node.target in _PRODUCTS else 1
+            total += inner * max(map(numel, metas if inner > 1 else [*metas, *read]), default=0)
     return total, loops
 
 
@@ -146,6 +152,8 @@ def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
         body.outputs,
         [*head, *places, *inner, *code.statements, *tail],
         before="\n".join(code.kernels),
+        needs=[PRODUCT] if code.has_products else [],
+        dense=code.dense,
         calls=code.functions,
         workspace=offset + code.inner_workspace,
         work=lowered.work,
@@ -212,6 +220,8 @@ def _graph_class() -> Any:
             self.functions: list[Function] = []
             self.buffers: dict[str, tuple[int, torch.dtype]] = {}
             self.inner_workspace = 0
+            self.has_products = False
+            self.dense: list[Dense] = []
 
         def writeline(self, line: Any) -> None:
             raise Refused(f"Inductor writes a {type(line).__name__} for it")
@@ -220,10 +230,29 @@ def _graph_class() -> Any:
             pass
 
         def generate_extern_kernel_out(self, node: Any, *args: Any) -> None:
+            if node.op_overload not in (aten.mm.out, aten.addmm.out, aten.bmm.out):
+                self._no_code(node)
+            self.statements += product_statements(node, node.inputs, self._dense_place)
+            self.has_products = True
+
+        def _dense_place(self, matrix: Any) -> str:
+            """A copy of a transposed factor, row by row."""
+            inputs = list(V.graph.graph_input_names)
+            if matrix.get_name() not in inputs:
+                raise Refused("a factor of a product is transposed in the loop")
+            layout = matrix.get_layout()
+            (rows, columns), (first, second) = (tuple(map(int, x)) for x in (layout.size, layout.stride))
+            place = inputs.index(matrix.get_name())
+            copy = Dense(place, layout.dtype, int(layout.offset), (rows, columns), (first, second))
+            if copy not in self.dense:
+                self.dense.append(copy)
+            return f"dense_{self.dense.index(copy)}"
+
+        def _no_code(self, node: Any, *args: Any) -> None:
             raise Refused(f"Inductor makes no C++ of {_operator_name(node)}")
 
-        generate_extern_kernel_alloc = generate_fallback_kernel = generate_extern_kernel_out
-        generate_index_put_fallback = generate_scatter_fallback = generate_extern_kernel_out
+        generate_extern_kernel_alloc = generate_fallback_kernel = _no_code
+        generate_index_put_fallback = generate_scatter_fallback = _no_code
 
         def codegen_free(self, buffer: Any) -> None:
             self.freed.add(buffer.get_name())

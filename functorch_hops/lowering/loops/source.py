@@ -12,7 +12,18 @@ import torch
 from ...ir.meta import TensorMeta
 from .forms import Refused
 
-__all__ = ["ENTRY", "Function", "argument_types", "c_type", "defined", "n_bytes", "numel", "offset_after", "program"]
+__all__ = [
+    "ENTRY",
+    "Dense",
+    "Function",
+    "argument_types",
+    "c_type",
+    "defined",
+    "n_bytes",
+    "numel",
+    "offset_after",
+    "program",
+]
 
 ENTRY = "kernel"
 """What Inductor's loader calls the C++ function of a library."""
@@ -55,8 +66,24 @@ def offset_after(offset: int, size: int) -> int:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """Input ``place`` from element ``offset`` on as a matrix, to be copied into rows one after the other."""
+
+    place: int
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
 class Function:
-    """A C++ function of pointers to its inputs, pointers to its outputs, a workspace and the control block.
+    """A C++ function of pointers to its inputs, to its outputs, to ``dense`` copies of inputs that its caller makes
+    once, and to a workspace, and of the control block.
 
     ``parts`` are the texts that define it and what it calls, in order, each once in a program. ``work`` is how many
     elements a call computes, as far as it does not loop; ``loops``: whether it may stop early (``control.stopped``).
@@ -67,6 +94,7 @@ class Function:
     workspace: int
     work: int
     loops: bool
+    dense: tuple[Dense, ...] = ()
 
 
 def defined(
@@ -76,21 +104,27 @@ def defined(
     statements: Sequence[str],
     *,
     before: str = "",
+    needs: Sequence[str] = (),
     calls: Sequence[Function] = (),
+    dense: Sequence[Dense] = (),
     workspace: int = 0,
     work: int,
     loops: bool,
 ) -> Function:
-    """A function with a name of its content, so that equal ones are one, and their source is the same in every run."""
+    """A function with a name of its content, so that equal ones are one, and their source is the same in every run.
+
+    ``before``: functions of its own; ``needs``: parts that it uses.
+    """
     arguments = [f"const {c_type(m.dtype)}* in_{i}" for i, m in enumerate(inputs)]
     arguments += [f"{c_type(m.dtype)}* out_{i}" for i, m in enumerate(outputs)]
+    arguments += [f"const {c_type(d.dtype)}* dense_{i}" for i, d in enumerate(dense)]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
     code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
-    parts = [part for function in calls for part in function.parts]
+    parts = [*needs, *(part for function in calls for part in function.parts)]
     parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")
     name = f"{space}_::{label}"
-    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops)
+    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense))
 
 
 def argument_types(inputs: Sequence[torch.dtype], outputs: Sequence[torch.dtype]) -> list[str]:
