@@ -142,6 +142,62 @@ BY_STEPS: dict[str, Program] = {
 }
 
 
+def cell(w: Tensor, u: Tensor, xs: Tensor) -> Any:
+    """A gated recurrent cell."""
+
+    def step(c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates, given = c @ w, x @ u
+        z, r = torch.sigmoid(gates + given).chunk(3, 1)[:2]
+        c = (1 - z) * c + z * torch.tanh(r * gates.chunk(3, 1)[2] + given.chunk(3, 1)[2])
+        return c, c.mean()
+
+    return fh.scan(step, torch.zeros(xs.shape[1], w.shape[0]), xs)[1].sum()
+
+
+def rnn(w: Tensor, c: Tensor, xs: Tensor) -> Any:
+    return fh.scan(lambda c, x: (torch.tanh(c @ w + x), (c @ w.t()).sum(0)), c, xs)
+
+
+PRODUCTS: dict[str, Program] = {
+    "sizes of no vector": (rnn, (normal(37, 37) / 7, normal(5, 37), normal(9, 5, 37))),
+    "double": (rnn, (normal(19, 19).double() / 7, normal(11, 19).double(), normal(9, 11, 19).double())),
+    "vectors": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(w @ c + x), c @ x), c, xs),
+        (normal(37, 37) / 7, normal(37), normal(9, 37)),
+    ),
+    "bias": (
+        lambda w, b, c, xs: fh.scan(lambda c, x: (torch.tanh(torch.nn.functional.linear(c, w, b) + x), c), c, xs),
+        (normal(12, 12) / 7, normal(12), normal(3, 12), normal(9, 3, 12)),
+    ),
+    "batch": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(torch.bmm(c, w) + x), torch.bmm(c, c)), c, xs),
+        (normal(4, 5, 5) / 7, normal(4, 5, 5), normal(9, 4, 5, 5)),
+    ),
+    "while": (
+        lambda w, c: fh.while_loop(lambda s: (s @ w.t()).abs().max() > 0.1, lambda s: s @ w.t(), c),
+        (normal(12, 12) / 7, normal(3, 12)),
+    ),
+    "inner loop": (
+        lambda w, c, xs: fh.scan(
+            lambda c, x: (fh.fori_loop(0, 3, lambda _, c: torch.tanh(c @ w.t() + x), c), c), c, xs
+        ),
+        (normal(12, 12) / 7, normal(3, 12), normal(9, 3, 12)),
+    ),
+    "gradient of a cell": (
+        lambda *args: fh.value_and_grad(cell, argnums=(0, 1, 2))(*args),
+        (normal(16, 48) / 4, normal(16, 48) / 4, normal(9, 3, 16)),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_in_a_body(name: str) -> None:
+    f, args = PRODUCTS[name]
+    tolerances = {} if args[0].dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    assert set(taken(check(f, *args, **tolerances))) == {"steps"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_LANES)
 def test_a_block_of_lanes_runs_through_all_steps(name: str) -> None:
@@ -208,7 +264,12 @@ REFUSED = {
     "no steps": (scan(lambda c, x: (c + x, c)), (C, XS[:0]), "empty"),
     "no lanes": (scan(lambda c, x: (c + x, c)), (C[:0], XS[:, :0]), "empty"),
     "sort": (scan(lambda c, x: (torch.sort(c + x)[0], c)), (C, XS), "aten.sort"),
-    "product": (lambda w, c: fh.fori_loop(0, 3, lambda _, c: c @ w, c), (normal(4, 4), normal(2, 4)), "aten.mm"),
+    "large product": (lambda w, c: fh.fori_loop(0, 3, lambda _, c: c @ w, c), (normal(256, 256),) * 2, "BLAS"),
+    "transposed carry": (
+        lambda w, c: fh.fori_loop(0, 3, lambda _, c: torch.tanh(w @ c.t()), c),
+        (normal(5, 5), normal(5, 5)),
+        "transposed",
+    ),
     "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
     "stacks": (fh.grad(lambda c: counted(3, torch.sin)(c)[0].sum()), (C,), "stacks"),
     "inner": (
