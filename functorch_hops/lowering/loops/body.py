@@ -74,6 +74,8 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
                     graph._update_scheduler()
             except LoweringException as error:
                 raise Refused(_first_line(error)) from error
+            if graph.constants:
+                raise Refused("its body holds a tensor")
     return Lowered(body, graph, work, loops)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .operator import loop_kernel, output_metas
-from .source import ENTRY, argument_types, program
+from .source import ENTRY, program
 
 __all__ = ["register_kernels"]
 
@@ -23,12 +23,12 @@ def register_kernels() -> None:
     class LoopKernel(ir.ExternKernel):
         """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
 
-        def __init__(self, outputs: Any, inputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
+        def __init__(self, inputs: Any, outputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
             self.device = torch.device("cpu")
             super().__init__(None, ir.NoneLayout(device=self.device), self.unwrap_storage([*outputs, *inputs]))
             self.parts, self.function, self.workspace = parts, name, workspace
             self.arguments = [x.get_name() for x in (*inputs, *outputs)]
-            self.types = argument_types([x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs])
+            self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
             self.mutation_outputs = [ir.MutationOutput(ir.NoneLayout(device=self.device), x, self) for x in outputs]
@@ -48,11 +48,12 @@ def register_kernels() -> None:
                 return
             is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
-            source = program(self.parts, self.function, self.workspace, self.types, name if is_cpp else ENTRY)
-            text = source if is_cpp else f"async_compile.cpp_pybinding({self.types!r}, {source!r})\n"
-            declaration = f'extern "C" void {name}({", ".join(self.types)});\n'
+            entry = name if is_cpp else ENTRY
+            source, types = program(self.parts, self.function, self.workspace, *self.dtypes, entry)
+            text = source if is_cpp else f"async_compile.cpp_pybinding({types!r}, {source!r})\n"
+            declaration = f'extern "C" void {name}({", ".join(types)});\n'
             wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
-            wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=self.types)
+            wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=types)
 
     def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
         inputs = [_plain(ir.ExternKernel, x) for x in inputs]
@@ -61,7 +62,7 @@ def register_kernels() -> None:
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
             out.realize()
             outputs.append(out)
-        LoopKernel(outputs, inputs, parts, name, workspace)
+        LoopKernel(inputs, outputs, parts, name, workspace)
         return outputs
 
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ir.meta import TensorMeta
-from .source import ENTRY, Function, argument_types, program
+from .source import ENTRY, Function, Program, program
 
 __all__ = ["call_arguments", "load", "loop_kernel", "output_metas"]
 
@@ -36,19 +36,19 @@ def output_metas(sizes: Sequence[int], dtypes: Sequence[torch.dtype]) -> list[Te
     return metas
 
 
-def load(source: str, types: Sequence[str]) -> Any:
+def load(library: Program) -> Any:
     """The compiled function, as Inductor's own code loads it: from its cache if it can."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-    return CppPythonBindingsCodeCache.load_pybinding(types, source)
+    return CppPythonBindingsCodeCache.load_pybinding(library.types, library.source)
 
 
 def _run(
     inputs: list[Tensor], parts: list[str], name: str, workspace: int, sizes: list[int], dtypes: list[torch.dtype]
 ) -> list[Tensor]:
-    types = argument_types([x.dtype for x in inputs], dtypes)
     outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
-    load(program(parts, name, workspace, types, ENTRY), types)(*map(Tensor.contiguous, inputs), *outputs)
+    kernel = load(program(parts, name, workspace, [x.dtype for x in inputs], dtypes, ENTRY))
+    kernel(*map(Tensor.contiguous, inputs), *outputs)
     return outputs
 
 

@@ -20,7 +20,7 @@ from .forms import Branches, Form, Refused, Scan, While
 from .lanes import lane_body
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
-from .source import ENTRY, Function, argument_types, c_type, numel, program
+from .source import ENTRY, Function, c_type, numel, program
 
 __all__ = ["LoopReport", "Plan", "planned"]
 
@@ -157,8 +157,8 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
 
 def _compile(kernel: Function, form: Form) -> None:
     """Compile before anything depends on it; Inductor finds the library in its cache."""
-    types = argument_types([meta.dtype for meta in form.inputs], [meta.dtype for meta in form.outputs])
-    load(program(kernel.parts, kernel.name, kernel.workspace, types, ENTRY), types)
+    inputs, outputs = ([meta.dtype for meta in metas] for metas in (form.inputs, form.outputs))
+    load(program(kernel.parts, kernel.name, kernel.workspace, inputs, outputs, ENTRY))
 
 
 def _failed(label: str, error: Exception) -> str:

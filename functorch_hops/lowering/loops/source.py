@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,7 @@ __all__ = [
     "ENTRY",
     "Dense",
     "Function",
-    "argument_types",
+    "Program",
     "c_type",
     "defined",
     "n_bytes",
@@ -127,18 +128,28 @@ def defined(
     return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense))
 
 
-def argument_types(inputs: Sequence[torch.dtype], outputs: Sequence[torch.dtype]) -> list[str]:
-    return [*(f"const {c_type(d)}*" for d in inputs), *(f"{c_type(d)}*" for d in outputs)]
+class Program(NamedTuple):
+    """The source of a library with one function of pointers of these types, first the inputs, then the outputs."""
+
+    source: str
+    types: list[str]
 
 
-def program(parts: Sequence[str], name: str, workspace: int, types: Sequence[str], entry: str) -> str:
-    """The source of a library with the function ``entry`` of pointers of these types, which calls ``name``."""
+def program(
+    parts: Sequence[str],
+    name: str,
+    workspace: int,
+    inputs: Sequence[torch.dtype],
+    outputs: Sequence[torch.dtype],
+    entry: str,
+) -> Program:
+    """A library whose function ``entry`` calls ``name``."""
+    types = [*(f"const {c_type(dtype)}*" for dtype in inputs), *(f"{c_type(dtype)}*" for dtype in outputs)]
     names = [f"p{i}" for i in range(len(types))]
-    arguments = ", ".join(f"{t} {p}" for t, p in zip(types, names))
-    call = ", ".join([*names, "call.workspace.get()", "call.control"])
-    body = "\n".join(parts)
-    head = f'extern "C" void {entry}({arguments})'
-    return "\n".join([_CONTROL, body, head, "{", f"fh::Call call({workspace});", f"{name}({call});", "}", ""])
+    head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
+    call = f"{name}({', '.join([*names, 'call.workspace.get()', 'call.control'])});"
+    source = "\n".join([_CONTROL, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
+    return Program(source, types)
 
 
 _CONTROL = r"""#ifndef FH_CONTROL
