@@ -116,9 +116,11 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
     body = without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
+        from .inductor import exact_code
         from .loops.planning import planned
 
-        body = planned(body, options).body
+        with exact_code():
+            body = planned(body, options).body
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]

@@ -14,9 +14,11 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-__all__ = ["barriers", "behind_barrier", "optimization_barrier", "stored"]
+from ..ir.selection import shared_sources
+
+__all__ = ["barriers", "behind_barrier", "optimization_barrier", "store_shared_sources", "stored"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
@@ -55,3 +57,13 @@ def behind_barrier(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Te
     if not _state.is_active:
         return list(values)
     return [optimization_barrier(value, list(until)) for value in values]
+
+
+def store_shared_sources(graph: fx.Graph) -> None:
+    """See NOTE [What a maximum is taken of is computed once]."""
+    for source in shared_sources(graph):
+        with graph.inserting_after(source):
+            node = graph.call_function(stored, (source,))
+        node.meta["val"] = source.meta["val"]
+        for user in [user for user in source.users if user is not node]:
+            user.replace_input_with(source, node)

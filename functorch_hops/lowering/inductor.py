@@ -27,14 +27,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from ..ir.selection import shared_sources
 from ..ir.subgraph import Params, params_of
-from .barrier import barriers, optimization_barrier, stored
+from .barrier import barriers, optimization_barrier, store_shared_sources, stored
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
 
-__all__ = ["compile_graph"]
+__all__ = ["compile_graph", "exact_code"]
 
 aten = torch.ops.aten
 
@@ -47,8 +46,6 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     import torch.compiler.config as compiler
     from torch._inductor.compile_fx import compile_fx
 
-    _register_operators()
-    register_kernels()
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     has_effects = any(params.has_effects for params in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
@@ -57,8 +54,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         _no_remarks(),
         _exact_operands(),
         _separate_loops(),
-        _reads_after_writes(),
-        _rounded_constants(),
+        exact_code(),
         _kept() if has_effects else contextlib.nullcontext(),
         compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
     ):
@@ -198,6 +194,15 @@ def _unboxed(value: Any) -> Any:
 
 
 @contextlib.contextmanager
+def exact_code() -> Iterator[None]:
+    """While code is generated, for a graph or for the kernel of a loop: our operators are known, and faults cured."""
+    _register_operators()
+    register_kernels()
+    with _reads_after_writes(), _rounded_constants():
+        yield
+
+
+@contextlib.contextmanager
 def _reads_after_writes() -> Iterator[None]:
     """Keep a read of what was written in place behind the write: where Inductor (torch 2.13) fits the loops of one
     kernel to those of another, it forgets which version of a buffer the kernel reads.
@@ -275,7 +280,7 @@ def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
 
     for part in _graphs(module):
         _unexpand_written(part.graph)
-        _store_shared_sources(part.graph)
+        store_shared_sources(part.graph)
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     with config.patch(assume):
         return compile_fx_inner(module, *args, **kwargs)
@@ -306,16 +311,6 @@ def _unexpand_written(graph: fx.Graph) -> None:
                 copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
             copy.meta["val"] = source.meta["val"].clone(memory_format=torch.contiguous_format)
             node.args = (copy, *node.args[1:])
-
-
-def _store_shared_sources(graph: fx.Graph) -> None:
-    """See NOTE [What a maximum is taken of is computed once]."""
-    for source in shared_sources(graph):
-        with graph.inserting_after(source):
-            node = graph.call_function(stored, (source,))
-        node.meta["val"] = source.meta["val"]
-        for user in [user for user in source.users if user is not node]:
-            user.replace_input_with(source, node)
 
 
 def _overlaps_itself(x: Tensor) -> bool:

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
+from ..barrier import store_shared_sources
 from ..decompositions import decompositions
-from .extern import register_kernels
 from .forms import Refused
 from .operator import loop_kernel
 from .products import PRODUCT, product_statements
@@ -51,6 +51,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
         fakes = [meta.fake(mode) for meta in body.inputs]
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=decompositions())(*fakes)
     module.graph.eliminate_dead_code()
+    store_shared_sources(module.graph)
     module.recompile()
     return module
 
@@ -192,8 +193,6 @@ def _graph_class() -> Any:
     from torch._inductor.graph import GraphLowering
     from torch._inductor.scheduler import Scheduler
     from torch._inductor.virtualized import V
-
-    register_kernels()
 
     class Scheduling(CppScheduling):
         """Hands a finished kernel on as a C++ function."""

@@ -49,16 +49,11 @@ class Plan:
 
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
     """``body`` with kernels, each compiled. ``options``: those of Inductor."""
-    return _planned(body, options, is_inner=False)
+    return _plan(body, options, is_inner=False)
 
 
-def _planned(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
+def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
     """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be."""
-    key = "loops planned", tuple(sorted(options.items())), is_inner
-    return body.derive(key, lambda: _plan(body, options, is_inner))
-
-
-def _plan(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
     body = without_numbers(body)
     if not any(params_of(node, body.module) for node in body.module.graph.nodes):
         return Plan(body, ())
@@ -119,7 +114,7 @@ def _plan_inside(
     node: fx.Node, params: Params, module: fx.GraphModule, options: dict[str, Any], is_inner: bool
 ) -> tuple[LoopReport, ...]:
     """Plan the loops in the bodies of a node that stays."""
-    plans = {body: _planned(body, options, is_inner=is_inner) for body in params.run_bodies}
+    plans = {body: _plan(body, options, is_inner=is_inner) for body in params.run_bodies}
     new = params.with_bodies(lambda body: plans[body].body if body in plans else body)
     if new is not params:
         with module.graph.inserting_before(node):
@@ -131,7 +126,7 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
     """A loop as one function, and how it and the loops in it are lowered."""
     bodies = [*form.branches] if isinstance(form, Branches) else [form.body]
     conds = [form.cond] if isinstance(form, While) else []
-    plans = [_planned(body, options, is_inner=True) for body in (*conds, *bodies)]
+    plans = [_plan(body, options, is_inner=True) for body in (*conds, *bodies)]
     inner = [report for plan in plans for report in plan.loops]
     if isinstance(form, Branches):
         return branches(form, [statements(lowered(plan.body, options), options) for plan in plans]), inner
