@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import functorch_hops as fh
+from reference import Reference
 
 WEIGHT = torch.tensor([0.5, -1.0, 2.0])
 
@@ -110,6 +111,81 @@ def test_lazily_conjugated_tensors(f, example):
     torch.testing.assert_close(
         fh.export(lambda x: f(closed) + x, (torch.ones(2),)).module()(torch.ones(2)), f(closed) + 1
     )
+
+
+def normalised(a, b):
+    product = a * b
+    return product / product.sum()
+
+
+def after(first, then):
+    return first[0] * then[0], first[1] * then[0] + then[1]
+
+
+COMBINED = {
+    "pointwise": (torch.mul, lambda x: x),
+    "over the whole element": (normalised, torch.exp),
+    "a product": (torch.matmul, lambda x: x[:, :, None] * x[:, None, :]),
+    "two tensors": (after, lambda x: (x, x.sin())),
+    "of two shapes": (after, lambda x: (x[:, 0], x.sin())),
+    "a constant": (lambda a, b: a + b + WEIGHT * a * b, lambda x: x),
+    "complex": (lambda a, b: a * b, lambda x: torch.complex(x, x.cos())),
+}
+
+
+@pytest.mark.parametrize(
+    "name, is_open",
+    [*((name, False) for name in COMBINED), *((n, True) for n in ("a product", "two tensors", "complex"))],
+)
+def test_prefixes_and_their_gradients(name, is_open):
+    """torch's operator is right for pointwise functions of one tensor; every other function is exported otherwise."""
+    combine, elements = COMBINED[name]
+
+    def prefixes(x, tools=fh):
+        last = tools.associative_scan(combine, elements(x))
+        return sum(y.abs().sin().sum() for y in (last if isinstance(last, tuple) else (last,)))
+
+    # torch (2.13) takes no gradient of a scan over complex numbers.
+    is_differentiable = not (is_open and name == "complex")
+    x = torch.linspace(0.4, 1.6, 15, dtype=torch.float64).reshape(5, 3).requires_grad_(is_differentiable)
+    shapes = ({0: torch.export.Dim("n", min=2)},) if is_open else None
+    program = saved_and_loaded(fh.export(prefixes, (x,), dynamic_shapes=shapes))
+    operators = {str(node.target).split(".")[-1] for node in program.graph.nodes}
+    assert ("associative_scan" in operators) == (name == "pointwise")
+    for given in (x, x[:2], x.tile(2, 1)) if is_open else (x,):
+        value, expected = program.module()(given), prefixes(given, Reference)
+        torch.testing.assert_close(value, expected)
+        if is_differentiable:
+            torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, x))
+
+
+@pytest.mark.parametrize("name", ["pointwise", "two tensors"])
+def test_the_gradient_of_prefixes_over_an_open_length(name):
+    combine, elements = COMBINED[name]
+
+    def gradient(x, tools=fh):
+        def prefixes(x):
+            last = tools.associative_scan(combine, elements(x))
+            return sum(y.abs().sin().sum() for y in (last if isinstance(last, tuple) else (last,)))
+
+        return fh.grad(prefixes)(x)
+
+    x = torch.linspace(0.4, 1.6, 15, dtype=torch.float64).reshape(5, 3)
+    program = fh.export(gradient, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)).module()
+    for given in (x, x[:2], x.tile(2, 1)):
+        torch.testing.assert_close(program(given), gradient(given, Reference))
+
+
+def test_torch_differentiates_its_associative_scan_leaf_by_leaf():
+    """torch (2.13): what one tensor does to another is missing. If this fails, see where torch's operator is kept."""
+    from torch._higher_order_ops.associative_scan import associative_scan_op
+
+    a, b = (torch.linspace(0.4, 1.6, 5).requires_grad_() for _ in range(2))
+    last = associative_scan_op(lambda *xs: after(xs[:2], xs[2:]), [a, b], ())[1][-1]
+    expected = Reference.associative_scan(after, (a, b))[1][-1]
+    torch.testing.assert_close(last, expected)
+    got, want = (torch.autograd.grad(y, a)[0] for y in (last, expected))
+    assert not torch.allclose(got, want)
 
 
 def test_misuse():
