@@ -134,7 +134,7 @@ COMBINED = {
 
 
 @pytest.mark.parametrize(
-    "name, is_open",
+    ("name", "is_open"),
     [*((name, False) for name in COMBINED), *((n, True) for n in ("a product", "two tensors", "complex"))],
 )
 def test_prefixes_and_their_gradients(name, is_open):
