@@ -220,3 +220,17 @@ def test_writes_to_windows_of_a_detached_alias_are_refused():
 
     with pytest.raises(fh.CaptureError, match="windows"):
         fh.jit(f, backend="eager")(torch.ones(6, dtype=F64))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalisation_by_strided_weights(training):
+    """torch's backward pass (2.13) reads weights as if they were contiguous, which a clone() in a graph is not."""
+    x, (weight, bias, mean, var) = torch.randn(4, 3, dtype=F64), torch.rand(3, 4, dtype=F64).T
+
+    def loss(weight, x):
+        normalised = torch.nn.functional.batch_norm(
+            x, mean.clone(), var.clone(), weight.clone(), bias.clone(), training=training, momentum=0.0
+        )
+        return normalised.sin().sum()
+
+    same(fh.jit(fh.grad(loss, (0, 1)), backend="eager")(weight, x), fh.grad(loss, (0, 1))(weight.clone(), x))

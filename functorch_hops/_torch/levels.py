@@ -22,6 +22,7 @@ __all__ = [
     "below_transforms",
     "current_level",
     "dispatch_functorch",
+    "in_forward_level",
     "in_gradient_level",
     "is_batched",
     "is_batched_here",
@@ -101,10 +102,19 @@ def without_gradient_levels(t: Tensor) -> Tensor:
 
 def in_gradient_level() -> bool:
     """Whether a level of functorch differentiates."""
-    if top_interpreter() is None:
-        return False
-    keys = [level.key() for level in _functorch.get_interpreter_stack() or ()]
+    keys = _level_keys()
     return TransformType.Grad in keys or TransformType.Jvp in keys
+
+
+def in_forward_level() -> bool:
+    """Whether a level of functorch differentiates in forward mode."""
+    return TransformType.Jvp in _level_keys()
+
+
+def _level_keys() -> list[Any]:
+    if top_interpreter() is None:
+        return []
+    return [level.key() for level in _functorch.get_interpreter_stack() or ()]
 
 
 @contextlib.contextmanager

@@ -22,6 +22,10 @@ from typing import Any
 import torch
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+
+from .forward_rules import ForwardRules
+from .levels import base_tensor
 
 __all__ = ["joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
 
@@ -115,9 +119,19 @@ def joining_dual_level() -> contextlib.AbstractContextManager[None]:
     return _dual_level.used() if forward_ad._current_level >= 0 else contextlib.nullcontext()
 
 
+def _in_memory_of_its_own(x: Any) -> Any:
+    """An expanded tensor as a copy: torch gives it a tangent of the same layout, and writes to that."""
+    with torch._C.DisableTorchFunction():  # the user does not ask for a layout
+        base = base_tensor(x)
+        is_expanded = any(type(s) is int and s == 0 and size > 1 for s, size in zip(base.stride(), base.shape))
+    return x.clone() if is_expanded else x
+
+
 def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
-    """``torch.func.jvp``, on any number of threads at once."""
+    """``torch.func.jvp``, on any number of threads at once, and right: see NOTE [Right rules for forward mode]."""
     if torch.compiler.is_dynamo_compiling():
         return torch.func.jvp(func, primals, tangents, has_aux=has_aux)
-    with _dual_level.used():
+    primals = tuple(map(_in_memory_of_its_own, primals))
+    are_right = any(isinstance(mode, ForwardRules) for mode in _get_current_function_mode_stack())
+    with _dual_level.used(), contextlib.nullcontext() if are_right else ForwardRules():
         return torch.func.jvp(func, primals, tangents, has_aux=has_aux)

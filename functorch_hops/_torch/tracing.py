@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -46,12 +47,23 @@ __all__ = [
     "refused_write",
     "run_of",
     "track_tensor_tree",
+    "whole_storages",
 ]
 
 
 def new_fake_mode(env: Any = None) -> FakeTensorMode:
     """A FakeTensorMode with a ShapeEnv, which open sizes and unbacked ones (saved carries of a while loop) need."""
     return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
+
+
+@contextlib.contextmanager
+def whole_storages(mode: FakeTensorMode) -> Iterator[None]:
+    """A fake result with the storage that a kernel gives it: the cache of ``mode`` forgets how large that is."""
+    before, mode.cache_enabled = mode.cache_enabled, False
+    try:
+        yield
+    finally:
+        mode.cache_enabled = before
 
 
 def refused_read(error: BaseException) -> str | None:

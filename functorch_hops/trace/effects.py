@@ -55,7 +55,11 @@ class Effects(_torch.TorchDispatchMode):
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
             return self._write_detached(func, args, kwargs) if detached else func(*args, **kwargs)
-        out = REPLACED.get(func, func)(*args, **kwargs)
+        if func is torch.ops.aten._new_zeros_with_same_feature_meta.default:
+            with _torch.whole_storages(self.capture.session.fake_mode):
+                out = func(*args, **kwargs)
+        else:
+            out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
 
     def _is_of_autograd(self) -> bool:

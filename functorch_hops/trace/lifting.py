@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from .. import _torch
 from ..ir.meta import TensorMeta
@@ -68,7 +67,7 @@ def _shown(t: Tensor) -> str:
         return f"Traced({TensorMeta.of(t)})"
 
 
-class Lifting(TorchFunctionMode):
+class Lifting(_torch.ForwardRules):
     def __init__(self, capture: Capture) -> None:
         super().__init__()
         self.capture = capture
@@ -88,10 +87,11 @@ class Lifting(TorchFunctionMode):
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
         capture.in_transform = _torch.top_interpreter() is not None
-        capture.is_detaching = _detaches(func)
+        form = self.form_of(func)
+        capture.is_detaching = form is not func or _detaches(func)
         last = next(reversed(capture.graph.nodes), None)
         try:
-            return self._call(func, args, kwargs)
+            return self._call(form, args, kwargs)
         except RuntimeError as error:
             # What vmap refuses to write to is the first operand; a normalisation writes to others.
             values = args[:1] if _torch.refused_write(error) else [*args, *kwargs.values()]

@@ -41,6 +41,10 @@ _LAYOUT_READERS = (_aten.as_strided.default, _aten.view_as_complex.default, _ate
 """Operators whose result depends on where the elements of their operand lie in memory."""
 
 
+_MISREADERS: dict[Any, range] = {_aten.native_batch_norm_backward.default: range(2, 7)}
+"""Operators that read some of their operands as if they were contiguous (torch 2.13), and which."""
+
+
 def normalize(module: fx.GraphModule) -> None:
     """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
@@ -50,6 +54,9 @@ def normalize(module: fx.GraphModule) -> None:
             _replace_by_number(node, _OF_NUMBERS[node.target](node.args[0]))
         node.target = _PLAIN_FORMS.get(node.target, node.target)
         bound_slice(node)
+    for node in list(module.graph.nodes):
+        for place in _MISREADERS.get(node.target, ()):
+            _make_contiguous(node, place)
     readers = [node for node in module.graph.nodes if node.target in _LAYOUT_READERS]
     for base in dict.fromkeys(base_of(node.args[0]) for node in readers):
         _fix_layout(base)
@@ -77,6 +84,15 @@ def _fix_layout(base: fx.Node) -> None:
     laid_out.meta["val"] = base.meta["val"]
     for user in users:
         user.replace_input_with(base, laid_out)
+
+
+def _make_contiguous(node: fx.Node, place: int) -> None:
+    source = node.args[place]
+    if isinstance(source, fx.Node):
+        with node.graph.inserting_before(node):
+            contiguous = node.graph.call_function(packed, (source, list(range(source.meta["val"].dim()))))
+        contiguous.meta["val"] = source.meta["val"]
+        node.update_arg(place, contiguous)
 
 
 def _replace_by_number(node: fx.Node, number: Any) -> None:

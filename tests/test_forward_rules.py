@@ -1,0 +1,204 @@
+"""Forward mode where torch's own rules are wrong, and which of them are: NOTE [Right rules for forward mode].
+
+The oracle is torch's reverse mode at two points nearby, in float64: tangents, their gradients and their tangents are
+right if they agree with differences of it.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import functorch_hops as fh
+
+torch.manual_seed(0)
+A = torch.randn(3, 3, dtype=torch.float64) + 3 * torch.eye(3, dtype=torch.float64)
+B = torch.randn(3, 2, dtype=torch.float64)
+MEAN, VAR = torch.linspace(0, 1, 3, dtype=torch.float64), torch.linspace(1, 2, 3, dtype=torch.float64)
+PLACES = torch.tensor([[0, 1, 2], [1, 1, 1], [0, 0, 2]])
+
+
+def logabsdet(a: Tensor) -> Tensor:
+    return torch.linalg.slogdet(a).logabsdet
+
+
+def complex_logdet(a: Tensor) -> Tensor:
+    return torch.logdet(torch.complex(a, a.sin())).real
+
+
+# By what is wrong: the tangent itself, a derivative of it, or that there is none.
+WRONG: dict[str, Callable[..., Tensor]] = {
+    "cholesky_inverse": lambda a: torch.cholesky_inverse(a.tril()),
+    "triangular_solve": lambda a, b: torch.triangular_solve(b, a.triu(), transpose=True).solution,
+    "triangular_solve, ones": lambda a, b: b.triangular_solve(a.tril(), upper=False, unitriangular=True)[0],
+    "product by scatter_reduce": lambda a: a.scatter_reduce(0, PLACES, a.sin(), "prod"),
+    "product without self": lambda a: torch.scatter_reduce(a, 1, PLACES, a.sin(), "prod", include_self=False),
+}
+WRONG_TWICE: dict[str, Callable[..., Tensor]] = {
+    "solve": lambda a, b: torch.linalg.solve(a, b),
+    "solve from the right": lambda a, b: torch.linalg.solve(a, b.mT, left=False),
+    "solve of a vector": lambda a, b: torch.linalg.solve(a, b[:, 0]),
+    "solve of a batch": lambda a, b: torch.linalg.solve(torch.stack([a, a.sin() + a]), b),
+    "solve_ex": lambda a, b: torch.linalg.solve_ex(a, b).result,
+    "tensorsolve": lambda a, b: torch.linalg.tensorsolve(a.reshape(3, 1, 3), b[:, :1]),
+    "det": lambda a: torch.linalg.det(a),
+    "det of a batch": lambda a: torch.stack([a, a.sin()]).det(),
+    "slogdet": logabsdet,
+    "logdet": lambda a: torch.logdet(a @ a.mT),
+    "complex logdet": complex_logdet,
+    "householder_product": lambda a, b: torch.linalg.householder_product(a, b[:, 0]),
+    "layer_norm": lambda a, b: F.layer_norm(a, (3,), b[:, 0], b[:, 1]),
+    "batch_norm": lambda a, b: F.batch_norm(a, None, None, b[:, 0].clone(), b[:, 1].clone(), training=True),
+    "batch_norm, updating": lambda a: F.batch_norm(a, MEAN.clone(), VAR.clone(), training=True),
+    "instance_norm": lambda a: F.instance_norm(a[None], MEAN.clone(), VAR.clone()),
+}
+ABSENT: dict[str, Callable[..., Tensor]] = {"glu": lambda b: F.glu(b * b)}
+RIGHT: dict[str, Callable[..., Tensor]] = {
+    "batch_norm, evaluated": lambda a, b: F.batch_norm(a, MEAN, VAR, b[:, 0].clone(), b[:, 1].clone()),
+    "layer_norm in a loop": lambda a: fh.scan(lambda c, x: (F.layer_norm(c * x, (3,)), None), a[0], a)[0],
+    "solve in a graph": lambda a, b: fh.jit(torch.linalg.solve, backend="eager")(a, b),
+    "solve of lanes": lambda a, b: fh.vmap(lambda s: torch.linalg.solve(a * s, b))(MEAN + 1),
+    "det of lanes": lambda a: fh.vmap(lambda s: torch.linalg.det(a * s))(MEAN + 1),
+    "gradient of solve": lambda a, b: fh.grad(lambda a: torch.linalg.solve(a, b).sin().sum())(a),
+    "gradient of layer_norm": lambda a: fh.grad(lambda a: F.layer_norm(a, (3,)).sin().sum())(a),
+    "gradient of batch_norm": lambda a: fh.grad(lambda a: F.batch_norm(a, None, None, training=True).sin().sum())(a),
+}
+"""As they are, or because of what they are made of."""
+
+
+class Case:
+    """A function, a direction at a point, and the vector that its outputs are multiplied by."""
+
+    def __init__(self, f: Callable[..., Tensor]) -> None:
+        self.f = f
+        self.point = tuple({"A": A, "a": A, "B": B, "b": B}[name] for name in inspect.signature(f).parameters)
+        torch.manual_seed(1)
+        self.along = tuple(torch.randn_like(x) for x in self.point)
+        self.weight = torch.randn_like(f(*self.point))
+
+    def tangent(self, tools: Any, *point: Tensor) -> Tensor:
+        return (tools.jvp(self.f, point, self.along)[1] * self.weight).sum()
+
+    def gradients(self, *point: Tensor) -> tuple[Tensor, ...]:
+        xs = [x.clone().requires_grad_() for x in point]
+        return torch.autograd.grad((self.f(*xs) * self.weight).sum(), xs)
+
+    def expected(self) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        """The tangent, its gradients and its own tangent, from gradients here and nearby."""
+        h = 1e-5
+        sides = [self.gradients(*(x + s * h * v for x, v in zip(self.point, self.along))) for s in (1, -1)]
+        second = tuple((a - b) / (2 * h) for a, b in zip(*sides))
+        dot = lambda xs: torch.stack([(x * v).sum() for x, v in zip(xs, self.along)]).sum()
+        return dot(self.gradients(*self.point)), second, dot(second)
+
+    def computed(self, tools: Any, wrap: Any = lambda f: f) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        tangent = lambda *point: self.tangent(tools, *point)
+        places = tuple(range(len(self.point)))
+        return (
+            wrap(tangent)(*self.point),
+            wrap(tools.grad(tangent, places))(*self.point),
+            wrap(lambda *point: tools.jvp(tangent, point, self.along)[1])(*self.point),
+        )
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_TWICE, *ABSENT, *RIGHT])
+def test_tangents_and_their_derivatives(name: str) -> None:
+    case = Case((WRONG | WRONG_TWICE | ABSENT | RIGHT)[name])
+    torch.testing.assert_close(case.computed(fh), case.expected(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cholesky_inverse", "solve", "det", "layer_norm", "batch_norm", "glu"])
+def test_tangents_of_graphs(name: str) -> None:
+    """Graphs hold ATen operators, which are replaced as well."""
+    f = (WRONG | WRONG_TWICE | ABSENT)[name]
+    for case in (Case(f), Case(fh.jit(f, backend="eager"))):
+        got = case.computed(fh, lambda f: fh.jit(f, backend="eager"))
+        torch.testing.assert_close(got, case.expected(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")
+@pytest.mark.parametrize("name", WRONG)
+def test_torchs_tangents_are_wrong(name: str) -> None:
+    """torch (2.13). If this fails, torch was mended: the form may go."""
+    case = Case(WRONG[name])
+    assert not torch.allclose(case.tangent(torch.func, *case.point), case.expected()[0])
+
+
+@pytest.mark.parametrize("name", WRONG_TWICE)
+def test_torchs_derivatives_of_tangents_are_wrong(name: str) -> None:
+    """torch (2.13), as above."""
+    case = Case(WRONG_TWICE[name])
+    (tangent, gradients, second), expected = case.computed(torch.func), case.expected()
+    torch.testing.assert_close(tangent, expected[0])
+    assert not torch.allclose(second, expected[2])
+    assert not all(map(torch.allclose, gradients, expected[1]))
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_torch_has_no_derivative_of_tangents(name: str) -> None:
+    with pytest.raises(RuntimeError, match="is not implemented"):
+        Case(ABSENT[name]).computed(torch.func)
+
+
+ROWS = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], dtype=torch.float64)
+
+
+def derivatives_along(f: Callable[[Tensor], Tensor], matrix: Tensor, along: Tensor) -> tuple[Tensor, ...]:
+    tangent = lambda a: fh.jvp(f, (a,), (along,))[1]
+    return f(matrix), tangent(matrix), fh.jvp(tangent, (matrix,), (along,))[1], fh.grad(tangent)(matrix)
+
+
+@pytest.mark.parametrize("matrix", [ROWS, ROWS[:1].repeat(3, 1), ROWS * 0, ROWS * 1e-6, A], ids=str)
+def test_determinants_of_singular_matrices(matrix: Tensor) -> None:
+    """torch (2.13) has zero for each tangent. The oracle is the polynomial."""
+    polynomial = lambda a: (a[0] * torch.linalg.cross(a[1], a[2])).sum()
+    got, expected = (derivatives_along(f, matrix, A.sin()) for f in (torch.det, polynomial))
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fh.jvp(torch.det, (matrix,), (A,))[0], torch.det(matrix))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LayerNorm, torch.nn.BatchNorm1d])
+def test_normalised_in_low_precision(kind: Any) -> None:
+    layer = kind(3).to(torch.bfloat16).eval()
+    x = A.to(torch.bfloat16)
+    out, tangent = fh.jvp(layer, (x,), (x,))
+    assert (out.dtype, tangent.dtype) == (torch.bfloat16,) * 2
+    torch.testing.assert_close(out, layer(x))
+
+
+def test_running_statistics_are_updated_once() -> None:
+    expected, got = (MEAN.clone(), VAR.clone()), (MEAN.clone(), VAR.clone())
+    F.batch_norm(A, *expected, training=True)
+    fh.jvp(lambda a: F.batch_norm(a, *got, training=True), (A,), (A,))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("run", [lambda f, x: f(x), lambda f, x: fh.jit(f, backend="eager")(x)], ids=["plain", "jit"])
+def test_expanded_tensors(run: Any) -> None:
+    """torch (2.13) refuses to give them tangents."""
+    f = lambda v: (v.sin() * v).sum(0)
+    row = torch.linspace(0, 1, 3, dtype=torch.float64)
+    for derivative in (
+        lambda x: fh.jvp(f, (x,), (x,))[1],
+        lambda x: fh.linearize(f, x)[1](x),
+        fh.jacfwd(f),
+        fh.jacrev(fh.jacfwd(f)),
+        fh.jacfwd(fh.jacfwd(f)),
+        fh.vmap(lambda r: fh.jvp(f, (r.expand(4, 3),), (r.expand(4, 3).cos(),))[1]),
+    ):
+        expected = derivative(row.repeat(2, 1))
+        torch.testing.assert_close(run(derivative, row.expand(2, 3)), expected)
+        torch.testing.assert_close(run(lambda r, d=derivative: d(r.expand(2, 3)), row), expected)
+
+
+def test_tangents_of_views() -> None:
+    """A tangent lies in memory as its primal does, as large a storage included: torch's cache of fakes forgets that."""
+    jvp_of_row = lambda x: fh.jvp(lambda v: v[None], (x[0],), (x[0] * 0.5,))[1]
+    x = torch.ones(2, 3)
+    for f in (lambda x: jvp_of_row(x) * 1, jvp_of_row):
+        torch.testing.assert_close(fh.jit(f, backend="eager")(x), 0.5 * torch.ones(1, 3))
