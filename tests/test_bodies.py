@@ -188,6 +188,26 @@ def test_no_grad_in_a_body(run):
 
 
 @every_mode
+def test_tangents_under_no_grad_have_no_gradient(run):
+    """Forward mode goes through no_grad, and what it computes there is a constant of reverse mode."""
+
+    def f(x):
+        with torch.no_grad():
+            y = (x * 2).sin()
+            kept = y.view(1, -1)[0]
+        return kept * x + y
+
+    def derivatives(tools, f, x):
+        tangent = lambda x: tools.jvp(f, (x,), (x.cos(),))[1]
+        return tangent(x), tools.grad(lambda x: tangent(x).sum())(x), tools.jvp(tangent, (x,), (x,))[1]
+
+    x = torch.tensor([0.5, -2.0], dtype=F64)
+    in_a_branch = lambda x: fh.cond(x.sum() < 9, f, f, x)
+    for g in (in_a_branch, fh.jit(f, backend="eager"), fh.checkpoint(f)):
+        same(run(lambda x, g=g: derivatives(fh, g, x), x), derivatives(torch.func, f, x))
+
+
+@every_mode
 def test_no_grad_around(run):
     x = torch.tensor([0.5, -2.0], requires_grad=True)
     with torch.no_grad():

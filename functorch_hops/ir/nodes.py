@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import dense, foreign_tracer_active
+from .._torch import dense, foreign_tracer_active, in_forward_level
 from .active import state
 from .meta import TensorMeta
 
@@ -29,11 +29,13 @@ __all__ = [
 def untracked(x: Tensor) -> Tensor:
     """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not. A graph that
     torch records holds operators and no mode: there it is the nearest operator, at which forward mode stops as well.
+
+    Under forward mode the tangent, too, is computed without gradients. An alias would share it, a copy has one of its own.
     """
     if state.capture is None and foreign_tracer_active():
         return torch.ops.aten.detach.default(x)
     with torch.no_grad():
-        return torch.ops.aten.alias.default(x)
+        return torch.ops.aten.clone.default(x) if in_forward_level() else torch.ops.aten.alias.default(x)
 
 
 class _Assigned(torch.autograd.Function):
