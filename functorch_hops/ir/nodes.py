@@ -30,7 +30,8 @@ def untracked(x: Tensor) -> Tensor:
     """What ``torch.no_grad`` makes of a result, as a node: reverse mode stops here, forward mode does not. A graph that
     torch records holds operators and no mode: there it is the nearest operator, at which forward mode stops as well.
 
-    Under forward mode the tangent, too, is computed without gradients. An alias would share it, a copy has one of its own.
+    Under forward mode the tangent, too, is computed without gradients: that of an alias would be shared, a copy has its
+    own.
     """
     if state.capture is None and foreign_tracer_active():
         return torch.ops.aten.detach.default(x)
