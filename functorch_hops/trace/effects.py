@@ -18,6 +18,7 @@ from .capture import Capture
 from .dtypes import check_dtypes
 from .inplace import REPLACED
 from .open_sizes import laid_out_zeros, symbol_as_tensor
+from .refusals import write_to_view
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -41,6 +42,8 @@ class Effects(_torch.TorchDispatchMode):
         check_dtypes(func, args, kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
+        if func is torch.ops.aten.view_as_complex.default and self.capture.in_transform:
+            args = (self._pairs_of_numbers(args[0]),)
         if func is torch.ops.aten.detach.default and self._is_of_autograd():
             func = torch.ops.aten.alias.default
         detached = not torch.is_grad_enabled()
@@ -61,6 +64,17 @@ class Effects(_torch.TorchDispatchMode):
     def _is_of_autograd(self) -> bool:
         """Whether autograd detaches what an operator saves of its own result, which is not to end its history here."""
         return not (self.capture.is_detaching or self.capture.is_functionalizing)
+
+    def _pairs_of_numbers(self, x: Tensor) -> Tensor:
+        """What lies in memory as complex numbers do. Autograd views as such what is contiguous for each lane of a vmap,
+        whose lanes may lie in between.
+        """
+        if x.stride(-1) == 1 and all(stride % 2 == 0 for stride in (*x.stride()[:-1], x.storage_offset())):
+            return x
+        copy = x.clone(memory_format=torch.contiguous_format)
+        for value in (x, copy):
+            self.capture.protect(value, write_to_view)
+        return copy
 
     def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a call whose kernel (torch 2.13) knows no symbols."""
@@ -113,6 +127,7 @@ class Effects(_torch.TorchDispatchMode):
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
                     self.capture.rows.note_write(target)
+                    self.zeros.forget(target)
 
 
 def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:

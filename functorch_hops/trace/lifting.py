@@ -19,6 +19,7 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, generator_inside, unreadable
+from .replaced import replaced
 
 __all__ = ["Lifting"]
 
@@ -112,6 +113,8 @@ class Lifting(TorchFunctionMode):
             return rows.getitem(*args)
         if func is Tensor.__setitem__:
             rows.setitem(*args)
+        elif (result := replaced(func, args, kwargs)) is not NotImplemented:
+            pass
         elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
             result = handlers.operator(operator, args, kwargs)
         else:

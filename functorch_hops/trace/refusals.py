@@ -32,6 +32,8 @@ __all__ = [
     "write_to_closed_over",
     "write_to_input",
     "write_to_named",
+    "write_to_view",
+    "written_by_lanes",
 ]
 
 _BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
@@ -75,7 +77,7 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
         if what is not None:
             raise unreadable(context, what, _REMEDIES.get(what, _BRANCH), error) from error
         if _torch.refused_write(error):
-            raise _written_by_lanes(context, error) from error
+            raise written_by_lanes(context, error) from error
         raise
 
 
@@ -93,7 +95,7 @@ def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception |
     )
 
 
-def _written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
+def written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
     return CaptureError(
         message(
             context.operation,
@@ -141,6 +143,19 @@ def write_to_named(context: ErrorContext, function: str) -> InputMutationError:
             parameter=context.parameter,
             got=function,
             remedy="name the new value, or work on a clone()",
+        )
+    )
+
+
+def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            context.operation,
+            f"{context.parameter} writes to a value, or to a view() of it, whose layout is that of inputs which are not "
+            "contiguous, and may be another in the compiled graph",
+            parameter=context.parameter,
+            got=function,
+            remedy="call .contiguous() before view(), or use reshape() if nothing is written",
         )
     )
 
