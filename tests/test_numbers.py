@@ -285,7 +285,7 @@ def test_tangents_have_the_dtype_of_their_values():
     slope = lambda c: fh.jvp(f, (c * 2.0,), (c * 3.0,))[1]
     c = torch.tensor(0.3)
     got = fh.jit(lambda c: (slope(c), fh.grad(lambda c: slope(c)[0])(c)), backend="aot_eager")(c)
-    assert {x.dtype for x in optree.tree_leaves(got)} == {torch.float32}
+    assert {x.dtype for x in (*got[0], got[1])} == {torch.float32}
     want = lambda c: 3 * c * torch.func.jacfwd(lambda c: f(c)[0])(2 * c)
     same(got[0][0].double(), want(c.double()))
     same(got[1].double(), torch.func.grad(want)(c.double()), rtol=1e-4, atol=1e-4)

@@ -75,6 +75,12 @@ class Lifting(TorchFunctionMode):
         self.capture = capture
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for cls in types:
+            if not issubclass(cls, Tensor):
+                with self:  # what an object of the user's calls is seen too
+                    result = cls.__torch_function__(func, types, args, kwargs or {})
+                if result is not NotImplemented:
+                    return result
         capture = self.capture
         if func in _SHOWN and not any(args[1:]):
             return _shown(args[0])
