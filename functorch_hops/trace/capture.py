@@ -92,12 +92,17 @@ class Capture:
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
         """A fake made by the capture itself: no operator of the body, nor of one inside of it that asks for it."""
-        innermost = current_capture() or self
-        innermost.recording_off = True
-        try:
+        with (current_capture() or self).unrecorded():
             return meta.fake(self.session.fake_mode)
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Operators that run are none of the body's."""
+        before, self.recording_off = self.recording_off, True
+        try:
+            yield
         finally:
-            innermost.recording_off = False
+            self.recording_off = before
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker

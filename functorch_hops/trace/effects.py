@@ -17,8 +17,9 @@ from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
 from .inplace import REPLACED
+from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
-from .refusals import write_to_view
+from .refusals import operator_of_torch, write_to_view
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -39,6 +40,8 @@ class Effects(_torch.TorchDispatchMode):
         kwargs = kwargs or {}
         if self.capture.recording_off:
             return func(*args, **kwargs)
+        if _torch.is_operator_of_torch(func):
+            raise operator_of_torch(self.capture.context, func.name())
         check_dtypes(func, args, kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
@@ -57,6 +60,8 @@ class Effects(_torch.TorchDispatchMode):
             return self._batch_norm(func, pure, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
+            if (form := functional_form(func)) is not None:
+                return self._custom_write(form, args, kwargs)
             return self._write_detached(func, args, kwargs) if detached else func(*args, **kwargs)
         out = REPLACED.get(func, func)(*args, **kwargs)
         return self._untracked(out) if detached else out
@@ -106,6 +111,11 @@ class Effects(_torch.TorchDispatchMode):
             self.capture.check_write(func, target)
             torch.ops.aten.copy_.default(target, self._untracked(value))
         return self._untracked(out) if detached else out
+
+    def _custom_write(self, form: Functional, args: Any, kwargs: Any) -> Any:
+        outs = form(*args, **kwargs)
+        with self:  # as writes of the user's
+            return write_back(form, outs, args, kwargs)
 
     def _write_detached(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> Any:
         """A write under no_grad: it gives no gradient to its target, which keeps the history that it has, see NOTE

@@ -25,6 +25,7 @@ __all__ = [
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
+    "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
     "unknown_shape",
@@ -76,6 +77,8 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
         what = _torch.refused_read(error)
         if what is not None:
             raise unreadable(context, what, _REMEDIES.get(what, _BRANCH), error) from error
+        if _torch.is_refused_by_dynamo(error):
+            raise compiled_inside(context, error) from error
         if _torch.refused_write(error):
             raise written_by_lanes(context, error) from error
         raise
@@ -226,6 +229,31 @@ def unknown_shape(context: ErrorContext) -> CaptureError:
             parameter=context.parameter,
             expected="an output of a shape that follows from the shapes of the inputs",
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
+        )
+    )
+
+
+def operator_of_torch(context: ErrorContext, name: str) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            f"torch's own operator {name}, which holds functions, can't be part of a captured function",
+            parameter=context.parameter,
+            remedy="use the operation of this library: fh.cond, fh.while_loop, fh.scan, fh.map, fh.associative_scan, "
+            "fh.checkpoint; attention is captured as F.scaled_dot_product_attention",
+        )
+    )
+
+
+def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "a function that torch.compile must compile as a whole is called in a captured one",
+            parameter=context.parameter,
+            remedy="call the function itself: fh.jit compiles all of it; of attention, "
+            "F.scaled_dot_product_attention",
+            cause=cause,
         )
     )
 

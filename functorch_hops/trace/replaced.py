@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,17 @@ def _flip(x: Tensor, *dims: Any) -> Any:
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
 
 
+def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
+    """torch's operator (2.13) knows no transform."""
+    inputs = [a.dtype for a in args if isinstance(a, Tensor)]
+    common = functools.reduce(torch.promote_types, inputs, dtype)
+    result: Tensor = operator(*(a.to(common) if isinstance(a, Tensor) else a for a in args)).to(dtype)
+    return result
+
+
 _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.one_hot: _one_hot,
+    torch.ops.higher_order.out_dtype: _out_dtype,
     torch.flip: _flip,
     Tensor.flip: _flip,
 }
