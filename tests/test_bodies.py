@@ -177,7 +177,7 @@ WRITES = {
 
 
 @every_mode
-@pytest.mark.parametrize("write, same_without", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize(("write", "same_without"), WRITES.values(), ids=WRITES)
 def test_tangents_of_tangents_of_what_is_written_in_place(write, same_without, run):
     """They are zero by structure before the write, and not behind it."""
 

@@ -120,9 +120,7 @@ def below_transforms() -> Iterator[None]:
         yield
 
 
-def below_functionalization(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def below_functionalization(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``function(*args, **kwargs)``, which writes to no argument, unseen by a functionalization that is the innermost
     transform.
     """

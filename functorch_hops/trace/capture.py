@@ -18,10 +18,11 @@ from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
 from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
-from .history import History, Itself, Question, Source
+from .history import Carried, History, Itself, Question, Source
 from .indexing import Rows
 from .refusals import check_tensor_class, unknown_shape, write_to_closed_over, write_to_input
 from .session import Session, origins_of, refuse_leak
+from .sparse import refuse_sparse
 
 __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "tables"]
 
@@ -71,6 +72,8 @@ class Capture:
 
     def new_input(self, meta: TensorMeta, source: Source) -> Tensor:
         """A placeholder, and the fake that stands for it and for its source."""
+        if source is not None and not _torch.is_dense(source.init if isinstance(source, Carried) else source.tensor):
+            raise refuse_sparse(self.context, "a sparse tensor as a value of a graph, or its result")
         last = self._end_of_inputs
         where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
         quietly = (

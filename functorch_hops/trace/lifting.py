@@ -20,6 +20,7 @@ from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, generator_inside, unreadable
 from .replaced import replaced
+from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
 __all__ = ["Lifting"]
 
@@ -82,6 +83,10 @@ class Lifting(TorchFunctionMode):
                 if result is not NotImplemented:
                     return result
         capture = self.capture
+        if (sparse := sparse_among((*args, *(kwargs or {}).values()))) is not None:
+            return call_of_sparse(capture, func, sparse, args, kwargs or {})
+        if func in MAKES_SPARSE:
+            raise making_sparse(capture.context)
         if func in _SHOWN and not any(args[1:]):
             return _shown(args[0])
         if func in _BACKWARD and not _has_history(args[0]):

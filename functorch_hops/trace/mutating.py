@@ -1,7 +1,7 @@
 """Custom operators that write to their arguments.
 
-torch's functionalization knows the pure twin of an ATen operator only. So a call of a custom one that writes is recorded
-as its functional form, which works on copies and returns them, followed by ordinary writes of the copies.
+torch's functionalization knows the pure twin of an ATen operator only. So a call of a custom one that writes is
+recorded as its functional form, which works on copies and returns them, followed by ordinary writes of the copies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Functional:
     def __init__(self, operator: _torch.OpOverload) -> None:
         self.operator = operator
         arguments = operator._schema.arguments
-        self.written = {a.name: i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write}
+        self.written = {a.name: i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write}
         self.__name__ = self.__qualname__ = f"functional_{operator._schema.name.replace('::', '_')}"
         self.__module__ = __name__
 

@@ -154,8 +154,8 @@ def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
     return InputMutationError(
         message(
             context.operation,
-            f"{context.parameter} writes to a value, or to a view() of it, whose layout is that of inputs which are not "
-            "contiguous, and may be another in the compiled graph",
+            f"{context.parameter} writes to a value, or to a view() of it, whose layout is that of inputs which are "
+            "not contiguous, and may be another in the compiled graph",
             parameter=context.parameter,
             got=function,
             remedy="call .contiguous() before view(), or use reshape() if nothing is written",
@@ -251,8 +251,7 @@ def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
             context.operation,
             "a function that torch.compile must compile as a whole is called in a captured one",
             parameter=context.parameter,
-            remedy="call the function itself: fh.jit compiles all of it; of attention, "
-            "F.scaled_dot_product_attention",
+            remedy="call the function itself: fh.jit compiles all of it; of attention, F.scaled_dot_product_attention",
             cause=cause,
         )
     )
