@@ -166,6 +166,34 @@ def test_in_place_on_intermediates(run):
     same(run(fh.vmap(fh.jacrev(f)), c[None]), torch.func.jacrev(oracle)(c)[None])
 
 
+WRITES = {
+    "a sum": (lambda v: v.add_(v.sin()), lambda v: v + v.sin()),
+    "a product": (lambda v: v.mul_(v.exp()), lambda v: v * v.exp()),
+    "rows": (
+        lambda v: v.index_add_(0, torch.tensor([1, 1, 0]), v.sin()),
+        lambda v: v.index_add(0, torch.tensor([1, 1, 0]), v.sin()),
+    ),
+}
+
+
+@every_mode
+@pytest.mark.parametrize(("write", "same_without"), WRITES.values(), ids=WRITES)
+def test_tangents_of_tangents_of_what_is_written_in_place(write, same_without, run):
+    """They are zero by structure before the write, and not behind it."""
+
+    def f(c):
+        v = c * 1.5
+        write(v)
+        return v.cos()
+
+    def second(jvp, f):
+        first = lambda c: jvp(f, (c,), (c * c,))[1]
+        return lambda c: jvp(first, (c,), (c.sin(),))
+
+    c = torch.tensor([0.3, -0.2, 0.6], dtype=F64)
+    same(run(second(fh.jvp, f), c), second(torch.func.jvp, lambda c: same_without(c * 1.5).cos())(c))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # grad mode, detach, autocast, custom functions
 

@@ -196,3 +196,84 @@ def test_without_gradients(run):
         return factor * x + y
 
     same(run(fh.grad(lambda x, y: looped(f)(x, y).sum()), X, Y), fh.grad(lambda x, y: in_python(f)(x, y).sum())(X, Y))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# operators that write to their arguments
+
+
+@custom_op("fh_tests::scale_", mutates_args={"x"})
+def scale_(x: Tensor, factor: float) -> None:
+    x.mul_(factor)
+
+
+@custom_op("fh_tests::shift_all", mutates_args={"xs"})
+def shift_all(xs: list[Tensor], by: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    for x in xs:
+        x.add_(by * factor)
+    return by * 2, by * 3
+
+
+@shift_all.register_fake
+def _(xs, by, factor=1.0):
+    return torch.empty_like(by), torch.empty_like(by)
+
+
+def scaled(x):
+    y = x * 1
+    scale_(y, 3.0)
+    return y + x
+
+
+def part_scaled(x):
+    y = x * 1
+    scale_(y[1:], 3.0)
+    return y
+
+
+def shifted(x):
+    a, b = x * 1, x * 2
+    p, q = shift_all([a, b], x, factor=2.0)
+    return a + b * p + q
+
+
+V = torch.tensor([0.7, 1.3, 0.2], dtype=torch.float64)
+
+
+@while_capturing
+@pytest.mark.parametrize("write", [scaled, part_scaled, shifted])
+def test_writes_of_custom_operators(run, write):
+    step = lambda x: fh.cond(x.sum() > -99, write, torch.sin, x)
+    same(
+        run(lambda x: fh.scan(lambda c, _: (step(c), c), x, length=2), V), (write(write(V)), torch.stack([V, write(V)]))
+    )
+    if write is not shifted:  # torch's cond (2.13) knows no writes to lists
+        same(fh.jit(step, backend="aot_eager")(V), write(V))
+    same(run(fh.grad(lambda x: (step(x).detach() * x).sum()), V), write(V))
+
+
+@while_capturing
+def test_a_write_of_a_custom_operator_has_no_derivative(run):
+    step = lambda x: fh.cond(x.sum() > -99, scaled, torch.sin, x)
+    with pytest.raises(fh.ArgumentTypeError, match=r"scale_\.default: it has no reverse-mode derivative"):
+        run(fh.grad(lambda x: step(x).sum()), V)
+    with pytest.raises(fh.ArgumentTypeError, match=r"scale_\.default: it has no forward-mode derivative"):
+        run(lambda x: fh.jvp(step, (x,), (x,)), V)
+
+    def unseen(x):
+        y = x * 1
+        with torch.no_grad():
+            scale_(y, 3.0)
+        return y * x
+
+    same(run(fh.grad(lambda x: fh.cond(x.sum() > -99, unseen, torch.sin, x).sum()), V), 4 * V)
+
+
+@while_capturing
+def test_a_custom_operator_may_not_write_to_an_input(run):
+    def write(x):
+        scale_(x, 3.0)
+        return x
+
+    with pytest.raises(fh.InputMutationError, match="scale_ on"):
+        run(lambda x: fh.cond(x.sum() > -99, write, torch.sin, x), V)

@@ -244,3 +244,24 @@ def test_indexing_by_an_argmax(run):
 
     t = torch.tensor([[1.0, 3.0], [5.0, 2.0]])
     same(run(f, t), (torch.tensor(8.0), torch.stack([t[0], t[1]])))
+
+
+ONE_HOT = {
+    "grad": lambda f, w, y: fh.grad(lambda w: f(w, y))(w),
+    "jvp": lambda f, w, y: fh.jvp(lambda w: f(w, y), (w,), (w,)),
+    "vmap of grad": lambda f, w, y: fh.vmap(fh.grad(lambda w, y: f(w, y)))(w, y),
+    "vmap of jvp": lambda f, w, y: fh.vmap(lambda w, y: fh.jvp(lambda w: f(w, y), (w,), (w,)))(w, y),
+    "jvp of vmap": lambda f, w, y: fh.jvp(lambda w: fh.vmap(f)(w, y), (w,), (w,)),
+    "in a branch": lambda f, w, y: fh.grad(lambda w: fh.cond(w.sum() > -9, f, lambda w, y: w.sum(), w, y))(w),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("around", ONE_HOT.values(), ids=ONE_HOT)
+def test_one_hot_of_traced_classes(around, run):
+    w, y = TABLE[0], torch.tensor([2, 0, 1])
+    one_hot = lambda y: torch.eye(3, dtype=torch.int64)[y]
+    of = lambda encode: lambda w, y: (w * encode(y)).sum() ** 2
+    got = run(lambda w, y: around(of(lambda y: torch.nn.functional.one_hot(y, 3)), w, y), w, y)
+    same(got, plain(lambda w, y: around(of(one_hot), w, y), w, y))
+    assert run(lambda y: torch.nn.functional.one_hot(y, 4), y).dtype is torch.int64

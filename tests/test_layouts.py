@@ -234,3 +234,23 @@ def test_batch_normalisation_by_strided_weights(training):
         return normalised.sin().sum()
 
     same(fh.jit(fh.grad(loss, (0, 1)), backend="eager")(weight, x), fh.grad(loss, (0, 1))(weight.clone(), x))
+
+
+TURNED = torch.arange(6.0, dtype=F64).reshape(2, 3).mT
+
+
+@every_mode
+def test_a_view_of_what_lies_otherwise_in_the_trace(run):
+    f = lambda x: fh.cond(x.sum() > -99, lambda x: (x * 2).mT.view(-1).sin(), lambda x: x.reshape(-1), x)
+    same(run(f, TURNED), (TURNED * 2).mT.reshape(-1).sin())
+    same(run(lambda x: (x * 2).mT.view(2, 3), TURNED), (TURNED * 2).mT)
+
+
+def test_a_write_through_such_a_view_is_refused():
+    def f(x):
+        y = (x * 2).mT
+        y.view(-1)[1:].tanh_()
+        return y
+
+    with pytest.raises(fh.InputMutationError, match=r"or to a view\(\) of it, whose layout"):
+        fh.jit(f, backend="eager")(TURNED)

@@ -275,3 +275,17 @@ def test_an_exported_loop_begins_with_a_number():
     f = lambda xs: fh.scan(lambda c, x: (c + x, c), 0, xs)
     xs = torch.arange(3.0)
     same(fh.export(f, (xs,)).module()(xs), f(xs))
+
+
+def test_tangents_have_the_dtype_of_their_values():
+    """torch (2.13) makes float64 tangents of 0-d float32 values that are multiplied with a number: a native loop, whose
+    carry is one or the other, did not compile.
+    """
+    f = lambda c: fh.scan(lambda c, _: ((c * 2.0).sin(), c * 3.0), c, length=3)
+    slope = lambda c: fh.jvp(f, (c * 2.0,), (c * 3.0,))[1]
+    c = torch.tensor(0.3)
+    got = fh.jit(lambda c: (slope(c), fh.grad(lambda c: slope(c)[0])(c)), backend="aot_eager")(c)
+    assert {x.dtype for x in (*got[0], got[1])} == {torch.float32}
+    want = lambda c: 3 * c * torch.func.jacfwd(lambda c: f(c)[0])(2 * c)
+    same(got[0][0].double(), want(c.double()))
+    same(got[1].double(), torch.func.grad(want)(c.double()), rtol=1e-4, atol=1e-4)

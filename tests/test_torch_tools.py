@@ -4,6 +4,8 @@ hooks and parametrizations of modules.
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import functorch_hops as fh
-from modes import captured, every_mode, plain, same
+from modes import captured, every_mode, gradients, plain, same, while_capturing
 
 F64 = torch.float64
 W = torch.tensor([[0.3, -0.5, 0.1], [0.2, 0.4, -0.3], [-0.1, 0.6, 0.2]], dtype=F64)
@@ -237,3 +239,84 @@ def test_plain_forward_mode_with_a_parameter(run, f):
 
     same([t.detach() for t in tangents(lambda x: run(f, x))], [t.detach() for t in tangents(f)])
     same(slopes(lambda x: run(f, x)), slopes(f))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# anomaly mode, torch's checkpoint, torch's own control flow, objects that define what functions do
+
+
+@every_mode
+@pytest.mark.filterwarnings("ignore:Error detected in")
+def test_anomaly_mode(run):
+    f = lambda x: fh.scan(lambda c, _: (c.sin() * c, None), x, length=3)[0].sum()
+    oracle = lambda x: functools.reduce(lambda c, _: c.sin() * c, range(3), x).sum()
+    x = torch.tensor([0.5, -0.7], dtype=F64)
+    with torch.autograd.set_detect_anomaly(True):
+        same(run(fh.grad(f), x), torch.func.grad(oracle)(x))
+        same(run(fh.hessian(f), x), torch.func.hessian(oracle)(x))
+        same(gradients(run, f, x), gradients(plain, oracle, x))
+        with pytest.raises(RuntimeError, match="returned nan values"):
+            gradients(run, lambda x: fh.scan(lambda c, _: ((c * 0).sqrt() * 0 + c, None), x, length=2)[0], x)
+
+
+@every_mode
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_torchs_checkpoint(run, use_reentrant):
+    """It is a plain call under a transform and in a capture."""
+    step = lambda c: torch.utils.checkpoint.checkpoint(lambda c: c.sin() * c, c, use_reentrant=use_reentrant)
+    inside = lambda x: fh.scan(lambda c, _: (step(c), None), x, length=2)[0].sum()
+    around = lambda x: torch.utils.checkpoint.checkpoint(
+        lambda x: fh.scan(lambda c, _: (c.sin() * c, None), x, length=2)[0].sum(), x, use_reentrant=use_reentrant
+    )
+    oracle = lambda x: (x.sin() * x).sin() @ (x.sin() * x)
+    x = torch.tensor([0.5, -0.7], dtype=F64)
+    for f in (inside, around):
+        same(run(f, x), oracle(x))
+        same(run(fh.grad(f), x), torch.func.grad(oracle)(x))
+        same(run(lambda x, f=f: fh.jvp(f, (x,), (x,)), x), torch.func.jvp(oracle, (x,), (x,)))
+        if run is not captured:  # which torch runs again in its backward pass, outside of the mode
+            y = x.clone().requires_grad_()
+            run(f, y).backward()
+            same(y.grad, torch.func.grad(oracle)(x))
+
+
+@while_capturing
+def test_control_flow_of_torchs_own_is_refused_by_name(run):
+    f = lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+    with pytest.raises(fh.CaptureError, match=r"torch's own operator cond.*use the operation of this library|fh\.cond"):
+        run(lambda x: fh.scan(lambda c, _: (f(c), None), x, length=2)[0], torch.ones(2))
+
+
+@every_mode
+def test_products_in_another_dtype(run):
+    a = torch.tensor([[1, 2], [3, 100]], dtype=torch.int8)
+    product = lambda: torch.ops.higher_order.out_dtype(torch.ops.aten.mm.default, torch.int32, a, a)
+    f = lambda x: fh.cond(x.sum() > -99, lambda x: x * product(), lambda x: x * 0, x)
+    x, exact = torch.eye(2, dtype=F64), (a.long() @ a.long()).double()
+    same(run(f, x), x * exact)
+    if run is not plain:  # torch's operator knows no transform
+        same(run(fh.grad(lambda x: f(x).sum()), x), exact)
+        same(run(fh.vmap(f), x[None]), (x * exact)[None])
+
+
+class Quantity:
+    """A tensor with a unit."""
+
+    def __init__(self, value, unit):
+        self.value, self.unit = value, unit
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        values = [a.value if isinstance(a, cls) else a for a in args]
+        return cls(func(*values, **(kwargs or {})), f"{func.__name__}")
+
+
+@every_mode
+def test_objects_that_define_what_functions_do(run):
+    q, x = Quantity(torch.tensor([0.5, -0.7], dtype=F64), "m"), torch.tensor([1.0, 2.0], dtype=F64)
+    f = lambda x: fh.scan(lambda c, _: (torch.add(torch.sin(q), c).value, None), x, length=2)[0]
+    same(run(f, x), x + 2 * q.value.sin())
+    same(run(fh.grad(lambda x: (torch.mul(q, x).value * x).sum()), x), 2 * q.value * x)
+    same(run(lambda q: torch.sin(q).value, q), q.value.sin())
+    same(run(lambda x: torch.where(x > 1, x, q).value, x), torch.tensor([0.5, 2.0], dtype=F64))

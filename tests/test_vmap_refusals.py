@@ -62,6 +62,8 @@ FUNCTIONS = {
     "a cell": lambda x: CELL(x, (x * 2, x * 3)),
     "a cell in a loop": lambda x: fh.scan(lambda s, r: ((s := CELL(r, s)), s[0]), (x[0], x[1]), x)[1],
     "a network": lambda x: LSTM(x)[0],
+    "a flip of a number": lambda x: x.sum().flip(-1) * torch.flip(x[0, 0], (0,)),
+    "complex numbers between the lanes": lambda x: fh.jacrev(lambda x: torch.view_as_real(x * (1 + 2j)))(x[0, 0]),
 }
 
 
@@ -129,3 +131,14 @@ def test_what_no_graph_can_do_is_refused(around, run) -> None:
     for read in (bool, float, torch.Tensor.item):
         with pytest.raises(fh.DataDependentError, match="has none yet"):
             run(fh.vmap(around(lambda x: x.sum() * read(x.sum()))), x)
+
+
+@every_mode
+def test_a_write_to_what_all_lanes_share_is_refused_in_words(run) -> None:
+    def f(x):
+        shared = torch.zeros(1, 3, dtype=F64)
+        shared.transpose(0, -1).add_(x.sum())
+        return shared + x
+
+    with pytest.raises(fh.CaptureError, match="what differs between the examples is written to a tensor that is one"):
+        run(fh.vmap(f), torch.ones(4, 3, dtype=F64))

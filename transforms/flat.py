@@ -112,7 +112,7 @@ class DifferentiableArguments:
         others.update(kwargs)
         self.others = {key: value for key, value in others.items() if _holds_tensors(value)}
         self.other_leaves, self.other_spec = pytree.flatten(list(self.others.values()))
-        self.places = [place for place, leaf in enumerate(self.other_leaves) if isinstance(leaf, Tensor)]
+        self.places = [p for p, leaf in enumerate(self.other_leaves) if _is_dense(leaf)]
         # torch.func wants something to differentiate; a tree without leaves is differentiated all the same.
         self.differentiated = self.inputs or (torch.zeros(()),)
         self.tensors = (*self.differentiated, *(self.other_leaves[place] for place in self.places))
@@ -244,6 +244,11 @@ def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
 
 def is_tensor(leaf: object) -> bool:
     return isinstance(leaf, Tensor)
+
+
+def _is_dense(leaf: object) -> bool:
+    """Whether a leaf can pass through torch.func; a sparse matrix is handed on as it is."""
+    return isinstance(leaf, Tensor) and _torch.is_dense(leaf)
 
 
 def is_inexact(leaf: object) -> bool:

@@ -101,7 +101,7 @@ def operator_with_rule(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
         names = func.overloads()
         name = names[0] if len(names) == 1 else torch._C._jit_resolve_packet(func._qualified_op_name, *args, **kwargs)
         func = getattr(func, name or "default")
-    if not isinstance(func, OpOverload) or func._schema.is_mutable:
+    if not isinstance(func, OpOverload):
         return None
     schema = func._schema
     name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name

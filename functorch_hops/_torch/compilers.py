@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ __all__ = [
     "compilation",
     "index_bound",
     "is_exporting",
+    "is_refused_by_dynamo",
     "lookup_backend",
     "native_graph",
     "restart_dynamo",
@@ -73,6 +75,12 @@ def assume_constant_result(function: Callable[P, T]) -> Callable[P, T]:
     """``torch.compiler.assume_constant_result``, which imports Dynamo to set this mark: a second of every program."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def is_refused_by_dynamo(error: Exception) -> bool:
+    """Whether Dynamo can't trace a function that it may not leave to Python."""
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    return dynamo is not None and isinstance(error, dynamo.Unsupported)
 
 
 def restart_dynamo(reason: str) -> None:

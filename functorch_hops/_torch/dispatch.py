@@ -51,7 +51,8 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
 
     The order matters (the interpreter stack owns dispatch keys that the guard would otherwise drop). Autocast is
     kept where user code is traced, because it decides the dtypes that the user sees, and is off where a graph that
-    holds its casts already is run or transformed. Backward passes stay on this thread, whose capture records them.
+    holds its casts already is run or transformed. Backward passes stay on this thread, whose capture records them, and
+    anomaly mode does not look at their values, which are none.
     """
     exclude = _CLEAN_EXCLUDE
     if keep_autocast:
@@ -66,7 +67,10 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch._C._ForceDispatchKeyGuard(_CLEAN_INCLUDE, exclude))
         if not keep_autocast:
             stack.enter_context(torch._C._DisableAutocast())
+        stack.enter_context(_saved_tensor_hooks_allowed())
         stack.enter_context(without_saved_tensor_hooks())
+        if torch.is_anomaly_enabled():
+            stack.enter_context(torch.autograd.set_detect_anomaly(True, check_nan=False))
         stack.enter_context(joining_dual_level())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -128,6 +132,21 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for hook in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
+def _saved_tensor_hooks_allowed() -> Iterator[None]:
+    """Where a transform of torch's around this refuses them."""
+    autograd = torch._C._autograd
+    refusal = autograd._saved_tensors_hooks_get_disabled_error_message()
+    if refusal is None:
+        yield
+        return
+    autograd._saved_tensors_hooks_enable()
+    try:
+        yield
+    finally:
+        autograd._saved_tensors_hooks_disable(refusal)
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:

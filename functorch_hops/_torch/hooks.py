@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
 
 from .dispatch import without_saved_tensor_hooks
+from .levels import top_interpreter
 
-__all__ = ["in_checkpoint", "install_hooks"]
+__all__ = ["CheckpointFunction", "in_checkpoint", "install_hooks"]
+
+CheckpointFunction = torch.utils.checkpoint.CheckpointFunction
 
 
 def install_hooks(
@@ -34,7 +38,8 @@ def install_hooks(
     ``forward`` and forgets ``backward``. The hooks hand over to ``lift`` / ``apply_function``, which do nothing unless
     a capture runs on the calling thread. There, torch logs the traceback of each shape error of the user's on top of
     raising it: that log is silent meanwhile. What sets a generator's state is no operator: ``refuse_seed`` raises in a
-    capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`.
+    capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`, and torch's own checkpoint is a plain
+    call in a capture and under a transform, which have no use for its hooks.
     """
     from torch._functorch import vmap
 
@@ -48,6 +53,7 @@ def install_hooks(
     for name in ("_vjp_with_argnums", "grad_and_value_impl"):
         setattr(eager_transforms, name, _without_hooks_in_checkpoint(getattr(eager_transforms, name)))
     _hook_seeds(refuse_seed)
+    _hook_checkpoint(is_capturing)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
 
@@ -67,6 +73,21 @@ def _hook_seeds(refuse: Callable[[str], None]) -> None:
                 for place in (module, torch, torch.cuda):
                     if getattr(place, name, None) is original:
                         setattr(place, name, hooked(original))
+
+
+def _hook_checkpoint(is_capturing: Callable[[], bool]) -> None:
+    module: Any = torch.utils.checkpoint
+    original = module._checkpoint_without_reentrant_generator
+
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Iterator[None]:
+        """What surrounds the call."""
+        if is_capturing() or top_interpreter() is not None:
+            yield
+        else:
+            yield from original(*args, **kwargs)
+
+    module._checkpoint_without_reentrant_generator = run
 
 
 class _Checkpoints(threading.local):

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .compilers import is_exporting
 
 __all__ = [
     "dense",
+    "is_operator_of_torch",
     "native_associative_scan",
     "native_cond",
     "native_operators_kept",
@@ -90,6 +92,11 @@ def native_operators_kept() -> Iterator[None]:
         yield
     finally:
         _side_effectful_functions.difference_update(operators)
+
+
+def is_operator_of_torch(func: Any) -> bool:
+    """Whether this is an operator of torch's own that holds functions."""
+    return isinstance(func, HigherOrderOperator) and type(func).__module__.startswith("torch.")
 
 
 def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import (
+    FunctionalizeInterpreter,
     dispatch_functorch,
     temporarily_clear_interpreter_stack,
 )
 from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 
 __all__ = [
     "TransformType",
     "base_tensor",
+    "below_functionalization",
     "below_transforms",
     "current_level",
     "dispatch_functorch",
@@ -125,6 +128,19 @@ def below_transforms() -> Iterator[None]:
         return
     with temporarily_clear_interpreter_stack():
         yield
+
+
+def below_functionalization(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``function(*args, **kwargs)``, which writes to no argument, unseen by a functionalization that is the innermost
+    transform.
+    """
+    interpreter = top_interpreter()
+    if interpreter is None or interpreter.key() != TransformType.Functionalize:
+        return function(*args, **kwargs)
+    context = FunctorchFunctionalizeAPI(FunctionalizeInterpreter(interpreter))
+    args, kwargs = context.unwrap_tensors((args, kwargs))
+    with context.redispatch_to_next():
+        return context.wrap_tensors(function(*args, **kwargs))
 
 
 def read_number(t: Tensor) -> Any:

@@ -20,6 +20,7 @@ __all__ = [
     "become",
     "has_own_operators",
     "has_storage",
+    "is_dense",
     "known_constant",
     "known_number",
     "plain",
@@ -72,6 +73,14 @@ def as_plain_class(t: Tensor) -> Tensor:
 def storage_key(t: Tensor) -> int:
     """Identity of the storage of ``t``; equal for views of one tensor."""
     return t.untyped_storage()._cdata
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether a tensor has a value at each place, in strides."""
+    if type(t) is FakeTensor:
+        return True
+    with torch._C.DisableTorchFunction():
+        return t.layout is torch.strided and not t.is_nested
 
 
 def has_storage(t: Tensor) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["TREES_OF_TORCH", "pytree_node", "tree_flatten", "tree_unflatten"]
+__all__ = ["TREES_OF_TORCH", "pytree_node", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"]
 
 TREES_OF_TORCH = torch.utils._pytree.__name__
 

@@ -15,7 +15,7 @@ from ..ir.sizes import open_shape, shape_env_of
 from .numbers import from_numpy
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "one_or_several", "signature_of"]
+__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "is_operand", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
 P = ParamSpec("P")
@@ -97,8 +97,8 @@ class Arguments:
             if numpy and kind.__module__ == "numpy":
                 leaf = self.leaves[place] = from_numpy(leaf)
                 kind = type(leaf)
-            if isinstance(leaf, (Tensor, TensorSpec)):
-                self.operands.append(leaf)  # type: ignore[arg-type]
+            if is_operand(leaf):
+                self.operands.append(leaf)
                 meta = (open_shape(leaf.shape) if dynamic else leaf.shape, leaf.dtype, leaf.device)
                 is_parameter = kind is not Tensor and isinstance(leaf, torch.nn.Parameter)
                 key.append((*meta, "parameter") if is_parameter else meta)
@@ -130,6 +130,11 @@ class Arguments:
             return metas
         env = _torch.new_shape_env()
         return [meta.opened(env, f"arg{i}") for i, meta in enumerate(metas)]
+
+
+def is_operand(leaf: Any) -> bool:
+    """Whether a leaf is a value of the graph, if it is no float. A sparse matrix is not: NOTE [Sparse matrices]."""
+    return isinstance(leaf, TensorSpec) or (isinstance(leaf, Tensor) and _torch.is_dense(leaf))
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:

@@ -53,6 +53,8 @@ def same_static(a: Any, b: Any) -> bool:
     key = by_value(a, _makers)
     if key is not None:
         return key == by_value(b, _makers)
+    if isinstance(a, torch.Tensor):
+        return False  # a sparse one, see NOTE [Sparse matrices]
     if hasattr(a, "__array__"):
         x, y = a.__array__(), b.__array__()
         return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
@@ -97,4 +99,4 @@ def _is_value(x: Any) -> bool:
     """Whether a static argument is compared by its own equality, which it defines together with its hash."""
     cls = type(x)
     has_own = any("__eq__" in vars(base) for base in cls.__mro__ if base is not object)
-    return cls.__hash__ is not None and has_own and not isinstance(x, torch.nn.Module)
+    return cls.__hash__ is not None and has_own and not isinstance(x, (torch.nn.Module, torch.Tensor))

@@ -15,7 +15,7 @@ from ..trace.buffers import Buffers, Update
 from ..trace.capture import current_capture
 from ..trace.history import Itself, Question
 from ..trace.speculate import capture_function
-from .arguments import Arguments, TensorSpec
+from .arguments import Arguments, is_operand
 from .numbers import number_as_tensor
 from .output import OutputSpec
 
@@ -114,11 +114,7 @@ def _changes(arguments: Arguments, leaves: list[Any], args: Any, kwargs: Any) ->
 def _dynamic_places(arguments: Arguments) -> list[int]:
     """The places among the leaves of the operands, in their order."""
     floats = any(entry is float for entry in arguments.key[1:])
-    return [
-        i
-        for i, leaf in enumerate(arguments.leaves)
-        if isinstance(leaf, (Tensor, TensorSpec)) or (floats and type(leaf) is float)
-    ]
+    return [i for i, leaf in enumerate(arguments.leaves) if is_operand(leaf) or (floats and type(leaf) is float)]
 
 
 def _number_as_tensor(leaf: Any) -> Any:

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from .. import _torch
 from . import origin
 from .bytecode import code_facts
 from .classes import TEXT, factories, implicit_names, is_node
@@ -117,6 +118,9 @@ class Walk:
         """What a location holds; `escapes` unless code only ever reads attributes of it."""
         ignored = path in self._ignore
         if isinstance(value, torch.Tensor):
+            if not _torch.is_dense(value):  # see NOTE [Sparse matrices]
+                self.record(path, ByIdentity(value))
+                return SAME
             if not ignored:
                 self._tensor(path, value)
             self.tensors.setdefault(path, value)

@@ -157,7 +157,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _jvp(self, interpreter: Any, params: P, *operands: Any) -> Any:
         level = interpreter.level()
-        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        duals = list(map(_dual, operands))
         primals = [unwrapped(p, level) for p, _ in duals]
         tangents = [None if t is None else unwrapped(_torch.plain(t), level) for _, t in duals]
         with interpreter.lower():
@@ -179,7 +179,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return self._differentiable_call(None, params, operands)
 
     def _plain_jvp(self, params: P, operands: Sequence[Any]) -> Any:
-        duals = [forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None) for x in operands]
+        duals = list(map(_dual, operands))
         outs, tangents = jvp_of(params, [p for p, _ in duals], [t for _, t in duals])
         return tuple(o if t is None else _torch.make_dual(o, t) for o, t in zip(outs, tangents))
 
@@ -205,6 +205,12 @@ def _is_plain(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
     return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
+
+
+def _dual(x: Any) -> tuple[Any, Tensor | None]:
+    """An operand and its tangent. torch (2.13) makes float64 tangents of 0-d float32 values that meet a number."""
+    primal, tangent = forward_ad.unpack_dual(x) if isinstance(x, Tensor) else (x, None)
+    return primal, None if tangent is None else tangent.to(primal.dtype)
 
 
 def _below(interpreter: Any) -> Any:

@@ -20,6 +20,7 @@ from ..ir.meta import TensorMeta, is_differentiable
 from ..ops.custom_rule.call import call_custom_rule
 from ..ops.custom_rule.flat_rule import FlatRule
 from ..trace.capture import current_capture
+from ..trace.mutating import Functional, functional_form, write_back
 from ..trace.speculate import speculate_subgraph
 
 __all__ = ["call_library_operator"]
@@ -66,8 +67,17 @@ class _NoFormula(FlatRule):
         self.identity = (call.operator,)
 
 
+def _of_form(form: Functional, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Tensor]:
+    """torch knows no formula for the derivative of an operator that writes. What the node saves is written to next."""
+    call = _OperatorCall(form, *form.with_copies(args, kwargs))
+    return call.restored(call_custom_rule(_NoFormula(call), call.tensors))
+
+
 def call_library_operator(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The call where a level of functorch differentiates."""
+    form = functional_form(operator)
+    if form is not None:
+        return write_back(form, _of_form(form, args, kwargs), args, kwargs)
     call = _OperatorCall(operator, args, kwargs)
     if not any(is_differentiable(x.dtype) for x in call.tensors):
         return operator(*args, **kwargs)

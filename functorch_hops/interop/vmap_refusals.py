@@ -18,9 +18,10 @@ from .. import _torch
 from ..calls.arguments import Arguments
 from ..calls.trace_cache import as_graph
 from ..calls.traced_call import trace_call
-from ..errors import InputMutationError
+from ..errors import ErrorContext, InputMutationError
 from ..trace.indexing import get_row, set_part
-from ..trace.refusals import READS
+from ..trace.refusals import READS, written_by_lanes
+from ..trace.replaced import replaced
 
 __all__ = ["OnLanes", "call_on_lanes"]
 
@@ -30,6 +31,8 @@ class OnLanes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if (result := replaced(func, args, kwargs)) is not NotImplemented:
+            return result
         try:
             return func(*args, **kwargs)
         except RuntimeError as error:
@@ -49,7 +52,7 @@ def call_on_lanes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], error:
     try:
         return as_graph("vmap", _called, (func,), (tuple(args), kwargs))
     except InputMutationError:
-        raise error from None
+        raise written_by_lanes(ErrorContext("vmap", "func"), error) from error
 
 
 def _called(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:

@@ -19,7 +19,7 @@ from ..ir.nodes import assigned
 from .detached import depends_on_input, memory_chains
 from .history import Question, layout_unknown
 from .hooks import handlers
-from .refusals import refused_of_tensor
+from .refusals import refused_of_tensor, write_to_view
 
 __all__ = ["OF_THE_TENSOR"]
 
@@ -158,6 +158,21 @@ def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = to
     return t.contiguous(memory_format=memory_format)
 
 
+def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Where the layout is not that of the graph, the view may be there in eager and not here: a copy is as good, as
+    long as nobody writes to either.
+    """
+    try:
+        return t.view(*args, **kwargs)
+    except (RuntimeError, ValueError):
+        if capture.history.knows_layout(t):
+            raise
+    copy = t.reshape(*args, **kwargs)
+    for value in (t, copy):
+        capture.protect(value, write_to_view)
+    return copy
+
+
 def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Places in the memory of ``t``, which must be that of the graph."""
     if not capture.history.knows_layout(t):
@@ -194,6 +209,7 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.storage_offset: _storage_offset,
     Tensor.is_contiguous: _is_contiguous,
     Tensor.contiguous: _contiguous,
+    Tensor.view: _view,
     Tensor.as_strided: _as_strided,
     torch.as_strided: _as_strided,
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),

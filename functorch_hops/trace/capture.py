@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
 from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
-from .history import History, Itself, Question, Source
+from .history import Carried, History, Itself, Question, Source
 from .indexing import Rows
-from .refusals import check_tensor_class, unknown_shape, write_to_closed_over, write_to_input, write_to_named
+from .refusals import check_tensor_class, unknown_shape, write_to_closed_over, write_to_input
 from .session import Session, origins_of, refuse_leak
+from .sparse import refuse_sparse
 
 __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "tables"]
 
@@ -63,7 +64,7 @@ class Capture:
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
-        self._protected_storages: set[int] = set()
+        self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError]] = {}
         self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
@@ -71,6 +72,8 @@ class Capture:
 
     def new_input(self, meta: TensorMeta, source: Source) -> Tensor:
         """A placeholder, and the fake that stands for it and for its source."""
+        if source is not None and not _torch.is_dense(source.init if isinstance(source, Carried) else source.tensor):
+            raise refuse_sparse(self.context, "a sparse tensor as a value of a graph, or its result")
         last = self._end_of_inputs
         where = self.graph.inserting_after(last) if last is not None else self.graph.inserting_before(None)
         quietly = (
@@ -92,12 +95,17 @@ class Capture:
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
         """A fake made by the capture itself: no operator of the body, nor of one inside of it that asks for it."""
-        innermost = current_capture() or self
-        innermost.recording_off = True
-        try:
+        with (current_capture() or self).unrecorded():
             return meta.fake(self.session.fake_mode)
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Operators that run are none of the body's."""
+        before, self.recording_off = self.recording_off, True
+        try:
+            yield
         finally:
-            innermost.recording_off = False
+            self.recording_off = before
 
     def owns(self, t: Tensor) -> bool:
         return t in self.tracer.tensor_tracker
@@ -264,18 +272,18 @@ class Capture:
 
     # -- checks
 
-    def protect(self, t: Tensor) -> None:
-        """Refuse writes to a value that this capture made."""
+    def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError]) -> None:
+        """Refuse writes to a value that this capture made; ``refuse(context, the writing function)``."""
         with _torch.without_torch_function():
-            self._protected_storages.add(_torch.storage_key(_torch.base_tensor(t)))
+            self._protected[_torch.storage_key(_torch.base_tensor(t))] = refuse
 
     def check_write(self, func: _torch.OpOverload, target: Tensor) -> None:
         storage = _torch.storage_key(target)
         is_buffer = self.buffers is not None and self.buffers.is_copy(storage)
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
-        if storage in self._protected_storages:
-            raise write_to_named(self.context, func.overloadpacket.__name__)
+        if storage in self._protected:
+            raise self._protected[storage](self.context, func.overloadpacket.__name__)
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 

@@ -17,7 +17,9 @@ from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
 from .inplace import REPLACED
+from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
+from .refusals import operator_of_torch, write_to_view
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -38,9 +40,13 @@ class Effects(_torch.TorchDispatchMode):
         kwargs = kwargs or {}
         if self.capture.recording_off:
             return func(*args, **kwargs)
+        if _torch.is_operator_of_torch(func):
+            raise operator_of_torch(self.capture.context, func.name())
         check_dtypes(func, args, kwargs)
         if func in _SIZES:
             args = (_torch.without_gradient_levels(args[0]), *args[1:])
+        if func is torch.ops.aten.view_as_complex.default and self.capture.in_transform:
+            args = (self._pairs_of_numbers(args[0]),)
         if func is torch.ops.aten.detach.default and self._is_of_autograd():
             func = torch.ops.aten.alias.default
         detached = not torch.is_grad_enabled()
@@ -54,6 +60,8 @@ class Effects(_torch.TorchDispatchMode):
             return self._batch_norm(func, pure, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
             self._check_writes(func, args, kwargs)
+            if (form := functional_form(func)) is not None:
+                return self._custom_write(form, args, kwargs)
             return self._write_detached(func, args, kwargs) if detached else func(*args, **kwargs)
         if func is torch.ops.aten._new_zeros_with_same_feature_meta.default:
             with _torch.whole_storages(self.capture.session.fake_mode):
@@ -65,6 +73,17 @@ class Effects(_torch.TorchDispatchMode):
     def _is_of_autograd(self) -> bool:
         """Whether autograd detaches what an operator saves of its own result, which is not to end its history here."""
         return not (self.capture.is_detaching or self.capture.is_functionalizing)
+
+    def _pairs_of_numbers(self, x: Tensor) -> Tensor:
+        """What lies in memory as complex numbers do. Autograd views as such what is contiguous for each lane of a vmap,
+        whose lanes may lie in between.
+        """
+        if x.stride(-1) == 1 and all(stride % 2 == 0 for stride in (*x.stride()[:-1], x.storage_offset())):
+            return x
+        copy = x.clone(memory_format=torch.contiguous_format)
+        for value in (x, copy):
+            self.capture.protect(value, write_to_view)
+        return copy
 
     def _with_open_sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a call whose kernel (torch 2.13) knows no symbols."""
@@ -97,6 +116,11 @@ class Effects(_torch.TorchDispatchMode):
             torch.ops.aten.copy_.default(target, self._untracked(value))
         return self._untracked(out) if detached else out
 
+    def _custom_write(self, form: Functional, args: Any, kwargs: Any) -> Any:
+        outs = form(*args, **kwargs)
+        with self:  # as writes of the user's
+            return write_back(form, outs, args, kwargs)
+
     def _write_detached(self, func: _torch.OpOverload, args: Any, kwargs: Any) -> Any:
         """A write under no_grad: it gives no gradient to its target, which keeps the history that it has, see NOTE
         [Each alias has a history of its own].
@@ -117,6 +141,7 @@ class Effects(_torch.TorchDispatchMode):
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
                     self.capture.rows.note_write(target)
+                    self.zeros.forget(target)
 
 
 def _pairs(a: Any, b: Any) -> Iterator[tuple[Any, Any]]:

@@ -18,6 +18,8 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, generator_inside, unreadable
+from .replaced import replaced
+from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
 __all__ = ["Lifting"]
 
@@ -73,7 +75,17 @@ class Lifting(_torch.ForwardRules):
         self.capture = capture
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for cls in types:
+            if not issubclass(cls, Tensor):
+                with self:  # what an object of the user's calls is seen too
+                    result = cls.__torch_function__(func, types, args, kwargs or {})
+                if result is not NotImplemented:
+                    return result
         capture = self.capture
+        if (sparse := sparse_among((*args, *(kwargs or {}).values()))) is not None:
+            return call_of_sparse(capture, func, sparse, args, kwargs or {})
+        if func in MAKES_SPARSE:
+            raise making_sparse(capture.context)
         if func in _SHOWN and not any(args[1:]):
             return _shown(args[0])
         if func in _BACKWARD and not _has_history(args[0]):
@@ -112,6 +124,8 @@ class Lifting(_torch.ForwardRules):
             return rows.getitem(*args)
         if func is Tensor.__setitem__:
             rows.setitem(*args)
+        elif (result := replaced(func, args, kwargs)) is not NotImplemented:
+            pass
         elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
             result = handlers.operator(operator, args, kwargs)
         else:

@@ -25,6 +25,7 @@ __all__ = [
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
+    "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
     "unknown_shape",
@@ -32,6 +33,8 @@ __all__ = [
     "write_to_closed_over",
     "write_to_input",
     "write_to_named",
+    "write_to_view",
+    "written_by_lanes",
 ]
 
 _BRANCH = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
@@ -74,8 +77,10 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
         what = _torch.refused_read(error)
         if what is not None:
             raise unreadable(context, what, _REMEDIES.get(what, _BRANCH), error) from error
+        if _torch.is_refused_by_dynamo(error):
+            raise compiled_inside(context, error) from error
         if _torch.refused_write(error):
-            raise _written_by_lanes(context, error) from error
+            raise written_by_lanes(context, error) from error
         raise
 
 
@@ -93,7 +98,7 @@ def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception |
     )
 
 
-def _written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
+def written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
     return CaptureError(
         message(
             context.operation,
@@ -141,6 +146,19 @@ def write_to_named(context: ErrorContext, function: str) -> InputMutationError:
             parameter=context.parameter,
             got=function,
             remedy="name the new value, or work on a clone()",
+        )
+    )
+
+
+def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            context.operation,
+            f"{context.parameter} writes to a value, or to a view() of it, whose layout is that of inputs which are "
+            "not contiguous, and may be another in the compiled graph",
+            parameter=context.parameter,
+            got=function,
+            remedy="call .contiguous() before view(), or use reshape() if nothing is written",
         )
     )
 
@@ -211,6 +229,30 @@ def unknown_shape(context: ErrorContext) -> CaptureError:
             parameter=context.parameter,
             expected="an output of a shape that follows from the shapes of the inputs",
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
+        )
+    )
+
+
+def operator_of_torch(context: ErrorContext, name: str) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            f"torch's own operator {name}, which holds functions, can't be part of a captured function",
+            parameter=context.parameter,
+            remedy="use the operation of this library: fh.cond, fh.while_loop, fh.scan, fh.map, fh.associative_scan, "
+            "fh.checkpoint; attention is captured as F.scaled_dot_product_attention",
+        )
+    )
+
+
+def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "a function that torch.compile must compile as a whole is called in a captured one",
+            parameter=context.parameter,
+            remedy="call the function itself: fh.jit compiles all of it; of attention, F.scaled_dot_product_attention",
+            cause=cause,
         )
     )
 

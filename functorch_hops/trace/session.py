@@ -25,6 +25,10 @@ class Session:
         """Of functorch, around the outermost capture."""
         self.ended: list[tuple[ErrorContext, Any]] = []
         self.deepest = 0
+        self.parts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        """Of sparse matrices: each with one of its parts. See NOTE [Sparse matrices]."""
+        self.transposed: dict[int, tuple[Tensor, Tensor]] = {}
+        """Transposed sparse matrices, each with the one that it was made of."""
         self.origins = origins_of[self.fake_mode] = _Origins(context)
 
     def close(self) -> None:

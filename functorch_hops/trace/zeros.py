@@ -47,6 +47,12 @@ class SymbolicZeros:
             return _cast(args[1], _value(func, args, kwargs))
         return None
 
+    def forget(self, written: Tensor) -> None:
+        """What lies in this memory is about to change."""
+        key = _torch.storage_key(written)
+        for zeros in [t for t in self._known if _torch.storage_key(t) == key]:
+            del self._known[zeros]
+
     def _is_zero(self, x: Any) -> bool:
         return isinstance(x, Tensor) and x in self._known
 

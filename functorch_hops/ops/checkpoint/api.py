@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.arguments import P, R
+from ...calls.arguments import P, R, is_operand
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
@@ -132,7 +132,7 @@ def _captured_checkpoint(
 ) -> Any:
     (func,) = functions
     leaves, spec = pytree.flatten(operands)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    places = [i for i, leaf in enumerate(leaves) if is_operand(leaf)]
     outputs: list[OutputSpec] = []
 
     def run(*flat: Tensor) -> list[Tensor]:

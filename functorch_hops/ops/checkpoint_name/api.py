@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...trace.capture import current_capture
+from ...trace.refusals import write_to_named
 from ..checkpoint.policies import check_name
 from ..mode import is_capturing
 from .op import CheckpointNameParams, checkpoint_name_op
@@ -51,5 +52,5 @@ def _named(x: Tensor, name: str) -> Tensor:
     (out,) = checkpoint_name_op(CheckpointNameParams(name), x)
     capture = current_capture()
     if capture is not None:
-        capture.protect(out)
+        capture.protect(out, write_to_named)
     return out

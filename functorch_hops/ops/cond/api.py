@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.arguments import is_operand
 from ...calls.numbers import as_number, numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
@@ -168,13 +169,18 @@ def _captured_cond(
     branches: Sequence[Callable[..., Any]], arguments: tuple[Any, ...], operation: str, names: tuple[str, ...]
 ) -> Any:
     selector, *operands = arguments
-    leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
+    all_leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
+    places = [i for i, leaf in enumerate(all_leaves) if is_operand(leaf)]
+    leaves = [all_leaves[i] for i in places]
     inputs = [TensorMeta.of(x) for x in leaves]
     captured, specs = [], []
     for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
-            tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, flat)))
+            values = list(all_leaves)
+            for place, value in zip(places, flat):
+                values[place] = value
+            tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, values)))
             specs.append(output)
             return tensors
 
