@@ -23,6 +23,7 @@ class CompiledTrace:
 
     def __init__(self, trace: Trace, params: ClosedCallParams, found: environment.Snapshot) -> None:
         self.trace, self.params = trace, params
+        self._times_found = 0
         self.watch(found)
         self._states = self.guard.states
 
@@ -31,6 +32,13 @@ class CompiledTrace:
         self.statics, self.guard = found.statics, found.guard(self.trace.paths)
         bound = {update.path for update in self.trace.updates if update.operand is None}
         self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
+
+    def found_often(self) -> bool:
+        """To be asked once for each call that had to search for this trace: True for the first one, the second, the
+        fourth and so on.
+        """
+        self._times_found = n = self._times_found + 1
+        return n & (n - 1) == 0
 
     def is_for(self, found: environment.Snapshot, ignored: frozenset[environment.Path]) -> bool:
         """Whether the trace is valid in this environment, found again."""

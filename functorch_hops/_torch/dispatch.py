@@ -153,7 +153,7 @@ def is_pre_dispatch() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
 
 
-class no_gradients:  # noqa: N801
+class no_gradients:
     """``torch.no_grad()``, at a fraction of its cost."""
 
     __slots__ = ("_enabled",)

@@ -1,0 +1,138 @@
+"""A call like one that found its trace, as one function written for it: it validates all that there is to validate,
+and runs the compiled code.
+
+NOTE [A quick call refuses what it does not know] It answers, or it leaves the call to :class:`JittedFunction`, which
+looks for a trace as if there were no quick call. So what it compares may be stricter than what a trace depends on:
+strides, which tensors need gradients, which objects among arguments and environment are the same. It may not be laxer,
+and asks for all of NOTE [When a trace is valid]: the arguments (``calls.reading``, and the check of the tensors), the
+ambient settings and whether anything is active that a call must be dispatched to, the environment (its ``Guard``), the
+answers that tensors gave, and the facts about open sizes: those hold because the sizes are what they were.
+Everything is read first and used afterwards, so no lock is needed: what another thread changes meanwhile changes after
+this call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from functorch_hops import _torch
+from functorch_hops.calls.output import Constant, OutputSpec
+from functorch_hops.calls.reading import Reader
+from functorch_hops.environment.guard import Guard
+from functorch_hops.environment.source import Source
+from functorch_hops.hop.operator import is_plain
+from functorch_hops.ir.active import state
+from functorch_hops.ir.subgraph import Subgraph
+from functorch_hops.lowering.backends import compiled
+from functorch_hops.ops.mode import forced, is_capturing
+from functorch_hops.trace.history import Question
+from functorch_hops.transforms.compiled_trace import CompiledTrace
+
+__all__ = ["QuickCall", "quick_call"]
+
+QuickCall = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any] | None]
+"""The result of a call, alone in a tuple; None if it is not for this function to answer."""
+
+
+def quick_call(
+    entry: CompiledTrace,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    static: Mapping[int | str, Any],
+    static_floats: bool,
+    operands: Sequence[Tensor],
+) -> QuickCall | None:
+    """The function for calls like this one, for which ``entry`` was found to be valid just now; None where there can be
+    none. ``static``: the arguments that are static as a whole, by place or name.
+    """
+    if is_capturing() or not is_plain(operands):
+        return None
+    source = Source()
+    reader = Reader(source, static_floats)
+    reader.call(args, kwargs, static)
+    _write_settings(source, entry.params.backend.name)
+    named = [*reader.tensors, *_write_environment(source, entry.guard)]
+    if not (reader.is_complete and named and all(map(_is_common, named))):
+        return None
+    _write_tensors(source, named)
+    names = [*reader.operands, *_sources(source, entry, [name for name, _ in named[len(reader.tensors) :]])]
+    known = dict(named)
+    if len(names) != len(operands) or any(known.get(name, x) is not x for name, x in zip(names, operands)):
+        return None  # another thread has changed something meanwhile
+    _write_call(source, entry, names, operands)
+    made: QuickCall = source.function("quick_call", "args, kwargs")
+    return made
+
+
+def _is_common(named: tuple[str, Any]) -> bool:
+    return type(named[1]) in _torch.PLAIN_TYPES and named[1].layout is torch.strided
+
+
+def _write_settings(source: Source, backend: Any) -> None:
+    source.refuse_if(f"{source.name(state)}.capture is not None or {source.name(forced)}.depth")
+    for get, arguments, expected in _torch.ambient_checks(backend):
+        call = f"{source.name(get)}({', '.join(map(source.name, arguments))})"
+        source.refuse_if(f"{call} {'is not' if type(expected) is bool else '!='} {source.name(expected)}")
+
+
+def _write_environment(source: Source, guard: Guard) -> list[tuple[str, Tensor]]:
+    """The tensors that stand in the environment, with variables for them."""
+    source.add(f"found = {source.name(guard.fetch)}()")
+    source.refuse_if("found is None")
+    named = [(f"e{i}", tensor) for i, tensor in enumerate(guard.fetch() or ())]
+    if named:
+        source.add(f"{', '.join(name for name, _ in named)}, = found")
+    return named
+
+
+def _write_tensors(source: Source, named: Sequence[tuple[str, Tensor]]) -> None:
+    """Tensors like these; those that are one object still are, the others are not."""
+    first: dict[int, str] = {}
+    for name, tensor in named:
+        if first.setdefault(id(tensor), name) != name:
+            source.refuse_if(f"{name} is not {first[id(tensor)]}")
+    distinct = {id(tensor): tensor for _, tensor in named}
+    source.refuse_if(f"not {source.name(_torch.tensor_check([*distinct.values()]))}({', '.join(first.values())})")
+
+
+def _sources(source: Source, entry: CompiledTrace, found: Sequence[str]) -> list[str]:
+    """What stands for the operands beyond the arguments."""
+    selected = iter(entry.guard.selected)
+    return [found[next(selected)] if isinstance(s, str) else source.name(s) for s in entry.trace.sources]
+
+
+def _write_call(source: Source, entry: CompiledTrace, names: Sequence[str], operands: Sequence[Tensor]) -> None:
+    trace, params = entry.trace, entry.params
+    if any(asked.question in _UNSEEN for asked in trace.assumed):
+        source.refuse_if(f"not {source.name(trace.holds_for)}([{', '.join(names)}])")
+    has_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    if trace.updates or has_gradients or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        source.add(f"outs = {source.name(entry.call)}([{', '.join(names)}])")
+    else:
+        run = compiled(params.body, params.backend).at(operands)
+        if not isinstance(run, Subgraph):
+            names = [n if x.is_contiguous() else f"{n}.contiguous()" for n, x in zip(names, operands)]
+        listed = f"*[{', '.join(names)}]" if isinstance(run, Subgraph) else f"[{', '.join(names)}]"
+        source.add(f"outs = {source.name(run)}({listed})")
+    _write_result(source, trace.output)
+
+
+def _write_result(source: Source, output: OutputSpec) -> None:
+    count = len(output.metas)
+    outs = [f"o{i}" for i in range(count)]
+    if outs:
+        source.add(f"{', '.join(outs)}, = outs")
+    tensors = (f"{out}.contiguous()" for out in outs)
+    leaves = [source.name(leaf.value) if isinstance(leaf, Constant) else next(tensors) for leaf in output.leaves]
+    if output.spec.is_leaf():
+        source.add(f"return {leaves[0]},")
+    else:
+        source.add(f"return {source.name(output.spec.unflatten)}([{', '.join(leaves)}]),")
+
+
+_UNSEEN = frozenset({Question.IS_LEAF, Question.LIES_PLAINLY, Question.OFFSET})
+"""What the check of the tensors does not compare."""
