@@ -61,7 +61,7 @@ def ambient_checks(backend: Any) -> list[Check]:
         *[(_precision, *place) for place in _PRECISIONS],
     ]
     if backend == "inductor":
-        settings.append((_inductor_config().get_hash,))
+        settings += _configuration()
     inactive: list[Check] = [
         (torch._C._len_torch_function_stack, (), 0),
         (torch._C._len_torch_dispatch_stack, (), 0),
@@ -81,21 +81,20 @@ _any_autocast = torch._C._is_any_autocast_enabled
 _autocast_dtype = torch.get_autocast_dtype
 _anomaly = torch.is_anomaly_enabled
 _precision = torch._C._get_fp32_precision_getter
+_has_cuda = torch.backends.cuda.is_built()
 # The older getters refuse to answer where the newer setters have been used.
-_PRECISIONS = (("cuda", "matmul"), ("cuda", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+_PRECISIONS = tuple((library, kind) for library in ("cuda", "mkldnn")[not _has_cuda :] for kind in ("matmul", "conv"))
 _SWITCHES = (
     torch._C._get_deterministic_algorithms,
     torch._C._get_deterministic_algorithms_warn_only,
     torch._C._get_deterministic_fill_uninitialized_memory,
     torch.get_num_threads,
-    torch._C._get_cudnn_enabled,
-    torch._C._get_cudnn_deterministic,
-    torch._C._get_cudnn_benchmark,
     torch._C._get_mkldnn_enabled,
     # Composite operators choose their kernels by these.
     torch._C._get_flash_sdp_enabled,
     torch._C._get_mem_efficient_sdp_enabled,
     torch._C._get_math_sdp_enabled,
+    *((torch._C._get_cudnn_enabled, torch._C._get_cudnn_deterministic, torch._C._get_cudnn_benchmark) * _has_cuda),
 )
 _SEEN_SWITCHES = _SWITCHES[:2] + (torch.get_num_threads,)
 """What ``GlobalStateGuard`` compares."""
@@ -106,6 +105,17 @@ def _inductor_config() -> Any:
     from torch._inductor import config
 
     return config
+
+
+def _configuration() -> list[tuple[Callable[..., Any]]]:
+    """What tells a change of Inductor's configuration: its hash, and whether it is the hash still (torch 2.13); before,
+    what computes it if it is not.
+    """
+    config = _inductor_config()
+    config.get_hash()
+    if hasattr(config, "_hash_dirty_var"):
+        return [(config._hash_dirty_var.get,), (config._hash_cache_var.get,)]
+    return [(config.get_hash,)]
 
 
 def _default_device() -> torch.device | None:

@@ -14,6 +14,7 @@ from ..derive.numbers import without_numbers
 from ..environment.keys import ByIdentity, KeyMakers, by_value
 from ..errors import message
 from ..ir.build import copy_graph
+from ..ir.meta import TensorMeta
 from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
@@ -89,11 +90,14 @@ class Compiled:
 
     def __init__(self, body: Subgraph, made: Code | Subgraph) -> None:
         self._body, self._made = body, made
+        self._shapes = [meta.shape for meta in body.inputs] if body.shape_env is None else None
 
     def __call__(self, operands: Sequence[Tensor]) -> Sequence[Tensor]:
         run = self.at(operands)
         if isinstance(run, Subgraph):
             return run(*operands)
+        if self._shapes is not None and [x.shape for x in operands] != self._shapes:
+            raise AssertionError(f"operands of {[*map(TensorMeta.of, operands)]} for a graph of {self._body.inputs}")
         with _torch.no_gradients():
             return run([x.contiguous() for x in operands])
 
@@ -101,8 +105,8 @@ class Compiled:
         """What runs for operands of these sizes: compiled code, or the graph, where that does not cover the sizes. If
         the graph does not cover them either, raise OtherSizesError.
 
-        Code takes contiguous operands in a list, which it may empty. While it runs no gradients are recorded, and
-        autocast is off.
+        Code takes contiguous operands in a list, which it may empty, and does not look at their sizes. While it runs no
+        gradients are recorded, and autocast is off.
         """
         body = self._body
         if body.shape_env is None:
