@@ -26,8 +26,7 @@ from functorch_hops.environment.guard import Guard
 from functorch_hops.environment.source import Source
 from functorch_hops.hop.operator import is_plain
 from functorch_hops.ir.active import state
-from functorch_hops.ir.subgraph import Subgraph
-from functorch_hops.lowering.backends import compiled
+from functorch_hops.ops.closed_call.prepared import prepared
 from functorch_hops.ops.mode import forced, is_capturing
 from functorch_hops.trace.history import Question
 from functorch_hops.transforms.compiled_trace import CompiledTrace
@@ -109,24 +108,19 @@ def _write_call(source: Source, entry: CompiledTrace, names: Sequence[str], oper
     trace, params = entry.trace, entry.params
     if any(asked.question in _UNSEEN for asked in trace.assumed):
         source.refuse_if(f"not {source.name(trace.holds_for)}([{', '.join(names)}])")
-    has_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    if trace.updates or has_gradients or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        source.add(f"outs = {source.name(entry.call)}([{', '.join(names)}])")
+    if trace.updates or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        run: Callable[..., Any] = entry.call
     else:
-        run = compiled(params.body, params.backend).at(operands)
-        if not isinstance(run, Subgraph):
-            names = [n if x.is_contiguous() else f"{n}.contiguous()" for n, x in zip(names, operands)]
-        listed = f"*[{', '.join(names)}]" if isinstance(run, Subgraph) else f"[{', '.join(names)}]"
-        source.add(f"outs = {source.name(run)}({listed})")
+        run = prepared(params, operands)
+    source.add(f"outs = {source.name(run)}([{', '.join(names)}])")
     _write_result(source, trace.output)
 
 
 def _write_result(source: Source, output: OutputSpec) -> None:
-    count = len(output.metas)
-    outs = [f"o{i}" for i in range(count)]
+    outs = [f"o{i}" for i in range(len(output.metas))]
     if outs:
         source.add(f"{', '.join(outs)}, = outs")
-    tensors = (f"{out}.contiguous()" for out in outs)
+    tensors = iter(outs)
     leaves = [source.name(leaf.value) if isinstance(leaf, Constant) else next(tensors) for leaf in output.leaves]
     if output.spec.is_leaf():
         source.add(f"return {leaves[0]},")

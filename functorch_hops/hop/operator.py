@@ -28,7 +28,7 @@ from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
-from .autograd import RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
+from .autograd import PlainCall, RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
 from .rules import Rules
 
 __all__ = ["Hop", "is_plain"]
@@ -196,7 +196,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
-            outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
+            plain = PlainCall(augmented) if is_plain else None
+            outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, plain, *operands)  # type: ignore[attr-defined]
         return outs[: params.n_outputs]
 
 
