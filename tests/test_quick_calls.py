@@ -435,6 +435,26 @@ def test_buffers_are_written_back(searches):
     assert module.num_batches_tracked == 4
 
 
+def test_buffers_of_the_module_that_is_there_are_bound_anew(searches):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(2))
+
+        def forward(self, x):
+            self.mean = self.mean * 0.5 + x
+            return x - self.mean
+
+    first, second = Mean(), Mean()
+    held = [first]
+    jitted = fh.jit(lambda x: held[0](x), backend="eager")
+    for held[0] in (first, first, second, second, first):
+        jitted(X)
+    assert len(searches) == 4
+    close(first.mean, 1.75 * X)
+    close(second.mean, 1.5 * X)
+
+
 def test_threads_have_settings_of_their_own(searches):
     jitted = prepared(lambda x: x * P, X)
     results = {}

@@ -62,13 +62,17 @@ class JittedFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         quick = self._quick
-        for call in quick:
-            answer = call(args, kwargs)
-            if answer is not None:
-                self._hits += 1
-                if call is not quick[0]:
-                    self._quick = (call, *(other for other in quick if other is not call))
-                return answer[0]  # type: ignore[no-any-return]
+        try:
+            for call in quick:
+                answer = call(args, kwargs)
+                if answer is not None:
+                    self._hits += 1
+                    if call is not quick[0]:
+                        self._quick = (call, *(other for other in quick if other is not call))
+                    result: R = answer[0]
+                    return result
+        except OtherSizesError:  # what was assumed since then for a transform does not hold here
+            pass
         return self._call_slowly(args, kwargs)
 
     def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

@@ -13,6 +13,7 @@ this call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +23,14 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.output import Constant, OutputSpec
 from functorch_hops.calls.reading import Reader
-from functorch_hops.environment.guard import Guard
 from functorch_hops.environment.source import Source
 from functorch_hops.hop.operator import is_plain
 from functorch_hops.ir.active import state
+from functorch_hops.lowering.backends import OtherSizesError
 from functorch_hops.ops.closed_call.prepared import prepared
 from functorch_hops.ops.mode import forced, is_capturing
 from functorch_hops.trace.history import Question
-from functorch_hops.transforms.compiled_trace import CompiledTrace
+from functorch_hops.transforms.compiled_trace import CompiledTrace, Places
 
 __all__ = ["QuickCall", "quick_call"]
 
@@ -48,23 +49,46 @@ def quick_call(
     """The function for calls like this one, for which ``entry`` was found to be valid just now; None where there can be
     none. ``static``: the arguments that are static as a whole, by place or name.
     """
-    if is_capturing() or not is_plain(operands):
+    guard, places = entry.watched
+    tensors = guard.fetch()
+    if tensors is None or is_capturing() or not is_plain(operands):
         return None
     source = Source()
     reader = Reader(source, static_floats)
     reader.call(args, kwargs, static)
     _write_settings(source, entry.params.backend.name)
-    named = [*reader.tensors, *_write_environment(source, entry.guard)]
+    found = [f"e{i}" for i in range(len(tensors))]
+    source.add(f"found = {source.name(guard.fetch)}()")
+    source.refuse_if("found is None")
+    if found:
+        source.add(f"{', '.join(found)}, = found")
+    named = [*reader.tensors, *zip(found, tensors)]
     if not (reader.is_complete and named and all(map(_is_common, named))):
         return None
     _write_tensors(source, named)
-    names = [*reader.operands, *_sources(source, entry, [name for name, _ in named[len(reader.tensors) :]])]
-    known = dict(named)
+    selected = iter([found[at] for at in guard.selected])
+    sources = [next(selected) if isinstance(s, str) else source.name(s) for s in entry.trace.sources]
+    names, known = [*reader.operands, *sources], dict(named)
     if len(names) != len(operands) or any(known.get(name, x) is not x for name, x in zip(names, operands)):
         return None  # another thread has changed something meanwhile
-    _write_call(source, entry, names, operands)
+    try:
+        run = _run(entry, operands, places)
+    except OtherSizesError:
+        return None
+    if any(asked.question in _UNSEEN for asked in entry.trace.assumed):
+        source.refuse_if(f"not {source.name(entry.trace.holds_for)}([{', '.join(names)}])")
+    source.add(f"outs = {source.name(run)}([{', '.join(names)}])")
+    _write_result(source, entry.trace.output)
     made: QuickCall = source.function("quick_call", "args, kwargs")
     return made
+
+
+def _run(
+    entry: CompiledTrace, operands: Sequence[Tensor], places: Places
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    if entry.trace.updates or _torch.autocast_enabled():
+        return functools.partial(entry.call, places=places)
+    return prepared(entry.params, operands)
 
 
 def _is_common(named: tuple[str, Any]) -> bool:
@@ -78,16 +102,6 @@ def _write_settings(source: Source, backend: Any) -> None:
         source.refuse_if(f"{call} {'is not' if type(expected) is bool else '!='} {source.name(expected)}")
 
 
-def _write_environment(source: Source, guard: Guard) -> list[tuple[str, Tensor]]:
-    """The tensors that stand in the environment, with variables for them."""
-    source.add(f"found = {source.name(guard.fetch)}()")
-    source.refuse_if("found is None")
-    named = [(f"e{i}", tensor) for i, tensor in enumerate(guard.fetch() or ())]
-    if named:
-        source.add(f"{', '.join(name for name, _ in named)}, = found")
-    return named
-
-
 def _write_tensors(source: Source, named: Sequence[tuple[str, Tensor]]) -> None:
     """Tensors like these; those that are one object still are, the others are not."""
     first: dict[int, str] = {}
@@ -96,24 +110,6 @@ def _write_tensors(source: Source, named: Sequence[tuple[str, Tensor]]) -> None:
             source.refuse_if(f"{name} is not {first[id(tensor)]}")
     distinct = {id(tensor): tensor for _, tensor in named}
     source.refuse_if(f"not {source.name(_torch.tensor_check([*distinct.values()]))}({', '.join(first.values())})")
-
-
-def _sources(source: Source, entry: CompiledTrace, found: Sequence[str]) -> list[str]:
-    """What stands for the operands beyond the arguments."""
-    selected = iter(entry.guard.selected)
-    return [found[next(selected)] if isinstance(s, str) else source.name(s) for s in entry.trace.sources]
-
-
-def _write_call(source: Source, entry: CompiledTrace, names: Sequence[str], operands: Sequence[Tensor]) -> None:
-    trace, params = entry.trace, entry.params
-    if any(asked.question in _UNSEEN for asked in trace.assumed):
-        source.refuse_if(f"not {source.name(trace.holds_for)}([{', '.join(names)}])")
-    if trace.updates or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        run: Callable[..., Any] = entry.call
-    else:
-        run = prepared(params, operands)
-    source.add(f"outs = {source.name(run)}([{', '.join(names)}])")
-    _write_result(source, trace.output)
 
 
 def _write_result(source: Source, output: OutputSpec) -> None:

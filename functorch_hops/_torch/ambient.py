@@ -18,6 +18,7 @@ from .dispatch import function_modes
 
 __all__ = [
     "ambient_checks",
+    "autocast_enabled",
     "ambient_state",
     "compiler_settings",
     "global_module_hooks",
@@ -32,7 +33,7 @@ def ambient_state() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        _any_autocast() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+        autocast_enabled() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         _autocast_dtype("cpu"),
         _autocast_dtype("cuda"),
         _default_device() if torch._C._len_torch_function_stack() else None,
@@ -67,7 +68,8 @@ def ambient_checks(backend: Any) -> list[Check]:
         (torch._C._len_torch_dispatch_stack, (), 0),
         (operator.getitem, (vars(forward_ad), "_current_level"), -1),
     ]
-    return [(_GlobalState().check, (), True), *inactive, *[(get, args, get(*args)) for get, *args in settings]]
+    known = [(get, tuple(args), get(*args)) for get, *args in settings]
+    return [(_GlobalState().check, (), True), *inactive, *known]
 
 
 def compiler_settings(backend: Any) -> tuple[Any, ...]:
@@ -76,8 +78,9 @@ def compiler_settings(backend: Any) -> tuple[Any, ...]:
     return (*switches, *precisions, _inductor_config().get_hash() if backend == "inductor" else None)
 
 
-_GlobalState = torch._C._dynamo.guards.GlobalStateGuard  # type: ignore[attr-defined]
-_any_autocast = torch._C._is_any_autocast_enabled
+_GlobalState = torch._C._dynamo.guards.GlobalStateGuard
+autocast_enabled = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any device."""
 _autocast_dtype = torch.get_autocast_dtype
 _anomaly = torch.is_anomaly_enabled
 _precision = torch._C._get_fp32_precision_getter

@@ -71,10 +71,10 @@ class Reader:
             if spec.is_leaf():
                 self._leaf(name, value)
                 return
-            flatten, keys = source.name(pytree.flatten), pytree.mapping_keys(value)
-            source.add(f"leaves, spec = {flatten}({name})")
+            source.add(f"leaves, spec = {source.name(pytree.flatten)}({name})")
             source.refuse_if(f"spec != {source.name(spec)}")
-            source.refuse_if(f"{source.name(pytree.mapping_keys)}({name}) != {source.name(keys)}")
+            in_mappings = source.name(pytree.mapping_keys(value))
+            source.refuse_if(f"{source.name(pytree.mapping_keys)}({name}) != {in_mappings}")
             for part, leaf in zip(self._taken_apart("leaves", len(leaves)), leaves):
                 self._leaf(part, leaf)
 

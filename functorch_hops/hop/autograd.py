@@ -137,7 +137,9 @@ def over_legacy_batch(operation: str, function: Callable[..., Maybe], values: Se
     return _torch.over_legacy_batch(operation, function, values)
 
 
-def _differentiable(params: Params, augmented: Params, active: Mask, has_tangent: Mask, output: Maybe) -> Mask:
+def _differentiable(
+    params: Params, augmented: Params, active: Mask, has_tangent: Mask, output: Sequence[Tensor]
+) -> Mask:
     """The outputs of the augmented call that have derivatives. The residuals among them have those that they have."""
 
     def differentiable() -> Mask:
