@@ -18,8 +18,8 @@ from .dispatch import function_modes
 
 __all__ = [
     "ambient_checks",
-    "autocast_enabled",
     "ambient_state",
+    "autocast_enabled",
     "compiler_settings",
     "global_module_hooks",
     "tensor_check",
