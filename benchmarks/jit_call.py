@@ -55,7 +55,8 @@ def cases(requires_grad: bool) -> list[Case]:
 
 def code_of(jitted: JittedFunction, case: Case) -> Callable[[], object]:
     """The compiled code by itself; with gradients, that which saves what the backward pass needs."""
-    entry, operands = jitted._find(case.arguments, {})
+    function = jitted.forward if isinstance(jitted, nn.Module) else jitted
+    entry, operands = function._find(case.arguments, {})
     params, active = entry.params, tuple(x.requires_grad for x in operands)
     if any(active):
         params = closed_call_op.rules.vjp_forward(params, active)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,19 +19,38 @@ from functorch_hops.trace.capture import current_capture
 __all__ = ["CompiledTrace"]
 
 
+Places = dict[environment.Path, tuple[dict[str, Any], str]]
+"""Where modules keep the buffers that a call binds anew."""
+
+
+class Watched(NamedTuple):
+    """An environment for which a trace is valid."""
+
+    guard: environment.Guard
+    places: Places
+
+
 class CompiledTrace:
     """A compiled trace, and what must hold for it to be used."""
 
     def __init__(self, trace: Trace, params: ClosedCallParams, found: environment.Snapshot) -> None:
         self.trace, self.params = trace, params
+        self._times_found = 0
         self.watch(found)
-        self._states = self.guard.states
+        self._states = self.watched.guard.states
 
     def watch(self, found: environment.Snapshot) -> None:
         """Hold on to an environment that is equal to the one of the trace."""
-        self.statics, self.guard = found.statics, found.guard(self.trace.paths)
         bound = {update.path for update in self.trace.updates if update.operand is None}
-        self.places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
+        places = {path: (mapping, name) for path, mapping, name in found.buffers if path in bound}
+        self.statics, self.watched = found.statics, Watched(found.guard(self.trace.paths), places)
+
+    def found_often(self) -> bool:
+        """To be asked once for each call that had to search for this trace: True for the first one, the second, the
+        fourth and so on.
+        """
+        self._times_found = n = self._times_found + 1
+        return n & (n - 1) == 0
 
     def is_for(self, found: environment.Snapshot, ignored: frozenset[environment.Path]) -> bool:
         """Whether the trace is valid in this environment, found again."""
@@ -48,16 +68,19 @@ class CompiledTrace:
         """The arguments and the tensors that the function closes over, as they are now; None if this trace is not
         valid.
         """
-        tensors = self.guard()
+        tensors = self.watched.guard()
         if tensors is None:
             return None
         operands = [*given, *self.trace.operands(tensors)]
         return operands if not self.trace.assumed or self.trace.holds_for(operands) else None
 
-    def call(self, operands: list[Tensor]) -> Sequence[Tensor]:
-        return self._call_with_updates(operands) if self.trace.updates else closed_call_op(self.params, *operands)
+    def call(self, operands: list[Tensor], places: Places | None = None) -> Sequence[Tensor]:
+        """``places``: of the environment that the operands come from, if it is not the one that is watched now."""
+        if not self.trace.updates:
+            return closed_call_op(self.params, *operands)
+        return self._call_with_updates(operands, self.watched.places if places is None else places)
 
-    def _call_with_updates(self, operands: list[Tensor]) -> Sequence[Tensor]:
+    def _call_with_updates(self, operands: list[Tensor], places: Places) -> Sequence[Tensor]:
         """The call, after which the new values of buffers are written back as the function did.
 
         The graph works on copies, so that what it saved for reverse mode is not written to.
@@ -78,7 +101,7 @@ class CompiledTrace:
             if buffer is not None:
                 buffer.copy_(value)
             else:
-                mapping, name = self.places[update.path]
+                mapping, name = places[update.path]
                 mapping[name] = value
         return outputs[:n]
 

@@ -24,12 +24,14 @@ from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.session import is_left_over, refuse_state
 from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
+from functorch_hops.transforms.quick_call import QuickCall, quick_call
 
 __all__ = ["JittedFunction"]
 
 CAPTURES_BEFORE_WARNING = 8
 MOST_NOTES = 6
 MOST_TRACES = 128
+MOST_QUICK_CALLS = 8
 
 
 class JittedFunction(Generic[P, R]):
@@ -54,10 +56,26 @@ class JittedFunction(Generic[P, R]):
         self._written: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
+        self._quick: tuple[QuickCall, ...] = ()
         self._last: tuple[Hashable, environment.Fingerprint] | None = None
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        quick = self._quick
+        try:
+            for call in quick:
+                answer = call(args, kwargs)
+                if answer is not None:
+                    self._hits += 1
+                    if call is not quick[0]:
+                        self._quick = (call, *(other for other in quick if other is not call))
+                    result: R = answer[0]
+                    return result
+        except OtherSizesError:  # what was assumed since then for a transform does not hold here
+            pass
+        return self._call_slowly(args, kwargs)
+
+    def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if is_capturing():
             func, rest, keywords, _ = self._without_static(args, kwargs)
             arguments = Arguments(rest, keywords)
@@ -121,25 +139,38 @@ class JittedFunction(Generic[P, R]):
         with _torch.one_at_a_time:
             self._entries.clear()
             self._hits = self._misses = 0
+            self._quick = ()
             self._last = None
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CompiledTrace, list[Tensor]]:
         """The valid trace for a call, captured now if there is none, and its operands."""
+        given = args, kwargs
         func, args, kwargs, static = self._without_static(args, kwargs)
         arguments = Arguments(args, kwargs, self._static_floats, self._dynamic)
         statics = tuple((place, static_key(v)) for place, v in static.items())
-        ambient = _torch.ambient_state()
-        if self._backend.name == "inductor":
-            ambient = (*ambient, _torch.compiler_settings("inductor")[-1])
+        ambient = self._ambient()
         key = (arguments.key, statics, ambient)
         for entry in self._entries.of(key):
             operands = entry.operands(arguments.operands) if entry.allows(arguments.operands) else None
             if operands is not None:
                 self._hits += 1
                 self._entries.use(key, entry)
+                if entry.found_often():
+                    self._add_quick_call(quick_call(entry, *given, static, self._static_floats, operands), ambient)
                 return entry, operands
         with _torch.one_at_a_time:
             return self._find_slowly(func, arguments, list(static.values()), key)
+
+    def _ambient(self) -> tuple[Any, ...]:
+        ambient = _torch.ambient_state()
+        if self._backend.name == "inductor":
+            ambient = (*ambient, _torch.compiler_settings("inductor")[-1])
+        return ambient
+
+    def _add_quick_call(self, made: QuickCall | None, ambient: tuple[Any, ...]) -> None:
+        """It compares settings to those of the moment at which it was made, which another thread may have changed."""
+        if made is not None and self._ambient() == ambient:
+            self._quick = (made, *self._quick[: MOST_QUICK_CALLS - 1])
 
     def _find_slowly(
         self, func: Callable[..., Any], arguments: Arguments, static: list[Any], key: Hashable

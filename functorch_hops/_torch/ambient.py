@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.backends import mha
 from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
 
 from .dispatch import function_modes
 
-__all__ = ["ambient_state", "compiler_settings", "global_module_hooks", "tensor_states"]
+__all__ = [
+    "ambient_checks",
+    "ambient_state",
+    "autocast_enabled",
+    "compiler_settings",
+    "global_module_hooks",
+    "tensor_check",
+    "tensor_states",
+]
 
 
 def ambient_state() -> tuple[Any, ...]:
@@ -21,49 +33,92 @@ def ambient_state() -> tuple[Any, ...]:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        _any_autocast() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+        autocast_enabled() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         _autocast_dtype("cpu"),
         _autocast_dtype("cuda"),
         _default_device() if torch._C._len_torch_function_stack() else None,
         _anomaly(),
-        torch.backends.mha._is_fastpath_enabled,
+        mha._is_fastpath_enabled,
         *[get() for get in _SWITCHES],
         *[_precision(*place) for place in _PRECISIONS],
     )
 
 
+Check = tuple[Callable[..., Any], tuple[Any, ...], Any]
+"""A function, its arguments, and what it must return."""
+
+
+def ambient_checks(backend: Any) -> list[Check]:
+    """Whether the settings that `ambient_state` and `compiler_settings` tell are as they are now, by functions that
+    answer at once; and whether a mode or a level of forward mode is active, which none is now.
+
+    Torch's guard for Dynamo sees gradient mode, autocast, default dtype, determinism and the number of threads.
+    """
+    settings: list[tuple[Callable[..., Any], *tuple[Any, ...]]] = [
+        (torch.is_inference_mode_enabled,),
+        (_anomaly,),
+        (operator.getitem, vars(mha), "_is_fastpath_enabled"),
+        *[(get,) for get in _SWITCHES if get not in _SEEN_SWITCHES],
+        *[(_precision, *place) for place in _PRECISIONS],
+    ]
+    if backend == "inductor":
+        settings += _configuration()
+    inactive: list[Check] = [
+        (torch._C._len_torch_function_stack, (), 0),
+        (torch._C._len_torch_dispatch_stack, (), 0),
+        (operator.getitem, (vars(forward_ad), "_current_level"), -1),
+    ]
+    known = [(get, tuple(args), get(*args)) for get, *args in settings]
+    return [(_GlobalState().check, (), True), *inactive, *known]
+
+
 def compiler_settings(backend: Any) -> tuple[Any, ...]:
     """What the code that a backend makes depends on, besides the graph and the options."""
     switches, precisions = [get() for get in _SWITCHES], [_precision(*place) for place in _PRECISIONS]
-    return (*switches, *precisions, _inductor_config() if backend == "inductor" else None)
+    return (*switches, *precisions, _inductor_config().get_hash() if backend == "inductor" else None)
 
 
-_any_autocast = torch._C._is_any_autocast_enabled
+_GlobalState = torch._C._dynamo.guards.GlobalStateGuard
+autocast_enabled = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any device."""
 _autocast_dtype = torch.get_autocast_dtype
 _anomaly = torch.is_anomaly_enabled
 _precision = torch._C._get_fp32_precision_getter
+_has_cuda = torch.backends.cuda.is_built()
 # The older getters refuse to answer where the newer setters have been used.
-_PRECISIONS = (("cuda", "matmul"), ("cuda", "conv"), ("mkldnn", "matmul"), ("mkldnn", "conv"))
+_PRECISIONS = tuple((library, kind) for library in ("cuda", "mkldnn")[not _has_cuda :] for kind in ("matmul", "conv"))
 _SWITCHES = (
     torch._C._get_deterministic_algorithms,
     torch._C._get_deterministic_algorithms_warn_only,
     torch._C._get_deterministic_fill_uninitialized_memory,
     torch.get_num_threads,
-    torch._C._get_cudnn_enabled,
-    torch._C._get_cudnn_deterministic,
-    torch._C._get_cudnn_benchmark,
     torch._C._get_mkldnn_enabled,
     # Composite operators choose their kernels by these.
     torch._C._get_flash_sdp_enabled,
     torch._C._get_mem_efficient_sdp_enabled,
     torch._C._get_math_sdp_enabled,
+    *((torch._C._get_cudnn_enabled, torch._C._get_cudnn_deterministic, torch._C._get_cudnn_benchmark) * _has_cuda),
 )
+_SEEN_SWITCHES = _SWITCHES[:2] + (torch.get_num_threads,)
+"""What ``GlobalStateGuard`` compares."""
 
 
+@functools.cache
 def _inductor_config() -> Any:
     from torch._inductor import config
 
-    return config.get_hash()
+    return config
+
+
+def _configuration() -> list[tuple[Callable[..., Any]]]:
+    """What tells a change of Inductor's configuration: its hash, and whether it is the hash still (torch 2.13); before,
+    what computes it if it is not.
+    """
+    config = _inductor_config()
+    config.get_hash()
+    if hasattr(config, "_hash_dirty_var"):
+        return [(config._hash_dirty_var.get,), (config._hash_cache_var.get,)]
+    return [(config.get_hash,)]
 
 
 def _default_device() -> torch.device | None:
@@ -81,3 +136,13 @@ def tensor_states(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """What a trace knows of tensors without asking them, unseen by modes."""
     with torch._C.DisableTorchFunction():
         return [(t.shape, t.dtype, t.device) for t in tensors]
+
+
+def tensor_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Whether so many tensors are like these, in turn: of the same type, dtype and device, of these sizes and strides,
+    with gradients or without, with the same keys for the dispatcher (transforms that are active change them); and no
+    two are the same object.
+    """
+    guard = torch._C._dynamo.guards.TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    check: Callable[..., bool] = guard.check
+    return check

@@ -22,6 +22,7 @@ __all__ = [
     "MAKE_DUAL",
     "SingleLevelFunction",
     "VmapInfo",
+    "applied",
     "below_autograd",
     "differentiable",
     "enable_single_level_autograd_function",
@@ -42,6 +43,12 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 MAKE_DUAL = torch._VF._make_dual
 """What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
+
+
+def applied(function: type[_SingleLevelFunction]) -> Callable[..., Any]:
+    """``function.apply``, past what waits there for functions of the user's."""
+    apply: Callable[..., Any] = super(_SingleLevelFunction, function).apply  # type: ignore[misc]
+    return apply
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = [
     "function_modes",
     "is_pre_dispatch",
     "modes_restored",
+    "no_gradients",
     "no_modes",
     "observer",
     "suspended",
@@ -169,6 +170,21 @@ def foreign_tracer_active() -> bool:
 def is_pre_dispatch() -> bool:
     """Whether torch records operators above autograd and functorch, as its export does."""
     return torch._C._dispatch_tls_is_dispatch_key_included(DispatchKey.PreDispatch)
+
+
+class no_gradients:
+    """``torch.no_grad()``, at a fraction of its cost."""
+
+    __slots__ = ("_enabled",)
+
+    def __enter__(self) -> None:
+        self._enabled = torch.is_grad_enabled()
+        if self._enabled:
+            torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        if self._enabled:
+            torch._C._set_grad_enabled(True)
 
 
 def no_modes() -> bool:

@@ -1,10 +1,11 @@
 """The check, made on every call, that nothing has changed; and the fetching of the tensors of the moment.
 
-NOTE [the flat check] What a walk has found lies in flat lists, one for each kind of place, so that
-a check is a few tight loops whatever the shape of the environment was. Values are compared by identity.
-A place is a pair of a container and a key. Whether the container is still the same object is checked where it is
-itself stored, one level up. At some places stand tensors: another tensor may stand there, if it is
-of the same type, and if places that shared one tensor share that. A guard keeps no tensor alive.
+NOTE [The flat check] What a walk has found lies in flat lists, one for each kind of place. A guard is a function that
+is written for them: a line for each place of a kind of which there are few, a tight loop for the others, and nothing
+for a kind that is not there. Values are compared by identity. A place is a pair of a container and a key. Whether the
+container is still the same object is checked where it is itself stored, one level up. At some places stand tensors:
+another tensor may stand there, if it is of the same type, and if places that shared one tensor share that. A guard
+keeps no tensor alive.
 
 Identity is stricter than equality, and that is safe: a failed check costs a new walk, after which
 fingerprints are compared by value.
@@ -12,8 +13,10 @@ fingerprints are compared by value.
 
 from __future__ import annotations
 
+import copy
+import functools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, compress
 from types import CellType, FunctionType
 from typing import Any
@@ -23,8 +26,9 @@ import torch
 from .. import _torch
 from .contents import Content
 from .keys import KeyMakers, by_value, has_parts
+from .source import Source
 
-__all__ = ["FREE", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "attribute_getter"]
+__all__ = ["FREE", "HOOKS", "PARTS", "SAME", "TENSOR", "Guard", "GuardBuilder", "Role", "attribute_getter"]
 
 Role = int
 SAME: Role = 0
@@ -48,6 +52,7 @@ class GuardBuilder:
         self.views: list[tuple[Iterable[Any], Sequence[Any]]] = []
         self.empty: list[Sized] = []
         self.sized: list[Sized] = []
+        self.sizes: list[int] = []
         self.absent: list[tuple[Callable[[Iterable[str]], bool], frozenset[str]]] = []
         self.memories: list[tuple[Any, Content]] = []
         self.tensor_items: list[tuple[Mapping[str, Any], str]] = []
@@ -94,7 +99,11 @@ class GuardBuilder:
 
     def size(self, container: Sized) -> None:
         """The number of entries stays. An empty container must be one whose truth value says so."""
-        (self.sized if len(container) else self.empty).append(container)
+        if len(container):
+            self.sized.append(container)
+            self.sizes.append(len(container))
+        else:
+            self.empty.append(container)
 
     def without(self, mapping: Mapping[str, Any], names: frozenset[str]) -> None:
         """None of `names` may appear among the keys."""
@@ -111,7 +120,7 @@ class GuardBuilder:
     def module(self, module: torch.nn.Module) -> None:
         """Class, mode and parts of an `nn.Module` that has no hooks."""
         attributes = module.__dict__
-        values = (attributes[name] for name in ("training", "_parameters", "_buffers", "_modules"))
+        values = (attributes[name] for name in ("training", *PARTS))
         self.modules.append((module, type(module), attributes, *values))
 
     def memory(self, value: Any, content: Content) -> None:
@@ -119,6 +128,8 @@ class GuardBuilder:
 
 
 _MixedView = tuple[Iterable[Any], list[Any], tuple[bool, ...], tuple[bool, ...]]
+PARTS = ("_parameters", "_buffers", "_modules")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # In the order in which a guard fetches them.
 _KINDS = ("items", "cells", "calls", "views", "mixed")
 
@@ -127,24 +138,8 @@ class Guard:
     """Called, it gives the tensors that stand at the given paths now, or None if anything else changed."""
 
     def __init__(self, places: GuardBuilder, paths: Sequence[str]) -> None:
-        self._items = tuple(places.items)
-        self._cells = tuple(places.cells)
-        self._calls = tuple(places.calls)
-        self._functions = tuple(places.functions)
-        self._objects = tuple(places.objects)
-        self._modules = tuple(places.modules)
-        self._views = tuple(view for view, _ in places.views)
-        self._viewed = tuple(value for _, values in places.views for value in values)
-        self._empty = tuple(places.empty)
-        self._sized = tuple(places.sized)
-        self._sizes = [len(container) for container in places.sized]
-        self._absent = tuple(places.absent)
-        self._memories = tuple(places.memories)
-        self._tensor_items = tuple(places.tensor_items)
-        self._tensor_cells = tuple(places.tensor_cells)
-        self._tensor_calls = tuple(places.tensor_calls)
-        self._tensor_views = tuple(places.tensor_views)
-        self._mixed_views = tuple(places.mixed_views)
+        self._places = copy.copy(places)
+        self._places.tensors = {}  # they are not to be kept
         tensors = [pair for kind in _KINDS for pair in places.tensors[kind]]
         self._types = [type(tensor) for tensor, _ in tensors]
         self._states = _torch.tensor_states([tensor for tensor, _ in tensors])
@@ -156,93 +151,116 @@ class Guard:
         where: dict[str, int] = {}
         for index, (_, path) in enumerate(tensors):
             where.setdefault(path, index)
-        self._select = _selector([where[path] for path in paths])
+        self.selected = tuple(where[path] for path in paths)
+        """Which of the tensors that `fetch` gives stand at the given paths."""
 
     def __call__(self) -> tuple[torch.Tensor, ...] | None:
-        # See NOTE [the flat check].
-        try:
-            if not (self._same_places() and self._same_containers()):
-                return None
-            tensors = self._tensors()
-        except (
-            LookupError,
-            AttributeError,
-            ValueError,
-            RuntimeError,
-        ):  # gone, or just being changed by a thread
-            return None
-        if [*map(type, tensors)] != self._types or _torch.tensor_states(tensors) != self._states:
+        tensors = self.fetch()
+        if tensors is None or [*map(type, tensors)] != self._types or _torch.tensor_states(tensors) != self._states:
             return None
         for left, right in self._shared:
             if tensors[left] is not tensors[right]:
                 return None
         if len({*map(id, tensors)}) != self._count:
             return None
-        return self._select(tensors)
+        return tuple([tensors[at] for at in self.selected])
 
-    def _same_places(self) -> bool:
-        for mapping, key, expected in self._items:
-            if (value := mapping[key]) is not expected and not _equal(value, expected):
-                return False
-        for cell, expected in self._cells:
-            if (value := cell.cell_contents) is not expected and not _equal(value, expected):
-                return False
-        for func, code, defaults, keyword_defaults in self._functions:
-            if (
-                func.__code__ is not code
-                or func.__defaults__ is not defaults
-                or func.__kwdefaults__ is not keyword_defaults
-            ):
-                return False
-        for value, cls, attributes, read in self._objects:
-            if type(value) is not cls or read(value, "__dict__") is not attributes:
-                return False
-        for get, holder, expected in self._calls:
-            if (value := get(holder)) is not expected and not _equal(value, expected):
-                return False
-        for module, cls, own, training, parameters, buffers, modules in self._modules:
-            if (
-                module.__class__ is not cls
-                or own["training"] is not training
-                or own["_parameters"] is not parameters
-                or own["_buffers"] is not buffers
-                or own["_modules"] is not modules
-                or own["_forward_hooks"]
-                or own["_forward_pre_hooks"]
-                or own["_backward_hooks"]
-                or own["_backward_pre_hooks"]
-            ):
-                return False
-        return True
+    @functools.cached_property
+    def fetch(self) -> Callable[[], list[Any] | None]:
+        """A function that gives what stands at all places where tensors stood, or None if anything else changed.
 
-    def _same_containers(self) -> bool:
-        if any(self._empty) or (self._sized and [*map(len, self._sized)] != self._sizes):
+        See NOTE [The flat check].
+        """
+        source = Source()
+        _check_places(source, self._places)
+        _check_containers(source, self._places)
+        source.add(f"return [{', '.join(_tensors(source, self._places))}]")
+        # What is gone, or is just being changed by a thread.
+        return source.function("fetch", "", (LookupError, AttributeError, ValueError, RuntimeError))
+
+
+def _check_places(source: Source, places: GuardBuilder) -> None:
+    name, refuse = source.name, source.refuse_if
+    equal = name(_equal)
+
+    def same(text: str, expected: Any) -> None:
+        value = name(expected)
+        refuse(f"(value := {text}) is not {value} and not {equal}(value, {value})")
+
+    for mapping, key, expected in places.items:
+        same(f"{name(mapping)}[{_key(source, key)}]", expected)
+    for cell, expected in places.cells:
+        same(f"{name(cell)}.cell_contents", expected)
+    for func, *parts in places.functions:
+        code, defaults, keyword_defaults = map(name, parts)
+        refuse(f"(f := {name(func)}).__code__ is not {code}")
+        refuse(f"f.__defaults__ is not {defaults} or f.__kwdefaults__ is not {keyword_defaults}")
+    for get, holder, expected in places.calls:
+        same(f"{name(get)}({name(holder)})", expected)
+    if places.objects:
+        refuse(f"not {name(_same_objects)}({name(tuple(places.objects))})")
+    if places.modules:
+        refuse(f"not {name(_same_modules)}({name(tuple(places.modules))})")
+
+
+def _same_objects(objects: Iterable[tuple[Any, ...]]) -> bool:
+    return all(type(value) is cls and read(value, "__dict__") is attributes for value, cls, attributes, read in objects)
+
+
+def _same_modules(modules: Iterable[tuple[Any, ...]]) -> bool:
+    for module, cls, own, training, parameters, buffers, children in modules:
+        if (
+            module.__class__ is not cls
+            or own["training"] is not training
+            or own["_parameters"] is not parameters
+            or own["_buffers"] is not buffers
+            or own["_modules"] is not children
+            or own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+        ):
             return False
-        if self._views:
-            values = chain.from_iterable(self._views)
-            if not all(map(operator.is_, values, self._viewed)) and not all(
-                map(_equal, chain.from_iterable(self._views), self._viewed)
-            ):
-                return False
-        for view, expected_values, same, _ in self._mixed_views:
-            if not all(map(_equal, compress(view, same), expected_values)):
-                return False
-        for disjoint, names in self._absent:
-            if not disjoint(names):
-                return False
-        return not self._memories or all(content.matches(value) for value, content in self._memories)
+    return True
 
-    def _tensors(self) -> list[Any]:
-        tensors = [mapping[key] for mapping, key in self._tensor_items]
-        if self._tensor_cells:
-            tensors += [cell.cell_contents for cell in self._tensor_cells]
-        if self._tensor_calls:
-            tensors += [get(holder) for get, holder in self._tensor_calls]
-        if self._tensor_views:
-            tensors += chain.from_iterable(self._tensor_views)
-        for view, _, _, is_tensor in self._mixed_views:
-            tensors += compress(view, is_tensor)
-        return tensors
+
+def _check_containers(source: Source, places: GuardBuilder) -> None:
+    name, refuse = source.name, source.refuse_if
+    if places.empty:
+        refuse(f"{name(any)}({name(tuple(places.empty))})")
+    if places.sized:
+        refuse(f"[*{name(map)}({name(len)}, {name(tuple(places.sized))})] != {name(places.sizes)}")
+    if places.views:
+        views = f"{name(chain.from_iterable)}({name(tuple(view for view, _ in places.views))})"
+        expected = name(tuple(value for _, values in places.views for value in values))
+        compared = (f"{name(all)}({name(map)}({name(f)}, {views}, {expected}))" for f in (operator.is_, _equal))
+        refuse(f"not ({' or '.join(compared)})")
+    for view, values, same, _ in places.mixed_views:
+        kept = f"{name(compress)}({name(view)}, {name(same)})"
+        refuse(f"not {name(all)}({name(map)}({name(_equal)}, {kept}, {name(values)}))")
+    for disjoint, names in places.absent:
+        refuse(f"not {name(disjoint)}({name(names)})")
+    for value, content in places.memories:
+        refuse(f"not {name(content.matches)}({name(value)})")
+
+
+def _tensors(source: Source, places: GuardBuilder) -> Iterator[str]:
+    """What stands where tensors stood, in the order of `_KINDS`."""
+    name = source.name
+    for mapping, key in places.tensor_items:
+        yield f"{name(mapping)}[{_key(source, key)}]"
+    for cell in places.tensor_cells:
+        yield f"{name(cell)}.cell_contents"
+    for get, holder in places.tensor_calls:
+        yield f"{name(get)}({name(holder)})"
+    for view in places.tensor_views:
+        yield f"*{name(view)}"
+    for view, _, _, is_tensor in places.mixed_views:
+        yield f"*{name(compress)}({name(view)}, {name(is_tensor)})"
+
+
+def _key(source: Source, key: str) -> str:
+    return repr(key) if type(key) is str else source.name(key)
 
 
 def attribute_getter(cls: type) -> Callable[[Any, str], Any]:
@@ -258,12 +276,3 @@ def _equal(value: Any, expected: Any) -> bool:
     makers = KeyMakers()
     key = by_value(value, makers)
     return key is not None and key == by_value(expected, makers) and not has_parts(value)
-
-
-def _selector(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    if len(indices) > 1:
-        return operator.itemgetter(*indices)
-    if indices:
-        (only,) = indices
-        return lambda tensors: (tensors[only],)
-    return lambda tensors: ()

@@ -7,15 +7,12 @@ from typing import Any
 
 from .. import _torch
 from .containers import entries
-from .guard import SAME
+from .guard import HOOKS, PARTS, SAME
 from .objects import FIELDS, instance
 from .places import Path
 from .walk import Walk
 
 __all__ = ["module"]
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def global_hooks(walk: Walk) -> None:
@@ -32,16 +29,16 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     if not walk.has_modules:
         walk.has_modules = True
         global_hooks(walk)
-    parts = [attributes.get(name) for name in _PARTS]
+    parts = [attributes.get(name) for name in PARTS]
     if not all(type(part) in (dict, collections.OrderedDict) for part in parts):  # a ScriptModule
         walk.unfollowed(path, value)
         return
     walk.record(path, ("module", cls, *map(tuple, parts)))
-    hooked = any(attributes[name] for name in _HOOKS)
+    hooked = any(attributes[name] for name in HOOKS)
     if hooked or walk.value(f"{path}.training", value.training) != SAME:
-        for name in ("training", *_HOOKS):
+        for name in ("training", *HOOKS):
             walk.item(attributes, name, f"{path}.{name}")
-        for name, part in zip(_PARTS, parts, strict=True):
+        for name, part in zip(PARTS, parts, strict=True):
             walk.guard.item(attributes, name, part, SAME, path)
     else:
         walk.guard.module(value)
@@ -55,7 +52,7 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         path,
         by_size=not followed,
         methods=walk.methods_of(cls),
-        skip=("training", *_PARTS, *_HOOKS),
+        skip=("training", *PARTS, *HOOKS),
     )
     if followed or hooked:
         walk.guard.object(value)

@@ -23,13 +23,14 @@ from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
 from .rules import Maybe, operator_of
 
-__all__ = ["RecordedCall", "jvp_of", "over_legacy_batch", "unwrapped", "unwrapped_at", "wrapped_at"]
+__all__ = ["PlainCall", "RecordedCall", "jvp_of", "over_legacy_batch", "unwrapped", "unwrapped_at", "wrapped_at"]
 
 
 class RecordedCall(_torch.SingleLevelFunction):
     """The autograd node of every HOP, at one level of functorch or (``interpreter`` None) of plain autograd.
 
-    ``active``: the operands with gradients. ``has_tangent``: those with tangents of plain forward mode.
+    ``active``: the operands with gradients. ``has_tangent``: those with tangents of plain forward mode. ``plain``: how
+    the augmented call runs if nothing but autograd is active.
     """
 
     @staticmethod
@@ -39,12 +40,12 @@ class RecordedCall(_torch.SingleLevelFunction):
         active: Mask,
         has_tangent: Mask,
         interpreter: Any,
-        is_plain: bool,
+        plain: PlainCall | None,
         *operands: Any,
     ) -> Any:
+        if plain is not None:
+            return plain.run(operands)
         hop = operator_of(augmented)
-        if is_plain:
-            return hop.run_eagerly(augmented, *operands)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
         with below:
             outs = hop(augmented, *(unwrapped_at(interpreter, x) for x in operands))
@@ -52,16 +53,15 @@ class RecordedCall(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.params, ctx.augmented, ctx.active, has_tangent, _, is_plain, *operands = inputs
+        ctx.params, ctx.augmented, ctx.active, has_tangent, _, ctx.plain, *operands = inputs
         ctx.set_materialize_grads(False)
-        own, emitted = (_have_derivatives(params, ctx.active, has_tangent) for params in (ctx.params, ctx.augmented))
-        have = (*own, *emitted[len(own) :])
-        ctx.differentiable = tuple(h and is_differentiable(o.dtype) for o, h in zip(output, have))
-        ctx.mark_non_differentiable(*[o for o, d in zip(output, ctx.differentiable) if not d])
+        ctx.differentiable = _differentiable(ctx.params, ctx.augmented, ctx.active, has_tangent, output)
+        if False in ctx.differentiable:
+            ctx.mark_non_differentiable(*[o for o, d in zip(output, ctx.differentiable) if not d])
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
         tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
         ctx.save_for_backward(*tensors, *output[ctx.params.n_outputs :])
-        if not is_plain:
+        if ctx.plain is None:
             ctx.save_for_forward(*tensors)
 
     @staticmethod
@@ -81,6 +81,9 @@ class RecordedCall(_torch.SingleLevelFunction):
         n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         residuals: list[Any] = saved[n_operands:]
+        known = None if ctx.plain is None else ctx.plain.pull(operands, residuals, cotangents)
+        if known is not None:
+            return None, None, None, None, None, None, *known
 
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
@@ -95,6 +98,20 @@ class RecordedCall(_torch.SingleLevelFunction):
                 grads = pull(*cotangents)
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
         return None, None, None, None, None, None, *grads
+
+
+class PlainCall:
+    """An augmented call on plain operands, nothing but autograd being active."""
+
+    def __init__(self, augmented: Params) -> None:
+        self.augmented = augmented
+
+    def run(self, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+        return operator_of(self.augmented).run_eagerly(self.augmented, *operands)
+
+    def pull(self, operands: Sequence[Any], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
+        """The gradients, if that can be told without the rules; cotangents are those of the augmented call."""
+        return None
 
 
 def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Maybe]:
@@ -118,6 +135,19 @@ def over_legacy_batch(operation: str, function: Callable[..., Maybe], values: Se
     if capture is not None:
         raise legacy_vmap_inside(capture.context)
     return _torch.over_legacy_batch(operation, function, values)
+
+
+def _differentiable(
+    params: Params, augmented: Params, active: Mask, has_tangent: Mask, output: Sequence[Tensor]
+) -> Mask:
+    """The outputs of the augmented call that have derivatives. The residuals among them have those that they have."""
+
+    def differentiable() -> Mask:
+        own, emitted = (_have_derivatives(p, active, has_tangent) for p in (params, augmented))
+        have = (*own, *emitted[len(own) :])
+        return tuple(h and is_differentiable(o.dtype) for o, h in zip(output, have))
+
+    return params.derive(("differentiable", active, has_tangent), differentiable)
 
 
 def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:

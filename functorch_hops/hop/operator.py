@@ -28,10 +28,10 @@ from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
-from .autograd import RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
+from .autograd import PlainCall, RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
 from .rules import Rules
 
-__all__ = ["Hop"]
+__all__ = ["Hop", "is_plain"]
 
 
 class Hop(_torch.HigherOrderOperator, Generic[P]):
@@ -76,7 +76,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _torch.is_legacy_batched(operands):
             return over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
-        if _is_plain(operands):
+        if is_plain(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
                 if True in active:
@@ -196,11 +196,12 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
-            outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, is_plain, *operands)  # type: ignore[attr-defined]
+            plain = PlainCall(augmented) if is_plain else None
+            outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, plain, *operands)  # type: ignore[attr-defined]
         return outs[: params.n_outputs]
 
 
-def _is_plain(operands: Sequence[Any]) -> bool:
+def is_plain(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False

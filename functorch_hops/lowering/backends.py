@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from .. import _torch
@@ -15,14 +14,15 @@ from ..derive.numbers import without_numbers
 from ..environment.keys import ByIdentity, KeyMakers, by_value
 from ..errors import message
 from ..ir.build import copy_graph
+from ..ir.meta import TensorMeta
 from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 
-__all__ = ["Backend", "Options", "OtherSizesError", "compiled"]
+__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled"]
 
-Compiled = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class Options(Mapping[str, Any]):
@@ -85,32 +85,49 @@ class OtherSizesError(Exception):
     """A graph was derived under assumptions about its open sizes that do not hold for this call."""
 
 
-def compiled(body: Subgraph, backend: Backend) -> Compiled:
-    """``body`` compiled, once per backend: a function of a sequence of operands in any layout."""
-    run = body.derive_apart(("compiled", backend), lambda: _compile(body, backend))
-    return run if body.shape_env is None else _checked(body, run)
+class Compiled:
+    """A compiled graph: a function of a sequence of operands, in any layout."""
 
+    def __init__(self, body: Subgraph, made: Code | Subgraph) -> None:
+        self._body, self._made = body, made
+        self._shapes = [meta.shape for meta in body.inputs] if body.shape_env is None else None
 
-def _checked(body: Subgraph, run: Compiled) -> Compiled:
-    """For sizes that the compiled code does not cover, run the graph uncompiled; if the graph does not cover them
-    either, raise OtherSizesError.
-    """
+    def __call__(self, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        run = self.at(operands)
+        if isinstance(run, Subgraph):
+            return run(*operands)
+        if self._shapes is not None and [x.shape for x in operands] != self._shapes:
+            raise AssertionError(f"operands of {[*map(TensorMeta.of, operands)]} for a graph of {self._body.inputs}")
+        with _torch.no_gradients():
+            return run([x.contiguous() for x in operands])
 
-    def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    def at(self, operands: Sequence[Tensor]) -> Code | Subgraph:
+        """What runs for operands of these sizes: compiled code, or the graph, where that does not cover the sizes. If
+        the graph does not cover them either, raise OtherSizesError.
+
+        Code takes contiguous operands in a list, which it may empty, and does not look at their sizes. While it runs no
+        gradients are recorded, and autocast is off.
+        """
+        body = self._body
+        if body.shape_env is None:
+            return self._made
         sizes = body.bind(operands)
         if facts_hold(body.shape_env, sizes):
-            return run(operands)
+            return self._made
         if body.allows(sizes):
-            return body(*operands)
+            return body
         raise OtherSizesError
 
-    return call
+
+def compiled(body: Subgraph, backend: Backend) -> Compiled:
+    """``body`` compiled, once per backend."""
+    return body.derive_apart(("compiled", backend), lambda: Compiled(body, _compile(body, backend)))
 
 
-def _compile(body: Subgraph, backend: Backend) -> Compiled:
+def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
     body = batch_products(hoist_loops(body))
     if backend.name == "eager":
-        return lambda operands: body(*operands)
+        return body
     if not body.outputs and not body.has_effects:
         return lambda operands: ()
     body = without_numbers(body)
@@ -128,11 +145,10 @@ def _compile(body: Subgraph, backend: Backend) -> Compiled:
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            run = compile_graph(module, fakes, options)
-        else:
-            native = _torch.native_graph(module, fakes)
-            run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
-    return _contiguous_call(run)
+            return _with_index_errors(compile_graph(module, fakes, options))
+        native = _torch.native_graph(module, fakes)
+        run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
+        return _with_index_errors(lambda operands: run(*operands))
 
 
 def _copied(body: Subgraph) -> fx.Graph:
@@ -147,12 +163,12 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
     return {"options": dict(backend.options)} if backend.options else {}
 
 
-def _contiguous_call(run: Callable[..., Any]) -> Compiled:
-    def call(operands: Sequence[Tensor]) -> Sequence[Tensor]:
+def _with_index_errors(code: Code) -> Code:
+    """An index that a kernel found out of bounds is an IndexError, as in eager Python."""
+
+    def call(operands: list[Tensor]) -> Sequence[Tensor]:
         try:
-            with torch.no_grad():
-                result: Sequence[Tensor] = run(*map(Tensor.contiguous, operands))
-                return result
+            return code(operands)
         except RuntimeError as error:
             bound = _torch.index_bound(error)
             if bound is None:

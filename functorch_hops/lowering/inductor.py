@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.autograd import profiler
 from torch.utils._pytree import tree_leaves
 
 from ..ir.subgraph import Params, params_of
@@ -37,23 +38,36 @@ __all__ = ["compile_graph", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 7
+_LOWERINGS = 8
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
-def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a graph whose operators are ours: they become torch's own as AOTAutograd traces it for Inductor."""
+Code = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> Code:
+    """Compile a graph whose operators are ours: they become torch's own as AOTAutograd traces it for Inductor.
+
+    The result takes a list of its own, which it may empty, of contiguous tensors of these sizes.
+    """
     import torch.compiler.config as compiler
     from torch._inductor.compile_fx import compile_fx
 
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     has_effects = any(params.has_effects for params in _operators(module))
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
+    graphs: list[Any] = []
+
+    def compile_inner(*args: Any, **kwargs: Any) -> Any:
+        graphs.append(_compile_inner(*args, **kwargs))
+        return graphs[-1]
+
     with (
         barriers(),
         _no_remarks(),
         _exact_operands(),
         _separate_loops(),
+        _operands_unasserted(),
         exact_code(),
         _kept() if has_effects else contextlib.nullcontext(),
         compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
@@ -61,12 +75,58 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         run = compile_fx(
             module,
             list(fakes),
-            inner_compile=_compile_inner,
+            inner_compile=compile_inner,
             config_patches=patches,
             decompositions=decompositions(),
         )
     assert callable(run)
-    return run
+    return _without_wrappers(run, graphs)
+
+
+def _operands_unasserted() -> contextlib.AbstractContextManager[None]:
+    """Without an assertion in the code for each operand: its sizes and strides were seen to before the call."""
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+
+    return _replaced(PythonWrapperCodegen, "codegen_input_size_asserts", lambda wrapper: None)
+
+
+def _without_wrappers(run: Callable[..., Any], graphs: Sequence[Any]) -> Code:
+    """What Inductor made, without what AOTAutograd and Inductor do around it at each call, some microseconds of Python,
+    where AOTAutograd says that all of it comes to nothing.
+
+    What is left is for the caller: no gradient is to be recorded, and autocast is off. The first call goes the whole
+    way, for Inductor's caches, and so do those that a profiler records.
+    """
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    if len(graphs) != 1 or context is None or not _hands_on(context.fw_metadata):
+        return lambda operands: run(*operands)
+    (graph,) = graphs
+    is_new = True
+
+    def call(operands: list[Tensor]) -> Any:
+        nonlocal is_new
+        if is_new or profiler._is_profiler_enabled:
+            is_new = False
+            return run(*operands)
+        return graph.current_callable(operands)
+
+    return call
+
+
+def _hands_on(metadata: Any) -> bool:
+    """Whether operands and results are those of Inductor's code: none is written to, a view of another, or hidden."""
+    return metadata is not None and not (
+        metadata.num_mutated_inp_runtime_indices
+        or metadata.mutated_graph_handled_indices_seen_by_autograd
+        or metadata.num_outputs_aliased
+        or metadata.num_intermediate_bases
+        or metadata.num_outputs_rng_offset
+        or metadata.num_graphsafe_rng_states
+        or metadata.tokens
+        or metadata.grad_enabled_mutation is not None
+    )
 
 
 @contextlib.contextmanager

@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from .._torch import foreign_capture_active
 from ..trace.capture import current_capture
 
-__all__ = ["eager_capture", "is_capturing"]
+__all__ = ["eager_capture", "forced", "is_capturing"]
 
 
 class _Forced(threading.local):
     depth = 0
 
 
-_forced = _Forced()
+forced = _Forced()
+"""How many times ``eager_capture`` was entered on this thread."""
 
 
 def is_capturing() -> bool:
     """Whether control flow becomes graph nodes here: a capture runs, torch traces, or ``eager_capture`` asks for it."""
-    return current_capture() is not None or _forced.depth > 0 or foreign_capture_active()
+    return current_capture() is not None or forced.depth > 0 or foreign_capture_active()
 
 
 @contextlib.contextmanager
@@ -47,8 +48,8 @@ def eager_capture() -> Iterator[None]:
     ...     fh.cond(torch.tensor(True), torch.sin, torch.cos, torch.zeros(2))
     tensor([0., 0.])
     """
-    _forced.depth += 1
+    forced.depth += 1
     try:
         yield
     finally:
-        _forced.depth -= 1
+        forced.depth -= 1

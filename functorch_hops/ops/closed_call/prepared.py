@@ -1,0 +1,85 @@
+"""A closed call that is made again and again on plain operands of one kind: what does not depend on their values is
+settled before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _torch
+from ...derive.partition import backward_operands, partition
+from ...hop.autograd import PlainCall, RecordedCall
+from ...hop.operator import is_plain
+from ...hop.rules import Maybe
+from ...ir.dependence import Through, dependent_outputs
+from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
+from ...lowering.backends import compiled
+from ...trace.capture import current_capture
+from .op import ClosedCallParams
+from .rules import closed_call_vjp_forward
+
+__all__ = ["prepared"]
+
+Run = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
+    """The call, for plain operands of these sizes, strides and needs of gradients, with these settings, and nothing
+    active but autograd: all of which is for the caller to see to. It may empty the list that it gets.
+    """
+    active = tuple(x.requires_grad for x in operands)
+    if not (torch.is_grad_enabled() and True in active):
+        return _runner(params, operands)
+    augmented = params.derive(("vjp forward", active), lambda: closed_call_vjp_forward(params, active))
+    plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
+    apply, n = _torch.applied(RecordedCall), params.n_outputs
+    no_tangents = (False,) * len(active)
+
+    def call(operands: list[Tensor]) -> Sequence[Tensor]:
+        outs: Sequence[Tensor] = apply(params, augmented, active, no_tangents, None, plain, *operands)
+        return outs[:n]
+
+    return call
+
+
+def _runner(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
+    """The same without gradients; results are contiguous."""
+    code = compiled(params.body, params.backend).at(operands)
+    contiguous = Tensor.contiguous
+    if isinstance(code, Subgraph):
+        return lambda operands: tuple(map(contiguous, code(*operands)))
+    if all(x.is_contiguous() for x in operands):
+        return lambda operands: tuple(map(contiguous, code(operands)))
+    return lambda operands: tuple(map(contiguous, code([*map(contiguous, operands)])))
+
+
+class PreparedCall(PlainCall):
+    """The augmented call, and the backward pass where nothing else is active then either, and no gradient of the
+    gradient is asked for.
+    """
+
+    def __init__(self, params: ClosedCallParams, augmented: ClosedCallParams, active: Mask, run: Run) -> None:
+        super().__init__(augmented)
+        self._run = run
+        self._params, self._active = params, active
+        self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
+        self._partition = partition(params.body, active, self._reached)
+
+    def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self._run([*operands])  # type: ignore[return-value]
+
+    def pull(self, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
+        given = [ct for ct in cotangents if ct is not None]
+        n = self._params.n_outputs
+        is_first_order = not torch.is_grad_enabled() and all(ct is None for ct in cotangents[n:])
+        if not is_first_order or current_capture() is not None or _torch.in_legacy_vmap() or not is_plain(given):
+            return None
+        part, body = self._partition, self._params.body
+        back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
+        with _torch.autocast_off():
+            grads = iter(compiled(part.backward, self._params.backend)(back))
+        return [next(grads).contiguous() if a else None for a in self._active]
