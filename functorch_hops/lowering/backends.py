@@ -154,6 +154,9 @@ def _contiguous_call(run: Callable[..., Any]) -> Compiled:
                 result: Sequence[Tensor] = run(*map(Tensor.contiguous, operands))
                 return result
         except RuntimeError as error:
+            failure = _torch.matrix_failure(error)
+            if failure is not None:
+                raise torch.linalg.LinAlgError(failure) from None
             bound = _torch.index_bound(error)
             if bound is None:
                 raise

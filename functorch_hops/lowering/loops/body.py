@@ -22,6 +22,7 @@ from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
 from .forms import Refused
+from .linear import linear_lowering
 from .operator import loop_kernel
 from .products import PRODUCT, product_statements
 from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
@@ -155,7 +156,7 @@ def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
         body.outputs,
         [*head, *places, *inner, *code.statements, *tail],
         before="\n".join(code.kernels),
-        needs=[PRODUCT] if code.has_products else [],
+        needs=list(code.needs),
         dense=code.dense,
         calls=code.functions,
         workspace=offset + code.inner_workspace,
@@ -221,7 +222,7 @@ def _graph_class() -> Any:
             self.functions: list[Function] = []
             self.buffers: dict[str, tuple[int, torch.dtype]] = {}
             self.inner_workspace = 0
-            self.has_products = False
+            self.needs: dict[str, None] = {}
             self.dense: list[Dense] = []
 
         def writeline(self, line: Any) -> None:
@@ -234,7 +235,7 @@ def _graph_class() -> Any:
             if node.op_overload not in (aten.mm.out, aten.addmm.out, aten.bmm.out):
                 self._no_code(node)
             self.statements += product_statements(node, node.inputs, self._dense_place)
-            self.has_products = True
+            self.needs[PRODUCT] = None
 
         def _dense_place(self, matrix: Any) -> str:
             """A copy of a transposed factor, row by row."""
@@ -285,6 +286,10 @@ def _graph_class() -> Any:
                 self.codegen_allocation(base)
             self.statements.append(f"auto* {name} = {view.get_name()} + {int(view.get_layout().offset)};")
 
+        def add_statement(self, statement: str, needs: str) -> None:
+            self.statements.append(statement)
+            self.needs[needs] = None
+
         def add_kernel(self, args: Any, loops: str) -> None:
             definitions, arguments, _ = args.cpp_argdefs()
             if args.sizevars:
@@ -315,6 +320,10 @@ def _graph_class() -> Any:
 
         def _update_scheduler(self) -> None:
             self.scheduler = BodyScheduler(self.operations)
+
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            lower = linear_lowering(self.current_node)
+            return super().call_function(target, args, kwargs) if lower is None else lower(*args, **kwargs)
 
         def get_dtype(self, name: str) -> torch.dtype:
             local = self.local_dtypes.get(name)
