@@ -1,4 +1,4 @@
-"""Compiled loops against JAX: how long does a call take, in one process, on one thread, and which lowering does it take?
+"""Compiled loops against JAX: how long does a call take, on one thread in one process, and how was the loop lowered?
 
 JAX is not among the requirements: ``pip install jax``. Arguments choose loops by a part of their names, ``value`` or
 ``gradient`` one of the two tables. Each program is first checked against JAX's result in double precision. JAX has no

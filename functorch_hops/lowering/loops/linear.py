@@ -1,7 +1,7 @@
 """Solves, inverses and factorizations of small matrices inside a loop (torch 2.13).
 
-LAPACK takes a microsecond to begin: here these are templates of the sizes, with partial pivoting as there. A matrix that
-has no inverse raises what ``aten._linalg_check_errors`` does.
+LAPACK takes a microsecond to begin: here these are templates of the sizes, with partial pivoting as there. A matrix
+that has no inverse raises what ``aten._linalg_check_errors`` does.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ aten = torch.ops.aten
 CHECKS = (aten._linalg_check_errors.default,)
 """The effects that a kernel has."""
 
+_NOT_POSITIVE = "The factorization could not be completed because the input is not positive-definite"
 _FAILURES = {
     "inv": (
         "The diagonal element ",
         " is zero, the inversion could not be completed because the input matrix is singular.",
     ),
     "solve": ("The solver failed because the input matrix is singular.", None),
-    "cholesky": (
-        "The factorization could not be completed because the input is not positive-definite (the leading minor of order ",
-        " is not positive-definite).",
-    ),
+    "cholesky": (f"{_NOT_POSITIVE} (the leading minor of order ", " is not positive-definite)."),
 }
 """What torch says of a number in the result ``info``, by a part of the name of the function that asks."""
 
@@ -273,7 +271,8 @@ static C10_ALWAYS_INLINE int factor(const Matrix<T>& a, int32_t* pivots) {
 }
 // With the factors of a: a x = b, or the same of the transposed a.
 template <class T, int N, int K>
-static C10_ALWAYS_INLINE void solve_factored(const Matrix<T>& lu, const int32_t* pivots, const Matrix<T>& x, bool adjoint) {
+static C10_ALWAYS_INLINE void solve_factored(
+    const Matrix<T>& lu, const int32_t* pivots, const Matrix<T>& x, bool adjoint) {
   auto exchange = [&](int i) {
     const int p = pivots[i] - 1;
     if (p != i)
@@ -292,7 +291,8 @@ static C10_ALWAYS_INLINE void solve_factored(const Matrix<T>& lu, const int32_t*
 }
 template <class T, int N, int K>
 static void solve(
-    Matrix<const T> a, Matrix<const T> b, Matrix<T> x, Matrix<T> factors, int32_t* pivots, int32_t* info, bool adjoint) {
+    Matrix<const T> a, Matrix<const T> b, Matrix<T> x,
+    Matrix<T> factors, int32_t* pivots, int32_t* info, bool adjoint) {
   Local<T, N, N> lu(a);
   *info = factor<T, N>(lu.view, pivots);
   Local<T, N, K> y(b);

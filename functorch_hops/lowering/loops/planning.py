@@ -141,12 +141,14 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
     plans = [_plan(body, options, is_inner=True) for body in (*conds, *bodies)]
     inner = [report for plan in plans for report in plan.loops]
     if isinstance(form, Branches):
-        return branches(form, [statements(lowered(plan.body, options), options) for plan in plans]), inner
+        functions = [statements(lowered(plan.body, options), options, len(form.inputs)) for plan in plans]
+        return branches(form, functions), inner
     try:
         return _by_lanes(form, [plan.body for plan in plans], options), [LoopReport(label, "lanes"), *inner]
     except Refused as why:
         reason = str(why)
-    functions = [statements(lowered(plan.body, options), options) for plan in plans]
+    first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
+    functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
     function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
     return function, [LoopReport(label, "steps", reason), *inner]
 
