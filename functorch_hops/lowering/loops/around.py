@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir.meta import TensorMeta
-from .forms import Branches, Scan, While
+from .forms import Branches, Prefixes, Scan, While
 from .lanes import LaneBody, held_dtype
 from .source import Function, c_type, defined, n_bytes, numel, offset_after
 
-__all__ = ["branches", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
+__all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
 
 _LOOK_AFTER = 1 << 14
 """Elements that a loop computes between two looks at the control block: a millisecond at most."""
@@ -122,6 +122,26 @@ def while_by_steps(form: While, cond: Function, body: Function) -> Function:
     ]
     size = offset + max(cond.workspace, body.workspace)
     return _loop("while_loop", form, lines, [cond, body], workspace=size, work=work)
+
+
+def prefixes(form: Prefixes, scan: Function) -> Function:
+    """One pass over the elements, by ``form.scan``: the first is the initial carry, and the first of the results."""
+    k, lines, offset = form.n_leaves, [], 0
+    firsts, xs, lasts, ys = [], [], [], []
+    for i, meta in enumerate(form.body.outputs):
+        lasts.append(f"last_{i}")
+        lines.append(f"auto* last_{i} = reinterpret_cast<{c_type(meta.dtype)}*>(workspace + {offset});")
+        lines.append(f"std::memcpy(out_{i}, in_{i}, {n_bytes(meta)});")
+        offset = offset_after(offset, n_bytes(meta))
+        firsts.append(f"in_{i}")
+        xs.append(f"in_{i} + {numel(meta)}")
+        ys.append(f"out_{i} + {numel(meta)}")
+    consts = [f"in_{i}" for i in range(k, len(form.inputs))]
+    lines.append(f"[[maybe_unused]] char* const inner = workspace + {offset};")
+    lines.append(_call(scan, [*firsts, *xs, *consts, *lasts, *ys]))
+    size = offset + scan.workspace
+    inputs, outputs = form.inputs, form.outputs
+    return defined("associative_scan", inputs, outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True)
 
 
 def branches(form: Branches, functions: Sequence[Function]) -> Function:

@@ -22,8 +22,8 @@ from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
 from .forms import Refused
-from .linear import linear_lowering
 from .operator import loop_kernel
+from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
 
@@ -328,7 +328,7 @@ def _graph_class() -> Any:
             self.scheduler = BodyScheduler(self.operations)
 
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            lower = linear_lowering(self.current_node)
+            lower = own_lowering(self.current_node)
             return super().call_function(target, args, kwargs) if lower is None else lower(*args, **kwargs)
 
         def get_dtype(self, name: str) -> torch.dtype:

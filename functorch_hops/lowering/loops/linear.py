@@ -6,7 +6,6 @@ that has no inverse raises what ``aten._linalg_check_errors`` does.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -14,13 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
-from .extern import plain_input, writing_kernel
 from .forms import Refused
 from .source import c_type
 
-__all__ = ["CHECKS", "LINEAR", "linear_lowering"]
+__all__ = ["CHECKS", "LINEAR", "LINEAR_STATEMENTS"]
 
 _LARGEST = 32
 """Rows up to which a kernel is faster than LAPACK, and its code is short."""
@@ -42,46 +39,6 @@ _FAILURES = {
 """What torch says of a number in the result ``info``, by a part of the name of the function that asks."""
 
 
-def linear_lowering(node: fx.Node) -> Callable[..., Any] | None:
-    """How Inductor lowers a node inside a loop, if it is one of these operators."""
-    make = _STATEMENTS.get(node.target)
-    return None if make is None else functools.partial(_lower, node, make)
-
-
-def _lower(node: fx.Node, make: Callable[..., str], *args: Any, **kwargs: Any) -> Any:
-    from torch._inductor import ir
-    from torch._inductor.lowering import empty_strided
-
-    tensors = [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
-    inputs = [plain_input(x) for x in args if isinstance(x, ir.TensorBox)]
-    outputs = []
-    for value in _results(node):
-        out = empty_strided(list(value.shape), list(value.stride()), dtype=value.dtype, device=value.device)
-        out.realize()
-        outputs.append(out)
-    kernel = _linear_kernel()(inputs, outputs)
-    kernel.statement = make(node, tensors, *kernel.arguments)
-    return tuple(outputs) if isinstance(node.meta.get("val"), tuple) else next(iter(outputs), None)
-
-
-@functools.cache
-def _linear_kernel() -> Any:
-    class LinearKernel(writing_kernel()):  # type: ignore[misc]
-        statement: str
-
-        def has_side_effects(self) -> bool:
-            return not self.mutation_outputs
-
-        def codegen(self, wrapper: Any) -> None:
-            wrapper.add_statement(self.statement, needs=LINEAR)
-
-    return LinearKernel
-
-
-def _results(node: fx.Node) -> list[Tensor]:
-    return [x for x in tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
-
-
 def _batch(*tensors: Tensor) -> int:
     """How many matrices there are; of all, or one for all."""
     shapes = {x.shape[:-2] for x in tensors if math.prod(x.shape[:-2]) > 1}
@@ -98,17 +55,12 @@ def _rows(x: Tensor) -> int:
 
 
 def _matrix(name: str, x: Tensor, *, transposed: bool = False, is_result: bool = False) -> str:
-    """Matrix ``batch`` of ``x``. Inputs are contiguous, results laid out as torch does."""
+    """Matrix ``batch`` of ``x``."""
     n, m = x.shape[-2:]
-    s0, s1 = x.stride()[-2:] if is_result else (m, 1)
-    if transposed:
-        s0, s1 = s1, s0
-    count = math.prod(x.shape[:-2])
-    if is_result and count > 1 and x.stride()[-3] != n * m:
-        raise Refused("the result of a solve is laid out in another way")
-    place = f"{name} + batch * int64_t({n * m})" if count > 1 else name
+    steps = "1, {m}" if transposed else "{m}, 1"
+    place = f"{name} + batch * int64_t({n * m})" if math.prod(x.shape[:-2]) > 1 else name
     constant = "" if is_result else "const "
-    return f"fh::Matrix<{constant}{c_type(x.dtype)}>{{{place}, {s0}, {s1}}}"
+    return f"fh::Matrix<{constant}{c_type(x.dtype)}>{{{place}, {steps.format(m=m)}}}"
 
 
 def _each(count: int, call: str) -> str:
@@ -120,12 +72,21 @@ def _is_factored_transposed(a: Tensor) -> bool:
     return a.is_contiguous()
 
 
-def _solve(node: fx.Node, tensors: Sequence[Tensor], a: str, b: str, x: str, lu: str, pivots: str, info: str) -> str:
-    results = _results(node)
-    left, (m, rhs) = node.kwargs.get("left", True), tensors
+def _solve(
+    node: fx.Node,
+    tensors: Sequence[Tensor],
+    results: Sequence[Tensor],
+    a: str,
+    b: str,
+    x: str,
+    lu: str,
+    pivots: str,
+    info: str,
+) -> str:
+    left, (m, rhs), (solution, factors, *_) = node.kwargs.get("left", True), tensors, results
     is_vector = rhs.ndim == m.ndim - 1 and rhs.shape == m.shape[:-1]
     if is_vector:
-        rhs, results[0] = rhs.unsqueeze(-1), results[0].unsqueeze(-1)
+        rhs, solution = rhs.unsqueeze(-1), solution.unsqueeze(-1)
     n, flipped = _rows(m), _is_factored_transposed(m)
     count = _batch(m, rhs)
     if math.prod(m.shape[:-2]) != count:
@@ -134,29 +95,29 @@ def _solve(node: fx.Node, tensors: Sequence[Tensor], a: str, b: str, x: str, lu:
     views = [
         _matrix(a, m, transposed=flipped),
         _matrix(b, rhs, transposed=not left),
-        _matrix(x, results[0], transposed=not left, is_result=True),
-        _matrix(lu, results[1], is_result=True),
+        _matrix(x, solution, transposed=not left, is_result=True),
+        _matrix(lu, factors, is_result=True),
     ]
     adjoint = str(flipped is bool(left)).lower()
     places = f"{pivots} + batch * {n}, {info} + batch"
     return _each(count, f"fh::solve<{c_type(m.dtype)}, {n}, {k}>({', '.join(views)}, {places}, {adjoint})")
 
 
-def _inverse(node: fx.Node, tensors: Sequence[Tensor], a: str, x: str, info: str) -> str:
-    (m,), (result, _) = tensors, _results(node)
+def _inverse(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str, info: str) -> str:
+    (m,), (result, _) = tensors, results
     views = f"{_matrix(a, m)}, {_matrix(x, result, is_result=True)}"
     return _each(_batch(m), f"fh::inverse<{c_type(m.dtype)}, {_rows(m)}>({views}, {info} + batch)")
 
 
-def _cholesky(node: fx.Node, tensors: Sequence[Tensor], a: str, x: str, info: str) -> str:
-    (m,), (result, _) = tensors, _results(node)
+def _cholesky(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str, info: str) -> str:
+    (m,), (result, _) = tensors, results
     upper = _argument(node, 1, "upper", False)
     views = _matrix(a, m, transposed=upper), _matrix(x, result, transposed=upper, is_result=True)
     return _each(_batch(m), f"fh::cholesky<{c_type(m.dtype)}, {_rows(m)}>({', '.join(views)}, {info} + batch)")
 
 
-def _triangular(node: fx.Node, tensors: Sequence[Tensor], a: str, b: str, x: str) -> str:
-    (m, rhs), result = tensors, node.meta["val"]
+def _triangular(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, b: str, x: str) -> str:
+    (m, rhs), (result,) = tensors, results
     left, upper = node.kwargs.get("left", True), node.kwargs["upper"]
     unit = str(node.kwargs.get("unitriangular", False)).lower()
     views = [
@@ -169,17 +130,17 @@ def _triangular(node: fx.Node, tensors: Sequence[Tensor], a: str, b: str, x: str
     return _each(_batch(m, rhs, result), call)
 
 
-def _cholesky_solve(node: fx.Node, tensors: Sequence[Tensor], b: str, a: str, x: str) -> str:
-    (rhs, m), result = tensors, node.meta["val"]
+def _cholesky_solve(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], b: str, a: str, x: str) -> str:
+    (rhs, m), (result,) = tensors, results
     upper = _argument(node, 2, "upper", False)
     views = _matrix(a, m, transposed=upper), _matrix(b, rhs), _matrix(x, result, is_result=True)
     call = f"fh::cholesky_solve<{c_type(m.dtype)}, {_rows(m)}, {rhs.shape[-1]}>({', '.join(views)})"
     return _each(_batch(m, rhs, result), call)
 
 
-def _determinant(node: fx.Node, tensors: Sequence[Tensor], a: str, *names: str) -> str:
+def _determinant(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, *names: str) -> str:
     """``names`` of the results: the determinant, or its sign and the logarithm of its size, the factors, the pivots."""
-    (m,), results = tensors, _results(node)
+    (m,) = tensors
     n, numbers = _rows(m), [f"{name} + batch" for name in names[:-2]]
     view = _matrix(a, m, transposed=_is_factored_transposed(m))
     factors = _matrix(names[-2], results[-2], is_result=True)
@@ -188,7 +149,7 @@ def _determinant(node: fx.Node, tensors: Sequence[Tensor], a: str, *names: str) 
     return _each(_batch(m), f"fh::{function}<{c_type(m.dtype)}, {n}>({view}, {places})")
 
 
-def _check(node: fx.Node, tensors: Sequence[Tensor], info: str) -> str:
+def _check(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], info: str) -> str:
     name, is_matrix = str(node.args[1]), node.kwargs["is_matrix"]
     text = next((text for part, text in _FAILURES.items() if part in name), None)
     if text is None:
@@ -202,7 +163,7 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-_STATEMENTS: dict[Any, Callable[..., str]] = {
+LINEAR_STATEMENTS: dict[Any, Callable[..., str]] = {
     aten._linalg_solve_ex.default: _solve,
     aten.linalg_inv_ex.default: _inverse,
     aten.linalg_cholesky_ex.default: _cholesky,

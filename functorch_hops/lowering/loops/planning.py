@@ -14,9 +14,9 @@ from ...errors import message
 from ...ir.build import add_params, copy_of
 from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
-from .around import branches, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
+from .around import branches, prefixes, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .forms import Branches, Form, Refused, Scan, While
+from .forms import Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
@@ -136,6 +136,9 @@ def _plan_inside(
 
 def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
     """A loop as one function, and how it and the loops in it are lowered."""
+    if isinstance(form, Prefixes):
+        scan, reports = _kernel(form.scan, label, options)
+        return prefixes(form, scan), reports
     bodies = [*form.branches] if isinstance(form, Branches) else [form.body]
     conds = [form.cond] if isinstance(form, While) else []
     plans = [_plan(body, options, is_inner=True) for body in (*conds, *bodies)]
