@@ -22,6 +22,7 @@ __all__ = [
     "is_exporting",
     "is_refused_by_dynamo",
     "lookup_backend",
+    "matrix_failure",
     "native_graph",
     "restart_dynamo",
 ]
@@ -55,6 +56,12 @@ def native_graph(module: torch.nn.Module, fakes: Sequence[Tensor]) -> torch.fx.G
 def index_bound(error: RuntimeError) -> str | None:
     """The size that an index went beyond, if that is the error of a kernel that Inductor generated."""
     found = re.search(r"index out of bounds: (?:0|-\w+) <= \w+ < (\w+?)L*\b", str(error))
+    return None if found is None else found[1]
+
+
+def matrix_failure(error: RuntimeError) -> str | None:
+    """What a solve or a factorization in a kernel of a loop says of a matrix that has none."""
+    found = re.match(r"LinAlgError: (.*)", str(error), re.DOTALL)
     return None if found is None else found[1]
 
 

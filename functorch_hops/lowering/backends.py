@@ -170,6 +170,9 @@ def _with_index_errors(code: Code) -> Code:
         try:
             return code(operands)
         except RuntimeError as error:
+            failure = _torch.matrix_failure(error)
+            if failure is not None:
+                raise torch.linalg.LinAlgError(failure) from None
             bound = _torch.index_bound(error)
             if bound is None:
                 raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir.meta import TensorMeta
-from .forms import Branches, Refused, Scan, While
+from .forms import Branches, Prefixes, Scan, While
 from .lanes import LaneBody, held_dtype
 from .source import Function, c_type, defined, n_bytes, numel, offset_after
 
-__all__ = ["branches", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
+__all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
 
 _LOOK_AFTER = 1 << 14
 """Elements that a loop computes between two looks at the control block: a millisecond at most."""
@@ -51,17 +51,14 @@ def _call(function: Function, arguments: Sequence[str], dense: Sequence[str] = (
     return f"{function.name}({', '.join([*arguments, *dense, last, 'control'])});"
 
 
-def _dense(label: str, function: Function, first_const: int, offset: int) -> tuple[list[str], list[str], int]:
-    """Make the copies that a function asks for, of inputs that no step changes: statements, names, the next place."""
+def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list[str], int]:
+    """Make the copies that a function asks for: statements, names, the next place."""
     lines, names = [], []
     for i, copy in enumerate(function.dense):
-        if copy.place < first_const:
-            raise Refused("a factor of a product is transposed in the loop")
         names.append(f"{label}_{i}")
-        source = f"in_{copy.place} + {copy.offset}, {copy.strides[0]}, {copy.strides[1]}"
         lines += [
             f"auto* {names[-1]} = reinterpret_cast<{c_type(copy.dtype)}*>(workspace + {offset});",
-            f"fh::copy_dense({source}, {names[-1]}, {copy.shape[0]}, {copy.shape[1]});",
+            copy.copied(f"in_{copy.place}", names[-1]),
         ]
         offset = offset_after(offset, copy.size)
     return lines, names, offset
@@ -71,7 +68,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     n, first_const = form.n_carry, form.n_carry + form.n_xs
     metas = form.body.inputs
     lines, offset = _carries(metas[:n])
-    copies, dense, offset = _dense("factor", body, first_const, offset)
+    copies, dense, offset = _dense("factor", body, offset)
     arguments = [f"now_{i}" for i in range(n)]
     arguments += [_row(f"in_{i}", metas[i]) for i in range(n, first_const)]
     arguments += [f"in_{i}" for i in range(first_const, len(metas))]
@@ -105,8 +102,8 @@ def _loop(
 def while_by_steps(form: While, cond: Function, body: Function) -> Function:
     n, metas = form.n_carry, form.inputs
     lines, offset = _carries(metas[:n])
-    test_copies, test_dense, offset = _dense("test_factor", cond, n, offset)
-    copies, dense, offset = _dense("factor", body, n, offset)
+    test_copies, test_dense, offset = _dense("test_factor", cond, offset)
+    copies, dense, offset = _dense("factor", body, offset)
     given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
     work = cond.work + body.work
     lines += [
@@ -127,13 +124,31 @@ def while_by_steps(form: While, cond: Function, body: Function) -> Function:
     return _loop("while_loop", form, lines, [cond, body], workspace=size, work=work)
 
 
+def prefixes(form: Prefixes, scan: Function) -> Function:
+    """One pass over the elements, by ``form.scan``: the first is the initial carry, and the first of the results."""
+    k, lines, offset = form.n_leaves, [], 0
+    firsts, xs, lasts, ys = [], [], [], []
+    for i, meta in enumerate(form.body.outputs):
+        lasts.append(f"last_{i}")
+        lines.append(f"auto* last_{i} = reinterpret_cast<{c_type(meta.dtype)}*>(workspace + {offset});")
+        lines.append(f"std::memcpy(out_{i}, in_{i}, {n_bytes(meta)});")
+        offset = offset_after(offset, n_bytes(meta))
+        firsts.append(f"in_{i}")
+        xs.append(f"in_{i} + {numel(meta)}")
+        ys.append(f"out_{i} + {numel(meta)}")
+    consts = [f"in_{i}" for i in range(k, len(form.inputs))]
+    lines.append(f"[[maybe_unused]] char* const inner = workspace + {offset};")
+    lines.append(_call(scan, [*firsts, *xs, *consts, *lasts, *ys]))
+    size = offset + scan.workspace
+    inputs, outputs = form.inputs, form.outputs
+    return defined("associative_scan", inputs, outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True)
+
+
 def branches(form: Branches, functions: Sequence[Function]) -> Function:
     arguments = [f"in_{i}" for i in range(1, len(form.inputs))]
     arguments += [f"out_{i}" for i in range(len(form.outputs))]
     lines = ["switch (int(*in_0)) {"]
     for i, function in enumerate(functions):
-        if function.dense:
-            raise Refused("a factor of a product is transposed in a branch")
         lines += [f"case {i}:", _call(function, arguments, inner="workspace"), "break;"]
     return defined(
         "cond",

@@ -23,14 +23,15 @@ from ..barrier import store_shared_sources
 from ..decompositions import decompositions
 from .forms import Refused
 from .operator import loop_kernel
-from .products import PRODUCT, product_statements
+from .own import own_lowering
+from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
 
 __all__ = ["Lowered", "lowered", "statements"]
 
 aten = torch.ops.aten
 
-_PRODUCTS = aten.mm.default, aten.addmm.default, aten.bmm.default
+_MULTIPLYING = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _work(module: fx.GraphModule) -> tuple[int, bool]:
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
-            inner = read[-1].shape[-2] if node.target in _PRODUCTS else 1
+            inner = read[-1].shape[-2] if node.target in _MULTIPLYING else 1
             total += inner * max(map(numel, metas if inner > 1 else [*metas, *read]), default=0)
     return total, loops
 
@@ -132,9 +133,10 @@ def handlers(graph: Any) -> contextlib.ExitStack:
     return stack
 
 
-def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
-    """The body as one function: its kernels one after the other."""
+def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> Function:
+    """The body as one function: its kernels one after the other. No step changes its inputs from ``first_const`` on."""
     graph, body = lowered.graph, lowered.body
+    graph.wrapper_code.constants = graph.graph_input_names[first_const:]
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
         graph.scheduler.codegen()
     code = graph.wrapper_code
@@ -155,7 +157,7 @@ def statements(lowered: Lowered, options: dict[str, Any]) -> Function:
         body.outputs,
         [*head, *places, *inner, *code.statements, *tail],
         before="\n".join(code.kernels),
-        needs=[PRODUCT] if code.has_products else [],
+        needs=list(code.needs),
         dense=code.dense,
         calls=code.functions,
         workspace=offset + code.inner_workspace,
@@ -221,8 +223,9 @@ def _graph_class() -> Any:
             self.functions: list[Function] = []
             self.buffers: dict[str, tuple[int, torch.dtype]] = {}
             self.inner_workspace = 0
-            self.has_products = False
+            self.needs: dict[str, None] = {}
             self.dense: list[Dense] = []
+            self.constants: Sequence[str] = ()
 
         def writeline(self, line: Any) -> None:
             raise Refused(f"Inductor writes a {type(line).__name__} for it")
@@ -231,23 +234,27 @@ def _graph_class() -> Any:
             pass
 
         def generate_extern_kernel_out(self, node: Any, *args: Any) -> None:
-            if node.op_overload not in (aten.mm.out, aten.addmm.out, aten.bmm.out):
+            if node.op_overload not in PRODUCTS:
                 self._no_code(node)
-            self.statements += product_statements(node, node.inputs, self._dense_place)
-            self.has_products = True
+            self.statements += product_statements(node, node.inputs, self._dense, self.constants)
+            self.needs[PRODUCT] = None
 
-        def _dense_place(self, matrix: Any) -> str:
-            """A copy of a transposed factor, row by row."""
-            inputs = list(V.graph.graph_input_names)
-            if matrix.get_name() not in inputs:
-                raise Refused("a factor of a product is transposed in the loop")
-            layout = matrix.get_layout()
-            (rows, columns), (first, second) = (tuple(map(int, x)) for x in (layout.size, layout.stride))
-            place = inputs.index(matrix.get_name())
-            copy = Dense(place, layout.dtype, int(layout.offset), (rows, columns), (first, second))
-            if copy not in self.dense:
-                self.dense.append(copy)
-            return f"dense_{self.dense.index(copy)}"
+        def _dense(self, matrix: Factor, count: int) -> Factor:
+            """A copy, row after row, made before the first step if no step changes the matrix."""
+            rows, columns = matrix.shape
+            name, step = matrix.buffer, rows * columns if matrix.step else 0
+            place = list(V.graph.graph_input_names).index(name) if name in self.constants else -1
+            count = count if matrix.step else 1
+            copy = Dense(place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides)
+            if name not in self.constants:
+                target = f"rows_{len(self.buffers)}"
+                self.buffers[target] = count * rows * columns, matrix.dtype
+                self.statements.append(copy.copied(name, target))
+            else:
+                if copy not in self.dense:
+                    self.dense.append(copy)
+                target = f"dense_{self.dense.index(copy)}"
+            return Factor(target, matrix.dtype, 0, step, matrix.shape, (columns, 1))
 
         def _no_code(self, node: Any, *args: Any) -> None:
             raise Refused(f"Inductor makes no C++ of {_operator_name(node)}")
@@ -285,6 +292,10 @@ def _graph_class() -> Any:
                 self.codegen_allocation(base)
             self.statements.append(f"auto* {name} = {view.get_name()} + {int(view.get_layout().offset)};")
 
+        def add_statement(self, statement: str, needs: str) -> None:
+            self.statements.append(statement)
+            self.needs[needs] = None
+
         def add_kernel(self, args: Any, loops: str) -> None:
             definitions, arguments, _ = args.cpp_argdefs()
             if args.sizevars:
@@ -315,6 +326,10 @@ def _graph_class() -> Any:
 
         def _update_scheduler(self) -> None:
             self.scheduler = BodyScheduler(self.operations)
+
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            lower = own_lowering(self.current_node)
+            return super().call_function(target, args, kwargs) if lower is None else lower(*args, **kwargs)
 
         def get_dtype(self, name: str) -> torch.dtype:
             local = self.local_dtypes.get(name)

@@ -11,24 +11,21 @@ import torch
 from .operator import loop_kernel, output_metas
 from .source import ENTRY, program
 
-__all__ = ["register_kernels"]
+__all__ = ["plain_input", "register_kernels", "writing_kernel"]
 
 
 @functools.cache
-def register_kernels() -> None:
+def writing_kernel() -> Any:
     from torch._inductor import ir
-    from torch._inductor.lowering import empty_strided, register_lowering
     from torch._inductor.virtualized import V
 
-    class LoopKernel(ir.ExternKernel):
+    class WritingKernel(ir.ExternKernel):
         """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
 
-        def __init__(self, inputs: Any, outputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
+        def __init__(self, inputs: Any, outputs: Any) -> None:
             self.device = torch.device("cpu")
             super().__init__(None, ir.NoneLayout(device=self.device), self.unwrap_storage([*outputs, *inputs]))
-            self.parts, self.function, self.workspace = parts, name, workspace
             self.arguments = [x.get_name() for x in (*inputs, *outputs)]
-            self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
             self.mutation_outputs = [ir.MutationOutput(ir.NoneLayout(device=self.device), x, self) for x in outputs]
@@ -41,6 +38,20 @@ def register_kernels() -> None:
 
         def should_allocate(self) -> bool:
             return False
+
+    return WritingKernel
+
+
+@functools.cache
+def register_kernels() -> None:
+    from torch._inductor.lowering import empty_strided, register_lowering
+    from torch._inductor.virtualized import V
+
+    class LoopKernel(writing_kernel()):  # type: ignore[misc]
+        def __init__(self, inputs: Any, outputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
+            super().__init__(inputs, outputs)
+            self.parts, self.function, self.workspace = parts, name, workspace
+            self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
 
         def codegen(self, wrapper: Any) -> None:
             if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
@@ -56,7 +67,7 @@ def register_kernels() -> None:
             wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=types)
 
     def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
-        inputs = [_plain(ir.ExternKernel, x) for x in inputs]
+        inputs = [plain_input(x) for x in inputs]
         outputs = []
         for meta in output_metas(sizes, dtypes):
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
@@ -68,7 +79,9 @@ def register_kernels() -> None:
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)
 
 
-def _plain(kernels: Any, x: Any) -> Any:
+def plain_input(x: Any) -> Any:
     """An input whose memory is its elements, one after the other from the first."""
-    x = kernels.require_contiguous(kernels.realize_input(x))
-    return kernels.copy_input(x) if x.get_layout().offset != 0 else x
+    from torch._inductor.ir import ExternKernel
+
+    x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
+    return ExternKernel.copy_input(x) if x.get_layout().offset != 0 else x

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...ir.build import copy_of
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["Branches", "Form", "NativeLoop", "Refused", "Scan", "While", "no_form", "no_native_loop"]
+__all__ = ["Branches", "Form", "NativeLoop", "Prefixes", "Refused", "Scan", "While", "no_form", "no_native_loop"]
 
 
 class NativeLoop(enum.Enum):
@@ -74,6 +75,36 @@ class While:
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """``body: (a..., b..., consts...) -> c...``, which combines the elements up to one with the one after it.
+
+    Inputs: the ``length`` elements, the constants. Outputs: what the elements up to each combine to.
+    """
+
+    body: Subgraph
+    n_leaves: int
+    length: int
+
+    @property
+    def inputs(self) -> list[TensorMeta]:
+        k, metas = self.n_leaves, self.body.inputs
+        return [*(meta.with_leading(self.length) for meta in metas[:k]), *metas[2 * k :]]
+
+    @property
+    def outputs(self) -> list[TensorMeta]:
+        return [meta.with_leading(self.length) for meta in self.body.outputs]
+
+    @property
+    def scan(self) -> Scan:
+        """The loop over the elements but the first, which carries and stacks what they combine to."""
+        module = copy_of(self.body)
+        output = module.graph.output_node()
+        output.args = ((*output.args[0], *output.args[0]),)
+        body = Subgraph.intern(module, self.body.inputs, self.body.outputs * 2)
+        return Scan(body, self.n_leaves, self.n_leaves, False, self.length - 1)
+
+
+@dataclass(frozen=True)
 class Branches:
     """One of ``branches``, all of one signature. Inputs: the number of the branch (False is 0), then theirs."""
 
@@ -89,7 +120,7 @@ class Branches:
         return list(self.branches[0].outputs)
 
 
-Form = Scan | While | Branches
+Form = Scan | While | Prefixes | Branches
 
 
 def no_form(params: Params, operands: Sequence[Any]) -> None:

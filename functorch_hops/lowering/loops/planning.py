@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import fx
 from ...derive.numbers import without_numbers
 from ...errors import message
 from ...ir.build import add_params, copy_of
-from ...ir.subgraph import Params, Subgraph, params_of
+from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
-from .around import branches, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
+from .around import branches, prefixes, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .forms import Branches, Form, Refused, Scan, While
+from .forms import Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
+from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
 from .source import ENTRY, Function, c_type, numel, program
@@ -66,6 +67,8 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
             continue
         operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
         form, reason = _form(params, operands, is_inner)
+        if form is not None and params.has_effects and not node.users:
+            form, reason = None, "nobody reads its results"  # and a kernel stays for these only
         if form is not None:
             try:
                 kernel, inner = _kernel(form, params.operator.label, options)
@@ -98,7 +101,7 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             return None, None
         if params.random:
             raise Refused("it draws random numbers")
-        if params.has_effects:
+        if not all(target in CHECKS for target in _effects(params)):
             raise Refused("one of its operators checks, prints or does something unknown")
         for meta in (*form.inputs, *form.outputs):
             c_type(meta.dtype)
@@ -108,6 +111,15 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
     except Refused as why:
         return None, str(why)
     return form, None
+
+
+def _effects(params: Params) -> Iterator[Any]:
+    """The operators in its bodies that do something besides their results."""
+    for body in params.bodies:
+        for node in body.module.graph.nodes:
+            if has_effect(node, body.module):
+                inner = params_of(node, body.module)
+                yield from [node.target] if inner is None else _effects(inner)
 
 
 def _plan_inside(
@@ -124,17 +136,22 @@ def _plan_inside(
 
 def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
     """A loop as one function, and how it and the loops in it are lowered."""
+    if isinstance(form, Prefixes):
+        scan, reports = _kernel(form.scan, label, options)
+        return prefixes(form, scan), reports
     bodies = [*form.branches] if isinstance(form, Branches) else [form.body]
     conds = [form.cond] if isinstance(form, While) else []
     plans = [_plan(body, options, is_inner=True) for body in (*conds, *bodies)]
     inner = [report for plan in plans for report in plan.loops]
     if isinstance(form, Branches):
-        return branches(form, [statements(lowered(plan.body, options), options) for plan in plans]), inner
+        functions = [statements(lowered(plan.body, options), options, len(form.inputs)) for plan in plans]
+        return branches(form, functions), inner
     try:
         return _by_lanes(form, [plan.body for plan in plans], options), [LoopReport(label, "lanes"), *inner]
     except Refused as why:
         reason = str(why)
-    functions = [statements(lowered(plan.body, options), options) for plan in plans]
+    first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
+    functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
     function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
     return function, [LoopReport(label, "steps", reason), *inner]
 

@@ -1,82 +1,134 @@
-"""Small matrix products inside a loop.
+"""Matrix products inside a loop.
 
 A call of BLAS costs as much as the product of a small cell, and MKL is slow on such sizes: here it is a template of the
-sizes, in tiles whose sums stay in registers. Larger products are left to BLAS, in torch's own loop.
+sizes, in tiles whose sums stay in registers. It wants the rows of its second factor in one piece: a factor laid out by
+columns is copied, once for all steps if none of them changes it. Larger products are left to BLAS, in torch's own loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .forms import Refused
 from .source import c_type
 
-__all__ = ["PRODUCT", "product_statements"]
+__all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_statements"]
 
-_LARGEST = 1 << 21
-"""Multiplications from which on BLAS, which may use more threads, is no slower."""
+_LARGEST = 1 << 23
+"""Multiplications, a seventh of a millisecond, from which on BLAS, which may use more threads, is no slower."""
 
 aten = torch.ops.aten
 
+_BIASED = aten.addmm.out, aten.baddbmm.out
+PRODUCTS = aten.mm.out, aten.bmm.out, *_BIASED
 
-def product_statements(out: Any, inputs: Sequence[Any], dense: Callable[[Any], str]) -> list[str]:
-    """``out = a @ b``, or ``out = bias + a @ b``: nodes of Inductor's. ``dense`` names a copy of a transposed ``b``."""
-    lines, operator = [], out.op_overload
-    if operator is aten.addmm.out:
+
+class Factor(NamedTuple):
+    """Matrices in a buffer, ``step`` elements from one to the next."""
+
+    buffer: str
+    dtype: torch.dtype
+    offset: int
+    step: int
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+
+    @property
+    def place(self) -> str:
+        return f"{self.buffer} + {self.offset}" + (f" + batch * int64_t({self.step})" if self.step else "")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the elements of a row follow one another."""
+        return self.strides[1] == 1 or self.shape[1] == 1
+
+    def turned(self) -> Factor:
+        return self._replace(shape=self.shape[::-1], strides=self.strides[::-1])
+
+
+def product_statements(
+    out: Any, inputs: Sequence[Any], dense: Callable[[Factor, int], Factor], constants: Sequence[str]
+) -> list[str]:
+    """``out = a @ b``, or ``out = bias + a @ b``: nodes of Inductor's. ``dense`` makes a copy of so many matrices, row
+    after row; ``constants``: the buffers that no step changes.
+    """
+    lines = []
+    if out.op_overload in _BIASED:
         if out.kwargs.get("alpha", 1) != 1 or out.kwargs.get("beta", 1) != 1:
             raise Refused("a product has factors")
         bias, *inputs = inputs
         lines.append(_filled(out, bias))
-    a, b = inputs
-    m, k = _numbers(a.get_layout().size)[-2:]
-    n = _numbers(b.get_layout().size)[-1]
-    batch = _numbers(out.get_layout().size)[0] if operator is aten.bmm.out else 1
+    count = _numbers(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
+    a, b, c = _factor(inputs[0]), _factor(inputs[1]), _factor(out)
+    (m, k), n = a.shape, b.shape[1]
     if m * n * k > _LARGEST:
         raise Refused(f"BLAS computes a product of {m} x {k} and {k} x {n}")
-    (a0, a1), (b0, b1), (c0, c1) = (_numbers(x.get_layout().stride)[-2:] for x in (a, b, out))
-    if c1 != 1 and n > 1:
-        raise Refused("the result of a product is transposed")
-    factor = _place(b, batch)
-    if b1 != 1 and n > 1:
-        if batch > 1:
-            raise Refused("the factors of products are transposed in the loop")
-        factor, b0 = dense(b), n
-    c, adds = c_type(out.get_dtype()), "true" if lines else "false"
-    places = ", ".join([f"{_place(a, batch)}, {a0}, {a1}", f"{factor}, {b0}", f"{_place(out, batch)}, {c0}"])
-    lines.append(f"for (int64_t batch = 0; batch < {batch}; ++batch)")
-    return [*lines, f"fh::product<{c}, {m}, {n}, {k}, {adds}>({places});"]
+    is_cheaply_turned = a.turned().has_rows or a.buffer in constants
+    if not c.has_rows or (n == 1 and m > 1 and is_cheaply_turned and c.turned().has_rows):
+        a, b, c = b.turned(), a.turned(), c.turned()
+    if not c.has_rows:
+        raise Refused("the result of a product is laid out with gaps")
+    if not b.has_rows:
+        b = dense(b, count)
+    sizes = ", ".join(map(str, (*c.shape, k)))
+    places = ", ".join(
+        [f"{a.place}, {a.strides[0]}, {a.strides[1]}", f"{b.place}, {b.strides[0]}", f"{c.place}, {c.strides[0]}"]
+    )
+    adds = "true" if lines else "false"
+    lines.append(f"for (int64_t batch = 0; batch < {count}; ++batch)")
+    return [*lines, f"fh::product<{c_type(c.dtype)}, {sizes}, {adds}>({places});"]
 
 
 def _numbers(sizes: Sequence[Any]) -> list[int]:
     return [int(size) for size in sizes]
 
 
-def _place(x: Any, batch: int) -> str:
-    layout = x.get_layout()
-    step = f" + batch * int64_t({int(layout.stride[0])})" if batch > 1 else ""
-    return f"{x.get_name()} + {int(layout.offset)}{step}"
+def _factor(node: Any) -> Factor:
+    layout = node.get_layout()
+    sizes, strides = _numbers(layout.size), _numbers(layout.stride)
+    step = strides[0] if len(sizes) == 3 and sizes[0] > 1 else 0
+    shape, steps = (sizes[-2], sizes[-1]), (strides[-2], strides[-1])
+    return Factor(node.get_name(), layout.dtype, int(layout.offset), step, shape, steps)
 
 
 def _filled(out: Any, bias: Any) -> str:
     """Fill ``out`` with ``bias``, which is expanded to its size."""
-    (m, n), strides = _numbers(out.get_layout().size), _numbers(out.get_layout().stride)
-    sizes, steps = _numbers(bias.get_layout().size), _numbers(bias.get_layout().stride)
-    steps = [0] * (2 - len(sizes)) + [0 if size == 1 else step for size, step in zip(sizes, steps)]
-    place = f"{bias.get_name()}[{int(bias.get_layout().offset)} + i * {steps[0]} + j * {steps[1]}]"
-    target = f"{out.get_name()}[i * {strides[0]} + j * {strides[1]}]"
-    return f"for (int64_t i = 0; i < {m}; ++i) for (int64_t j = 0; j < {n}; ++j) {target} = {place};"
+    sizes, strides = _numbers(out.get_layout().size), _numbers(out.get_layout().stride)
+    given = _numbers(bias.get_layout().size), _numbers(bias.get_layout().stride)
+    steps = [0] * (len(sizes) - len(given[0])) + [0 if size == 1 else step for size, step in zip(*given)]
+    loops = " ".join(f"for (int64_t i{d} = 0; i{d} < {size}; ++i{d})" for d, size in enumerate(sizes))
+    source, target = (" + ".join(f"i{d} * int64_t({s})" for d, s in enumerate(by)) for by in (steps, strides))
+    return f"{loops} {out.get_name()}[{target}] = {bias.get_name()}[{int(bias.get_layout().offset)} + {source}];"
 
 
 PRODUCT = r"""#ifndef FH_PRODUCT
 #define FH_PRODUCT
 namespace fh {
+// Matrices row after row, of which each lies ``step`` behind the one before.
 template <class T>
-static void copy_dense(const T* from, int64_t s0, int64_t s1, T* to, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) to[i * columns + j] = from[i * s0 + j * s1];
+static void copy_dense(
+    const T* from, int64_t step, int64_t s0, int64_t s1, T* to, int64_t count, int64_t rows, int64_t columns) {
+  for (int64_t b = 0; b < count; ++b, from += step, to += rows * columns) {
+    int64_t done = 0;
+#if INDUCTOR_USE_VECTOR_TYPES()
+    if constexpr (std::is_same_v<T, float>) {
+      constexpr int S = at::vec::Vectorized<T>::size();
+      if (s0 == 1)
+        for (; done + S <= rows; done += S) {
+          int64_t j = 0;
+          for (; j + S <= columns; j += S)
+            at::vec::transpose_mxn<T, S, S>(from + done + j * s1, s1, to + done * columns + j, columns);
+          for (; j < columns; ++j)
+            for (int64_t i = done; i < done + S; ++i) to[i * columns + j] = from[i + j * s1];
+        }
+    }
+#endif
+    for (int64_t i = done; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) to[i * columns + j] = from[i * s0 + j * s1];
+  }
 }
 #if INDUCTOR_USE_VECTOR_TYPES()
 // MR rows by NR vectors of c (+)= a b; of the last vector ``count`` elements if PART.

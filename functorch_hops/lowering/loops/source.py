@@ -68,17 +68,26 @@ def offset_after(offset: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Dense:
-    """Input ``place`` from element ``offset`` on as a matrix, to be copied into rows one after the other."""
+    """Input ``place`` from element ``offset`` on as ``count`` matrices, ``step`` elements apart, to be copied row after
+    row.
+    """
 
     place: int
     dtype: torch.dtype
     offset: int
+    count: int
+    step: int
     shape: tuple[int, int]
     strides: tuple[int, int]
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * math.prod(self.shape) * self.dtype.itemsize
+
+    def copied(self, source: str, target: str) -> str:
+        sizes = ", ".join(map(str, (self.count, *self.shape)))
+        steps = ", ".join(map(str, (self.step, *self.strides)))
+        return f"fh::copy_dense({source} + {self.offset}, {steps}, {target}, {sizes});"
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,24 @@ NOTE [Where torch's associative_scan is right] torch's operator (2.13) calls its
 vmapped: it has to be pointwise, which nothing checks. Its derivative takes the leaves one by one, so what one leaf does
 to another is missing from it without a word; it refuses constants and complex numbers. Export therefore keeps the
 operator for pointwise functions of one real tensor. Elsewhere, and for compilation - Inductor lowers the operator on
-CUDA only -, the O(log n) steps are written out.
+CUDA only -, the O(log n) steps are written out; on the CPU a kernel of one pass takes their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ... import _torch
 from ...ir.subgraph import Subgraph
+from ...lowering.loops.forms import Prefixes, Refused
 from .eager import associative_scan_impl
 from .op import AssociativeScanParams
 
-__all__ = ["associative_scan_lower"]
+__all__ = ["associative_scan_form", "associative_scan_lower"]
 
 
 def associative_scan_lower(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -51,3 +53,10 @@ def _is_pointwise(node: fx.Node) -> bool:
         and bool(node.all_input_nodes)
         and all(x.meta["val"].dim() == value.dim() for x in node.all_input_nodes)
     )
+
+
+def associative_scan_form(params: AssociativeScanParams, operands: Sequence[Any]) -> Prefixes:
+    length = operands[0].shape[0]
+    if type(length) is not int:
+        raise Refused("its length is open")
+    return Prefixes(params.body, params.n_leaves, length)

@@ -24,5 +24,10 @@ class AssociativeScanParams(Params):
     def n_outputs(self) -> int:
         return self.n_leaves
 
+    @property
+    def run_bodies(self) -> tuple[Subgraph, ...]:
+        """None: where it is no kernel, the body is vmapped, and runs on many pairs at once."""
+        return ()
+
 
 associative_scan_op = Hop("associative_scan", AssociativeScanParams)

@@ -1,0 +1,351 @@
+"""Solves, inverses and factorizations of small matrices inside a loop (torch 2.13).
+
+LAPACK takes a microsecond to begin: here these are templates of the sizes, with partial pivoting as there. A matrix
+that has no inverse raises what ``aten._linalg_check_errors`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .forms import Refused
+from .source import c_type
+
+__all__ = ["CHECKS", "LINEAR", "LINEAR_STATEMENTS"]
+
+_LARGEST = 32
+"""Rows up to which a kernel is faster than LAPACK, and its code is short."""
+
+aten = torch.ops.aten
+
+CHECKS = (aten._linalg_check_errors.default,)
+"""The effects that a kernel has."""
+
+_NOT_POSITIVE = "The factorization could not be completed because the input is not positive-definite"
+_FAILURES = {
+    "inv": (
+        "The diagonal element ",
+        " is zero, the inversion could not be completed because the input matrix is singular.",
+    ),
+    "solve": ("The solver failed because the input matrix is singular.", None),
+    "cholesky": (f"{_NOT_POSITIVE} (the leading minor of order ", " is not positive-definite)."),
+}
+"""What torch says of a number in the result ``info``, by a part of the name of the function that asks."""
+
+
+def _batch(*tensors: Tensor) -> int:
+    """How many matrices there are; of all, or one for all."""
+    shapes = {x.shape[:-2] for x in tensors if math.prod(x.shape[:-2]) > 1}
+    if len(shapes) > 1:
+        raise Refused("the matrices of a solve are as many as another's only after expansion")
+    return max(math.prod(x.shape[:-2]) for x in tensors)
+
+
+def _rows(x: Tensor) -> int:
+    n, m = x.shape[-2:]
+    if n != m or n > _LARGEST:
+        raise Refused(f"LAPACK computes with a matrix of {n} x {m}")
+    return n
+
+
+def _matrix(name: str, x: Tensor, *, transposed: bool = False, is_result: bool = False) -> str:
+    """Matrix ``batch`` of ``x``."""
+    n, m = x.shape[-2:]
+    steps = "1, {m}" if transposed else "{m}, 1"
+    place = f"{name} + batch * int64_t({n * m})" if math.prod(x.shape[:-2]) > 1 else name
+    constant = "" if is_result else "const "
+    return f"fh::Matrix<{constant}{c_type(x.dtype)}>{{{place}, {steps.format(m=m)}}}"
+
+
+def _each(count: int, call: str) -> str:
+    return f"for (int64_t batch = 0; batch < {count}; ++batch) {call};"
+
+
+def _is_factored_transposed(a: Tensor) -> bool:
+    """torch factors the transposed matrix where that one is laid out by columns."""
+    return a.is_contiguous()
+
+
+def _solve(
+    node: fx.Node,
+    tensors: Sequence[Tensor],
+    results: Sequence[Tensor],
+    a: str,
+    b: str,
+    x: str,
+    lu: str,
+    pivots: str,
+    info: str,
+) -> str:
+    left, (m, rhs), (solution, factors, *_) = node.kwargs.get("left", True), tensors, results
+    is_vector = rhs.ndim == m.ndim - 1 and rhs.shape == m.shape[:-1]
+    if is_vector:
+        rhs, solution = rhs.unsqueeze(-1), solution.unsqueeze(-1)
+    n, flipped = _rows(m), _is_factored_transposed(m)
+    count = _batch(m, rhs)
+    if math.prod(m.shape[:-2]) != count:
+        raise Refused("a matrix is solved for many sides")
+    k = rhs.shape[-1] if left else rhs.shape[-2]
+    views = [
+        _matrix(a, m, transposed=flipped),
+        _matrix(b, rhs, transposed=not left),
+        _matrix(x, solution, transposed=not left, is_result=True),
+        _matrix(lu, factors, is_result=True),
+    ]
+    adjoint = str(flipped is bool(left)).lower()
+    places = f"{pivots} + batch * {n}, {info} + batch"
+    return _each(count, f"fh::solve<{c_type(m.dtype)}, {n}, {k}>({', '.join(views)}, {places}, {adjoint})")
+
+
+def _inverse(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str, info: str) -> str:
+    (m,), (result, _) = tensors, results
+    views = f"{_matrix(a, m)}, {_matrix(x, result, is_result=True)}"
+    return _each(_batch(m), f"fh::inverse<{c_type(m.dtype)}, {_rows(m)}>({views}, {info} + batch)")
+
+
+def _cholesky(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str, info: str) -> str:
+    (m,), (result, _) = tensors, results
+    upper = _argument(node, 1, "upper", False)
+    views = _matrix(a, m, transposed=upper), _matrix(x, result, transposed=upper, is_result=True)
+    return _each(_batch(m), f"fh::cholesky<{c_type(m.dtype)}, {_rows(m)}>({', '.join(views)}, {info} + batch)")
+
+
+def _triangular(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, b: str, x: str) -> str:
+    (m, rhs), (result,) = tensors, results
+    left, upper = node.kwargs.get("left", True), node.kwargs["upper"]
+    unit = str(node.kwargs.get("unitriangular", False)).lower()
+    views = [
+        _matrix(a, m, transposed=not left),
+        _matrix(b, rhs, transposed=not left),
+        _matrix(x, result, transposed=not left, is_result=True),
+    ]
+    k, above = rhs.shape[-1 if left else -2], str(upper is bool(left)).lower()
+    call = f"fh::triangular<{c_type(m.dtype)}, {_rows(m)}, {k}>({', '.join(views)}, {above}, {unit})"
+    return _each(_batch(m, rhs, result), call)
+
+
+def _cholesky_solve(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], b: str, a: str, x: str) -> str:
+    (rhs, m), (result,) = tensors, results
+    upper = _argument(node, 2, "upper", False)
+    views = _matrix(a, m, transposed=upper), _matrix(b, rhs), _matrix(x, result, is_result=True)
+    call = f"fh::cholesky_solve<{c_type(m.dtype)}, {_rows(m)}, {rhs.shape[-1]}>({', '.join(views)})"
+    return _each(_batch(m, rhs, result), call)
+
+
+def _determinant(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, *names: str) -> str:
+    """``names`` of the results: the determinant, or its sign and the logarithm of its size, the factors, the pivots."""
+    (m,) = tensors
+    n, numbers = _rows(m), [f"{name} + batch" for name in names[:-2]]
+    view = _matrix(a, m, transposed=_is_factored_transposed(m))
+    factors = _matrix(names[-2], results[-2], is_result=True)
+    function = "determinant" if len(numbers) == 1 else "sign_and_log"
+    places = f"{factors}, {names[-1]} + batch * {n}, {', '.join(numbers)}"
+    return _each(_batch(m), f"fh::{function}<{c_type(m.dtype)}, {n}>({view}, {places})")
+
+
+def _check(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], info: str) -> str:
+    name, is_matrix = str(node.args[1]), node.kwargs["is_matrix"]
+    text = next((text for part, text in _FAILURES.items() if part in name), None)
+    if text is None:
+        raise Refused(f"{name} checks its result")
+    before, after = (json.dumps(part) if part is not None else "nullptr" for part in text)
+    count = tensors[0].numel()
+    return f"fh::check({info}, {count}, {json.dumps(name)}, {str(is_matrix).lower()}, {before}, {after});"
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+LINEAR_STATEMENTS: dict[Any, Callable[..., str]] = {
+    aten._linalg_solve_ex.default: _solve,
+    aten.linalg_inv_ex.default: _inverse,
+    aten.linalg_cholesky_ex.default: _cholesky,
+    aten.linalg_solve_triangular.default: _triangular,
+    aten.cholesky_solve.default: _cholesky_solve,
+    aten._linalg_det.default: _determinant,
+    aten._linalg_slogdet.default: _determinant,
+    aten._linalg_check_errors.default: _check,
+}
+
+LINEAR = r"""#ifndef FH_LINEAR
+#define FH_LINEAR
+namespace fh {
+template <class T>
+struct Matrix {
+  T* p;
+  int64_t s0, s1;
+  C10_ALWAYS_INLINE T& operator()(int64_t i, int64_t j) const { return p[i * s0 + j * s1]; }
+};
+template <class T, int N, int K, class A>
+static C10_ALWAYS_INLINE void copy(const A& from, const Matrix<T>& to) {
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < K; ++j) to(i, j) = from(i, j);
+}
+template <class T, int N, int K>
+struct Local {
+  T values[N * K];
+  Matrix<T> view{values, K, 1};
+  template <class A>
+  explicit Local(const A& from) { copy<T, N, K>(from, view); }
+};
+// Solve a x = b in place of b, for the triangle of a.
+template <class T, int N, int K>
+static C10_ALWAYS_INLINE void substitute(const Matrix<T>& a, const Matrix<T>& x, bool upper, bool unit) {
+  for (int s = 0; s < N; ++s) {
+    const int i = upper ? N - 1 - s : s;
+    for (int r = 0; r < s; ++r) {
+      const int k = upper ? N - 1 - r : r;
+      for (int j = 0; j < K; ++j) x(i, j) -= a(i, k) * x(k, j);
+    }
+    if (!unit)
+      for (int j = 0; j < K; ++j) x(i, j) /= a(i, i);
+  }
+}
+// Rows are exchanged as in LAPACK's getrf. Returns the first column without a pivot, counted from 1, or 0.
+template <class T, int N>
+static C10_ALWAYS_INLINE int factor(const Matrix<T>& a, int32_t* pivots) {
+  int info = 0;
+  for (int j = 0; j < N; ++j) {
+    int p = j;
+    for (int i = j + 1; i < N; ++i)
+      if (std::abs(a(i, j)) > std::abs(a(p, j))) p = i;
+    pivots[j] = p + 1;
+    if (a(p, j) == T(0)) {
+      if (info == 0) info = j + 1;
+      continue;
+    }
+    if (p != j)
+      for (int k = 0; k < N; ++k) std::swap(a(j, k), a(p, k));
+    for (int i = j + 1; i < N; ++i) {
+      a(i, j) /= a(j, j);
+      for (int k = j + 1; k < N; ++k) a(i, k) -= a(i, j) * a(j, k);
+    }
+  }
+  return info;
+}
+// With the factors of a: a x = b, or the same of the transposed a.
+template <class T, int N, int K>
+static C10_ALWAYS_INLINE void solve_factored(
+    const Matrix<T>& lu, const int32_t* pivots, const Matrix<T>& x, bool adjoint) {
+  auto exchange = [&](int i) {
+    const int p = pivots[i] - 1;
+    if (p != i)
+      for (int j = 0; j < K; ++j) std::swap(x(i, j), x(p, j));
+  };
+  if (adjoint) {
+    const Matrix<T> turned{lu.p, lu.s1, lu.s0};
+    substitute<T, N, K>(turned, x, false, false);
+    substitute<T, N, K>(turned, x, true, true);
+    for (int i = N - 1; i >= 0; --i) exchange(i);
+  } else {
+    for (int i = 0; i < N; ++i) exchange(i);
+    substitute<T, N, K>(lu, x, false, true);
+    substitute<T, N, K>(lu, x, true, false);
+  }
+}
+template <class T, int N, int K>
+static void solve(
+    Matrix<const T> a, Matrix<const T> b, Matrix<T> x,
+    Matrix<T> factors, int32_t* pivots, int32_t* info, bool adjoint) {
+  Local<T, N, N> lu(a);
+  *info = factor<T, N>(lu.view, pivots);
+  Local<T, N, K> y(b);
+  solve_factored<T, N, K>(lu.view, pivots, y.view, adjoint);
+  copy<T, N, K>(y.view, x);
+  copy<T, N, N>(lu.view, factors);
+}
+template <class T, int N>
+static void inverse(Matrix<const T> a, Matrix<T> x, int32_t* info) {
+  Local<T, N, N> lu(a);
+  int32_t pivots[N];
+  *info = factor<T, N>(lu.view, pivots);
+  Local<T, N, N> y([](int i, int j) { return T(i == j); });
+  solve_factored<T, N, N>(lu.view, pivots, y.view, false);
+  copy<T, N, N>(y.view, x);
+}
+// The lower factor, from the lower triangle.
+template <class T, int N>
+static void cholesky(Matrix<const T> a, Matrix<T> x, int32_t* info) {
+  Local<T, N, N> lower([&](int i, int j) { return j > i ? T(0) : a(i, j); });
+  const auto& l = lower.view;
+  *info = 0;
+  for (int j = 0; j < N && *info == 0; ++j) {
+    for (int k = 0; k < j; ++k) l(j, j) -= l(j, k) * l(j, k);
+    if (!(l(j, j) > T(0))) {
+      *info = j + 1;
+      break;
+    }
+    l(j, j) = std::sqrt(l(j, j));
+    for (int i = j + 1; i < N; ++i) {
+      for (int k = 0; k < j; ++k) l(i, j) -= l(i, k) * l(j, k);
+      l(i, j) /= l(j, j);
+    }
+  }
+  copy<T, N, N>(l, x);
+}
+template <class T, int N, int K>
+static void triangular(Matrix<const T> a, Matrix<const T> b, Matrix<T> x, bool upper, bool unit) {
+  Local<T, N, N> m(a);
+  Local<T, N, K> y(b);
+  substitute<T, N, K>(m.view, y.view, upper, unit);
+  copy<T, N, K>(y.view, x);
+}
+template <class T, int N, int K>
+static void cholesky_solve(Matrix<const T> a, Matrix<const T> b, Matrix<T> x) {
+  Local<T, N, N> m(a);
+  Local<T, N, K> y(b);
+  substitute<T, N, K>(m.view, y.view, false, false);
+  substitute<T, N, K>(Matrix<T>{m.values, 1, N}, y.view, true, false);
+  copy<T, N, K>(y.view, x);
+}
+template <class T, int N>
+static T sign_of(const int32_t* pivots) {
+  bool odd = false;
+  for (int i = 0; i < N; ++i) odd ^= pivots[i] != i + 1;
+  return odd ? T(-1) : T(1);
+}
+template <class T, int N>
+static void determinant(Matrix<const T> a, Matrix<T> factors, int32_t* pivots, T* result) {
+  Local<T, N, N> lu(a);
+  factor<T, N>(lu.view, pivots);
+  T product = sign_of<T, N>(pivots);
+  for (int i = 0; i < N; ++i) product *= lu.view(i, i);
+  *result = product;
+  copy<T, N, N>(lu.view, factors);
+}
+template <class T, int N>
+static void sign_and_log(Matrix<const T> a, Matrix<T> factors, int32_t* pivots, T* sign, T* log) {
+  Local<T, N, N> lu(a);
+  factor<T, N>(lu.view, pivots);
+  T s = sign_of<T, N>(pivots), sum = 0;
+  for (int i = 0; i < N; ++i) {
+    const T u = lu.view(i, i);
+    s *= u == u ? T((u > T(0)) - (u < T(0))) : u;
+    sum += std::log(std::abs(u));
+  }
+  *sign = s;
+  *log = sum;
+  copy<T, N, N>(lu.view, factors);
+}
+[[maybe_unused]] static C10_NOINLINE void failed(
+    int64_t place, int32_t info, const char* name, bool is_matrix, const char* before, const char* after) {
+  std::string text = "LinAlgError: " + std::string(name) + ": ";
+  if (!is_matrix) text += "(Batch element " + std::to_string(place) + "): ";
+  text += before;
+  if (after) text += std::to_string(info) + after;
+  throw std::runtime_error(text);
+}
+[[maybe_unused]] static C10_ALWAYS_INLINE void check(
+    const int32_t* info, int64_t count, const char* name, bool is_matrix, const char* before, const char* after) {
+  for (int64_t i = 0; i < count; ++i)
+    if (info[i] != 0) failed(i, info[i], name, is_matrix, before, after);
+}
+}
+#endif"""

@@ -1,0 +1,197 @@
+"""Sorts, running sums and searches inside a loop, by the algorithms of torch's own CPU operators (torch 2.13)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .forms import Refused
+from .source import c_type
+
+__all__ = ["ORDERING", "ORDERING_STATEMENTS"]
+
+aten = torch.ops.aten
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _over_rows(x: Tensor, dim: int, call: Callable[[str, str], str], n_out: int | None = None) -> str:
+    """``call(source, target)`` for each row of ``x`` along ``dim``: places of its first element, and of the result's,
+    whose rows have ``n_out`` elements. The next element of a row is ``inner`` elements away.
+    """
+    shape = x.shape or (1,)
+    n, inner = shape[dim], math.prod(shape[dim % len(shape) + 1 :])
+    rows = math.prod(shape[: dim % len(shape)])
+    source, target = (f"row * int64_t({size * inner}) + inner" for size in (n, n if n_out is None else n_out))
+    return (
+        f"for (int64_t row = 0; row < {rows}; ++row) for (int64_t inner = 0; inner < {inner}; ++inner) "
+        f"{call(source, target)};"
+    )
+
+
+def _inner(x: Tensor, dim: int) -> tuple[int, int]:
+    """The length of a row, and how far one element is from the next."""
+    shape = x.shape or (1,)
+    return shape[dim], math.prod(shape[dim % len(shape) + 1 :])
+
+
+def _running(step: str, first: str) -> Callable[..., str]:
+    """Sums and the like: torch takes those of single precision in double."""
+
+    def statement(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str) -> str:
+        (given,), dim, c = tensors, node.args[1], c_type(results[0].dtype)
+        n, stride = _inner(given, dim)
+        held = "double" if results[0].dtype.is_floating_point else c
+        call = lambda i, o: f"fh::running<{c}, {held}>({x} + {i}, {out} + {o}, {n}, {stride}, {first}, {step})"
+        return _over_rows(given, dim, call)
+
+    return statement
+
+
+def _extreme(test: str) -> Callable[..., str]:
+    def statement(
+        node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str, places: str
+    ) -> str:
+        (given,), dim = tensors, node.args[1]
+        n, stride = _inner(given, dim)
+        call = lambda i, o: f"fh::extreme({x} + {i}, {out} + {o}, {places} + {o}, {n}, {stride}, {test})"
+        return _over_rows(given, dim, call)
+
+    return statement
+
+
+def _sorted(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str, places: str) -> str:
+    (given,), dim = tensors, _argument(node, 1, "dim", -1)
+    n, stride = _inner(given, dim)
+    falls = str(_argument(node, 2, "descending", False)).lower()
+    call = lambda i, o: f"fh::sorted<{falls}>({x} + {i}, {out} + {o}, {places} + {o}, {n}, {stride})"
+    return _over_rows(given, dim, call)
+
+
+def _topk(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str, places: str) -> str:
+    (given,), k, dim = tensors, node.args[1], _argument(node, 2, "dim", -1)
+    n, stride = _inner(given, dim)
+    if type(k) is not int or k == 0:
+        raise Refused("topk takes no element, or an open number")
+    largest, in_order = (str(_argument(node, *at, True)).lower() for at in ((3, "largest"), (4, "sorted")))
+    call = lambda i, o: f"fh::topk<{largest}, {in_order}>({x} + {i}, {out} + {o}, {places} + {o}, {n}, {k}, {stride})"
+    return _over_rows(given, dim, call, k)
+
+
+def _searched(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], rows: str, x: str, out: str) -> str:
+    sequence, values = tensors
+    if node.kwargs.get("sorter") is not None or sequence.dtype != values.dtype:
+        raise Refused("a search through a sequence in another order or dtype")
+    right = str(node.kwargs.get("right", False) or node.kwargs.get("side") == "right").lower()
+    n = sequence.shape[-1]
+    row = f"(i / {values.shape[-1]}) * int64_t({n})" if sequence.ndim > 1 else "0"
+    return (
+        f"for (int64_t i = 0; i < {values.numel()}; ++i) {out}[i] = fh::place_in<{right}>({rows} + {row}, {n}, {x}[i]);"
+    )
+
+
+def _bucketized(
+    node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, rows: str, out: str
+) -> str:
+    return _searched(node, tensors[::-1], results, rows, x, out)
+
+
+ORDERING_STATEMENTS: dict[Any, Callable[..., str]] = {
+    aten.cumsum.default: _running("[](auto a, auto b) { return a + b; }", "0"),
+    aten.cumprod.default: _running("[](auto a, auto b) { return a * b; }", "1"),
+    aten.cummax.default: _extreme("[](auto a, auto b) { return a >= b; }"),
+    aten.cummin.default: _extreme("[](auto a, auto b) { return a <= b; }"),
+    aten.sort.default: _sorted,
+    aten.sort.stable: _sorted,
+    aten.topk.default: _topk,
+    aten.searchsorted.Tensor: _searched,
+    aten.bucketize.Tensor: _bucketized,
+}
+
+ORDERING = r"""#ifndef FH_ORDERING
+#define FH_ORDERING
+#include <algorithm>
+#include <utility>
+#include <vector>
+namespace fh {
+template <class T, class H, class X, class F>
+static void running(const X* x, T* out, int64_t n, int64_t stride, H held, F step) {
+  for (int64_t i = 0; i < n; ++i) {
+    held = step(held, static_cast<H>(static_cast<T>(x[i * stride])));
+    out[i * stride] = static_cast<T>(held);
+  }
+}
+template <class T>
+static C10_ALWAYS_INLINE bool is_nan(T x) { return x != x; }
+template <class T, class F>
+static void extreme(const T* x, T* out, int64_t* places, int64_t n, int64_t stride, F beats) {
+  T best = x[0];
+  int64_t place = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const T v = x[i * stride];
+    if (is_nan(v) || (!is_nan(best) && beats(v, best))) {
+      best = v;
+      place = i;
+    }
+    out[i * stride] = best;
+    places[i * stride] = place;
+  }
+}
+// NaN is the greatest.
+template <bool FALLS, class T>
+static C10_ALWAYS_INLINE bool before(T a, T b) {
+  return FALLS ? (is_nan(a) && !is_nan(b)) || a > b : (!is_nan(a) && is_nan(b)) || a < b;
+}
+template <class T>
+using Placed = std::vector<std::pair<T, int64_t>>;
+template <class T>
+static Placed<T>& placed(const T* x, int64_t n, int64_t stride) {
+  static thread_local Placed<T> all;
+  all.resize(n);
+  for (int64_t i = 0; i < n; ++i) all[i] = {x[i * stride], i};
+  return all;
+}
+template <class T>
+static void store(const Placed<T>& all, int64_t n, T* out, int64_t* places, int64_t stride) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i * stride] = all[i].first;
+    places[i * stride] = all[i].second;
+  }
+}
+template <bool FALLS, class T>
+static void sorted(const T* x, T* out, int64_t* places, int64_t n, int64_t stride) {
+  auto& all = placed(x, n, stride);
+  std::stable_sort(
+      all.begin(), all.end(), [](const auto& a, const auto& b) { return before<FALLS>(a.first, b.first); });
+  store(all, n, out, places, stride);
+}
+template <bool LARGEST, bool IN_ORDER, class T>
+static void topk(const T* x, T* out, int64_t* places, int64_t n, int64_t k, int64_t stride) {
+  auto& all = placed(x, n, stride);
+  auto first = [](const auto& a, const auto& b) { return before<LARGEST>(a.first, b.first); };
+  if (k * 64 <= n) {
+    std::partial_sort(all.begin(), all.begin() + k, all.end(), first);
+  } else {
+    std::nth_element(all.begin(), all.begin() + k - 1, all.end(), first);
+    if (IN_ORDER) std::sort(all.begin(), all.begin() + k - 1, first);
+  }
+  store(all, k, out, places, stride);
+}
+template <bool RIGHT, class T>
+static C10_ALWAYS_INLINE int64_t place_in(const T* rows, int64_t n, T x) {
+  int64_t start = 0, end = n;
+  while (start < end) {
+    const int64_t mid = start + (end - start) / 2;
+    if (RIGHT ? !(rows[mid] > x) : !(rows[mid] >= x)) start = mid + 1;
+    else end = mid;
+  }
+  return start;
+}
+}
+#endif"""

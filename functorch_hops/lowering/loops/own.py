@@ -1,0 +1,65 @@
+"""Operators inside a loop that Inductor makes no C++ of: statements of our own (torch 2.13)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from .extern import plain_input, writing_kernel
+from .linear import LINEAR, LINEAR_STATEMENTS
+from .ordering import ORDERING, ORDERING_STATEMENTS
+from .source import c_type
+
+__all__ = ["own_lowering"]
+
+Statement = Callable[..., str]
+"""``(node, its tensors, the names of their buffers and of those of its results)``: all contiguous."""
+
+
+def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
+    """How Inductor lowers a node inside a loop, if it is one of these operators."""
+    for statements, part in ((LINEAR_STATEMENTS, LINEAR), (ORDERING_STATEMENTS, ORDERING)):
+        if node.target in statements:
+            return functools.partial(_lower, node, statements[node.target], part)
+    return None
+
+
+def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs: Any) -> Any:
+    from torch._inductor import ir
+    from torch._inductor.lowering import empty_strided
+
+    tensors = [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
+    value = node.meta.get("val")
+    inputs = [plain_input(x) for x in args if isinstance(x, ir.TensorBox)]
+    outputs = []
+    for result in _results_of(value):
+        c_type(result.dtype)
+        out = empty_strided(list(result.shape), None, dtype=result.dtype, device=result.device)
+        out.realize()
+        outputs.append(out)
+    kernel = _own_kernel()(inputs, outputs)
+    kernel.statement, kernel.part = statement(node, tensors, _results_of(value), *kernel.arguments), part
+    return outputs[0] if isinstance(value, Tensor) else tuple(outputs)
+
+
+def _results_of(value: Any) -> Sequence[Tensor]:
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
+
+
+@functools.cache
+def _own_kernel() -> Any:
+    class OwnKernel(writing_kernel()):  # type: ignore[misc]
+        statement: str
+        part: str
+
+        def has_side_effects(self) -> bool:
+            return not self.mutation_outputs
+
+        def codegen(self, wrapper: Any) -> None:
+            wrapper.add_statement(self.statement, needs=self.part)
+
+    return OwnKernel
