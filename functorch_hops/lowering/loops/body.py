@@ -25,6 +25,7 @@ from .forms import Refused
 from .operator import loop_kernel
 from .products import PRODUCT, product_statements
 from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
+from .vector_math import kernel_proxy
 
 __all__ = ["Lowered", "lowered", "statements"]
 
@@ -196,6 +197,8 @@ def _graph_class() -> Any:
 
     class Scheduling(CppScheduling):
         """Hands a finished kernel on as a C++ function."""
+
+        kernel_proxy_cls = kernel_proxy()
 
         def flush(self) -> None:
             group = self.kernel_group
