@@ -26,6 +26,7 @@ from .operator import loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
+from .vector_math import kernel_proxy
 
 __all__ = ["Lowered", "lowered", "statements"]
 
@@ -198,6 +199,8 @@ def _graph_class() -> Any:
 
     class Scheduling(CppScheduling):
         """Hands a finished kernel on as a C++ function."""
+
+        kernel_proxy_cls = kernel_proxy()
 
         def flush(self) -> None:
             group = self.kernel_group

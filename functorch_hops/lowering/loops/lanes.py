@@ -22,6 +22,7 @@ from ...ir.meta import TensorMeta
 from .body import Lowered, handlers, settings
 from .forms import Refused
 from .source import c_type, numel
+from .vector_math import kernel_proxy
 
 __all__ = ["LaneBody", "held_dtype", "lane_body"]
 
@@ -120,7 +121,7 @@ def _printed(
 ) -> tuple[str, tuple[int, ...]]:
     """The function for ``k`` lanes, and the numbers of the inputs that it takes."""
     from torch._inductor.codegen.common import KernelArgs
-    from torch._inductor.codegen.cpp import CppKernelProxy, KernelGroup
+    from torch._inductor.codegen.cpp import KernelGroup
     from torch._inductor.loop_body import LoopBody
     from torch._inductor.ops_handler import WrapperHandler
     from torch._inductor.utils import sympy_index_symbol_with_prefix
@@ -178,7 +179,7 @@ def _printed(
     group.args = KernelArgs()
     for i, out in enumerate(outputs):
         group.args.output_buffers[out] = f"o_{i}"
-    proxy = CppKernelProxy(group)
+    proxy = kernel_proxy()(group)
     graph.local_dtypes = dtypes
     try:
         with graph.set_current_device(torch.device("cpu")):

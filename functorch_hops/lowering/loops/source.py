@@ -12,6 +12,7 @@ import torch
 
 from ...ir.meta import TensorMeta
 from .forms import Refused
+from .vector_math import VECTOR_MATH
 
 __all__ = [
     "ENTRY",
@@ -157,7 +158,7 @@ def program(
     names = [f"p{i}" for i in range(len(types))]
     head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
     call = f"{name}({', '.join([*names, 'call.workspace.get()', 'call.control'])});"
-    source = "\n".join([_CONTROL, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
+    source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
     return Program(source, types)
 
 
