@@ -2,6 +2,7 @@
 
 from . import interop
 from .calls.arguments import TensorSpec
+from .calls.listening import CaptureEvent
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -12,6 +13,7 @@ from .errors import (
     InputMutationError,
     LeakedTensorError,
     MetadataMismatchError,
+    TooManyCapturesError,
     TreeMismatchError,
 )
 from .ops.associative_scan.api import associative_scan
@@ -23,9 +25,10 @@ from .ops.custom_rule.api import custom_jvp, custom_vjp
 from .ops.fori_loop.api import fori_loop
 from .ops.implicit.api import custom_linear_solve, custom_root
 from .ops.map.api import map
-from .ops.mode import eager_capture
+from .ops.mode import disable_jit, eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
+from .tools.captures import assert_max_captures, log_captures
 from .transforms import (
     CacheInfo,
     CapturedGraph,
@@ -55,6 +58,7 @@ __all__ = [
     "ArgumentValueError",
     "CacheInfo",
     "CaptureError",
+    "CaptureEvent",
     "CapturedGraph",
     "DataDependentError",
     "FunctorchHopsError",
@@ -65,7 +69,9 @@ __all__ = [
     "Lowered",
     "MetadataMismatchError",
     "TensorSpec",
+    "TooManyCapturesError",
     "TreeMismatchError",
+    "assert_max_captures",
     "associative_scan",
     "checkpoint",
     "checkpoint_name",
@@ -75,6 +81,7 @@ __all__ = [
     "custom_linear_solve",
     "custom_root",
     "custom_vjp",
+    "disable_jit",
     "eager_capture",
     "eval_shape",
     "export",
@@ -86,6 +93,7 @@ __all__ = [
     "jit",
     "jvp",
     "linearize",
+    "log_captures",
     "make_graph",
     "map",
     "scan",

@@ -8,13 +8,14 @@ expected, what came, what to do, and the user's own source line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import optree
@@ -31,9 +32,11 @@ __all__ = [
     "InputMutationError",
     "LeakedTensorError",
     "MetadataMismatchError",
+    "TooManyCapturesError",
     "TreeMismatchError",
     "message",
     "user_frame",
+    "user_place",
     "warn",
 ]
 
@@ -76,6 +79,10 @@ class LeakedTensorError(FunctorchHopsError, RuntimeError):
 
 class InfiniteLoopError(FunctorchHopsError, RuntimeError):
     """The condition of a captured loop is constantly true, and nothing else bounds the loop."""
+
+
+class TooManyCapturesError(FunctorchHopsError, AssertionError):
+    """A jitted function was captured more often than ``assert_max_captures`` allows."""
 
 
 class ErrorContext(NamedTuple):
@@ -159,14 +166,25 @@ def user_frame(error: BaseException | None = None) -> traceback.FrameSummary | N
     return None
 
 
+def user_place(frame: FrameType | None = None) -> tuple[str, int, str] | None:
+    """File, line and function of the innermost frame that is the user's code, from ``frame`` outwards. Reads no source
+    file.
+    """
+    internal = _internal_paths()
+    for code, line in _frames_of_stack(frame):
+        if not code.co_filename.startswith(internal):
+            return code.co_filename, line, code.co_name
+    return None
+
+
 def _frames_of(error: BaseException | None) -> list[tuple[CodeType, int]]:
     """The frames that an error has passed, innermost first."""
     frames = traceback.walk_tb(error.__traceback__) if error is not None else ()
     return [(frame.f_code, line) for frame, line in frames][::-1]
 
 
-def _frames_of_stack() -> Iterator[tuple[CodeType, int]]:
-    return ((frame.f_code, line) for frame, line in traceback.walk_stack(sys._getframe(1)))
+def _frames_of_stack(frame: FrameType | None = None) -> Iterator[tuple[CodeType, int]]:
+    return ((frame.f_code, line) for frame, line in traceback.walk_stack(frame or sys._getframe(1)))
 
 
 def _internal_paths() -> tuple[str, ...]:
@@ -177,4 +195,4 @@ def _internal_paths() -> tuple[str, ...]:
         packages.append(numpy.__file__)
     folders = tuple(os.path.dirname(file) + os.sep for file in packages)
     # Code that FX generates, and code of the interpreter itself, has no file.
-    return (*folders, contextlib.__file__, functools.__file__, "<eval_with_key>", "<frozen ")
+    return (*folders, contextlib.__file__, dataclasses.__file__, functools.__file__, "<eval_with_key>", "<frozen ")

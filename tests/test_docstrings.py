@@ -11,7 +11,7 @@ import pytest
 
 import functorch_hops as fh
 
-TYPES = ("CacheInfo", "CapturedGraph", "Jitted", "Lowered", "TensorSpec")
+TYPES = ("CacheInfo", "CaptureEvent", "CapturedGraph", "Jitted", "Lowered", "TensorSpec")
 """What annotations name, and users do not make."""
 
 

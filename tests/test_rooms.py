@@ -25,6 +25,7 @@ ROOMS = [
     ("hop",),
     ("ops",),
     ("interop", "transforms"),
+    ("tools",),
     ("functorch_hops",),
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}

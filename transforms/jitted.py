@@ -130,7 +130,7 @@ class Lowered(Generic[P, Result_co]):
 
     def compile(self) -> Callable[P, Result_co]:
         """Compile now; the result takes arguments of the same signature."""
-        compiled(self._body, self._entry.params.backend)
+        compiled(self._body, self._entry.params.backend, self._entry.params.origin)
 
         def call(*args: P.args, **kwargs: P.kwargs) -> Result_co:
             if self._key_of(args, kwargs) != self._key:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Generic
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R
+from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.errors import ArgumentTypeError, DataDependentError, message, warn
+from functorch_hops.ir.origin import Origin, made_for
 from functorch_hops.lowering.backends import Backend, OtherSizesError
 from functorch_hops.ops.closed_call.op import ClosedCallParams
-from functorch_hops.ops.mode import is_capturing
+from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
 from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.session import is_left_over, refuse_state
@@ -76,10 +79,10 @@ class JittedFunction(Generic[P, R]):
         return self._call_slowly(args, kwargs)
 
     def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        if is_capturing():
+        if is_capturing() or is_jit_disabled():
             func, rest, keywords, _ = self._without_static(args, kwargs)
             arguments = Arguments(rest, keywords)
-            if self._dynamic or arguments.has_symbols():  # those of the graph around it
+            if is_jit_disabled() or self._dynamic or arguments.has_symbols():  # those of the graph around it
                 rest, keywords = _rebuilt(arguments)
                 return func(*rest, **keywords)
         entry, operands = self._find(args, kwargs)
@@ -196,7 +199,8 @@ class JittedFunction(Generic[P, R]):
     ) -> tuple[CompiledTrace, list[Tensor]]:
         self._misses += 1
         self._warn_if_repeated(key, before)
-        with before.observer() as seen:
+        reasons = self._reasons(key, before) if is_heard() else []
+        with timed("capture", self._name, str(self._origin), reasons, self), before.observer() as seen:
             try:
                 call = trace_call(func, arguments, "jit", _buffers(before))
             except DataDependentError:
@@ -232,7 +236,9 @@ class JittedFunction(Generic[P, R]):
                 f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
                 "so it is captured again at every call; pass them as arguments"
             )
-        return CompiledTrace(trace, ClosedCallParams.of(trace.body, self._backend.now()), found)
+        with made_for(self._origin):
+            params = ClosedCallParams.of(trace.body, self._backend.now())
+        return CompiledTrace(trace, params, found)
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -262,6 +268,15 @@ class JittedFunction(Generic[P, R]):
     def _warn_if_repeated(self, key: Any, now: environment.Snapshot) -> None:
         if self._misses <= CAPTURES_BEFORE_WARNING or self._last is None:
             return
+        self._warn(
+            f"was captured {self._misses} times; last because {'; '.join(self._reasons(key, now))}; "
+            "if sizes change, pass dynamic=True; if a number changes, pass it as a tensor"
+        )
+
+    def _reasons(self, key: Any, now: environment.Snapshot) -> list[str]:
+        """What is not as it was at the last capture; nothing if this is the first one."""
+        if self._last is None:
+            return []
         old_key, old = self._last
         reasons = environment.difference(old, now)
         if key[0] != old_key[0]:  # type: ignore[index]
@@ -271,10 +286,7 @@ class JittedFunction(Generic[P, R]):
             reasons.append(f"static arguments changed from {old_static} to {new_static}")
         if key[2] != old_key[2]:  # type: ignore[index]
             reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
-        self._warn(
-            f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}; "
-            "if sizes change, pass dynamic=True; if a number changes, pass it as a tensor"
-        )
+        return reasons or ["a tensor changed its kind"]
 
     def _warn_of_effects(self, effects: dict[str, str], not_seen: dict[str, str]) -> None:
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""
@@ -287,7 +299,20 @@ class JittedFunction(Generic[P, R]):
             self._warn("; it ".join(told))
 
     def _warn(self, text: str) -> None:
-        warn(f"jit: {getattr(self._func, '__name__', type(self._func).__name__)} {text}")
+        warn(f"jit: {self._name} {text}")
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._func, "__name__", type(self._func).__name__)
+
+    @property
+    def _origin(self) -> Origin:
+        """Where the function is defined."""
+        inner: Any = inspect.unwrap(self._func)
+        inner = inner.forward if isinstance(inner, nn.Module) else inner
+        code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+        place = ("<unknown>", 0) if code is None else (code.co_filename, code.co_firstlineno)
+        return Origin(*place, self._name)
 
 
 class _Methods:

@@ -96,7 +96,7 @@ def _is_common(named: tuple[str, Any]) -> bool:
 
 
 def _write_settings(source: Source, backend: Any) -> None:
-    source.refuse_if(f"{source.name(state)}.capture is not None or {source.name(forced)}.depth")
+    source.refuse_if(f"{source.name(state)}.capture is not None or {source.name(forced)}.either")
     for get, arguments, expected in _torch.ambient_checks(backend):
         call = f"{source.name(get)}({', '.join(map(source.name, arguments))})"
         source.refuse_if(f"{call} {'is not' if type(expected) is bool else '!='} {source.name(expected)}")

@@ -8,6 +8,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,13 +18,23 @@ from torch.autograd import forward_ad
 from .. import _torch
 from ..ir.dependence import Through
 from ..ir.meta import Mask, is_differentiable
+from ..ir.origin import made_for
 from ..ir.subgraph import Params
 from ..trace.capture import current_capture
 from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
 from .rules import Maybe, operator_of
 
-__all__ = ["PlainCall", "RecordedCall", "jvp_of", "over_legacy_batch", "unwrapped", "unwrapped_at", "wrapped_at"]
+__all__ = [
+    "PlainCall",
+    "RecordedCall",
+    "jvp_of",
+    "over_legacy_batch",
+    "unwrapped",
+    "unwrapped_at",
+    "vjp_forward",
+    "wrapped_at",
+]
 
 
 class RecordedCall(_torch.SingleLevelFunction):
@@ -89,7 +100,8 @@ class RecordedCall(_torch.SingleLevelFunction):
             if any(c is not None for c in cotangents[n_outputs:]):
                 return _second_derivative(ctx, operands, cotangents)
             rules = operator_of(ctx.params).rules
-            return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
+            with made_for(ctx.params.origin, "backward"):
+                return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
 
         with observed():
             if _torch.is_legacy_batched(cotangents):
@@ -114,17 +126,33 @@ class PlainCall:
         return None
 
 
+def vjp_forward(params: Params, active: Mask) -> Params:
+    """The augmented call, see NOTE [Residuals are outputs]; its origin says what it saves."""
+
+    def make() -> Params:
+        with made_for(params.origin, "forward"):
+            augmented = operator_of(params).rules.vjp_forward(params, active)
+        if augmented is params or augmented.origin is None:
+            return augmented
+        saved = max(augmented.bytes_returned - params.bytes_returned, 0)
+        with made_for(replace(augmented.origin, saved=saved)):
+            return replace(augmented)
+
+    return params.derive(("vjp forward", active), make)
+
+
 def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Maybe]:
     """The rule for forward mode, with tangents that torch may have batched."""
     hop = operator_of(params)
+
+    def push(*tangents: Tensor | None) -> tuple[Maybe, Maybe]:
+        with made_for(params.origin, "tangent"):
+            return hop.rules.jvp(params, primals, tangents)
+
     if not _torch.is_legacy_batched(tangents):
-        return hop.rules.jvp(params, primals, tangents)
+        return push(*tangents)  # type: ignore[return-value]
 
-    def push(*tangents: Tensor | None) -> Maybe:
-        outs, out_tangents = hop.rules.jvp(params, primals, tangents)
-        return [*outs, *out_tangents]
-
-    both = over_legacy_batch(hop.label, push, tangents)
+    both = over_legacy_batch(hop.label, lambda *ts: [x for part in push(*ts) for x in part], tangents)
     n = params.n_outputs
     return both[:n], both[n:]  # type: ignore[return-value]
 
@@ -166,10 +194,12 @@ def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
     params = ctx.augmented
-    rules = operator_of(params).rules
-    again = params.derive(("vjp forward", ctx.active), lambda: rules.vjp_forward(params, ctx.active))
+    again = vjp_forward(params, ctx.active)
     outs = operator_of(again)(again, *operands)
-    return rules.vjp_backward(params, ctx.active, operands, outs[params.n_outputs :], cotangents)
+    with made_for(params.origin, "backward"):
+        return operator_of(params).rules.vjp_backward(
+            params, ctx.active, operands, outs[params.n_outputs :], cotangents
+        )
 
 
 def unwrapped(x: Any, level: int) -> Any:

@@ -22,13 +22,23 @@ from .. import _torch
 from ..derive.numbers import without_numbers
 from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
+from ..ir.origin import made_for
 from ..ir.subgraph import P
 from ..lowering.empty import without_empty
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
-from .autograd import PlainCall, RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
+from .autograd import (
+    PlainCall,
+    RecordedCall,
+    jvp_of,
+    over_legacy_batch,
+    unwrapped,
+    unwrapped_at,
+    vjp_forward,
+    wrapped_at,
+)
 from .rules import Rules
 
 __all__ = ["Hop", "is_plain"]
@@ -146,7 +156,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     def _vmap(self, interpreter: Any, params: P, *operands: Any) -> Any:
         level = interpreter.level()
         (values, dims) = _torch.unwrap_batched(operands, level)
-        with interpreter.lower():
+        with interpreter.lower(), made_for(params.origin):
             randomness = interpreter.randomness()
             if all(d is None for d in dims) and not (params.draws and randomness == "different"):
                 return self(params, *values)
@@ -160,7 +170,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         duals = list(map(_dual, operands))
         primals = [unwrapped(p, level) for p, _ in duals]
         tangents = [None if t is None else unwrapped(_torch.plain(t), level) for _, t in duals]
-        with interpreter.lower():
+        with interpreter.lower(), made_for(params.origin, "tangent"):
             outs, out_tangents = self.rules.jvp(params, primals, tangents)
         wrapped = (_torch.wrap_for_grad(o, level) for o in outs)
         return tuple(
@@ -193,7 +203,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
-        augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
+        augmented = vjp_forward(params, active)
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
             plain = PlainCall(augmented) if is_plain else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._torch import FakeTensorMode
+from .._torch import FakeTensorMode, size_hint
 from .sizes import Binding, open_size, same_sizes, size_key, size_value
 
 __all__ = ["Mask", "TensorMeta", "count", "is_differentiable"]
@@ -53,6 +54,11 @@ class TensorMeta(NamedTuple):
     def agrees(self, other: TensorMeta) -> bool:
         """Whether tensors of both kinds can stand for one another."""
         return self[1:] == other[1:] and same_sizes(self.shape, other.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes; an open size counts as what it was when it was traced, and as 1 where only a run knows it."""
+        return math.prod(size_hint(size) or 1 for size in self.shape) * self.dtype.itemsize
 
     def opened(self, env: Any, name: str) -> TensorMeta:
         """The same with every size from 2 on left open."""

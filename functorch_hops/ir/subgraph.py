@@ -26,6 +26,7 @@ from .._torch import OpOverload, facts, is_effectful, one_at_a_time, released, r
 from .active import state
 from .meta import TensorMeta
 from .nodes import frozen
+from .origin import Origin, made_for, origin_here
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
 
 __all__ = ["P", "Params", "Subgraph", "has_effect", "is_pinned", "is_random_node", "params_of"]
@@ -100,6 +101,9 @@ class Params(_Deriving):
     operator: ClassVar[Any]
     """The operator that takes these parameters (``hop.rules.operator_of``); it says so when it is made."""
 
+    origin: Origin | None = field(init=False, repr=False, default_factory=origin_here)
+    """Whose call this is, see NOTE [Origins]."""
+
     @property
     def n_outputs(self) -> int:
         raise NotImplementedError
@@ -133,12 +137,18 @@ class Params(_Deriving):
             for name, value in self._values().items()
             if _bodies_in(value)
         }
-        new = replace(self, **changed)
+        with made_for(self.origin):
+            new = replace(self, **changed)
         return self if new.bodies == self.bodies else new
 
     def key(self) -> Hashable:
         attributes = (v.key() if isinstance(v, Params) else size_key(v) for v in self.attributes.values())
         return type(self), tuple(map(id, self.bodies)), tuple(attributes)
+
+    @property
+    def bytes_returned(self) -> int:
+        """The bytes of what its bodies return, in a loop for each step, as far as they are known."""
+        return sum(meta.nbytes for body in self.run_bodies for meta in body.outputs)
 
     @property
     def random(self) -> bool:
@@ -280,7 +290,7 @@ def _dtypes(value: Any) -> Hashable:
 
 def _attribute_key(value: object) -> Hashable:
     if isinstance(value, Params):
-        return value.key()
+        return value.key(), value.origin
     if isinstance(value, Tensor) and value.numel() <= _SMALL_CONSTANT and value.device.type == "cpu":
         return value.dtype, tuple(value.shape), repr(value.tolist())
     return id(value)

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
+from ..calls.listening import timed
 from ..derive.numbers import without_numbers
 from ..environment.keys import ByIdentity, KeyMakers, by_value
 from ..errors import message
 from ..ir.build import copy_graph
 from ..ir.meta import TensorMeta
+from ..ir.origin import Origin
 from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .waiting import told_to_wait
 
 __all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled"]
 
@@ -120,9 +123,18 @@ class Compiled:
         raise OtherSizesError
 
 
-def compiled(body: Subgraph, backend: Backend) -> Compiled:
-    """``body`` compiled, once per backend."""
-    return body.derive_apart(("compiled", backend), lambda: Compiled(body, _compile(body, backend)))
+def compiled(body: Subgraph, backend: Backend, origin: Origin | None = None) -> Compiled:
+    """``body`` compiled, once per backend. ``origin``: whose function it is, for those who wait."""
+    return body.derive_apart(("compiled", backend), lambda: Compiled(body, _announced(body, backend, origin)))
+
+
+def _announced(body: Subgraph, backend: Backend, origin: Origin | None) -> Code | Subgraph:
+    if backend.name == "eager":
+        return _compile(body, backend)
+    name = "a function" if origin is None else origin.function
+    name = name if origin is None or origin.part is None else f"{name} ({origin.part})"
+    with told_to_wait(name), timed("compile", name, None if origin is None else str(origin)):
+        return _compile(body, backend)
 
 
 def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:

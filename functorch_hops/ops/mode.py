@@ -9,20 +9,60 @@ from collections.abc import Iterator
 from .._torch import foreign_capture_active
 from ..trace.capture import current_capture
 
-__all__ = ["eager_capture", "forced", "is_capturing"]
+__all__ = ["disable_jit", "eager_capture", "forced", "is_capturing", "is_jit_disabled"]
 
 
 class _Forced(threading.local):
     depth = 0
+    without_jit = 0
+    either = 0
 
 
 forced = _Forced()
-"""How many times ``eager_capture`` was entered on this thread."""
+"""How many times ``eager_capture``, ``disable_jit`` and either of them were entered on this thread."""
 
 
 def is_capturing() -> bool:
     """Whether control flow becomes graph nodes here: a capture runs, torch traces, or ``eager_capture`` asks for it."""
     return current_capture() is not None or forced.depth > 0 or foreign_capture_active()
+
+
+def is_jit_disabled() -> bool:
+    return forced.without_jit > 0
+
+
+@contextlib.contextmanager
+def disable_jit() -> Iterator[None]:
+    """Run jitted functions as the Python that they are, so that ``print`` and a debugger work in them.
+
+    ``disable_jit : () -> context manager``. Equivalent, in value, to ``contextlib.nullcontext()``. Inside it
+    ``jit(f)(*args)`` is ``f(*args)``: nothing is captured, compiled or kept, loops run step by step, and what happens
+    once under ``jit`` (a counter, a print) happens in every call.
+
+    Returns:
+        A context manager, for the calling thread.
+
+    Raises: nothing itself.
+
+    Cost: that of plain eager.
+
+    Source: ``jax.disable_jit``.
+
+    >>> import torch, functorch_hops as fh
+    >>> @fh.jit
+    ... def double(x):
+    ...     print("x is", x)
+    ...     return x * 2
+    >>> with fh.disable_jit():
+    ...     double(torch.tensor(3.0))
+    x is tensor(3.)
+    tensor(6.)
+    """
+    forced.without_jit, forced.either = forced.without_jit + 1, forced.either + 1
+    try:
+        yield
+    finally:
+        forced.without_jit, forced.either = forced.without_jit - 1, forced.either - 1
 
 
 @contextlib.contextmanager
@@ -48,8 +88,8 @@ def eager_capture() -> Iterator[None]:
     ...     fh.cond(torch.tensor(True), torch.sin, torch.cos, torch.zeros(2))
     tensor([0., 0.])
     """
-    forced.depth += 1
+    forced.depth, forced.either = forced.depth + 1, forced.either + 1
     try:
         yield
     finally:
-        forced.depth -= 1
+        forced.depth, forced.either = forced.depth - 1, forced.either - 1

@@ -14,6 +14,7 @@ from torch import fx
 
 from ..ir.build import add_params
 from ..ir.dependence import Pruned
+from ..ir.origin import made_for
 from ..ir.subgraph import Params, is_pinned, params_of
 
 __all__ = ["eliminate_dead_code"]
@@ -43,7 +44,8 @@ def _prune(node: fx.Node, params: Params, module: fx.GraphModule) -> None:
         return
     used = {int(user.args[1]) for user in node.users}  # type: ignore[arg-type]
     mask = tuple(i in used for i in range(params.n_outputs))
-    pruned: Pruned[Any] | None = node.target.rules.prune(params, mask)  # type: ignore[union-attr]
+    with made_for(params.origin):
+        pruned: Pruned[Any] | None = node.target.rules.prune(params, mask)  # type: ignore[union-attr]
     if pruned is None or (all(pruned.operands) and all(pruned.outputs)):
         return
     _rewrite(node, pruned, module)

@@ -24,6 +24,7 @@ from ..ir.build import Builder, add_params, copy_nodes, copy_of
 from ..ir.memory import is_view
 from ..ir.meta import Mask
 from ..ir.nodes import meta_of
+from ..ir.origin import made_for
 from ..ir.sizes import is_closed
 from ..ir.subgraph import P, Params, Subgraph, is_pinned, params_of
 from .cleaning import clean, close
@@ -151,7 +152,8 @@ def _hoist_loops(body: Subgraph) -> Subgraph:
         params = params_of(node, module)
         assert params is not None
         params, operands = params.with_bodies(hoist_loops), list(node.args[1:])
-        hoisted: Hoisted[Params] | None = node.target.rules.hoist(params, operands)
+        with made_for(params.origin):
+            hoisted: Hoisted[Params] | None = node.target.rules.hoist(params, operands)
         with module.graph.inserting_before(node):
             if hoisted is not None:
                 params = hoisted.params

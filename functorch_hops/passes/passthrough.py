@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from ..ir.build import add_params
 from ..ir.memory import without_copies
+from ..ir.origin import made_for
 from ..ir.subgraph import P, Params, Subgraph, params_of
 
 __all__ = [
@@ -129,7 +130,8 @@ def simplify_calls(module: fx.GraphModule) -> bool:
         if params is None or any(user.target is not operator.getitem for user in node.users):
             continue
         rule: Rule[Params] = node.target.rules.passthrough
-        found = rule(params, node.args[1:])
+        with made_for(params.origin):
+            found = rule(params, node.args[1:])
         if found is not None:
             _rewrite(node, found, module)
             is_changed = True

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from ..ir.build import add_params, copy_of, replace_call
+from ..ir.origin import made_for
 from ..ir.subgraph import Params, Subgraph, params_of
 from .cleaning import clean
 
@@ -43,7 +44,8 @@ def _batch_products(body: Subgraph) -> Subgraph:
         params = params_of(node, module)
         assert params is not None
         params = params.with_bodies(batch_products)
-        replacement: Subgraph | None = node.target.rules.products(params, node.args[1:])
+        with made_for(params.origin):
+            replacement: Subgraph | None = node.target.rules.products(params, node.args[1:])
         if replacement is not None:
             replace_call(node, replacement, module)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir.build import copy_of, replace_call
+from ..ir.origin import made_for
 from ..ir.subgraph import Params, Subgraph, params_of
 from .cleaning import clean
 
@@ -21,7 +22,10 @@ def redrawing_loops(body: Subgraph) -> Subgraph:
 def _redrawing_loops(body: Subgraph) -> Subgraph:
     module = copy_of(body)
     for node in [n for n in module.graph.nodes if params_of(n, module) is not None]:
-        replacement: Subgraph | None = node.target.rules.redraw(params_of(node, module))
+        params = params_of(node, module)
+        assert params is not None
+        with made_for(params.origin):
+            replacement: Subgraph | None = node.target.rules.redraw(params)
         if replacement is not None:
             replace_call(node, replacement, module)
     clean(module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from misuses import arguments, bodies, derivatives, results, transforms  # noqa: F401 - they register their calls
+from misuses import arguments, bodies, derivatives, results, tools, transforms  # noqa: F401 - they register their calls
 from misuses.registry import MISUSES, MODES, Misuse
 
 __all__ = ["MISUSES", "MODES", "Misuse"]

@@ -5,13 +5,15 @@ settled before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
 from ...derive.partition import backward_operands, partition
-from ...hop.autograd import PlainCall, RecordedCall
+from ...hop.autograd import PlainCall, RecordedCall, vjp_forward
 from ...hop.operator import is_plain
 from ...hop.rules import Maybe
 from ...ir.dependence import Through, dependent_outputs
@@ -20,7 +22,6 @@ from ...ir.subgraph import Subgraph
 from ...lowering.backends import compiled
 from ...trace.capture import current_capture
 from .op import ClosedCallParams
-from .rules import closed_call_vjp_forward
 
 __all__ = ["prepared"]
 
@@ -34,7 +35,7 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     active = tuple(x.requires_grad for x in operands)
     if not (torch.is_grad_enabled() and True in active):
         return _runner(params, operands)
-    augmented = params.derive(("vjp forward", active), lambda: closed_call_vjp_forward(params, active))
+    augmented: Any = vjp_forward(params, active)
     plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
     apply, n = _torch.applied(RecordedCall), params.n_outputs
     no_tangents = (False,) * len(active)
@@ -48,7 +49,7 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
 
 def _runner(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     """The same without gradients; results are contiguous."""
-    code = compiled(params.body, params.backend).at(operands)
+    code = compiled(params.body, params.backend, params.origin).at(operands)
     contiguous = Tensor.contiguous
     if isinstance(code, Subgraph):
         return lambda operands: tuple(map(contiguous, code(*operands)))
@@ -66,6 +67,7 @@ class PreparedCall(PlainCall):
         super().__init__(augmented)
         self._run = run
         self._params, self._active = params, active
+        self._origin = None if params.origin is None else replace(params.origin, part="backward", saved=None)
         self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
         self._partition = partition(params.body, active, self._reached)
 
@@ -81,5 +83,5 @@ class PreparedCall(PlainCall):
         part, body = self._partition, self._params.body
         back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
         with _torch.autocast_off():
-            grads = iter(compiled(part.backward, self._params.backend)(back))
+            grads = iter(compiled(part.backward, self._params.backend, self._origin)(back))
         return [next(grads).contiguous() if a else None for a in self._active]

@@ -36,7 +36,7 @@ def _call(body: Subgraph, params: ClosedCallParams, operands: Sequence[Tensor]) 
 
 
 def closed_call_impl(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return compiled(params.body, params.backend)(operands)
+    return compiled(params.body, params.backend, params.origin)(operands)
 
 
 def closed_call_abstract_eval(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:

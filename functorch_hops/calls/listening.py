@@ -1,0 +1,83 @@
+"""Captures and compilations, told to those who listen: ``fh.log_captures``, ``fh.assert_max_captures``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["CaptureEvent", "announce", "is_heard", "listening", "timed"]
+
+
+@dataclass(frozen=True)
+class CaptureEvent:
+    """A capture, or a compilation of what was captured.
+
+    Attributes:
+        what: "capture" or "compile".
+        name: of the function that was captured; of an operation such as ``scan`` that captured its bodies by itself.
+        place: where it is defined, as ``file:line``; of an operation where it was called.
+        seconds: how long it took.
+        reasons: why it was captured again: what changed since the time before. Empty at the first time.
+
+    >>> import torch, functorch_hops as fh
+    >>> with fh.log_captures(quiet=True) as events:
+    ...     _ = fh.jit(torch.sin, backend="eager")(torch.ones(2))
+    >>> [(event.what, event.name) for event in events]
+    [('capture', 'sin')]
+    """
+
+    what: Literal["capture", "compile"]
+    name: str
+    place: str | None
+    seconds: float
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        did = "captured" if self.what == "capture" else "compiled"
+        place = f" ({self.place})" if self.place else ""
+        why = f", again because {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"{did} {self.name}{place} in {self.seconds:.2f} s{why}"
+
+
+_Listener = Callable[[CaptureEvent, Any], None]
+_listeners: list[_Listener] = []
+
+
+def is_heard() -> bool:
+    return bool(_listeners)
+
+
+def announce(event: CaptureEvent, subject: Any = None) -> None:
+    """``subject``: the jitted function that was captured, if it is one."""
+    for listener in list(_listeners):
+        listener(event, subject)
+
+
+@contextlib.contextmanager
+def listening(listener: _Listener) -> Iterator[None]:
+    """Tell ``listener`` what is captured and compiled meanwhile, on all threads."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+@contextlib.contextmanager
+def timed(
+    what: Literal["capture", "compile"],
+    name: str,
+    place: str | None,
+    reasons: Sequence[str] = (),
+    subject: Any = None,
+) -> Iterator[None]:
+    """Tell how long this takes, if it succeeds and somebody listens."""
+    if not is_heard():
+        yield
+        return
+    start = time.perf_counter()
+    yield
+    announce(CaptureEvent(what, name, place, time.perf_counter() - start, tuple(reasons)), subject)

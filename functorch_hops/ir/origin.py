@@ -1,0 +1,65 @@
+"""Where an operator of a graph comes from: the user's line, and what was made of it since.
+
+NOTE [Origins] Whoever makes the parameters of an operator - a user's call, a rule, a pass - is at work for some
+operator or for none. Parameters that are made for another operator's have its origin; those of a user's call get the
+innermost frame that is the user's. So the backward loop of a gradient of a batched loop still names the line of
+``fh.scan``. Equal graphs from different lines are not shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import user_place
+
+__all__ = ["Origin", "made_for", "origin_here"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A line of the user's. ``part``: what a derivative made of the operator there: its "forward" or "backward" pass,
+    its "tangent"; ``saved``: the bytes that the forward pass keeps for the backward pass, in a loop for each step.
+    """
+
+    file: str
+    line: int
+    function: str
+    part: str | None = None
+    saved: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class _State(threading.local):
+    origin: Origin | None = None
+
+
+_state = _State()
+
+
+def origin_here() -> Origin | None:
+    """The origin of the parameters that are made now, asked by their constructor."""
+    if _state.origin is not None:
+        return _state.origin
+    if torch.compiler.is_dynamo_compiling():  # which can't look at frames
+        return None
+    place = user_place(sys._getframe(2))  # beyond the constructor that asks, whose code is of no file
+    return None if place is None else Origin(*place)
+
+
+@contextlib.contextmanager
+def made_for(origin: Origin | None, part: str | None = None) -> Iterator[None]:
+    """Operators that are made meanwhile have this origin; those of a derivative of it are its ``part``."""
+    outer = _state.origin
+    _state.origin = replace(origin, part=part, saved=None) if origin is not None and part is not None else origin
+    try:
+        yield
+    finally:
+        _state.origin = outer
