@@ -29,6 +29,7 @@ from .ops.mode import disable_jit, eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
 from .tools.captures import assert_max_captures, log_captures
+from .tools.explain import Explanation, LoopExplanation, explain
 from .transforms import (
     CacheInfo,
     CapturedGraph,
@@ -61,11 +62,13 @@ __all__ = [
     "CaptureEvent",
     "CapturedGraph",
     "DataDependentError",
+    "Explanation",
     "FunctorchHopsError",
     "InfiniteLoopError",
     "InputMutationError",
     "Jitted",
     "LeakedTensorError",
+    "LoopExplanation",
     "Lowered",
     "MetadataMismatchError",
     "TensorSpec",
@@ -84,6 +87,7 @@ __all__ = [
     "disable_jit",
     "eager_capture",
     "eval_shape",
+    "explain",
     "export",
     "fori_loop",
     "grad",

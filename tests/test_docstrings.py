@@ -11,7 +11,16 @@ import pytest
 
 import functorch_hops as fh
 
-TYPES = ("CacheInfo", "CaptureEvent", "CapturedGraph", "Jitted", "Lowered", "TensorSpec")
+TYPES = (
+    "CacheInfo",
+    "CaptureEvent",
+    "CapturedGraph",
+    "Explanation",
+    "Jitted",
+    "LoopExplanation",
+    "Lowered",
+    "TensorSpec",
+)
 """What annotations name, and users do not make."""
 
 

@@ -311,8 +311,8 @@ class JittedFunction(Generic[P, R]):
         inner: Any = inspect.unwrap(self._func)
         inner = inner.forward if isinstance(inner, nn.Module) else inner
         code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-        place = ("<unknown>", 0) if code is None else (code.co_filename, code.co_firstlineno)
-        return Origin(*place, self._name)
+        file, line = ("<unknown>", 0) if code is None else (code.co_filename, code.co_firstlineno)
+        return Origin(file, line, self._name)
 
 
 class _Methods:

@@ -120,6 +120,10 @@ class Params(_Deriving):
     def bodies(self) -> tuple[Subgraph, ...]:
         return tuple(body for value in self._values().values() for body in _bodies_in(value))
 
+    def trip_count(self, operands: Sequence[Any]) -> int | None:
+        """How many steps a call takes, of a loop for which that is known from its operands."""
+        return None
+
     @property
     def run_bodies(self) -> tuple[Subgraph, ...]:
         """The bodies that a run of the operator may run."""

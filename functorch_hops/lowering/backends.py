@@ -22,9 +22,10 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
-__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled"]
+__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compilation_of", "compiled"]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -129,16 +130,25 @@ def compiled(body: Subgraph, backend: Backend, origin: Origin | None = None) -> 
 
 
 def _announced(body: Subgraph, backend: Backend, origin: Origin | None) -> Code | Subgraph:
-    if backend.name == "eager":
-        return _compile(body, backend)
     name = "a function" if origin is None else origin.function
     name = name if origin is None or origin.part is None else f"{name} ({origin.part})"
-    with told_to_wait(name), timed("compile", name, None if origin is None else str(origin)):
-        return _compile(body, backend)
+    place = None if origin is None else str(origin)
+    is_quick = backend.name == "eager"
+    told = contextlib.nullcontext() if is_quick else timed("compile", name, place)
+    with told, contextlib.nullcontext() if is_quick else told_to_wait(name), compilation() as record:
+        run = _compile(body, backend, record)
+    body.derive(("compilation", backend), lambda: record)
+    return run
 
 
-def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
-    body = batch_products(hoist_loops(body))
+def compilation_of(body: Subgraph, backend: Backend) -> Compilation:
+    """What it took to compile ``body``, which was compiled."""
+    return body.derive(("compilation", backend), Compilation)
+
+
+def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Subgraph:
+    with stage(PASSES):
+        record.body = body = batch_products(hoist_loops(body))
     if backend.name == "eager":
         return body
     if not body.outputs and not body.has_effects:
@@ -149,10 +159,11 @@ def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
         from .inductor import exact_code
         from .loops.planning import planned
 
-        with exact_code():
-            body = planned(body, options).body
+        with exact_code(), stage(KERNELS):
+            plan = planned(body, options)
+        body, record.loops = plan.body, plan.loops
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
-    with _torch.compilation(body.shape_env) as fake_mode, kept:
+    with _torch.compilation(body.shape_env) as fake_mode, kept, stage(GRAPH):
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))
         if backend.name == "inductor":

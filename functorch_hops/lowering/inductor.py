@@ -33,6 +33,7 @@ from .barrier import barriers, optimization_barrier, store_shared_sources, store
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
+from .stages import generated
 
 __all__ = ["compile_graph", "exact_code"]
 
@@ -343,7 +344,9 @@ def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         store_shared_sources(part.graph)
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     with config.patch(assume):
-        return compile_fx_inner(module, *args, **kwargs)
+        code = compile_fx_inner(module, *args, **kwargs)
+    generated(getattr(code, "source_code", None) or "")
+    return code
 
 
 def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:

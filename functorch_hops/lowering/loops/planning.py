@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
@@ -14,6 +14,7 @@ from ...errors import message
 from ...ir.build import add_params, copy_of
 from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
+from ..stages import COMPILED, generated, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
 from .body import lowered, statements
 from .forms import Branches, Form, Prefixes, Refused, Scan, While
@@ -33,11 +34,21 @@ _LAST_LINES = 5
 class LoopReport:
     """How a loop is lowered. ``taken``: "lanes" (one kernel, a block of lanes runs through all steps), "steps" (one
     kernel, its body a function) or "native" (torch's own operator). ``reason``: what prevented the one before.
+    ``trips``: how many steps it takes, if that is known; ``depth``: how many loops are around it.
     """
 
     operator: str
     taken: str
     reason: str | None = None
+    params: Params | None = field(default=None, compare=False, repr=False)
+    trips: int | None = field(default=None, compare=False)
+    depth: int = field(default=0, compare=False)
+
+    def of(self, params: Params, trips: int | None) -> LoopReport:
+        """The report as that of a call, or of a loop inside of it."""
+        if self.params is None:
+            return replace(self, params=params, trips=trips)
+        return replace(self, depth=self.depth + 1)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
         if params is None:
             continue
         operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
+        trips = params.trip_count(operands)
         form, reason = _form(params, operands, is_inner)
         if form is not None and params.has_effects and not node.users:
             form, reason = None, "nobody reads its results"  # and a kernel stays for these only
@@ -79,14 +91,15 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
             except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
                 reason = _failed(params.operator.label, error)
             else:
-                reports += inner
+                reports += [report.of(params, trips) for report in inner]
                 _replace(node, kernel, form)
                 continue
         if reason is not None:
-            reports.append(LoopReport(params.operator.label, "native", reason))
+            reports.append(LoopReport(params.operator.label, "native", reason, params, trips))
             if is_inner:
                 raise Refused(f"{params.operator.label} in its body: {reason}")
-        reports += _plan_inside(node, params, module, options, is_inner)
+        inside = _plan_inside(node, params, module, options, is_inner)
+        reports += inside if reason is None else [report.of(params, None) for report in inside]
     clean(module)
     return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports))
 
@@ -170,7 +183,10 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
 def _compile(kernel: Function, form: Form) -> None:
     """Compile before anything depends on it; Inductor finds the library in its cache."""
     inputs, outputs = ([meta.dtype for meta in metas] for metas in (form.inputs, form.outputs))
-    load(program(kernel.parts, kernel.name, kernel.workspace, inputs, outputs, ENTRY))
+    library = program(kernel.parts, kernel.name, kernel.workspace, inputs, outputs, ENTRY)
+    generated(library.source)
+    with stage(COMPILED):
+        load(library)
 
 
 def _failed(label: str, error: Exception) -> str:

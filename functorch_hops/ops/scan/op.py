@@ -29,6 +29,9 @@ class ScanParams(Params):
     def n_outputs(self) -> int:
         return len(self.body.outputs)
 
+    def trip_count(self, operands: Sequence[Any]) -> int | None:
+        return operands[0] if type(operands[0]) is int else None
+
 
 scan_op = Hop("scan", ScanParams)
 

@@ -1,0 +1,66 @@
+"""What a compilation took: seconds of each stage, the size of what was generated, what became of the loops."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["COMPILED", "GRAPH", "KERNELS", "PASSES", "Compilation", "compilation", "generated", "stage"]
+
+PASSES, KERNELS, COMPILED, GRAPH = "passes", "code of kernels", "compilation of kernels", "graph"
+"""The stages, in their order; "graph" is what the backend does."""
+
+
+@dataclass
+class Compilation:
+    """``seconds``: of each stage, without those of stages inside it. ``body``: the graph as the passes leave it;
+    ``loops``: reports of its loops by ``lowering.loops``.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    source_bytes: int = 0
+    body: Any = None
+    loops: tuple[Any, ...] = ()
+
+
+class _State(threading.local):
+    current: Compilation | None = None
+    inside = 0.0
+    """Seconds of the stages that ran inside of the present one."""
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def compilation() -> Iterator[Compilation]:
+    """Keep what is measured meanwhile, on this thread."""
+    outer = _state.current
+    _state.current = Compilation()
+    try:
+        yield _state.current
+    finally:
+        _state.current = outer
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    current, outer = _state.current, _state.inside
+    _state.inside, start = 0.0, time.perf_counter()
+    try:
+        yield
+    finally:
+        took = time.perf_counter() - start
+        if current is not None:
+            current.seconds[name] = current.seconds.get(name, 0.0) + took - _state.inside
+        _state.inside = outer + took
+
+
+def generated(source: str) -> None:
+    """This source was made for a compiler."""
+    if _state.current is not None:
+        _state.current.source_bytes += len(source)
