@@ -7,6 +7,7 @@ from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
     CaptureError,
+    CheckError,
     DataDependentError,
     FunctorchHopsError,
     InfiniteLoopError,
@@ -28,6 +29,7 @@ from .ops.map.api import map
 from .ops.mode import disable_jit, eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
+from .tools import debug
 from .tools.captures import assert_max_captures, log_captures
 from .tools.explain import Explanation, LoopExplanation, explain
 from .transforms import (
@@ -61,6 +63,7 @@ __all__ = [
     "CaptureError",
     "CaptureEvent",
     "CapturedGraph",
+    "CheckError",
     "DataDependentError",
     "Explanation",
     "FunctorchHopsError",
@@ -84,6 +87,7 @@ __all__ = [
     "custom_linear_solve",
     "custom_root",
     "custom_vjp",
+    "debug",
     "disable_jit",
     "eager_capture",
     "eval_shape",

@@ -25,6 +25,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "CaptureError",
+    "CheckError",
     "DataDependentError",
     "ErrorContext",
     "FunctorchHopsError",
@@ -85,6 +86,21 @@ class TooManyCapturesError(FunctorchHopsError, AssertionError):
     """A jitted function was captured more often than ``assert_max_captures`` allows."""
 
 
+class CheckError(FunctorchHopsError, AssertionError):
+    """A condition of ``debug.check`` does not hold. ``iteration``: of the loop around it, counted from 0, a tuple in
+    nested loops; ``lane``: of the vmap around it; None outside.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        iteration: int | tuple[int, ...] | None = None,
+        lane: int | tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.iteration, self.lane = iteration, lane
+
+
 class ErrorContext(NamedTuple):
     """Whose function is at fault: the public operation that the user called, and the user's name for the function.
 
@@ -108,6 +124,7 @@ def message(
     got: object = None,
     remedy: str | None = None,
     cause: BaseException | None = None,
+    at: tuple[str, int] | None = None,
 ) -> str:
     """Build the text of an error.
 
@@ -120,6 +137,7 @@ def message(
         got: what came instead.
         remedy: what to revise, as an imperative sentence.
         cause: the error that this one stands for: the user's line is where that one was raised.
+        at: file and line of the user's code, where it is not on the stack.
 
     >>> print(message("scan", "the carry changes its shape", path="carry['h']", expected="(3,)", got="(4,)"))
     ... # doctest: +ELLIPSIS
@@ -134,11 +152,15 @@ def message(
     rows = (("where", place or None), ("expected", expected), ("got", got), ("help", remedy))
     lines += [f"  {label}: {value}" for label, value in rows if value is not None]
     # Dynamo can't look at frames, and names the user's line by itself.
-    frame = None if torch.compiler.is_dynamo_compiling() else user_frame(cause)
+    frame = None if torch.compiler.is_dynamo_compiling() else _frame_at(at) or user_frame(cause)
     if frame is not None:
         line = f": {frame.line}" if frame.line else ""
         lines.append(f"  at {frame.filename}:{frame.lineno}{line}")
     return "\n".join(lines)
+
+
+def _frame_at(place: tuple[str, int] | None) -> traceback.FrameSummary | None:
+    return None if place is None else traceback.FrameSummary(*place, "")
 
 
 def warn(text: str, *, once: bool = False) -> None:

@@ -34,6 +34,8 @@ def functions() -> dict[str, Callable[..., Any]]:
     for name in policies.__all__:
         if inspect.isfunction(getattr(policies, name)):
             found[f"checkpoint_policies.{name}"] = getattr(policies, name)
+    for name in fh.debug.__all__:
+        found[f"debug.{name}"] = getattr(fh.debug, name)
     for cls in (fh.custom_jvp, fh.custom_vjp):
         for name, method in vars(cls).items():
             if not name.startswith("_") and inspect.isfunction(method):

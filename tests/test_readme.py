@@ -35,7 +35,7 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     blocks = python_blocks()
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         run_and_compare(block, namespace)
 

@@ -33,8 +33,9 @@ from ..errors import CaptureError, message
 from ..ir.build import Builder
 from ..ir.meta import Mask, TensorMeta, is_differentiable
 from ..ir.nodes import meta_of
-from ..ir.subgraph import Subgraph, has_effect, is_pinned, is_random_node
+from ..ir.subgraph import Subgraph, has_effect, is_pinned, is_random_node, params_of
 from ..passes.cleaning import close
+from ..passes.effects import silent
 from ..passes.redrawing import redrawing_loops
 from .joint import joint
 from .mincut import Cost, least_saved
@@ -190,7 +191,12 @@ class _Splitter:
             builder.placeholder(node, meta_of(node))
         for node in self.cts:
             builder.placeholder(node, meta_of(node))
-        return close(builder, self.grads, also=[n for n in self.backward if has_effect(n, self.module)])
+        backward = close(builder, self.grads, also=[n for n in self.backward if has_effect(n, self.module)])
+        return backward if any(map(self._holds_effects, self.backward)) else silent(backward)
+
+    def _holds_effects(self, node: fx.Node) -> bool:
+        params = params_of(node, self.module)
+        return params is not None and params.holds_effects
 
 
 def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:

@@ -20,6 +20,7 @@ from ..ir.dependence import Through
 from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
 from ..ir.subgraph import Params
+from ..passes.effects import silenced
 from ..trace.capture import current_capture
 from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
@@ -193,7 +194,7 @@ def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:
     """Residuals have cotangents: differentiate the augmented call (see NOTE [Residuals are outputs])."""
-    params = ctx.augmented
+    params = silenced(ctx.augmented)  # see NOTE [Effects happen once]
     again = vjp_forward(params, ctx.active)
     outs = operator_of(again)(again, *operands)
     with made_for(params.origin, "backward"):

@@ -158,7 +158,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         (values, dims) = _torch.unwrap_batched(operands, level)
         with interpreter.lower(), made_for(params.origin):
             randomness = interpreter.randomness()
-            if all(d is None for d in dims) and not (params.draws and randomness == "different"):
+            differ = params.holds_effects or (params.draws and randomness == "different")
+            if all(d is None for d in dims) and not differ:
                 return self(params, *values)
             values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
             mapped = tuple(d is not None for d in dims)

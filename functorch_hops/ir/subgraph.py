@@ -101,6 +101,9 @@ class Params(_Deriving):
     operator: ClassVar[Any]
     """The operator that takes these parameters (``hop.rules.operator_of``); it says so when it is made."""
 
+    is_effect: ClassVar[bool] = False
+    """Whether it is an effect of the user's (``fh.debug``)."""
+
     origin: Origin | None = field(init=False, repr=False, default_factory=origin_here)
     """Whose call this is, see NOTE [Origins]."""
 
@@ -168,6 +171,11 @@ class Params(_Deriving):
     def has_effects(self) -> bool:
         return any(body.has_effects for body in self.bodies)
 
+    @property
+    def holds_effects(self) -> bool:
+        """Whether it is an effect of the user's, or has one in its bodies: then lanes differ, if in nothing else."""
+        return self.is_effect or any(body.holds_effects for body in self.bodies)
+
 
 P = TypeVar("P", bound=Params)
 """The parameters of one operator."""
@@ -191,8 +199,9 @@ class Subgraph(_Deriving):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.random = any(is_random_node(node, module) for node in module.graph.nodes)
-        called = (params_of(node, module) for node in module.graph.nodes)
-        self.draws = self.random or any(params.draws for params in called if params is not None)
+        called = [params for node in module.graph.nodes if (params := params_of(node, module)) is not None]
+        self.draws = self.random or any(params.draws for params in called)
+        self.holds_effects = any(params.holds_effects for params in called)
         self.has_effects = any(has_effect(node, module) for node in module.graph.nodes)
         self._run: Callable[..., tuple[Tensor, ...]] | None = None
         shapes = [meta.shape for meta in self.inputs]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COMPILED", "GRAPH", "KERNELS", "PASSES", "Compilation", "compilation", "generated", "stage"]
+__all__ = ["COMPILED", "GRAPH", "KERNELS", "PASSES", "Compilation", "compilation", "generated", "keep_named", "stage"]
 
 PASSES, KERNELS, COMPILED, GRAPH = "passes", "code of kernels", "compilation of kernels", "graph"
 """The stages, in their order; "graph" is what the backend does."""
@@ -25,6 +25,8 @@ class Compilation:
     source_bytes: int = 0
     body: Any = None
     loops: tuple[Any, ...] = ()
+    named: list[Any] = field(default_factory=list)
+    """What the code knows by a number only: it lives as long as the code."""
 
 
 class _State(threading.local):
@@ -58,6 +60,14 @@ def stage(name: str) -> Iterator[None]:
         if current is not None:
             current.seconds[name] = current.seconds.get(name, 0.0) + took - _state.inside
         _state.inside = outer + took
+
+
+def keep_named(value: Any) -> None:
+    """Keep what compiled code will name by a number; in a trace that is not ours, for good."""
+    (_named_for_good if _state.current is None else _state.current.named).append(value)
+
+
+_named_for_good: list[Any] = []
 
 
 def generated(source: str) -> None:

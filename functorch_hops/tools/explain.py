@@ -7,13 +7,12 @@ import linecache
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..calls.arguments import P
 from ..calls.validate import check_callable
 from ..ir.subgraph import Params, Subgraph, params_of
 from ..lowering.backends import compilation_of, compiled
-from ..lowering.loops.planning import LoopReport
 from ..lowering.stages import COMPILED, GRAPH, KERNELS, PASSES
 from ..ops.associative_scan.op import AssociativeScanParams
 from ..ops.cond.op import CondParams
@@ -21,6 +20,9 @@ from ..ops.scan.op import ScanParams
 from ..ops.while_loop.op import WhileLoopParams
 from ..transforms import jit
 from ..transforms.jitted_function import JittedFunction
+
+if TYPE_CHECKING:  # it imports what compiles
+    from ..lowering.loops.planning import LoopReport
 
 __all__ = ["Explanation", "LoopExplanation", "explain"]
 

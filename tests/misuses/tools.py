@@ -3,7 +3,7 @@
 import torch
 
 import functorch_hops as fh
-from misuses.registry import X, misuse
+from misuses.registry import X, misuse, misuse_captured
 
 
 @misuse(fh.ArgumentTypeError, "plain")
@@ -16,6 +16,36 @@ def assert_max_captures_of_a_plain_function():
 def assert_max_captures_below_zero():
     with fh.assert_max_captures(fh.jit(torch.sin, backend="eager"), -1):
         pass
+
+
+@misuse(fh.ArgumentTypeError)
+def debug_print_without_a_format():
+    fh.debug.print(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def debug_callback_of_no_function():
+    fh.debug.callback("log", X)
+
+
+@misuse(fh.ArgumentTypeError)
+def debug_check_of_several_values():
+    fh.debug.check(X > 0, "not positive")
+
+
+@misuse(fh.ArgumentTypeError)
+def debug_check_without_a_message():
+    fh.debug.check(X.sum() > 0, X)
+
+
+@misuse(fh.CheckError)
+def debug_check_that_fails_in_a_loop():
+    fh.scan(lambda c, x: (fh.debug.check(x > 1, "{} is too small", x), (c, None))[1], 0.0, X)
+
+
+@misuse_captured(fh.CaptureError)
+def debug_print_in_an_exported_program():
+    fh.export(lambda x: (fh.debug.print("{}", x), x)[1], (X,))
 
 
 @misuse(fh.TooManyCapturesError, "plain")

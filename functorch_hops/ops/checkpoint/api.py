@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -17,6 +18,7 @@ from ...calls.validate import check_callable
 from ...ir.meta import TensorMeta
 from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
+from ..effect.running import effects_off
 from ..mode import is_capturing
 from .op import CheckpointParams, checkpoint_op
 from .policies import CheckpointPolicy, check_policy, nothing
@@ -84,8 +86,12 @@ def checkpointed_plainly(
 ) -> Any:
     """A call in plain eager, where no transform is active: torch's own, which needs no graph."""
 
+    is_first = True
+
     def call(*values: Any) -> Any:
-        with _torch.in_checkpoint():
+        nonlocal is_first
+        repeats, is_first = not is_first, False
+        with _torch.in_checkpoint(), effects_off() if repeats else contextlib.nullcontext():
             return func(*values, **kwargs)
 
     run = _Replayed(call) if preserve_rng_state else call

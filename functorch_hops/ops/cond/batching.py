@@ -16,6 +16,7 @@ from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
+from ..effect.marking import enter_scope, in_scope, new_scope
 from ..lanes import borrow_operands, select_lanes
 from .op import CondParams, cond_op
 
@@ -49,6 +50,10 @@ def _per_lane(
     results: list[Tensor] | None = None
     for i, branch in enumerate(batched_params.branches):
         taken = selector == i
+        if branch.holds_effects:
+            scope = branch.derive("scope", new_scope)
+            enter_scope(scope, taken)
+            branch = in_scope(branch, scope)
         mask = TensorMeta.of(taken)
         masked = CondParams((_zeros(branch, mask), _masked(branch, mask, mapped[1:])))
         outs = cond_op(masked, taken.any(), taken, *rest)

@@ -179,6 +179,10 @@ class Batched(CustomRuleParams):
     def has_effects(self) -> bool:
         return self.of.has_effects
 
+    @property
+    def holds_effects(self) -> bool:
+        return self.of.holds_effects
+
     def _batched(self, body: Subgraph, mapped: Mask, rest: Mask) -> tuple[Subgraph, Mask]:
         """A graph that begins with the outputs, over the batch; ``rest``: what else has it at least."""
         out = self.out

@@ -38,6 +38,7 @@ class PlainCarry:
         "_value",
         "_versions",
         "follow",
+        "goes_on",
         "settled_at",
         "steps",
     )
@@ -50,6 +51,8 @@ class PlainCarry:
         self.steps = 0
         self.settled_at = 0
         """The step from which on the carry was of one kind."""
+        self.goes_on = False
+        """Whether the rest of the loop runs as a graph."""
         self._expect(init.spec)
         self.follow: Callable[[Any], Any] = self._follow_first
 

@@ -17,6 +17,7 @@ from ...errors import ArgumentValueError, ErrorContext, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried, Part, Source
 from ..checkpoint.api import checkpointed_plainly
+from ..effect.marking import begin_loop, in_loop
 from ..loops.steps import PlainCarry, elements, stack_outputs
 from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, kinds_of, pair_of, step_kinds
 from ..mode import is_capturing
@@ -218,5 +219,8 @@ def _captured_scan(
     sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(given)), *map(Part, leaves)]
     carry, step = capture_step(context, f, initial, weak, sources, slices, xs_spec)
     carry_leaves = pytree.flatten(converted(init, kinds_of(carry)))[0]
-    outs = run_scan_graph(step.body, length, carry_leaves, leaves, step.lifted, reverse, unroll, remat)
+    body = step.body
+    if body.holds_effects:
+        body = in_loop(body, begin_loop(context.operation))
+    outs = run_scan_graph(body, length, carry_leaves, leaves, step.lifted, reverse, unroll, remat)
     return carry.unflatten(outs[: len(carry_leaves)]), step.output.unflatten(outs[len(carry_leaves) :])

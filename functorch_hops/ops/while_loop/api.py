@@ -20,6 +20,8 @@ from ...ir.subgraph import Subgraph
 from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
 from ...trace.speculate import speculate_subgraph
+from ..effect.marking import begin_loop, in_loop
+from ..effect.running import deferred_effects, perform
 from ..loops.steps import PlainCarry
 from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, followed, kinds_of
 from ..mode import is_capturing
@@ -117,14 +119,24 @@ def _plain_while_loop(
     max_steps: int | None,
 ) -> Any:
     carries, value = PlainCarry(context, init), init.tree
+    is_transformed = _torch.top_interpreter() is not None
     while max_steps is None or carries.steps < max_steps:
-        pred = _checked_predicate(cond_fn(value))
+        # A graph of the rest of the loop tests the condition once more.
+        effects: list[Any] = []
+        if is_transformed:
+            with deferred_effects() as effects:
+                pred = _checked_predicate(cond_fn(value))
+        else:
+            pred = _checked_predicate(cond_fn(value))
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - carries.steps
-                functions, static = (cond_fn, body_fn), (context, init.weak, rest, None)
+                functions, static = (cond_fn, body_fn), (context, init.weak, rest, None, carries.steps)
+                carries.goes_on = True
                 return as_graph("while_loop", _captured_while_loop, functions, (value,), *static, repeats=True)
             pred = _torch.read_number(pred)
+        for effect in effects:
+            perform(*effect)
         if not pred:
             break
         value = carries.follow(body_fn(value))
@@ -159,8 +171,9 @@ def _captured_while_loop(
     weak: Weak,
     max_steps: int | None,
     checkpoints: int | None,
+    first: int = 0,
 ) -> Any:
-    """The loop as one node; a bound on the steps is a counter in its carry."""
+    """The loop as one node; a bound on the steps is a counter in its carry. ``first``: the number of its first step."""
     (cond_fn, body_fn), (tree,) = functions, operands
     if max_steps is not None:
         start, follow = torch.zeros((), dtype=torch.int64), followed(context, InitialCarry(tree, weak, weak))
@@ -168,7 +181,7 @@ def _captured_while_loop(
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, follow(state[1], body_fn(state[1]))),
         )
-        _, value = _captured_while_loop(bounded, ((start, tree),), context, (None, *weak), None, checkpoints)
+        _, value = _captured_while_loop(bounded, ((start, tree),), context, (None, *weak), None, checkpoints, first)
         return value
     leaves, initial = OutputSpec.flatten(tree)
     sources = [Carried(x, i) for i, x in enumerate(leaves)]
@@ -182,6 +195,9 @@ def _captured_while_loop(
     if is_constant is False:
         return carry.unflatten(leaves)
     (cond_graph, body_graph), lifted = merge_lifted([cond, (body, lifted)], len(leaves))
+    if cond_graph.holds_effects or body_graph.holds_effects:
+        loop = begin_loop(context.operation, first)
+        cond_graph, body_graph = in_loop(cond_graph, loop, ends_step=False), in_loop(body_graph, loop)
     params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
     params, flat, restore = simplify_call(while_loop_passthrough, params, [*leaves, *lifted])
     return carry.unflatten(restore(while_loop_op(params, *flat)))

@@ -20,6 +20,7 @@ from ...derive.rewrite import rewritten
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
+from ..effect.marking import enter_scope, in_scope, new_scope
 from ..lanes import borrow_operands, expand_lanes, select_lanes
 from ..loops.carry import carry_fixpoint
 from .op import WhileLoopParams, merge_flags, while_loop_op
@@ -94,12 +95,18 @@ def _masked_step(
 ) -> Subgraph:
     """``(running, carry, consts) -> (running, carry, [running, stacked values])``."""
 
+    scope = new_scope()
+    has_scope = body.holds_effects or cond.holds_effects
+    inner_cond, inner_body = in_scope(cond, scope), in_scope(body, scope)
+
     def run(running: Tensor, *operands: Tensor) -> list[Tensor]:
+        if has_scope:
+            enter_scope(scope, running)
         masks = (*(True,) * n, *consts_mapped)
         borrowed = [borrow_operands(running, x) if m else x for x, m in zip(operands, masks)]
-        outs = body(*borrowed)
+        outs = inner_body(*borrowed)
         carry = [select_lanes(running, new, old) for new, old in zip(outs, operands[:n])]
-        still = running & cond(*carry, *operands[n:])[0]
+        still = running & inner_cond(*carry, *operands[n:])[0]
         return [still, *carry, *([running.clone(), *outs[n:]] if is_stacked else [])]
 
     key = ("masked step", cond, mask, consts_mapped, n, is_stacked)

@@ -25,6 +25,7 @@ from ...ir.dependence import needed_inputs
 from ...ir.generator import generator_state
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
+from ...passes.effects import silent
 from ...passes.rewiring import restricted
 from ..checkpoint.op import CheckpointParams, checkpoint_op
 from ..checkpoint.policies import nothing
@@ -53,10 +54,9 @@ class _Step:
 
     @classmethod
     def make(cls, params: WhileLoopParams, active: Mask) -> _Step:
-        body = params.body
         n = params.n_carry
-        plan = BackwardPlan.make(body, n, 0, active)
-        forward = plan.part.forward
+        plan = BackwardPlan.make(params.body, n, 0, active)
+        body, forward = silent(params.body), silent(plan.part.forward)  # see NOTE [Effects happen once]
         emitted = (False,) * n + (True,) * (len(forward.outputs) - n)
         read = [a or b for a, b in zip(needed_inputs(forward, emitted), plan.part.kept)]
         values = carry_fixpoint(read[:n], lambda c: needed_inputs(body, c)[:n])

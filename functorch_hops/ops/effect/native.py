@@ -1,0 +1,26 @@
+"""An effect as an operator of torch's own, for compilers: it names what happens by a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.node import has_side_effect
+
+from .running import perform_by_handle
+
+__all__ = ["effect"]
+
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
+_library.define("effect(Tensor[] operands, int handle) -> ()")
+_library.impl("effect", perform_by_handle, "CompositeExplicitAutograd")
+
+
+def _fake(operands: Sequence[Tensor], handle: int) -> None:
+    """Of an effect nothing is known but that it happens."""
+
+
+torch.library.register_fake("functorch_hops::effect", _fake, lib=_library)
+effect = torch.ops.functorch_hops.effect.default
+has_side_effect(effect)

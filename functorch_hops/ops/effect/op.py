@@ -1,0 +1,73 @@
+"""``effect``: one operator for all that a user does in a graph besides computing (``fh.debug``).
+
+NOTE [Effects and lanes] An effect has no outputs. It happens once for each lane of the vmaps around it, whether its
+operands differ between lanes or not; so vmap reaches it in every loop and branch (``Params.holds_effects``). In a lane
+that does not take a branch, or has finished a loop, it does not happen: the batched branch begins with an effect of
+ours, which notes the lanes that take it under the number of a ``scope``, and all effects in the branch ask for it.
+Vmaps further out add dimensions to both at the front: the mask of a scope is over the first lanes of an effect in it.
+
+NOTE [Effects and steps] In the same way a captured loop is preceded by an effect that sets its count of steps to 0, and
+each of its steps ends with one that adds 1. An effect in the loop names it. The steps of a loop that runs as Python are
+read off the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ...hop.operator import Hop
+from ...ir.meta import Mask
+from ...ir.subgraph import Params
+
+__all__ = ["Action", "EffectParams", "Loop", "effect_op"]
+
+
+class Loop(NamedTuple):
+    """A captured loop, for its count of steps: two that are at work at once differ in where they are, or in depth."""
+
+    operation: str
+    file: str
+    line: int
+    depth: int
+
+
+class Action:
+    """What happens. Equal actions are one in captured graphs."""
+
+    happens_in_each_lane: ClassVar[bool] = True
+
+    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
+        """In one lane, given the values of the operands there; if not ``happens_in_each_lane``, with all lanes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class EffectParams(Params):
+    """What happens, and where. Operands: the values that it needs. No outputs.
+
+    ``lanes``: the sizes of the vmaps around it, from the outermost; ``mapped``: for each operand, over which of them it
+    has a dimension (at front). ``scopes``, ``loops``: those that it is in, from the outermost.
+    """
+
+    is_effect: ClassVar[bool] = True
+
+    action: Action
+    lanes: tuple[Any, ...] = ()
+    mapped: tuple[Mask, ...] = ()
+    scopes: tuple[int, ...] = ()
+    loops: tuple[Loop, ...] = ()
+
+    @property
+    def n_outputs(self) -> int:
+        return 0
+
+    @property
+    def has_effects(self) -> bool:
+        return True
+
+
+effect_op = Hop("effect", EffectParams)

@@ -1,0 +1,95 @@
+"""All rules of effects: they have no outputs, hence no derivatives; they happen in each lane."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ... import _torch
+from ...errors import CaptureError, message
+from ...ir.dependence import Through
+from ...ir.meta import Mask
+from ...lowering.stages import keep_named
+from .native import effect
+from .op import EffectParams, effect_op
+from .running import handle_of, perform
+
+__all__ = [
+    "effect_abstract_eval",
+    "effect_batch",
+    "effect_dependent_outputs",
+    "effect_impl",
+    "effect_jvp",
+    "effect_lower",
+    "effect_passthrough",
+    "effect_prune",
+    "effect_vjp_backward",
+    "effect_vjp_forward",
+]
+
+
+def effect_impl(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    perform(params, operands)
+    return []
+
+
+def effect_abstract_eval(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    return []
+
+
+def effect_dependent_outputs(params: EffectParams, sources: Mask, through: Through) -> Mask:
+    return ()
+
+
+def effect_batch(
+    params: EffectParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
+) -> tuple[Sequence[Tensor], Mask]:
+    new = tuple((m, *old) for m, old in zip(mapped, params.mapped))
+    effect_op(replace(params, lanes=(size, *params.lanes), mapped=new), *operands)
+    return [], ()
+
+
+def effect_jvp(
+    params: EffectParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+    effect_op(params, *primals)
+    return [], []
+
+
+def effect_vjp_forward(params: EffectParams, active: Mask) -> EffectParams:
+    return params
+
+
+def effect_vjp_backward(
+    params: EffectParams,
+    active: Mask,
+    operands: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    return [None] * len(active)
+
+
+def effect_prune(params: EffectParams, used: Mask) -> None:
+    return None
+
+
+def effect_passthrough(params: EffectParams, operands: Sequence[Hashable]) -> None:
+    return None
+
+
+def effect_lower(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    if _torch.is_exporting():
+        raise CaptureError(
+            message(
+                "export",
+                "a program that is exported can't print, check or call back",
+                remedy="leave fh.debug out of what is exported",
+                at=None if params.origin is None else (params.origin.file, params.origin.line),
+            )
+        )
+    keep_named(params)
+    effect(list(operands), handle_of(params))
+    return []

@@ -1,0 +1,185 @@
+"""Effects at run time: in which lanes and steps they happen, and what is known of both."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...trace.capture import outside_of_captures
+from ..loops.steps import PlainCarry
+from .op import Action, EffectParams, Loop
+
+__all__ = [
+    "BeginLoop",
+    "EndStep",
+    "EnterScope",
+    "deferred_effects",
+    "effects_off",
+    "handle_of",
+    "iteration_of",
+    "perform",
+    "perform_by_handle",
+]
+
+
+Happening = tuple[EffectParams, Sequence[Tensor]]
+
+
+class _State(threading.local):
+    is_off = False
+    deferred: list[Happening] | None = None
+
+    def __init__(self) -> None:
+        self.steps: dict[Loop, int] = {}
+        self.masks: dict[int, Tensor] = {}
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def effects_off() -> Iterator[None]:
+    """Nothing happens meanwhile, on this thread: what is computed has been computed before."""
+    outer, _state.is_off = _state.is_off, True
+    try:
+        yield
+    finally:
+        _state.is_off = outer
+
+
+@contextlib.contextmanager
+def deferred_effects() -> Iterator[list[Happening]]:
+    """What would happen meanwhile, on this thread, is put into a list, for ``perform``."""
+    outer, _state.deferred = _state.deferred, []
+    try:
+        yield _state.deferred
+    finally:
+        _state.deferred = outer
+
+
+@dataclass(frozen=True)
+class BeginLoop(Action):
+    """A captured loop begins with step number ``first``."""
+
+    loop: Loop
+    first: int
+    happens_in_each_lane: ClassVar[bool] = False
+
+    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
+        _state.steps[self.loop] = self.first
+
+    def __str__(self) -> str:
+        return "begin loop"
+
+
+@dataclass(frozen=True)
+class EndStep(Action):
+    """A step of a captured loop ends."""
+
+    loop: Loop
+    happens_in_each_lane: ClassVar[bool] = False
+
+    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
+        _state.steps[self.loop] = _state.steps.get(self.loop, 0) + 1
+
+    def __str__(self) -> str:
+        return "end step"
+
+
+@dataclass(frozen=True)
+class EnterScope(Action):
+    """The one operand says which lanes take what follows under this number."""
+
+    scope: int
+    happens_in_each_lane: ClassVar[bool] = False
+
+    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
+        (mask,), (mapped,) = values, params.mapped
+        shape = [size if m else 1 for size, m in zip(params.lanes, mapped)]
+        _state.masks[self.scope] = mask.detach().reshape(shape).expand(params.lanes).clone()
+
+    def __str__(self) -> str:
+        return f"enter scope {self.scope}"
+
+
+def perform(params: EffectParams, operands: Sequence[Tensor]) -> None:
+    """Let an effect happen, in the order of its lanes."""
+    if _state.is_off:
+        return
+    if _state.deferred is not None:
+        _state.deferred.append((params, operands))
+        return
+    action = params.action
+    with outside_of_captures(), torch.no_grad():
+        if not action.happens_in_each_lane:
+            action(params, operands, ())
+            return
+        masks = [_state.masks[scope] for scope in params.scopes]
+        for lane in itertools.product(*map(range, params.lanes)):
+            if all(mask[lane[: mask.dim()]] for mask in masks):
+                values = [
+                    x.detach()[tuple(i for i, m in zip(lane, mapped) if m)].clone()
+                    for x, mapped in zip(operands, params.mapped)
+                ]
+                with _kept_state():
+                    action(params, values, lane)
+
+
+@contextlib.contextmanager
+def _kept_state() -> Iterator[None]:
+    """The user may run anything, the same loop included."""
+    steps, masks = _state.steps, _state.masks
+    _state.steps, _state.masks = dict(steps), dict(masks)
+    try:
+        yield
+    finally:
+        _state.steps, _state.masks = steps, masks
+
+
+def iteration_of(params: EffectParams) -> tuple[int, ...]:
+    """The steps, counted from 0, of the loops around an effect that happens now, from the outermost."""
+    return (*_plain_steps(), *(_state.steps.get(loop, 0) for loop in params.loops))
+
+
+def _plain_steps() -> list[int]:
+    """Of the loops on this thread that run as Python."""
+    found: dict[int, PlainCarry] = {}
+    frame, effects = sys._getframe(1), 0
+    while frame is not None:
+        effects += frame.f_code is perform.__code__
+        if effects > 1:
+            break  # around it is the one whose callback this is in
+        if frame.f_globals.get("PlainCarry") is PlainCarry:
+            carry = frame.f_locals.get("carries")
+            if isinstance(carry, PlainCarry) and not carry.goes_on:
+                found[id(carry)] = carry
+        frame = frame.f_back  # type: ignore[assignment]
+    return [carry.steps for carry in found.values()][::-1]
+
+
+_handles: weakref.WeakValueDictionary[int, EffectParams] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+
+
+def handle_of(params: EffectParams) -> int:
+    """A number under which compiled code finds an effect, as long as somebody keeps it."""
+
+    def make() -> int:
+        number = next(_numbers)
+        _handles[number] = params
+        return number
+
+    return params.derive("handle", make)
+
+
+def perform_by_handle(operands: Sequence[Tensor], handle: int) -> None:
+    perform(_handles[handle], operands)
