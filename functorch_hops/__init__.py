@@ -31,6 +31,7 @@ from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
 from .tools import debug
 from .tools.captures import assert_max_captures, log_captures
+from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
 from .transforms import (
     CacheInfo,
@@ -89,6 +90,7 @@ __all__ = [
     "custom_vjp",
     "debug",
     "disable_jit",
+    "draw",
     "eager_capture",
     "eval_shape",
     "explain",

@@ -18,6 +18,16 @@ def assert_max_captures_below_zero():
         pass
 
 
+@misuse(fh.ArgumentTypeError, "plain")
+def draw_of_a_function():
+    fh.draw(torch.sin, "sin.svg")
+
+
+@misuse(fh.ArgumentValueError, "plain")
+def draw_as_an_unknown_kind():
+    fh.draw(fh.make_graph(torch.sin)(X), "sin.png")
+
+
 @misuse(fh.ArgumentTypeError)
 def debug_print_without_a_format():
     fh.debug.print(X)
