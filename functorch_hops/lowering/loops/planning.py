@@ -132,7 +132,7 @@ def _effects(params: Params) -> Iterator[Any]:
         for node in body.module.graph.nodes:
             if has_effect(node, body.module):
                 inner = params_of(node, body.module)
-                yield from [node.target] if inner is None else _effects(inner)
+                yield from [node.target] if inner is None or inner.is_effect else _effects(inner)
 
 
 def _plan_inside(
