@@ -18,6 +18,7 @@ from .errors import (
     TreeMismatchError,
 )
 from .ops.associative_scan.api import associative_scan
+from .ops.callback.api import pure_callback
 from .ops.checkpoint import policies as checkpoint_policies
 from .ops.checkpoint.api import checkpoint
 from .ops.checkpoint_name.api import checkpoint_name
@@ -106,6 +107,7 @@ __all__ = [
     "log_captures",
     "make_graph",
     "map",
+    "pure_callback",
     "scan",
     "switch",
     "value_and_grad",

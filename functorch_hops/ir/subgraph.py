@@ -104,6 +104,9 @@ class Params(_Deriving):
     is_effect: ClassVar[bool] = False
     """Whether it is an effect of the user's (``fh.debug``)."""
 
+    calls_python: ClassVar[bool] = False
+    """Whether it calls a Python function of the user's for its results."""
+
     origin: Origin | None = field(init=False, repr=False, default_factory=origin_here)
     """Whose call this is, see NOTE [Origins]."""
 

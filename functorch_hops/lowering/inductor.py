@@ -2,9 +2,10 @@
 
 NOTE [Loops run from C++] A loop that is no kernel of its own (``loops``) is torch's: Inductor compiles its body to
 kernels, and the loop around them to a wrapper that launches these: in Python, which costs some microseconds for each
-kernel and step, or in C++. A graph with such a loop gets the latter. Three things are left to the former: a loop that
+kernel and step, or in C++. A graph with such a loop gets the latter. Four things are left to the former: a loop that
 stacks all its carries, which the C++ wrapper of torch 2.13 has no code for, one whose operators check something, since
-C++ loses the text of their errors, and graphs on other devices, where this was not measured.
+C++ loses the text of their errors, one that calls Python, at which C++ ends the process, and graphs on other devices,
+where this was not measured.
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
@@ -158,6 +159,7 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
         return {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
     is_quiet = not any(params.has_effects for params, _ in loops)
+    is_quiet = is_quiet and not any(params.calls_python for params in _operators(module))
     can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 

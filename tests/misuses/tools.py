@@ -1,9 +1,9 @@
-"""Wrong use of the tools."""
+"""Wrong use of the tools. Under jit, what nobody needs is not called."""
 
 import torch
 
 import functorch_hops as fh
-from misuses.registry import X, misuse, misuse_captured
+from misuses.registry import X, misuse
 
 
 @misuse(fh.ArgumentTypeError, "plain")
@@ -26,6 +26,31 @@ def draw_of_a_function():
 @misuse(fh.ArgumentValueError, "plain")
 def draw_as_an_unknown_kind():
     fh.draw(fh.make_graph(torch.sin)(X), "sin.png")
+
+
+@misuse(fh.ArgumentTypeError)
+def pure_callback_without_a_description():
+    fh.pure_callback(lambda x: x, "like x", X)
+
+
+@misuse(fh.MetadataMismatchError, "plain captured")
+def pure_callback_of_another_shape():
+    fh.pure_callback(lambda x: x[:1], X, X)
+
+
+@misuse(fh.TreeMismatchError, "plain captured")
+def pure_callback_of_another_tree():
+    fh.pure_callback(lambda x: (x, x), X, X)
+
+
+@misuse(fh.ArgumentTypeError, "plain captured")
+def pure_callback_without_a_derivative():
+    fh.grad(lambda x: fh.pure_callback(lambda x: x, x, x).sum())(X)
+
+
+@misuse(fh.CaptureError, "plain captured")
+def pure_callback_in_an_exported_program():
+    fh.export(lambda x: fh.pure_callback(lambda x: x, x, x), (X,))
 
 
 @misuse(fh.ArgumentTypeError)
@@ -53,7 +78,7 @@ def debug_check_that_fails_in_a_loop():
     fh.scan(lambda c, x: (fh.debug.check(x > 1, "{} is too small", x), (c, None))[1], 0.0, X)
 
 
-@misuse_captured(fh.CaptureError)
+@misuse(fh.CaptureError, "plain captured")
 def debug_print_in_an_exported_program():
     fh.export(lambda x: (fh.debug.print("{}", x), x)[1], (X,))
 

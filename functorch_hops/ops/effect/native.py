@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 
-from .running import perform_by_handle
+from ..handles import params_at
+from .running import perform
 
 __all__ = ["effect"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
-_library.define("effect(Tensor[] operands, int handle) -> ()")
-_library.impl("effect", perform_by_handle, "CompositeExplicitAutograd")
+_library.define("effect(Tensor[] operands, int number) -> ()")
 
 
-def _fake(operands: Sequence[Tensor], handle: int) -> None:
+def _run(operands: Sequence[Tensor], number: int) -> None:
+    perform(params_at(number), operands)  # type: ignore[arg-type]
+
+
+def _fake(operands: Sequence[Tensor], number: int) -> None:
     """Of an effect nothing is known but that it happens."""
 
 
+_library.impl("effect", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("functorch_hops::effect", _fake, lib=_library)
 effect = torch.ops.functorch_hops.effect.default
 has_side_effect(effect)

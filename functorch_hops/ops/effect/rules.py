@@ -11,10 +11,10 @@ from ... import _torch
 from ...errors import CaptureError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask
-from ...lowering.stages import keep_named
+from ..handles import number_of
 from .native import effect
 from .op import EffectParams, effect_op
-from .running import handle_of, perform
+from .running import perform
 
 __all__ = [
     "effect_abstract_eval",
@@ -90,6 +90,5 @@ def effect_lower(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[T
                 at=None if params.origin is None else (params.origin.file, params.origin.line),
             )
         )
-    keep_named(params)
-    effect(list(operands), handle_of(params))
+    effect(list(operands), number_of(params))
     return []

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import sys
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,10 +23,8 @@ __all__ = [
     "EnterScope",
     "deferred_effects",
     "effects_off",
-    "handle_of",
     "iteration_of",
     "perform",
-    "perform_by_handle",
 ]
 
 
@@ -164,22 +161,3 @@ def _plain_steps() -> list[int]:
                 found[id(carry)] = carry
         frame = frame.f_back  # type: ignore[assignment]
     return [carry.steps for carry in found.values()][::-1]
-
-
-_handles: weakref.WeakValueDictionary[int, EffectParams] = weakref.WeakValueDictionary()
-_numbers = itertools.count(1)
-
-
-def handle_of(params: EffectParams) -> int:
-    """A number under which compiled code finds an effect, as long as somebody keeps it."""
-
-    def make() -> int:
-        number = next(_numbers)
-        _handles[number] = params
-        return number
-
-    return params.derive("handle", make)
-
-
-def perform_by_handle(operands: Sequence[Tensor], handle: int) -> None:
-    perform(_handles[handle], operands)

@@ -1,0 +1,45 @@
+"""``callback``: the results of a Python function that no graph can hold, such as one of NumPy or SciPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...calls.output import OutputSpec
+from ...hop.operator import Hop
+from ...ir.meta import Mask, TensorMeta
+from ...ir.subgraph import Params
+
+__all__ = ["CallbackParams", "callback_op"]
+
+
+@dataclass(frozen=True, eq=False)
+class CallbackParams(Params):
+    """``call``: the tree of the arguments and its constants; ``outputs``: the tensors that one call returns.
+
+    Operands: the tensors among the arguments; outputs: those of all lanes. ``lanes``: the sizes of the vmaps around,
+    from the outermost; ``mapped``: for each operand, over which of them it has a dimension (at front). ``at_once``: one
+    call takes and returns all lanes.
+    """
+
+    calls_python: ClassVar[bool] = True
+
+    function: Callable[..., Any]
+    call: OutputSpec
+    outputs: tuple[TensorMeta, ...]
+    at_once: bool
+    lanes: tuple[Any, ...] = ()
+    mapped: tuple[Mask, ...] = ()
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.outputs)
+
+    @property
+    def all_outputs(self) -> tuple[TensorMeta, ...]:
+        """The outputs with the dimensions of the lanes."""
+        return tuple(TensorMeta((*self.lanes, *meta.shape), meta.dtype, meta.device) for meta in self.outputs)
+
+
+callback_op = Hop("callback", CallbackParams)
