@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ __all__ = [
     "BeginLoop",
     "EndStep",
     "EnterScope",
-    "deferred_effects",
     "effects_off",
     "iteration_of",
     "perform",
+    "with_deferred_effects",
 ]
 
 
@@ -53,12 +53,12 @@ def effects_off() -> Iterator[None]:
         _state.is_off = outer
 
 
-@contextlib.contextmanager
-def deferred_effects() -> Iterator[list[Happening]]:
-    """What would happen meanwhile, on this thread, is put into a list, for ``perform``."""
-    outer, _state.deferred = _state.deferred, []
+def with_deferred_effects(function: Callable[[Any], Any], value: Any) -> tuple[Any, list[Happening]]:
+    """``function(value)``, and what would happen in it, for ``perform``."""
+    outer, happenings = _state.deferred, list[Happening]()
+    _state.deferred = happenings
     try:
-        yield _state.deferred
+        return function(value), happenings
     finally:
         _state.deferred = outer
 

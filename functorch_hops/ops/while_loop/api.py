@@ -21,7 +21,7 @@ from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
 from ...trace.speculate import speculate_subgraph
 from ..effect.marking import begin_loop, in_loop
-from ..effect.running import deferred_effects, perform
+from ..effect.running import perform, with_deferred_effects
 from ..loops.steps import PlainCarry
 from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, followed, kinds_of
 from ..mode import is_capturing
@@ -122,12 +122,8 @@ def _plain_while_loop(
     is_transformed = _torch.top_interpreter() is not None
     while max_steps is None or carries.steps < max_steps:
         # A graph of the rest of the loop tests the condition once more.
-        effects: list[Any] = []
-        if is_transformed:
-            with deferred_effects() as effects:
-                pred = _checked_predicate(cond_fn(value))
-        else:
-            pred = _checked_predicate(cond_fn(value))
+        tested, effects = with_deferred_effects(cond_fn, value) if is_transformed else (cond_fn(value), ())
+        pred = _checked_predicate(tested)
         if isinstance(pred, Tensor):
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - carries.steps
