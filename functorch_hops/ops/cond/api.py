@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _torch, pytree
 from ...calls.arguments import is_operand
+from ...calls.notes import note_body
 from ...calls.numbers import as_number, numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
@@ -74,10 +75,10 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
             expected = "a bool, a number, or a tensor of one element"
             text = message("cond", "not a predicate", parameter="pred", expected=expected, got=kind_of(pred))
             raise ArgumentTypeError(text)
-        return _run(true_fn if pred else false_fn, operands)
+        return _run("cond", true_fn if pred else false_fn, operands)
     _check_one_element("cond", "pred", pred)
     if not is_capturing() and not _torch.is_batched(pred):
-        return _run(true_fn if _torch.read_number(pred) else false_fn, operands)
+        return _run("cond", true_fn if _torch.read_number(pred) else false_fn, operands)
     selector = pred.reshape(())
     selector = selector if selector.dtype == torch.bool else selector != 0
     names = ("false_fn", "true_fn")
@@ -130,22 +131,26 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     if not isinstance(index, Tensor):
         # A bool chooses between two branches.
         number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)
-        return _run(branches[min(max(int(number), 0), last)], operands)
+        return _run("switch", branches[min(max(int(number), 0), last)], operands)
     _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
         text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))
         raise ArgumentTypeError(text)
     if not is_capturing() and not _torch.is_batched(index):
-        return _run(branches[min(max(int(_torch.read_number(index)), 0), last)], operands)
+        return _run("switch", branches[min(max(int(_torch.read_number(index)), 0), last)], operands)
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     names = tuple(f"branches[{i}]" for i in range(len(branches)))
     arguments = (selector, *numbers_as_tensors(operands))
     return as_graph("switch", _captured_cond, branches, arguments, "switch", names)
 
 
-def _run(branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+def _run(operation: str, branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     given = numbers_as_tensors(operands)
-    result = numbers_as_tensors(branch(*given))
+    try:
+        result = numbers_as_tensors(branch(*given))
+    except Exception as error:
+        note_body(error, operation, branch, given)
+        raise
     return with_own_memory(result, (x for x in pytree.flatten(given)[0] if isinstance(x, Tensor)), branch)
 
 
@@ -185,7 +190,11 @@ def _captured_cond(
             return tensors
 
         sources = [Itself(x) for x in leaves]
-        captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
+        try:
+            captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
+        except Exception as error:
+            note_body(error, operation, branch, tuple(operands))
+            raise
     # The user names the true branch first.
     order = reversed(range(len(branches))) if operation == "cond" else range(len(branches))
     first, *others = [(names[i], specs[i]) for i in order]

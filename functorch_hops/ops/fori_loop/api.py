@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.notes import note_body
 from ...calls.validate import as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from ..loops.steps import PlainCarry
@@ -81,8 +82,12 @@ def _run(
         leaves, spec = pytree.flatten(indices)
         return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
     carries, value = PlainCarry(context, init), init.tree
-    for i in range(lower, upper):
-        value = carries.follow(body_fn(torch.tensor(i), value))
+    try:
+        for i in range(lower, upper):
+            value = carries.follow(body_fn(torch.tensor(i), value))
+    except Exception as error:
+        note_body(error, context.operation, body_fn, (), step=carries.steps)
+        raise
     return carries.final(value, step, [torch.tensor(0)])
 
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
@@ -174,11 +175,15 @@ def _plain_scan(
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []
-        for x in xs:
-            result = f(carry, x)
-            returned, y = result if type(result) is tuple and len(result) == 2 else pair_of(result)
-            carry = carries.follow(returned)
-            ys.append(y)
+        try:
+            for x in xs:
+                result = f(carry, x)
+                returned, y = result if type(result) is tuple and len(result) == 2 else pair_of(result)
+                carry = carries.follow(returned)
+                ys.append(y)
+        except Exception as error:
+            note_body(error, context.operation, f, (), step=carries.steps)
+            raise
         return carry, ys
 
     xs = elements(leaves, xs_spec, length, reverse)
@@ -217,7 +222,11 @@ def _captured_scan(
     slices = [TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in leaves]
     given, initial = OutputSpec.flatten(init)
     sources: list[Source] = [*(Carried(x, i) for i, x in enumerate(given)), *map(Part, leaves)]
-    carry, step = capture_step(context, f, initial, weak, sources, slices, xs_spec)
+    try:
+        carry, step = capture_step(context, f, initial, weak, sources, slices, xs_spec)
+    except Exception as error:
+        note_body(error, context.operation, f, ())
+        raise
     carry_leaves = pytree.flatten(converted(init, kinds_of(carry)))[0]
     body = step.body
     if body.holds_effects:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.notes import note_body
 from ...calls.numbers import as_number
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
@@ -118,7 +119,24 @@ def _plain_while_loop(
     init: InitialCarry,
     max_steps: int | None,
 ) -> Any:
-    carries, value = PlainCarry(context, init), init.tree
+    carries = PlainCarry(context, init)
+    try:
+        return _plain_steps(carries, context, cond_fn, body_fn, init, max_steps)
+    except Exception as error:
+        if not carries.goes_on:
+            note_body(error, context.operation, body_fn, (init.tree,), step=carries.steps)
+        raise
+
+
+def _plain_steps(
+    carries: PlainCarry,
+    context: ErrorContext,
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: InitialCarry,
+    max_steps: int | None,
+) -> Any:
+    value = init.tree
     is_transformed = _torch.top_interpreter() is not None
     while max_steps is None or carries.steps < max_steps:
         # A graph of the rest of the loop tests the condition once more.
@@ -171,13 +189,30 @@ def _captured_while_loop(
 ) -> Any:
     """The loop as one node; a bound on the steps is a counter in its carry. ``first``: the number of its first step."""
     (cond_fn, body_fn), (tree,) = functions, operands
+    try:
+        return _captured_steps(cond_fn, body_fn, tree, context, weak, max_steps, checkpoints, first)
+    except Exception as error:
+        note_body(error, context.operation, body_fn, (tree,))
+        raise
+
+
+def _captured_steps(
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    tree: Any,
+    context: ErrorContext,
+    weak: Weak,
+    max_steps: int | None,
+    checkpoints: int | None,
+    first: int,
+) -> Any:
     if max_steps is not None:
         start, follow = torch.zeros((), dtype=torch.int64), followed(context, InitialCarry(tree, weak, weak))
         bounded = (
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, follow(state[1], body_fn(state[1]))),
         )
-        _, value = _captured_while_loop(bounded, ((start, tree),), context, (None, *weak), None, checkpoints, first)
+        _, value = _captured_steps(*bounded, (start, tree), context, (None, *weak), None, checkpoints, first)
         return value
     leaves, initial = OutputSpec.flatten(tree)
     sources = [Carried(x, i) for i, x in enumerate(leaves)]
