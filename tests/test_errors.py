@@ -21,6 +21,8 @@ BASES = {
     "InputMutationError": (RuntimeError,),
     "LeakedTensorError": (RuntimeError,),
     "InfiniteLoopError": (RuntimeError,),
+    "CheckError": (AssertionError,),
+    "TooManyCapturesError": (AssertionError,),
 }
 
 
