@@ -95,7 +95,7 @@ def backward_operands(
     """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
     sizes = body.bind(operands)
     given = zip(cotangents, body.outputs, reached)
-    cts = [meta.at(sizes).or_zeros(ct) for ct, meta, r in given if r]
+    cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, r in given if r]
     return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
 
 

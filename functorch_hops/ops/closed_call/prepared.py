@@ -4,6 +4,7 @@ settled before.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +18,7 @@ from ...hop.rules import Maybe
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
-from ...lowering.backends import compiled
+from ...lowering.backends import Compiled, compiled
 from ...trace.capture import current_capture
 from .op import ClosedCallParams
 from .rules import closed_call_vjp_forward
@@ -64,22 +65,23 @@ class PreparedCall(PlainCall):
 
     def __init__(self, params: ClosedCallParams, augmented: ClosedCallParams, active: Mask, run: Run) -> None:
         super().__init__(augmented)
-        self._run = run
-        self._params, self._active = params, active
+        self._run, self._params, self._active = run, params, active
         self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
         self._partition = partition(params.body, active, self._reached)
+
+    @functools.cached_property
+    def _backward(self) -> Compiled:
+        return compiled(self._partition.backward, self._params.backend)
 
     def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._run([*operands])  # type: ignore[return-value]
 
     def pull(self, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
-        given = [ct for ct in cotangents if ct is not None]
-        n = self._params.n_outputs
+        n, given = self._params.n_outputs, [ct for ct in cotangents if ct is not None]
         is_first_order = not torch.is_grad_enabled() and all(ct is None for ct in cotangents[n:])
-        if not is_first_order or current_capture() is not None or _torch.in_legacy_vmap() or not is_plain(given):
+        is_alone = current_capture() is None and not (_torch.in_legacy_vmap() or _torch.autocast_enabled())
+        if not (is_first_order and is_alone and is_plain(given)):
             return None
-        part, body = self._partition, self._params.body
-        back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
-        with _torch.autocast_off():
-            grads = iter(compiled(part.backward, self._params.backend)(back))
+        back = backward_operands(self._partition, self._params.body, self._reached, operands, residuals, cotangents)
+        grads = iter(self._backward(back))
         return [next(grads).contiguous() if a else None for a in self._active]
