@@ -31,7 +31,7 @@ from ..trace.speculate import lift_operands
 from .autograd import PlainCall, RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
 from .rules import Rules
 
-__all__ = ["Hop", "is_plain"]
+__all__ = ["Hop", "is_plain_call"]
 
 
 class Hop(_torch.HigherOrderOperator, Generic[P]):
@@ -76,7 +76,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _torch.is_legacy_batched(operands):
             return over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
-        if is_plain(operands):
+        if is_plain_call(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
                 if True in active:
@@ -201,7 +201,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return outs[: params.n_outputs]
 
 
-def is_plain(operands: Sequence[Any]) -> bool:
+def is_plain_call(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False

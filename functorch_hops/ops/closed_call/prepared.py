@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import _torch
 from ...derive.partition import backward_operands, partition
 from ...hop.autograd import PlainCall, RecordedCall
-from ...hop.operator import is_plain
+from ...hop.operator import is_plain_call
 from ...hop.rules import Maybe
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
@@ -80,7 +80,7 @@ class PreparedCall(PlainCall):
         n, given = self._params.n_outputs, [ct for ct in cotangents if ct is not None]
         is_first_order = not torch.is_grad_enabled() and all(ct is None for ct in cotangents[n:])
         is_alone = current_capture() is None and not (_torch.in_legacy_vmap() or _torch.autocast_enabled())
-        if not (is_first_order and is_alone and is_plain(given)):
+        if not (is_first_order and is_alone and is_plain_call(given)):
             return None
         back = backward_operands(self._partition, self._params.body, self._reached, operands, residuals, cotangents)
         grads = iter(self._backward(back))
