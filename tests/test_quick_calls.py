@@ -347,12 +347,12 @@ def test_tensors_of_the_environment_are_compared(searches):
 
 
 def test_sparse_tensors_go_the_long_way():
-    sparse = torch.eye(2).to_sparse()
-    weights = [torch.ones(2), sparse]
-    f = lambda x: x * weights[0]
+    weights = [torch.ones(2), torch.eye(2).to_sparse()]
+    f = lambda x, matrix: x * weights[0] + matrix @ x
     jitted = fh.jit(f, backend="eager")
-    for _ in range(3):
-        close(jitted(X), f(X))
+    for matrix in (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()):
+        for _ in range(3):
+            close(jitted(X, matrix), f(X, matrix))
 
 
 def test_what_the_function_asked_is_compared():

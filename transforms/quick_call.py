@@ -17,7 +17,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from functorch_hops import _torch
@@ -93,7 +92,7 @@ def _run(
 
 
 def _is_common(tensor: Tensor) -> bool:
-    return type(tensor) in _torch.PLAIN_TYPES and tensor.layout is torch.strided
+    return type(tensor) in _torch.PLAIN_TYPES and _torch.is_dense(tensor)
 
 
 def _write_settings(source: Source, backend: Any) -> None:

@@ -146,10 +146,10 @@ def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            return _with_index_errors(compile_graph(module, fakes, options))
+            return _with_eager_errors(compile_graph(module, fakes, options))
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
-        return _with_index_errors(lambda operands: run(*operands))
+        return _with_eager_errors(lambda operands: run(*operands))
 
 
 def _copied(body: Subgraph) -> fx.Graph:
@@ -164,8 +164,8 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
     return {"options": dict(backend.options)} if backend.options else {}
 
 
-def _with_index_errors(code: Code) -> Code:
-    """An index that a kernel found out of bounds is an IndexError, as in eager Python."""
+def _with_eager_errors(code: Code) -> Code:
+    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager."""
 
     def call(operands: list[Tensor]) -> Sequence[Tensor]:
         try:
