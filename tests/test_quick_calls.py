@@ -260,6 +260,23 @@ def test_settings_are_compared(name, searches):
     assert len(searches) == 1
 
 
+def test_a_default_device_is_a_setting(searches):
+    f = lambda x: x + torch.ones(2)
+    with torch.device("cpu"):
+        jitted = prepared(f, X)
+    searches.clear()
+    with torch.device("cpu"):
+        close(jitted(Y), f(Y))
+        assert not searches
+        with SeenFunctions():
+            close(jitted(Y), f(Y))
+        assert len(searches) == 1
+    with torch.device("meta"):
+        assert jitted(torch.ones(2)).is_meta
+    close(jitted(X), f(X))
+    assert len(searches) == 3
+
+
 def test_the_configuration_of_inductor_is_compared():
     from torch._inductor import config
 
