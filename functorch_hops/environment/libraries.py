@@ -9,7 +9,7 @@ known to compute only (torch, NumPy, what `origin` lists) and the standard libra
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -70,10 +70,10 @@ def _functions_in(value: Any) -> Iterator[Any]:
 _HOLDERS = (staticmethod, classmethod, property, functools.cached_property, functools.partial, MethodType)
 
 
-def _called(function: FunctionType) -> Iterable[Any]:
+def _called(function: FunctionType) -> list[FunctionType | type]:
     """The functions and classes that the globals of a function, or the modules among them, hold."""
     inner = function.__dict__.get("__wrapped__")
-    found = [inner] if isinstance(inner, FunctionType) else []
+    found: list[FunctionType | type] = [inner] if isinstance(inner, FunctionType) else []
     facts = code_facts(function.__code__)
     for kind, name in facts.roots:
         held = function.__globals__.get(name) if kind == "global" else None
