@@ -33,6 +33,7 @@ __all__ = [
     "is_called_by_functorch",
     "is_tracked_at",
     "is_wrapped",
+    "numbers_of_lanes",
     "read_number",
     "restore_vmap",
     "top_interpreter",
@@ -112,6 +113,14 @@ def in_gradient_level() -> bool:
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
     return TransformType.Jvp in _level_keys()
+
+
+def numbers_of_lanes() -> tuple[Any, ...]:
+    """How many lanes each vmap around has, from the outermost on."""
+    levels = (_functorch.get_interpreter_stack() or ()) if top_interpreter() is not None else ()
+    return tuple(
+        _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if level.key() == TransformType.Vmap
+    )
 
 
 def _level_keys() -> list[Any]:
