@@ -33,6 +33,7 @@ __all__ = [
     "is_called_by_functorch",
     "is_tracked_at",
     "is_wrapped",
+    "number_of_derivatives",
     "numbers_of_lanes",
     "read_number",
     "restore_vmap",
@@ -106,13 +107,17 @@ def without_gradient_levels(t: Tensor) -> Tensor:
 
 def in_gradient_level() -> bool:
     """Whether a level of functorch differentiates."""
-    keys = _level_keys()
-    return TransformType.Grad in keys or TransformType.Jvp in keys
+    return number_of_derivatives() > 0
 
 
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
     return TransformType.Jvp in _level_keys()
+
+
+def number_of_derivatives() -> int:
+    """How many levels of functorch differentiate."""
+    return sum(key in (TransformType.Grad, TransformType.Jvp) for key in _level_keys())
 
 
 def numbers_of_lanes() -> tuple[Any, ...]:
