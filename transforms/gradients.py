@@ -224,7 +224,8 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     refuse_under_torchs_tracer("vjp", "pull functions")
     arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
-    outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
+    with _torch.differentiated_again():
+        outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
     spec = flat.spec
 
     def pull(cotangents: Any) -> tuple[Any, ...]:
@@ -336,7 +337,8 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     refuse_under_torchs_tracer("linearize", "push functions")
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
-    outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
+    with _torch.differentiated_again():
+        outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
     spec = flat.spec
     zeros = [torch.zeros_like(out) for out in outputs]
     _, transposed, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *zeros)

@@ -98,7 +98,8 @@ def _by_rows(
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_real)
-        outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
+        with _torch.differentiated_again():
+            outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
         gradients = _rows(pull, outputs, arguments.inputs, chunk_size)
         sizes = [out.numel() for out in outputs]
         blocks = [

@@ -57,6 +57,7 @@ class JittedFunction(Generic[P, R]):
         self._static_floats = False
         self._hits = self._misses = 0
         self._quick: tuple[QuickCall, ...] = ()
+        self._lanes = Recent[None](MOST_TRACES)
         self._last: tuple[Hashable, environment.Fingerprint] | None = None
         functools.update_wrapper(self, func, updated=())
 
@@ -89,6 +90,8 @@ class JittedFunction(Generic[P, R]):
             # A transform that met the trace just now assumed what does not hold here; the trace has noted it.
             entry, operands = self._find(args, kwargs)
             outputs = entry.call(operands)
+        if _torch.top_interpreter() is not None and any(map(_torch.is_batched, operands)):
+            self._note_lanes(_torch.numbers_of_lanes())
         result: R = entry.trace.output.unflatten(outputs)
         return result
 
@@ -140,6 +143,7 @@ class JittedFunction(Generic[P, R]):
             self._entries.clear()
             self._hits = self._misses = 0
             self._quick = ()
+            self._lanes.clear()
             self._last = None
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CompiledTrace, list[Tensor]]:
@@ -275,6 +279,19 @@ class JittedFunction(Generic[P, R]):
             f"was captured {self._misses} times; last because {'; '.join(reasons) or 'a tensor changed its kind'}; "
             "if sizes change, pass dynamic=True; if a number changes, pass it as a tensor"
         )
+
+    def _note_lanes(self, numbers: tuple[Any, ...]) -> None:
+        """A transformed trace is derived and compiled for each number of lanes."""
+        if self._lanes.of(numbers):
+            return
+        with _torch.one_at_a_time:
+            self._lanes.add(numbers, None)
+        if len(self._lanes) > CAPTURES_BEFORE_WARNING:
+            last = ", ".join(map(str, numbers))
+            self._warn(
+                f"was compiled for {len(self._lanes)} batch sizes of the vmap around it, last {last}; "
+                "if they change, put vmap inside: jit(vmap(f), dynamic=True); or fill batches up to a few sizes"
+            )
 
     def _warn_of_effects(self, effects: dict[str, str], not_seen: dict[str, str]) -> None:
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""

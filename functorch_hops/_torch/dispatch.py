@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
 
+from .forward_rules import once
 from .levels import below_transforms, top_interpreter
 from .process import joining_dual_level, without_validation
 
@@ -78,6 +79,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(_set_fwd_grad_enabled(True))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(without_validation())
+        stack.enter_context(once())
         yield
 
 

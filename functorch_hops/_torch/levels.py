@@ -33,6 +33,8 @@ __all__ = [
     "is_called_by_functorch",
     "is_tracked_at",
     "is_wrapped",
+    "number_of_derivatives",
+    "numbers_of_lanes",
     "read_number",
     "restore_vmap",
     "top_interpreter",
@@ -105,13 +107,25 @@ def without_gradient_levels(t: Tensor) -> Tensor:
 
 def in_gradient_level() -> bool:
     """Whether a level of functorch differentiates."""
-    keys = _level_keys()
-    return TransformType.Grad in keys or TransformType.Jvp in keys
+    return number_of_derivatives() > 0
 
 
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
     return TransformType.Jvp in _level_keys()
+
+
+def number_of_derivatives() -> int:
+    """How many levels of functorch differentiate."""
+    return sum(key in (TransformType.Grad, TransformType.Jvp) for key in _level_keys())
+
+
+def numbers_of_lanes() -> tuple[Any, ...]:
+    """How many lanes each vmap around has, from the outermost on."""
+    levels = (_functorch.get_interpreter_stack() or ()) if top_interpreter() is not None else ()
+    return tuple(
+        _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if level.key() == TransformType.Vmap
+    )
 
 
 def _level_keys() -> list[Any]:

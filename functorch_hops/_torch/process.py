@@ -22,9 +22,8 @@ from typing import Any
 import torch
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
 
-from .forward_rules import ForwardRules
+from .forward_rules import differentiated_again
 from .levels import base_tensor
 
 __all__ = ["joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
@@ -132,6 +131,5 @@ def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any
     if torch.compiler.is_dynamo_compiling():
         return torch.func.jvp(func, primals, tangents, has_aux=has_aux)
     primals = tuple(map(_in_memory_of_its_own, primals))
-    are_right = any(isinstance(mode, ForwardRules) for mode in _get_current_function_mode_stack())
-    with _dual_level.used(), contextlib.nullcontext() if are_right else ForwardRules():
+    with _dual_level.used(), differentiated_again():
         return torch.func.jvp(func, primals, tangents, has_aux=has_aux)

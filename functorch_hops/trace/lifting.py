@@ -99,7 +99,7 @@ class Lifting(_torch.ForwardRules):
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
         capture.in_transform = _torch.top_interpreter() is not None
-        form = self.form_of(func)
+        form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
         last = next(reversed(capture.graph.nodes), None)
         try:
