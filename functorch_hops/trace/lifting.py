@@ -81,6 +81,7 @@ class Lifting(_torch.ForwardRules):
                     result = cls.__torch_function__(func, types, args, kwargs or {})
                 if result is not NotImplemented:
                     return result
+        _torch.raise_held_interrupt()
         capture = self.capture
         if (sparse := sparse_among((*args, *(kwargs or {}).values()))) is not None:
             return call_of_sparse(capture, func, sparse, args, kwargs or {})
