@@ -1,9 +1,9 @@
 """Ctrl-C while a capture runs.
 
-A signal's exception may come between any two steps of Python. Inside a mode that C++ has called (``__torch_dispatch__``)
-torch (2.13) may abort the process; where a mode or a transform is being left, it stays. So meanwhile Ctrl-C is held
-back until the captured function calls torch next, or the capture ends. Python code of the user's own is interrupted at
-once, and so is everything by a second Ctrl-C.
+A signal's exception may come between any two steps of Python. Inside a mode that C++ has called
+(``__torch_dispatch__``) torch (2.13) may abort the process; where a mode or a transform is being left, it stays. So
+meanwhile Ctrl-C is held back until the captured function calls torch next, or the capture ends. Python code of the
+user's own is interrupted at once, and so is everything by a second Ctrl-C.
 """
 
 from __future__ import annotations
