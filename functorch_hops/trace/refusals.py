@@ -44,7 +44,12 @@ _COUNT = (
 )
 _COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
 _SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
-_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
+_REMEDIES = {
+    ".item()": _COMPUTE,
+    _torch.READ_AS_SIZE: _SIZE,
+    "the operator linalg_lstsq": "use torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b)",
+    "the operator _ctc_loss": "give the lengths as tuples of ints",
+}
 READS: dict[Any, tuple[str, str]] = {
     Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
     Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
