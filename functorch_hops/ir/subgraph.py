@@ -250,7 +250,7 @@ def _drops_nothing(node: fx.Node) -> bool:
     for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name == "dropout_p":
             given = node.args[i] if i < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
-            return given == 0
+            return bool(given == 0)
     return False
 
 
