@@ -17,7 +17,7 @@ from ..ir.meta import TensorMeta
 from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
-from .refusals import READS, backward_inside, generator_inside, unreadable
+from .refusals import READS, backward_inside, check_collective, generator_inside, unreadable
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
@@ -99,6 +99,7 @@ class Lifting(_torch.ForwardRules):
             raise generator_inside(capture.context)
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
+        check_collective(capture.context, func, args)
         capture.in_transform = _torch.top_interpreter() is not None
         form = self.form_of(func)
         capture.is_detaching = form is not func or _detaches(func)

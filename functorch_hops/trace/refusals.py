@@ -22,6 +22,7 @@ from ..ir.meta import TensorMeta
 __all__ = [
     "READS",
     "backward_inside",
+    "check_collective",
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
@@ -236,6 +237,22 @@ def unknown_shape(context: ErrorContext) -> CaptureError:
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
         )
     )
+
+
+def check_collective(context: ErrorContext, func: Any, args: tuple[Any, ...]) -> None:
+    """torch's vmap (2.13) calls a collective once for each lane, and does not wait for them: the values are wrong."""
+    if _torch.is_collective(func) and any(
+        _torch.is_batched(t) for t in _torch.tree_leaves(args) if isinstance(t, Tensor)
+    ):
+        raise CaptureError(
+            message(
+                context.operation,
+                f"the collective {func} can't be mapped over",
+                parameter=context.parameter,
+                got="a value that differs between lanes",
+                remedy="communicate outside of the mapped function, for all lanes at once",
+            )
+        )
 
 
 def operator_of_torch(context: ErrorContext, name: str) -> CaptureError:
