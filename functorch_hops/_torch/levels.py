@@ -151,7 +151,7 @@ def below_functionalization(function: Callable[..., Any], args: tuple[Any, ...],
     interpreter = top_interpreter()
     if interpreter is None or interpreter.key() != TransformType.Functionalize:
         return function(*args, **kwargs)
-    context = FunctorchFunctionalizeAPI(FunctionalizeInterpreter(interpreter))
+    context: Any = FunctorchFunctionalizeAPI(FunctionalizeInterpreter(interpreter))
     args, kwargs = context.unwrap_tensors((args, kwargs))
     with context.redispatch_to_next():
         return context.wrap_tensors(function(*args, **kwargs))

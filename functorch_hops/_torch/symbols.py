@@ -76,8 +76,14 @@ def facts(env: Any) -> list[Any]:
 
 
 def size_hint(size: Any) -> int:
-    """An open size as it is in the call for which it was traced."""
-    hint: int = size.node.hint if isinstance(size, torch.SymInt) else size
+    """An open size as it is in the call for which it was traced; of one that depended on values, the number that it
+    was found to be.
+    """
+    if not isinstance(size, torch.SymInt):
+        known: int = size
+        return known
+    expression = size.node.expr
+    hint: int = int(expression) if expression.is_number else size.node.hint
     return hint
 
 

@@ -240,9 +240,18 @@ def params_of(node: fx.Node, module: torch.nn.Module) -> Params | None:
 
 def is_random_node(node: fx.Node, module: torch.nn.Module) -> bool:
     if isinstance(node.target, OpOverload):
-        return torch.Tag.nondeterministic_seeded in node.target.tags
+        return torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node)
     params = params_of(node, module)
     return params is not None and params.random
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether it is attention without dropout, which torch counts as random for the sake of that."""
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == "dropout_p":
+            given = node.args[i] if i < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
+            return bool(given == 0)
+    return False
 
 
 def has_effect(node: fx.Node, module: torch.nn.Module) -> bool:
