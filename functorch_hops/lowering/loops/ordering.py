@@ -47,7 +47,7 @@ def _running(step: str, first: str) -> Callable[..., str]:
     def statement(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str) -> str:
         (given,), dim, c = tensors, node.args[1], c_type(results[0].dtype)
         n, stride = _inner(given, dim)
-        held = "double" if results[0].dtype.is_floating_point else c
+        held = c if not results[0].dtype.is_floating_point else "float" if results[0].dtype.itemsize == 2 else "double"
         call = lambda i, o: f"fh::running<{c}, {held}>({x} + {i}, {out} + {o}, {n}, {stride}, {first}, {step})"
         return _over_rows(given, dim, call)
 
