@@ -21,6 +21,7 @@ from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
+from .convolution import convolutions
 from .forms import Refused
 from .operator import loop_kernel
 from .own import own_lowering
@@ -51,7 +52,9 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
 
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
-        module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=decompositions())(*fakes)
+        module = make_fx(
+            lambda *args: list(body.module(*args)), decomposition_table={**decompositions(), **convolutions()}
+        )(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)
     module.recompile()
@@ -178,7 +181,7 @@ def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
     for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
         layout, name = out.get_layout(), out.get_name()
         dense = ir.FlexibleLayout.contiguous_strides(list(map(int, layout.size)))
-        assert numel(meta) == 1 or list(map(int, layout.stride)) == list(map(int, dense))
+        assert all(int(a) == int(b) for a, b, size in zip(layout.stride, dense, layout.size) if int(size) != 1)
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
             names[name] = i
         else:
