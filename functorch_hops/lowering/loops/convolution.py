@@ -1,7 +1,7 @@
 """Convolutions inside a loop as products with the shifted input, one row for each tap ("im2col").
 
-A convolution of a library looks for its algorithm in each step, which takes longer than a small one. What is too large
-for a product of a kernel stays a convolution, and the loop torch's own.
+A call of a library's convolution costs as much as a small one. Where the products are too large for a kernel, the loop
+is torch's own.
 """
 
 from __future__ import annotations
