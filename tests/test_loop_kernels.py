@@ -202,7 +202,7 @@ REFUSED = {
     "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
     "stacks": (fh.grad(lambda c: counted(3, torch.sin)(c)[0].sum()), (C,), "stacks"),
     "inner": (
-        scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c + x.median(), c), c)),
+        scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c + c.median() + x, c), c)),
         (C, XS),
         "scan in its body",
     ),
