@@ -85,6 +85,20 @@ def test_small_matrices(name: str) -> None:
     assert set(taken(check(f, *args, **tolerances))) == {"steps"}
 
 
+@pytest.mark.parametrize(
+    ("f", "args"),
+    [
+        (linalg.inv, (torch.eye(40).expand(2, 40, 40),)),
+        (linalg.solve, (torch.eye(8).expand(2, 8, 8), normal(2, 8, 600))),
+        (lambda a, b: linalg.solve_triangular(a, b, upper=True), (torch.eye(8).expand(2, 8, 8), normal(2, 8, 600))),
+    ],
+    ids=["rows", "sides", "sides of a triangle"],
+)
+def test_large_matrices_are_left_to_lapack(f: Callable[..., Any], args: tuple[Tensor, ...]) -> None:
+    (report,) = plan(each(f), *args).loops
+    assert report.taken == "native" and "LAPACK" in str(report.reason)
+
+
 SINGULAR = torch.cat([POSITIVE[:2], A[:1] * 0, POSITIVE[3:]])
 
 
