@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...ir.meta import TensorMeta
 from .forms import Branches, Prefixes, Scan, While
 from .lanes import LaneBody, held_dtype
-from .source import Function, c_type, defined, n_bytes, numel, offset_after
+from .source import Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 
 __all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
 
@@ -57,7 +57,7 @@ def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list
     for i, copy in enumerate(function.dense):
         names.append(f"{label}_{i}")
         lines += [
-            f"auto* {names[-1]} = reinterpret_cast<{c_type(copy.dtype)}*>(workspace + {offset});",
+            f"auto* {names[-1]} = reinterpret_cast<{c_type(computed_dtype(copy.dtype))}*>(workspace + {offset});",
             copy.copied(f"in_{copy.place}", names[-1]),
         ]
         offset = offset_after(offset, copy.size)

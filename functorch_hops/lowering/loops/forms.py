@@ -99,7 +99,8 @@ class Prefixes:
         """The loop over the elements but the first, which carries and stacks what they combine to."""
         module = copy_of(self.body)
         output = module.graph.output_node()
-        output.args = ((*output.args[0], *output.args[0]),)
+        nodes: Any = output.args[0]
+        output.args = ((*nodes, *nodes),)
         body = Subgraph.intern(module, self.body.inputs, self.body.outputs * 2)
         return Scan(body, self.n_leaves, self.n_leaves, False, self.length - 1)
 

@@ -20,6 +20,7 @@ __all__ = [
     "Function",
     "Program",
     "c_type",
+    "computed_dtype",
     "defined",
     "n_bytes",
     "numel",
@@ -33,6 +34,8 @@ ENTRY = "kernel"
 _TYPES = {
     torch.float32: "float",
     torch.float64: "double",
+    torch.bfloat16: "at::BFloat16",
+    torch.float16: "at::Half",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
     torch.int16: "int16_t",
@@ -44,10 +47,14 @@ _ALIGNMENT = 64
 
 
 def c_type(dtype: torch.dtype) -> str:
-    """Half precision is left out: a kernel would keep it in single precision within a step, and eager does not."""
     if dtype not in _TYPES:
         raise Refused(f"kernels do not compute in {dtype}")
     return _TYPES[dtype]
+
+
+def computed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel computes products of half precision in."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def numel(meta: TensorMeta) -> int:
@@ -83,7 +90,7 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.count * math.prod(self.shape) * self.dtype.itemsize
+        return self.count * math.prod(self.shape) * computed_dtype(self.dtype).itemsize
 
     def copied(self, source: str, target: str) -> str:
         sizes = ", ".join(map(str, (self.count, *self.shape)))
@@ -128,7 +135,7 @@ def defined(
     """
     arguments = [f"const {c_type(m.dtype)}* in_{i}" for i, m in enumerate(inputs)]
     arguments += [f"{c_type(m.dtype)}* out_{i}" for i, m in enumerate(outputs)]
-    arguments += [f"const {c_type(d.dtype)}* dense_{i}" for i, d in enumerate(dense)]
+    arguments += [f"const {c_type(computed_dtype(d.dtype))}* dense_{i}" for i, d in enumerate(dense)]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
     code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
