@@ -110,6 +110,7 @@ def settings(options: dict[str, Any]) -> Any:
     from torch._inductor import config
 
     ours = {
+        "comprehensive_padding": False,
         "cpp.threads": 1,
         "cpp_wrapper": False,
         "graph_partition": False,

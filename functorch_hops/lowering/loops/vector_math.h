@@ -58,8 +58,16 @@ template <class F, class T> FH_INLINE F all(T x) {
 template <class F> FH_INLINE F absolute(F x) { return recast<F>(bits(x) & ~SIGN); }
 template <class F> FH_INLINE F with_sign_of(F sign, F x) { return recast<F>((bits(x) & ~SIGN) | (bits(sign) & SIGN)); }
 // NaN stays.
-template <class F> FH_INLINE F at_least(F x, float low) { return x < low ? all<F>(low) : x; }
-template <class F> FH_INLINE F at_most(F x, float high) { return x > high ? all<F>(high) : x; }
+FH_INLINE float at_least(float x, float low) { return x < low ? low : x; }
+FH_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+#if FH_HAS_VECTORS
+FH_INLINE Floats at_least(Floats x, float low) {
+  return recast<Floats>(at::vec::clamp_min(recast<Vector>(x), Vector(low)));
+}
+FH_INLINE Floats at_most(Floats x, float high) {
+  return recast<Floats>(at::vec::clamp_max(recast<Vector>(x), Vector(high)));
+}
+#endif
 
 FH_INLINE float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
