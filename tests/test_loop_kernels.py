@@ -80,6 +80,10 @@ BY_LANES: dict[str, Program] = {
         scan(lambda c, x: (torch.clamp(c + x, -1, 1), torch.tanh(c).exp())),
         (torch.where(C > 1, torch.nan, C), XS),
     ),
+    "limits": (
+        scan(lambda c, x: (torch.relu(c) + x.clamp(-0.5, 0.5), torch.maximum(x, c[0] * 0 + 2) + c.clamp(min=torch.nan))),
+        (torch.where(C > 1, torch.nan, C), XS),
+    ),
     "nan through max": (
         scan(lambda c, x: (torch.maximum(c, x), torch.minimum(c, x))),
         (C, torch.where(XS > 1.5, torch.nan, XS)),

@@ -19,10 +19,9 @@ __all__ = ["Blocks", "blocks", "lane_shape"]
 
 _SMALL, _LARGE = 64, 4096
 """Lanes whose carries fit into registers; lanes that are read and written in long rows, their carries in L1."""
-_MANY = 256
+_FEW = 256
+"""Lanes from which on rows count."""
 _CACHE = 1 << 14
-_PARTS = 4
-"""Blocks that a long loop has at least, for as many threads."""
 _VECTOR = 16
 
 
@@ -73,17 +72,19 @@ def lane_shape(count: int, ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(large // small for small, large in reversed([*itertools.pairwise(ordered)])) or (1,)
 
 
-def blocks(shape: tuple[int, ...], carry_bytes: int, *, is_long: bool) -> Blocks:
-    """Blocks for lanes that carry so many bytes each; ``is_long``: a loop that is worth several threads."""
+def blocks(shape: tuple[int, ...], carry_bytes: int, *, has_rows: bool, parts: int) -> Blocks:
+    """Blocks for lanes that carry so many bytes each, at least ``parts`` of them if there are enough lanes.
+    ``has_rows``: whether lanes read or write something at every step.
+    """
     count = math.prod(shape)
-    most = _SMALL if count <= _MANY else max(_SMALL, min(_LARGE, _CACHE // max(carry_bytes, 1)))
-    if is_long:
-        most = max(_SMALL, min(most, count // _PARTS))
+    most = min(_LARGE, _CACHE // max(carry_bytes, 1), count // parts) if has_rows and count > _FEW else 0
+    most = max(most, _SMALL)
     cut, inner = len(shape) - 1, 1
     while cut > 0 and inner * shape[cut] * 2 <= most:
         inner *= shape[cut]
         cut -= 1
     rows = min(shape[cut], max(1, most // inner))
-    even = -(-shape[cut] // -(-shape[cut] // rows))  # as many blocks, of nearly one size
+    number = -(-shape[cut] // rows)
     step = _VECTOR // math.gcd(_VECTOR, inner)
-    return Blocks(shape, cut, min(shape[cut], -(-even // step) * step))
+    even = -(-shape[cut] // (number * step)) * step  # as many blocks, of nearly one size
+    return Blocks(shape, cut, min(shape[cut], even))

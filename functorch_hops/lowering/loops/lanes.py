@@ -61,7 +61,9 @@ def held_dtype(meta: TensorMeta) -> torch.dtype:
 def lane_body(
     lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, steps: int | None, is_test: bool = False
 ) -> LaneBody:
-    """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop."""
+    """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop.
+    ``steps``: None if unknown.
+    """
     body, graph = lowered.body, lowered.graph
     metas = [*body.inputs[:n_carry], *body.outputs]
     count, n_written = numel(metas[0]), 0 if is_test else n_carry
@@ -73,7 +75,8 @@ def lane_body(
         _check_lanes(graph, nodes, count)
         shape = lane_shape(count, [_ranges(node) for node in nodes if math.prod(_ranges(node)) == count])
         carry_bytes = sum(held_dtype(meta).itemsize for meta in body.inputs[:n_carry])
-        cut = blocks(shape, carry_bytes, is_long=steps is not None and is_long(lowered.work * steps))
+        parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
+        cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
         texts, names, places = [], {}, {}
         for rows in cut.row_counts:
             names[rows] = f"{label}_{rows}"
@@ -168,7 +171,7 @@ def _printed(
             place, value = self.values.get(name, (self.own, None))
             if sympy.expand(index - place) != 0:
                 raise Refused("a carry or an intermediate value is accessed at another lane")
-            if name in self.values:
+            if carry is None or name in self.values:
                 return value
             value = self._inner.load(carry, self.local)
             return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if carry in masks else value

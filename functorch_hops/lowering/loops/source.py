@@ -182,14 +182,8 @@ _CONTROL = r"""#ifndef FH_CONTROL
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <torch/csrc/inductor/cpp_prefix.h>
-#include <atomic>
-#include <chrono>
-#include <cstdlib>
-#include <cstring>
-#include <exception>
-#include <memory>
-#include <new>
-#include <thread>
+#include <sched.h>
+#include <time.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -203,12 +197,17 @@ _CONTROL = r"""#ifndef FH_CONTROL
 #pragma weak PyErr_SetInterrupt
 #pragma weak Py_AddPendingCall
 namespace fh {
-using Clock = std::chrono::steady_clock;
+// In nanoseconds; <chrono> and <thread> would take the compiler as long as a kernel does.
+static inline int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
 // Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
 struct Control {
   int64_t steps = 0;
   std::atomic<bool> stopped{false};
-  Clock::time_point next_look{};
+  int64_t next_look = 0;
   Control* caller = nullptr;
 };
 struct Raised { PyObject *type, *value, *traceback; };
@@ -235,9 +234,9 @@ static bool handler_raised() {
 static C10_NOINLINE bool interrupted(Control& control) {
   if (control.stopped) return true;
   if (control.caller) return control.stopped = control.caller->stopped.load();
-  auto now = Clock::now();
-  if (now < control.next_look) return false;
-  control.next_look = now + std::chrono::milliseconds(50);
+  const int64_t time = now();
+  if (time < control.next_look) return false;
+  control.next_look = time + 50'000'000;
   return control.stopped = handler_raised();
 }
 #ifdef _OPENMP
@@ -258,7 +257,7 @@ static void by_threads(int64_t first, int64_t blocks, Control& control, F& run) 
       if (!has_failed.exchange(true)) error = std::current_exception();
       control.stopped = true;
     }
-    while (is_caller && done < blocks && !interrupted(control)) std::this_thread::yield();
+    while (is_caller && done < blocks && !interrupted(control)) sched_yield();
   }
   if (error) std::rethrow_exception(error);
 }
@@ -269,12 +268,12 @@ template <class F>
 static void each_block(int64_t blocks, int64_t nanoseconds, Control& control, F&& run) {
   int64_t block = 0;
 #ifdef _OPENMP
-  constexpr std::chrono::nanoseconds enough{@ENOUGH@};
-  const bool may_pay = blocks > 1 && (nanoseconds == 0 || nanoseconds >= enough.count());
+  constexpr int64_t enough = @ENOUGH@;
+  const bool may_pay = blocks > 1 && (nanoseconds == 0 || nanoseconds >= enough);
   if (may_pay && omp_get_max_threads() > 1 && !omp_in_parallel()) {
-    const auto end = Clock::now() + enough;
+    const int64_t end = now() + enough;
     if (nanoseconds == 0)
-      while (block < blocks && !control.stopped && Clock::now() < end) run(block++, control);
+      while (block < blocks && !control.stopped && now() < end) run(block++, control);
     if (block + 1 < blocks && !control.stopped) return by_threads(block, blocks, control, run);
   }
 #endif

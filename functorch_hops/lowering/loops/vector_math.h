@@ -377,6 +377,13 @@ FH_INLINE at::vec::VectorizedN<float, N> pow(at::vec::VectorizedN<float, N> x, a
   return x;
 }
 #endif
+#if INDUCTOR_USE_VECTOR_TYPES()
+// What is NaN stays; to compare with a number takes one instruction, with lanes that may be NaN three.
+template <class V, class T> FH_INLINE V at_least(V x, T low) { return low != low ? V(low) : at::vec::clamp_min(x, V(low)); }
+template <class V, class T> FH_INLINE V at_most(V x, T high) {
+  return high != high ? V(high) : at::vec::clamp_max(x, V(high));
+}
+#endif
 template <class T, class U> FH_INLINE auto pow(T x, U y) {
   if constexpr (std::is_class_v<T> && sizeof(T) > 2) return x.pow(y);
   else return std::pow(x, y);
