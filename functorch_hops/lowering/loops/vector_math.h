@@ -166,12 +166,12 @@ template <class F> FH_INLINE F sigmoid(F x) {
 }
 
 // (log(1 + f) - f) / f^2 from sqrt(1/2) to sqrt(2)
-constexpr float LOG[] = {-0.0762447863817215f, 0.1291446089744568f, -0.1324707716703415f,
+constexpr float LOG1P[] = {-0.0762447863817215f, 0.1291446089744568f, -0.1324707716703415f,
                          0.14180605113506317f, -0.16608452796936035f, 0.20002013444900513f,
                          -0.25001609325408936f, 0.33333325386047363f, -0.49999988079071045f};
 // log(2^e (1 + f))
 template <class F> FH_INLINE F log_of_parts(F e, F f) {
-  F low = fma(f * f, polynomial(f, LOG), e * -0x1.05c61p-29f);
+  F low = fma(f * f, polynomial(f, LOG1P), e * -0x1.05c61p-29f);
   return fma(e, 0x1.62e43p-1f, f + low);
 }
 // e with sqrt(1/2) <= 2^-e x < sqrt(2), of a normal number.
