@@ -81,7 +81,12 @@ BY_LANES: dict[str, Program] = {
         (torch.where(C > 1, torch.nan, C), XS),
     ),
     "limits": (
-        scan(lambda c, x: (torch.relu(c) + x.clamp(-0.5, 0.5), torch.maximum(x, torch.full_like(x, 2)) + c.clamp(min=torch.nan))),
+        scan(
+            lambda c, x: (
+                torch.relu(c) + x.clamp(-0.5, 0.5),
+                torch.maximum(x, torch.full_like(x, 2)) + c.clamp(min=torch.nan),
+            )
+        ),
         (torch.where(C > 1, torch.nan, C), XS),
     ),
     "nan through max": (
