@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import optree
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +58,15 @@ BY_LANES: dict[str, Program] = {
         scan(lambda c, x: (torch.clamp(c + x, -1, 1), torch.tanh(c).exp())),
         (torch.where(C > 1, torch.nan, C), XS),
     ),
+    "limits": (
+        scan(
+            lambda c, x: (
+                torch.relu(c) + x.clamp(-0.5, 0.5),
+                torch.maximum(x, torch.full_like(x, 2)) + c.clamp(min=torch.nan),
+            )
+        ),
+        (torch.where(C > 1, torch.nan, C), XS),
+    ),
     "nan through max": (
         scan(lambda c, x: (torch.maximum(c, x), torch.minimum(c, x))),
         (C, torch.where(XS > 1.5, torch.nan, XS)),
@@ -76,6 +87,22 @@ BY_LANES: dict[str, Program] = {
         (normal(7), C, XS),
     ),
     "bits": (scan(lambda c, x: ((c.view(torch.int32) >> 1).view(torch.float32) + x, c)), (C.abs(), XS)),
+    "a factor for each row": (
+        lambda w, b, c, xs: fh.scan(lambda c, x: (torch.tanh(w * c + x + b), c * b), c, xs),
+        (normal(20), normal(7, 1), normal(7, 20), normal(STEPS, 7, 20)),
+    ),
+    "factors in three dimensions": (
+        lambda w, b, c, xs: fh.scan(lambda c, x: ((c[0] * b + x, c[1] + w * c[0]), c[1]), (c, c), xs),
+        (normal(5, 1, 17), normal(3, 1), normal(5, 3, 17), normal(STEPS, 5, 3, 17)),
+    ),
+    "rows of many lanes": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.sin(w * c) + x, c), c, xs),
+        (normal(4500), normal(3, 4500), normal(2, 3, 4500)),
+    ),
+    "lanes of a vmapped scan": (
+        lambda w, c, xs: fh.vmap(lambda c: fh.scan(lambda c, x: (torch.sin(w * c) + x, c), c, xs))(c),
+        (normal(20), normal(7, 20), normal(STEPS, 20)),
+    ),
     "masks": (scan(lambda b, x: (~b ^ (x > 0) | (b & (x < -1)), b)), (C > 0, XS)),
     "scalar while": (counted(1000, lambda c: torch.sin(c) * 1.1 + 0.1), (torch.tensor(0.3),)),
     "while of no step": (counted(0, torch.sin), (torch.tensor(0.3),)),
@@ -100,6 +127,11 @@ BY_LANES: dict[str, Program] = {
 }
 
 BY_STEPS: dict[str, Program] = {
+    "rows that swap places": (scan(lambda c, x: (torch.tanh(c.flip(0) * x), c)), (normal(5, 20), normal(STEPS, 20))),
+    "a square, transposed": (
+        lambda w, c, xs: fh.scan(lambda c, x: ((c * w).t() + x, c), c, xs),
+        (normal(9), normal(9, 9), normal(STEPS, 9, 9)),
+    ),
     "another lane": (scan(lambda c, x: (torch.tanh(c.flip(0) + x), c * 2)), (C, XS)),
     "another lane, later": (scan(lambda c, x: ((c + x).roll(1) * 0.5, c)), (C, XS)),
     "a lane for all": (scan(lambda c, x: (c * 0.5 + (c + x)[:1], c)), (C, XS)),
@@ -272,23 +304,73 @@ def test_an_integer_division_by_zero_raises() -> None:
         f(rows[0], rows)
 
 
+@contextlib.contextmanager
+def interrupted_in(seconds: float) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (9,)], ids=["lanes", "steps"])
 def test_a_signal_ends_a_loop_that_does_not(shape: tuple[int, ...]) -> None:
     f = fh.jit(lambda x: fh.while_loop(lambda s: s.sum() > -1, lambda s: torch.sin(s).abs(), x))
     compiled = f.lower(torch.ones(shape)).compile()
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), interrupted_in(0.5):
+        compiled(torch.ones(shape))
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            compiled(torch.ones(shape))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [4096, 5000])
+def test_threads_do_not_change_results(n: int, two_threads: None) -> None:
+    step = lambda c, x: (torch.tanh(c * x) + torch.sin(c - x), torch.exp(-c * c))
+    loops = [
+        (scan(step), (normal(n), normal(300, n))),
+        (lanes(lambda y: y > 1e-3, lambda y: y - y * y.sigmoid() * 1e-3), (normal(n),)),
+    ]
+    for f, args in loops:
+        compiled = fh.jit(f)
+        threaded = compiled(*args)
+        torch.set_num_threads(1)
+        alone = compiled(*args)
+        torch.set_num_threads(2)
+        assert all(map(torch.equal, optree.tree_leaves(threaded), optree.tree_leaves(alone)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [0, 5999])
+def test_an_error_in_a_thread_is_raised(place: int, two_threads: None) -> None:
+    f = fh.jit(scan(lambda c, x: (c // x + x, (c // x) // x)))
+    rows = torch.full((2000, 6000), 3)
+    f(rows[0], rows)
+    rows[-1, place] = 0
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        f(rows[0], rows)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_loops_of_all_threads(two_threads: None) -> None:
+    f = fh.jit(lanes(lambda y: y > -1, lambda y: torch.sin(y).abs()))
+    with pytest.raises(KeyboardInterrupt), interrupted_in(0.5):
+        f(torch.cat([-2 * torch.ones(6000), torch.ones(6000)]))
+    with pytest.raises(KeyboardInterrupt), interrupted_in(0.5):
+        f(torch.ones(12000))
 
 
 @pytest.mark.slow

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from ...ir.meta import TensorMeta
 from .forms import Branches, Prefixes, Scan, While
-from .lanes import LaneBody, held_dtype
-from .source import Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
+from .lanes import LaneBody, held_dtype, position
+from .source import Function, c_type, computed_dtype, defined, n_bytes, nanoseconds_of, numel, offset_after
 
 __all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
 
 _LOOK_AFTER = 1 << 14
 """Elements that a loop computes between two looks at the control block: a millisecond at most."""
+
+
+_MANY_BYTES = 1 << 22
 
 
 def _period(work: int) -> int:
@@ -75,6 +79,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     arguments += [f"next_{i}" for i in range(n)]
     arguments += [_row(f"out_{i}", meta) for i, meta in enumerate(form.body.outputs) if i >= n]
     lines += [
+        *_filled(form),
         *copies,
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         f"for (int64_t s = 0; s < {form.length}; ++s) {{",
@@ -87,6 +92,12 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     ]
     size = offset + body.workspace
     return _loop("scan", form, lines, [body], workspace=size, work=body.work)
+
+
+def _filled(form: Scan) -> list[str]:
+    """Announce the stacks of many MiB."""
+    sizes = {i: n_bytes(meta) for i, meta in enumerate(form.outputs) if i >= form.n_carry}
+    return [f"fh::will_fill(out_{i}, {size});" for i, size in sizes.items() if size >= _MANY_BYTES]
 
 
 def _time(form: Scan) -> str:
@@ -162,12 +173,34 @@ def branches(form: Branches, functions: Sequence[Function]) -> Function:
     )
 
 
-def _blocks(lanes: LaneBody, statements: dict[int, list[str]]) -> list[str]:
-    """``statements`` for a block of lanes of each size, for all lanes."""
-    size, rest = lanes.size, lanes.count % lanes.size
-    whole = lanes.count - rest
-    lines = [f"for (int64_t lane = 0; lane < {whole} && !control.stopped; lane += {size}) {{", *statements[size], "}"]
-    return [*lines, *(["{", f"const int64_t lane = {whole};", *statements[rest], "}"] if rest else [])]
+_ONCE = "__attribute__((noinline))"
+"""One function, though there are several calls."""
+
+
+def _each_block(lanes: LaneBody, steps: int | None, statements: Callable[[int, int], list[str]]) -> list[str]:
+    """``statements`` of so many rows and lanes for each block. ``steps``: None if unknown."""
+    cut = lanes.blocks
+    *outer, first = map(str, position(cut))
+    lines = [f"const int64_t {first} = block % {cut.in_dimension} * {cut.rows};"]
+    rest = f"block / {cut.in_dimension}"
+    for name, size in zip(reversed(outer), reversed(cut.shape[: cut.cut])):
+        lines.append(f"const int64_t {name} = {rest} % {size};")
+        rest += f" / {size}"
+    lane = [*outer, first][0]
+    for name, size in zip([*outer, first][1:], cut.shape[1:]):
+        lane = f"({lane} * {size} + {name})"
+    lines.append(f"const int64_t lane = {lane} * {math.prod(cut.inner)};")
+    cases = [statements(rows, cut.size(rows)) for rows in cut.row_counts]
+    if len(cases) == 1:
+        lines += cases[0]
+    else:
+        lines += [f"if ({first} + {cut.rows} <= {cut.shape[cut.cut]}) {{", *cases[0], "} else {", *cases[1], "}"]
+    nanoseconds = 0 if steps is None else nanoseconds_of(lanes.work * steps)
+    return [
+        f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {_ONCE} {{",
+        *lines,
+        "});",
+    ]
 
 
 def _loaded(metas: Sequence[TensorMeta], k: int) -> list[str]:
@@ -187,21 +220,21 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
     sources = [_row(f"in_{i}", m) if n <= i < first_const else f"in_{i}" for i, m in enumerate(metas)]
     targets = [f"now_{i}" if i < n else _row(f"out_{i}", m) for i, m in enumerate(form.body.outputs)]
 
-    def block(k: int) -> list[str]:
+    def block(rows: int, k: int) -> list[str]:
         return [
             *_loaded(metas[:n], k),
             f"for (int64_t s = 0; s < {length};) {{",
-            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.count * k)});",
+            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.blocks.lanes * k)});",
             "for (; s < end; ++s) {",
             _time(form),
-            lanes.call(k, sources, targets),
+            lanes.call(rows, sources, targets),
             "}",
             f"if (s < {length} && fh::interrupted(control)) break;",
             "}",
             *_stored(metas[:n], k),
         ]
 
-    lines = _blocks(lanes, {k: block(k) for k in lanes.sizes})
+    lines = [*_filled(form), *_each_block(lanes, length, block)]
     return defined("scan", form.inputs, form.outputs, lines, before=lanes.code, work=lanes.work, loops=True)
 
 
@@ -211,22 +244,22 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
     sources = [f"in_{i}" for i in range(len(metas))]
     targets = [f"now_{i}" for i in range(n)]
 
-    def block(k: int) -> list[str]:
+    def block(rows: int, k: int) -> list[str]:
         if cond is None:
             test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
         else:
-            test = f"bool go; {cond.call(k, sources, ['(&go)'])}"
+            test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [
             *_loaded(metas[:n], k),
             "for (;;) {",
             test,
             "if (!go) break;",
-            body.call(k, sources, targets),
-            _leave(body.work // body.count * k, False),
+            body.call(rows, sources, targets),
+            _leave(body.work // body.blocks.lanes * k, False),
             "}",
             *_stored(metas[:n], k),
         ]
 
     code = body.code if cond is None else f"{cond.code}\n{body.code}"
-    lines = _blocks(body, {k: block(k) for k in body.sizes})
+    lines = _each_block(body, None, block)
     return defined("while_loop", form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)

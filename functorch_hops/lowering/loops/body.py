@@ -114,6 +114,7 @@ def settings(options: dict[str, Any]) -> Any:
     from torch._inductor import config
 
     ours = {
+        "comprehensive_padding": False,
         "cpp.threads": 1,
         "cpp_wrapper": False,
         "emulate_precision_casts": True,

@@ -159,12 +159,12 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
 def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:
     n = form.n_carry
     if isinstance(form, Scan):
-        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step"))
+        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step", steps=form.length))
     if is_masked(form):
         alone = without_representatives(bodies[1])
-        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step"))
-    cond = lane_body(lowered(bodies[0], options), n, options, "test", is_test=True)
-    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step"))
+        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step", steps=None))
+    cond = lane_body(lowered(bodies[0], options), n, options, "test", steps=None, is_test=True)
+    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step", steps=None))
 
 
 def _compile(kernel: Function, form: Form) -> None:
