@@ -285,7 +285,6 @@ REFUSED = {
         "transposed",
     ),
     "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
-    "stacks": (fh.grad(lambda c: counted(3, torch.sin)(c)[0].sum()), (C,), "stacks"),
     "inner": (
         scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: torch.sort(c + x)[0], c), c)),
         (C, XS),

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...derive.partition import backward_operands, partition
+from ...derive.partition import backward_operands
 from ...hop.autograd import PlainCall, RecordedCall
 from ...hop.operator import is_plain
-from ...hop.rules import Maybe
+from ...hop.rules import Maybe, operator_of
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
 from ...lowering.backends import compiled
 from ...trace.capture import current_capture
 from .op import ClosedCallParams
-from .rules import closed_call_vjp_forward
+from .taped import are_whole, partition_of
 
 __all__ = ["prepared"]
 
@@ -34,7 +34,9 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     active = tuple(x.requires_grad for x in operands)
     if not (torch.is_grad_enabled() and True in active):
         return _runner(params, operands)
-    augmented = params.derive(("vjp forward", active), lambda: closed_call_vjp_forward(params, active))
+    params = params.recorded()
+    rules = operator_of(params).rules
+    augmented: ClosedCallParams = params.derive(("vjp forward", active), lambda: rules.vjp_forward(params, active))
     plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
     apply, n = _torch.applied(RecordedCall), params.n_outputs
     no_tangents = (False,) * len(active)
@@ -67,7 +69,7 @@ class PreparedCall(PlainCall):
         self._run = run
         self._params, self._active = params, active
         self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
-        self._partition = partition(params.body, active, self._reached)
+        self._partition = partition_of(params, active)
 
     def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._run([*operands])  # type: ignore[return-value]
@@ -79,6 +81,8 @@ class PreparedCall(PlainCall):
         if not is_first_order or current_capture() is not None or _torch.in_legacy_vmap() or not is_plain(given):
             return None
         part, body = self._partition, self._params.body
+        if not are_whole(part, residuals):
+            return None
         back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
         with _torch.autocast_off():
             grads = iter(compiled(part.backward, self._params.backend)(back))
