@@ -102,8 +102,7 @@ def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
-    n, first_const = form.n_carry, form.n_carry + form.n_xs
-    metas = form.body.inputs
+    n, metas = form.n_carry, form.body.inputs
     lines, offset = _carries(metas[:n])
     copies, dense, offset = _dense("factor", body, offset)
     arguments = [*(f"now_{i}" for i in range(n)), *_sources(form), *(f"next_{i}" for i in range(n)), *_targets(form)]

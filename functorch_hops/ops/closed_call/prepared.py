@@ -5,6 +5,7 @@ settled before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
         return _runner(params, operands)
     params = params.recorded()
     rules = operator_of(params).rules
-    augmented: ClosedCallParams = params.derive(("vjp forward", active), lambda: rules.vjp_forward(params, active))
+    augmented: Any = params.derive(("vjp forward", active), lambda: rules.vjp_forward(params, active))
     plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
     apply, n = _torch.applied(RecordedCall), params.n_outputs
     no_tangents = (False,) * len(active)
