@@ -14,8 +14,9 @@ from torch import Tensor
 import functorch_hops as fh
 from functorch_hops.ir.subgraph import params_of
 from functorch_hops.lowering.inductor import exact_code
+from functorch_hops.lowering.loops.forms import TAPE_META, is_whole
 from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
-from functorch_hops.lowering.loops.tapes import TAPE_META, is_whole, taped_kernel
+from functorch_hops.lowering.loops.tapes import taped_kernel
 from functorch_hops.ops.closed_call.op import ClosedCallParams
 from functorch_hops.ops.closed_call.taped import partition_of
 from modes import same

@@ -7,6 +7,7 @@ loop, and the loop takes the native path.
 
 ``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not.
 ``body``: a body as a function, ``lanes``: the same for a block of lanes, ``masked``: whiles under vmap, ``around``: the
-loop around a body, ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how
-Inductor runs it.
+loop around a body, ``sinking`` and ``stacks``: what makes the rows of a loop, and where they lie, ``tapes``: loops of
+unknown length that save for their gradient, ``source``: the C++ that all kernels share, ``operator`` and ``extern``:
+the operator, and how Inductor runs it.
 """

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ...ir.build import copy_of
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = [
+    "TAPE_META",
     "Branches",
     "Form",
     "NativeLoop",
@@ -20,6 +24,7 @@ __all__ = [
     "Scan",
     "Shift",
     "While",
+    "is_whole",
     "no_form",
     "no_native_loop",
 ]
@@ -149,6 +154,15 @@ class Branches:
 
 
 Form = Scan | While | Prefixes | Branches
+
+
+TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))
+"""What a graph knows of a tape: see NOTE [Tapes]."""
+
+
+def is_whole(tape: Tensor) -> bool:
+    """Whether a tape is itself, and no copy of its one byte."""
+    return tape.untyped_storage().nbytes() > tape.nbytes
 
 
 def no_form(params: Params, operands: Sequence[Any]) -> None:

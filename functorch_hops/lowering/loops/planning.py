@@ -21,7 +21,7 @@ from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .forms import Branches, Form, Prefixes, Refused, Scan, While
+from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
@@ -29,7 +29,7 @@ from .operator import call_arguments, load, loop_kernel
 from .sinking import sunk
 from .source import ENTRY, Function, c_type, numel, program
 from .stacks import Place, shifted, with_leads
-from .tapes import TAPE_META, Reader, layout_of, load_taped, reader_of, taped_kernel
+from .tapes import Reader, layout_of, load_taped, reader_of, taped_kernel
 
 __all__ = ["LoopReport", "Plan", "planned"]
 

@@ -29,26 +29,12 @@ from .forms import Branches, Refused, Scan, While
 from .operator import load, output_metas
 from .source import ENTRY, Function, n_bytes, program
 
-__all__ = [
-    "TAPE",
-    "TAPE_META",
-    "TAPE_PLACE",
-    "Layout",
-    "Reader",
-    "is_whole",
-    "layout_of",
-    "load_taped",
-    "reader_of",
-    "taped_kernel",
-]
+__all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "load_taped", "reader_of", "taped_kernel"]
 
 _ALIGNMENT = 16
 
 TAPE_PLACE = TensorMeta((2,), torch.int64, torch.device("cpu"))
 """Where a tape lies, and its bytes, for a kernel."""
-
-TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))
-"""A tape in a graph."""
 
 
 @dataclass(frozen=True)
@@ -175,11 +161,6 @@ def _run(
     kernel = _loaded(tuple(parts), name, workspace, tuple(x.dtype for x in given), tuple(x.dtype for x in results))
     kernel(*map(Tensor.contiguous, given), *results)
     return outputs if tape is not None else [*outputs, _owner(*place.tolist())]
-
-
-def is_whole(tape: Tensor) -> bool:
-    """Whether a tape is itself, and no copy of its one byte."""
-    return tape.untyped_storage().nbytes() > tape.nbytes
 
 
 _free = ctypes.CDLL(None).free

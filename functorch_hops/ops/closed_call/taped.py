@@ -20,7 +20,7 @@ from ...hop.operator import is_plain
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...lowering.backends import with_tapes
-from ...lowering.loops.tapes import TAPE_META, is_whole
+from ...lowering.loops.forms import TAPE_META, is_whole
 from .op import ClosedCallParams, TapedCallParams, closed_call_op
 from .rules import closed_call_vjp_backward, closed_call_vjp_forward
 
