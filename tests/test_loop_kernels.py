@@ -232,7 +232,6 @@ REFUSED = {
     "median": (scan(lambda c, x: (c + x.median(), c)), (C, XS), "aten.median"),
     "large product": (lambda w, c: fh.fori_loop(0, 3, lambda _, c: c @ w, c), (normal(256, 256),) * 2, "BLAS"),
     "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
-    "stacks": (fh.grad(lambda c: counted(3, torch.sin)(c)[0].sum()), (C,), "stacks"),
     "inner": (
         scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c + c.median() + x, c), c)),
         (C, XS),

@@ -29,7 +29,7 @@ from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
 from ..trace.speculate import lift_operands
 from .autograd import PlainCall, RecordedCall, jvp_of, over_legacy_batch, unwrapped, unwrapped_at, wrapped_at
-from .rules import Rules
+from .rules import Rules, operator_of
 
 __all__ = ["Hop", "is_plain_call"]
 
@@ -193,7 +193,10 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
-        augmented = params.derive(("vjp forward", active), lambda: self.rules.vjp_forward(params, active))
+        if is_plain:
+            params = params.recorded()  # type: ignore[assignment]
+        rules = operator_of(params).rules
+        augmented = params.derive(("vjp forward", active), lambda: rules.vjp_forward(params, active))
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
             plain = PlainCall(augmented) if is_plain else None

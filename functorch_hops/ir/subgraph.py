@@ -116,6 +116,10 @@ class Params(_Deriving):
     def bodies(self) -> tuple[Subgraph, ...]:
         return tuple(body for value in self._values().values() for body in _bodies_in(value))
 
+    def recorded(self) -> Params:
+        """The parameters of the call that plain autograd remembers, where nothing else is active."""
+        return self
+
     @property
     def run_bodies(self) -> tuple[Subgraph, ...]:
         """The bodies that a run of the operator may run."""

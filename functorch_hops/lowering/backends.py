@@ -21,7 +21,7 @@ from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 
-__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled"]
+__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled", "with_tapes"]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -123,6 +123,23 @@ class Compiled:
 def compiled(body: Subgraph, backend: Backend) -> Compiled:
     """``body`` compiled, once per backend."""
     return body.derive_apart(("compiled", backend), lambda: Compiled(body, _compile(body, backend)))
+
+
+def with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
+    """The graph with kernels of loops, if one of them hands a tape on to another (NOTE [Tapes])."""
+    return body.derive_apart(("with tapes", backend), lambda: (_with_tapes(body, backend),))[0]
+
+
+def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
+    options = dict(backend.options)
+    if backend.name != "inductor" or not options.pop("loop_kernels", True) or body.shape_env is not None:
+        return None
+    from .inductor import exact_code
+    from .loops.planning import planned
+
+    with exact_code():
+        plan = planned(without_numbers(batch_products(hoist_loops(body))), options)
+    return plan.body if any(report.taken == "tape" for report in plan.loops) else None
 
 
 def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:

@@ -33,12 +33,13 @@ from .barrier import barriers, optimization_barrier, store_shared_sources, store
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
+from .loops.tapes import taped_kernel
 
 __all__ = ["compile_graph", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 8
+_LOWERINGS = 9
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -150,11 +151,12 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
     """What the loops of a graph ask of Inductor's configuration, if it has any."""
     kinds = [(params, params.operator.rules.native_loop(params)) for params in _operators(module)]
     loops = [(params, kind) for params, kind in kinds if kind is not None]
+    has_tapes = _has_tapes(module)
     if not loops:
-        return {}
+        return {"cpp_wrapper": False} if has_tapes else {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
     is_quiet = not any(params.has_effects for params, _ in loops)
-    can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
+    can_run = not is_stacking and not has_tapes and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 
 
@@ -329,6 +331,13 @@ def _operators(module: fx.GraphModule) -> Iterator[Params]:
             yield params
             for body in params.bodies:
                 yield from _operators(body.module)
+
+
+def _has_tapes(module: fx.GraphModule) -> bool:
+    """Whether a loop hands a tape on, by an operator that code in C++ can't call."""
+    if any(node.target is taped_kernel for node in module.graph.nodes):
+        return True
+    return any(_has_tapes(body.module) for params in _operators(module) for body in params.bodies)
 
 
 def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:

@@ -174,12 +174,14 @@ def program(
     inputs: Sequence[torch.dtype],
     outputs: Sequence[torch.dtype],
     entry: str,
+    offsets: Sequence[int] = (),
 ) -> Program:
-    """A library whose function ``entry`` calls ``name``."""
+    """A library whose function ``entry`` calls ``name``. ``offsets``: where the elements begin, 0 for all if empty."""
     types = [*(f"const {c_type(dtype)}*" for dtype in inputs), *(f"{c_type(dtype)}*" for dtype in outputs)]
     names = [f"p{i}" for i in range(len(types))]
+    places = [f"{p} + {offset}" if offset else p for p, offset in zip(names, offsets or [0] * len(names))]
     head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
-    call = f"{name}({', '.join([*names, 'call.workspace.get()', 'call.control'])});"
+    call = f"{name}({', '.join([*places, 'call.workspace.get()', 'call.control'])});"
     source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
     return Program(source, types)
 

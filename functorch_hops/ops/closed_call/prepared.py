@@ -6,22 +6,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
-from ...derive.partition import backward_operands, partition
+from ...derive.partition import backward_operands
 from ...hop.autograd import PlainCall, RecordedCall
 from ...hop.operator import is_plain_call
-from ...hop.rules import Maybe
+from ...hop.rules import Maybe, operator_of
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
 from ...lowering.backends import Compiled, compiled
 from ...trace.capture import current_capture
 from .op import ClosedCallParams
-from .rules import closed_call_vjp_forward
+from .taped import are_whole, partition_of
 
 __all__ = ["prepared"]
 
@@ -35,7 +36,9 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     active = tuple(x.requires_grad for x in operands)
     if not (torch.is_grad_enabled() and True in active):
         return _runner(params, operands)
-    augmented = params.derive(("vjp forward", active), lambda: closed_call_vjp_forward(params, active))
+    params = params.recorded()
+    rules = operator_of(params).rules
+    augmented: Any = params.derive(("vjp forward", active), lambda: rules.vjp_forward(params, active))
     plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
     apply, n = _torch.applied(RecordedCall), params.n_outputs
     no_tangents = (False,) * len(active)
@@ -67,7 +70,7 @@ class PreparedCall(PlainCall):
         super().__init__(augmented)
         self._run, self._params, self._active = run, params, active
         self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
-        self._partition = partition(params.body, active, self._reached)
+        self._partition = partition_of(params, active)
 
     @functools.cached_property
     def _backward(self) -> Compiled:
@@ -82,6 +85,9 @@ class PreparedCall(PlainCall):
         is_alone = current_capture() is None and not (_torch.in_legacy_vmap() or _torch.autocast_enabled())
         if not (is_first_order and is_alone and is_plain_call(given)):
             return None
-        back = backward_operands(self._partition, self._params.body, self._reached, operands, residuals, cotangents)
+        part, body = self._partition, self._params.body
+        if not are_whole(part, residuals):
+            return None
+        back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
         grads = iter(self._backward(back))
         return [next(grads).contiguous() if a else None for a in self._active]
