@@ -17,15 +17,7 @@ import functools
 import operator
 import os
 import sys
-from collections.abc import (
-    Callable,
-    Iterable,
-    Mapping,
-    MutableMapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
