@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...derive.joint import joint
 from ...derive.partition import Partition, backward_operands, partition, partition_of_joint
-from ...hop.operator import is_plain
+from ...hop.operator import is_plain_call
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...lowering.backends import with_tapes
@@ -42,7 +42,7 @@ def taped_call_vjp_backward(
     if TAPE_META not in part.residuals:
         return closed_call_vjp_backward(params, active, operands, residuals, cotangents)
     given = [*operands, *residuals, *(ct for ct in cotangents if ct is not None)]
-    if torch.is_grad_enabled() or not is_plain(given) or not are_whole(part, residuals):
+    if torch.is_grad_enabled() or not is_plain_call(given) or not are_whole(part, residuals):
         again = closed_call_op(closed_call_vjp_forward(params, active), *operands)
         return closed_call_vjp_backward(params, active, operands, again[params.n_outputs :], cotangents)
     reached = dependent_outputs(params.body, active, Through.GRADIENT)
