@@ -21,7 +21,7 @@ from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 
-__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled"]
+__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled", "dissolved"]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -77,6 +77,8 @@ class Backend:
     options: Options
     settings: tuple[Any, ...] = ()
     """Of the process, on which compiled code depends: what they were when the function was captured."""
+    around: str | None = None
+    """What compiles the graph around, in which a call dissolves, if that is known."""
 
     def now(self) -> Backend:
         return replace(self, settings=_torch.compiler_settings(self.name))
@@ -125,6 +127,26 @@ def compiled(body: Subgraph, backend: Backend) -> Compiled:
     return body.derive_apart(("compiled", backend), lambda: Compiled(body, _compile(body, backend)))
 
 
+def dissolved(body: Subgraph, backend: Backend) -> Subgraph:
+    """``body`` as a part of a larger graph, made ready for the backend that compiles this."""
+    if backend.around != "inductor":
+        return body
+
+    def make() -> Subgraph:
+        with _torch.compilation(body.shape_env):
+            return _with_kernels(without_numbers(batch_products(hoist_loops(body))), dict(backend.options))
+
+    return body.derive_apart(("dissolved", backend), make)
+
+
+def _with_kernels(body: Subgraph, options: dict[str, Any]) -> Subgraph:
+    from .inductor import exact_code
+    from .loops.planning import planned
+
+    with exact_code():
+        return planned(body, options).body
+
+
 def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
     body = batch_products(hoist_loops(body))
     if backend.name == "eager":
@@ -134,11 +156,7 @@ def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
     body = without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
-        from .inductor import exact_code
-        from .loops.planning import planned
-
-        with exact_code():
-            body = planned(body, options).body
+        body = _with_kernels(body, options)
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
+from ...calls.leaf import one_node, traced_through
 from ...calls.output import Constant, OutputSpec
 from ...calls.static_values import static_key
 from ...calls.validate import check_agreement, check_callable, kind_of
@@ -32,15 +33,25 @@ Tensors = Sequence[Tensor]
 Rule = TypeVar("Rule", bound=Function)
 
 
+class _Identity:
+    """What tells one function with rules from others, in what Dynamo makes of it too."""
+
+    __fh_own__ = True
+    __fh_leaf__ = True
+
+
 class _CustomFunction(Generic[P, R]):
     """What both decorators share: the function, and how a call is taken apart."""
 
     operation: str
+    rules: tuple[str, ...]
+    """The names of the attributes that hold the rules."""
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
         functools.update_wrapper(cast(Any, self), fun, updated=())
         self.fun = fun
+        self.identity = _Identity()
         self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -62,8 +73,19 @@ class _CustomFunction(Generic[P, R]):
         return bound.args
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            self._require_rule()
+            functions = {name: getattr(self, name) for name in ("fun", *self.rules)}
+            positional = self._positional(args, kwargs)
+            made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, positional)
+            return made
+        return self._call(args, kwargs)
+
+    @traced_through
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         self._require_rule()
-        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        positional = self._positional(args, kwargs)
+        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
         return result
 
     def _require_rule(self) -> None:
@@ -133,6 +155,7 @@ class custom_vjp(_CustomFunction[P, R]):
     """
 
     operation = "custom_vjp"
+    rules = ("fwd", "bwd")
     __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
@@ -236,6 +259,7 @@ class custom_jvp(_CustomFunction[P, R]):
     """
 
     operation = "custom_jvp"
+    rules = ("rule",)
     __environment__ = ("fun", "rule", "nondiff_argnums")
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
@@ -371,7 +395,7 @@ class _TreeCall(FlatRule):
         self.metas = [TensorMeta.of(x) for x in self.tensors]
         self.differentiable_inputs = [is_differentiable(m.dtype) for m in self.metas]
         constants = (None if isinstance(leaf, Tensor) else static_key(leaf) for leaf in self.leaves)
-        self.identity = (function, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
+        self.identity = (function.identity, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
 
     def result(self) -> Any:
         outs = call_custom_rule(self, self.tensors)
@@ -528,3 +552,23 @@ def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: 
     paths = pytree.leaf_paths(one_level, path) if one_level is not None else []
     rows = zip(children, spec.children(), paths, strict=True)
     return [leaf for child, below, place in rows for leaf in _spread(operation, parameter, child, below, place)]
+
+
+@one_node
+def _made_anew(
+    operation: str,
+    identity: _Identity,
+    functions: dict[str, Function],
+    nondiff_argnums: frozenset[int],
+    args: tuple[Any, ...],
+) -> Any:
+    """A call under Dynamo: of the same function, with rules that Dynamo traces."""
+    fun, *rules = functions.values()
+    made: Any = _KINDS[operation](fun, tuple(nondiff_argnums))
+    made.identity = identity
+    for name, rule in zip(made.rules, rules):
+        setattr(made, name, rule)
+    return made(*args)
+
+
+_KINDS: dict[str, Any] = {"custom_vjp": custom_vjp, "custom_jvp": custom_jvp}
