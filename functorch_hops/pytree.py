@@ -39,6 +39,7 @@ __all__ = [
     "describe",
     "difference",
     "flatten",
+    "is_node",
     "leaf_paths",
     "map",
     "mapping_keys",
@@ -69,10 +70,6 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     >>> leaves, describe(spec)
     ([1, 2], "{'a': (*, None), 'b': *}")
     """
-    if torch.compiler.is_dynamo_compiling():
-        leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
-        _learn_under_dynamo(tuple(builtins.map(type, leaves)))
-        return leaves, spec
     if _torch.count_of_nodes() != _count_of_nodes:
         _learn_anew()
     leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
@@ -81,6 +78,17 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     while _learn(builtins.map(type, leaves)):
         leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     return leaves, spec
+
+
+def is_node(cls: type) -> bool:
+    """Whether objects of a type are nodes of trees.
+
+    >>> is_node(dict), is_node(int)
+    (True, False)
+    """
+    if cls not in _leaf_types and optree.register_pytree_node.get(cls, namespace=NAMESPACE) is None:
+        _learn([cls])
+    return cls not in _leaf_types and optree.register_pytree_node.get(cls, namespace=NAMESPACE) is not None
 
 
 def mapping_keys(tree: Tree) -> tuple[Any, ...]:
@@ -198,7 +206,6 @@ def broadcast_prefix(
     >>> broadcast_prefix((0, {"a": None, "b": 1}), ([0, 0], {"a": (0, 0), "b": 0}), "in_dims")
     [0, 0, None, None, 1]
     """
-    # Dynamo has a class of its own for structures, so this asks for what a structure can do.
     spec = spec_or_tree if hasattr(spec_or_tree, "num_leaves") else flatten(spec_or_tree)[1]
     if prefix is None or type(prefix) is int:
         return [prefix] * spec.num_leaves
@@ -266,18 +273,6 @@ def _same_node(left: Spec, right: Spec) -> bool:
 def _child_paths(spec: Spec, root: str) -> list[str]:
     one_level = spec.one_level()
     return [] if one_level is None else leaf_paths(one_level, root)
-
-
-@_torch.assume_constant_result
-def _learn_under_dynamo(types: tuple[type, ...]) -> None:
-    """Learn types while Dynamo traces `flatten`. It calls this function, as it is, and traces the rest.
-
-    The types that are known are read here and not in `flatten`, lest Dynamo guard on them and compile anew
-    with every other type that is learned. What it has read of optree's registry it won't read again in this
-    trace, hence the restart.
-    """
-    if not _PLAIN_LEAVES.issuperset(types) and _learn(types):
-        _torch.restart_dynamo("a new type of tree node was registered")
 
 
 def _learn(types: Iterable[type]) -> bool:

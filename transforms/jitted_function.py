@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Generic
 
+import torch
 from torch import Tensor
 
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R
+from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
 from functorch_hops.calls.trace_cache import Trace
@@ -62,6 +64,10 @@ class JittedFunction(Generic[P, R]):
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._func(*args, **kwargs) if torch.compiler.is_dynamo_compiling() else self._call(args, kwargs)
+
+    @traced_through
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         quick = self._quick
         try:
             for call in quick:

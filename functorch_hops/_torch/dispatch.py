@@ -35,6 +35,7 @@ __all__ = [
     "no_gradients",
     "no_modes",
     "observer",
+    "only_asks_for_shapes",
     "suspended",
     "without_saved_tensor_hooks",
     "without_torch_function",
@@ -192,6 +193,12 @@ class no_gradients:
 def no_modes() -> bool:
     """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
     return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def only_asks_for_shapes() -> bool:
+    """Whether operators run on fakes alone: nothing records them, and no transform is active."""
+    modes = _get_current_dispatch_mode_stack()
+    return len(modes) == 1 and isinstance(modes[0], FakeTensorMode) and top_interpreter() is None
 
 
 def observer() -> TorchDispatchMode | None:

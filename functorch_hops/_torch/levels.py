@@ -75,11 +75,7 @@ def is_batched(t: Tensor) -> bool:
 
 def is_batched_here(t: torch.Tensor) -> bool:
     """Whether the innermost transform is a vmap that maps over ``t``."""
-    if not _functorch.is_batchedtensor(t):
-        return False
-    # Dynamo can't ask for the level of a tensor: there, a tensor that an outer vmap maps over counts as well.
-    is_dynamo = torch.compiler.is_dynamo_compiling()
-    return is_dynamo or _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+    return _functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
 
 
 def current_level() -> int | None:

@@ -91,7 +91,7 @@ class RecordedCall(_torch.SingleLevelFunction):
             rules = operator_of(ctx.params).rules
             return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
 
-        with observed():
+        with observed(), _torch.dual_level_known():
             if _torch.is_legacy_batched(cotangents):
                 grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
             else:

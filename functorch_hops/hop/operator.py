@@ -86,7 +86,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
                 raise self._unknown_to_export()
-            return _torch.dispatch_functorch(self, (params, *operands), {})
+            with _torch.dual_level_known():
+                return _torch.dispatch_functorch(self, (params, *operands), {})
         return super().__call__(params, *operands)
 
     def _unknown_to_export(self) -> CaptureError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +21,10 @@ from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 
-__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled", "with_tapes"]
+if TYPE_CHECKING:
+    from .loops.planning import Plan
+
+__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compiled", "dissolved", "with_tapes"]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -77,6 +80,8 @@ class Backend:
     options: Options
     settings: tuple[Any, ...] = ()
     """Of the process, on which compiled code depends: what they were when the function was captured."""
+    around: str | None = None
+    """What compiles the graph around, in which a call dissolves, if that is known."""
 
     def now(self) -> Backend:
         return replace(self, settings=_torch.compiler_settings(self.name))
@@ -125,6 +130,18 @@ def compiled(body: Subgraph, backend: Backend) -> Compiled:
     return body.derive_apart(("compiled", backend), lambda: Compiled(body, _compile(body, backend)))
 
 
+def dissolved(body: Subgraph, backend: Backend) -> Subgraph:
+    """``body`` as a part of a larger graph, made ready for the backend that compiles this."""
+    if backend.around != "inductor":
+        return body
+
+    def make() -> Subgraph:
+        with _torch.compilation(body.shape_env):
+            return _planned(without_numbers(batch_products(hoist_loops(body))), dict(backend.options)).body
+
+    return body.derive_apart(("dissolved", backend), make)
+
+
 def with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
     """The graph with kernels of loops, if one of them hands a tape on to another (NOTE [Tapes])."""
     return body.derive_apart(("with tapes", backend), lambda: (_with_tapes(body, backend),))[0]
@@ -134,12 +151,16 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
     options = dict(backend.options)
     if backend.name != "inductor" or not options.pop("loop_kernels", True) or body.shape_env is not None:
         return None
+    plan = _planned(without_numbers(batch_products(hoist_loops(body))), options)
+    return plan.body if any(report.taken == "tape" for report in plan.loops) else None
+
+
+def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
     from .inductor import exact_code
     from .loops.planning import planned
 
     with exact_code():
-        plan = planned(without_numbers(batch_products(hoist_loops(body))), options)
-    return plan.body if any(report.taken == "tape" for report in plan.loops) else None
+        return planned(body, options)
 
 
 def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
@@ -151,11 +172,7 @@ def _compile(body: Subgraph, backend: Backend) -> Code | Subgraph:
     body = without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
-        from .inductor import exact_code
-        from .loops.planning import planned
-
-        with exact_code():
-            body = planned(body, options).body
+        body = _planned(body, options).body
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept:
         fakes = [meta.fake(fake_mode) for meta in body.inputs]

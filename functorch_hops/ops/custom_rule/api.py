@@ -10,6 +10,7 @@ import torch
 
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
+from ...calls.leaf import one_node, traced_through
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from .call import as_python_or_graph
@@ -20,15 +21,25 @@ __all__ = ["custom_jvp", "custom_vjp"]
 Rule = TypeVar("Rule", bound=Function)
 
 
+class _Identity:
+    """What tells one function with rules from others, in what Dynamo makes of it too."""
+
+    __fh_own__ = True
+    __fh_leaf__ = True
+
+
 class _CustomFunction(Generic[P, R]):
     """What both decorators share: the function, and how a call is taken apart."""
 
     operation: str
+    rules: tuple[str, ...]
+    """The names of the attributes that hold the rules."""
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
         functools.update_wrapper(cast(Any, self), fun, updated=())
         self.fun = fun
+        self.identity = _Identity()
         self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -50,8 +61,19 @@ class _CustomFunction(Generic[P, R]):
         return bound.args
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            self._require_rule()
+            functions = {name: getattr(self, name) for name in ("fun", *self.rules)}
+            positional = self._positional(args, kwargs)
+            made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, positional)
+            return made
+        return self._call(args, kwargs)
+
+    @traced_through
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         self._require_rule()
-        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), self._positional(args, kwargs))
+        positional = self._positional(args, kwargs)
+        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
         return result
 
     def _require_rule(self) -> None:
@@ -121,6 +143,7 @@ class custom_vjp(_CustomFunction[P, R]):
     """
 
     operation = "custom_vjp"
+    rules = ("fwd", "bwd")
     __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
@@ -224,6 +247,7 @@ class custom_jvp(_CustomFunction[P, R]):
     """
 
     operation = "custom_jvp"
+    rules = ("rule",)
     __environment__ = ("fun", "rule", "nondiff_argnums")
 
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
@@ -344,3 +368,23 @@ def _without_rule(operation: str, name: str, method: str) -> ArgumentTypeError:
 
 def _call_with_rule(functions: Sequence[Any], args: tuple[Any, ...]) -> Any:
     return functions[0]._bind(args).result()
+
+
+@one_node
+def _made_anew(
+    operation: str,
+    identity: _Identity,
+    functions: dict[str, Function],
+    nondiff_argnums: frozenset[int],
+    args: tuple[Any, ...],
+) -> Any:
+    """A call under Dynamo: of the same function, with rules that Dynamo traces."""
+    fun, *rules = functions.values()
+    made: Any = _KINDS[operation](fun, tuple(nondiff_argnums))
+    made.identity = identity
+    for name, rule in zip(made.rules, rules):
+        setattr(made, name, rule)
+    return made(*args)
+
+
+_KINDS: dict[str, Any] = {"custom_vjp": custom_vjp, "custom_jvp": custom_jvp}

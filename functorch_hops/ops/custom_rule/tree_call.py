@@ -37,7 +37,7 @@ class TreeCall(FlatRule):
         self.metas = [TensorMeta.of(x) for x in self.tensors]
         self.differentiable_inputs = [is_differentiable(m.dtype) for m in self.metas]
         constants = (None if is_operand(leaf) else static_key(leaf) for leaf in self.leaves)
-        self.identity = (function, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
+        self.identity = (function.identity, self.spec, *constants, *map(static_key, pytree.flatten(self.nondiff)[0]))
 
     def result(self) -> Any:
         outs = call_custom_rule(self, self.tensors)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.leaf import one_node
 from ...calls.numbers import as_number
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
@@ -29,6 +30,7 @@ from .passthrough import while_loop_passthrough
 __all__ = ["run_while", "while_loop"]
 
 
+@one_node
 def while_loop(
     cond_fn: Callable[[Any], Any],
     body_fn: Callable[[Any], Any],
