@@ -5,7 +5,8 @@ Finding the trace, checking that nothing it depends on has changed, and putting 
 operands; the second compares forward and backward with eager PyTorch. `torch.compile` on the same function
 stands beside them, as what users know.
 
-Target: at most 60 us over the compiled code.
+Targets, in microseconds over the compiled code: 3 for up to three tensors, 5 for up to ten, 60 for 200, if the function
+reads at most 20 places, and 0.1 for each place more.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from timing import Timing, interleaved, print_table
 from torch import Tensor, nn
 
 import functorch_hops as fh
+from functorch_hops.ir.subgraph import Subgraph
 from functorch_hops.lowering.backends import compiled
 from functorch_hops.ops.closed_call.op import closed_call_op
 from functorch_hops.transforms.jit import JittedFunction
 
-TARGET = 60.0
-
 
 class Case(NamedTuple):
     name: str
+    target: float
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
 
@@ -46,10 +47,20 @@ def cases(requires_grad: bool) -> list[Case]:
         a, b, c = tree["scales"]
         return (tree["h"] * a + tree["c"][0] * b).sin() * c + tree["c"][1]
 
+    def takes_ten(*tensors: Tensor) -> Tensor:
+        return torch.stack(tensors).sum(0) * weight
+
+    def takes_many(tree: dict[str, Tensor]) -> Tensor:
+        return torch.stack([*tree.values()]).sum(0)
+
+    many = {f"x{i}": torch.rand(4, requires_grad=requires_grad) for i in range(200)}
     return [
-        Case("1 closed-over tensor", closes_over_one, (x,)),
-        Case("tree of 6 tensors", takes_a_tree, (tree,)),
-        Case("module of 20 parameters", module, (x,)),
+        Case("1 closed-over tensor", 3, closes_over_one, (x,)),
+        Case("3 tensors", 3, lambda a, b, c: (a * b).sin() + c, (x, weight, torch.rand(16))),
+        Case("tree of 6 tensors", 5, takes_a_tree, (tree,)),
+        Case("10 tensors", 5, takes_ten, tuple(torch.rand(16) for _ in range(10))),
+        Case("dict of 200 tensors", 60, takes_many, (many,)),
+        Case("module of 20 parameters", 20, module, (x,)),
     ]
 
 
@@ -60,8 +71,11 @@ def code_of(jitted: JittedFunction, case: Case) -> Callable[[], object]:
     params, active = entry.params, tuple(x.requires_grad for x in operands)
     if any(active):
         params = closed_call_op.rules.vjp_forward(params, active)
-    run, operands = compiled(params.body, params.backend), [x.detach() for x in operands]
-    return lambda: run(operands)
+    flat = [x.detach().contiguous() for x in operands]
+    run = compiled(params.body, params.backend).at(flat)
+    if isinstance(run, Subgraph):
+        return lambda: run(*flat)
+    return lambda: run([*flat])
 
 
 def forward(case: Case, backend: str) -> list[Timing]:
@@ -99,10 +113,10 @@ def main() -> None:
             torch.compiler.reset()
             code, jitted, dynamo = forward(case, backend)
             name = f"{case.name}, {backend}{', requires grad' if requires_grad else ''}"
-            figures = code.micros, jitted.micros, jitted.micros - code.micros, dynamo.micros
+            figures = code.micros, jitted.micros, jitted.micros - code.micros, case.target, dynamo.micros
             rows.append([name, *(f"{us:.1f}" for us in figures)])
-    header = ["forward", "compiled code, us", "fh.jit, us", "added, us", "torch.compile, us"]
-    print_table(f"A call that finds its trace (target: at most {TARGET:.0f} us added)", header, rows)
+    header = ["forward", "compiled code, us", "fh.jit, us", "added, us", "target, us", "torch.compile, us"]
+    print_table("A call that finds its trace", header, rows)
     rows = []
     for case in cases(requires_grad=True):
         torch.compiler.reset()

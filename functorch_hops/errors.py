@@ -12,9 +12,10 @@ import dataclasses
 import functools
 import os
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ __all__ = [
     "TooManyCapturesError",
     "TreeMismatchError",
     "message",
+    "traced_from",
     "user_frame",
     "user_place",
     "warn",
@@ -176,12 +178,32 @@ def warn(text: str, *, once: bool = False) -> None:
 _warned: dict[Any, Any] = {}
 
 
+class _Traced(threading.local):
+    stack: Callable[[], Iterable[traceback.FrameSummary]] | None = None
+
+
+_traced = _Traced()
+
+
+@contextlib.contextmanager
+def traced_from(stack: Callable[[], Iterable[traceback.FrameSummary]]) -> Iterator[None]:
+    """While another tracer reads the user's code instead of running it; ``stack()``: where it reads, innermost last."""
+    outer, _traced.stack = _traced.stack, stack
+    try:
+        yield
+    finally:
+        _traced.stack = outer
+
+
 def user_frame(error: BaseException | None = None) -> traceback.FrameSummary | None:
     """The innermost frame that is the user's code, or None if there is none: where ``error`` passed, else on the stack.
 
     Called when an error is raised and never before: it walks the whole stack and reads a source file.
     """
     internal = _internal_paths()
+    if _traced.stack is not None:
+        frames = [frame for frame in _traced.stack() if not frame.filename.startswith(internal)]
+        return frames[-1] if frames else None
     for code, line in (*_frames_of(error), *_frames_of_stack()):
         if not code.co_filename.startswith(internal):
             return traceback.FrameSummary(code.co_filename, line, code.co_name)
@@ -192,6 +214,9 @@ def user_place(frame: FrameType | None = None) -> tuple[str, int, str] | None:
     """File, line and function of the innermost frame that is the user's code, from ``frame`` outwards. Reads no source
     file.
     """
+    if _traced.stack is not None:
+        traced = user_frame()
+        return None if traced is None else (traced.filename, traced.lineno or 0, traced.name)
     internal = _internal_paths()
     for code, line in _frames_of_stack(frame):
         if not code.co_filename.startswith(internal):

@@ -8,7 +8,8 @@ Everything else is a leaf. A class with the attribute ``__fh_leaf__ = True`` sta
 NOTE [learning types] optree has to be told about the last two kinds. Asking about every leaf would cost more
 than the flattening does, so the types that are known to be leaves are remembered, and only a leaf of another
 type is looked at: either its type joins them, or it is registered in this library's own namespace and the
-tree is flattened again.
+tree is flattened again. Whoever registers a type with torch later, changes the size of torch's registry: then what
+was learned of leaves and dataclasses is learned anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import builtins
 import dataclasses
 import functools
 import operator
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -37,6 +39,7 @@ __all__ = [
     "describe",
     "difference",
     "flatten",
+    "is_node",
     "leaf_paths",
     "map",
     "mapping_keys",
@@ -51,8 +54,13 @@ NAMESPACE = "functorch_hops"
 """optree's namespace for the types that this library registers by itself."""
 
 _node_types: set[type] = set()
-# Replaced, never changed in place: `flatten` reads it without the lock.
-_leaf_types: frozenset[type] = frozenset({torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str})
+_dataclasses: weakref.WeakSet[type] = weakref.WeakSet()
+"""Nodes that nobody else registered."""
+_PLAIN_LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str})
+_leaf_types: weakref.WeakSet[type] = weakref.WeakSet()
+"""Learned besides these."""
+_count_of_nodes = _torch.count_of_nodes()
+"""The size of torch's registry when the types were learned."""
 
 
 def flatten(tree: Tree) -> tuple[Leaves, Spec]:
@@ -62,15 +70,25 @@ def flatten(tree: Tree) -> tuple[Leaves, Spec]:
     >>> leaves, describe(spec)
     ([1, 2], "{'a': (*, None), 'b': *}")
     """
+    if _torch.count_of_nodes() != _count_of_nodes:
+        _learn_anew()
     leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
-    if torch.compiler.is_dynamo_compiling():
-        _learn_under_dynamo(tuple(builtins.map(type, leaves)))
-        return leaves, spec
-    if _leaf_types.issuperset(builtins.map(type, leaves)):
+    if _PLAIN_LEAVES.issuperset(builtins.map(type, leaves)):
         return leaves, spec
     while _learn(builtins.map(type, leaves)):
         leaves, spec = optree.tree_flatten(tree, namespace=NAMESPACE)
     return leaves, spec
+
+
+def is_node(cls: type) -> bool:
+    """Whether objects of a type are nodes of trees.
+
+    >>> is_node(dict), is_node(int)
+    (True, False)
+    """
+    if cls not in _leaf_types and optree.register_pytree_node.get(cls, namespace=NAMESPACE) is None:
+        _learn([cls])
+    return cls not in _leaf_types and optree.register_pytree_node.get(cls, namespace=NAMESPACE) is not None
 
 
 def mapping_keys(tree: Tree) -> tuple[Any, ...]:
@@ -83,7 +101,7 @@ def mapping_keys(tree: Tree) -> tuple[Any, ...]:
     nodes = [tree]
     for node in nodes:
         kind = type(node)
-        if kind in _leaf_types:
+        if kind in _PLAIN_LEAVES or kind in _leaf_types:
             continue
         if isinstance(node, dict):
             found.append((*node, *builtins.map(type, node)))
@@ -188,7 +206,6 @@ def broadcast_prefix(
     >>> broadcast_prefix((0, {"a": None, "b": 1}), ([0, 0], {"a": (0, 0), "b": 0}), "in_dims")
     [0, 0, None, None, 1]
     """
-    # Dynamo has a class of its own for structures, so this asks for what a structure can do.
     spec = spec_or_tree if hasattr(spec_or_tree, "num_leaves") else flatten(spec_or_tree)[1]
     if prefix is None or type(prefix) is int:
         return [prefix] * spec.num_leaves
@@ -258,32 +275,33 @@ def _child_paths(spec: Spec, root: str) -> list[str]:
     return [] if one_level is None else leaf_paths(one_level, root)
 
 
-@_torch.assume_constant_result
-def _learn_under_dynamo(types: tuple[type, ...]) -> None:
-    """Learn types while Dynamo traces `flatten`. It calls this function, as it is, and traces the rest.
-
-    The types that are known are read here and not in `flatten`, lest Dynamo guard on them and compile anew
-    with every other type that is learned. What it has read of optree's registry it won't read again in this
-    trace, hence the restart.
-    """
-    if not _leaf_types.issuperset(types) and _learn(types):
-        _torch.restart_dynamo("a new type of tree node was registered")
-
-
 def _learn(types: Iterable[type]) -> bool:
     """Look at leaves of unknown types; whether one of them has become a node: NOTE [learning types]."""
-    global _leaf_types
+    unknown = {cls for cls in types if cls not in _PLAIN_LEAVES and cls not in _leaf_types}
+    if not unknown:
+        return False
     found_node = False
     with _torch.one_at_a_time:
-        for cls in types:
-            if cls in _leaf_types:
-                continue
+        for cls in unknown:
             if cls in _node_types or _register(cls):
                 _node_types.add(cls)
                 found_node = True
             else:
-                _leaf_types |= {cls}
+                _leaf_types.add(cls)
     return found_node
+
+
+def _learn_anew() -> None:
+    """Forget what may have been registered with torch since it was learned."""
+    global _count_of_nodes
+    with _torch.one_at_a_time:
+        _count_of_nodes = _torch.count_of_nodes()
+        _leaf_types.clear()
+        for cls in list(_dataclasses):
+            if _torch.pytree_node(cls) is not None:
+                optree.unregister_pytree_node(cls, namespace=NAMESPACE)
+                _dataclasses.discard(cls)
+                _node_types.discard(cls)
 
 
 def _register(cls: type) -> bool:
@@ -304,6 +322,7 @@ def _register(cls: type) -> bool:
     unfit = (dict, list, tuple, set, frozenset, int, float, complex, str, bytes, BaseException)
     if dataclasses.is_dataclass(cls) and not issubclass(cls, (*unfit, torch.Tensor, torch.nn.Module)):
         _register_dataclass(cls)
+        _dataclasses.add(cls)
         return True
     return False
 

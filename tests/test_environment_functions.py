@@ -295,6 +295,65 @@ def test_an_installed_package_is_followed_from_its_own_functions_only() -> None:
     unnoticed(closing_over(installed.func), lambda: installed.set(RATE=4))
 
 
+INSTALLED = """
+import functools
+
+def scale_of(thing):
+    return thing.scale
+
+def through_another(thing):
+    return inner(thing)
+
+def inner(thing):
+    return thing.hidden
+
+def computed(thing, end):
+    return getattr(thing, "sc" + end)
+
+class Runner:
+    def __init__(self, thing):
+        self.thing = thing
+
+    @functools.wraps(scale_of)
+    def run(self):
+        return self.thing.deep
+
+class Base:
+    def forward(self, x):
+        return x * self.factor
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("installed.scale_of(THING)", "scale"),
+        ("scale_of(THING)", "scale"),
+        ("installed.through_another(THING)", "hidden"),
+        ("installed.computed(THING, 'ale')", "scale"),
+        ("RUNNER.run()", "deep"),
+        ("installed.Runner(THING).run()", "deep"),
+        ("list(map(scale_of, [THING]))[0]", "scale"),
+        ("functools.reduce(lambda a, b: a * b(THING), [scale_of], 1)", "scale"),
+        ("DERIVED.forward(1)", "factor"),
+        ("float('{0.scale}'.format(THING))", "scale"),
+    ],
+)
+def test_what_a_library_reads_of_the_users_objects(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = Program(INSTALLED, "installed.core")
+    monkeypatch.setitem(sys.modules, "installed.core", installed.module)
+    installed.set(__file__="/home/user/env/lib/python3/site-packages/installed/core.py")
+    thing = types.SimpleNamespace(scale=1, hidden=2, deep=3, unused=4)
+    derived = type("Derived", (installed.Base,), {"__module__": __name__})()
+    derived.factor = 2
+    user = Program(f"import functools\ndef func(x):\n    return x * {source}")
+    user.set(installed=installed.module, scale_of=installed.scale_of, THING=thing, DERIVED=derived)
+    user.set(RUNNER=installed.Runner(thing))
+    noticed(user.func, setter(derived if name == "factor" else thing, name, 5))
+    if "computed" not in source:
+        unnoticed(user.func, setter(thing, "unused", 5))
+
+
 def test_class_patterns_are_noticed() -> None:
     user = Program(
         """

@@ -157,3 +157,14 @@ def test_a_parameter_is_one_inside(run):
     for x in (weight, weight.detach(), weight):
         same((g(x), run(inside, x)), (f(x), inside(x)))
     assert g.cache_info()[:2] == (1, 2)
+
+
+@every_mode
+def test_a_size_that_depends_on_values_and_is_found_to_be_known(run):
+    """By broadcasting against one that is."""
+    i, x = torch.tensor([2, 0, 1, 3, 1]), torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+    counts = torch.tensor([1.0, 2.0, 1.0, 1.0], dtype=torch.float64)[:, None]
+    f = lambda x: x * torch.bincount(i, minlength=4)[:, None]
+    looped = lambda x: fh.cond(x.sum() > -99, f, lambda x: x * 0, x)
+    same(run(looped, x), x * counts)
+    same(run(fh.grad(lambda x: looped(x).square().sum()), x), 2 * x * counts**2)

@@ -1,6 +1,7 @@
 """Ctrl-C in a capture leaves nothing behind: wherever it comes, the next call works."""
 
 import itertools
+import signal
 
 import pytest
 import torch
@@ -20,17 +21,22 @@ def _call():
     return fh.jit(fh.grad(_program), backend="eager")(torch.linspace(0.1, 1, 3))
 
 
-def test_at_every_torch_function_of_a_capture(monkeypatch) -> None:
-    original, before = Lifting.__torch_function__, state()
+def _raise() -> None:
+    raise KeyboardInterrupt
+
+
+def _interrupt_each(mode, name, interrupt, monkeypatch) -> None:
+    """Interrupt each call of a mode's method in turn; the next call of the program is right."""
+    original, before = getattr(mode, name), state()
     for n in itertools.count(1):
         calls = itertools.count(1)
 
-        def interrupted(self, *args, n=n, calls=calls, **kwargs):
+        def __torch_dispatch__(self, *args, n=n, calls=calls, **kwargs):
             if next(calls) == n:
-                raise KeyboardInterrupt
+                interrupt()
             return original(self, *args, **kwargs)
 
-        monkeypatch.setattr(Lifting, "__torch_function__", interrupted)
+        monkeypatch.setattr(mode, name, __torch_dispatch__)
         try:
             _call()
             break
@@ -40,6 +46,51 @@ def test_at_every_torch_function_of_a_capture(monkeypatch) -> None:
     monkeypatch.undo()
     with nothing_left_behind():
         torch.testing.assert_close(_call(), fh.grad(_program)(torch.linspace(0.1, 1, 3)))
+
+
+@pytest.mark.parametrize("interrupt", [_raise, lambda: signal.raise_signal(signal.SIGINT)], ids=["raised", "signal"])
+@pytest.mark.parametrize(
+    ("mode", "name"), [(Lifting, "__torch_function__"), (Effects, "__torch_dispatch__")], ids=["function", "dispatch"]
+)
+def test_at_every_call_of_a_capture(mode, name, interrupt, monkeypatch) -> None:
+    _interrupt_each(mode, name, interrupt, monkeypatch)
+
+
+def test_a_signal_amid_torch_waits_for_the_function() -> None:
+    """What torch has begun is finished; then the function is interrupted at its next call of torch."""
+    seen = []
+
+    class Signals(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.sin:
+                signal.raise_signal(signal.SIGINT)
+                seen.append("goes on")
+            return func(*args, **(kwargs or {}))
+
+    def f(x):
+        with Signals():
+            y = torch.sin(x)
+        seen.append("after it")
+        return torch.cos(y)
+
+    with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
+        fh.jit(f, backend="eager")(torch.ones(2))
+    assert seen == ["goes on"]
+
+
+def test_a_signal_in_the_users_own_code_comes_at_once() -> None:
+    reached = []
+
+    def f(x):
+        signal.raise_signal(signal.SIGINT)
+        reached.append(x)
+        return x
+
+    before = signal.getsignal(signal.SIGINT)
+    with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
+        fh.jit(lambda x: fh.scan(lambda c, _: (f(c), None), x, length=2), backend="eager")(torch.ones(2))
+    assert not reached
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("mode", [Lifting, Effects])

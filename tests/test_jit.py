@@ -195,6 +195,22 @@ def test_a_repeated_capture_warns_and_says_why():
     assert warning.filename == __file__
 
 
+def test_many_batch_sizes_warn_and_say_what_to_do():
+    """A vmap outside is compiled for each of its sizes; inside of a dynamic jit it is not."""
+    f = lambda x: (x * 2).sum()
+    outside, inside = fh.vmap(fh.grad(jit(f))), fh.jit(fh.vmap(fh.grad(f)), dynamic=True, backend="eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in [*range(2, 11), 3, 4]:
+            xs = torch.ones(n, 3)
+            assert torch.equal(outside(xs), 2 * xs)
+            assert torch.equal(inside(xs), 2 * xs)
+    (warning,) = caught
+    assert "compiled for 9 batch sizes of the vmap around it, last 10" in str(warning.message)
+    assert "jit(vmap(f), dynamic=True)" in str(warning.message)
+    assert inside.cache_info().misses == 1
+
+
 def test_static_arguments():
     g = jit(lambda x, mode: x * 2 if mode == "double" else x, static_argnames="mode")
     x = torch.ones(2)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.testing._internal.two_tensor import TwoTensor
 
 import functorch_hops as fh
+from modes import same, while_capturing
 
 F64 = torch.float64
 
@@ -567,3 +568,23 @@ def test_a_jitted_module_dies_with_its_last_reference():
     del module, compiled
     gc.collect()
     assert reference() is None
+
+
+@while_capturing
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_embedding_bags_and_sparse_embeddings(run, mode):
+    """torch.func differentiates neither."""
+    bag = nn.EmbeddingBag(5, 3, mode=mode, padding_idx=1, dtype=F64)
+    rows = nn.Embedding(5, 3, sparse=True, dtype=F64)
+    places, offsets = torch.tensor([0, 2, 4, 1, 1, 3]), torch.tensor([0, 2, 3, 3])
+    table = lambda c: c * bag(places, offsets) + bag(places.reshape(2, 3)).sum(0) * rows(places[:4])
+    x = torch.linspace(-1, 1, 12, dtype=F64).reshape(4, 3)
+    f = lambda x: fh.scan(lambda c, _: (table(c), c), x, length=2)[0]
+    same(run(f, x), table(table(x)))
+    gradient = torch.autograd.functional.jacobian(lambda x: table(table(x)).sum(), x)
+    same(run(fh.grad(lambda x: f(x).sum()), x), gradient)
+    same(run(fh.vmap(f), torch.stack([x, 2 * x]))[1], table(table(2 * x)))
+    weights = [bag.weight, rows.weight]
+    got = torch.autograd.grad(run(f, x).sum(), weights)
+    expected = torch.autograd.grad(table(table(x)).sum(), weights)
+    same(got, tuple(g.to_dense() for g in expected))

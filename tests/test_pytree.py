@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import gc
 import threading
 import time
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from typing import Any, NamedTuple
 
@@ -106,6 +108,38 @@ def test_types_registered_with_torch():
     box, keyed = pytree.unflatten(spec, "abcd")
     assert (box.items[0], box.items[1].h, box.label) == ("a", "b", "b")
     assert (keyed.items, keyed.label) == ("c", {"k": "d"})
+
+
+def test_types_registered_with_torch_after_their_first_use():
+    class Late:
+        def __init__(self, value):
+            self.value = value
+
+    @dataclasses.dataclass
+    class LateData:
+        value: Any
+        name: Any
+
+    double = fh.jit(lambda thing, x: x * thing.value, backend="eager")
+    late, data, x = Late(torch.tensor(3.0)), LateData(1, "n"), torch.ones(2)
+    assert pytree.flatten([late, data])[0] == [late, 1, "n"]
+    same(double(late, x), 3 * x)
+    torch_pytree.register_pytree_node(Late, lambda t: ([t.value], None), lambda children, _: Late(*children))
+    torch_pytree.register_pytree_node(LateData, lambda t: ([t.value], t.name), lambda c, name: LateData(*c, name))
+    assert pytree.flatten([late, data])[0] == [late.value, 1]
+    same(double(Late(torch.tensor(4.0)), x), 4 * x)
+    same(fh.grad(lambda t: t.value**2)(late).value, torch.tensor(6.0))
+
+
+def test_types_of_leaves_are_not_kept_alive():
+    class Leaf:
+        pass
+
+    pytree.flatten([Leaf()])
+    reference = weakref.ref(Leaf)
+    del Leaf
+    gc.collect()
+    assert reference() is None
 
 
 def test_the_context_of_a_torch_type_is_part_of_the_structure():

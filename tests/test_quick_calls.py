@@ -260,6 +260,23 @@ def test_settings_are_compared(name, searches):
     assert len(searches) == 1
 
 
+def test_a_default_device_is_a_setting(searches):
+    f = lambda x: x + torch.ones(2)
+    with torch.device("cpu"):
+        jitted = prepared(f, X)
+    searches.clear()
+    with torch.device("cpu"):
+        close(jitted(Y), f(Y))
+        assert not searches
+        with SeenFunctions():
+            close(jitted(Y), f(Y))
+        assert len(searches) == 1
+    with torch.device("meta"):
+        assert jitted(torch.ones(2)).is_meta
+    close(jitted(X), f(X))
+    assert len(searches) == 3
+
+
 def test_the_configuration_of_inductor_is_compared():
     from torch._inductor import config
 
@@ -339,11 +356,20 @@ def test_tensors_of_the_environment_are_compared(searches):
     Y.add_(0)
     close(jitted(X), X * Y + 1)
     assert not searches
-    changes = [Y.double(), Y[:1], torch.stack([Y, Y], 1)[:, 0], Y.clone().requires_grad_(), weights["b"], X, P]
+    changes = [Y.double(), Y[:1], torch.stack([Y, Y], 1)[:, 0], Y.clone().requires_grad_(), weights["b"], P]
     for n, new in enumerate(changes, 1):
         weights["a"] = new
         close(jitted(X), X * new + 1)
-        assert len(searches) >= n
+        assert len(searches) == n
+
+
+def test_sparse_tensors_go_the_long_way():
+    weights = [torch.ones(2), torch.eye(2).to_sparse()]
+    f = lambda x, matrix: x * weights[0] + matrix @ x
+    jitted = fh.jit(f, backend="eager")
+    for matrix in (torch.eye(2).to_sparse(), torch.ones(2, 2).to_sparse()):
+        for _ in range(3):
+            close(jitted(X, matrix), f(X, matrix))
 
 
 def test_what_the_function_asked_is_compared():

@@ -112,3 +112,14 @@ def test_plain_backward(run):
     for f in (LOOPS["checkpoints=2"], LOOPS["a drawn condition, checkpoints=2"]):
         out = run(f, x)
         same(torch.autograd.grad(out, x)[0] * x, out)
+
+
+def test_attention_without_dropout_draws_nothing() -> None:
+    """torch marks it as random; autograd records the gradient of a loop over it, which closes over a parameter."""
+    w = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64).reshape(3, 3).requires_grad_()
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    attention = lambda x: torch.nn.functional.scaled_dot_product_attention(*[(x @ w)[None, None]] * 3)[0, 0]
+    looped = lambda x: fh.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, attention(c[1])), (torch.tensor(0), x))
+    gradient = fh.jit(fh.grad(lambda x: looped(x)[1].sin().sum()), backend="eager")(x)
+    y = x.clone().requires_grad_()
+    same(gradient.detach(), *torch.autograd.grad(attention(attention(y)).sin().sum(), y))

@@ -142,3 +142,21 @@ def test_a_write_to_what_all_lanes_share_is_refused_in_words(run) -> None:
 
     with pytest.raises(fh.CaptureError, match="what differs between the examples is written to a tensor that is one"):
         run(fh.vmap(f), torch.ones(4, 3, dtype=F64))
+
+
+@every_mode
+def test_a_collective_is_refused_by_name(run, tmp_path) -> None:
+    """torch's vmap (2.13) runs one for each lane and waits for none of them."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        group = torch.distributed.group.WORLD.group_name
+        ops = torch.ops._c10d_functional
+        f = lambda x: ops.wait_tensor(ops.all_reduce(x * 2, "sum", group)) + 0
+        x = torch.ones(3, 2, dtype=F64)
+        same(run(f, x), 2 * x)
+        with pytest.raises(fh.CaptureError, match=r"the collective .*all_reduce.* can't be mapped over"):
+            run(fh.vmap(f), x)
+        with pytest.raises(fh.CaptureError, match=r"the collective .*all_reduce.* can't be mapped over"):
+            run(fh.vmap(fh.jit(f, backend="eager")), x)
+    finally:
+        torch.distributed.destroy_process_group()

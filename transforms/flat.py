@@ -12,37 +12,63 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from functorch_hops import _torch, pytree
-from functorch_hops.calls.arguments import Arguments, Function, P, one_or_several
+from functorch_hops.calls.arguments import Arguments, Function, one_or_several
+from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.numbers import as_number
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
 from functorch_hops.trace.capture import current_capture
+from functorch_hops.trace.hooks import handlers
 
 
-def transformed(operation: str, func: Callable[P, Any]) -> Callable[[Function], Callable[P, Any]]:
-    """What a transform makes of `func`: with its name and documentation, but not the attributes of a module."""
+class Recipe(NamedTuple):
+    """What a function was made of: ``transform(func, **options)``."""
 
-    def decorate(run: Function) -> Callable[P, Any]:
-        @functools.wraps(func, updated=())
-        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return traced_as_one_graph(operation, run, args, kwargs) if under_torchs_tracer() else run(*args, **kwargs)
+    transform: Function
+    func: Function
+    options: dict[str, Any]
 
-        return call
+
+def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
+    """What a transform makes of a function: with its name and documentation, but not the attributes of a module."""
+
+    def decorate(run: Function) -> Callable[..., Any]:
+        @functools.wraps(recipe.func, updated=())
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_dynamo_compiling():
+                handlers.register_leaf()
+                return handlers.leaf(_made_anew, (*recipe, args, kwargs), {})
+            return _as_python(recipe, run, args, kwargs)
+
+        return call if torch.compiler.is_dynamo_compiling() else _torch.with_own_code(call)
 
     return decorate
 
 
+@traced_through
+def _as_python(recipe: Recipe, run: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if under_torchs_tracer():
+        return traced_as_one_graph(recipe.transform.__name__, run, args, kwargs)
+    return run(*args, **kwargs)
+
+
+@traced_through
+def _made_anew(
+    transform: Function, func: Function, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call of a transformed function under Dynamo: of what the transform makes of the function that Dynamo traces."""
+    return transform(func, **options)(*args, **kwargs)
+
+
 def under_torchs_tracer() -> bool:
-    """Whether torch records operators here, and no capture of this library does. (Dynamo traces transforms itself.)"""
-    if torch.compiler.is_dynamo_compiling():
-        return False
+    """Whether torch records operators here, and no capture of this library does."""
     return current_capture() is None and _torch.foreign_tracer_active()
 
 
@@ -55,7 +81,7 @@ def traced_as_one_graph(operation: str, run: Function, args: tuple[Any, ...], kw
 
 def refuse_under_torchs_tracer(operation: str, what: str) -> None:
     """For a transform that returns a function, which can't be captured with it."""
-    if under_torchs_tracer():
+    if not torch.compiler.is_dynamo_compiling() and under_torchs_tracer():
         raise CaptureError(
             message(
                 operation,

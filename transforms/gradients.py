@@ -13,17 +13,18 @@ from typing import Any, Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from functorch_hops import _torch, pytree
+from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P, R
+from functorch_hops.calls.leaf import one_node, traced_through
 from functorch_hops.calls.validate import kind_of
-from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
+from functorch_hops.errors import ArgumentTypeError, message
 from functorch_hops.transforms.flat import (
     Auxiliary,
     DifferentiableArguments,
     FlatFunction,
+    Recipe,
     is_inexact,
     is_tensor,
-    leaf_path,
     refuse_under_torchs_tracer,
     require_callable,
     split_pair,
@@ -31,6 +32,7 @@ from functorch_hops.transforms.flat import (
     transformed,
     under_torchs_tracer,
 )
+from functorch_hops.transforms.pullbacks import PullData, PushData, Signature, matching, pullback_of
 
 __all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
 
@@ -82,7 +84,7 @@ def grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = Fal
         return functools.partial(grad, argnums=argnums, has_aux=has_aux)
     require_callable("grad", func)
 
-    @transformed("grad", func)
+    @transformed(Recipe(grad, func, {"argnums": argnums, "has_aux": has_aux}))
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
         _, gradient, *aux = _value_and_grad("grad", func, argnums, has_aux, args, kwargs)
         return (gradient, *aux) if has_aux else gradient
@@ -134,7 +136,7 @@ def value_and_grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: 
         return functools.partial(value_and_grad, argnums=argnums, has_aux=has_aux)
     require_callable("value_and_grad", func)
 
-    @transformed("value_and_grad", func)
+    @transformed(Recipe(value_and_grad, func, {"argnums": argnums, "has_aux": has_aux}))
     def value_and_gradient_of(*args: Any, **kwargs: Any) -> Any:
         value, gradient, *aux = _value_and_grad("value_and_grad", func, argnums, has_aux, args, kwargs)
         return ((value, *aux), gradient) if has_aux else (value, gradient)
@@ -188,6 +190,7 @@ def _checked_scalar(operation: str, value: Any) -> Tensor:
 def vjp(func: Callable[..., R], *primals: Any, has_aux: Literal[False] = False) -> tuple[R, Pull[R]]: ...
 @overload
 def vjp(func: Function, *primals: Any, has_aux: bool) -> Any: ...
+@traced_through
 def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     """The value of a function, and the product of any vector with its Jacobian, by reverse mode.
 
@@ -221,14 +224,17 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     (tensor(5.), tensor(2.))
     """
     require_callable("vjp", func)
+    if torch.compiler.is_dynamo_compiling():
+        return _vjp_as_data("vjp", func, primals, has_aux)
     refuse_under_torchs_tracer("vjp", "pull functions")
     arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
-    outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
+    with _torch.differentiated_again():
+        outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
     spec = flat.spec
 
     def pull(cotangents: Any) -> tuple[Any, ...]:
-        leaves = _matching("vjp", cotangents, outputs, spec, "cotangents")
+        leaves = matching("vjp", cotangents, outputs, spec, "cotangents")
         return arguments.tree(pull_flat(leaves))
 
     out = spec.unflatten(outputs)
@@ -241,6 +247,7 @@ def jvp(
 ) -> tuple[R, R]: ...
 @overload
 def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool) -> Any: ...
+@one_node
 def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool = False) -> Any:
     """The value of a function, and the product of its Jacobian with a vector, by forward mode.
 
@@ -287,7 +294,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
         run = functools.partial(jvp, func, has_aux=has_aux)
         return traced_as_one_graph("jvp", run, (tuple(primals), tuple(tangents)), {})
     arguments = DifferentiableArguments("jvp", primals, {}, range(len(primals)), root="primals")
-    leaves = _matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
+    leaves = matching("jvp", tuple(tangents), arguments.inputs, arguments.spec, "tangents")
     flat = FlatFunction("jvp", func, arguments, has_aux, is_tensor)
     directions = leaves or tuple(torch.zeros_like(t) for t in arguments.differentiated)
     outputs, tangents_out, *aux = _torch.jvp(flat, arguments.tensors, directions, has_aux=has_aux)
@@ -295,6 +302,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
     return (*result, flat.aux.tree(*aux)) if has_aux else result
 
 
+@traced_through
 def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R]]:
     """The value of a function, and its linear approximation there.
 
@@ -333,40 +341,48 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     # more after about three of them. (J. Townsend, "A new trick for calculating Jacobian vector products",
     # 2017.)
     require_callable("linearize", func)
+    if torch.compiler.is_dynamo_compiling():
+        return _linearize_as_data("linearize", func, primals)
     refuse_under_torchs_tracer("linearize", "push functions")
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
-    outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
+    with _torch.differentiated_again():
+        outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
     spec = flat.spec
     zeros = [torch.zeros_like(out) for out in outputs]
     _, transposed, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *zeros)
 
     def push(*tangents: Any) -> Any:
-        leaves = _matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
+        leaves = matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
         return spec.unflatten(transposed(leaves or arguments.differentiated))
 
     out: Any = spec.unflatten(outputs)
     return out, push
 
 
-def _matching(operation: str, tree: Any, like: Sequence[Tensor], spec: pytree.Spec, root: str) -> tuple[Tensor, ...]:
-    """The leaves of a tree of tangents or cotangents, after a check that it fits what it belongs to."""
-    leaves, tree_spec = pytree.flatten(tree)
-    found = pytree.difference(spec, tree_spec, root)
-    if found is not None:
-        path, expected, got = found
-        text = message(operation, f"the tree of {root} does not fit", path=path, expected=expected, got=got)
-        raise TreeMismatchError(text)
-    for index, (leaf, other) in enumerate(zip(leaves, like, strict=True)):
-        if isinstance(leaf, float | int):
-            leaves[index] = leaf = torch.as_tensor(leaf, dtype=other.dtype, device=other.device)
-        if not is_inexact(leaf) or leaf.shape != other.shape:
-            text = message(
-                operation,
-                f"one of the {root} does not fit",
-                path=leaf_path(spec, index, root),
-                expected=kind_of(other),
-                got=kind_of(leaf),
-            )
-            raise MetadataMismatchError(text)
-    return tuple(leaves)
+@one_node
+def _vjp_as_data(operation: str, func: Function, primals: tuple[Any, ...], has_aux: bool) -> Any:
+    """``vjp`` under Dynamo, which goes on with what it returns."""
+    arguments = DifferentiableArguments(operation, primals, {}, range(len(primals)), root="primals")
+    flat = FlatFunction(operation, func, arguments, has_aux, is_inexact)
+    outputs, pullback = pullback_of(operation, lambda *xs: _joined(flat(*xs), has_aux), arguments.tensors)
+    n = flat.spec.num_leaves
+    aux = (flat.aux.tree(outputs[n:]),) if has_aux else ()
+    signature = Signature.of(operation, "cotangents", flat.spec, outputs[:n], arguments.spec)
+    return flat.spec.unflatten(outputs[:n]), PullData(signature, pullback), *aux
+
+
+@one_node
+def _linearize_as_data(operation: str, func: Function, primals: tuple[Any, ...]) -> Any:
+    """``linearize`` under Dynamo; the method is the one in plain eager."""
+    arguments = DifferentiableArguments(operation, primals, {}, range(len(primals)), root="primals")
+    flat = FlatFunction(operation, func, arguments, False, is_inexact)
+    outputs, pullback = pullback_of(operation, flat, arguments.tensors)
+    zeros = [torch.zeros_like(out) for out in outputs]
+    _, transposed = pullback_of(operation, pullback, zeros)
+    signature = Signature.of(operation, "tangents", arguments.spec, arguments.inputs, flat.spec)
+    return flat.spec.unflatten(outputs), PushData(signature, transposed)
+
+
+def _joined(outputs: Any, has_aux: bool) -> Sequence[Tensor]:
+    return (*outputs[0], *outputs[1]) if has_aux else outputs

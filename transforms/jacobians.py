@@ -14,6 +14,7 @@ from functorch_hops.calls.arguments import Function, P
 from functorch_hops.transforms.flat import (
     DifferentiableArguments,
     FlatFunction,
+    Recipe,
     is_real,
     is_tensor,
     require_callable,
@@ -88,17 +89,22 @@ def jacrev(
     if func is None:
         return functools.partial(jacrev, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacrev", func)
-    return _by_rows("jacrev", func, argnums, has_aux, require_chunk_size("jacrev", chunk_size))
+    chunk_size = require_chunk_size("jacrev", chunk_size)
+    recipe = Recipe(jacrev, func, {"argnums": argnums, "has_aux": has_aux, "chunk_size": chunk_size})
+    return _by_rows(recipe, func, argnums, has_aux, chunk_size)
 
 
 def _by_rows(
-    operation: str, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+    recipe: Recipe, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
 ) -> Callable[P, Any]:
-    @transformed(operation, func)
+    operation = recipe.transform.__name__
+
+    @transformed(recipe)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_real)
-        outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
+        with _torch.differentiated_again():
+            outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
         gradients = _rows(pull, outputs, arguments.inputs, chunk_size)
         sizes = [out.numel() for out in outputs]
         blocks = [
@@ -180,13 +186,17 @@ def jacfwd(
     if func is None:
         return functools.partial(jacfwd, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacfwd", func)
-    return _by_columns("jacfwd", func, argnums, has_aux, require_chunk_size("jacfwd", chunk_size))
+    chunk_size = require_chunk_size("jacfwd", chunk_size)
+    recipe = Recipe(jacfwd, func, {"argnums": argnums, "has_aux": has_aux, "chunk_size": chunk_size})
+    return _by_columns(recipe, func, argnums, has_aux, chunk_size)
 
 
 def _by_columns(
-    operation: str, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
+    recipe: Recipe, func: Callable[P, Any], argnums: int | Sequence[int], has_aux: bool, chunk_size: int | None
 ) -> Callable[P, Any]:
-    @transformed(operation, func)
+    operation = recipe.transform.__name__
+
+    @transformed(recipe)
     def jacobian_of(*args: Any, **kwargs: Any) -> Any:
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_tensor)
@@ -300,5 +310,5 @@ def hessian(func: Any = None, argnums: int | Sequence[int] = 0) -> Any:
     if func is None:
         return functools.partial(hessian, argnums=argnums)
     require_callable("hessian", func)
-    gradient = _by_rows("hessian", func, argnums, False, None)
-    return _by_columns("hessian", gradient, argnums, False, None)
+    recipe = Recipe(hessian, func, {"argnums": argnums})
+    return _by_columns(recipe, _by_rows(recipe, func, argnums, False, None), argnums, False, None)

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Hashable
 from typing import Any, Generic
 
+import torch
 from torch import Tensor, nn
 
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R
+from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
@@ -60,10 +62,15 @@ class JittedFunction(Generic[P, R]):
         self._static_floats = False
         self._hits = self._misses = 0
         self._quick: tuple[QuickCall, ...] = ()
+        self._lanes = Recent[None](MOST_TRACES)
         self._last: tuple[Hashable, environment.Fingerprint] | None = None
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._func(*args, **kwargs) if torch.compiler.is_dynamo_compiling() else self._call(args, kwargs)
+
+    @traced_through
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         quick = self._quick
         try:
             for call in quick:
@@ -92,6 +99,8 @@ class JittedFunction(Generic[P, R]):
             # A transform that met the trace just now assumed what does not hold here; the trace has noted it.
             entry, operands = self._find(args, kwargs)
             outputs = entry.call(operands)
+        if _torch.top_interpreter() is not None and any(map(_torch.is_batched, operands)):
+            self._note_lanes(_torch.numbers_of_lanes())
         result: R = entry.trace.output.unflatten(outputs)
         return result
 
@@ -143,6 +152,7 @@ class JittedFunction(Generic[P, R]):
             self._entries.clear()
             self._hits = self._misses = 0
             self._quick = ()
+            self._lanes.clear()
             self._last = None
 
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CompiledTrace, list[Tensor]]:
@@ -287,6 +297,19 @@ class JittedFunction(Generic[P, R]):
         if key[2] != old_key[2]:  # type: ignore[index]
             reasons.append("gradient mode, autocast, default dtype, default device or choice of kernels changed")
         return reasons or ["a tensor changed its kind"]
+
+    def _note_lanes(self, numbers: tuple[Any, ...]) -> None:
+        """A transformed trace is derived and compiled for each number of lanes."""
+        if self._lanes.of(numbers):
+            return
+        with _torch.one_at_a_time:
+            self._lanes.add(numbers, None)
+        if len(self._lanes) > CAPTURES_BEFORE_WARNING:
+            last = ", ".join(map(str, numbers))
+            self._warn(
+                f"was compiled for {len(self._lanes)} batch sizes of the vmap around it, last {last}; "
+                "if they change, put vmap inside: jit(vmap(f), dynamic=True); or fill batches up to a few sizes"
+            )
 
     def _warn_of_effects(self, effects: dict[str, str], not_seen: dict[str, str]) -> None:
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""

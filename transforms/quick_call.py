@@ -17,14 +17,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from functorch_hops import _torch
 from functorch_hops.calls.output import Constant, OutputSpec
 from functorch_hops.calls.reading import Reader
 from functorch_hops.environment.source import Source
-from functorch_hops.hop.operator import is_plain
+from functorch_hops.hop.operator import is_plain_call
 from functorch_hops.ir.active import state
 from functorch_hops.lowering.backends import OtherSizesError
 from functorch_hops.ops.closed_call.prepared import prepared
@@ -51,24 +50,25 @@ def quick_call(
     """
     guard, places = entry.watched
     tensors = guard.fetch()
-    if tensors is None or is_capturing() or not is_plain(operands):
+    if tensors is None or is_capturing() or not is_plain_call(operands):
         return None
     source = Source()
     reader = Reader(source, static_floats)
     reader.call(args, kwargs, static)
+    found = [(f"e{i}", tensor) for i, tensor in enumerate(tensors)]
+    known = dict([*reader.tensors, *found])
+    if not (reader.is_complete and known and all(map(_is_common, known.values()))):
+        return None
+    _write_tensors(source, reader.tensors)  # first, for that is what most often differs
     _write_settings(source, entry.params.backend.name)
-    found = [f"e{i}" for i in range(len(tensors))]
     source.add(f"found = {source.name(guard.fetch)}()")
     source.refuse_if("found is None")
     if found:
-        source.add(f"{', '.join(found)}, = found")
-    named = [*reader.tensors, *zip(found, tensors)]
-    if not (reader.is_complete and named and all(map(_is_common, named))):
-        return None
-    _write_tensors(source, named)
-    selected = iter([found[at] for at in guard.selected])
+        source.add(f"{', '.join(name for name, _ in found)}, = found")
+        _write_tensors(source, found)
+    selected = iter([found[at][0] for at in guard.selected])
     sources = [next(selected) if isinstance(s, str) else source.name(s) for s in entry.trace.sources]
-    names, known = [*reader.operands, *sources], dict(named)
+    names = [*reader.operands, *sources]
     if len(names) != len(operands) or any(known.get(name, x) is not x for name, x in zip(names, operands)):
         return None  # another thread has changed something meanwhile
     try:
@@ -91,8 +91,8 @@ def _run(
     return prepared(entry.params, operands)
 
 
-def _is_common(named: tuple[str, Any]) -> bool:
-    return type(named[1]) in _torch.PLAIN_TYPES and named[1].layout is torch.strided
+def _is_common(tensor: Tensor) -> bool:
+    return type(tensor) in _torch.PLAIN_TYPES and _torch.is_dense(tensor)
 
 
 def _write_settings(source: Source, backend: Any) -> None:
@@ -109,7 +109,8 @@ def _write_tensors(source: Source, named: Sequence[tuple[str, Tensor]]) -> None:
         if first.setdefault(id(tensor), name) != name:
             source.refuse_if(f"{name} is not {first[id(tensor)]}")
     distinct = {id(tensor): tensor for _, tensor in named}
-    source.refuse_if(f"not {source.name(_torch.tensor_check([*distinct.values()]))}({', '.join(first.values())})")
+    if distinct:
+        source.refuse_if(f"not {source.name(_torch.tensor_check([*distinct.values()]))}({', '.join(first.values())})")
 
 
 def _write_result(source: Source, output: OutputSpec) -> None:

@@ -18,6 +18,7 @@ from functorch_hops.interop.vmap_refusals import OnLanes
 from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.refusals import in_our_words
 from functorch_hops.transforms.flat import (
+    Recipe,
     leaf_path,
     require_callable,
     require_chunk_size,
@@ -98,7 +99,9 @@ def vmap(
     require_callable("vmap", func)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
-    @transformed("vmap", func)
+    options = {"in_dims": in_dims, "out_dims": out_dims, "randomness": randomness, "chunk_size": chunk_size}
+
+    @transformed(Recipe(vmap, func, options))
     def batched(*args: Any, **kwargs: Any) -> Any:
         inputs = _BatchedInputs(args, in_dims)
         outputs = _BatchedOutputs(out_dims)
@@ -121,7 +124,7 @@ def vmap(
 
 def _refused_calls_made() -> contextlib.AbstractContextManager[Any]:
     """What torch's vmap refuses is done in another way, once for the vmaps around."""
-    if torch.compiler.is_dynamo_compiling() or current_capture() is not None:
+    if current_capture() is not None:
         return contextlib.nullcontext()
     is_there = any(isinstance(mode, OnLanes) for mode in _torch.function_modes())
     return contextlib.nullcontext() if is_there else OnLanes()

@@ -50,7 +50,7 @@ Check = tuple[Callable[..., Any], tuple[Any, ...], Any]
 
 def ambient_checks(backend: Any) -> list[Check]:
     """Whether the settings that `ambient_state` and `compiler_settings` tell are as they are now, by functions that
-    answer at once; and whether a mode or a level of forward mode is active, which none is now.
+    answer at once; and that no level of forward mode and no mode is active, but those of default devices.
 
     Torch's guard for Dynamo sees gradient mode, autocast, default dtype, determinism and the number of threads.
     """
@@ -63,8 +63,13 @@ def ambient_checks(backend: Any) -> list[Check]:
     ]
     if backend == "inductor":
         settings += _configuration()
+    devices = _devices()
+    if devices:  # under another mode nothing will do
+        no_mode: Check = _devices, (), None if None in devices else devices
+    else:
+        no_mode = torch._C._len_torch_function_stack, (), 0
     inactive: list[Check] = [
-        (torch._C._len_torch_function_stack, (), 0),
+        no_mode,
         (torch._C._len_torch_dispatch_stack, (), 0),
         (operator.getitem, (vars(forward_ad), "_current_level"), -1),
     ]
@@ -119,6 +124,11 @@ def _configuration() -> list[tuple[Callable[..., Any]]]:
     if hasattr(config, "_hash_dirty_var"):
         return [(config._hash_dirty_var.get,), (config._hash_cache_var.get,)]
     return [(config.get_hash,)]
+
+
+def _devices() -> list[torch.device | None]:
+    """What each function mode makes the default device."""
+    return [mode.device if isinstance(mode, DeviceContext) else None for mode in function_modes()]
 
 
 def _default_device() -> torch.device | None:

@@ -18,6 +18,9 @@ from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction, once_differentiable
 
+from .forward_rules import differentiated_again
+from .levels import top_interpreter
+
 __all__ = [
     "MAKE_DUAL",
     "SingleLevelFunction",
@@ -59,8 +62,13 @@ def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int], has_aux: bool) -> tuple[Any, ...]:
-    """``torch.func.vjp`` for some of the arguments; all may be updated in place."""
-    result: tuple[Any, ...] = eager_transforms._vjp_with_argnums(func, *args, argnums=tuple(argnums), has_aux=has_aux)
+    """``torch.func.vjp`` for some of the arguments; all may be updated in place. Inside of another transform it can be
+    differentiated again, see NOTE [Right rules for forward mode].
+    """
+    with contextlib.nullcontext() if top_interpreter() is None else differentiated_again():
+        result: tuple[Any, ...] = eager_transforms._vjp_with_argnums(
+            func, *args, argnums=tuple(argnums), has_aux=has_aux
+        )
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .dispatch import suspended
@@ -24,11 +25,13 @@ __all__ = [
     "lookup_backend",
     "matrix_failure",
     "native_graph",
-    "restart_dynamo",
+    "never_compiled",
+    "with_own_code",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Any)
 
 
 @contextlib.contextmanager
@@ -90,9 +93,16 @@ def is_refused_by_dynamo(error: Exception) -> bool:
     return dynamo is not None and isinstance(error, dynamo.Unsupported)
 
 
-def restart_dynamo(reason: str) -> None:
-    """Make Dynamo trace the current function again from its beginning."""
-    from torch._dynamo.exc import UnspecializeRestartAnalysis  # importing Dynamo takes a second
+def never_compiled(function: F) -> F:
+    """Dynamo begins to compile neither at this function nor at anything that it calls. It traces through calls of it,
+    if it meets these.
+    """
+    skip = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    return function
 
-    # Of all restarts this one may take another path through the code than the first attempt.
-    raise UnspecializeRestartAnalysis(restart_reason=reason)
+
+def with_own_code(function: F) -> F:
+    """What Dynamo knows of a function it keeps with its code, which functions defined by the same lines share."""
+    function.__code__ = function.__code__.replace()
+    return function

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
 
+from .forward_rules import once
 from .levels import below_transforms, top_interpreter
 from .process import joining_dual_level, without_validation
 
@@ -34,6 +35,7 @@ __all__ = [
     "no_gradients",
     "no_modes",
     "observer",
+    "only_asks_for_shapes",
     "suspended",
     "without_saved_tensor_hooks",
     "without_torch_function",
@@ -78,6 +80,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(_set_fwd_grad_enabled(True))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(without_validation())
+        stack.enter_context(once())
         yield
 
 
@@ -190,6 +193,12 @@ class no_gradients:
 def no_modes() -> bool:
     """Whether neither a transform nor a dispatch mode is active: nothing but autograd stands before a kernel."""
     return top_interpreter() is None and torch._C._len_torch_dispatch_stack() == 0
+
+
+def only_asks_for_shapes() -> bool:
+    """Whether operators run on fakes alone: nothing records them, and no transform is active."""
+    modes = _get_current_dispatch_mode_stack()
+    return len(modes) == 1 and isinstance(modes[0], FakeTensorMode) and top_interpreter() is None
 
 
 def observer() -> TorchDispatchMode | None:

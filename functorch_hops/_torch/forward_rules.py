@@ -6,22 +6,29 @@ that have no derivative of their own - factors of a matrix, means and deviations
 they are differentiated again, in either mode ("we never differentiate over forward AD", says a comment there); of a few
 there is no second derivative at all. All are silent. So where a level of forward mode is active, :class:`ForwardRules`
 computes these functions by others. ``tests/test_forward_rules.py`` says which of torch's rules are still wrong.
+
+It does so as well where reverse mode is differentiated again, or maps over its cotangents: the backward pass of a
+normalisation is right for its second derivative, which accounts for mean and deviation; not for the third one, and not
+as vmap computes it, by operators to which both are constants. In a graph the backward pass itself is replaced, wherever
+the graph is transformed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from .levels import in_forward_level
+from .levels import in_forward_level, number_of_derivatives, top_interpreter
 
-__all__ = ["ForwardRules"]
+__all__ = ["ForwardRules", "differentiated_again", "once", "right_form"]
 
 _aten = torch.ops.aten
 
@@ -30,13 +37,46 @@ class ForwardRules(TorchFunctionMode):
     """A function mode under which forward mode is right."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.form_of(func)(*args, **kwargs or {})
+        return _FORMS.get(func, func)(*args, **kwargs or {})
 
-    @staticmethod
-    def form_of(func: Any) -> Callable[..., Any]:
-        """The function itself, or what is called in its place."""
-        form = _FORMS.get(func)
-        return func if form is None or not in_forward_level() else form
+
+def right_form(func: Any) -> Callable[..., Any]:
+    """In a capture: the function itself, or what is called in its place."""
+    if func in _FORMS and (_again.depth or in_forward_level() or number_of_derivatives() > 1):
+        return _FORMS[func]
+    return _BACKWARD_FORMS[func] if func in _BACKWARD_FORMS and top_interpreter() is not None else func
+
+
+class _Again(threading.local):
+    depth = 0
+
+
+_again = _Again()
+
+
+@contextlib.contextmanager
+def differentiated_again() -> Iterator[None]:
+    """Around a function whose derivative is differentiated, or mapped over."""
+    if torch.compiler.is_dynamo_compiling():
+        yield
+        return
+    is_there = any(isinstance(mode, ForwardRules) for mode in _get_current_function_mode_stack())
+    _again.depth += 1
+    try:
+        with contextlib.nullcontext() if is_there else ForwardRules():
+            yield
+    finally:
+        _again.depth -= 1
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Around what has nothing to do with that function."""
+    depth, _again.depth = _again.depth, 0
+    try:
+        yield
+    finally:
+        _again.depth = depth
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,6 +198,39 @@ def _native_layer_norm(
     return _scaled(result, weight, bias, normalized_shape).to(input.dtype), mean.to(kept), scale.to(kept)
 
 
+def _normalised_backward(
+    cotangent: Tensor, normalised: Tensor, scale: Tensor, weight: Tensor | None, dims: tuple[int, ...]
+) -> Tensor:
+    """Of ``weight * normalised``, to the operand of the normalisation over ``dims``."""
+    g = cotangent if weight is None else cotangent * weight
+    return scale * (g - g.mean(dims, keepdim=True) - normalised * (g * normalised).mean(dims, keepdim=True))
+
+
+def _native_layer_norm_backward(
+    grad_out: Tensor,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Mean and deviation follow from the input, and so have derivatives; what was added to the variance is found."""
+    n = input.dim() - len(normalized_shape)
+    dims, outer = tuple(range(n, input.dim())), tuple(range(n))
+    g, x = _as_computed(grad_out), _as_computed(input)
+    variance = torch.var(x, dims, correction=0, keepdim=True)
+    scale = (variance + (rstd.to(x.dtype) ** -2 - variance).detach()).rsqrt()
+    normalised = (x - x.mean(dims, keepdim=True)) * scale
+    of_weight, of_bias = (t.sum(outer) if outer else t for t in (g * normalised, g))
+    return (
+        _normalised_backward(g, normalised, scale, weight, dims).to(input.dtype) if output_mask[0] else None,
+        of_weight.to(weight.dtype) if output_mask[1] and weight is not None else None,
+        of_bias.to(bias.dtype) if output_mask[2] and bias is not None else None,
+    )
+
+
 def _layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -190,6 +263,36 @@ def _native_batch_norm(
         result = (x - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps).rsqrt()
         saved = x.new_empty(0), x.new_empty(0)
     return _scaled(result, weight, bias, shape).to(input.dtype), *saved
+
+
+def _native_batch_norm_backward(
+    grad_out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    save_mean: Tensor | None,
+    save_invstd: Tensor | None,
+    train: bool,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    dims, shape = (0, *range(2, input.dim())), (-1, *[1] * (input.dim() - 2))
+    g, x = _as_computed(grad_out), _as_computed(input)
+    factor = None if weight is None else weight.reshape(shape)
+    if train or running_mean is None or running_var is None:
+        normalised, _, scale = _normalized(x, dims, eps)
+        of_input = _normalised_backward(g, normalised, scale, factor, dims)
+    else:
+        scale = (running_var.reshape(shape) + eps).rsqrt()
+        normalised = (x - running_mean.reshape(shape)) * scale
+        of_input = g * scale if factor is None else g * factor * scale
+    kept = input.dtype if weight is None else weight.dtype
+    return (
+        of_input.to(input.dtype) if output_mask[0] else None,
+        (g * normalised).sum(dims).to(kept) if output_mask[1] else None,
+        g.sum(dims).to(kept) if output_mask[2] else None,
+    )
 
 
 def _batch_norm_without_statistics(
@@ -317,4 +420,8 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.glu.default: _glu,
     F.hardsigmoid: _hardsigmoid,
     _aten.hardsigmoid.default: _hardsigmoid,
+}
+_BACKWARD_FORMS: dict[Any, Callable[..., Any]] = {
+    _aten.native_layer_norm_backward.default: _native_layer_norm_backward,
+    _aten.native_batch_norm_backward.default: _native_batch_norm_backward,
 }

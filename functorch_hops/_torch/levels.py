@@ -33,6 +33,8 @@ __all__ = [
     "is_called_by_functorch",
     "is_tracked_at",
     "is_wrapped",
+    "number_of_derivatives",
+    "numbers_of_lanes",
     "read_number",
     "restore_vmap",
     "top_interpreter",
@@ -73,11 +75,7 @@ def is_batched(t: Tensor) -> bool:
 
 def is_batched_here(t: torch.Tensor) -> bool:
     """Whether the innermost transform is a vmap that maps over ``t``."""
-    if not _functorch.is_batchedtensor(t):
-        return False
-    # Dynamo can't ask for the level of a tensor: there, a tensor that an outer vmap maps over counts as well.
-    is_dynamo = torch.compiler.is_dynamo_compiling()
-    return is_dynamo or _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
+    return _functorch.is_batchedtensor(t) and _functorch.maybe_get_level(t) == _functorch.maybe_current_level()
 
 
 def current_level() -> int | None:
@@ -105,13 +103,25 @@ def without_gradient_levels(t: Tensor) -> Tensor:
 
 def in_gradient_level() -> bool:
     """Whether a level of functorch differentiates."""
-    keys = _level_keys()
-    return TransformType.Grad in keys or TransformType.Jvp in keys
+    return number_of_derivatives() > 0
 
 
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
     return TransformType.Jvp in _level_keys()
+
+
+def number_of_derivatives() -> int:
+    """How many levels of functorch differentiate."""
+    return sum(key in (TransformType.Grad, TransformType.Jvp) for key in _level_keys())
+
+
+def numbers_of_lanes() -> tuple[Any, ...]:
+    """How many lanes each vmap around has, from the outermost on."""
+    levels = (_functorch.get_interpreter_stack() or ()) if top_interpreter() is not None else ()
+    return tuple(
+        _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if level.key() == TransformType.Vmap
+    )
 
 
 def _level_keys() -> list[Any]:
@@ -137,7 +147,7 @@ def below_functionalization(function: Callable[..., Any], args: tuple[Any, ...],
     interpreter = top_interpreter()
     if interpreter is None or interpreter.key() != TransformType.Functionalize:
         return function(*args, **kwargs)
-    context = FunctorchFunctionalizeAPI(FunctionalizeInterpreter(interpreter))
+    context: Any = FunctorchFunctionalizeAPI(FunctionalizeInterpreter(interpreter))
     args, kwargs = context.unwrap_tensors((args, kwargs))
     with context.redispatch_to_next():
         return context.wrap_tensors(function(*args, **kwargs))

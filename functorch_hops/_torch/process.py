@@ -22,12 +22,11 @@ from typing import Any
 import torch
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
 
-from .forward_rules import ForwardRules
-from .levels import base_tensor
+from .forward_rules import differentiated_again
+from .levels import base_tensor, in_forward_level
 
-__all__ = ["joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
+__all__ = ["dual_level_known", "joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
 
 one_at_a_time = threading.RLock()
 """The lock. No signal comes between taking it and knowing that it is taken, in a ``with`` statement of its own."""
@@ -119,6 +118,20 @@ def joining_dual_level() -> contextlib.AbstractContextManager[None]:
     return _dual_level.used() if forward_ad._current_level >= 0 else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def dual_level_known() -> Iterator[None]:
+    """A graph of Dynamo's enters the level of a jvp in C++, without a word to what torch knows of it in Python."""
+    if forward_ad._current_level >= 0 or not in_forward_level():
+        yield
+        return
+    before = eager_transforms.JVP_NESTING
+    forward_ad._current_level, eager_transforms.JVP_NESTING = 0, max(1, before)
+    try:
+        yield
+    finally:
+        forward_ad._current_level, eager_transforms.JVP_NESTING = -1, before
+
+
 def _in_memory_of_its_own(x: Any) -> Any:
     """An expanded tensor as a copy: torch gives it a tangent of the same layout, and writes to that."""
     with torch._C.DisableTorchFunction():  # the user does not ask for a layout
@@ -129,9 +142,6 @@ def _in_memory_of_its_own(x: Any) -> Any:
 
 def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
     """``torch.func.jvp``, on any number of threads at once, and right: see NOTE [Right rules for forward mode]."""
-    if torch.compiler.is_dynamo_compiling():
-        return torch.func.jvp(func, primals, tangents, has_aux=has_aux)
     primals = tuple(map(_in_memory_of_its_own, primals))
-    are_right = any(isinstance(mode, ForwardRules) for mode in _get_current_function_mode_stack())
-    with _dual_level.used(), contextlib.nullcontext() if are_right else ForwardRules():
+    with _dual_level.used(), differentiated_again():
         return torch.func.jvp(func, primals, tangents, has_aux=has_aux)

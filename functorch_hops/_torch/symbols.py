@@ -12,9 +12,11 @@ __all__ = [
     "LiftedSymbols",
     "expression",
     "facts",
+    "inner_sizes_forgotten",
     "is_unbacked",
     "new_shape_env",
     "new_symbol",
+    "read_open_number",
     "shape_env",
     "size_hint",
     "sizes_forgotten",
@@ -61,6 +63,25 @@ def sizes_forgotten() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def inner_sizes_forgotten() -> Iterator[None]:
+    """Where torch runs a call on fakes to know its results, sizes that only what is inside has are none of its
+    business. Where it records the call, they are.
+    """
+    keys = torch._C._TorchDispatchModeKey
+    mode = torch._C._get_dispatch_mode(keys.FAKE)
+    if mode is None or mode.shape_env is None or torch._C._get_dispatch_mode(keys.PROXY) is not None:
+        yield
+        return
+    with mode.shape_env.ignore_fresh_unbacked_symbols():
+        yield
+
+
+def read_open_number(carrier: torch.Tensor) -> Any:
+    """An open number that travels as a tensor: an int as the size of an empty one."""
+    return carrier.shape[0] if carrier.dim() else torch.ops.aten._local_scalar_dense.default(carrier)
+
+
 def shape_env(size: torch.SymInt) -> Any:
     return size.node.shape_env
 
@@ -76,8 +97,14 @@ def facts(env: Any) -> list[Any]:
 
 
 def size_hint(size: Any) -> int:
-    """An open size as it is in the call for which it was traced."""
-    hint: int = size.node.hint if isinstance(size, torch.SymInt) else size
+    """An open size as it is in the call for which it was traced; of one that depended on values, the number that it
+    was found to be.
+    """
+    if not isinstance(size, torch.SymInt):
+        known: int = size
+        return known
+    expression = size.node.expr
+    hint: int = int(expression) if expression.is_number else size.node.hint
     return hint
 
 

@@ -79,6 +79,8 @@ def is_dense(t: Tensor) -> bool:
     """Whether a tensor has a value at each place, in strides."""
     if type(t) is FakeTensor:
         return True
+    if not torch._C._len_torch_function_stack():
+        return t.layout is torch.strided and not t.is_nested
     with torch._C.DisableTorchFunction():
         return t.layout is torch.strided and not t.is_nested
 

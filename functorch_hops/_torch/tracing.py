@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -37,6 +37,7 @@ __all__ = [
     "function_name",
     "get_proxy_slot",
     "is_captured_write_error",
+    "is_collective",
     "is_effectful",
     "is_refused_by_vmap",
     "new_fake_mode",
@@ -109,6 +110,16 @@ def is_captured_write_error(error: RuntimeError) -> bool:
     """Whether functorch refused to write to a tensor from outside of a transform."""
     texts = "would mutate a captured Tensor", "will be updated in place, were not batched", "vmap: inplace arithmetic"
     return any(text in str(error) for text in texts)
+
+
+_COLLECTIVES = ("_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "c10d")
+
+
+def is_collective(func: Any) -> bool:
+    """Whether an operator communicates with other processes."""
+    if isinstance(func, OpOverloadPacket):
+        return func._qualified_op_name.partition("::")[0] in _COLLECTIVES
+    return isinstance(func, OpOverload) and func.namespace in _COLLECTIVES
 
 
 def function_name(func: Any) -> str:

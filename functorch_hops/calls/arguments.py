@@ -134,7 +134,7 @@ class Arguments:
 
 def is_operand(leaf: Any) -> bool:
     """Whether a leaf is a value of the graph, if it is no float. A sparse matrix is not: NOTE [Sparse matrices]."""
-    return isinstance(leaf, TensorSpec) or (isinstance(leaf, Tensor) and _torch.is_dense(leaf))
+    return _torch.is_dense(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, TensorSpec)
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:

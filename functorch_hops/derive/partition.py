@@ -9,6 +9,7 @@ minimum cut: the saved values are those of the fewest bytes from which the other
   those that the forward pass drew; loops that drew what can't be saved are redrawn first (the rule ``redraw``);
 - values that follow from ``free`` inputs only (those that a loop does not stack) take nothing: they are never saved;
 - an input takes nothing, since it is there anyway, but for a ``carried`` one, which a loop would have to stack;
+- what a loop carries on takes nothing where it stacks what it carried before (``shifts``): one stack, a step apart;
 - values of data-dependent shape can't be stacked: they are computed again.
 
 A policy (``fh.checkpoint``) leaves no choice: what it saves is not computed again, and nothing else is saved.
@@ -41,7 +42,7 @@ from .joint import joint
 from .mincut import Cost, least_saved
 from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable, is_view, maker
 
-__all__ = ["Partition", "backward_operands", "partition"]
+__all__ = ["Partition", "backward_operands", "partition", "partition_of_joint"]
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,35 @@ def partition(
     *,
     free: Mask = (),
     carried: Mask = (),
+    shifts: bool = False,
     policy: Policy | None = None,
 ) -> Partition:
     """The partition of ``body`` for gradients of its ``active`` inputs, given cotangents of the marked outputs.
 
-    The masks ``free`` and ``carried`` are of the inputs; an empty one marks none.
+    The masks ``free`` and ``carried`` are of the inputs; an empty one marks none. ``shifts``: the i-th output is the
+    i-th input of the next step, for carried ones, and a loop that returns it with the residuals need not stack both.
     """
-    key = ("partition", active, cotangents, free, carried, policy)
-    return body.derive(key, lambda: _partition(body, active, cotangents, free, carried, policy))
+    key = ("partition", active, cotangents, free, carried, shifts, policy)
+    return body.derive(key, lambda: _partition(body, active, cotangents, free, carried, shifts, policy))
+
+
+def partition_of_joint(body: Subgraph, graph: Subgraph, active: Mask, cotangents: Mask) -> Partition | None:
+    """The partition of a graph that computes the same as the joint graph, by operators that have no derivative."""
+    return _Splitter(graph, body, active, cotangents, (), (), False, None).split()
 
 
 def _partition(
-    body: Subgraph, active: Mask, cotangents: Mask, free: Mask, carried: Mask, policy: Policy | None
+    body: Subgraph, active: Mask, cotangents: Mask, free: Mask, carried: Mask, shifts: bool, policy: Policy | None
 ) -> Partition:
-    options = active, cotangents, free, carried, policy
-    found = _Splitter(body, *options).split() or _Splitter(redrawing_loops(body), *options).split()
+    options = active, cotangents, free, carried, shifts, policy
+    found = _split(body, *options) or _split(redrawing_loops(body), *options)
     if found is None:
         raise _unsaved_random_numbers()
     return found
+
+
+def _split(body: Subgraph, active: Mask, cotangents: Mask, *options: Any) -> Partition | None:
+    return _Splitter(joint(body, active, cotangents), body, active, cotangents, *options).split()
 
 
 def backward_operands(
@@ -96,16 +108,24 @@ def backward_operands(
     """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
     sizes = body.bind(operands)
     given = zip(cotangents, body.outputs, reached)
-    cts = [meta.at(sizes).or_zeros(ct) for ct, meta, r in given if r]
+    cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, r in given if r]
     return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
 
 
 class _Splitter:
     def __init__(
-        self, body: Subgraph, active: Mask, cotangents: Mask, free: Mask, carried: Mask, policy: Policy | None
+        self,
+        graph: Subgraph,
+        body: Subgraph,
+        active: Mask,
+        cotangents: Mask,
+        free: Mask,
+        carried: Mask,
+        shifts: bool,
+        policy: Policy | None,
     ) -> None:
-        self.body, self.policy = body, policy
-        self.module = joint(body, active, cotangents).module
+        self.body, self.shifts, self.policy = body, shifts, policy
+        self.module = graph.module
         nodes = list(self.module.graph.nodes)
         placeholders = [n for n in nodes if n.op == "placeholder"]
         self.inputs, self.cts = placeholders[: len(active)], placeholders[len(active) :]
@@ -117,6 +137,7 @@ class _Splitter:
         random = {n for n in nodes if is_random_node(n, self.module)}
         self.varying = _closure(nodes, set(self.inputs) - invariant | random)
         self.carried = {p for p, c in zip(self.inputs, carried) if c}
+        self.stacked: set[fx.Node] = set()
         self.residuals: dict[fx.Node, None] = {}
         self.kept: set[fx.Node] = set()
         self.copied: set[fx.Node] = set()
@@ -129,6 +150,11 @@ class _Splitter:
         saved = least_saved(needed, self._cost)
         if saved is None:
             return None
+        if self.shifts and self.policy is None:
+            self.stacked = {
+                o for i, o in zip(self.inputs, self.outputs) if i in self.carried & saved and is_storable(o)
+            }
+            saved = least_saved(needed, self._cost) or saved
         self._provide(needed, saved)
         return Partition(
             forward=self._forward(),
@@ -140,6 +166,8 @@ class _Splitter:
 
     def _cost(self, node: fx.Node) -> Cost | None:
         """What it takes to save a value; None for one that is there anyway."""
+        if node in self.stacked - set(self.inputs):
+            return Cost(0, is_fixed=True)
         if node in self.carried:
             return Cost(bytes_of(node), is_fixed=True)
         if node.op in ("placeholder", "get_attr") or node not in self.varying:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from types import CodeType
@@ -34,6 +35,7 @@ _READ_ALL |= frozenset({"__getattribute__", "__getattr__", "getattr_static"})
 _NAMED_SECOND = frozenset({"getattr", "hasattr", "setattr", "delattr"})
 _NAMED_BY_ALL = frozenset({"attrgetter", "methodcaller"})
 _MAKE_TEXT = frozenset({"repr", "str", "format", "ascii", "print", "__repr__", "__str__", "__format__", "format_map"})
+_FORMAT = frozenset({"format", "format_map", "vformat"})
 _LOOK_UP_MODULES = frozenset({"modules", "import_module", "__import__"})
 _GLOBAL_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _CLOSURE_LOADS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
@@ -164,6 +166,8 @@ class _Reader:
                 self.makes_text = True
             elif name not in _KNOWN and instruction.opcode in _NAMES:
                 self._unknown(argument)
+        if not _FORMAT.isdisjoint(code.co_names):
+            self.attributes.update(dict.fromkeys(_in_formats(code.co_consts)))
         if not _LOOK_UP_MODULES.isdisjoint(code.co_names):
             self.modules.update(dict.fromkeys(("__name__", *(c for c in code.co_consts if isinstance(c, str)))))
 
@@ -265,6 +269,13 @@ def _arguments(instructions: Sequence[dis.Instruction], call: int) -> list[str] 
             return constants if instruction.opname == _CALL else None
         constants.append(instruction.argval)
     return None
+
+
+def _in_formats(constants: Iterable[object]) -> Iterable[str]:
+    """The attributes that strings such as ``"{0.name}"`` read."""
+    for constant in constants:
+        if isinstance(constant, str) and "{" in constant:
+            yield from re.findall(r"\.(\w+)", constant)
 
 
 def _identifiers(constants: Iterable[object]) -> Iterable[str]:

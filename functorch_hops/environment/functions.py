@@ -32,7 +32,7 @@ def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     if func.__closure__:
         _closure(walk, path, func, read)
     if read is None:
-        walk.settings(func)
+        walk.foreign(func)
         return
     walk.codes[code] = None
     if read.writes_unread:

@@ -85,6 +85,7 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     else:
         everything = attributes is not None and _is_read_whole(cls)
         walk.record(path, ("object", cls) if everything else ByIdentity(value))
+        walk.foreign(cls)
         if attributes is None and hasattr(cls, "__setitem__"):
             walk.opaque.append(path)
         if hides_state(cls):

@@ -17,15 +17,7 @@ import functools
 import operator
 import os
 import sys
-from collections.abc import (
-    Callable,
-    Iterable,
-    Mapping,
-    MutableMapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -37,6 +29,7 @@ from .bytecode import code_facts
 from .classes import TEXT, factories, implicit_names, is_node
 from .guard import FREE, SAME, TENSOR, GuardBuilder, Role
 from .keys import ByIdentity, Key, KeyMakers, by_value, has_parts
+from .libraries import attributes_read_by, reads_any_attribute
 from .places import Path
 from .spaces import LibraryMethods, Names, Space
 
@@ -270,17 +263,21 @@ class Walk:
         else:
             self.record(path, ByIdentity(value))
             self.guard.item(space.mapping, name, value, SAME, path)
-            if isinstance(value, FunctionType):
-                self.settings(value)
+            if isinstance(value, FunctionType | type):
+                self.foreign(value)
             owner = getattr(value, "__self__", None)
             if type(owner).__module__.startswith("numpy.random"):
                 self.value(f"{path}.__self__", owner)
 
-    def settings(self, func: FunctionType) -> None:
-        """A library's function may read the environment of the process, as ``os.getenv`` does."""
-        for name in func.__code__.co_names:
-            if func.__globals__.get(name) is os.environ:
-                self.item(func.__globals__, name, f"module os.{name}")
+    def foreign(self, value: FunctionType | type) -> None:
+        """See NOTE [Libraries read the user's objects]; ``os.getenv`` reads the environment of the process."""
+        self.mentions(attributes_read_by(value))
+        if isinstance(value, FunctionType):
+            if reads_any_attribute(value):
+                self.read_all()
+            for name in value.__code__.co_names:
+                if value.__globals__.get(name) is os.environ:
+                    self.item(value.__globals__, name, f"module os.{name}")
 
     def _may_change(self, value: Any) -> bool:
         if isinstance(value, FunctionType):
@@ -434,6 +431,7 @@ class Walk:
         if base in self._patchable or not base.__flags__ & _HEAP_TYPE:
             return
         self._patchable.add(base)
+        self.foreign(base)
         name = base.__qualname__
         self._spaces.append(self._library(base.__dict__, f"class {name}"))
         forward = base.__dict__.get("forward")

@@ -104,7 +104,7 @@ class RecordedCall(_torch.SingleLevelFunction):
             with made_for(ctx.params.origin, "backward"):
                 return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
 
-        with observed():
+        with observed(), _torch.dual_level_known():
             if _torch.is_legacy_batched(cotangents):
                 grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
             else:

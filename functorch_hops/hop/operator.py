@@ -41,7 +41,7 @@ from .autograd import (
 )
 from .rules import Rules
 
-__all__ = ["Hop", "is_plain"]
+__all__ = ["Hop", "is_plain_call"]
 
 
 class Hop(_torch.HigherOrderOperator, Generic[P]):
@@ -86,7 +86,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _torch.is_legacy_batched(operands):
             return over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
-        if is_plain(operands):
+        if is_plain_call(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
                 if True in active:
@@ -96,7 +96,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
                 raise self._unknown_to_export()
-            return _torch.dispatch_functorch(self, (params, *operands), {})
+            with _torch.dual_level_known():
+                return _torch.dispatch_functorch(self, (params, *operands), {})
         return super().__call__(params, *operands)
 
     def _unknown_to_export(self) -> CaptureError:
@@ -204,6 +205,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
+        if is_plain:
+            params = params.recorded()  # type: ignore[assignment]
         augmented = vjp_forward(params, active)
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():
@@ -212,7 +215,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return outs[: params.n_outputs]
 
 
-def is_plain(operands: Sequence[Any]) -> bool:
+def is_plain_call(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False

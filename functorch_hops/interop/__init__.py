@@ -4,6 +4,7 @@ its vmap refuses.
 
 from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
+from .dynamo import leaf_call, register_leaf
 from .library_operator import call_library_operator
 from .vmap_refusals import call_on_lanes
 
@@ -15,3 +16,4 @@ def install() -> None:
     handlers.function = call_autograd_function
     handlers.operator = call_library_operator
     handlers.on_lanes = call_on_lanes
+    handlers.register_leaf, handlers.leaf = register_leaf, leaf_call

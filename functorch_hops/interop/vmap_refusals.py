@@ -20,7 +20,7 @@ from ..calls.trace_cache import as_graph
 from ..calls.traced_call import trace_call
 from ..errors import ErrorContext, InputMutationError
 from ..trace.indexing import get_row, set_part
-from ..trace.refusals import READS, written_by_lanes
+from ..trace.refusals import READS, check_collective, written_by_lanes
 from ..trace.replaced import replaced
 
 __all__ = ["OnLanes", "call_on_lanes"]
@@ -31,6 +31,7 @@ class OnLanes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        check_collective(ErrorContext("vmap", "func"), func, args)
         if (result := replaced(func, args, kwargs)) is not NotImplemented:
             return result
         try:

@@ -126,6 +126,10 @@ class Params(_Deriving):
     def bodies(self) -> tuple[Subgraph, ...]:
         return tuple(body for value in self._values().values() for body in _bodies_in(value))
 
+    def recorded(self) -> Params:
+        """The parameters of the call that plain autograd remembers, where nothing else is active."""
+        return self
+
     def trip_count(self, operands: Sequence[Any]) -> int | None:
         """How many steps a call takes, of a loop for which that is known from its operands."""
         return None
@@ -266,9 +270,18 @@ def params_of(node: fx.Node, module: torch.nn.Module) -> Params | None:
 
 def is_random_node(node: fx.Node, module: torch.nn.Module) -> bool:
     if isinstance(node.target, OpOverload):
-        return torch.Tag.nondeterministic_seeded in node.target.tags
+        return torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node)
     params = params_of(node, module)
     return params is not None and params.random
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    """Whether it is attention without dropout, which torch counts as random for the sake of that."""
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == "dropout_p":
+            given = node.args[i] if i < len(node.args) else node.kwargs.get("dropout_p", argument.default_value)
+            return bool(given == 0)
+    return False
 
 
 def has_effect(node: fx.Node, module: torch.nn.Module) -> bool:

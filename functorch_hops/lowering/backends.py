@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -25,7 +25,20 @@ from ..passes.products import batch_products
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
-__all__ = ["Backend", "Code", "Compiled", "Options", "OtherSizesError", "compilation_of", "compiled"]
+if TYPE_CHECKING:
+    from .loops.planning import Plan
+
+__all__ = [
+    "Backend",
+    "Code",
+    "Compiled",
+    "Options",
+    "OtherSizesError",
+    "compilation_of",
+    "compiled",
+    "dissolved",
+    "with_tapes",
+]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -81,6 +94,8 @@ class Backend:
     options: Options
     settings: tuple[Any, ...] = ()
     """Of the process, on which compiled code depends: what they were when the function was captured."""
+    around: str | None = None
+    """What compiles the graph around, in which a call dissolves, if that is known."""
 
     def now(self) -> Backend:
         return replace(self, settings=_torch.compiler_settings(self.name))
@@ -146,6 +161,39 @@ def compilation_of(body: Subgraph, backend: Backend) -> Compilation:
     return body.derive(("compilation", backend), Compilation)
 
 
+def dissolved(body: Subgraph, backend: Backend) -> Subgraph:
+    """``body`` as a part of a larger graph, made ready for the backend that compiles this."""
+    if backend.around != "inductor":
+        return body
+
+    def make() -> Subgraph:
+        with _torch.compilation(body.shape_env):
+            return _planned(without_numbers(batch_products(hoist_loops(body))), dict(backend.options)).body
+
+    return body.derive_apart(("dissolved", backend), make)
+
+
+def with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
+    """The graph with kernels of loops, if one of them hands a tape on to another (NOTE [Tapes])."""
+    return body.derive_apart(("with tapes", backend), lambda: (_with_tapes(body, backend),))[0]
+
+
+def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
+    options = dict(backend.options)
+    if backend.name != "inductor" or not options.pop("loop_kernels", True) or body.shape_env is not None:
+        return None
+    plan = _planned(without_numbers(batch_products(hoist_loops(body))), options)
+    return plan.body if any(report.taken == "tape" for report in plan.loops) else None
+
+
+def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
+    from .inductor import exact_code
+    from .loops.planning import planned
+
+    with exact_code():
+        return planned(body, options)
+
+
 def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Subgraph:
     with stage(PASSES):
         record.body = body = batch_products(hoist_loops(body))
@@ -156,11 +204,8 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
     body = without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
-        from .inductor import exact_code
-        from .loops.planning import planned
-
-        with exact_code(), stage(KERNELS):
-            plan = planned(body, options)
+        with stage(KERNELS):
+            plan = _planned(body, options)
         body, record.loops = plan.body, plan.loops
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept, stage(GRAPH):
@@ -169,10 +214,10 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            return _with_index_errors(compile_graph(module, fakes, options))
+            return _with_eager_errors(compile_graph(module, fakes, options))
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
-        return _with_index_errors(lambda operands: run(*operands))
+        return _with_eager_errors(lambda operands: run(*operands))
 
 
 def _copied(body: Subgraph) -> fx.Graph:
@@ -187,8 +232,8 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
     return {"options": dict(backend.options)} if backend.options else {}
 
 
-def _with_index_errors(code: Code) -> Code:
-    """An index that a kernel found out of bounds is an IndexError, as in eager Python."""
+def _with_eager_errors(code: Code) -> Code:
+    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager."""
 
     def call(operands: list[Tensor]) -> Sequence[Tensor]:
         try:

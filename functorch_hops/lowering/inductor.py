@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,18 +30,21 @@ from torch import Tensor, fx
 from torch.autograd import profiler
 from torch.utils._pytree import tree_leaves
 
+from .._torch import is_effectful
 from ..ir.subgraph import Params, params_of
 from .barrier import barriers, optimization_barrier, store_shared_sources, stored
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
+from .loops.operator import loop_kernel
+from .loops.tapes import taped_kernel
 from .stages import generated
 
-__all__ = ["compile_graph", "exact_code"]
+__all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 8
+_LOWERINGS = 9
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -52,29 +56,18 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
 
     The result takes a list of its own, which it may empty, of contiguous tensors of these sizes.
     """
-    import torch.compiler.config as compiler
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
     has_effects = any(params.has_effects for params in _operators(module))
     patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
     patches |= _IN_ORDER if has_effects else {}
-    tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
     graphs: list[Any] = []
 
     def compile_inner(*args: Any, **kwargs: Any) -> Any:
-        graphs.append(_compile_inner(*args, **kwargs))
+        graphs.append(compile_fx_inner(*args, **kwargs))
         return graphs[-1]
 
-    with (
-        barriers(),
-        _no_remarks(),
-        _exact_operands(),
-        _separate_loops(),
-        _operands_unasserted(),
-        exact_code(),
-        _kept() if has_effects else contextlib.nullcontext(),
-        compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-    ):
+    with barriers(), _operands_unasserted(), _compiling_ours(has_effects):
         run = compile_fx(
             module,
             list(fakes),
@@ -132,6 +125,72 @@ def _hands_on(metadata: Any) -> bool:
     )
 
 
+class _Ours(threading.local):
+    is_active = False
+    has_effects = False
+
+
+_ours = _Ours()
+
+
+@contextlib.contextmanager
+def _compiling_ours(has_effects: bool) -> Iterator[None]:
+    """Graphs that are compiled here are ours, whatever is left of our operators in them."""
+    mend_inductor()
+    _ours.is_active, _ours.has_effects = True, has_effects
+    try:
+        yield
+    finally:
+        _ours.is_active = False
+
+
+@contextlib.contextmanager
+def compiled_around() -> Iterator[None]:
+    """While Inductor compiles a graph of the user's in which calls of ours are: its forward and its backward graph get
+    what they need when their turn comes (``mend_inductor``), the backward graph maybe long after this.
+    """
+    from torch._inductor import config
+
+    mend_inductor()
+    with barriers(), config.patch(_WITHOUT_FOLDING):
+        yield
+
+
+@functools.cache
+def mend_inductor() -> None:
+    """From now on Inductor compiles each graph that has a loop of torch's or an operator of ours in it with its faults
+    cured, whoever asked for it: see NOTE [A loop's memory is its own].
+    """
+    from torch._inductor import compile_fx, config
+
+    def compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        targets = {node.target for part in _graphs(module) for node in part.graph.nodes}
+        is_loop, is_ours = not _NATIVE_LOOPS.isdisjoint(targets), not _OPERATORS.isdisjoint(targets)
+        if _ours.is_active:
+            return _compile_inner(original, _ours.has_effects, module, *args, **kwargs)
+        if not (is_loop or is_ours):
+            return original(module, *args, **kwargs)
+        has_effects = any(isinstance(target, torch._ops.OpOverload) and is_effectful(target) for target in targets)
+        patches = dict(_WITHOUT_REUSE) if is_loop else {}
+        if taped_kernel in targets or (is_loop and (has_effects or _STACKING_LOOP in targets)):
+            patches["cpp_wrapper"] = kwargs["cpp_wrapper"] = False
+        with config.patch(patches):
+            return _compile_inner(original, has_effects, module, *args, **kwargs)
+
+    original: Any = compile_fx._compile_fx_inner
+    setattr(compile_fx, "_compile_fx_inner", functools.wraps(original)(compile_inner))  # noqa: B010
+
+
+_STACKING_LOOP = torch.ops.higher_order.while_loop_stack_output
+_NATIVE_LOOPS = {
+    torch.ops.higher_order.while_loop,
+    _STACKING_LOOP,
+    torch.ops.higher_order.scan,
+    torch.ops.higher_order.associative_scan,
+}
+_OPERATORS = {loop_kernel, optimization_barrier, stored, taped_kernel}
+
+
 @contextlib.contextmanager
 def _no_remarks() -> Iterator[None]:
     """Without a line in the log for each operator that C++ calls through torch's dispatcher, which is no fault."""
@@ -155,12 +214,13 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
     """What the loops of a graph ask of Inductor's configuration, if it has any."""
     kinds = [(params, params.operator.rules.native_loop(params)) for params in _operators(module)]
     loops = [(params, kind) for params, kind in kinds if kind is not None]
+    has_tapes = _has_tapes(module)
     if not loops:
-        return {}
+        return {"cpp_wrapper": False} if has_tapes else {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
     is_quiet = not any(params.has_effects for params, _ in loops)
     is_quiet = is_quiet and not any(params.calls_python for params in _operators(module))
-    can_run = not is_stacking and is_quiet and all(x.device.type == "cpu" for x in fakes)
+    can_run = not is_stacking and not has_tapes and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 
 
@@ -337,19 +397,39 @@ def _operators(module: fx.GraphModule) -> Iterator[Params]:
                 yield from _operators(body.module)
 
 
-def _compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-    """Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
+def _has_tapes(module: fx.GraphModule) -> bool:
+    """Whether a loop hands a tape on, by an operator that code in C++ can't call."""
+    if any(node.target is taped_kernel for node in module.graph.nodes):
+        return True
+    return any(_has_tapes(body.module) for params in _operators(module) for body in params.bodies)
+
+
+def _compile_inner(
+    original: Callable[..., Any], has_effects: bool, module: fx.GraphModule, *args: Any, **kwargs: Any
+) -> Any:
+    """Compile a graph with what is cured here.
+
+    Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
     complex tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
     """
+    import torch.compiler.config as compiler
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
 
-    for part in _graphs(module):
-        _unexpand_written(part.graph)
-        store_shared_sources(part.graph)
+    tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS} {'whole' if _ours.is_active else 'around'}"
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
-    with config.patch(assume):
-        code = compile_fx_inner(module, *args, **kwargs)
+    with (
+        _no_remarks(),
+        _exact_operands(),
+        _separate_loops(),
+        exact_code(),
+        _kept() if has_effects else contextlib.nullcontext(),
+        compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
+        config.patch(assume),
+    ):
+        for part in _graphs(module):
+            _unexpand_written(part.graph)
+            store_shared_sources(part.graph)
+        code = original(module, *args, **kwargs)
     generated(getattr(code, "source_code", None) or "")
     return code
 

@@ -28,12 +28,36 @@ def simplify(module: fx.GraphModule) -> None:
     found: dict[Hashable, fx.Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "call_function":
-            same = _unchanged(node)
+            _read_behind_layout(node)
+            same = _unchanged(node) or _exchanged_back(node)
             if same is None and _is_pure(node, module):
                 same = found.setdefault((node.target, frozen(node.args), frozen(node.kwargs)), node)
             if same is not None and same is not node:
                 # A copy may be what keeps outputs apart.
                 node.replace_all_uses_with(same, lambda user, node=node: user.op != "output" or not is_copy(node))
+
+
+def _read_behind_layout(node: fx.Node) -> None:
+    """Let a reshape read what its operand is a copy of: it needs no layout."""
+    source = node.args[0] if node.target is aten.reshape.default else None
+    copied = source.args[0] if isinstance(source, fx.Node) and source.target is aten.clone.default else None
+    if isinstance(copied, fx.Node) and not _may_overlap_itself(copied):
+        node.update_arg(0, copied)
+
+
+def _exchanged_back(node: fx.Node) -> fx.Node | None:
+    """The value of which a node exchanges two dimensions that were exchanged before."""
+    pair = _exchanged(node)
+    source = node.args[0] if pair else None
+    return source.args[0] if isinstance(source, fx.Node) and _exchanged(source) == pair else None  # type: ignore[return-value]
+
+
+def _exchanged(node: fx.Node) -> frozenset[int] | None:
+    if node.target not in (aten.transpose.int, aten.t.default):
+        return None
+    n = node.meta["val"].dim()
+    dims = node.args[1:] if node.target is aten.transpose.int else range(n)
+    return frozenset(int(d) % max(n, 1) for d in dims)  # type: ignore[arg-type]
 
 
 def _unchanged(node: fx.Node) -> fx.Node | None:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:  # it imports what compiles
 
 __all__ = ["Explanation", "LoopExplanation", "explain"]
 
-Lowering = Literal["lanes", "steps", "inside", "native", "python"]
+Lowering = Literal["lanes", "steps", "tape", "inside", "native", "python"]
 
 _WORDS: dict[Lowering, str] = {
     "lanes": "one kernel; a block of lanes runs through all steps, its carries in registers",
     "steps": "one kernel, whose step is a function of all lanes",
+    "tape": "one kernel, which writes its steps to a tape for the backward pass, or reads them from it",
     "inside": "a part of the kernel of the loop around it",
     "native": "torch's own operator, whose body is compiled by itself",
     "python": "the operators of the graph, called from Python",
@@ -45,7 +46,7 @@ class LoopExplanation:
         operator: "scan" (``fori_loop`` and ``map`` are scans too), "while_loop", "cond" or "associative_scan".
         file, line, source: where the user called it; ``source`` is the text of that line.
         part: None for the call itself; its "forward" or "backward" pass or "tangent" where it was differentiated.
-        lowering: "lanes", "steps", "inside", "native" or "python"; ``str`` of the explanation has the words for each.
+        lowering: "lanes", "steps", "tape", "inside", "native" or "python"; ``str`` of the explanation has the words for each.
         reason: why there is nothing better; None where nothing is, and for a part of another loop's kernel.
         trip_count: how many steps it takes, None where only a run knows.
         saved_bytes: what the forward pass keeps of each step for the backward pass; None for all other parts.
@@ -214,7 +215,7 @@ class _Loops:
 
     def _explained(self, params: Params, trips: int | None, depth: int, around: Lowering | None) -> LoopExplanation:
         origin, label = params.origin, params.operator.label
-        is_inside = around in ("lanes", "steps", "inside")
+        is_inside = around in ("lanes", "steps", "tape", "inside")
         report = next((r for r in self.reports if _is_of(r, params)), None)
         lowering: Lowering = "inside" if is_inside else self.without
         if report is not None:

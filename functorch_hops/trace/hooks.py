@@ -22,11 +22,14 @@ class _Handlers:
     """``function(cls, args, kwargs, operator=None)``: a call of ``torch.autograd.Function``; ``operator``: the library
     operator whose derivative it is. ``operator(operator, args, kwargs)``: a call of a library operator.
     ``on_lanes(func, args, kwargs, error)``: a call that torch's vmap refused.
+    ``leaf(function, args, kwargs)``: a call of the library that Dynamo traces, after ``register_leaf()``.
     """
 
     function: Callable[..., Any]
     operator: Callable[[Any, Sequence[Any], dict[str, Any]], Any]
     on_lanes: Callable[[Any, Sequence[Any], dict[str, Any], RuntimeError], Any]
+    register_leaf: Callable[[], None]
+    leaf: Any
 
 
 handlers = _Handlers()

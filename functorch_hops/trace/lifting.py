@@ -17,7 +17,7 @@ from ..ir.meta import TensorMeta
 from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
-from .refusals import READS, backward_inside, generator_inside, unreadable
+from .refusals import READS, backward_inside, check_collective, generator_inside, unreadable
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
@@ -81,6 +81,7 @@ class Lifting(_torch.ForwardRules):
                     result = cls.__torch_function__(func, types, args, kwargs or {})
                 if result is not NotImplemented:
                     return result
+        _torch.raise_held_interrupt()
         capture = self.capture
         if (sparse := sparse_among((*args, *(kwargs or {}).values()))) is not None:
             return call_of_sparse(capture, func, sparse, args, kwargs or {})
@@ -98,8 +99,9 @@ class Lifting(_torch.ForwardRules):
             raise generator_inside(capture.context)
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
+        check_collective(capture.context, func, args)
         capture.in_transform = _torch.top_interpreter() is not None
-        form = self.form_of(func)
+        form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
         last = next(reversed(capture.graph.nodes), None)
         try:

@@ -22,6 +22,7 @@ from ..ir.meta import TensorMeta
 __all__ = [
     "READS",
     "backward_inside",
+    "check_collective",
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
@@ -44,7 +45,12 @@ _COUNT = (
 )
 _COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
 _SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
-_REMEDIES = {".item()": _COMPUTE, _torch.READ_AS_SIZE: _SIZE}
+_REMEDIES = {
+    ".item()": _COMPUTE,
+    _torch.READ_AS_SIZE: _SIZE,
+    "the operator linalg_lstsq": "use torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b)",
+    "the operator _ctc_loss": "give the lengths as tuples of ints",
+}
 READS: dict[Any, tuple[str, str]] = {
     Tensor.__bool__: ("bool(), as `if`, `while`, `and`, `or`, `not` and `in` call it", _BRANCH),
     Tensor.is_nonzero: (".is_nonzero()", _BRANCH),
@@ -231,6 +237,22 @@ def unknown_shape(context: ErrorContext) -> CaptureError:
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
         )
     )
+
+
+def check_collective(context: ErrorContext, func: Any, args: tuple[Any, ...]) -> None:
+    """torch's vmap (2.13) calls a collective once for each lane, and does not wait for them: the values are wrong."""
+    if _torch.is_collective(func) and any(
+        _torch.is_batched(t) for t in _torch.tree_leaves(args) if isinstance(t, Tensor)
+    ):
+        raise CaptureError(
+            message(
+                context.operation,
+                f"the collective {func} can't be mapped over",
+                parameter=context.parameter,
+                got="a value that differs between lanes",
+                remedy="communicate outside of the mapped function, for all lanes at once",
+            )
+        )
 
 
 def operator_of_torch(context: ErrorContext, name: str) -> CaptureError:

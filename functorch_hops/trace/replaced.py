@@ -25,6 +25,62 @@ def _one_hot(classes: Tensor, num_classes: int = -1) -> Any:
     return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).to(torch.int64)
 
 
+def _embedding(
+    places: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """A graph holds no sparse gradients: see NOTE [Sparse matrices]."""
+    if not sparse:
+        return NotImplemented
+    return torch.nn.functional.embedding(places, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
+
+
+def _embedding_bag(
+    places: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    """torch.func differentiates the operator (2.13) by a kernel that refuses integers, and does not batch it."""
+    if max_norm is not None or scale_grad_by_freq or places.dim() > 2 or (offsets is None) != (places.dim() == 2):
+        return NotImplemented  # also what torch refuses
+    flat = places.reshape(-1)
+    if offsets is None:
+        n_bags = places.shape[0]
+        bags = torch.arange(n_bags, device=flat.device).repeat_interleave(places.shape[1])
+    else:
+        n_bags = offsets.shape[0] - include_last_offset
+        order = torch.arange(flat.shape[0], device=flat.device)
+        bags = torch.searchsorted(offsets[:n_bags].contiguous(), order.to(offsets.dtype), right=True) - 1
+    rows = weight.index_select(0, flat)
+    counted = torch.ones_like(flat, dtype=weight.dtype)
+    if padding_idx is not None:
+        counted = (flat != padding_idx % weight.shape[0]).to(weight.dtype)
+    zeros = rows.new_zeros((n_bags, *rows.shape[1:]))
+    if mode == "max":
+        rows = torch.where(counted.bool().unsqueeze(-1), rows, -torch.inf)
+        largest = torch.full_like(zeros, -torch.inf).scatter_reduce(0, bags.unsqueeze(-1).expand_as(rows), rows, "amax")
+        return torch.where(largest == -torch.inf, zeros, largest)
+    factors = counted if per_sample_weights is None else counted * per_sample_weights.reshape(-1)
+    total = zeros.index_add(0, bags, rows * factors.unsqueeze(-1))
+    if mode == "sum":
+        return total
+    sizes = counted.new_zeros(n_bags).index_add(0, bags, counted)
+    return total / sizes.clamp(min=1).unsqueeze(-1)
+
+
 def _flip(x: Tensor, *dims: Any) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
@@ -40,6 +96,8 @@ def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
 
 _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.one_hot: _one_hot,
+    torch.nn.functional.embedding: _embedding,
+    torch.nn.functional.embedding_bag: _embedding_bag,
     torch.ops.higher_order.out_dtype: _out_dtype,
     torch.flip: _flip,
     Tensor.flip: _flip,

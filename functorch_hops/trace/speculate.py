@@ -83,7 +83,7 @@ def capture_function(
 
     ``buffers``: of the modules that ``function`` uses, which then may return their new values.
     """
-    with _torch.one_at_a_time:
+    with _torch.one_at_a_time, _torch.interrupts_held():
         module, capture = _trace(function, inputs, operation, parameter, keep_autocast, sources, buffers)
         return _functional(module, capture), capture
 

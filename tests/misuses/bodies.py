@@ -544,3 +544,34 @@ def leaked_tensor_of_the_step_before():
 
     fh.scan(step, X, torch.ones(3))
     fh.scan(step, X, torch.ones(3))
+
+
+# --- what a graph does not hold
+
+
+@misuse_captured(fh.CaptureError)
+def torchs_own_control_flow():
+    fh.scan(lambda c, x: (torch.cond(x > 0, torch.sin, torch.cos, (c,)), x), X, torch.ones(3))
+
+
+SPARSE = torch.eye(2).to_sparse()
+
+
+@misuse_captured(fh.CaptureError)
+def sum_of_sparse_matrices():
+    fh.map(lambda x: torch.add(SPARSE, SPARSE) @ x, torch.ones(3, 2))
+
+
+@misuse_captured(fh.CaptureError)
+def sparse_matrix_made_inside():
+    fh.map(lambda x: x.diag().to_sparse() @ x, torch.ones(3, 2))
+
+
+@misuse_captured(fh.InputMutationError)
+def write_through_a_view_of_what_is_strided():
+    def turned(x):
+        y = (x * 2).mT
+        y.view(-1)[1:].tanh_()
+        return y
+
+    fh.checkpoint(turned)(torch.ones(2, 3).mT)

@@ -6,7 +6,11 @@ that carries its source. What can't be had so raises ``Refused`` with the reason
 loop, and the loop takes the native path.
 
 ``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not.
-``body``: a body as a function, ``lanes``: the same for a block of lanes, ``masked``: whiles under vmap, ``around``: the
-loop around a body, ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how
-Inductor runs it.
+``body``: a body as a function, ``lanes``: the same for a block of lanes, ``lane_blocks``: how to cut it,
+``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
+makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length that save for their gradient,
+``vector_math``: the functions that kernels call,
+``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
+``own``: operators that Inductor makes no C++ of; ``products``; ``convolution``; ``linear``: solves and factorizations
+of small matrices; ``ordering``: sorts, running sums and searches.
 """

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ...ir.meta import TensorMeta
 from .forms import Branches, Prefixes, Scan, While
-from .lanes import LaneBody, held_dtype
-from .source import Function, c_type, defined, n_bytes, numel, offset_after
+from .lanes import LaneBody, held_dtype, position
+from .source import Function, c_type, computed_dtype, defined, n_bytes, nanoseconds_of, numel, offset_after
+from .tapes import TAPE, TAPE_PLACE, Layout
 
-__all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "while_by_lanes", "while_by_steps"]
+__all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "scan_of_tape", "while_by_lanes", "while_by_steps"]
 
 _LOOK_AFTER = 1 << 14
 """Elements that a loop computes between two looks at the control block: a millisecond at most."""
+
+
+_MANY_BYTES = 1 << 22
 
 
 def _period(work: int) -> int:
@@ -28,6 +34,41 @@ def _leave(work: int, loops: bool) -> str:
 
 def _row(name: str, meta: TensorMeta) -> str:
     return f"{name} + t * int64_t({numel(meta)})"
+
+
+def _sources(form: Scan) -> list[str]:
+    """Where the inputs of a step lie, those behind the carries."""
+    n, metas = form.n_carry, form.body.inputs
+    shifts = form.shifts or (None,) * form.n_xs
+    sources = [f"in_{i}" for i in range(n, len(metas))]
+    for i, shift in enumerate(shifts):
+        row = _row(f"in_{n + i}", metas[n + i])
+        if shift is not None:
+            is_there = "t > 0" if shift.by < 0 else f"t < {form.length - 1}"
+            row = f"({is_there} ? {row} + {shift.by} * int64_t({numel(metas[n + i])}) : in_{shift.head})"
+        sources[i] = row
+    return sources
+
+
+def _targets(form: Scan) -> list[str]:
+    """Where the ys of a step belong."""
+    targets = []
+    for i, meta in enumerate(form.body.outputs):
+        if i >= form.n_carry:
+            is_later = form.lead(i) is not None and not form.reverse
+            targets.append(_row(f"out_{i}", meta) + (f" + {numel(meta)}" if is_later else ""))
+    return targets
+
+
+def _led(form: Scan) -> list[str]:
+    """Put the initial carries where they lead a stack."""
+    lines = []
+    for i, meta in enumerate(form.body.outputs):
+        lead = form.lead(i)
+        if lead is not None:
+            place = f"out_{i} + {form.length * numel(meta) if form.reverse else 0}"
+            lines.append(f"std::memcpy({place}, in_{lead}, {n_bytes(meta)});")
+    return lines
 
 
 def _carries(metas: Sequence[TensorMeta]) -> tuple[list[str], int]:
@@ -57,7 +98,7 @@ def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list
     for i, copy in enumerate(function.dense):
         names.append(f"{label}_{i}")
         lines += [
-            f"auto* {names[-1]} = reinterpret_cast<{c_type(copy.dtype)}*>(workspace + {offset});",
+            f"auto* {names[-1]} = reinterpret_cast<{c_type(computed_dtype(copy.dtype))}*>(workspace + {offset});",
             copy.copied(f"in_{copy.place}", names[-1]),
         ]
         offset = offset_after(offset, copy.size)
@@ -65,17 +106,14 @@ def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
-    n, first_const = form.n_carry, form.n_carry + form.n_xs
-    metas = form.body.inputs
+    n, metas = form.n_carry, form.body.inputs
     lines, offset = _carries(metas[:n])
     copies, dense, offset = _dense("factor", body, offset)
-    arguments = [f"now_{i}" for i in range(n)]
-    arguments += [_row(f"in_{i}", metas[i]) for i in range(n, first_const)]
-    arguments += [f"in_{i}" for i in range(first_const, len(metas))]
-    arguments += [f"next_{i}" for i in range(n)]
-    arguments += [_row(f"out_{i}", meta) for i, meta in enumerate(form.body.outputs) if i >= n]
+    arguments = [*(f"now_{i}" for i in range(n)), *_sources(form), *(f"next_{i}" for i in range(n)), *_targets(form)]
     lines += [
+        *_filled(form),
         *copies,
+        *_led(form),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         f"for (int64_t s = 0; s < {form.length}; ++s) {{",
         _time(form),
@@ -89,6 +127,12 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     return _loop("scan", form, lines, [body], workspace=size, work=body.work)
 
 
+def _filled(form: Scan) -> list[str]:
+    """Announce the stacks of many MiB."""
+    sizes = {i: n_bytes(meta) for i, meta in enumerate(form.outputs) if i >= form.n_carry}
+    return [f"fh::will_fill(out_{i}, {size});" for i, size in sizes.items() if size >= _MANY_BYTES]
+
+
 def _time(form: Scan) -> str:
     return f"[[maybe_unused]] const int64_t t = {f'{form.length - 1} - s' if form.reverse else 's'};"
 
@@ -99,29 +143,87 @@ def _loop(
     return defined(label, form.inputs, form.outputs, lines, calls=calls, workspace=workspace, work=work, loops=True)
 
 
-def while_by_steps(form: While, cond: Function, body: Function) -> Function:
+def while_by_steps(form: While, cond: Function, body: Function, record: Layout | None = None) -> Function:
+    """With a ``record`` it writes what it stacks to a tape, the place of which is its last output."""
     n, metas = form.n_carry, form.inputs
     lines, offset = _carries(metas[:n])
     test_copies, test_dense, offset = _dense("test_factor", cond, offset)
     copies, dense, offset = _dense("factor", body, offset)
     given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
     work = cond.work + body.work
+    rows = _records("row", form.body.outputs[n:], record.offsets) if record else []
     lines += [
         *test_copies,
         *copies,
+        *([f"fh::Tape tape({record.size});"] if record else []),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         "for (;;) {",
         "bool go;",
         _call(cond, [*given, "&go"], test_dense),
         "if (!go) break;",
-        _call(body, [*given, *(f"next_{i}" for i in range(n))], dense),
+        *(["char* const row = tape.next();"] if record else []),
+        _call(body, [*given, *(f"next_{i}" for i in range(n)), *rows], dense),
         *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
         _leave(work, cond.loops or body.loops),
         "}",
         *_results(metas[:n]),
+        *([f"tape.hand_over(out_{n});"] if record else []),
     ]
     size = offset + max(cond.workspace, body.workspace)
-    return _loop("while_loop", form, lines, [cond, body], workspace=size, work=work)
+    return defined(
+        "while_loop",
+        form.inputs,
+        [*form.outputs, *([TAPE_PLACE] if record else [])],
+        lines,
+        needs=[TAPE] if record else [],
+        calls=[cond, body],
+        workspace=size,
+        work=work,
+        loops=True,
+    )
+
+
+def _records(row: str, metas: Sequence[TensorMeta], offsets: Sequence[int], const: str = "") -> list[str]:
+    """Where values lie in a record."""
+    return [f"reinterpret_cast<{const}{c_type(m.dtype)}*>({row} + {offset})" for m, offset in zip(metas, offsets)]
+
+
+def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]) -> Function:
+    """The loop over the records of a tape, the place of which is its last input; ``rows``: which value each x is."""
+    n, first_const = form.n_carry, form.n_carry + form.n_xs
+    metas = form.body.inputs
+    lines, offset = _carries(metas[:n])
+    moved = replace(body, dense=tuple(replace(copy, place=copy.place - form.n_xs) for copy in body.dense))
+    copies, dense, offset = _dense("factor", moved, offset)
+    consts = metas[first_const:]
+    arguments = [f"now_{i}" for i in range(n)]
+    arguments += _records("row", metas[n:first_const], [record.offsets[i] for i in rows], "const ")
+    arguments += [f"in_{n + i}" for i in range(len(consts))]
+    arguments += [f"next_{i}" for i in range(n)]
+    lines += [
+        *copies,
+        f"[[maybe_unused]] char* const inner = workspace + {offset};",
+        f"const fh::TapeHead& head = fh::head_of(in_{n + len(consts)}, {record.size});",
+        "for (int64_t s = 0; s < head.rows; ++s) {",
+        f"const int64_t t = {'head.rows - 1 - s' if form.reverse else 's'};",
+        f"[[maybe_unused]] const char* const row = reinterpret_cast<const char*>(&head + 1) + t * {record.size};",
+        _call(body, arguments, dense),
+        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
+        _leave(body.work, body.loops),
+        "}",
+        *_results(metas[:n]),
+    ]
+    return defined(
+        "scan",
+        [*metas[:n], *consts, TAPE_PLACE],
+        form.body.outputs,
+        lines,
+        needs=[TAPE],
+        calls=[body],
+        workspace=offset + body.workspace,
+        work=body.work,
+        loops=True,
+    )
 
 
 def prefixes(form: Prefixes, scan: Function) -> Function:
@@ -162,12 +264,34 @@ def branches(form: Branches, functions: Sequence[Function]) -> Function:
     )
 
 
-def _blocks(lanes: LaneBody, statements: dict[int, list[str]]) -> list[str]:
-    """``statements`` for a block of lanes of each size, for all lanes."""
-    size, rest = lanes.size, lanes.count % lanes.size
-    whole = lanes.count - rest
-    lines = [f"for (int64_t lane = 0; lane < {whole} && !control.stopped; lane += {size}) {{", *statements[size], "}"]
-    return [*lines, *(["{", f"const int64_t lane = {whole};", *statements[rest], "}"] if rest else [])]
+_ONCE = "__attribute__((noinline))"
+"""One function, though there are several calls."""
+
+
+def _each_block(lanes: LaneBody, steps: int | None, statements: Callable[[int, int], list[str]]) -> list[str]:
+    """``statements`` of so many rows and lanes for each block. ``steps``: None if unknown."""
+    cut = lanes.blocks
+    *outer, first = map(str, position(cut))
+    lines = [f"const int64_t {first} = block % {cut.in_dimension} * {cut.rows};"]
+    rest = f"block / {cut.in_dimension}"
+    for name, size in zip(reversed(outer), reversed(cut.shape[: cut.cut])):
+        lines.append(f"const int64_t {name} = {rest} % {size};")
+        rest += f" / {size}"
+    lane = [*outer, first][0]
+    for name, size in zip([*outer, first][1:], cut.shape[1:]):
+        lane = f"({lane} * {size} + {name})"
+    lines.append(f"const int64_t lane = {lane} * {math.prod(cut.inner)};")
+    cases = [statements(rows, cut.size(rows)) for rows in cut.row_counts]
+    if len(cases) == 1:
+        lines += cases[0]
+    else:
+        lines += [f"if ({first} + {cut.rows} <= {cut.shape[cut.cut]}) {{", *cases[0], "} else {", *cases[1], "}"]
+    nanoseconds = 0 if steps is None else nanoseconds_of(lanes.work * steps)
+    return [
+        f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {_ONCE} {{",
+        *lines,
+        "});",
+    ]
 
 
 def _loaded(metas: Sequence[TensorMeta], k: int) -> list[str]:
@@ -182,26 +306,25 @@ def _stored(metas: Sequence[TensorMeta], k: int) -> list[str]:
 
 
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
-    n, first_const = form.n_carry, form.n_carry + form.n_xs
-    metas, length = form.body.inputs, form.length
-    sources = [_row(f"in_{i}", m) if n <= i < first_const else f"in_{i}" for i, m in enumerate(metas)]
-    targets = [f"now_{i}" if i < n else _row(f"out_{i}", m) for i, m in enumerate(form.body.outputs)]
+    n, metas, length = form.n_carry, form.body.inputs, form.length
+    carries = [f"now_{i}" for i in range(n)]
+    sources, targets = [*carries, *_sources(form)], [*carries, *_targets(form)]
 
-    def block(k: int) -> list[str]:
+    def block(rows: int, k: int) -> list[str]:
         return [
             *_loaded(metas[:n], k),
             f"for (int64_t s = 0; s < {length};) {{",
-            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.count * k)});",
+            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.blocks.lanes * k)});",
             "for (; s < end; ++s) {",
             _time(form),
-            lanes.call(k, sources, targets),
+            lanes.call(rows, sources, targets),
             "}",
             f"if (s < {length} && fh::interrupted(control)) break;",
             "}",
             *_stored(metas[:n], k),
         ]
 
-    lines = _blocks(lanes, {k: block(k) for k in lanes.sizes})
+    lines = [*_filled(form), *_led(form), *_each_block(lanes, length, block)]
     return defined("scan", form.inputs, form.outputs, lines, before=lanes.code, work=lanes.work, loops=True)
 
 
@@ -211,22 +334,22 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
     sources = [f"in_{i}" for i in range(len(metas))]
     targets = [f"now_{i}" for i in range(n)]
 
-    def block(k: int) -> list[str]:
+    def block(rows: int, k: int) -> list[str]:
         if cond is None:
             test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
         else:
-            test = f"bool go; {cond.call(k, sources, ['(&go)'])}"
+            test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [
             *_loaded(metas[:n], k),
             "for (;;) {",
             test,
             "if (!go) break;",
-            body.call(k, sources, targets),
-            _leave(body.work // body.count * k, False),
+            body.call(rows, sources, targets),
+            _leave(body.work // body.blocks.lanes * k, False),
             "}",
             *_stored(metas[:n], k),
         ]
 
     code = body.code if cond is None else f"{cond.code}\n{body.code}"
-    lines = _blocks(body, {k: block(k) for k in body.sizes})
+    lines = _each_block(body, None, block)
     return defined("while_loop", form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)

@@ -21,11 +21,12 @@ from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
+from .convolution import convolutions
 from .forms import Refused
 from .operator import loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
-from .source import Dense, Function, c_type, defined, n_bytes, numel, offset_after
+from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 from .vector_math import kernel_proxy
 
 __all__ = ["Lowered", "lowered", "statements"]
@@ -46,12 +47,14 @@ class Lowered:
 
 
 def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
-    """The body in the operators that Inductor lowers."""
+    """The body in the operators that Inductor lowers. It marks what eager rounds to half precision."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
-        module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=decompositions())(*fakes)
+        module = make_fx(
+            lambda *args: list(body.module(*args)), decomposition_table={**decompositions(), **convolutions()}
+        )(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)
     module.recompile()
@@ -64,7 +67,8 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
 
     with _torch.suspended(keep_autocast=False), torch.no_grad():
         mode = _torch.new_fake_mode()
-        module = traced(body, mode)
+        with settings(options):
+            module = traced(body, mode)
         work, loops = _work(module)
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
         with settings(options):
@@ -110,8 +114,10 @@ def settings(options: dict[str, Any]) -> Any:
     from torch._inductor import config
 
     ours = {
+        "comprehensive_padding": False,
         "cpp.threads": 1,
         "cpp_wrapper": False,
+        "emulate_precision_casts": True,
         "graph_partition": False,
         "implicit_fallbacks": False,
         "inplace_buffers": False,
@@ -176,7 +182,7 @@ def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
     for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
         layout, name = out.get_layout(), out.get_name()
         dense = ir.FlexibleLayout.contiguous_strides(list(map(int, layout.size)))
-        assert numel(meta) == 1 or list(map(int, layout.stride)) == list(map(int, dense))
+        assert all(int(a) == int(b) for a, b, size in zip(layout.stride, dense, layout.size) if int(size) != 1)
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
             names[name] = i
         else:
@@ -239,7 +245,7 @@ def _graph_class() -> Any:
         def generate_extern_kernel_out(self, node: Any, *args: Any) -> None:
             if node.op_overload not in PRODUCTS:
                 self._no_code(node)
-            self.statements += product_statements(node, node.inputs, self._dense, self.constants)
+            self.statements += product_statements(node, node.inputs, self._dense, self._scratch, self.constants)
             self.needs[PRODUCT] = None
 
         def _dense(self, matrix: Factor, count: int) -> Factor:
@@ -250,14 +256,18 @@ def _graph_class() -> Any:
             count = count if matrix.step else 1
             copy = Dense(place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides)
             if name not in self.constants:
-                target = f"rows_{len(self.buffers)}"
-                self.buffers[target] = count * rows * columns, matrix.dtype
+                target = self._scratch(count * rows * columns, computed_dtype(matrix.dtype))
                 self.statements.append(copy.copied(name, target))
             else:
                 if copy not in self.dense:
                     self.dense.append(copy)
                 target = f"dense_{self.dense.index(copy)}"
-            return Factor(target, matrix.dtype, 0, step, matrix.shape, (columns, 1))
+            return Factor(target, computed_dtype(matrix.dtype), 0, step, matrix.shape, (columns, 1))
+
+        def _scratch(self, count: int, dtype: torch.dtype) -> str:
+            name = f"scratch_{len(self.buffers)}"
+            self.buffers[name] = count, dtype
+            return name
 
         def _no_code(self, node: Any, *args: Any) -> None:
             raise Refused(f"Inductor makes no C++ of {_operator_name(node)}")

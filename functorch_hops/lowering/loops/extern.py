@@ -52,22 +52,24 @@ def register_kernels() -> None:
             super().__init__(inputs, outputs)
             self.parts, self.function, self.workspace = parts, name, workspace
             self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
+            self.offsets = [int(x.get_layout().offset) for x in (*inputs, *outputs)]
 
         def codegen(self, wrapper: Any) -> None:
             if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
-                wrapper.call_function(self.parts, self.function, self.workspace, self.arguments)
+                places = [f"{x} + {offset}" for x, offset in zip(self.arguments, self.offsets)]
+                wrapper.call_function(self.parts, self.function, self.workspace, places)
                 return
             is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
             entry = name if is_cpp else ENTRY
-            source, types = program(self.parts, self.function, self.workspace, *self.dtypes, entry)
+            source, types = program(self.parts, self.function, self.workspace, *self.dtypes, entry, self.offsets)
             text = source if is_cpp else f"async_compile.cpp_pybinding({types!r}, {source!r})\n"
             declaration = f'extern "C" void {name}({", ".join(types)});\n'
             wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
             wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=types)
 
     def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
-        inputs = [plain_input(x) for x in inputs]
+        inputs = [_contiguous(x) for x in inputs]
         outputs = []
         for meta in output_metas(sizes, dtypes):
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
@@ -85,3 +87,11 @@ def plain_input(x: Any) -> Any:
 
     x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
     return ExternKernel.copy_input(x) if x.get_layout().offset != 0 else x
+
+
+def _contiguous(x: Any) -> Any:
+    """An input whose elements lie one after the other, from a place that is known."""
+    from torch._inductor.ir import ExternKernel
+
+    x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
+    return x if getattr(x.get_layout().offset, "is_Integer", True) else ExternKernel.copy_input(x)

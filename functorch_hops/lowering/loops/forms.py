@@ -5,13 +5,29 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from ...ir.build import copy_of
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 
-__all__ = ["Branches", "Form", "NativeLoop", "Prefixes", "Refused", "Scan", "While", "no_form", "no_native_loop"]
+__all__ = [
+    "TAPE_META",
+    "Branches",
+    "Form",
+    "NativeLoop",
+    "Prefixes",
+    "Refused",
+    "Scan",
+    "Shift",
+    "While",
+    "is_whole",
+    "no_form",
+    "no_native_loop",
+]
 
 
 class NativeLoop(enum.Enum):
@@ -29,11 +45,20 @@ class Refused(Exception):
     """No kernel can be made; the message completes "it has no kernel: ..."."""
 
 
+class Shift(NamedTuple):
+    """Step t reads row ``t + by`` of its x, and input ``head`` where there is no such row."""
+
+    head: int
+    by: int
+
+
 @dataclass(frozen=True)
 class Scan:
     """``body: (carry..., x..., consts...) -> (carry..., y...)``, once for each of ``length`` rows of the xs.
 
-    Inputs: the initial carry, the xs, the constants. Outputs: the final carry, the stacked ys.
+    Inputs: the initial carry, the xs, the constants. Outputs: the final carry, the stacked ys. See NOTE [One stack]:
+    ``leads`` holds for each y the carry whose initial value is one row more of its stack, before that of the first step
+    taken; ``shifts`` for each x how far apart it is read. Empty ones hold None for all.
     """
 
     body: Subgraph
@@ -41,6 +66,11 @@ class Scan:
     n_xs: int
     reverse: bool
     length: int
+    leads: tuple[int | None, ...] = ()
+    shifts: tuple[Shift | None, ...] = ()
+
+    def lead(self, output: int) -> int | None:
+        return self.leads[output - self.n_carry] if self.leads and output >= self.n_carry else None
 
     @property
     def inputs(self) -> list[TensorMeta]:
@@ -50,20 +80,23 @@ class Scan:
 
     @property
     def outputs(self) -> list[TensorMeta]:
-        metas = self.body.outputs
-        return [*metas[: self.n_carry], *(meta.with_leading(self.length) for meta in metas[self.n_carry :])]
+        n, metas = self.n_carry, self.body.outputs
+        rows = [self.length + (self.lead(i) is not None) for i in range(len(metas))]
+        return [*metas[:n], *(meta.with_leading(size) for meta, size in zip(metas[n:], rows[n:]))]
 
 
 @dataclass(frozen=True)
 class While:
-    """``cond: (carry..., consts...) -> bool``, ``body: (carry..., consts...) -> carry``.
+    """``cond: (carry..., consts...) -> bool``, ``body: (carry..., consts...) -> (carry..., stacked...)``.
 
-    Inputs: the initial carry, the constants. Outputs: the final carry.
+    Inputs: the initial carry, the constants. Outputs: the final carry; then, if there are ``flags``, the stacks, with
+    flags of the steps that happened at these places.
     """
 
     cond: Subgraph
     body: Subgraph
     n_carry: int
+    flags: tuple[int, ...] = ()
 
     @property
     def inputs(self) -> list[TensorMeta]:
@@ -71,7 +104,7 @@ class While:
 
     @property
     def outputs(self) -> list[TensorMeta]:
-        return list(self.body.outputs)
+        return list(self.body.outputs[: self.n_carry])
 
 
 @dataclass(frozen=True)
@@ -99,7 +132,8 @@ class Prefixes:
         """The loop over the elements but the first, which carries and stacks what they combine to."""
         module = copy_of(self.body)
         output = module.graph.output_node()
-        output.args = ((*output.args[0], *output.args[0]),)
+        nodes: Any = output.args[0]
+        output.args = ((*nodes, *nodes),)
         body = Subgraph.intern(module, self.body.inputs, self.body.outputs * 2)
         return Scan(body, self.n_leaves, self.n_leaves, False, self.length - 1)
 
@@ -121,6 +155,15 @@ class Branches:
 
 
 Form = Scan | While | Prefixes | Branches
+
+
+TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))
+"""What a graph knows of a tape: see NOTE [Tapes]."""
+
+
+def is_whole(tape: Tensor) -> bool:
+    """Whether a tape is itself, and no copy of its one byte."""
+    return tape.untyped_storage().nbytes() > tape.nbytes
 
 
 def no_form(params: Params, operands: Sequence[Any]) -> None:

@@ -21,36 +21,36 @@ from ... import _torch
 from ...ir.meta import TensorMeta
 from .body import Lowered, handlers, settings
 from .forms import Refused
-from .source import c_type, numel
+from .lane_blocks import Blocks, blocks, lane_shape
+from .source import c_type, is_long, numel
 from .vector_math import kernel_proxy
 
-__all__ = ["LaneBody", "held_dtype", "lane_body"]
-
-_LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
-_FEW, _BLOCK, _LONG_BLOCK = 256, 64, 1024
-"""The carries of ``_BLOCK`` lanes fit into registers; more than ``_FEW`` lanes are read and written in long rows."""
+__all__ = ["LaneBody", "held_dtype", "lane_body", "position"]
 
 
 @dataclass(frozen=True)
 class LaneBody:
-    """``code`` defines a function for a block of each of ``sizes``; ``places``: the inputs that it reads, by number."""
+    """``code`` defines a function for a block of each number of rows, which ``names`` holds; ``places``: the inputs
+    that it reads, by number.
+    """
 
-    count: int
-    size: int
+    blocks: Blocks
     code: str
     names: dict[int, str]
     places: dict[int, tuple[int, ...]]
     n_carry: int
     work: int
 
-    @property
-    def sizes(self) -> list[int]:
-        return list(self.names)
+    def call(self, rows: int, sources: Sequence[str], targets: Sequence[str]) -> str:
+        """A call for the block at ``at_0, ...``; ``sources`` of the inputs but the carries, which are ``now_i``."""
+        read = [f"now_{i}" if i < self.n_carry else sources[i] for i in self.places[rows]]
+        at = [str(x) for x in position(self.blocks)]
+        return f"{self.names[rows]}({', '.join([*read, *targets, *at])});"
 
-    def call(self, k: int, sources: Sequence[str], targets: Sequence[str]) -> str:
-        """A call for ``k`` lanes from ``lane`` on; ``sources`` of the inputs but the carries, which are ``now_i``."""
-        read = [f"now_{i}" if i < self.n_carry else sources[i] for i in self.places[k]]
-        return f"{self.names[k]}({', '.join([*read, *targets, 'lane'])});"
+
+def position(blocks: Blocks) -> list[sympy.Symbol]:
+    """Where a block begins, in each dimension up to the one that is cut."""
+    return [sympy.Symbol(f"at_{i}", integer=True, nonnegative=True) for i in range(blocks.cut + 1)]
 
 
 def held_dtype(meta: TensorMeta) -> torch.dtype:
@@ -59,9 +59,11 @@ def held_dtype(meta: TensorMeta) -> torch.dtype:
 
 
 def lane_body(
-    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, is_test: bool = False
+    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, steps: int | None, is_test: bool = False
 ) -> LaneBody:
-    """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop."""
+    """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop.
+    ``steps``: None if unknown.
+    """
     body, graph = lowered.body, lowered.graph
     metas = [*body.inputs[:n_carry], *body.outputs]
     count, n_written = numel(metas[0]), 0 if is_test else n_carry
@@ -70,15 +72,21 @@ def lane_body(
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
         nodes = [part for node in graph.scheduler.nodes for part in node.get_nodes()]
         nodes = [node for node in nodes if not _is_nothing(node)]
-        _check_lanes(graph, nodes, count, n_carry)
-        size = min(count, _BLOCK if count <= _FEW else _LONG_BLOCK)
+        _check_lanes(graph, nodes, count)
+        shape = lane_shape(count, [_ranges(node) for node in nodes if math.prod(_ranges(node)) == count])
+        carry_bytes = sum(held_dtype(meta).itemsize for meta in body.inputs[:n_carry])
+        parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
+        cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
         texts, names, places = [], {}, {}
-        for k in dict.fromkeys((size, count % size)):
-            if k:
-                names[k] = f"{label}_{k}"
-                text, places[k] = _printed(lowered, nodes, n_carry, n_written, count, k, names[k])
-                texts.append(text)
-    return LaneBody(count, size, "\n".join(texts), names, places, n_carry, lowered.work)
+        for rows in cut.row_counts:
+            names[rows] = f"{label}_{rows}"
+            text, places[rows] = _printed(lowered, nodes, n_carry, n_written, cut, rows, names[rows])
+            texts.append(text)
+    return LaneBody(cut, "\n".join(texts), names, places, n_carry, lowered.work)
+
+
+def _ranges(node: Any) -> tuple[int, ...]:
+    return tuple(map(int, node._sizes[0]))
 
 
 def _is_nothing(node: Any) -> bool:
@@ -87,7 +95,8 @@ def _is_nothing(node: Any) -> bool:
     return isinstance(node, NopKernelSchedulerNode)
 
 
-def _check_lanes(graph: Any, nodes: Sequence[Any], count: int, n_carry: int) -> None:
+def _check_lanes(graph: Any, nodes: Sequence[Any], count: int) -> None:
+    """Check what nodes are; ``_printed`` looks at where they read and write."""
     for out in graph.graph_outputs:
         layout = out.get_layout()
         if int(graph.get_numel(out.get_name())) != count or layout.offset != 0:
@@ -95,31 +104,35 @@ def _check_lanes(graph: Any, nodes: Sequence[Any], count: int, n_carry: int) -> 
     from torch._inductor.dependencies import MemoryDep
     from torch._inductor.scheduler import SchedulerNode
 
-    carries = set(graph.graph_input_names[:n_carry])
-    made = {name for node in nodes for name in node.get_buffer_names()}
     for node in nodes:
         if not isinstance(node, SchedulerNode):
             raise Refused(f"{type(node.node).__name__} is no pointwise work")
         if node.is_reduction():
             raise Refused("a reduction reads many lanes")
-        ranges, _ = node._sizes
-        size = math.prod(map(int, ranges))
-        if size not in (count, 1) or len(ranges) > 1:
-            raise Refused(f"a kernel runs over {tuple(map(int, ranges))}, and the lanes over {(count,)}")
-        for dep in (*node.read_writes.reads, *node.read_writes.writes):
-            if not isinstance(dep, MemoryDep):
-                raise Refused("an access has no index")
-            if dep.name in carries or dep.name in made:
-                length = int(graph.get_numel(dep.name))
-                own = sympy.Integer(0) if length == 1 else next(iter(dep.var_names), None)
-                if length not in (count, 1) or dep.mode is not None or dep.index != own:
-                    raise Refused("a carry or an intermediate value is accessed at another lane")
+        if any(buffer.get_mutations() for buffer in node.get_outputs()):
+            raise Refused("a buffer is written in place")
+        if math.prod(_ranges(node)) not in (count, 1):
+            raise Refused(f"a kernel runs over {_ranges(node)}, and the lanes over {(count,)}")
+        if not all(isinstance(dep, MemoryDep) and dep.mode is None for dep in node.read_writes.reads_and_writes()):
+            raise Refused("an access has no index, or adds to what is there")
+
+
+def _merged(indices: Sequence[Any], shape: Sequence[int], ranges: Sequence[int]) -> list[Any]:
+    """Indices of the dimensions ``shape`` as those of ``ranges``, each of which is some neighbours merged."""
+    left, merged = [*zip(indices, shape)], []
+    for size in ranges:
+        index, length = sympy.Integer(0), 1
+        while length < size:
+            i, n = left.pop(0)
+            index, length = index * n + i, length * n
+        merged.append(index)
+    return merged
 
 
 def _printed(
-    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, count: int, k: int, name: str
+    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: int, name: str
 ) -> tuple[str, tuple[int, ...]]:
-    """The function for ``k`` lanes, and the numbers of the inputs that it takes."""
+    """The function for a block of ``rows``, and the numbers of the inputs that it takes."""
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
     from torch._inductor.loop_body import LoopBody
@@ -137,44 +150,54 @@ def _printed(
     for i, (out, meta) in enumerate(zip(outputs, body.outputs)):
         dtypes[out] = held_dtype(meta) if i < n_written else meta.dtype
 
-    class Fused(WrapperHandler):
-        """Buffers are values, and carries are read from their block."""
+    sizes = (rows, *cut.inner)
+    variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(sizes))]
+    at = position(cut)
 
-        def __init__(self, inner: Any) -> None:
+    class Fused(WrapperHandler):
+        """Buffers are values, and carries are read from their block. ``own`` is the lane that is computed, ``local``
+        its place in the block.
+        """
+
+        def __init__(self, inner: Any, own: Any, local: Any) -> None:
             super().__init__(inner)
-            self.values: dict[str, Any] = {}
+            self.values: dict[str, tuple[Any, Any]] = {}
+            self.own, self.local = own, local
 
         def load(self, name: str, index: Any) -> Any:
-            if name in self.values:
-                return self.values[name]
-            local = carried.get(name)
-            if local is None:
+            carry = carried.get(name)
+            if name not in self.values and carry is None:
                 return self._inner.load(name, index)
-            value = self._inner.load(local, index - start)
-            return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if local in masks else value
+            place, value = self.values.get(name, (self.own, None))
+            if sympy.expand(index - place) != 0:
+                raise Refused("a carry or an intermediate value is accessed at another lane")
+            if carry is None or name in self.values:
+                return value
+            value = self._inner.load(carry, self.local)
+            return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if carry in masks else value
 
         def store(self, name: str, index: Any, value: Any, mode: Any = None) -> None:
-            self.values[name] = value
+            self.values[name] = index, value
 
-    start = _LANE if count > 1 else sympy.Integer(0)
-    zero = sympy.Integer(0)
-
-    def run(index: Any) -> None:
-        (x,) = index
+    def run(indices: Any) -> None:
+        begin, *inside = indices
+        place = [*at[:-1], at[-1] + begin, *inside] if cut.lanes > 1 else [sympy.Integer(0)]
+        (own,) = _merged(place, cut.shape, [cut.lanes]) if cut.lanes > 1 else place
+        (local,) = _merged(indices, sizes, [cut.size(rows)]) if cut.size(rows) > 1 else [sympy.Integer(0)]
         inner = V.get_ops_handler()
-        handler = Fused(inner)
+        handler = Fused(inner, own, local)
         with V.set_ops_handler(handler):
             for node in nodes:
-                is_single = math.prod(map(int, node._sizes[0])) == 1
-                node._body([zero if is_single else x + start] * len(node._sizes[0]), [])
-            results = [handler.load(out.get_name(), x + start) for out in graph.graph_outputs]
+                ranges = _ranges(node)
+                is_single = math.prod(ranges) == 1
+                node._body([sympy.Integer(0)] * len(ranges) if is_single else _merged(place, cut.shape, ranges), [])
+            results = [handler.load(out.get_name(), own) for out in graph.graph_outputs]
         one, nothing = (inner.constant(value, torch.float32) for value in (1.0, 0.0))
         for i, (out, value) in enumerate(zip(outputs, results)):
             is_mask = dtypes[out] is not body.outputs[i].dtype
             held = inner.where(value, one, nothing) if is_mask else value
-            inner.store(out, x if i < n_written else x + start, held, None)
+            inner.store(out, local if i < n_written else own, held, None)
 
-    variable = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
     group = KernelGroup()
     group.args = KernelArgs()
     for i, out in enumerate(outputs):
@@ -183,8 +206,9 @@ def _printed(
     graph.local_dtypes = dtypes
     try:
         with graph.set_current_device(torch.device("cpu")):
-            loop = LoopBody(run, ([variable],), {variable: sympy.Integer(k)}, [variable], [])
-            proxy.codegen_loop_bodies([loop], [((sympy.Integer(k),), ())])
+            lengths = [sympy.Integer(size) for size in sizes]
+            loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
+            proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
             group.finalize_kernel(proxy, [])
             group.stack.close()
     finally:
@@ -198,5 +222,6 @@ def _printed(
         dtype = dtypes.get(outer, body.inputs[numbers[outer]].dtype)
         definitions.append(f"const {c_type(dtype)}* {inner_name}")
     definitions += [f"{c_type(dtypes[out])}* o_{i}" for i, out in enumerate(outputs)]
-    head = f"static C10_ALWAYS_INLINE void {name}({', '.join([*definitions, 'const int64_t lane'])})"
+    definitions += [f"const int64_t {x}" for x in at]
+    head = f"static C10_ALWAYS_INLINE void {name}({', '.join(definitions)})"
     return f"{head}\n{{\n{group.loops_code.getvalue()}\n}}", tuple(places)

@@ -22,6 +22,9 @@ __all__ = ["CHECKS", "LINEAR", "LINEAR_STATEMENTS"]
 _LARGEST = 32
 """Rows up to which a kernel is faster than LAPACK, and its code is short."""
 
+_MOST_NUMBERS = 1 << 12
+"""Of right-hand sides, which lie on the stack."""
+
 aten = torch.ops.aten
 
 CHECKS = (aten._linalg_check_errors.default,)
@@ -52,6 +55,12 @@ def _rows(x: Tensor) -> int:
     if n != m or n > _LARGEST:
         raise Refused(f"LAPACK computes with a matrix of {n} x {m}")
     return n
+
+
+def _sides(n: int, sides: int) -> int:
+    if n * sides > _MOST_NUMBERS:
+        raise Refused(f"LAPACK solves for {sides} sides of {n} rows")
+    return sides
 
 
 def _matrix(name: str, x: Tensor, *, transposed: bool = False, is_result: bool = False) -> str:
@@ -91,7 +100,7 @@ def _solve(
     count = _batch(m, rhs)
     if math.prod(m.shape[:-2]) != count:
         raise Refused("a matrix is solved for many sides")
-    k = rhs.shape[-1] if left else rhs.shape[-2]
+    k = _sides(n, rhs.shape[-1 if left else -2])
     views = [
         _matrix(a, m, transposed=flipped),
         _matrix(b, rhs, transposed=not left),
@@ -125,8 +134,9 @@ def _triangular(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tens
         _matrix(b, rhs, transposed=not left),
         _matrix(x, result, transposed=not left, is_result=True),
     ]
-    k, above = rhs.shape[-1 if left else -2], str(upper is bool(left)).lower()
-    call = f"fh::triangular<{c_type(m.dtype)}, {_rows(m)}, {k}>({', '.join(views)}, {above}, {unit})"
+    n, above = _rows(m), str(upper is bool(left)).lower()
+    k = _sides(n, rhs.shape[-1 if left else -2])
+    call = f"fh::triangular<{c_type(m.dtype)}, {n}, {k}>({', '.join(views)}, {above}, {unit})"
     return _each(_batch(m, rhs, result), call)
 
 
@@ -134,7 +144,8 @@ def _cholesky_solve(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[
     (rhs, m), (result,) = tensors, results
     upper = _argument(node, 2, "upper", False)
     views = _matrix(a, m, transposed=upper), _matrix(b, rhs), _matrix(x, result, is_result=True)
-    call = f"fh::cholesky_solve<{c_type(m.dtype)}, {_rows(m)}, {rhs.shape[-1]}>({', '.join(views)})"
+    n = _rows(m)
+    call = f"fh::cholesky_solve<{c_type(m.dtype)}, {n}, {_sides(n, rhs.shape[-1])}>({', '.join(views)})"
     return _each(_batch(m, rhs, result), call)
 
 

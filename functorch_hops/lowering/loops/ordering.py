@@ -45,9 +45,9 @@ def _running(step: str, first: str) -> Callable[..., str]:
     """Sums and the like: torch takes those of single precision in double."""
 
     def statement(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str) -> str:
-        (given,), dim, c = tensors, node.args[1], c_type(results[0].dtype)
+        (given,), dim, c = tensors, _argument(node, 1, "dim", None), c_type(results[0].dtype)
         n, stride = _inner(given, dim)
-        held = "double" if results[0].dtype.is_floating_point else c
+        held = c if not results[0].dtype.is_floating_point else "float" if results[0].dtype.itemsize == 2 else "double"
         call = lambda i, o: f"fh::running<{c}, {held}>({x} + {i}, {out} + {o}, {n}, {stride}, {first}, {step})"
         return _over_rows(given, dim, call)
 
@@ -58,7 +58,7 @@ def _extreme(test: str) -> Callable[..., str]:
     def statement(
         node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], x: str, out: str, places: str
     ) -> str:
-        (given,), dim = tensors, node.args[1]
+        (given,), dim = tensors, _argument(node, 1, "dim", None)
         n, stride = _inner(given, dim)
         call = lambda i, o: f"fh::extreme({x} + {i}, {out} + {o}, {places} + {o}, {n}, {stride}, {test})"
         return _over_rows(given, dim, call)

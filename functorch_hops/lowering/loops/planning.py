@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx
 
+from ... import _torch
 from ...derive.numbers import without_numbers
 from ...errors import message
 from ...ir.build import add_params, copy_of
+from ...ir.meta import TensorMeta
+from ...ir.nodes import meta_of
 from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, stage
-from .around import branches, prefixes, scan_by_lanes, scan_by_steps, while_by_lanes, while_by_steps
+from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .forms import Branches, Form, Prefixes, Refused, Scan, While
+from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
+from .sinking import sunk
 from .source import ENTRY, Function, c_type, numel, program
+from .stacks import Place, shifted, with_leads
+from .tapes import Reader, layout_of, load_taped, reader_of, taped_kernel
 
 __all__ = ["LoopReport", "Plan", "planned"]
 
@@ -33,7 +41,8 @@ _LAST_LINES = 5
 @dataclass(frozen=True)
 class LoopReport:
     """How a loop is lowered. ``taken``: "lanes" (one kernel, a block of lanes runs through all steps), "steps" (one
-    kernel, its body a function) or "native" (torch's own operator). ``reason``: what prevented the one before.
+    kernel, its body a function), "tape" (the same, and its steps are written to a tape or read from one) or "native"
+    (torch's own operator). ``reason``: what prevented the one before.
     ``trips``: how many steps it takes, if that is known; ``depth``: how many loops are around it.
     """
 
@@ -72,9 +81,10 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
     module = copy_of(body)
     clean(module)
     reports: list[LoopReport] = []
+    done: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         params = params_of(node, module)
-        if params is None:
+        if params is None or node in done:
             continue
         operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
         trips = params.trip_count(operands)
@@ -83,6 +93,18 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
             form, reason = None, "nobody reads its results"  # and a kernel stays for these only
         if form is not None:
             try:
+                tensors = [x for x in node.args[1:] if isinstance(x, fx.Node)]
+                places = {user: Place(int(user.args[1])) for user in node.users}
+                if isinstance(form, Scan):
+                    form, places = with_leads(form, node)
+                    form, tensors = shifted(*sunk(form, node, tensors, module))
+                if isinstance(form, While) and form.flags:
+                    if is_inner or params.has_effects:
+                        raise Refused("it stacks values for a gradient, and has effects or is in another loop")
+                    reader = reader_of(form, node, module)
+                    reports += _plan_tape(node, form, reader, params, module, options)
+                    done.add(reader.node)
+                    continue
                 kernel, inner = _kernel(form, params.operator.label, options)
                 if not is_inner:
                     _compile(kernel, form)
@@ -92,7 +114,7 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
                 reason = _failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
-                _replace(node, kernel, form)
+                _replace(node, kernel, form, tensors, places)
                 continue
         if reason is not None:
             reports.append(LoopReport(params.operator.label, "native", reason, params, trips))
@@ -116,11 +138,7 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             raise Refused("it draws random numbers")
         if not all(target in CHECKS for target in _effects(params)):
             raise Refused("one of its operators checks, prints or does something unknown")
-        for meta in (*form.inputs, *form.outputs):
-            c_type(meta.dtype)
-            numel(meta)
-            if meta.device.type != "cpu":
-                raise Refused(f"it runs on {meta.device.type}")
+        _check_metas((*form.inputs, *form.outputs))
     except Refused as why:
         return None, str(why)
     return form, None
@@ -133,6 +151,14 @@ def _effects(params: Params) -> Iterator[Any]:
             if has_effect(node, body.module):
                 inner = params_of(node, body.module)
                 yield from [node.target] if inner is None or inner.is_effect else _effects(inner)
+
+
+def _check_metas(metas: Iterable[TensorMeta]) -> None:
+    for meta in metas:
+        c_type(meta.dtype)
+        numel(meta)
+        if meta.device.type != "cpu":
+            raise Refused(f"it runs on {meta.device.type}")
 
 
 def _plan_inside(
@@ -165,19 +191,20 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
         reason = str(why)
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
-    function = scan_by_steps(form, *functions) if isinstance(form, Scan) else while_by_steps(form, *functions)
+    *tests, body = functions
+    function = scan_by_steps(form, body) if isinstance(form, Scan) else while_by_steps(form, tests[0], body)
     return function, [LoopReport(label, "steps", reason), *inner]
 
 
 def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:
     n = form.n_carry
     if isinstance(form, Scan):
-        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step"))
+        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step", steps=form.length))
     if is_masked(form):
         alone = without_representatives(bodies[1])
-        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step"))
-    cond = lane_body(lowered(bodies[0], options), n, options, "test", is_test=True)
-    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step"))
+        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step", steps=None))
+    cond = lane_body(lowered(bodies[0], options), n, options, "test", steps=None, is_test=True)
+    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step", steps=None))
 
 
 def _compile(kernel: Function, form: Form) -> None:
@@ -187,6 +214,55 @@ def _compile(kernel: Function, form: Form) -> None:
     generated(library.source)
     with stage(COMPILED):
         load(library)
+
+
+def _plan_tape(
+    node: fx.Node, form: While, reader: Reader, params: Params, module: fx.GraphModule, options: dict[str, Any]
+) -> list[LoopReport]:
+    """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
+    again = params_of(reader.node, module)
+    assert again is not None
+    if again.random or again.has_effects:
+        raise Refused("the loop of its gradient has effects")
+    n, scan = form.n_carry, reader.form
+    _check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
+    plans = [_plan(body, options, is_inner=True) for body in (form.cond, form.body, scan.body)]
+    firsts = n, n, scan.n_carry + scan.n_xs
+    cond, body, back = [statements(lowered(p.body, options), options, first) for p, first in zip(plans, firsts)]
+    record = layout_of(form.body.outputs[n:])
+    writes = while_by_steps(form, cond, body, record)
+    reads = scan_of_tape(scan, back, record, reader.rows)
+    graph, mode = node.graph, _torch.new_fake_mode()
+    dtypes = [x.meta["val"].dtype for x in reader.operands], [meta.dtype for meta in scan.body.outputs]
+    load_taped(writes, [meta.dtype for meta in form.inputs], [meta.dtype for meta in form.outputs], is_reader=False)
+    load_taped(reads, *dtypes, is_reader=True)
+
+    def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
+        with graph.inserting_before(old):
+            inputs, *rest = call_arguments(kernel, tensors, metas)
+            new = graph.call_function(taped_kernel, (inputs, tape, *rest))
+            values = [*metas, *([] if tape else [TAPE_META])]
+            new.meta["val"] = [meta.fake(mode) for meta in values]
+            elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
+        for user in list(old.users):
+            _, i = user.args
+            if i < len(metas):  # type: ignore[operator]
+                user.replace_all_uses_with(elements[i])  # type: ignore[index]
+        return elements[-1]
+
+    tape = replaced(node, writes, node.args[1:], form.outputs, None)
+    replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
+    _erase(reader.node)
+    _erase(node)
+    inner = [report.of(params, None) for plan in plans for report in plan.loops]
+    return [*(LoopReport(loop.operator.label, "tape", params=loop) for loop in (params, again)), *inner]
+
+
+def _erase(node: fx.Node) -> None:
+    """Remove a node and what reads it, which nobody else reads."""
+    for user in list(node.users):
+        _erase(user)
+    node.graph.erase_node(node)
 
 
 def _failed(label: str, error: Exception) -> str:
@@ -199,12 +275,27 @@ def _failed(label: str, error: Exception) -> str:
     return reason
 
 
-def _replace(node: fx.Node, kernel: Function, form: Form) -> None:
-    """The call of an operator as the call of its kernel."""
-    graph = node.graph
-    tensors = [x for x in node.args[1:] if isinstance(x, fx.Node)]
+def _replace(
+    node: fx.Node, kernel: Function, form: Form, tensors: Sequence[fx.Node], places: Mapping[fx.Node, Place]
+) -> None:
+    """The call of an operator as the call of its kernel. ``places``: where the values around it are then."""
+    graph, mode = node.graph, _torch.new_fake_mode()
     with graph.inserting_before(node):
         new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs))
-    new.meta["val"] = node.meta["val"]
-    node.replace_all_uses_with(new)
+        new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
+        elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
+    for old, place in places.items():
+        value = elements[place.output]
+        if place.start is not None:
+            with graph.inserting_before(old):
+                rows = value, 0, place.start, place.start + meta_of(old).shape[0]
+                value = _added(graph, torch.ops.aten.slice.Tensor, rows, old.meta["val"])
+        old.replace_all_uses_with(value)
+        graph.erase_node(old)
     graph.erase_node(node)
+
+
+def _added(graph: fx.Graph, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = value
+    return node

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .forms import Refused
-from .source import c_type
+from .source import c_type, computed_dtype
 
 __all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_statements"]
 
@@ -50,19 +50,30 @@ class Factor(NamedTuple):
 
 
 def product_statements(
-    out: Any, inputs: Sequence[Any], dense: Callable[[Factor, int], Factor], constants: Sequence[str]
+    out: Any,
+    inputs: Sequence[Any],
+    dense: Callable[[Factor, int], Factor],
+    scratch: Callable[[int, torch.dtype], str],
+    constants: Sequence[str],
 ) -> list[str]:
     """``out = a @ b``, or ``out = bias + a @ b``: nodes of Inductor's. ``dense`` makes a copy of so many matrices, row
-    after row; ``constants``: the buffers that no step changes.
+    after row, in the precision of products; ``scratch``: a place for numbers; ``constants``: the buffers that no step
+    changes.
     """
-    lines = []
+    lines, result = [], _factor(out)
+    count = _numbers(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
+    is_half = result.dtype != computed_dtype(result.dtype)
+    sums = result
+    if is_half:
+        rows, columns = result.shape
+        name = scratch(count * rows * columns, computed_dtype(result.dtype))
+        sums = Factor(name, computed_dtype(result.dtype), 0, rows * columns, result.shape, (columns, 1))
     if out.op_overload in _BIASED:
         if out.kwargs.get("alpha", 1) != 1 or out.kwargs.get("beta", 1) != 1:
             raise Refused("a product has factors")
         bias, *inputs = inputs
-        lines.append(_filled(out, bias))
-    count = _numbers(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
-    a, b, c = _factor(inputs[0]), _factor(inputs[1]), _factor(out)
+        lines.append(_filled(sums, count, bias))
+    a, b, c = _factor(inputs[0]), _factor(inputs[1]), sums
     (m, k), n = a.shape, b.shape[1]
     if m * n * k > _LARGEST:
         raise Refused(f"BLAS computes a product of {m} x {k} and {k} x {n}")
@@ -71,15 +82,25 @@ def product_statements(
         a, b, c = b.turned(), a.turned(), c.turned()
     if not c.has_rows:
         raise Refused("the result of a product is laid out with gaps")
-    if not b.has_rows:
+    if not b.has_rows or is_half:
         b = dense(b, count)
+    if is_half:
+        a = dense(a, count)
     sizes = ", ".join(map(str, (*c.shape, k)))
     places = ", ".join(
         [f"{a.place}, {a.strides[0]}, {a.strides[1]}", f"{b.place}, {b.strides[0]}", f"{c.place}, {c.strides[0]}"]
     )
     adds = "true" if lines else "false"
     lines.append(f"for (int64_t batch = 0; batch < {count}; ++batch)")
-    return [*lines, f"fh::product<{c_type(c.dtype)}, {sizes}, {adds}>({places});"]
+    lines.append(f"fh::product<{c_type(c.dtype)}, {sizes}, {adds}>({places});")
+    if is_half:
+        (rows, columns), (s0, s1) = result.shape, result.strides
+        lines.append(
+            f"for (int64_t batch = 0; batch < {count}; ++batch) for (int64_t i = 0; i < {rows}; ++i) "
+            f"for (int64_t j = 0; j < {columns}; ++j) "
+            f"({result.place})[i * {s0} + j * {s1}] = ({sums.place})[i * {columns} + j];"
+        )
+    return lines
 
 
 def _numbers(sizes: Sequence[Any]) -> list[int]:
@@ -94,27 +115,31 @@ def _factor(node: Any) -> Factor:
     return Factor(node.get_name(), layout.dtype, int(layout.offset), step, shape, steps)
 
 
-def _filled(out: Any, bias: Any) -> str:
-    """Fill ``out`` with ``bias``, which is expanded to its size."""
-    sizes, strides = _numbers(out.get_layout().size), _numbers(out.get_layout().stride)
-    given = _numbers(bias.get_layout().size), _numbers(bias.get_layout().stride)
-    steps = [0] * (len(sizes) - len(given[0])) + [0 if size == 1 else step for size, step in zip(*given)]
-    loops = " ".join(f"for (int64_t i{d} = 0; i{d} < {size}; ++i{d})" for d, size in enumerate(sizes))
-    source, target = (" + ".join(f"i{d} * int64_t({s})" for d, s in enumerate(by)) for by in (steps, strides))
-    return f"{loops} {out.get_name()}[{target}] = {bias.get_name()}[{int(bias.get_layout().offset)} + {source}];"
+def _filled(sums: Factor, count: int, bias: Any) -> str:
+    """Fill ``sums`` with ``bias``, which is expanded to its size."""
+    layout = bias.get_layout()
+    given = [0 if size == 1 else step for size, step in zip(_numbers(layout.size), _numbers(layout.stride))]
+    steps = [*[0] * (3 - len(given)), *given]
+    source = " + ".join(f"{name} * int64_t({step})" for name, step in zip(("batch", "i", "j"), steps))
+    (rows, columns), (s0, s1) = sums.shape, sums.strides
+    return (
+        f"for (int64_t batch = 0; batch < {count}; ++batch) for (int64_t i = 0; i < {rows}; ++i) "
+        f"for (int64_t j = 0; j < {columns}; ++j) "
+        f"({sums.place})[i * {s0} + j * {s1}] = {bias.get_name()}[{int(layout.offset)} + {source}];"
+    )
 
 
 PRODUCT = r"""#ifndef FH_PRODUCT
 #define FH_PRODUCT
 namespace fh {
 // Matrices row after row, of which each lies ``step`` behind the one before.
-template <class T>
+template <class F, class T>
 static void copy_dense(
-    const T* from, int64_t step, int64_t s0, int64_t s1, T* to, int64_t count, int64_t rows, int64_t columns) {
+    const F* from, int64_t step, int64_t s0, int64_t s1, T* to, int64_t count, int64_t rows, int64_t columns) {
   for (int64_t b = 0; b < count; ++b, from += step, to += rows * columns) {
     int64_t done = 0;
 #if INDUCTOR_USE_VECTOR_TYPES()
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (std::is_same_v<F, float> && std::is_same_v<T, float>) {
       constexpr int S = at::vec::Vectorized<T>::size();
       if (s0 == 1)
         for (; done + S <= rows; done += S) {

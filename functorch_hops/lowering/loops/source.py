@@ -20,8 +20,11 @@ __all__ = [
     "Function",
     "Program",
     "c_type",
+    "computed_dtype",
     "defined",
+    "is_long",
     "n_bytes",
+    "nanoseconds_of",
     "numel",
     "offset_after",
     "program",
@@ -33,6 +36,8 @@ ENTRY = "kernel"
 _TYPES = {
     torch.float32: "float",
     torch.float64: "double",
+    torch.bfloat16: "at::BFloat16",
+    torch.float16: "at::Half",
     torch.int64: "int64_t",
     torch.int32: "int32_t",
     torch.int16: "int16_t",
@@ -44,10 +49,14 @@ _ALIGNMENT = 64
 
 
 def c_type(dtype: torch.dtype) -> str:
-    """Half precision is left out: a kernel would keep it in single precision within a step, and eager does not."""
     if dtype not in _TYPES:
         raise Refused(f"kernels do not compute in {dtype}")
     return _TYPES[dtype]
+
+
+def computed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel computes products of half precision in."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def numel(meta: TensorMeta) -> int:
@@ -67,6 +76,19 @@ def offset_after(offset: int, size: int) -> int:
     return -(-(offset + size) // _ALIGNMENT) * _ALIGNMENT
 
 
+def nanoseconds_of(work: int) -> int:
+    """What it takes to compute so many elements on one thread, roughly."""
+    return work // 10
+
+
+def is_long(work: int) -> bool:
+    """Whether so many elements are worth several threads, see ``fh::each_block``."""
+    return nanoseconds_of(work) >= _ENOUGH
+
+
+_ENOUGH = 2_000_000
+
+
 @dataclass(frozen=True)
 class Dense:
     """Input ``place`` from element ``offset`` on as ``count`` matrices, ``step`` elements apart, to be copied row after
@@ -83,7 +105,7 @@ class Dense:
 
     @property
     def size(self) -> int:
-        return self.count * math.prod(self.shape) * self.dtype.itemsize
+        return self.count * math.prod(self.shape) * computed_dtype(self.dtype).itemsize
 
     def copied(self, source: str, target: str) -> str:
         sizes = ", ".join(map(str, (self.count, *self.shape)))
@@ -128,7 +150,7 @@ def defined(
     """
     arguments = [f"const {c_type(m.dtype)}* in_{i}" for i, m in enumerate(inputs)]
     arguments += [f"{c_type(m.dtype)}* out_{i}" for i, m in enumerate(outputs)]
-    arguments += [f"const {c_type(d.dtype)}* dense_{i}" for i, d in enumerate(dense)]
+    arguments += [f"const {c_type(computed_dtype(d.dtype))}* dense_{i}" for i, d in enumerate(dense)]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
     code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
@@ -152,12 +174,14 @@ def program(
     inputs: Sequence[torch.dtype],
     outputs: Sequence[torch.dtype],
     entry: str,
+    offsets: Sequence[int] = (),
 ) -> Program:
-    """A library whose function ``entry`` calls ``name``."""
+    """A library whose function ``entry`` calls ``name``. ``offsets``: where the elements begin, 0 for all if empty."""
     types = [*(f"const {c_type(dtype)}*" for dtype in inputs), *(f"{c_type(dtype)}*" for dtype in outputs)]
     names = [f"p{i}" for i in range(len(types))]
+    places = [f"{p} + {offset}" if offset else p for p, offset in zip(names, offsets or [0] * len(names))]
     head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
-    call = f"{name}({', '.join([*names, 'call.workspace.get()', 'call.control'])});"
+    call = f"{name}({', '.join([*places, 'call.workspace.get()', 'call.control'])});"
     source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
     return Program(source, types)
 
@@ -167,11 +191,11 @@ _CONTROL = r"""#ifndef FH_CONTROL
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <torch/csrc/inductor/cpp_prefix.h>
-#include <chrono>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
+#include <sched.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 // A program without Python runs kernels too.
 #pragma weak Py_IsInitialized
 #pragma weak PyGILState_Ensure
@@ -182,10 +206,18 @@ _CONTROL = r"""#ifndef FH_CONTROL
 #pragma weak PyErr_SetInterrupt
 #pragma weak Py_AddPendingCall
 namespace fh {
+// In nanoseconds; <chrono> and <thread> would take the compiler as long as a kernel does.
+static inline int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+// Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
 struct Control {
   int64_t steps = 0;
-  bool stopped = false;
-  std::chrono::steady_clock::time_point next_look{};
+  std::atomic<bool> stopped{false};
+  int64_t next_look = 0;
+  Control* caller = nullptr;
 };
 struct Raised { PyObject *type, *value, *traceback; };
 static int raise_again(void* argument) {
@@ -210,10 +242,60 @@ static bool handler_raised() {
 }
 static C10_NOINLINE bool interrupted(Control& control) {
   if (control.stopped) return true;
-  auto now = std::chrono::steady_clock::now();
-  if (now < control.next_look) return false;
-  control.next_look = now + std::chrono::milliseconds(50);
+  if (control.caller) return control.stopped = control.caller->stopped.load();
+  const int64_t time = now();
+  if (time < control.next_look) return false;
+  control.next_look = time + 50'000'000;
   return control.stopped = handler_raised();
+}
+#ifdef _OPENMP
+template <class F>
+static void by_threads(int64_t first, int64_t blocks, Control& control, F& run) {
+  std::atomic<int64_t> next{first}, done{first};
+  std::atomic<bool> has_failed{false};
+  std::exception_ptr error;
+#pragma omp parallel num_threads(std::min<int64_t>(omp_get_max_threads(), blocks - first))
+  {
+    const bool is_caller = omp_get_thread_num() == 0;
+    Control worker;
+    worker.caller = &control;
+    Control& own = is_caller ? control : worker;
+    try {
+      for (int64_t block; !control.stopped && (block = next++) < blocks; ++done) run(block, own);
+    } catch (...) {
+      if (!has_failed.exchange(true)) error = std::current_exception();
+      control.stopped = true;
+    }
+    while (is_caller && done < blocks && !interrupted(control)) sched_yield();
+  }
+  if (error) std::rethrow_exception(error);
+}
+#endif
+// Blocks that don't depend on one another, on as many threads as torch has where that pays. ``nanoseconds``: what they
+// take on one thread, or 0 if nobody knows; then this one begins alone.
+template <class F>
+static void each_block(int64_t blocks, int64_t nanoseconds, Control& control, F&& run) {
+  int64_t block = 0;
+#ifdef _OPENMP
+  constexpr int64_t enough = @ENOUGH@;
+  const bool may_pay = blocks > 1 && (nanoseconds == 0 || nanoseconds >= enough);
+  if (may_pay && omp_get_max_threads() > 1 && !omp_in_parallel()) {
+    const int64_t end = now() + enough;
+    if (nanoseconds == 0)
+      while (block < blocks && !control.stopped && now() < end) run(block++, control);
+    if (block + 1 < blocks && !control.stopped) return by_threads(block, blocks, control, run);
+  }
+#endif
+  for (; block < blocks && !control.stopped; ++block) run(block, control);
+}
+// Fresh memory comes in pages of 2 MiB where the system offers them: faults for each 4 KiB cost more than a loop.
+static inline void will_fill([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = uintptr_t(1) << 21;
+  uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) & ~(page - 1);
+  uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(page - 1);
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
 }
 struct Call {
   Control control;
@@ -225,4 +307,4 @@ struct Call {
 };
 }
 #endif
-"""
+""".replace("@ENOUGH@", str(_ENOUGH))

@@ -58,8 +58,16 @@ template <class F, class T> FH_INLINE F all(T x) {
 template <class F> FH_INLINE F absolute(F x) { return recast<F>(bits(x) & ~SIGN); }
 template <class F> FH_INLINE F with_sign_of(F sign, F x) { return recast<F>((bits(x) & ~SIGN) | (bits(sign) & SIGN)); }
 // NaN stays.
-template <class F> FH_INLINE F at_least(F x, float low) { return x < low ? all<F>(low) : x; }
-template <class F> FH_INLINE F at_most(F x, float high) { return x > high ? all<F>(high) : x; }
+FH_INLINE float at_least(float x, float low) { return x < low ? low : x; }
+FH_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+#if FH_HAS_VECTORS
+FH_INLINE Floats at_least(Floats x, float low) {
+  return recast<Floats>(at::vec::clamp_min(recast<Vector>(x), Vector(low)));
+}
+FH_INLINE Floats at_most(Floats x, float high) {
+  return recast<Floats>(at::vec::clamp_max(recast<Vector>(x), Vector(high)));
+}
+#endif
 
 FH_INLINE float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -158,12 +166,12 @@ template <class F> FH_INLINE F sigmoid(F x) {
 }
 
 // (log(1 + f) - f) / f^2 from sqrt(1/2) to sqrt(2)
-constexpr float LOG[] = {-0.0762447863817215f, 0.1291446089744568f, -0.1324707716703415f,
+constexpr float LOG1P[] = {-0.0762447863817215f, 0.1291446089744568f, -0.1324707716703415f,
                          0.14180605113506317f, -0.16608452796936035f, 0.20002013444900513f,
                          -0.25001609325408936f, 0.33333325386047363f, -0.49999988079071045f};
 // log(2^e (1 + f))
 template <class F> FH_INLINE F log_of_parts(F e, F f) {
-  F low = fma(f * f, polynomial(f, LOG), e * -0x1.05c61p-29f);
+  F low = fma(f * f, polynomial(f, LOG1P), e * -0x1.05c61p-29f);
   return fma(e, 0x1.62e43p-1f, f + low);
 }
 // e with sqrt(1/2) <= 2^-e x < sqrt(2), of a normal number.
@@ -367,6 +375,13 @@ template <int N>
 FH_INLINE at::vec::VectorizedN<float, N> pow(at::vec::VectorizedN<float, N> x, at::vec::VectorizedN<float, N> y) {
   for (int i = 0; i < N; ++i) x[i] = pow(x[i], y[i]);
   return x;
+}
+#endif
+#if INDUCTOR_USE_VECTOR_TYPES()
+// What is NaN stays; to compare with a number takes one instruction, with lanes that may be NaN three.
+template <class V, class T> FH_INLINE V at_least(V x, T low) { return low != low ? V(low) : at::vec::clamp_min(x, V(low)); }
+template <class V, class T> FH_INLINE V at_most(V x, T high) {
+  return high != high ? V(high) : at::vec::clamp_max(x, V(high));
 }
 #endif
 template <class T, class U> FH_INLINE auto pow(T x, U y) {

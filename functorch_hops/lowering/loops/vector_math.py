@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["VECTOR_MATH", "kernel_proxy"]
 
 VECTOR_MATH = Path(__file__).with_name("vector_math.h").read_text()
@@ -25,19 +27,36 @@ def kernel_proxy() -> Any:
     from torch._inductor.codegen.cpp_utils import CppCSEVariable, promote_args
     from torch._inductor.virtualized import V
 
+    def is_vector(x: Any) -> bool:
+        return isinstance(x, CppCSEVariable) and x.is_vec
+
+    def limited(general: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+        """The larger or smaller of lanes and one number."""
+
+        def choose(a: Any, b: Any) -> Any:
+            x, limit = (b, a) if is_vector(b) else (a, b)
+            is_number = isinstance(limit, CppCSEVariable) and not limit.is_vec and limit.dtype is x.dtype
+            if is_vector(x) and is_number and x.dtype in (torch.float32, torch.float64):
+                return f"fh::{name}({x}, {limit})"
+            return general(a, b)
+
+        return choose
+
     class Functions:
         """In front of Inductor's own overrides, of numbers or of vectors: C++ overloading tells these apart."""
 
         def __new__(cls) -> Any:
-            self = super().__new__(cls)
+            self: Any = super().__new__(cls)
             for name in (*_FUNCTIONS, "pow"):
                 vars(self).pop(name, None)  # Inductor's, wrapped once more for each instance
+            self.maximum = limited(self.maximum, "at_least")
+            self.minimum = limited(self.minimum, "at_most")
             return self
 
         @staticmethod
         def pow(a: Any, b: Any) -> str:
-            if any(isinstance(x, CppCSEVariable) and x.is_vec for x in (a, b)):
-                a, b = (x if x.is_vec else V.kernel.broadcast(x) for x in promote_args([a, b]))  # type: ignore[attr-defined]
+            if is_vector(a) or is_vector(b):
+                a, b = (x if x.is_vec else V.kernel.broadcast(x) for x in promote_args([a, b]))
             return f"fh::pow({a}, {b})"
 
     for name in _FUNCTIONS:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
@@ -25,6 +26,7 @@ from .op import AssociativeScanParams, associative_scan_op
 __all__ = ["associative_scan"]
 
 
+@one_node
 def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False) -> Any:
     """All prefix reductions with an associative function, in O(log n) depth.
 

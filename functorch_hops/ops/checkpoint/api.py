@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ... import _torch, pytree
 from ...calls.arguments import P, R, is_operand
+from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
@@ -34,6 +35,7 @@ def checkpoint(
 def checkpoint(
     func: None = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+@traced_through
 def checkpoint(func: Any = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True) -> Any:
     """The same function, which stores its inputs for reverse mode and computes everything else again.
 
@@ -72,13 +74,26 @@ def checkpoint(func: Any = None, /, *, policy: CheckpointPolicy | None = None, p
         return functools.partial(checkpoint, policy=policy, preserve_rng_state=preserve_rng_state)
     check_callable("checkpoint", "func", func)
 
-    @functools.wraps(func)
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if policy is None and not is_capturing() and _torch.top_interpreter() is None:
-            return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
-        return as_graph("checkpoint", _captured_checkpoint, (func,), (args, kwargs), saved)
+        return _checkpointed_call("checkpoint", func, saved, policy is None, preserve_rng_state, args, kwargs)
 
-    return checkpointed
+    # Dynamo finds no attributes of a partial function.
+    return checkpointed if torch.compiler.is_dynamo_compiling() else functools.wraps(func)(checkpointed)
+
+
+@one_node
+def _checkpointed_call(
+    operation: str,
+    func: Callable[..., Any],
+    saved: CheckpointPolicy,
+    is_default: bool,
+    preserve_rng_state: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if is_default and not is_capturing() and _torch.top_interpreter() is None:
+        return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
+    return as_graph(operation, _captured_checkpoint, (func,), (args, kwargs), saved)
 
 
 def checkpointed_plainly(

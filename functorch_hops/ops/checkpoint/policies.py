@@ -50,6 +50,8 @@ __all__ = [
 class CheckpointPolicy:
     """Which values a checkpointed function saves. Policies are immutable, and equal if they save the same."""
 
+    __fh_own__ = True
+
     def __call__(self, value: Value) -> bool:
         raise NotImplementedError
 

@@ -1,11 +1,13 @@
 """The call of a closed, compiled graph: what ``jit`` puts in the place of the user's function."""
 
+from dataclasses import replace
+
 from ...hop.rules import Rules
 from ...lowering.loops.forms import no_form, no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
-from .op import closed_call_op
+from .op import closed_call_op, taped_call_op
 from .rules import (
     closed_call_abstract_eval,
     closed_call_batch,
@@ -18,23 +20,24 @@ from .rules import (
     closed_call_vjp_backward,
     closed_call_vjp_forward,
 )
+from .taped import taped_call_vjp_backward, taped_call_vjp_forward
 
-closed_call_op.register(
-    Rules(
-        impl=closed_call_impl,
-        abstract_eval=closed_call_abstract_eval,
-        dependent_outputs=closed_call_dependent_outputs,
-        batch=closed_call_batch,
-        jvp=closed_call_jvp,
-        vjp_forward=closed_call_vjp_forward,
-        vjp_backward=closed_call_vjp_backward,
-        prune=closed_call_prune,
-        passthrough=closed_call_passthrough,
-        hoist=not_a_loop,
-        products=no_products,
-        redraw=not_redrawn,
-        lower=closed_call_lower,
-        native_loop=no_native_loop,
-        form=no_form,
-    )
+_rules = Rules(
+    impl=closed_call_impl,
+    abstract_eval=closed_call_abstract_eval,
+    dependent_outputs=closed_call_dependent_outputs,
+    batch=closed_call_batch,
+    jvp=closed_call_jvp,
+    vjp_forward=closed_call_vjp_forward,
+    vjp_backward=closed_call_vjp_backward,
+    prune=closed_call_prune,
+    passthrough=closed_call_passthrough,
+    hoist=not_a_loop,
+    products=no_products,
+    redraw=not_redrawn,
+    lower=closed_call_lower,
+    native_loop=no_native_loop,
+    form=no_form,
 )
+closed_call_op.register(_rules)
+taped_call_op.register(replace(_rules, vjp_forward=taped_call_vjp_forward, vjp_backward=taped_call_vjp_backward))

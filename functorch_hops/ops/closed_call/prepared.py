@@ -4,6 +4,7 @@ settled before.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...derive.partition import backward_operands, partition
+from ...derive.partition import backward_operands
 from ...hop.autograd import PlainCall, RecordedCall, vjp_forward
-from ...hop.operator import is_plain
+from ...hop.operator import is_plain_call
 from ...hop.rules import Maybe
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
-from ...lowering.backends import compiled
+from ...lowering.backends import Compiled, compiled
 from ...trace.capture import current_capture
 from .op import ClosedCallParams
+from .taped import are_whole, partition_of
 
 __all__ = ["prepared"]
 
@@ -35,6 +37,7 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     active = tuple(x.requires_grad for x in operands)
     if not (torch.is_grad_enabled() and True in active):
         return _runner(params, operands)
+    params = params.recorded()
     augmented: Any = vjp_forward(params, active)
     plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
     apply, n = _torch.applied(RecordedCall), params.n_outputs
@@ -65,23 +68,28 @@ class PreparedCall(PlainCall):
 
     def __init__(self, params: ClosedCallParams, augmented: ClosedCallParams, active: Mask, run: Run) -> None:
         super().__init__(augmented)
-        self._run = run
-        self._params, self._active = params, active
-        self._origin = None if params.origin is None else replace(params.origin, part="backward", saved=None)
+        self._run, self._params, self._active = run, params, active
         self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
-        self._partition = partition(params.body, active, self._reached)
+        self._partition = partition_of(params, active)
+
+    @functools.cached_property
+    def _backward(self) -> Compiled:
+        origin = self._params.origin
+        origin = None if origin is None else replace(origin, part="backward", saved=None)
+        return compiled(self._partition.backward, self._params.backend, origin)
 
     def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self._run([*operands])  # type: ignore[return-value]
 
     def pull(self, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
-        given = [ct for ct in cotangents if ct is not None]
-        n = self._params.n_outputs
+        n, given = self._params.n_outputs, [ct for ct in cotangents if ct is not None]
         is_first_order = not torch.is_grad_enabled() and all(ct is None for ct in cotangents[n:])
-        if not is_first_order or current_capture() is not None or _torch.in_legacy_vmap() or not is_plain(given):
+        is_alone = current_capture() is None and not (_torch.in_legacy_vmap() or _torch.autocast_enabled())
+        if not (is_first_order and is_alone and is_plain_call(given)):
             return None
         part, body = self._partition, self._params.body
+        if not are_whole(part, residuals):
+            return None
         back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
-        with _torch.autocast_off():
-            grads = iter(compiled(part.backward, self._params.backend, self._origin)(back))
+        grads = iter(self._backward(back))
         return [next(grads).contiguous() if a else None for a in self._active]

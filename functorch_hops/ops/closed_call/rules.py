@@ -12,7 +12,7 @@ from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
-from ...lowering.backends import compiled
+from ...lowering.backends import compiled, dissolved
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
 from .op import ClosedCallParams, closed_call_op
@@ -93,7 +93,7 @@ def closed_call_passthrough(
 
 def closed_call_lower(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     """Inside another graph the call dissolves: that graph is compiled as a whole."""
-    return params.body(*operands)
+    return dissolved(params.body, params.backend)(*operands)
 
 
 def closed_call_prune(params: ClosedCallParams, used: Mask) -> Pruned[ClosedCallParams]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _torch, pytree
 from ...calls.arguments import is_operand
+from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number, numbers_as_tensors
 from ...calls.output import OutputSpec
@@ -34,6 +35,7 @@ from .op import CondParams, cond_op
 __all__ = ["cond", "switch"]
 
 
+@one_node
 def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /, *operands: Any) -> Any:
     """Run one of two functions, chosen by a predicate.
 
@@ -86,6 +88,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     return as_graph("cond", _captured_cond, (false_fn, true_fn), arguments, "cond", names)
 
 
+@one_node
 def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any) -> Any:
     """Run one of several functions, chosen by an index.
 

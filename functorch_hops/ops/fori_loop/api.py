@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.validate import as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
@@ -21,6 +22,7 @@ from ..while_loop.api import run_while
 __all__ = ["fori_loop"]
 
 
+@one_node
 def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
     """Loop over a range of integers.
 

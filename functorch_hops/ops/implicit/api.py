@@ -7,6 +7,7 @@ from typing import Any
 
 from ... import pytree
 from ...calls.arguments import Function
+from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
 from ...calls.validate import check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, message
@@ -19,6 +20,7 @@ from .rules import LinearSolve, Root
 __all__ = ["custom_linear_solve", "custom_root"]
 
 
+@one_node
 def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function) -> Any:
     """A root of a function, differentiated by the implicit function theorem.
 
@@ -78,6 +80,7 @@ def _root(functions: Sequence[Function], operands: tuple[Any]) -> Any:
     return equation.tree.unflatten(call_custom_rule(rule, [*parameters, *pytree.flatten(operands[0])[0]]))
 
 
+@one_node
 def custom_linear_solve(
     matvec: Function,
     b: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import Function
+from ...calls.leaf import one_node
 from ...calls.output import OutputSpec
 from ...calls.trace_cache import kept_trace
 from ...calls.validate import check_agreement
@@ -27,6 +29,8 @@ Tensors = Sequence[Tensor]
 
 class Equation:
     """A function of the unknowns as a graph of these and of its parameters: what the user's function closes over."""
+
+    __fh_own__ = True
 
     def __init__(self, operation: str, tree: OutputSpec, body: Subgraph) -> None:
         self.operation, self.tree, self.body = operation, tree, body
@@ -82,11 +86,11 @@ class Equation:
 
     def at(self, parameters: Tensors) -> Function:
         """The function of the unknowns, for these parameters."""
-        return lambda x: self.tree.unflatten(self.body(*self.arguments(x), *parameters))
+        return _At(self, tuple(parameters))
 
     def linearized(self, x: Tensors, parameters: Tensors) -> Function:
         """The derivative in the unknowns at ``x``."""
-        return lambda v: self.tree.unflatten(self.pushed(x, parameters, self.arguments(v), self.in_unknowns))
+        return _Linearized(self, tuple(x), tuple(parameters))
 
     def pushed(self, x: Tensors, parameters: Tensors, tangents: Tensors, by: Mask) -> list[Tensor]:
         """The derivative in the unknowns or in the parameters, whose tangents these are."""
@@ -106,3 +110,37 @@ def _flat(operation: str, tree: OutputSpec, value: Any, producer: str) -> list[T
     name = "b" if operation == "custom_linear_solve" else "init"
     check_agreement(operation, "the unknowns and a result", (name, tree), (producer, spec), path=name)
     return tensors
+
+
+@dataclass(frozen=True)
+class _At:
+    """A function that a solver gets: a tree, so that what it closes over is an argument of the solver."""
+
+    equation: Equation
+    parameters: Tensors
+
+    def __call__(self, x: Any) -> Any:
+        return _value(self.equation, self.parameters, x)
+
+
+@dataclass(frozen=True)
+class _Linearized:
+    """As :class:`_At`, the derivative at ``point``."""
+
+    equation: Equation
+    point: Tensors
+    parameters: Tensors
+
+    def __call__(self, v: Any) -> Any:
+        return _pushed(self.equation, self.point, self.parameters, v)
+
+
+@one_node
+def _value(equation: Equation, parameters: Tensors, x: Any) -> Any:
+    return equation.tree.unflatten(equation.body(*equation.arguments(x), *parameters))
+
+
+@one_node
+def _pushed(equation: Equation, point: Tensors, parameters: Tensors, v: Any) -> Any:
+    tangents = equation.arguments(v)
+    return equation.tree.unflatten(equation.pushed(point, parameters, tangents, equation.in_unknowns))

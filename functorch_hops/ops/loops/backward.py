@@ -34,8 +34,10 @@ class BackwardPlan:
     part: Partition
 
     @classmethod
-    def make(cls, body: Subgraph, n_carry: int, n_xs: int, active: Mask) -> BackwardPlan:
-        """``active``: of the loop's operands; a carry that becomes active on the way is active."""
+    def make(cls, body: Subgraph, n_carry: int, n_xs: int, active: Mask, *, shifts: bool = False) -> BackwardPlan:
+        """``active``: of the loop's operands; a carry that becomes active on the way is active. ``shifts``: the carries
+        before each step are read from a stack of those after it, see ``partition``.
+        """
         fixed = active[n_carry:]
         carry = carry_fixpoint(
             active[:n_carry], lambda c: dependent_outputs(body, (*c, *fixed), Through.GRADIENT)[:n_carry]
@@ -46,7 +48,7 @@ class BackwardPlan:
         carried = tuple(i < n_carry for i in places)
         free = tuple(i >= n_carry + n_xs for i in places)
         cotangents = (*carry, *reached[n_carry:])
-        part = partition(body, (*carry, *fixed), cotangents, free=free, carried=carried)
+        part = partition(body, (*carry, *fixed), cotangents, free=free, carried=carried, shifts=shifts)
         return cls(body, n_carry, n_xs, (*carry, *fixed), cotangents, part)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
@@ -20,6 +21,7 @@ from ..scan.api import run_scan, trip_count
 __all__ = ["map"]
 
 
+@one_node
 def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -> Any:
     """Apply a function to each element along dimension 0, one after the other.
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
@@ -27,6 +28,7 @@ from .remat import as_remat, run_scan_graph, segment_length
 __all__ = ["run_scan", "scan", "trip_count"]
 
 
+@one_node
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]],
     init: Any,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ..._torch import OpOverload
@@ -25,6 +24,7 @@ from ...passes.hoisting import split_invariant
 from ...passes.products import is_product
 from ...passes.rewiring import rewired
 from .op import ScanParams, scan_op
+from .sums import LateSums, is_sum
 
 __all__ = ["scan_products"]
 
@@ -38,7 +38,7 @@ def scan_products(params: ScanParams, operands: Sequence[Any]) -> Subgraph | Non
     n, m, reverse = params.n_carry, params.n_xs, params.reverse
     before, body = _products_before(body, n, m)
     loop = _Summing.make(body, n, m + (len(before.outputs) if before else 0))
-    if before is None and not loop.sums:
+    if before is None and not loop.sums and loop.late is None:
         return None
 
     def run(*args: Tensor) -> list[Tensor]:
@@ -106,6 +106,7 @@ class _Summing:
     stacked: tuple[int | fx.Node, ...]
     smaller: Subgraph
     factors: Subgraph
+    late: LateSums | None
 
     @classmethod
     def make(cls, body: Subgraph, n_carry: int, n_xs: int) -> _Summing:
@@ -119,17 +120,20 @@ class _Summing:
         for i, (node, meta) in enumerate(zip(nodes, body.inputs)):
             if i not in dropped:
                 smaller.placeholder(node, meta)
-        kept = [node for i, node in enumerate(outputs) if i not in dropped]
         factors = Builder(body.module)
         for base in bases:
             factors.placeholder(base, meta_of(base))
+        kept = [node for i, node in enumerate(outputs) if i not in dropped]
+        stacked = [base for base in bases if base not in xs]
+        without = close(smaller, [*kept, *stacked], also=body.pinned_nodes())
         return cls(
             body,
             n_carry,
             sums,
             tuple(xs.get(base, base) for base in bases),
-            close(smaller, [*kept, *(base for base in bases if base not in xs)], also=body.pinned_nodes()),
+            without,
             close(factors, [f for s in sums for f in s.factors]),
+            LateSums.make(without, n_carry - len(dropped)),
         )
 
     def run(
@@ -137,7 +141,10 @@ class _Summing:
     ) -> list[Tensor]:
         dropped = {s.carry for s in self.sums}
         kept = [c for i, c in enumerate(init) if i not in dropped]
-        outs = scan_op(ScanParams(self.smaller, len(kept), len(xs), reverse), length, *kept, *xs, *consts)
+        if self.late is None:
+            outs = scan_op(ScanParams(self.smaller, len(kept), len(xs), reverse), length, *kept, *xs, *consts)
+        else:
+            outs = tuple(self.late.run(length, kept, xs, consts, reverse))
         n_ys = len(self.body.outputs) - self.n_carry
         carry, ys, new = iter(outs[: len(kept)]), outs[len(kept) : len(kept) + n_ys], iter(outs[len(kept) + n_ys :])
         stacks = [xs[base] if isinstance(base, int) else next(new) for base in self.stacked]
@@ -160,19 +167,12 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _sums(body: Subgraph, n_carry: int) -> list[_Sum]:
     found = []
     for i, (carry, out) in enumerate(zip(body.input_nodes()[:n_carry], body.output_nodes())):
-        if _is_sum(out) and list(carry.users) == [out] and len(out.users) == 1:
+        if is_sum(out) and list(carry.users) == [out] and len(out.users) == 1:
             (added,) = (a for a in out.args if a is not carry)
             factors = _factors(added)
             if factors:
                 found.append(_Sum(i, tuple(factors)))
     return found
-
-
-def _is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two different tensors of its own shape."""
-    if node.target is not torch.ops.aten.add.Tensor or node.kwargs or len(set(node.all_input_nodes)) < 2:
-        return False
-    return all(n.meta["val"].shape == node.meta["val"].shape for n in node.all_input_nodes)
 
 
 def _factors(node: Any) -> list[fx.Node]:
@@ -181,7 +181,7 @@ def _factors(node: Any) -> list[fx.Node]:
         return []
     if is_product(node):
         return list(node.args)
-    parts = [_factors(n) for n in node.args] if _is_sum(node) else []
+    parts = [_factors(n) for n in node.args] if is_sum(node) else []
     return [f for part in parts for f in part] if all(parts) else []
 
 

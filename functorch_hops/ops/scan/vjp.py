@@ -23,7 +23,7 @@ __all__ = ["scan_vjp_backward", "scan_vjp_forward"]
 
 def _plan(params: ScanParams, active: Mask) -> BackwardPlan:
     body = params.body
-    return BackwardPlan.make(body, params.n_carry, params.n_xs, active[1:])
+    return BackwardPlan.make(body, params.n_carry, params.n_xs, active[1:], shifts=True)
 
 
 def scan_vjp_forward(params: ScanParams, active: Mask) -> ScanParams:

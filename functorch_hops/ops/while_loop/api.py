@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
+from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number
 from ...calls.output import OutputSpec
@@ -32,6 +33,7 @@ from .passthrough import while_loop_passthrough
 __all__ = ["run_while", "while_loop"]
 
 
+@one_node
 def while_loop(
     cond_fn: Callable[[Any], Any],
     body_fn: Callable[[Any], Any],

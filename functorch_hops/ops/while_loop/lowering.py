@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...lowering.loops.forms import NativeLoop, Refused, While
+from ...lowering.loops.forms import NativeLoop, While
 from .op import WhileLoopParams, merge_flags
 
 __all__ = ["while_loop_form", "while_loop_lower", "while_loop_native_loop"]
@@ -37,9 +37,7 @@ def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:
 
 
 def while_loop_form(params: WhileLoopParams, operands: Sequence[Any]) -> While:
-    if params.flags:
-        raise Refused("it stacks values for a gradient, and their number is known when it ends")
-    return While(params.cond, params.body, params.n_carry)
+    return While(params.cond, params.body, params.n_carry, params.flags)
 
 
 def _stacking(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, ...]) -> list[Tensor]:

@@ -63,8 +63,8 @@ def draws_elsewhere(body: Subgraph) -> bool:
 
 def redrawing(params: WhileLoopParams) -> Subgraph | None:
     """The call as a graph in which the loop may run again; None if it draws nothing, or what can't be drawn again."""
-    if not params.random or any(map(draws_elsewhere, params.bodies)):
-        return None
+    if not params.random or params.flags or any(map(draws_elsewhere, params.bodies)):
+        return None  # with stacks for reverse mode it has outputs of a length that no graph returns
     n, inputs = params.n_carry, params.body.inputs
 
     def run(*args: Tensor) -> list[Tensor]:

@@ -1,0 +1,378 @@
+"""Dynamo's private API (checked against torch 2.13.0): how it traces a call of this library.
+
+Imported when Dynamo first meets such a call, never before: Dynamo takes a second to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor, fx
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.source import GlobalSource
+from torch._dynamo.utils import _make_inlined, get_unique_name_wrt, unpack_iterable
+from torch._dynamo.variables import higher_order_ops
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.lazy import LazyVariableTracker
+from torch._dynamo.variables.lists import TupleVariable
+from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, temporarily_restore_interpreter_stack
+from torch._guards import TracingContext
+from torch.overrides import TorchFunctionMode
+
+from .dispatch import suspended
+from .dynamo_graphs import made_to_run
+from .dynamo_library import Compiler, Library, as_unsupported
+from .levels import below_transforms
+from .symbols import read_open_number
+
+__all__ = ["OpenNumber", "register"]
+
+
+def register(operator: Any, library: Library) -> None:
+    """Dynamo traces a call of `operator`, on a function of the library and its arguments, by a capture of that call."""
+    kind: Any = type("LeafCallVariable", (_LeafCallVariable,), {"library": library})
+    higher_order_ops._hop_name_to_variable_class[operator.__name__] = kind
+
+
+class _LeafCallVariable(higher_order_ops.TorchHigherOrderOperatorVariable):
+    _HOP_NAME = "functorch_hops"
+    _ALLOW_FALLBACK_TO_EAGER = True
+    library: Library
+
+    def _call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
+        function, positional, keywords = LazyVariableTracker.realize_all(list(args))
+        return _Call(tx, self.value, self.library).trace(function.as_python_constant(), positional, keywords)
+
+
+class _AnyIndex(TorchFunctionMode):
+    """While Dynamo runs operators to know their results' shapes: a traced index has no value, and any will do."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__ or func is Tensor.__setitem__:
+            values, index, *rest = args
+            places = index if isinstance(index, tuple) else (index,)
+            args = values, tuple(0 if _is_traced_int(place) else place for place in places), *rest
+        return func(*args, **kwargs or {})
+
+
+def _is_traced_int(place: object) -> bool:
+    if not isinstance(place, Tensor) or place.dim() or place.dtype == torch.bool:
+        return False
+    return not (place.dtype.is_floating_point or place.dtype.is_complex)
+
+
+class _Leaf:
+    __fh_leaf__ = True
+
+
+class _Opaque(_Leaf):
+    """What the library only hands on: it stands for a value of Dynamo's."""
+
+    def __init__(self, call: _Call, variable: VariableTracker) -> None:
+        self.call, self.variable = call, variable
+        self.__name__ = getattr(_value_of(variable), "__name__", "func")
+
+
+class _Stub(_Opaque):
+    """A function of the user's, as the library calls it while it captures."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call.run(self.variable, args, kwargs)
+
+
+class OpenNumber(_Leaf):
+    """A number that Dynamo leaves open. It travels as a tensor: an int as the size of an empty one."""
+
+    def __init__(self, carrier: Tensor) -> None:
+        self.carrier = carrier
+
+
+class _Output(_Leaf):
+    """The place of a tensor among the outputs of a graph."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class _Body(NamedTuple):
+    """Dynamo's graph of a function, the values that it closes over, and the tree of its result."""
+
+    graph: fx.GraphModule
+    lifted: list[Any]
+    tree: Any
+
+
+class _Backend:
+    """A backend of Dynamo's, for graphs with calls of the library."""
+
+    def __init__(self, backend: Any, library: Library) -> None:
+        self.backend, self.library, self.compiler = backend, library, Compiler.of(backend)
+        self.__name__ = getattr(backend, "__name__", self.compiler.name)
+        self.proxies: dict[int, tuple[Any, fx.Proxy]] = {}
+        """The values of Dynamo's that the library got, by identity, and their proxies."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.proxies.clear()
+        with self.library.compiling(self.compiler):
+            return self.backend(*args, **kwargs)
+
+
+class _Call:
+    """One call of the library in a trace of Dynamo's."""
+
+    def __init__(self, tx: Any, operator: Any, library: Library) -> None:
+        self.tx, self.operator, self.library = tx, operator, library
+        if not isinstance(tx.output.compiler_fn, _Backend):
+            tx.output.compiler_fn = _Backend(tx.output.compiler_fn, library)
+        self.backend: _Backend = tx.output.compiler_fn
+        with temporarily_clear_interpreter_stack() as levels:
+            self.levels = levels
+        self.failure: Exception | None = None
+        """Why a function could not be traced. The library may go on without it, as it does where a rule fails."""
+
+    def trace(self, function: Any, args: VariableTracker, kwargs: VariableTracker) -> VariableTracker:
+        tx = self.tx
+        positional, keywords = self.to_python(args, self.known), self.to_python(kwargs, self.known)
+        self.operation = self.library.operation(function, positional)
+        try:
+            with self.library.tracing(TracingContext.extract_stack):
+                captured = self.library.capture(function, positional, keywords, self.backend.compiler)
+        except self.library.errors as error:
+            self.failure = self.failure or as_unsupported(error)
+        if self.failure is not None:
+            # In the frame of the call itself there is nothing to go on with.
+            if isinstance(self.failure, Unsupported):
+                self.failure.skip_frame = self.library.is_entry(tx.output.root_tx.f_code)
+            raise self.failure
+        name = get_unique_name_wrt(f"fh_{self.operation}", tx.output.nn_modules, requires_suffix=True)
+        tx.output.nn_modules[name] = captured.params
+        params = tx.output.create_proxy("get_attr", name, (), {})
+        params.node.meta["example_value"] = captured.params
+        operands = map(self.proxy_of, captured.operands)
+        node = tx.output.create_proxy("call_function", self.operator, (params, *operands), {}, name=name)
+        return self.to_dynamo(captured.result(unpack_iterable(tx, wrap_fx_proxy(tx, node))))
+
+    def proxy_of(self, x: Tensor) -> fx.Proxy:
+        known = self.backend.proxies.get(id(x))
+        if known is not None:
+            return known[1]
+        return self.as_global(x).as_proxy()  # a table that the function makes
+
+    # -- functions of the user's
+
+    def run(self, function: VariableTracker, args: Any, kwargs: Any) -> Any:
+        """A call by the library, in a capture: Dynamo's graph of the function, run on the values of the capture."""
+        leaves, spec = self.library.flatten((args, kwargs))
+        inputs = [x for x in leaves if isinstance(x, Tensor)]
+        metas = [(tuple(x.shape), x.dtype, x.device) for x in inputs]
+        try:
+            with self.as_around():
+                body = self.speculate(function, leaves, spec, metas)
+        except Exception as error:
+            failure = self.in_words(error)
+            self.failure = self.failure or failure
+            if failure is error:
+                raise
+            raise failure from error
+        lifted = [read_open_number(x.carrier) if isinstance(x, OpenNumber) else x for x in body.lifted]
+        outputs = body.graph(*inputs, *lifted)
+        leaves, spec = self.library.flatten(body.tree)
+        return self.library.unflatten(spec, [outputs[x.index] if isinstance(x, _Output) else x for x in leaves])
+
+    def in_words(self, error: Exception) -> Exception:
+        """What Dynamo can't trace, as an error of the library's too; anything else is for Dynamo to handle."""
+        if not isinstance(error, Unsupported) or isinstance(error, self.library.errors):
+            return error
+        with self.library.tracing(lambda: error.real_stack):
+            return as_unsupported(self.library.refused(self.operation, error.gb_type or "", error.msg), error)
+
+    @contextlib.contextmanager
+    def as_around(self) -> Iterator[None]:
+        """What was active around the call of the library, while it captures."""
+        enabled = torch.is_grad_enabled()
+        with (
+            self.library.outside(),
+            suspended(keep_autocast=True),
+            torch.set_grad_enabled(enabled),
+            temporarily_restore_interpreter_stack(self.levels),
+            _AnyIndex(),
+        ):
+            yield
+
+    def speculate(self, function: VariableTracker, leaves: list[Any], spec: Any, metas: Sequence[Any]) -> _Body:
+        tx = self.tx
+        with higher_order_ops.discard_graph_changes(tx):
+            samples = [self.sample(*meta) for meta in metas]
+        flat = _Flat(self, function, leaves, spec)
+        _, graph, lifted = higher_order_ops.speculate_subgraph(
+            tx,
+            flat,
+            samples,
+            {},
+            "functorch_hops",
+            source_target=self.operator,
+            set_subgraph_inputs="flatten_manual",
+            restore_side_effects=False,
+            supports_input_mutation=True,
+            supports_aliasing=True,
+        )
+        module = made_to_run(fx.GraphModule(dict(tx.output.nn_modules), graph), len(self.levels))
+        return _Body(module, [self.value_of(p) for p in lifted], flat.tree)
+
+    def sample(self, shape: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> VariableTracker:
+        """A tensor for which Dynamo traces a function. It has a gradient wherever it may: Dynamo forgets the backward
+        of an ``autograd.Function`` that is called without one.
+        """
+        proxy = self.tx.output.create_proxy("call_function", torch.empty, ((0,),), {})
+        with self.tx.fake_mode, below_transforms():
+            value = torch.empty(shape, dtype=dtype, device=device)
+            if torch.is_grad_enabled() and (dtype.is_floating_point or dtype.is_complex):
+                value = value.requires_grad_().clone()  # which may be written to
+        return wrap_fx_proxy(self.tx, proxy, example_value=value)
+
+    # -- values
+
+    def known(self, variable: VariableTracker) -> Any:
+        """What the library gets for a tensor or an open number."""
+        return self.value_of(variable.as_proxy())
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        value = proxy.node.meta["example_value"]
+        if isinstance(value, torch.SymBool):
+            return bool(value)
+        if not isinstance(value, Tensor):
+            return self.open_number(proxy, value)
+        self.backend.proxies[id(value)] = value, proxy
+        return value
+
+    def open_number(self, number: fx.Proxy, value: Any) -> OpenNumber:
+        is_float = isinstance(value, torch.SymFloat)
+        make: Any = torch.scalar_tensor if is_float else torch.empty
+        dtype = torch.float64 if is_float else torch.bool
+        proxy = self.tx.output.create_proxy(
+            "call_function", make, (number if is_float else (number, 0),), {"dtype": dtype}
+        )
+        with self.tx.fake_mode:
+            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(value if is_float else (value, 0), dtype=dtype))
+        return OpenNumber(self.known(carrier))
+
+    # -- trees
+
+    def to_python(self, variable: VariableTracker, tensor: Callable[[VariableTracker], Any]) -> Any:
+        """A tree of Dynamo's as the library gets it; functions in it are stubs. ``tensor``: for tensors, and numbers
+        that are open.
+        """
+        variable = variable.realize()
+        if isinstance(variable, (TensorVariable, SymNodeVariable)):
+            return tensor(variable)
+        kind = _type_of(variable)
+        if kind in (tuple, list, torch.Size):
+            return kind([self.to_python(x, tensor) for x in unpack_iterable(self.tx, variable)])
+        value = _value_of(variable)
+        if self.library.is_own(value):
+            return value
+        if kind is not type(None) and self.library.is_node(kind):
+            take, make = _NODES.get(kind) or self.functions_of(kind)
+            children, metadata = unpack_iterable(self.tx, _make_inlined(self.tx, take)(variable))
+            values = [self.to_python(x, tensor) for x in unpack_iterable(self.tx, children)]
+            return make(metadata.as_python_constant(), values)
+        if variable.is_python_constant() and (not callable(value) or isinstance(value, type)):
+            return value
+        return _Stub(self, variable)
+
+    def to_dynamo(self, tree: Any) -> VariableTracker:
+        """A tree of the library's as Dynamo goes on with it; leaves may be Dynamo's already."""
+        if isinstance(tree, VariableTracker):
+            return tree
+        if isinstance(tree, _Opaque):
+            return tree.variable
+        kind = type(tree)
+        if kind is tuple:
+            return TupleVariable([self.to_dynamo(x) for x in tree])
+        if self.library.is_own(tree):
+            return self.as_global(tree)
+        if tree is None or not self.library.is_node(kind):
+            return VariableTracker.build(self.tx, tree)
+        take, make = _NODES.get(kind) or self.functions_of(kind)
+        children, metadata = take(tree)
+        arguments = [VariableTracker.build(self.tx, metadata), TupleVariable([self.to_dynamo(x) for x in children])]
+        return self.as_global(make).call_function(self.tx, arguments, {})
+
+    def as_global(self, value: Any) -> VariableTracker:
+        """An object that Dynamo may refer to where it goes on: what can't be made again must have a name."""
+        name = self.tx.output.install_global_by_id("__functorch_hops", value)
+        return VariableTracker.build(self.tx, value, source=GlobalSource(name))
+
+    def functions_of(self, kind: type) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+        """What takes a node of this type apart, into its children and all else, and what puts it together."""
+        if optree.is_namedtuple_class(kind):
+            return lambda node: (tuple(node), kind), lambda kind, children: kind(*children)
+        node: Any = optree.register_pytree_node.get(kind, namespace=self.library.namespace)
+        take, make = node.flatten_func, node.unflatten_func
+
+        def children_and_metadata(node: Any) -> tuple[Any, Any]:
+            children, metadata, *_ = take(node)
+            return tuple(children), metadata
+
+        return children_and_metadata, make
+
+
+def _type_of(variable: VariableTracker) -> type:
+    try:
+        return variable.python_type()
+    except NotImplementedError:
+        return object
+
+
+def _value_of(variable: VariableTracker) -> Any:
+    """The object that a variable stands for, None where there is none."""
+    if variable.is_python_constant():
+        return variable.as_python_constant()
+    return getattr(variable, "value", None)
+
+
+def _items(node: Any) -> tuple[Any, Any]:
+    return tuple(node.values()), tuple(node.keys())
+
+
+_NODES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    list: (lambda node: (tuple(node), None), lambda _, children: list(children)),
+    dict: (_items, lambda keys, children: dict(zip(keys, children))),
+    OrderedDict: (_items, lambda keys, children: OrderedDict(zip(keys, children))),
+    defaultdict: (
+        lambda node: (tuple(node.values()), (node.default_factory, tuple(node.keys()))),
+        lambda metadata, children: defaultdict(metadata[0], zip(metadata[1], children)),
+    ),
+    deque: (lambda node: (tuple(node), node.maxlen), lambda maxlen, children: deque(children, maxlen)),
+}
+"""The functions of optree's own types, written for Dynamo to trace them."""
+
+
+class _Flat(VariableTracker):
+    """A call of a user's function as one from tensors to tensors, of which Dynamo makes a graph."""
+
+    def __init__(self, call: _Call, function: VariableTracker, leaves: list[Any], spec: Any) -> None:
+        super().__init__()
+        self.call, self.function, self.leaves, self.spec = call, function, leaves, spec
+        self.tree: Any = None
+
+    def call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
+        call, inputs, outputs = self.call, iter(args), list[VariableTracker]()
+        leaves = [next(inputs) if isinstance(x, Tensor) else x for x in self.leaves]
+        positional, keywords = call.library.unflatten(self.spec, leaves)
+        named = {name: call.to_dynamo(x) for name, x in keywords.items()}
+        result = self.function.call_function(tx, [call.to_dynamo(x) for x in positional], named)
+
+        def output(variable: VariableTracker) -> _Output:
+            outputs.append(variable)
+            return _Output(len(outputs) - 1)
+
+        self.tree = call.to_python(result, output)
+        return TupleVariable(outputs)

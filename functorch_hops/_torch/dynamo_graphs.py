@@ -1,0 +1,73 @@
+"""Dynamo's graph of a user's function, made ready to run in a capture of the library (checked against torch 2.13.0)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._functorch.autograd_function import autograd_function_apply
+
+__all__ = ["made_to_run"]
+
+
+def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
+    """The graph, for a capture; ``outer`` levels of functorch were around when Dynamo traced it.
+
+    No fake of Dynamo's is left in it: torch prints graphs for its log, and a capture would take what it reads there for
+    values that the user's function closes over.
+    """
+    _number_levels(module.graph, outer)
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.nodes:
+                node.meta.pop("example_value", None)
+                if node.target is autograd_function_apply:
+                    node.target = _apply_function
+            part.recompile()
+    return module
+
+
+_ENTERED = {"_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"}
+_LEFT = {"_vmap_decrement_nesting", "_grad_decrement_nesting", "_jvp_decrement_nesting"}
+_PLACES_OF_LEVELS = {"_add_batch_dim": 2, "_remove_batch_dim": 1, "_wrap_for_grad": 1, "_unwrap_for_grad": 1}
+
+
+def _number_levels(graph: fx.Graph, outer: int) -> None:
+    """Let the calls that torch's transforms consist of name levels by the results of those that enter them. Dynamo
+    writes the numbers that they had while it traced, with ``outer`` levels around; where the graph runs, there are
+    others around it.
+    """
+    entered: list[fx.Node] = []
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if name in _ENTERED:
+            entered.append(node)
+        elif name in _LEFT:
+            entered.pop()
+        elif name in _PLACES_OF_LEVELS:
+            level = node.args[_PLACES_OF_LEVELS[name]]
+            if isinstance(level, int) and outer < level <= outer + len(entered):
+                node.update_arg(_PLACES_OF_LEVELS[name], entered[level - outer - 1])
+
+
+def _apply_function(fwd: fx.GraphModule, bwd: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """What torch's ``autograd_function_apply`` does, with what is saved in the context and not in a variable around it:
+    forward and backward run in captures of their own.
+    """
+
+    class Applied(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output, saved = fwd(*args)
+            ctx.saved = tuple(saved)
+            outputs = output if isinstance(output, (tuple, list)) else (output,)
+            ctx.mark_dirty(*(outputs[i] for i in kwargs.get("dirty_idx", ())))
+            ctx.mark_non_differentiable(*(outputs[i] for i in kwargs.get("non_differentiable_idx", ())))
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return bwd(*grads, *ctx.saved)
+
+    return Applied.apply(*args)

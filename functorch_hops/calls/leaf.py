@@ -1,0 +1,42 @@
+"""The public calls of the library, as Dynamo sees them.
+
+NOTE [Leaf calls] A call of a function that is marked here is one node of Dynamo's graph, whatever it does inside: under
+Dynamo it goes to a handler (``interop/dynamo.py``), and nothing of the library is traced. Where Dynamo gives up, the
+call runs as Python, and outside of Dynamo's reach: it would compile our internals piece by piece, and the user's
+functions while a capture of ours runs them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from .. import _torch
+from ..trace.hooks import handlers
+from .arguments import P, R
+
+__all__ = ["one_node", "traced_through"]
+
+
+def one_node(function: Callable[P, R]) -> Callable[P, R]:
+    """A call of `function` is one node of Dynamo's graph: see NOTE [Leaf calls]."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            handlers.register_leaf()
+            result: R = handlers.leaf(function, args, kwargs)  # here and not in a function: this frame may be skipped
+            return result
+        return function(*args, **kwargs)
+
+    _torch.never_compiled(function)
+    return _torch.with_own_code(call)
+
+
+def traced_through(function: Callable[P, R]) -> Callable[P, R]:
+    """Dynamo traces what a call of `function` does, as it does with any function. Where it gives up, the call runs
+    outside of its reach, as that of a leaf.
+    """
+    return _torch.never_compiled(function)

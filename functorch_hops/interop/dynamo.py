@@ -1,0 +1,169 @@
+"""Calls of the library under ``torch.compile`` and strict ``torch.export``.
+
+NOTE [Dynamo supplies functions] A call of the library under Dynamo is captured by this library, as inside ``fh.jit``.
+What the capture calls in the place of a user's function is a stub: it has Dynamo trace the function once, for tensors
+like the ones that it was called with, and runs the graph that Dynamo made. The whole call becomes one node of Dynamo's
+graph, a closed call of the captured graph. Its operands are the tensors among the arguments, and what Dynamo found the
+functions to close over. So no rule and no check is written twice, and whoever runs the node - Dynamo on its fakes,
+AOTAutograd, a backend - meets an operator of ours, with all its rules.
+
+Dynamo's own graphs live as long as the capture: what is left of them are operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Sequence
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _torch, pytree
+from ..calls.arguments import Arguments
+from ..calls.traced_call import trace_call
+from ..errors import CaptureError, DataDependentError, FunctorchHopsError, message, traced_from
+from ..ir.dependence import Through, dependent_outputs
+from ..ir.meta import is_differentiable
+from ..lowering.backends import Backend, Options
+from ..ops.closed_call.op import ClosedCallParams, closed_call_op
+from ..trace.buffers import Buffers
+from ..trace.capture import current_capture, outside_of_captures
+
+if TYPE_CHECKING:
+    from .._torch.dynamo_library import Compiler
+
+__all__ = ["leaf_call", "register_leaf"]
+
+
+class LeafCall(_torch.HigherOrderOperator):
+    """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__("fh_call")
+
+    def __call__(self, params: ClosedCallParams, *operands: Any) -> tuple[Tensor, ...]:
+        if current_capture() is not None:  # a user's function holds the call, and its graph runs in our capture
+            with _torch.autocast_off():
+                return params.body(*operands)
+        with _torch.inner_sizes_forgotten(), _torch.dual_level_known():
+            if _torch.only_asks_for_shapes():
+                return _results(params, operands)
+            return closed_call_op(params, *operands)
+
+
+leaf_call = LeafCall()
+
+
+def _results(params: ClosedCallParams, operands: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Fakes like the results, with gradients where the results have them: all that Dynamo asks for."""
+    active = tuple(isinstance(x, Tensor) and x.requires_grad for x in operands)
+    tracked = dependent_outputs(params.body, active, Through.GRADIENT)
+    results = [meta.empty() for meta in params.body.outputs]
+    if not torch.is_grad_enabled():
+        return tuple(results)
+    return tuple(
+        x.requires_grad_().clone() if has and is_differentiable(x.dtype) else x for x, has in zip(results, tracked)
+    )
+
+
+@_torch.assume_constant_result
+def register_leaf() -> None:
+    """Called while Dynamo traces, when it is imported anyway."""
+    from .._torch import dynamo
+
+    dynamo.register(leaf_call, _Library())
+
+
+class Captured(NamedTuple):
+    """A call as a graph: the parameters of the operator, its operands, and what makes a tree of its results."""
+
+    params: ClosedCallParams
+    operands: Sequence[Tensor]
+    result: Callable[[Sequence[Any]], Any]
+
+
+def _operation(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The public operation of a call. A leaf that is none itself has it, its name or a part of it as first argument."""
+    if not function.__name__.startswith("_"):
+        return function.__name__
+    first = args[0]
+    name: str = first if isinstance(first, str) else getattr(first, "operation", None) or first.__name__
+    return name
+
+
+_READS = {"Data-dependent branching", "Unsupported Tensor.item() call with capture_scalar_outputs=False"}
+_REMEDY = "write it with operations on tensors; outside of torch.compile, or without fullgraph=True, it runs as Python"
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_ENTRY = "call"
+"""The name of the functions that ``calls/leaf.py`` and ``transforms/flat.py`` make."""
+
+
+class _Library:
+    """What Dynamo's room has to know of the library."""
+
+    namespace = pytree.NAMESPACE
+    flatten = staticmethod(pytree.flatten)
+    unflatten = staticmethod(pytree.unflatten)
+    is_node = staticmethod(pytree.is_node)
+    outside = staticmethod(outside_of_captures)
+    tracing = staticmethod(traced_from)
+    errors: type[Exception] = FunctorchHopsError
+
+    def is_entry(self, code: CodeType) -> bool:
+        return code.co_name == _ENTRY and code.co_filename.startswith(_PACKAGE)
+
+    def is_own(self, value: object) -> bool:
+        """A function of ours that closes over nothing runs nothing of the user's but what it is given. Other objects
+        say so themselves (``__fh_own__``).
+        """
+        if isinstance(value, FunctionType):
+            return value.__closure__ is None and value.__module__.partition(".")[0] == __package__.partition(".")[0]
+        return getattr(type(value), "__fh_own__", False)
+
+    operation = staticmethod(_operation)
+
+    def refused(self, operation: str, kind: str, reason: str) -> CaptureError:
+        if kind in _READS:
+            problem = "Python asks for the value of a traced tensor, which has none yet"
+            remedy = "use fh.cond or torch.where to branch on it, fh.while_loop to loop on it"
+            return DataDependentError(message(operation, problem, expected="operations on tensors", remedy=remedy))
+        problem = "torch.compile can't trace a function that it is given"
+        lines = [line.strip() for line in reason.splitlines()]
+        found = next((line for line in lines if line.startswith("Explanation:")), lines[0])
+        text = message(operation, problem, got=found.removeprefix("Explanation: "), remedy=_REMEDY)
+        return CaptureError(text)
+
+    def compiling(self, compiler: Compiler) -> contextlib.AbstractContextManager[None]:
+        if compiler.name != "inductor":
+            return contextlib.nullcontext()
+        from ..lowering.inductor import compiled_around
+
+        return compiled_around()
+
+    def capture(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
+    ) -> Captured:
+        leaves, spec = pytree.flatten((args, kwargs))
+        numbers = {i for i, x in enumerate(leaves) if hasattr(x, "carrier")}
+        carried = pytree.unflatten(spec, [x.carrier if i in numbers else x for i, x in enumerate(leaves)])
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if numbers:
+                leaves, spec = pytree.flatten((args, kwargs))
+                read = [_torch.read_open_number(x) if i in numbers else x for i, x in enumerate(leaves)]
+                args, kwargs = pytree.unflatten(spec, read)
+            return function(*args, **kwargs)
+
+        operation = self.operation(function, args)
+        args, kwargs = carried
+        arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
+        traced = trace_call(call, arguments, operation, Buffers((), operation, writable=False))
+        params = ClosedCallParams.of(traced.body, Backend("eager", Options(compiler.options), around=compiler.name))
+        return Captured(params, [*arguments.operands, *traced.lifted], traced.output.unflatten)

@@ -1,0 +1,90 @@
+"""How lanes are cut into blocks.
+
+NOTE [Lanes of several dimensions] Where all that a body reads is laid out as its lanes are, one after the other, these
+have one dimension. A factor that is expanded over some dimension keeps it apart: the lanes have as many dimensions as
+the kernels of the body need. A block takes some rows of one dimension, all of the dimensions behind it, and one place
+in each before it; so its lanes lie one after the other, and what is expanded is read in rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .forms import Refused
+
+__all__ = ["Blocks", "blocks", "lane_shape"]
+
+_SMALL, _LARGE = 64, 4096
+"""Lanes whose carries fit into registers; lanes that are read and written in long rows, their carries in L1."""
+_FEW = 256
+"""Lanes from which on rows count."""
+_CACHE = 1 << 14
+_VECTOR = 16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """``shape`` of the lanes; a block takes ``rows`` of dimension ``cut``."""
+
+    shape: tuple[int, ...]
+    cut: int
+    rows: int
+
+    @property
+    def lanes(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        return self.shape[self.cut + 1 :]
+
+    @property
+    def in_dimension(self) -> int:
+        """How many blocks there are for one place in the dimensions before."""
+        return -(-self.shape[self.cut] // self.rows)
+
+    @property
+    def number(self) -> int:
+        return math.prod(self.shape[: self.cut]) * self.in_dimension
+
+    @property
+    def row_counts(self) -> list[int]:
+        """Of a block; of the last one in its dimension, if that has fewer."""
+        rest = self.shape[self.cut] % self.rows
+        return [self.rows, rest] if rest else [self.rows]
+
+    def size(self, rows: int) -> int:
+        """Lanes of a block of so many rows."""
+        return rows * math.prod(self.inner)
+
+
+def lane_shape(count: int, ranges: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The dimensions of ``count`` lanes of which each of ``ranges`` merges some neighbours."""
+    steps = {1, count}
+    for sizes in ranges:
+        steps.update(itertools.accumulate(reversed(sizes), lambda a, b: a * b))
+    ordered = sorted(steps)
+    if any(large % small for small, large in itertools.pairwise(ordered)):
+        raise Refused("its kernels run over dimensions that do not fit together")
+    return tuple(large // small for small, large in reversed([*itertools.pairwise(ordered)])) or (1,)
+
+
+def blocks(shape: tuple[int, ...], carry_bytes: int, *, has_rows: bool, parts: int) -> Blocks:
+    """Blocks for lanes that carry so many bytes each, at least ``parts`` of them if there are enough lanes.
+    ``has_rows``: whether lanes read or write something at every step.
+    """
+    count = math.prod(shape)
+    most = min(_LARGE, _CACHE // max(carry_bytes, 1), count // parts) if has_rows and count > _FEW else 0
+    most = max(most, _SMALL)
+    cut, inner = len(shape) - 1, 1
+    while cut > 0 and inner * shape[cut] * 2 <= most:
+        inner *= shape[cut]
+        cut -= 1
+    rows = min(shape[cut], max(1, most // inner))
+    number = -(-shape[cut] // rows)
+    step = _VECTOR // math.gcd(_VECTOR, inner)
+    even = -(-shape[cut] // (number * step)) * step  # as many blocks, of nearly one size
+    return Blocks(shape, cut, min(shape[cut], even))

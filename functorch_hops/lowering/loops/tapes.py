@@ -1,0 +1,230 @@
+"""A loop of unknown length, and the loop backwards over what it stacked (torch 2.13).
+
+NOTE [Tapes] What a while loop stacks for its gradient has a length that nobody knows before it ends. So its kernel
+writes a tape, a record for each step, in memory that grows; and the one loop that reads the stacks is a kernel that
+reads the tape. In the graph between them the tape is a tensor of one byte, whose storage is the tape: there is no size
+that only a run knows, and the tape lives as long as the tensor does. All steps on it happened, so the loop backwards
+asks no flag.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...ir.build import copy_of, replace_call
+from ...ir.meta import TensorMeta
+from ...ir.nodes import meta_of, size_at
+from ...ir.subgraph import Subgraph, params_of
+from ...passes.cleaning import clean
+from ...passes.rewiring import restricted
+from .forms import Branches, Refused, Scan, While
+from .operator import load, output_metas
+from .source import ENTRY, Function, n_bytes, program
+
+__all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "load_taped", "reader_of", "taped_kernel"]
+
+_ALIGNMENT = 16
+
+TAPE_PLACE = TensorMeta((2,), torch.int64, torch.device("cpu"))
+"""Where a tape lies, and its bytes, for a kernel."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The records of a tape: where each value lies in one, and the bytes of one."""
+
+    offsets: tuple[int, ...]
+    size: int
+
+
+def layout_of(metas: Sequence[TensorMeta]) -> Layout:
+    offsets, size = [], 0
+    for meta in metas:
+        offsets.append(size)
+        size += -(-n_bytes(meta) // _ALIGNMENT) * _ALIGNMENT
+    return Layout(tuple(offsets), size)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The loop that reads the stacks of another one. ``form``: without the flags among its xs, its length being that of
+    the tape; ``rows``: for each x the value in a record; ``operands``: the initial carry and the constants.
+    """
+
+    node: fx.Node
+    form: Scan
+    rows: tuple[int, ...]
+    operands: tuple[fx.Node, ...]
+
+
+def reader_of(form: While, loop: fx.Node, module: fx.GraphModule) -> Reader:
+    """The one loop that reads what ``loop``, the node of ``form``, stacks."""
+    n = form.n_carry
+    if len(form.flags) != 1:
+        raise Refused("it stacks values for a second derivative")
+    stacks = {user: int(user.args[1]) - n for user in loop.users if int(user.args[1]) >= n}  # type: ignore[arg-type]
+    readers = {user for stack in stacks for user in stack.users}
+    sizes = {user for user in readers if user.target is size_at}
+    readers = (readers | {user for size in sizes for user in size.users}) - sizes
+    reader = next(iter(readers), loop)
+    params = params_of(reader, module) if len(readers) == 1 else None
+    if params is None or reader.args[1] not in sizes:
+        raise Refused("what it stacks is read by more than the loop of its gradient")
+    operands = reader.args[2:]
+    given = [1, *(x.meta["val"] for x in operands)]  # type: ignore[union-attr]
+    scan = params.operator.rules.form(params, given)
+    if not isinstance(scan, Scan) or len(scan.body.outputs) > scan.n_carry:
+        raise Refused("what it stacks is read by a loop that stacks again")
+    first, end = scan.n_carry, scan.n_carry + scan.n_xs
+    xs = operands[first:end]
+    others = (*operands[:first], *operands[end:])
+    if not all(x in stacks for x in xs) or any(x in stacks or x in sizes for x in others):
+        raise Refused("the loop of its gradient reads other rows than it stacks")
+    (flag,) = form.flags
+    is_flag = [stacks[x] == flag for x in xs]  # type: ignore[index]
+    rows = [stacks[x] - (stacks[x] > flag) for x, f in zip(xs, is_flag) if not f]  # type: ignore[index]
+    body = _where_steps_happened(scan.body, [first + i for i, f in enumerate(is_flag) if f])
+    return Reader(reader, replace(scan, body=body, n_xs=len(rows)), tuple(rows), others)  # type: ignore[arg-type]
+
+
+def _where_steps_happened(body: Subgraph, flags: Sequence[int]) -> Subgraph:
+    """The body for steps at which its inputs ``flags`` are true, without them."""
+    module = copy_of(body)
+    inputs = module.graph.find_nodes(op="placeholder")
+    for flag in (inputs[i] for i in flags):
+        if flag.meta["val"].dim() > 0:
+            raise Refused("lanes of its gradient take different numbers of steps")
+        for node in list(flag.users):
+            params = params_of(node, module)
+            form = params.operator.rules.form(params, [meta_of(x) for x in node.args[1:]]) if params else None
+            if not isinstance(form, Branches) or node.args[1] is not flag or flag in node.args[2:]:
+                raise Refused("the loop of its gradient asks whether a step happened")
+            node.args = (node.args[0], *node.args[2:])
+            replace_call(node, form.branches[1], module)
+    clean(module)
+    happened = Subgraph.intern(module, body.inputs, body.outputs)
+    return restricted(happened, tuple(i not in flags for i in range(len(inputs))), (True,) * len(body.outputs))
+
+
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
+_library.define(
+    "taped_kernel(Tensor[] inputs, Tensor? tape, str[] parts, str name, int workspace, int[] sizes,"
+    " ScalarType[] dtypes) -> Tensor[]"
+)
+taped_kernel = torch.ops.functorch_hops.taped_kernel.default
+"""The kernel of a loop that reads ``tape``, or that writes one, which is its last output then."""
+
+
+@functools.lru_cache
+def _loaded(
+    parts: tuple[str, ...],
+    name: str,
+    workspace: int,
+    inputs: tuple[torch.dtype, ...],
+    outputs: tuple[torch.dtype, ...],
+) -> Any:
+    return load(program(parts, name, workspace, inputs, outputs, ENTRY))
+
+
+def load_taped(
+    kernel: Function, inputs: Sequence[torch.dtype], outputs: Sequence[torch.dtype], *, is_reader: bool
+) -> None:
+    """Compile a kernel before anything depends on it. ``inputs``, ``outputs``: those besides the tape."""
+    given, results = (*inputs, *[TAPE_PLACE.dtype] * is_reader), (*outputs, *[TAPE_PLACE.dtype] * (not is_reader))
+    _loaded(kernel.parts, kernel.name, kernel.workspace, given, results)
+
+
+def _run(
+    inputs: list[Tensor],
+    tape: Tensor | None,
+    parts: list[str],
+    name: str,
+    workspace: int,
+    sizes: list[int],
+    dtypes: list[torch.dtype],
+) -> list[Tensor]:
+    outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
+    if tape is None:
+        place = torch.zeros(2, dtype=torch.int64)
+        given, results = [*inputs], [*outputs, place]
+    else:
+        memory = tape.untyped_storage()
+        given, results = [*inputs, torch.tensor([memory.data_ptr(), memory.nbytes()])], outputs
+    kernel = _loaded(tuple(parts), name, workspace, tuple(x.dtype for x in given), tuple(x.dtype for x in results))
+    kernel(*map(Tensor.contiguous, given), *results)
+    return outputs if tape is not None else [*outputs, _owner(*place.tolist())]
+
+
+_free = ctypes.CDLL(None).free
+
+
+def _owner(address: int, size: int) -> Tensor:
+    """A tensor of one byte, whose storage is this memory of ``malloc``."""
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(memory, _free, ctypes.c_void_p(address)).atexit = False
+    return torch.frombuffer(memory, dtype=torch.uint8)[:1]
+
+
+def _fake(
+    inputs: list[Tensor],
+    tape: Tensor | None,
+    parts: list[str],
+    name: str,
+    workspace: int,
+    sizes: list[int],
+    dtypes: list[torch.dtype],
+) -> list[Tensor]:
+    outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
+    return outputs if tape is not None else [*outputs, torch.empty(1, dtype=torch.uint8)]
+
+
+_library.impl("taped_kernel", _run, "CPU")
+torch.library.register_fake("functorch_hops::taped_kernel", _fake, lib=_library)
+
+TAPE = r"""#ifndef FH_TAPE
+#define FH_TAPE
+namespace fh {
+struct TapeHead { int64_t rows, size; };
+// Records of equal size behind a head, in memory that grows.
+class Tape {
+ public:
+  explicit Tape(int64_t size) : size_(size) { grow(64); }
+  ~Tape() { std::free(memory_); }
+  Tape(const Tape&) = delete;
+  char* next() {
+    if (rows_ == room_) grow(2 * room_);
+    return memory_ + sizeof(TapeHead) + size_ * rows_++;
+  }
+  void hand_over(int64_t* place) {
+    new (memory_) TapeHead{rows_, size_};
+    place[0] = reinterpret_cast<int64_t>(memory_);
+    place[1] = sizeof(TapeHead) + size_ * room_;
+    memory_ = nullptr;
+  }
+ private:
+  void grow(int64_t room) {
+    void* memory = std::realloc(memory_, sizeof(TapeHead) + size_ * room);
+    if (!memory) throw std::bad_alloc();
+    memory_ = static_cast<char*>(memory);
+    room_ = room;
+  }
+  char* memory_ = nullptr;
+  int64_t size_, rows_ = 0, room_ = 0;
+};
+static const TapeHead& head_of(const int64_t* place, int64_t size) {
+  const TapeHead* head = reinterpret_cast<const TapeHead*>(place[0]);
+  constexpr int64_t least = sizeof(TapeHead);
+  if (place[1] < least || head->size != size || place[1] < least + size * head->rows)
+    throw std::runtime_error("the tape of a loop was copied");
+  return *head;
+}
+}
+#endif"""

@@ -1,0 +1,250 @@
+"""Calls of the library in functions that ``torch.compile`` traces as one graph."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+
+import pytest
+import torch
+from compiled_models import MODELS, training_step
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import functorch_hops as fh
+
+both_backends = pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+Pair = collections.namedtuple("Pair", "a b")
+
+
+@dataclasses.dataclass
+class State:
+    value: torch.Tensor
+    scale: float
+
+
+def same(f, *args, backend="aot_eager", **options) -> None:
+    expected = f(*args)
+    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend=backend, **options)(*args), expected)
+
+
+def x() -> torch.Tensor:
+    return torch.tensor([0.3, -0.2, 0.9])
+
+
+# -- what goes in and comes out
+
+
+@both_backends
+def test_trees(backend) -> None:
+    def step(carry, row):
+        state, pair, n = carry["state"], carry["pair"], carry["n"]
+        state = State(state.value * row, state.scale)
+        return {"state": state, "pair": Pair(pair.a + state.value, None), "n": n + 1}, (row, {"twice": 2 * row})
+
+    def run(x):
+        init = {"state": State(x, 1.5), "pair": Pair(x, None), "n": 0}
+        carry, ys = fh.scan(step, init, torch.stack([x, x + 1]))
+        return carry["state"].value, carry["state"].scale, carry["pair"], carry["n"], ys
+
+    same(run, x(), backend=backend)
+
+
+def test_a_tree_leaves_the_compiled_function() -> None:
+    """The objects that are made of results are of the user's own classes."""
+    run = lambda x: fh.cond(x.sum() > 0, lambda x: State(x, 2.0), lambda x: State(-x, 2.0), x)
+    got = torch.compile(run, fullgraph=True, backend="eager")(x())
+    assert type(got) is State
+    torch.testing.assert_close((got.value, got.scale), (x(), torch.tensor(2.0)))
+
+
+@pytest.mark.parametrize("kind", [collections.OrderedDict, dict])
+def test_dicts_keep_their_order(kind) -> None:
+    run = lambda x: fh.cond(x.sum() > 0, lambda: kind(b=x, a=2 * x), lambda: kind(b=x, a=x))
+    got = torch.compile(run, fullgraph=True, backend="eager")(x())
+    assert type(got) is kind and list(got) == ["b", "a"]
+
+
+def test_python_numbers() -> None:
+    same(lambda x: fh.fori_loop(0, 4, lambda i, v: (v[0] * 0.5, v[1] + i), (x, 0)), x())
+    same(lambda x: fh.cond(x.sum() > 0, lambda a, b: a * b, lambda a, b: a + b, x, 3), x())
+
+
+def test_constants_and_indices_in_bodies() -> None:
+    table = torch.arange(5.0)
+
+    def step(buffer, i):
+        buffer = buffer.clone()
+        buffer[i] = table[i] * torch.tensor([2.0, 3.0]).sum()
+        return buffer, buffer[i]
+
+    same(lambda n: fh.scan(step, torch.zeros(3), n), torch.arange(3))
+    same(lambda x: fh.vmap(lambda row: row * torch.tensor([1.0, 2.0, 3.0]))(torch.stack([x, x])), x())
+
+
+def test_a_python_predicate() -> None:
+    same(lambda x, flag: fh.cond(flag, torch.sin, torch.cos, x), x(), True)
+
+
+def test_functions_of_torch_and_partial_functions() -> None:
+    same(lambda x: fh.switch(x.argmax(), [torch.sin, torch.cos, x.mul], x), x())
+    same(lambda x: fh.checkpoint(functools.partial(torch.mul, x))(x), x())
+
+
+# -- gradients
+
+
+@both_backends
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_parameters(name, backend) -> None:
+    make, shape = MODELS[name]
+    model, example = make(), torch.randn(shape)
+    expected = training_step(model, model, example)
+    got = training_step(model, torch.compile(model, fullgraph=True, backend=backend), example)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+class Sine(torch.autograd.Function):
+    """With a gradient that no tracer would find by itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 7 * g * ctx.saved_tensors[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
+@both_backends
+def test_an_autograd_function_in_a_body(backend) -> None:
+    def run(x):
+        return fh.scan(lambda c, _: (Sine.apply(c), None), x, length=2)[0]
+
+    def gradient(run):
+        leaf = x().requires_grad_()
+        return torch.autograd.grad(run(leaf).sum(), leaf)
+
+    expected = gradient(lambda v: Sine.apply(Sine.apply(v)))
+    torch.testing.assert_close(gradient(torch.compile(run, fullgraph=True, backend=backend)), expected)
+
+
+def test_no_grad_in_a_body() -> None:
+    def step(c, _):
+        with torch.no_grad():
+            s = c.sin()
+        return c * c + s, None
+
+    same(lambda x: fh.grad(lambda x: fh.scan(step, x, length=2)[0].sum())(x), x())
+
+
+# -- transforms
+
+
+def recurrence(x):
+    return fh.scan(lambda c, row: (torch.tanh(c * row + 0.1), None), x, torch.stack([x, x + 1]))[0]
+
+
+def loss(x):
+    return recurrence(x).sum()
+
+
+TORCHS = {
+    "grad": lambda x: torch.func.grad(loss)(x),
+    "vmap": lambda x: torch.func.vmap(recurrence)(torch.stack([x, x + 1])),
+    "jvp": lambda x: torch.func.jvp(recurrence, (x,), (x,)),
+    "jacfwd": lambda x: torch.func.jacfwd(recurrence)(x),
+    "jacrev": lambda x: torch.func.jacrev(recurrence)(x),
+    "vmap(grad)": lambda x: torch.func.vmap(torch.func.grad(loss))(torch.stack([x, x + 1])),
+    "torch's grad in a body": lambda x: fh.scan(
+        lambda c, _: (0.1 * torch.func.grad(lambda v: (v**3).sum())(c), None), x, length=2
+    )[0],
+    "torch's vmap in ours": lambda x: fh.vmap(lambda r: torch.func.vmap(lambda e: e * r.sum())(r))(torch.stack([x, x])),
+    "torch's vmap in a branch of torch's vmap": lambda x: torch.func.vmap(
+        lambda r: fh.cond(r.sum() > 0, lambda v: torch.func.vmap(torch.sin)(v) * r, torch.cos, r)
+    )(torch.stack([x, -x])),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_torchs_own_transforms(name) -> None:
+    same(TORCHS[name], x())
+
+
+def test_pull_and_push_functions() -> None:
+    def pulled(x):
+        out, pull, aux = fh.vjp(lambda x: ({"y": recurrence(x)}, x + 1), x, has_aux=True)
+        return out, aux, pull(out), fh.vmap(lambda row: pull({"y": row}))(torch.eye(3))
+
+    def pushed(x):
+        out, push = fh.linearize(lambda x, y: recurrence(x) * y, x, 2 * x)
+        return out, push(x, x), fh.vmap(lambda row: push(row, row))(torch.eye(3))
+
+    same(pulled, x())
+    same(pushed, x())
+
+
+def test_a_jitted_function_inside() -> None:
+    doubled = fh.jit(lambda x, n: n * recurrence(x), backend="eager")
+    same(lambda x: fh.grad(lambda x: doubled(x, 2).sum())(x), x())
+    assert doubled.cache_info().misses == 1, "captured in plain eager only"
+
+
+def test_a_compiled_transform() -> None:
+    """The compiled function itself is one that a transform, or a decorator, made."""
+    rule = fh.custom_vjp(lambda x: x.sin())
+    rule.defvjp(lambda x: (x.sin(), x), lambda r, ct: (ct * 2 * r,))
+    for f in (fh.vmap(torch.sin), fh.grad(loss), fh.checkpoint(torch.sin), fh.jit(torch.sin, backend="eager"), rule):
+        same(f, x())
+
+
+def test_rules_that_call_their_own_function() -> None:
+    root = fh.custom_vjp(lambda x: x.abs().sqrt())
+
+    def forward(x):
+        y = root(x)
+        return y, y
+
+    root.defvjp(forward, lambda y, ct: (3 * ct / (2 * y),))
+    same(lambda x: fh.grad(lambda x: root(x).sum())(x), x())
+    log = fh.custom_jvp(lambda x: x.abs().log())
+    log.defjvp(lambda primals, tangents: (log(*primals), 3 * tangents[0] / primals[0]))
+    same(lambda x: fh.hessian(lambda x: log(x).sum())(x), x())
+
+
+# -- compilations
+
+
+def graphs(f, *calls, **options) -> int:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(f, fullgraph=True, backend=counter, **options)
+    for args in calls:
+        torch.testing.assert_close(compiled(*args), f(*args))
+    return counter.frame_count
+
+
+def test_new_values_are_no_new_graph() -> None:
+    run = lambda x: fh.while_loop(lambda v: v.sum() < 10, lambda v: v.abs() + 1, x)
+    assert graphs(run, *[(torch.randn(3),) for _ in range(4)]) == 1
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_sizes_stay_open(dynamic) -> None:
+    total = lambda xs: fh.scan(lambda c, row: (torch.tanh(c + row), c * xs.shape[0]), xs[0], xs)
+    lengths = [(torch.randn(t, 3),) for t in (4, 5, 6, 7)]
+    assert graphs(total, *lengths, dynamic=dynamic) == (1 if dynamic else 2)
+    gradient = lambda xs: fh.grad(lambda xs: total(xs)[0].sum())(xs)
+    assert graphs(gradient, *lengths, dynamic=dynamic) == (1 if dynamic else 2)
+
+
+def test_open_numbers_in_bodies() -> None:
+    ranged = lambda x: fh.cond(x.sum() > 0, lambda x: x + torch.arange(x.shape[0]), lambda x: 2 * x, x)
+    assert graphs(ranged, *[(torch.randn(t),) for t in (4, 5, 6)]) == 2
+    repeated = lambda x, n: fh.scan(lambda c, _: (1.1 * c, None), x, length=n)[0]
+    assert graphs(repeated, *[(torch.randn(3), n) for n in (4, 5, 6)]) == 2
+    scaled = lambda x, s: fh.scan(lambda c, _: (s * c, None), x, length=2)[0]
+    graphs(scaled, *[(torch.randn(3), s) for s in (0.5, 0.25, 0.75)])
+    chosen = lambda x: fh.cond(x.shape[0] > 5, torch.sin, torch.cos, x)
+    graphs(chosen, *[(torch.randn(t),) for t in (4, 5, 6, 7)])

@@ -1,0 +1,30 @@
+"""Operation x context of the matrix, each cell one graph of ``torch.compile``."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from matrix.contexts import CONTEXTS, Context, LibraryTools
+from matrix.operations import OPERATIONS, Operation
+from matrix.test_grid import arguments, assert_same, expected
+
+import functorch_hops as fh
+
+QUICK = {"backward", "vmap(grad)"}
+CELLS = [(o, c) for o in OPERATIONS.values() for c in CONTEXTS.values() if c.autograd < 2]
+
+
+@pytest.mark.parametrize(
+    ("operation", "context"),
+    [pytest.param(o, c, id=f"{o.name}-{c.name}", marks=() if c.name in QUICK else pytest.mark.slow) for o, c in CELLS],
+)
+def test_cell(operation: Operation, context: Context) -> None:
+    compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    run = lambda: context(LibraryTools, operation.program, *arguments(context), compile=compiled)
+    if context.name in operation.refused:
+        with pytest.raises(fh.FunctorchHopsError):
+            run()
+        return
+    assert_same(run(), expected(operation.name, context.name))

@@ -1,0 +1,74 @@
+"""``torch.compile`` with Inductor: the same loops as under ``fh.jit``, whatever the user's configuration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compiled_models import MODELS, training_step
+from matrix.contexts import CONTEXTS, LibraryTools
+from matrix.operations import OPERATIONS
+from matrix.test_grid import arguments, assert_same, expected
+from torch._inductor.utils import run_and_get_code
+
+import functorch_hops as fh
+
+pytestmark = pytest.mark.slow
+FIRST_ROWS = {o.public: o.name for o in reversed(OPERATIONS.values())}
+
+
+@pytest.mark.parametrize("name", FIRST_ROWS.values())
+def test_each_operation(name) -> None:
+    context = CONTEXTS["backward"]
+    got = context(
+        LibraryTools, OPERATIONS[name].program, *arguments(context), compile=lambda f: torch.compile(f, fullgraph=True)
+    )
+    assert_same(got, expected(name, "backward"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_parameters(name) -> None:
+    make, shape = MODELS[name]
+    model, example = make(), torch.randn(shape)
+    expected = training_step(model, model, example)
+    got = training_step(model, torch.compile(model, fullgraph=True), example)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_two_loops_that_begin_with_one_value() -> None:
+    """Inductor by itself makes one accumulator of the two."""
+
+    def run(x, w):
+        step = lambda c, row: (torch.tanh(c @ w + row), None)
+        zero = torch.zeros(3)
+        return fh.scan(step, zero, x)[0] + fh.scan(step, zero, 2 * x)[0]
+
+    def gradients(run):
+        torch.manual_seed(0)
+        leaves = [t.requires_grad_() for t in (torch.randn(4, 3), torch.randn(3, 3))]
+        return torch.autograd.grad(run(*leaves).sum(), leaves)
+
+    options = {"loop_ordering_after_fusion": True, "allow_buffer_reuse": True, "inplace_buffers": True}
+    torch.testing.assert_close(gradients(torch.compile(run, fullgraph=True, options=options)), gradients(run))
+
+
+def test_a_loop_is_one_kernel() -> None:
+    run = lambda xs: fh.scan(lambda c, row: (torch.tanh(c * row + 0.1), c), xs[0], xs)
+    xs = torch.randn(20, 8)
+    got, code = run_and_get_code(torch.compile(run, fullgraph=True), xs)
+    torch.testing.assert_close(got, run(xs))
+    assert "cpp_loop" in code[0] and "while" not in code[0].split("def call")[1]
+
+
+def test_kernels_of_loops_forward_and_backward() -> None:
+    def run(x):
+        return fh.scan(lambda c, row: (torch.tanh(c * row + 0.1), c), x[0], x)[1]
+
+    x = torch.randn(20, 8, requires_grad=True)
+
+    def step():
+        out = torch.compile(run, fullgraph=True)(x)
+        return torch.autograd.grad(out.sum(), x)
+
+    got, code = run_and_get_code(step)
+    torch.testing.assert_close(got, torch.autograd.grad(run(x).sum(), x))
+    assert [("cpp_loop" in text) for text in code] == [True, True]

@@ -1,0 +1,127 @@
+"""What Dynamo can't trace: refused in the library's words, or a graph break around the whole call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad
+
+import functorch_hops as fh
+
+
+def x() -> torch.Tensor:
+    return torch.tensor([0.3, -0.2, 0.9])
+
+
+def branches(x):
+    return fh.scan(lambda c, _: (c + 1 if c.sum() > 0 else c, None), x, length=3)
+
+
+def reads(x):
+    return fh.cond(x.sum() > 0, lambda x: x * x.sum().item(), lambda x: x, x)
+
+
+def appends(x):
+    log = []
+    return fh.cond(x.sum() > 0, lambda x: (log.append(1), x)[1], lambda x: x, x), log
+
+
+def prints(x):
+    return fh.scan(lambda c, _: (print(end=""), (c + 1, None))[1], x, length=2)
+
+
+def writes(x):
+    return fh.cond(x.sum() > 0, lambda x: x.add_(1), lambda x: x, x)
+
+
+def unlike(x):
+    return fh.cond(x.sum() < 0, lambda x: (x, x), lambda x: x, x)
+
+
+def grows(x):
+    return fh.scan(lambda c, _: (torch.cat([c, c]), None), x, length=2)
+
+
+def uncallable(x):
+    return fh.cond(x.sum() > 0, 3, lambda x: x, x)
+
+
+def of_integers(x):
+    return fh.grad(lambda x: x.sum())(x.long())
+
+
+def in_a_rule(x):
+    rule = fh.custom_vjp(lambda x: x.sin())
+    rule.defvjp(lambda x: (x.sin(), x), lambda r, ct: (ct if r.sum() > 0 else r,))
+    return fh.grad(lambda x: rule(x).sum())(x)
+
+
+REFUSED = {
+    branches: fh.DataDependentError,
+    reads: fh.DataDependentError,
+    appends: fh.CaptureError,
+    prints: fh.CaptureError,
+    writes: fh.InputMutationError,
+    unlike: fh.TreeMismatchError,
+    grows: fh.MetadataMismatchError,
+    uncallable: fh.ArgumentTypeError,
+    of_integers: fh.ArgumentTypeError,
+    in_a_rule: fh.DataDependentError,
+}
+
+
+@pytest.mark.parametrize("function", REFUSED, ids=lambda f: f.__name__)
+def test_a_refusal_is_the_librarys_and_dynamos(function) -> None:
+    with pytest.raises(REFUSED[function]) as caught:
+        torch.compile(function, fullgraph=True, backend="eager")(x())
+    assert isinstance(caught.value, Unsupported)
+    text = str(caught.value)
+    line = next(line for line in text.splitlines() if line.startswith("  at "))
+    assert __file__ in line, "the user's line"
+    assert text.split(":")[0] in fh.__all__, "the operation"
+
+
+@pytest.mark.parametrize("function", [branches, reads, appends, prints, unlike], ids=lambda f: f.__name__)
+def test_without_fullgraph_the_call_runs_as_python(function) -> None:
+    torch.testing.assert_close(torch.compile(function, backend="eager")(x()), function(x()))
+
+
+def test_a_break_is_around_the_call() -> None:
+    """The graphs are of the user's code before and after it; nothing of the library is compiled."""
+
+    def run(x):
+        y = x.sin()
+        y = fh.scan(lambda c, _: (c + 1 if c.sum() > -100 else c, None), y, length=3)[0].cos()
+        y = fh.grad(lambda v: (v**2).sum() if v.sum() > -100 else v.sum())(y).sin()
+        return fh.jit(lambda v: v + 1, backend="eager")(y)
+
+    counter = CompileCounter()
+    compiled = torch.compile(run, backend=counter)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x()), run(x()))
+    assert counter.frame_count == 3
+
+
+def test_a_failure_leaves_nothing_behind() -> None:
+    def run(x):
+        return torch.func.jvp(branches, (x,), (x,))
+
+    for f in (run, branches, in_a_rule):
+        with pytest.raises(Unsupported):
+            torch.compile(f, fullgraph=True, backend="eager")(x())
+        assert forward_ad._current_level == -1
+        assert torch._C._functorch.peek_interpreter_stack() is None
+        assert torch._C._len_torch_function_stack() == torch._C._len_torch_dispatch_stack() == 0
+        good = lambda x: fh.jvp(lambda x: fh.scan(lambda c, _: (c.sin(), None), x, length=2)[0], (x,), (x,))
+        torch.testing.assert_close(torch.compile(good, fullgraph=True, backend="eager")(x()), good(x()))
+
+
+def test_errors_of_the_users_own() -> None:
+    def fails(x):
+        raise ValueError("mine")
+
+    run = lambda x: fh.cond(x.sum() > 0, fails, torch.sin, x)
+    with pytest.raises(ValueError, match="mine"):
+        torch.compile(run, backend="eager")(x())

@@ -1,0 +1,224 @@
+"""Operators that Inductor makes no C++ of, and prefixes, in the kernels of loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from loop_plans import Program, check, normal, plan, taken
+from modes import same
+
+linalg = torch.linalg
+
+
+def each(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *rows: fh.map(lambda row: f(*row), rows)
+
+
+def gradient(f: Callable[..., Tensor], *argnums: int) -> Callable[..., Any]:
+    return lambda *args: fh.grad(lambda *args: each(f)(*args).square().sum(), argnums=argnums)(*args)
+
+
+A, B = normal(5, 3, 3).double() + 2 * torch.eye(3).double(), normal(5, 3, 2, seed=1).double()
+POSITIVE = A @ A.mT
+MANY_A, MANY_B = normal(5, 4, 3, 3).double() + 2 * torch.eye(3).double(), normal(5, 4, 3, 2).double()
+
+
+def triangles(a: Tensor, b: Tensor) -> list[Tensor]:
+    return [
+        linalg.solve_triangular(a, b if left else b.mT, upper=upper, left=left, unitriangular=unit)
+        for upper in (False, True)
+        for left in (False, True)
+        for unit in (False, True)
+    ]
+
+
+LINEAR: dict[str, Program] = {
+    "solve": (each(lambda a, b: (linalg.solve(a, b), linalg.solve(a.mT, b), linalg.solve(a, b[:, 0]))), (A, B)),
+    "from the right": (
+        each(lambda a, b: (linalg.solve(a, b.mT, left=False), linalg.solve(a.mT, b.mT, left=False))),
+        (A, B),
+    ),
+    "one matrix twice": (each(lambda a: linalg.solve(a, a)), (A,)),
+    "inverse": (each(lambda a: (linalg.inv(a), linalg.inv(a.mT))), (A,)),
+    "single precision": (each(linalg.inv), (A.float(),)),
+    "determinant": (each(lambda a: (linalg.det(a), linalg.slogdet(a), linalg.slogdet(-a))), (A,)),
+    "singular determinant": (each(lambda a: (linalg.det(a), linalg.slogdet(a))), (A * 0,)),
+    "cholesky": (each(lambda a: (linalg.cholesky(a), linalg.cholesky(a, upper=True))), (POSITIVE,)),
+    "cholesky_solve": (
+        each(
+            lambda a, b: (
+                torch.cholesky_solve(b, linalg.cholesky(a)),
+                torch.cholesky_solve(b, linalg.cholesky(a, upper=True), upper=True),
+            )
+        ),
+        (POSITIVE, B),
+    ),
+    "triangles": (each(triangles), (A, B)),
+    "batch": (
+        each(lambda a, b: (linalg.solve(a, b), linalg.inv(a), linalg.det(a), linalg.cholesky(a @ a.mT))),
+        (MANY_A, MANY_B),
+    ),
+    "one triangle for all": (
+        lambda a, b: fh.vmap(lambda b: each(lambda a, b: linalg.solve_triangular(a, b, upper=True))(a, b), in_dims=1)(
+            b
+        ),
+        (A, MANY_B),
+    ),
+    "more rows": (each(linalg.solve), (normal(2, 9, 9).double(), normal(2, 9, 4).double())),
+    "gradient of solve": (gradient(linalg.solve, 0, 1), (A, B)),
+    "gradient of slogdet": (gradient(lambda a: linalg.slogdet(a)[1], 0), (A,)),
+    "gradient of cholesky": (gradient(linalg.cholesky, 0), (POSITIVE,)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINEAR)
+def test_small_matrices(name: str) -> None:
+    f, args = LINEAR[name]
+    tolerances = {} if args[0].dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    assert set(taken(check(f, *args, **tolerances))) == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("f", "args"),
+    [
+        (linalg.inv, (torch.eye(40).expand(2, 40, 40),)),
+        (linalg.solve, (torch.eye(8).expand(2, 8, 8), normal(2, 8, 600))),
+        (lambda a, b: linalg.solve_triangular(a, b, upper=True), (torch.eye(8).expand(2, 8, 8), normal(2, 8, 600))),
+    ],
+    ids=["rows", "sides", "sides of a triangle"],
+)
+def test_large_matrices_are_left_to_lapack(f: Callable[..., Any], args: tuple[Tensor, ...]) -> None:
+    (report,) = plan(each(f), *args).loops
+    assert report.taken == "native" and "LAPACK" in str(report.reason)
+
+
+SINGULAR = torch.cat([POSITIVE[:2], A[:1] * 0, POSITIVE[3:]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("f", "a"),
+    [
+        (linalg.inv, SINGULAR),
+        (lambda a: linalg.solve(a, a), SINGULAR),
+        (linalg.cholesky, SINGULAR),
+        (linalg.inv, torch.stack([A, SINGULAR], 1)),
+    ],
+    ids=["inv", "solve", "cholesky", "one of a batch"],
+)
+def test_a_matrix_without_inverse_raises_what_eager_does(f: Callable[..., Any], a: Tensor) -> None:
+    assert taken(list(plan(each(f), a).loops)) == ["steps"]
+    with pytest.raises(linalg.LinAlgError) as expected:
+        f(a[2])
+    with pytest.raises(linalg.LinAlgError) as raised:
+        fh.jit(each(f))(a)
+    assert str(raised.value) == str(expected.value)
+
+
+@pytest.mark.slow
+def test_a_check_stays_where_nobody_reads_the_results() -> None:
+    with pytest.raises(linalg.LinAlgError):
+        fh.jit(lambda a: (each(linalg.inv)(a), a + 1)[1])(SINGULAR)
+
+
+NUMBERS = normal(3, 4, 9)
+NUMBERS[1, 2, 3] = NUMBERS[1, 2, 5] = torch.nan
+NUMBERS[0, 0, :4] = 1
+NUMBERS[2, 1] = torch.inf
+
+
+def ordered(a: Tensor) -> Any:
+    sums = a.cumsum(-1), a.cumsum(0), a.cumprod(1), a.cummax(-1), a.cummin(0)
+    sorts = a.sort(-1), a.sort(0, descending=True), a.argsort(1)
+    return sums, sorts, a.topk(3), a.topk(2, 0), a.topk(4, largest=False), a.topk(9)
+
+
+def particles(w: Tensor, u: Tensor) -> Any:
+    """Resampling by the inverse of a distribution function."""
+
+    def step(c: Tensor, u: Tensor) -> Any:
+        p = torch.softmax(c, 0)
+        return c[torch.searchsorted(p.cumsum(0), u).clamp(max=8)] + u, p.sum()
+
+    return fh.scan(step, w, u)
+
+
+ORDERING: dict[str, Program] = {
+    "float": (each(ordered), (NUMBERS,)),
+    "double": (each(ordered), (NUMBERS.double(),)),
+    "integers": (each(ordered), ((NUMBERS.nan_to_num() * 3).clamp(-50, 50).long(),)),
+    "other dtypes": (
+        each(lambda a: (a.int().cumsum(0), a.int().cumsum(0, dtype=torch.float32), (a > 0).cumsum(0), (a > 0).sort(1))),
+        (NUMBERS.nan_to_num(),),
+    ),
+    "many": (each(lambda a: (a.topk(3), a.sort(-1))), (normal(3, 300),)),
+    "scalars": (each(lambda a: (a.cumsum(0), a.sort(0))), (normal(5),)),
+    "searches": (
+        each(
+            lambda a, b: (
+                torch.searchsorted(a[0].cumsum(0), b),
+                torch.searchsorted(a.cumsum(1), b, right=True),
+                torch.bucketize(b, a[1].cumsum(0), right=True),
+            )
+        ),
+        (normal(3, 4, 9).abs(), normal(3, 4, 5).abs() * 5),
+    ),
+    "particles": (particles, (normal(9), normal(5, 9).abs() / 4)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ORDERING)
+def test_sorts_sums_and_searches(name: str) -> None:
+    f, args = ORDERING[name]
+    assert taken(check(f, *args)) == ["steps"]
+
+
+def recurrence(a: Any, b: Any) -> Any:
+    return a[0] * b[0], b[0] * a[1] + b[1]
+
+
+DECAY, X = normal(9, 40).sigmoid(), normal(9, 40, seed=1)
+
+PREFIXES: dict[str, tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = {
+    "recurrence": ("lanes", lambda *e: fh.associative_scan(recurrence, e), (DECAY, X)),
+    "reverse": ("lanes", lambda *e: fh.associative_scan(recurrence, e, reverse=True), (DECAY, X)),
+    "dim": ("lanes", lambda *e: fh.associative_scan(recurrence, e, dim=1), (DECAY, X)),
+    "one element": ("lanes", lambda *e: fh.associative_scan(recurrence, e), (DECAY[:1], X[:1])),
+    "scalars": ("lanes", lambda x: fh.associative_scan(torch.maximum, x[:, 0]), (X,)),
+    "closed over": ("lanes", lambda x, w: fh.associative_scan(lambda a, b: a + b + w - w, x), (X, X[0])),
+    "matrices": ("steps", lambda x: fh.associative_scan(torch.matmul, x), (normal(9, 4, 4) / 2,)),
+    "masks": (
+        "lanes",
+        lambda m, x: fh.associative_scan(lambda a, b: (a[0] & b[0], torch.where(b[0], a[1] + b[1], b[1])), (m, x)),
+        (X > 0, X),
+    ),
+    "vmap": ("lanes", lambda *e: fh.vmap(lambda *e: fh.associative_scan(recurrence, e))(*e), (DECAY, X)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PREFIXES)
+def test_prefixes_in_one_pass(name: str) -> None:
+    lowering, f, args = PREFIXES[name]
+    assert taken(check(f, *args, rtol=1e-4, atol=1e-5)) == [lowering]
+
+
+def test_a_loop_in_a_combination_that_is_no_kernel_stays_a_loop() -> None:
+    """The combination is vmapped there, and a kernel has no rule for that."""
+
+    def combine(a: Tensor, b: Tensor) -> Tensor:
+        same_a = torch.where(a.median().isnan(), b, a)
+        return fh.fori_loop(0, 3, lambda _, c: torch.maximum(c, b), same_a)
+
+    f = lambda x: fh.associative_scan(combine, x)
+    made = plan(f, X)
+    assert taken(list(made.loops)) == ["native"]
+    same(made.body(X)[0], X.cummax(0)[0])

@@ -1,0 +1,121 @@
+"""Matrix products in the kernels of loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from loop_plans import Program, check, normal, taken
+
+
+def repeat(step: Callable[[Any], Any], carry: Any) -> Any:
+    return fh.fori_loop(0, 3, lambda _, c: step(c), carry)
+
+
+def cell(w: Tensor, u: Tensor, xs: Tensor) -> Any:
+    """A gated recurrent cell."""
+
+    def step(c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates, given = c @ w, x @ u
+        z, r = torch.sigmoid(gates + given).chunk(3, 1)[:2]
+        c = (1 - z) * c + z * torch.tanh(r * gates.chunk(3, 1)[2] + given.chunk(3, 1)[2])
+        return c, c.mean()
+
+    return fh.scan(step, torch.zeros(xs.shape[1], w.shape[0]), xs)[1].sum()
+
+
+def rnn(w: Tensor, c: Tensor, xs: Tensor) -> Any:
+    return fh.scan(lambda c, x: (torch.tanh(c @ w + x), (c @ w.t()).sum(0)), c, xs)
+
+
+PRODUCTS: dict[str, Program] = {
+    "sizes of no vector": (rnn, (normal(37, 37) / 7, normal(5, 37), normal(9, 5, 37))),
+    "double": (rnn, (normal(19, 19).double() / 7, normal(11, 19).double(), normal(9, 11, 19).double())),
+    "vectors": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(w @ c + x), c @ x), c, xs),
+        (normal(37, 37) / 7, normal(37), normal(9, 37)),
+    ),
+    "bias": (
+        lambda w, b, c, xs: fh.scan(lambda c, x: (torch.tanh(torch.nn.functional.linear(c, w, b) + x), c), c, xs),
+        (normal(12, 12) / 7, normal(12), normal(3, 12), normal(9, 3, 12)),
+    ),
+    "batch": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(torch.bmm(c, w) + x), torch.bmm(c, c)), c, xs),
+        (normal(4, 5, 5) / 7, normal(4, 5, 5), normal(9, 4, 5, 5)),
+    ),
+    "while": (
+        lambda w, c: fh.while_loop(lambda s: (s @ w.t()).abs().max() > 0.1, lambda s: s @ w.t(), c),
+        (normal(12, 12) / 7, normal(3, 12)),
+    ),
+    "inner loop": (
+        lambda w, c, xs: fh.scan(
+            lambda c, x: (fh.fori_loop(0, 3, lambda _, c: torch.tanh(c @ w.t() + x), c), c), c, xs
+        ),
+        (normal(12, 12) / 7, normal(3, 12), normal(9, 3, 12)),
+    ),
+    "gradient of a cell": (
+        lambda *args: fh.value_and_grad(cell, argnums=(0, 1, 2))(*args),
+        (normal(16, 48) / 4, normal(16, 48) / 4, normal(9, 3, 16)),
+    ),
+}
+
+
+def layers(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    return fh.scan(lambda x, row: (x + torch.tanh(x @ row[0]) @ row[1], None), x, (w, v))[0].sum()
+
+
+TURNED: dict[str, Program] = {
+    "carry": (lambda w, c: repeat(lambda c: torch.tanh(w @ c.t()), c), (normal(5, 5), normal(5, 5))),
+    "result": (lambda w, c: repeat(lambda c: (c @ w).t(), c), (normal(5, 5), normal(5, 5))),
+    "batch": (lambda w, c: repeat(lambda c: torch.tanh(w.mT @ c.mT), c), (normal(4, 5, 5), normal(4, 5, 5))),
+    "batch of constants": (lambda w, c: repeat(lambda c: c @ w.mT, c), (normal(4, 5, 5), normal(4, 5, 5))),
+    "parts of constants": (
+        lambda w, c: repeat(lambda c: c @ w[:, :5, 2:7].mT, c),
+        (normal(4, 8, 8), normal(4, 5, 5)),
+    ),
+    "one factor of many": (
+        lambda w, c: fh.vmap(lambda c: repeat(lambda c: torch.tanh(c @ w.t()), c))(c),
+        (normal(5, 5), normal(6, 5, 5)),
+    ),
+    "bias of columns": (
+        lambda w, b, c: repeat(lambda c: torch.tanh(torch.addmm(b[:, None], c, w.t())), c),
+        (normal(5, 5), normal(5), normal(5, 5)),
+    ),
+    "biases": (
+        lambda w, b, c: repeat(lambda c: torch.tanh(torch.baddbmm(b, c, w.mT)), c),
+        (normal(4, 5, 5), normal(5), normal(4, 5, 5)),
+    ),
+    "vector": (lambda w, c: repeat(lambda c: torch.tanh(w @ c[:, None])[:, 0], c), (normal(37, 37), normal(37))),
+    "carried and vector": (
+        lambda w, c: repeat(lambda s: (s[0].t() * 0.9, torch.tanh(s[0].t() @ s[1][:, None])[:, 0]), (w, c)),
+        (normal(37, 37), normal(37)),
+    ),
+    "branches": (
+        lambda w, c: repeat(lambda c: fh.cond(c.sum() > 0, lambda c: c @ w.t(), lambda c: c @ w, c), c),
+        (normal(5, 5), normal(5, 5)),
+    ),
+    "gradient of layers": (
+        lambda *args: fh.value_and_grad(layers, argnums=(0, 1, 2))(*args),
+        (normal(6, 37), normal(3, 37, 37) / 6, normal(3, 37, 37, seed=2) / 6),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TURNED)
+def test_factors_laid_out_by_columns(name: str) -> None:
+    f, args = TURNED[name]
+    assert set(taken(check(f, *args, rtol=1e-4, atol=1e-5))) == {"steps"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_in_a_body(name: str) -> None:
+    f, args = PRODUCTS[name]
+    tolerances = {} if args[0].dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    assert set(taken(check(f, *args, **tolerances))) == {"steps"}
