@@ -18,6 +18,7 @@ from .tracing import new_fake_mode
 
 __all__ = [
     "assume_constant_result",
+    "break_graph",
     "compilation",
     "index_bound",
     "is_exporting",
@@ -91,6 +92,11 @@ def is_refused_by_dynamo(error: Exception) -> bool:
     """Whether Dynamo can't trace a function that it may not leave to Python."""
     dynamo = sys.modules.get("torch._dynamo.exc")
     return dynamo is not None and isinstance(error, dynamo.Unsupported)
+
+
+def break_graph(reason: str) -> None:
+    """For Dynamo, which reads this call instead of running it: it ends its graph here, or says why it can't go on."""
+    torch._dynamo.graph_break(msg=reason)
 
 
 def never_compiled(function: F) -> F:

@@ -17,7 +17,7 @@ from .. import _torch
 from ..trace.hooks import handlers
 from .arguments import P, R
 
-__all__ = ["one_node", "traced_through"]
+__all__ = ["left_to_python", "one_node", "traced_through"]
 
 
 def one_node(function: Callable[P, R]) -> Callable[P, R]:
@@ -40,3 +40,18 @@ def traced_through(function: Callable[P, R]) -> Callable[P, R]:
     outside of its reach, as that of a leaf.
     """
     return _torch.never_compiled(function)
+
+
+def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
+    """Under Dynamo a call of `function` is a graph break, hence refused where there may be none."""
+    name = function.__name__
+    reason = f"torch.compile has no node for {name} of functorch_hops, which without fullgraph=True runs as Python"
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            _torch.break_graph(reason)
+        return function(*args, **kwargs)
+
+    _torch.never_compiled(_torch.with_own_code(call))
+    return call

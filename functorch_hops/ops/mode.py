@@ -13,9 +13,8 @@ __all__ = ["disable_jit", "eager_capture", "forced", "is_capturing", "is_jit_dis
 
 
 class _Forced(threading.local):
-    depth = 0
-    without_jit = 0
-    either = 0
+    def __init__(self) -> None:
+        self.depth = self.without_jit = self.either = 0
 
 
 forced = _Forced()

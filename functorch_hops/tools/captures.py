@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..calls.leaf import left_to_python
 from ..calls.listening import CaptureEvent, listening
 from ..calls.validate import as_int
 from ..errors import ArgumentTypeError, TooManyCapturesError, message
@@ -15,6 +16,7 @@ from ..transforms.jitted_function import JittedFunction
 __all__ = ["assert_max_captures", "log_captures"]
 
 
+@left_to_python
 @contextlib.contextmanager
 def log_captures(*, quiet: bool = False) -> Iterator[list[CaptureEvent]]:
     """Say what is captured and compiled, why again, and how long it takes.
@@ -53,6 +55,7 @@ def log_captures(*, quiet: bool = False) -> Iterator[list[CaptureEvent]]:
         yield events
 
 
+@left_to_python
 @contextlib.contextmanager
 def assert_max_captures(f: Callable[..., Any], n: int, /) -> Iterator[None]:
     """Fail when a jitted function is captured more often than expected.

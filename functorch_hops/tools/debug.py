@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import pytree
+from ..calls.leaf import left_to_python
 from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
@@ -121,6 +122,7 @@ def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: An
     effect_op(EffectParams(make(call), mapped=((),) * len(operands)), *operands)
 
 
+@left_to_python
 def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     """Print values, also in captured and compiled code.
 
@@ -162,6 +164,7 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Print(call, fmt), [], args, kwargs)
 
 
+@left_to_python
 def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Call a Python function with values, also in captured and compiled code.
 
@@ -196,6 +199,7 @@ def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Callback(call, func), [], args, kwargs)
 
 
+@left_to_python
 def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     """Fail, with a message, where a condition does not hold, also in captured and compiled code.
 
@@ -249,6 +253,7 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Check(call, text), [first.reshape(())], args, kwargs)
 
 
+@left_to_python
 def breakpoint(*args: Any, **kwargs: Any) -> None:
     """Stop in Python's debugger, also in captured and compiled code.
 

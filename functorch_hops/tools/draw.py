@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..calls.leaf import left_to_python
 from ..errors import ArgumentTypeError, ArgumentValueError, message
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Params, Subgraph, params_of
@@ -30,6 +31,7 @@ _ROOM = 240.0
 """The most that is kept free for the shapes below a box."""
 
 
+@left_to_python
 def draw(graph: CapturedGraph | Lowered[..., Any], path: str | os.PathLike[str], /) -> Path:
     """Draw a captured graph.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..calls.arguments import P
+from ..calls.leaf import left_to_python
 from ..calls.validate import check_callable
 from ..ir.subgraph import Params, Subgraph, params_of
 from ..lowering.backends import compilation_of, compiled
@@ -46,7 +47,8 @@ class LoopExplanation:
         operator: "scan" (``fori_loop`` and ``map`` are scans too), "while_loop", "cond" or "associative_scan".
         file, line, source: where the user called it; ``source`` is the text of that line.
         part: None for the call itself; its "forward" or "backward" pass or "tangent" where it was differentiated.
-        lowering: "lanes", "steps", "tape", "inside", "native" or "python"; ``str`` of the explanation has the words for each.
+        lowering: "lanes", "steps", "tape", "inside", "native" or "python"; ``str`` of the explanation has the words
+            for each.
         reason: why there is nothing better; None where nothing is, and for a part of another loop's kernel.
         trip_count: how many steps it takes, None where only a run knows.
         saved_bytes: what the forward pass keeps of each step for the backward pass; None for all other parts.
@@ -131,6 +133,7 @@ class Explanation:
         return "\n".join([*head, *(map(str, self.loops) if self.loops else ("no loops and no branches",))])
 
 
+@left_to_python
 def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
     """Say how each loop and branch of a function is lowered and why, and what compiling it takes.
 
@@ -165,6 +168,7 @@ def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
         made: Any = jit(func)
         jitted = getattr(made, "_jitted", made)
 
+    @left_to_python
     @functools.wraps(func)
     def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.exc import Unsupported
@@ -116,6 +117,41 @@ def test_a_failure_leaves_nothing_behind() -> None:
         assert torch._C._len_torch_function_stack() == torch._C._len_torch_dispatch_stack() == 0
         good = lambda x: fh.jvp(lambda x: fh.scan(lambda c, _: (c.sin(), None), x, length=2)[0], (x,), (x,))
         torch.testing.assert_close(torch.compile(good, fullgraph=True, backend="eager")(x()), good(x()))
+
+
+def prints_values(x):
+    fh.debug.print("{}", x)
+    return x.sin()
+
+
+def calls_numpy(x):
+    return fh.pure_callback(np.sin, x, x)
+
+
+def logs(x):
+    with fh.log_captures(quiet=True):
+        return fh.jit(torch.sin, backend="eager")(x)
+
+
+def explains(x):
+    fh.explain(fh.jit(lambda x: x.sin(), backend="eager"))(x)
+    return x.sin()
+
+
+@pytest.mark.parametrize("function", [prints_values, calls_numpy, logs, explains], ids=lambda f: f.__name__)
+def test_tools_run_as_python(function) -> None:
+    with pytest.raises(Unsupported, match=r"has no node for \w+ of functorch_hops"):
+        torch.compile(function, fullgraph=True, backend="eager")(x())
+    torch.testing.assert_close(torch.compile(function, backend="eager")(x()), x().sin())
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_jit_is_disabled_in_a_traced_function(fullgraph: bool) -> None:
+    def run(x):
+        with fh.disable_jit():
+            return fh.jit(torch.sin)(x)
+
+    torch.testing.assert_close(torch.compile(run, fullgraph=fullgraph, backend="eager")(x()), x().sin())
 
 
 def test_errors_of_the_users_own() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import TensorSpec
+from ...calls.leaf import left_to_python
 from ...calls.numbers import number_as_tensor
 from ...calls.output import OutputSpec
 from ...calls.validate import as_flag, check_callable, kind_of
@@ -20,6 +21,7 @@ from .op import CallbackParams, callback_op
 __all__ = ["pure_callback"]
 
 
+@left_to_python
 def pure_callback(
     f: Callable[..., Any], result_shape: Any, /, *args: Any, vectorized: bool = False, **kwargs: Any
 ) -> Any:
