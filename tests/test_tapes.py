@@ -203,3 +203,18 @@ def test_tapes_are_freed_with_the_graph() -> None:
         if i % 2:
             value.backward()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+@pytest.mark.slow
+def test_an_effect_happens_once_where_the_forward_graph_runs_again() -> None:
+    seen: list[float] = []
+
+    @fh.jit
+    def f(x: Tensor) -> Tensor:
+        fh.debug.callback(lambda total: seen.append(float(total)), x.sum())
+        return fh.while_loop(lambda c: c[1] < 3, lambda c: (c[0].sin() * x, c[1] + 1), (x, torch.tensor(0)))[0].sum()
+
+    x = torch.full((N,), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(f(x), x, create_graph=True)
+    torch.autograd.grad(gradient.sum(), x)
+    assert seen == [0.5 * N]
