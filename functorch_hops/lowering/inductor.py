@@ -409,7 +409,7 @@ def _compile_inner(
     import torch.compiler.config as compiler
     from torch._inductor import config
 
-    tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS}"
+    tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS} {'whole' if _ours.is_active else 'around'}"
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     with (
         _no_remarks(),
