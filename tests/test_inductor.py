@@ -51,7 +51,7 @@ CASES = {
         lambda x: fh.cond(x.sum() > 0, lambda x: torch.stack([x, x.sin()])[1, None], lambda x: x[:, None].T * 2, x),
         torch.ones(4),
     ),
-    "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + b, x), XS),
+    "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + a + b, x), XS),
     "map": (lambda x: fh.map(lambda a: (a * x).sin().sum(), XS), torch.ones(4)),
 }
 

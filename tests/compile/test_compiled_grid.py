@@ -12,7 +12,7 @@ from matrix.test_grid import arguments, assert_same, expected
 
 import functorch_hops as fh
 
-QUICK = {"backward", "vmap(grad)"}
+QUICK = {"backward"}
 CELLS = [(o, c) for o in OPERATIONS.values() for c in CONTEXTS.values() if c.autograd < 2]
 
 
