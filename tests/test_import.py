@@ -29,6 +29,20 @@ def test_import_loads_no_compiler() -> None:
     assert not [name for name in added if any(name == slow or name.startswith(f"{slow}.") for slow in SLOW)]
 
 
+SEEDED = """
+import torch
+import torch._dynamo
+import functorch_hops as fh
+fh.jit(lambda x: torch.manual_seed(0) and x, backend="eager")(torch.ones(2))
+"""
+
+
+def test_seeds_are_refused_whatever_was_imported_before() -> None:
+    """Dynamo wraps what it finds in torch."""
+    run = subprocess.run([sys.executable, "-c", SEEDED], capture_output=True, text=True)
+    assert "jit: manual_seed() sets the state of a random number generator" in run.stderr
+
+
 def test_only_public_names_are_shown() -> None:
     assert set(dir(fh)) == {*fh.__all__, "__version__"}
     assert all(hasattr(fh, name) for name in dir(fh))

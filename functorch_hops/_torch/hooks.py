@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -68,11 +69,16 @@ def _hook_seeds(refuse: Callable[[str], None]) -> None:
 
     for module in (torch.random, torch.cuda.random):
         for name in ("fork_rng", "manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state"):
-            if hasattr(module, name):
-                original: Callable[..., Any] = getattr(module, name)
-                for place in (module, torch, torch.cuda):
-                    if getattr(place, name, None) is original:
-                        setattr(place, name, hooked(original))
+            original: Any = getattr(module, name, None)
+            for place in (module, torch, torch.cuda):
+                found: Any = getattr(place, name, None)
+                if original is not None and _wraps(found, original):
+                    setattr(place, name, hooked(found))
+
+
+def _wraps(function: Any, original: Any) -> bool:
+    """Whether a function is the original: Dynamo, once imported, wraps what stands in torch."""
+    return inspect.unwrap(function, stop=lambda f: f is original) is original
 
 
 def _hook_checkpoint(is_capturing: Callable[[], bool]) -> None:
