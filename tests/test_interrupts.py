@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,14 @@ import functorch_hops as fh
 from functorch_hops.trace.effects import Effects
 from functorch_hops.trace.lifting import Lifting
 from leftovers import nothing_left_behind, state
+
+
+@pytest.fixture(autouse=True)
+def interrupts_raise() -> Iterator[None]:
+    """As in a terminal; a shell starts what it runs in the background with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _program(x):
