@@ -57,12 +57,18 @@ def _interrupt_each(mode, name, interrupt, monkeypatch) -> None:
         torch.testing.assert_close(_call(), fh.grad(_program)(torch.linspace(0.1, 1, 3)))
 
 
-@pytest.mark.parametrize("interrupt", [_raise, lambda: signal.raise_signal(signal.SIGINT)], ids=["raised", "signal"])
-@pytest.mark.parametrize(
-    ("mode", "name"), [(Lifting, "__torch_function__"), (Effects, "__torch_dispatch__")], ids=["function", "dispatch"]
-)
-def test_at_every_call_of_a_capture(mode, name, interrupt, monkeypatch) -> None:
-    _interrupt_each(mode, name, interrupt, monkeypatch)
+def _signal() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupt", [_raise, _signal])
+def test_at_every_function_of_a_capture(interrupt, monkeypatch) -> None:
+    _interrupt_each(Lifting, "__torch_function__", interrupt, monkeypatch)
+
+
+def test_at_every_operator_of_a_capture(monkeypatch) -> None:
+    """By a signal, which waits: the process would not survive an exception amid torch's engine."""
+    _interrupt_each(Effects, "__torch_dispatch__", _signal, monkeypatch)
 
 
 def test_a_signal_amid_torch_waits_for_the_function() -> None:
