@@ -1,4 +1,7 @@
-"""Operation x context of the matrix, each cell one graph of ``torch.compile``."""
+"""Operation x context of the matrix, each cell one graph of ``torch.compile``.
+
+Every operation is in a third of the contexts besides ``backward``, and every context has a third of the operations.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ from torch._dynamo.exc import BackendCompilerFailed
 import functorch_hops as fh
 
 QUICK = {"backward"}
-CELLS = [(o, c) for o in OPERATIONS.values() for c in CONTEXTS.values() if c.autograd < 2]
+CELLS = [
+    (o, c)
+    for i, o in enumerate(OPERATIONS.values())
+    for j, c in enumerate(c for c in CONTEXTS.values() if c.autograd < 2)
+    if c.name in QUICK or (i + j) % 3 == 0
+]
 
 
 @pytest.mark.parametrize(
