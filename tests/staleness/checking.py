@@ -75,6 +75,7 @@ def _compared(jitted: object, module: types.ModuleType, x: torch.Tensor, times: 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
     functions, environ, before = (math.sqrt, torch.ones), dict(os.environ), sys.modules.get(MODULE)
+    gc.freeze()  # what other tests left behind takes seconds to look through
     try:
         yield
     finally:
@@ -83,3 +84,4 @@ def _restored() -> Iterator[None]:
             del os.environ[name]
         sys.modules.pop(MODULE, before)
         gc.collect()
+        gc.unfreeze()
