@@ -8,19 +8,18 @@ from typing import Any, ClassVar
 
 from ...calls.output import OutputSpec
 from ...hop.operator import Hop
-from ...ir.meta import Mask, TensorMeta
-from ...ir.subgraph import Params
+from ...ir.meta import TensorMeta
+from ..user_python import UserPython
 
 __all__ = ["CallbackParams", "callback_op"]
 
 
 @dataclass(frozen=True, eq=False)
-class CallbackParams(Params):
+class CallbackParams(UserPython):
     """``call``: the tree of the arguments and its constants; ``outputs``: the tensors that one call returns.
 
-    Operands: the tensors among the arguments; outputs: those of all lanes. ``lanes``: the sizes of the vmaps around,
-    from the outermost; ``mapped``: for each operand, over which of them it has a dimension (at front). ``at_once``: one
-    call takes and returns all lanes.
+    Operands: the tensors among the arguments; outputs: those of all lanes. ``at_once``: one call takes and returns all
+    lanes.
     """
 
     calls_python: ClassVar[bool] = True
@@ -29,8 +28,6 @@ class CallbackParams(Params):
     call: OutputSpec
     outputs: tuple[TensorMeta, ...]
     at_once: bool
-    lanes: tuple[Any, ...] = ()
-    mapped: tuple[Mask, ...] = ()
 
     @property
     def n_outputs(self) -> int:

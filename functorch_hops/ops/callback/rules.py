@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import _torch, pytree
-from ...errors import CaptureError, MetadataMismatchError, TreeMismatchError, message
+from ... import pytree
+from ...errors import MetadataMismatchError, TreeMismatchError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, is_differentiable
 from ...lowering.loops.forms import Refused
@@ -48,9 +46,8 @@ def callback_impl(params: CallbackParams, operands: Sequence[Tensor]) -> Sequenc
             full = [_expanded(x, mapped, params.lanes) for x, mapped in zip(operands, params.mapped)]
             return _called(params, full, params.all_outputs)
         outs = [meta.empty() for meta in params.all_outputs]
-        for lane in itertools.product(*map(range, params.lanes)):
-            values = [x[tuple(i for i, m in zip(lane, mapped) if m)] for x, mapped in zip(operands, params.mapped)]
-            for out, value in zip(outs, _called(params, values, params.outputs)):
+        for lane in params.each_lane():
+            for out, value in zip(outs, _called(params, params.at_lane(operands, lane), params.outputs)):
                 out[lane] = value
         return outs
 
@@ -80,7 +77,6 @@ def _as_declared(params: CallbackParams, leaf: Any, meta: TensorMeta) -> Tensor:
 
 
 def _refusal(params: CallbackParams, problem: str, expected: object, got: object) -> str:
-    origin = params.origin
     return message(
         "pure_callback",
         f"the function returned {problem}",
@@ -88,7 +84,7 @@ def _refusal(params: CallbackParams, problem: str, expected: object, got: object
         expected=expected,
         got=got,
         remedy="describe in result_shape what the function returns",
-        at=None if origin is None else (origin.file, origin.line),
+        at=params.place,
     )
 
 
@@ -103,8 +99,7 @@ def callback_dependent_outputs(params: CallbackParams, sources: Mask, through: T
 def callback_batch(
     params: CallbackParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    new = tuple((m, *old) for m, old in zip(mapped, params.mapped))
-    outs = callback_op(replace(params, lanes=(size, *params.lanes), mapped=new), *operands)
+    outs = callback_op(params.under_vmap(mapped, size), *operands)
     return outs, (True,) * params.n_outputs
 
 
@@ -147,14 +142,6 @@ def callback_form(params: CallbackParams, operands: Sequence[Any]) -> None:
 
 
 def callback_lower(params: CallbackParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    if _torch.is_exporting():
-        raise CaptureError(
-            message(
-                "export",
-                "a program that is exported can't call Python",
-                remedy="leave fh.pure_callback out of what is exported",
-                at=None if params.origin is None else (params.origin.file, params.origin.line),
-            )
-        )
+    params.refuse_export("call Python", "fh.pure_callback")
     outs: Sequence[Tensor] = callback(list(operands), number_of(params))
     return outs

@@ -36,7 +36,7 @@ def in_scope(body: Subgraph, scope: int) -> Subgraph:
 
 def enter_scope(scope: int, taken: Tensor) -> None:
     """What follows in this scope happens in the lanes that are ``taken``."""
-    effect_op(EffectParams(EnterScope(scope), (taken.shape[0],), ((True,),)), taken.detach())
+    effect_op(EffectParams(EnterScope(scope), lanes=(taken.shape[0],), mapped=((True,),)), taken.detach())
 
 
 def begin_loop(operation: str, first: int = 0) -> Loop:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from ...hop.operator import Hop
-from ...ir.meta import Mask
-from ...ir.subgraph import Params
+from ..user_python import UserPython
 
 __all__ = ["Action", "EffectParams", "Loop", "effect_op"]
 
@@ -46,18 +45,15 @@ class Action:
 
 
 @dataclass(frozen=True, eq=False)
-class EffectParams(Params):
+class EffectParams(UserPython):
     """What happens, and where. Operands: the values that it needs. No outputs.
 
-    ``lanes``: the sizes of the vmaps around it, from the outermost; ``mapped``: for each operand, over which of them it
-    has a dimension (at front). ``scopes``, ``loops``: those that it is in, from the outermost.
+    ``scopes``, ``loops``: those that it is in, from the outermost.
     """
 
     is_effect: ClassVar[bool] = True
 
     action: Action
-    lanes: tuple[Any, ...] = ()
-    mapped: tuple[Mask, ...] = ()
     scopes: tuple[int, ...] = ()
     loops: tuple[Loop, ...] = ()
 

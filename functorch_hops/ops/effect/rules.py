@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
-from ... import _torch
-from ...errors import CaptureError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask
 from ..handles import number_of
@@ -46,8 +43,7 @@ def effect_dependent_outputs(params: EffectParams, sources: Mask, through: Throu
 def effect_batch(
     params: EffectParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    new = tuple((m, *old) for m, old in zip(mapped, params.mapped))
-    effect_op(replace(params, lanes=(size, *params.lanes), mapped=new), *operands)
+    effect_op(params.under_vmap(mapped, size), *operands)
     return [], ()
 
 
@@ -81,14 +77,6 @@ def effect_passthrough(params: EffectParams, operands: Sequence[Hashable]) -> No
 
 
 def effect_lower(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    if _torch.is_exporting():
-        raise CaptureError(
-            message(
-                "export",
-                "a program that is exported can't print, check or call back",
-                remedy="leave fh.debug out of what is exported",
-                at=None if params.origin is None else (params.origin.file, params.origin.line),
-            )
-        )
+    params.refuse_export("print, check or call back", "fh.debug")
     effect(list(operands), number_of(params))
     return []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -121,12 +120,9 @@ def perform(params: EffectParams, operands: Sequence[Tensor]) -> None:
             action(params, operands, ())
             return
         masks = [_state.masks[scope] for scope in params.scopes]
-        for lane in itertools.product(*map(range, params.lanes)):
+        for lane in params.each_lane():
             if all(mask[lane[: mask.dim()]] for mask in masks):
-                values = [
-                    x.detach()[tuple(i for i, m in zip(lane, mapped) if m)].clone()
-                    for x, mapped in zip(operands, params.mapped)
-                ]
+                values = [x.clone() for x in params.at_lane(operands, lane)]
                 with _kept_state():
                     action(params, values, lane)
 
