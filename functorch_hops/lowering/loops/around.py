@@ -105,6 +105,14 @@ def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list
     return lines, names, offset
 
 
+def _step(
+    body: Function, arguments: Sequence[str], dense: Sequence[str], carries: Sequence[TensorMeta], leave: str
+) -> list[str]:
+    """The end of a loop: a step, after which carries take turns, and the results."""
+    swaps = [f"std::swap(now_{i}, next_{i});" for i in range(len(carries))]
+    return [_call(body, arguments, dense), *swaps, leave, "}", *_results(carries)]
+
+
 def scan_by_steps(form: Scan, body: Function) -> Function:
     n, metas = form.n_carry, form.body.inputs
     lines, offset = _carries(metas[:n])
@@ -117,14 +125,10 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         f"for (int64_t s = 0; s < {form.length}; ++s) {{",
         _time(form),
-        _call(body, arguments, dense),
-        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
-        _leave(body.work, body.loops),
-        "}",
-        *_results(metas[:n]),
+        *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops)),
     ]
-    size = offset + body.workspace
-    return _loop("scan", form, lines, [body], workspace=size, work=body.work)
+    size, work = offset + body.workspace, body.work
+    return defined("scan", form.inputs, form.outputs, lines, calls=[body], workspace=size, work=work, loops=True)
 
 
 def _filled(form: Scan) -> list[str]:
@@ -135,12 +139,6 @@ def _filled(form: Scan) -> list[str]:
 
 def _time(form: Scan) -> str:
     return f"[[maybe_unused]] const int64_t t = {f'{form.length - 1} - s' if form.reverse else 's'};"
-
-
-def _loop(
-    label: str, form: Scan | While, lines: Sequence[str], calls: Sequence[Function], *, workspace: int, work: int
-) -> Function:
-    return defined(label, form.inputs, form.outputs, lines, calls=calls, workspace=workspace, work=work, loops=True)
 
 
 def while_by_steps(form: While, cond: Function, body: Function, record: Layout | None = None) -> Function:
@@ -162,11 +160,13 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
         _call(cond, [*given, "&go"], test_dense),
         "if (!go) break;",
         *(["char* const row = tape.next();"] if record else []),
-        _call(body, [*given, *(f"next_{i}" for i in range(n)), *rows], dense),
-        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
-        _leave(work, cond.loops or body.loops),
-        "}",
-        *_results(metas[:n]),
+        *_step(
+            body,
+            [*given, *(f"next_{i}" for i in range(n)), *rows],
+            dense,
+            metas[:n],
+            _leave(work, cond.loops or body.loops),
+        ),
         *([f"tape.hand_over(out_{n});"] if record else []),
     ]
     size = offset + max(cond.workspace, body.workspace)
@@ -207,11 +207,7 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
         "for (int64_t s = 0; s < head.rows; ++s) {",
         f"const int64_t t = {'head.rows - 1 - s' if form.reverse else 's'};",
         f"[[maybe_unused]] const char* const row = reinterpret_cast<const char*>(&head + 1) + t * {record.size};",
-        _call(body, arguments, dense),
-        *(f"std::swap(now_{i}, next_{i});" for i in range(n)),
-        _leave(body.work, body.loops),
-        "}",
-        *_results(metas[:n]),
+        *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops)),
     ]
     return defined(
         "scan",

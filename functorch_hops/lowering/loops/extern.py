@@ -85,7 +85,7 @@ def plain_input(x: Any) -> Any:
     """An input whose memory is its elements, one after the other from the first."""
     from torch._inductor.ir import ExternKernel
 
-    x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
+    x = _contiguous(x)
     return ExternKernel.copy_input(x) if x.get_layout().offset != 0 else x
 
 

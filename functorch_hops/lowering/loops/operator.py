@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...ir.meta import TensorMeta
 from .source import ENTRY, Function, Program, program
 
-__all__ = ["call_arguments", "load", "loop_kernel", "output_metas"]
+__all__ = ["call_arguments", "load", "loaded", "loop_kernel", "output_metas"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
@@ -43,11 +44,27 @@ def load(library: Program) -> Any:
     return CppPythonBindingsCodeCache.load_pybinding(library.types, library.source)
 
 
+@functools.lru_cache
+def _loaded(
+    parts: tuple[str, ...],
+    name: str,
+    workspace: int,
+    inputs: tuple[torch.dtype, ...],
+    outputs: tuple[torch.dtype, ...],
+) -> Any:
+    return load(program(parts, name, workspace, inputs, outputs, ENTRY))
+
+
+def loaded(parts: Sequence[str], name: str, workspace: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
+    """The kernel for a call with these tensors."""
+    return _loaded(tuple(parts), name, workspace, tuple(x.dtype for x in inputs), tuple(x.dtype for x in outputs))
+
+
 def _run(
     inputs: list[Tensor], parts: list[str], name: str, workspace: int, sizes: list[int], dtypes: list[torch.dtype]
 ) -> list[Tensor]:
     outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
-    kernel = load(program(parts, name, workspace, [x.dtype for x in inputs], dtypes, ENTRY))
+    kernel = loaded(parts, name, workspace, inputs, outputs)
     kernel(*map(Tensor.contiguous, inputs), *outputs)
     return outputs
 

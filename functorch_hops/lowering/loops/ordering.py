@@ -25,9 +25,8 @@ def _over_rows(x: Tensor, dim: int, call: Callable[[str, str], str], n_out: int 
     """``call(source, target)`` for each row of ``x`` along ``dim``: places of its first element, and of the result's,
     whose rows have ``n_out`` elements. The next element of a row is ``inner`` elements away.
     """
-    shape = x.shape or (1,)
-    n, inner = shape[dim], math.prod(shape[dim % len(shape) + 1 :])
-    rows = math.prod(shape[: dim % len(shape)])
+    n, inner = _inner(x, dim)
+    rows = x.numel() // (n * inner)
     source, target = (f"row * int64_t({size * inner}) + inner" for size in (n, n if n_out is None else n_out))
     return (
         f"for (int64_t row = 0; row < {rows}; ++row) for (int64_t inner = 0; inner < {inner}; ++inner) "

@@ -30,7 +30,7 @@ from .operator import call_arguments, load, loop_kernel
 from .sinking import sunk
 from .source import ENTRY, Function, c_type, numel, program
 from .stacks import Place, shifted, with_leads
-from .tapes import Reader, layout_of, load_taped, reader_of, taped_kernel
+from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 
 __all__ = ["LoopReport", "Plan", "planned"]
 
@@ -107,7 +107,7 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
                     continue
                 kernel, inner = _kernel(form, params.operator.label, options)
                 if not is_inner:
-                    _compile(kernel, form)
+                    _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
                 reason = str(why)
             except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
@@ -207,10 +207,10 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
     return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step", steps=None))
 
 
-def _compile(kernel: Function, form: Form) -> None:
+def _compile(kernel: Function, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
     """Compile before anything depends on it; Inductor finds the library in its cache."""
-    inputs, outputs = ([meta.dtype for meta in metas] for metas in (form.inputs, form.outputs))
-    library = program(kernel.parts, kernel.name, kernel.workspace, inputs, outputs, ENTRY)
+    given, results = ([meta.dtype for meta in metas] for metas in (inputs, outputs))
+    library = program(kernel.parts, kernel.name, kernel.workspace, given, results, ENTRY)
     generated(library.source)
     with stage(COMPILED):
         load(library)
@@ -233,9 +233,8 @@ def _plan_tape(
     writes = while_by_steps(form, cond, body, record)
     reads = scan_of_tape(scan, back, record, reader.rows)
     graph, mode = node.graph, _torch.new_fake_mode()
-    dtypes = [x.meta["val"].dtype for x in reader.operands], [meta.dtype for meta in scan.body.outputs]
-    load_taped(writes, [meta.dtype for meta in form.inputs], [meta.dtype for meta in form.outputs], is_reader=False)
-    load_taped(reads, *dtypes, is_reader=True)
+    _compile(writes, form.inputs, [*form.outputs, TAPE_PLACE])
+    _compile(reads, [*map(meta_of, reader.operands), TAPE_PLACE], scan.body.outputs)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
         with graph.inserting_before(old):

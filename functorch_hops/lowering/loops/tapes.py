@@ -10,11 +10,9 @@ asks no flag.
 from __future__ import annotations
 
 import ctypes
-import functools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -26,10 +24,10 @@ from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from ...passes.rewiring import restricted
 from .forms import Branches, Refused, Scan, While
-from .operator import load, output_metas
-from .source import ENTRY, Function, n_bytes, program
+from .operator import loaded, output_metas
+from .source import n_bytes
 
-__all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "load_taped", "reader_of", "taped_kernel"]
+__all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "reader_of", "taped_kernel"]
 
 _ALIGNMENT = 16
 
@@ -123,25 +121,6 @@ taped_kernel = torch.ops.functorch_hops.taped_kernel.default
 """The kernel of a loop that reads ``tape``, or that writes one, which is its last output then."""
 
 
-@functools.lru_cache
-def _loaded(
-    parts: tuple[str, ...],
-    name: str,
-    workspace: int,
-    inputs: tuple[torch.dtype, ...],
-    outputs: tuple[torch.dtype, ...],
-) -> Any:
-    return load(program(parts, name, workspace, inputs, outputs, ENTRY))
-
-
-def load_taped(
-    kernel: Function, inputs: Sequence[torch.dtype], outputs: Sequence[torch.dtype], *, is_reader: bool
-) -> None:
-    """Compile a kernel before anything depends on it. ``inputs``, ``outputs``: those besides the tape."""
-    given, results = (*inputs, *[TAPE_PLACE.dtype] * is_reader), (*outputs, *[TAPE_PLACE.dtype] * (not is_reader))
-    _loaded(kernel.parts, kernel.name, kernel.workspace, given, results)
-
-
 def _run(
     inputs: list[Tensor],
     tape: Tensor | None,
@@ -158,7 +137,7 @@ def _run(
     else:
         memory = tape.untyped_storage()
         given, results = [*inputs, torch.tensor([memory.data_ptr(), memory.nbytes()])], outputs
-    kernel = _loaded(tuple(parts), name, workspace, tuple(x.dtype for x in given), tuple(x.dtype for x in results))
+    kernel = loaded(parts, name, workspace, given, results)
     kernel(*map(Tensor.contiguous, given), *results)
     return outputs if tape is not None else [*outputs, _owner(*place.tolist())]
 
