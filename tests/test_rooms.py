@@ -29,7 +29,13 @@ ROOMS = [
     ("functorch_hops",),
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
-PRIVATE_TORCH = ("_torch/", "lowering/decompositions.py", "lowering/inductor.py", "lowering/loops/")
+PRIVATE_TORCH = (
+    "_torch/",
+    "lowering/cures.py",
+    "lowering/decompositions.py",
+    "lowering/inductor.py",
+    "lowering/loops/",
+)
 
 
 def sources() -> dict[str, Path]:

@@ -22,7 +22,7 @@ The backward graph takes such a residual as a constant.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +42,41 @@ from .joint import joint
 from .mincut import Cost, least_saved
 from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable, is_view, maker
 
-__all__ = ["Partition", "backward_operands", "partition", "partition_of_joint"]
+__all__ = ["Partition", "partition", "partition_of_joint"]
 
 
 @dataclass(frozen=True)
 class Partition:
     """``forward: inputs -> outputs + residuals``; ``backward: residuals + kept inputs + cotangents -> gradients``.
 
+    It is that of ``body`` for gradients of its ``active`` inputs, given the marked ``cotangents`` of outputs.
     ``returned``: for each residual the output of which it has the value, if there is one.
     """
 
+    body: Subgraph
+    active: Mask
+    cotangents: Mask
     forward: Subgraph
     backward: Subgraph
     kept: Mask
     residuals: tuple[TensorMeta, ...]
     returned: tuple[int | None, ...]
+
+    def pull(
+        self,
+        run: Callable[[list[Tensor]], Iterable[Tensor]],
+        operands: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """The gradients of a call of ``body``, one for each operand; ``run`` runs the backward graph. A cotangent that
+        is None is zero.
+        """
+        sizes = self.body.bind(operands)
+        given = zip(cotangents, self.body.outputs, self.cotangents)
+        cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, has in given if has]
+        grads = iter(run([*residuals, *(x for x, k in zip(operands, self.kept) if k), *cts]))
+        return [next(grads) if a else None for a in self.active]
 
 
 def partition(
@@ -97,21 +117,6 @@ def _split(body: Subgraph, active: Mask, cotangents: Mask, *options: Any) -> Par
     return _Splitter(joint(body, active, cotangents), body, active, cotangents, *options).split()
 
 
-def backward_operands(
-    part: Partition,
-    body: Subgraph,
-    reached: Mask,
-    operands: Sequence[Tensor],
-    residuals: Sequence[Tensor],
-    cotangents: Sequence[Tensor | None],
-) -> list[Tensor]:
-    """What the backward graph of a call takes; ``reached`` are the outputs with cotangents, None being zero."""
-    sizes = body.bind(operands)
-    given = zip(cotangents, body.outputs, reached)
-    cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, r in given if r]
-    return [*residuals, *(x for x, k in zip(operands, part.kept) if k), *cts]
-
-
 class _Splitter:
     def __init__(
         self,
@@ -124,7 +129,8 @@ class _Splitter:
         shifts: bool,
         policy: Policy | None,
     ) -> None:
-        self.body, self.shifts, self.policy = body, shifts, policy
+        self.body, self.active, self.cotangents = body, active, cotangents
+        self.shifts, self.policy = shifts, policy
         self.module = graph.module
         nodes = list(self.module.graph.nodes)
         placeholders = [n for n in nodes if n.op == "placeholder"]
@@ -157,6 +163,9 @@ class _Splitter:
             saved = least_saved(needed, self._cost) or saved
         self._provide(needed, saved)
         return Partition(
+            body=self.body,
+            active=self.active,
+            cotangents=self.cotangents,
             forward=self._forward(),
             backward=self._backward(),
             kept=tuple(p in self.kept for p in self.inputs),

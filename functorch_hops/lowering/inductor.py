@@ -18,21 +18,19 @@ a loop of no step copies, since others read its initial carries still.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.autograd import profiler
-from torch.utils._pytree import tree_leaves
 
 from .._torch import is_effectful
 from ..ir.subgraph import Params, params_of
 from .barrier import barriers, optimization_barrier, store_shared_sources, stored
+from .cures import cured, exact_arithmetic, graphs_in, replaced
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
@@ -83,7 +81,7 @@ def _operands_unasserted() -> contextlib.AbstractContextManager[None]:
     """Without an assertion in the code for each operand: its sizes and strides were seen to before the call."""
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 
-    return _replaced(PythonWrapperCodegen, "codegen_input_size_asserts", lambda wrapper: None)
+    return replaced(PythonWrapperCodegen, "codegen_input_size_asserts", lambda wrapper: None)
 
 
 def _without_wrappers(run: Callable[..., Any], graphs: Sequence[Any]) -> Code:
@@ -164,7 +162,7 @@ def mend_inductor() -> None:
     from torch._inductor import compile_fx, config
 
     def compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        targets = {node.target for part in _graphs(module) for node in part.graph.nodes}
+        targets = {node.target for part in graphs_in(module) for node in part.graph.nodes}
         is_loop, is_ours = not _NATIVE_LOOPS.isdisjoint(targets), not _OPERATORS.isdisjoint(targets)
         if _ours.is_active:
             return _compile_inner(original, _ours.has_effects, module, *args, **kwargs)
@@ -191,17 +189,6 @@ _NATIVE_LOOPS = {
 _OPERATORS = {loop_kernel, optimization_barrier, stored, taped_kernel}
 
 
-@contextlib.contextmanager
-def _no_remarks() -> Iterator[None]:
-    """Without a line in the log for each operator that C++ calls through torch's dispatcher, which is no fault."""
-    log, is_fault = logging.getLogger("torch._inductor.ir"), lambda record: "c-shim" not in str(record.msg)
-    log.addFilter(is_fault)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_fault)
-
-
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}
 """Inductor (torch 2.13) takes a value plus zeros for the value, an expanded one too, and then writes to it in place."""
 _IN_ORDER = {"reorder_for_peak_memory": False}
@@ -225,166 +212,12 @@ def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str
 
 
 @contextlib.contextmanager
-def _exact_operands() -> Iterator[None]:
-    """Give the operands of a branch the strides for which it is compiled: Inductor (torch 2.13) does so for loops only,
-    and may store an operand in the layout that suits whoever computes it.
-    """
-    from torch._inductor import ir
-    from torch._inductor.lowering import lowerings
-    from torch._inductor.virtualized import V
-
-    def exact(value: Any, node: Any) -> Any:
-        if not isinstance(value, ir.TensorBox):
-            return value
-        return ir.ExternKernel.require_exact_strides(value, node.meta["val"].stride(), allow_padding=False)
-
-    def lower(pred: Any, true_fn: Any, false_fn: Any, operands: Any) -> Any:
-        nodes: Any = V.graph.current_node.args[3]
-        return original(pred, true_fn, false_fn, [exact(value, node) for value, node in zip(operands, nodes)])
-
-    cond = torch.ops.higher_order.cond
-    original = lowerings[cond]
-    lowerings[cond] = lower
-    try:
-        yield
-    finally:
-        lowerings[cond] = original
-
-
-@contextlib.contextmanager
-def _separate_loops() -> Iterator[None]:
-    """Keep the memory of a loop in C++ apart from that of its operands (torch 2.13).
-
-    Views among them are named by an expression inside the loop, and for a view of a whole buffer (a squeeze of nothing,
-    another dtype) the first step frees the handle: here they are made before it. And a loop that takes no step returns
-    its initial carries, which others read and later operators write to: here it copies them, as a loop in Python does.
-    """
-    from torch._inductor import ir
-    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
-
-    def generate(wrapper: Any, loop: Any, *args: Any, **kwargs: Any) -> None:
-        carried, constant, views = loop.carried_inputs, loop.additional_inputs, list[str]()
-
-        def named(operand: Any) -> Any:
-            if not isinstance(_unboxed(operand), ir.ReinterpretView):
-                return operand
-            views.append(f"{loop.get_name()}_view{len(views)}")
-            wrapper.writeline(f"auto {views[-1]} = {operand.codegen_reference()};")
-            return _Named(operand, views[-1])
-
-        loop.carried_inputs, loop.additional_inputs = [*map(named, carried)], [*map(named, constant)]
-        own = {output.get_name() for output in loop.outputs}
-        try:
-            ends = wrapper._get_while_loop_carried_output_names(loop)
-            original(wrapper, loop, *args, **kwargs)
-            for start, end in zip(loop.carried_inputs, ends):
-                if end in own:  # and is no stack that the loop fills
-                    wrapper.writeline(_COPIED.format(start=start.codegen_reference(), end=end))
-        finally:
-            loop.carried_inputs, loop.additional_inputs = carried, constant
-        for view in views:
-            wrapper.writeline(f"{view}.reset();")
-
-    original: Any = CppWrapperCpu.codegen_while_loop
-    with _replaced(CppWrapperCpu, "codegen_while_loop", generate):
-        yield
-
-
-_COPIED = """\
-if ({end}.data_ptr() == {start}.data_ptr()) {{
-    AtenTensorHandle {end}_copy;
-    AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_clone({end}, &{end}_copy));
-    {end} = RAIIAtenTensorHandle({end}_copy);
-}}"""
-
-
-class _Named(NamedTuple):
-    """An operand that the generated code knows by a name of its own."""
-
-    operand: Any
-    name: str
-
-    def get_name(self) -> str:
-        return str(self.operand.get_name())
-
-    def codegen_reference(self) -> str:
-        return self.name
-
-
-def _unboxed(value: Any) -> Any:
-    from torch._inductor import ir
-
-    while isinstance(value, ir.MutableBox):
-        value = value.data
-    return value
-
-
-@contextlib.contextmanager
 def exact_code() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop: our operators are known, and faults cured."""
     _register_operators()
     register_kernels()
-    with _reads_after_writes(), _rounded_constants():
+    with exact_arithmetic():
         yield
-
-
-@contextlib.contextmanager
-def _reads_after_writes() -> Iterator[None]:
-    """Keep a read of what was written in place behind the write: where Inductor (torch 2.13) fits the loops of one
-    kernel to those of another, it forgets which version of a buffer the kernel reads.
-    """
-    from torch._inductor.scheduler import SchedulerNode
-
-    def recompute(node: Any, *args: Any, **kwargs: Any) -> None:
-        original(node, *args, **kwargs)
-        node.set_read_writes(node.read_writes.rename(node.mutation_renames))
-
-    original: Any = SchedulerNode.recompute_size_and_body
-    with _replaced(SchedulerNode, "recompute_size_and_body", recompute):
-        yield
-
-
-@contextlib.contextmanager
-def _rounded_constants() -> Iterator[None]:
-    """Round what Inductor computes of constants: it does so in Python's numbers (torch 2.13), and the same expression
-    has another value in a kernel where it is unrolled than in one where it is not.
-    """
-    from torch._inductor.index_propagation import TypedExpr
-    from torch._inductor.utils import get_dtype_size
-
-    def rounded(expression: Any) -> None:
-        original(expression)
-        if type(expression.expr) is float and get_dtype_size(expression.dtype) < get_dtype_size(torch.float64):
-            expression.expr = ctypes.c_float(expression.expr).value  # kernels compute in no less
-
-    original: Any = TypedExpr.__post_init__
-    with _replaced(TypedExpr, "__post_init__", rounded):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-@contextlib.contextmanager
-def _kept() -> Iterator[None]:
-    """Keep loops and branches that nobody reads: Inductor (torch 2.13) does not look into them for effects."""
-    from torch._inductor import ir
-
-    kinds = ir.Conditional, ir.WhileLoop
-    for kind in kinds:
-        setattr(kind, "has_side_effects", lambda self: True)  # noqa: B010
-    try:
-        yield
-    finally:
-        for kind in kinds:
-            delattr(kind, "has_side_effects")
 
 
 def _operators(module: fx.GraphModule) -> Iterator[Params]:
@@ -407,76 +240,16 @@ def _has_tapes(module: fx.GraphModule) -> bool:
 def _compile_inner(
     original: Callable[..., Any], has_effects: bool, module: fx.GraphModule, *args: Any, **kwargs: Any
 ) -> Any:
-    """Compile a graph with what is cured here.
-
-    Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of
-    complex tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
-    """
+    """Compile a graph with Inductor's faults cured."""
     import torch.compiler.config as compiler
-    from torch._inductor import config
 
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS} {'whole' if _ours.is_active else 'around'}"
-    assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
-    with (
-        _no_remarks(),
-        _exact_operands(),
-        _separate_loops(),
-        exact_code(),
-        _kept() if has_effects else contextlib.nullcontext(),
-        compiler.patch(cache_key_tag=tag),  # type: ignore[attr-defined]
-        config.patch(assume),
-    ):
-        for part in _graphs(module):
-            _unexpand_written(part.graph)
+    with cured(module, has_effects), exact_code(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        for part in graphs_in(module):
             store_shared_sources(part.graph)
         code = original(module, *args, **kwargs)
     generated(getattr(code, "source_code", None) or "")
     return code
-
-
-def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
-    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
-
-
-_WRITTEN_IN_PLACE = (
-    aten.index_put.default,
-    aten._unsafe_index_put.default,
-    aten.slice_scatter.default,
-    aten.select_scatter.default,
-    aten.diagonal_scatter.default,
-    aten.as_strided_scatter.default,
-)
-
-
-def _unexpand_written(graph: fx.Graph) -> None:
-    """Inductor (torch 2.13) does these writes in place where nobody else reads the value any more. Where its elements
-    share memory, because it is expanded, all of them would change: it goes into memory of its own.
-    """
-    for node in graph.nodes:
-        source = node.args[0] if node.target in _WRITTEN_IN_PLACE else None
-        if isinstance(source, fx.Node) and _overlaps_itself(source.meta["val"]):
-            with graph.inserting_before(node):
-                copy = graph.call_function(aten.clone.default, (source,), {"memory_format": torch.contiguous_format})
-            copy.meta["val"] = source.meta["val"].clone(memory_format=torch.contiguous_format)
-            node.args = (copy, *node.args[1:])
-
-
-def _overlaps_itself(x: Tensor) -> bool:
-    """Whether elements of a tensor share memory, as far as its sizes and strides are numbers."""
-    extent = 1
-    layout = [(stride, size) for stride, size in zip(x.stride(), x.shape) if type(stride) is int and type(size) is int]
-    for stride, size in sorted(layout):
-        if size > 1 and stride < extent:
-            return True
-        extent += (size - 1) * stride
-    return any(
-        stride == 0 for stride, size in zip(x.stride(), x.shape) if type(stride) is int and type(size) is not int
-    )
-
-
-def _has_complex(module: fx.GraphModule) -> bool:
-    values = tree_leaves([node.meta.get("val") for part in _graphs(module) for node in part.graph.nodes])
-    return any(isinstance(x, Tensor) and x.is_complex() for x in values)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...derive.batch import batched
-from ...derive.partition import Partition, backward_operands, partition
+from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
@@ -39,10 +39,10 @@ def _call(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tens
     return checkpoint_op(params, *operands)
 
 
-def _partition(params: CheckpointParams, active: Mask) -> tuple[Partition, Mask]:
+def _partition(params: CheckpointParams, active: Mask) -> Partition:
     body = params.body
     reached = dependent_outputs(body, active, Through.GRADIENT)
-    return partition(body, active, reached, policy=params.policy), reached
+    return partition(body, active, reached, policy=params.policy)
 
 
 def checkpoint_impl(params: CheckpointParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -79,7 +79,7 @@ def checkpoint_jvp(
 
 
 def checkpoint_vjp_forward(params: CheckpointParams, active: Mask) -> CheckpointParams:
-    return replace(params, body=_partition(params, active)[0].forward)
+    return replace(params, body=_partition(params, active).forward)
 
 
 def checkpoint_vjp_backward(
@@ -89,12 +89,13 @@ def checkpoint_vjp_backward(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    body = params.body
-    part, reached = _partition(params, active)
-    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
-    after = tuple(i >= len(operands_back) - sum(reached) for i in range(len(operands_back)))
-    grads = iter(_call(replace(params, body=part.backward, after_cotangents=after), operands_back))
-    return [next(grads) if a else None for a in active]
+    part = _partition(params, active)
+
+    def run(given: list[Tensor]) -> Sequence[Tensor]:
+        after = tuple(i >= len(given) - sum(part.cotangents) for i in range(len(given)))
+        return _call(replace(params, body=part.backward, after_cotangents=after), given)
+
+    return part.pull(run, operands, residuals, cotangents)
 
 
 def checkpoint_passthrough(

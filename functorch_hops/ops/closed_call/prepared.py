@@ -5,7 +5,7 @@ settled before.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...derive.partition import backward_operands
 from ...hop.autograd import PlainCall, RecordedCall, vjp_forward
 from ...hop.operator import is_plain_call
 from ...hop.rules import Maybe
-from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
 from ...lowering.backends import Compiled, compiled
@@ -68,8 +66,7 @@ class PreparedCall(PlainCall):
 
     def __init__(self, params: ClosedCallParams, augmented: ClosedCallParams, active: Mask, run: Run) -> None:
         super().__init__(augmented)
-        self._run, self._params, self._active = run, params, active
-        self._reached = dependent_outputs(params.body, active, Through.GRADIENT)
+        self._run, self._params = run, params
         self._partition = partition_of(params, active)
 
     @functools.cached_property
@@ -87,9 +84,9 @@ class PreparedCall(PlainCall):
         is_alone = current_capture() is None and not (_torch.in_legacy_vmap() or _torch.autocast_enabled())
         if not (is_first_order and is_alone and is_plain_call(given)):
             return None
-        part, body = self._partition, self._params.body
-        if not are_whole(part, residuals):
+        if not are_whole(self._partition, residuals):
             return None
-        back = backward_operands(part, body, self._reached, operands, residuals, cotangents[:n])
-        grads = iter(self._backward(back))
-        return [next(grads).contiguous() if a else None for a in self._active]
+        return self._partition.pull(self._run_backward, operands, residuals, cotangents[:n])
+
+    def _run_backward(self, operands: list[Tensor]) -> Iterable[Tensor]:
+        return map(Tensor.contiguous, self._backward(operands))

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from torch import Tensor
 
 from ...derive.batch import batched
-from ...derive.partition import backward_operands, partition
+from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
@@ -65,9 +65,7 @@ def closed_call_jvp(
 
 
 def closed_call_vjp_forward(params: ClosedCallParams, active: Mask) -> ClosedCallParams:
-    body = params.body
-    part = partition(body, active, dependent_outputs(body, active, Through.GRADIENT))
-    return ClosedCallParams.of(part.forward, params.backend)
+    return ClosedCallParams.of(_partition(params, active).forward, params.backend)
 
 
 def closed_call_vjp_backward(
@@ -77,12 +75,12 @@ def closed_call_vjp_backward(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    body = params.body
-    reached = dependent_outputs(body, active, Through.GRADIENT)
-    part = partition(body, active, reached)
-    operands_back = backward_operands(part, body, reached, operands, residuals, cotangents)
-    grads = iter(_call(part.backward, params, operands_back))
-    return [next(grads) if a else None for a in active]
+    part = _partition(params, active)
+    return part.pull(lambda given: _call(part.backward, params, given), operands, residuals, cotangents)
+
+
+def _partition(params: ClosedCallParams, active: Mask) -> Partition:
+    return partition(params.body, active, dependent_outputs(params.body, active, Through.GRADIENT))
 
 
 def closed_call_passthrough(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...derive.joint import joint
-from ...derive.partition import Partition, backward_operands, partition, partition_of_joint
+from ...derive.partition import Partition, partition, partition_of_joint
 from ...hop.operator import is_plain_call
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
@@ -47,10 +47,8 @@ def taped_call_vjp_backward(
         params = silenced(params)  # see NOTE [Effects happen once]
         again = closed_call_op(closed_call_vjp_forward(params, active), *operands)
         return closed_call_vjp_backward(params, active, operands, again[params.n_outputs :], cotangents)
-    reached = dependent_outputs(params.body, active, Through.GRADIENT)
-    given = backward_operands(part, params.body, reached, operands, residuals, cotangents)
-    grads = iter(closed_call_op(ClosedCallParams.of(part.backward, params.backend), *given))
-    return [next(grads) if a else None for a in active]
+    backward = ClosedCallParams.of(part.backward, params.backend)
+    return part.pull(lambda given: closed_call_op(backward, *given), operands, residuals, cotangents)
 
 
 def partition_of(params: ClosedCallParams, active: Mask) -> Partition:

@@ -9,14 +9,13 @@ these as it does any code: so the second derivative is that of the rule, residua
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _torch
 from ...derive.batch import batched
-from ...derive.partition import backward_operands, partition
+from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
@@ -68,7 +67,7 @@ def custom_rule_prune(params: CustomRuleParams, used: Mask) -> Pruned[CustomRule
 
 def custom_rule_vjp_forward(params: CustomRuleParams, active: Mask) -> CustomRuleParams:
     if isinstance(params, Inlined):
-        return Inlined(_residual_partition(params, active)[0].forward, params.of)
+        return Inlined(_residual_partition(params, active).forward, params.of)
     rule = _require_rule(params)
     reverse = rule.reverse(active)
     return rule if reverse is None else Inlined(reverse.forward, rule)
@@ -100,12 +99,12 @@ def custom_rule_vjp_backward(
     return [next(grads) if g else None for g in reverse.gradients]
 
 
-def _residual_partition(params: Inlined, active: Mask) -> tuple[Any, Mask]:
+def _residual_partition(params: Inlined, active: Mask) -> Partition:
     """How the residuals of a forward graph are differentiated: as ordinary code."""
     graph, n_outputs = params.function, params.of.n_outputs
     reached = dependent_outputs(graph, active, Through.GRADIENT)
     cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
-    return partition(graph, active, cotangents), cotangents
+    return partition(graph, active, cotangents)
 
 
 def _second_derivative(
@@ -121,10 +120,8 @@ def _second_derivative(
     second's.
     """
     rule, graph = params.of, params.function
-    part, reached = _residual_partition(params, active)
-    given = backward_operands(part, graph, reached, operands, residuals, cotangents)
-    ordinary = iter(part.backward(*given))
-    grads = [next(ordinary) if a else None for a in active]
+    part = _residual_partition(params, active)
+    grads = part.pull(lambda given: part.backward(*given), operands, residuals, cotangents)
     n_outputs = rule.n_outputs
     if all(ct is None for ct in cotangents[:n_outputs]):
         return grads

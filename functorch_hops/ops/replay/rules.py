@@ -8,7 +8,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from ...derive.batch import batched
-from ...derive.partition import Partition, backward_operands, partition
+from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 
-def _partition(params: ReplayParams, active: Mask) -> tuple[Partition, Mask]:
+def _partition(params: ReplayParams, active: Mask) -> Partition:
     body = params.body
     reached = dependent_outputs(body, active[1:], Through.GRADIENT)
-    return partition(body, active[1:], reached), reached
+    return partition(body, active[1:], reached)
 
 
 def replay_impl(params: ReplayParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -83,7 +83,7 @@ def replay_jvp(
 
 
 def replay_vjp_forward(params: ReplayParams, active: Mask) -> ReplayParams:
-    return ReplayParams(_partition(params, active)[0].forward)
+    return ReplayParams(_partition(params, active).forward)
 
 
 def replay_vjp_backward(
@@ -93,10 +93,8 @@ def replay_vjp_backward(
     residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    part, reached = _partition(params, active)
-    given = backward_operands(part, params.body, reached, operands[1:], residuals, cotangents[1:])
-    grads = iter(part.backward(*given))
-    return [next(grads) if a else None for a in active]
+    part = _partition(params, active)
+    return [None, *part.pull(lambda given: part.backward(*given), operands[1:], residuals, cotangents[1:])]
 
 
 def replay_prune(params: ReplayParams, used: Mask) -> Pruned[ReplayParams]:
