@@ -12,8 +12,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from functorch_hops.calls.leaf import left_to_python
 
 __all__ = ["JittedModule", "jitted_inside", "module_of"]
 
@@ -33,11 +36,16 @@ _OF_A_CALL = (
 class JittedModule(nn.Module):
     """What ``jit`` makes of a module; see :func:`jit`. Only ``jit`` makes such modules."""
 
-    __slots__ = ("_jitted", *_OF_A_CALL)
+    __slots__ = ("_jitted", "_hooks", *_OF_A_CALL)
     # What another jitted function reads of this one: the module and the hooks, not the cache.
     __environment__ = ("__wrapped__", *_OF_A_CALL)
 
-    __call__ = nn.Module.__call__  # not what the module's own class may have made of it: the compiled code calls that
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Not what the module's own class may have made of it: the compiled code calls that."""
+        if torch.compiler.is_dynamo_compiling():  # it looks for the hooks in __dict__, where those of the module are
+            has_hooks = any(len(hooks) > 0 for hooks in self._hooks)
+            return _call_with_hooks(self, args, kwargs) if has_hooks else self._jitted(*args, **kwargs)
+        return nn.Module.__call__(self, *args, **kwargs)
 
     @property
     def __wrapped__(self) -> Any:
@@ -95,6 +103,11 @@ class JittedModule(nn.Module):
         return module_of(*copy.deepcopy(self.__reduce__()[1], memo))
 
 
+@left_to_python
+def _call_with_hooks(module: JittedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return nn.Module.__call__(module, *args, **kwargs)
+
+
 def module_of(jitted: Any, of_calls: dict[str, Any] | None = None) -> JittedModule:
     """A jitted function whose function is a module, as a module."""
     module = jitted.__wrapped__
@@ -104,6 +117,8 @@ def module_of(jitted: Any, of_calls: dict[str, Any] | None = None) -> JittedModu
         if name in _OF_A_CALL:
             object.__setattr__(view, name, value)
     object.__setattr__(view, "_jitted", jitted)
+    hooks = tuple(getattr(view, name) for name in _OF_A_CALL if isinstance(getattr(view, name), dict))
+    object.__setattr__(view, "_hooks", hooks)
     return view
 
 

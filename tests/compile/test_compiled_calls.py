@@ -192,6 +192,15 @@ def test_a_jitted_function_inside() -> None:
     assert doubled.cache_info().misses == 1, "captured in plain eager only"
 
 
+def test_a_jitted_module_inside() -> None:
+    module = fh.jit(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3)), backend="eager")
+    same(lambda x: 2 * module(x), torch.randn(4, 3))
+    same(torch.nn.Sequential(torch.nn.Tanh(), module), torch.randn(4, 3))
+    same(module, torch.randn(4, 3))
+    module.eval()
+    same(lambda x: fh.scan(lambda c, row: (module(c) + row, None), x, x.expand(2, 4, 3))[0], torch.randn(4, 3))
+
+
 def test_a_compiled_transform() -> None:
     """The compiled function itself is one that a transform, or a decorator, made."""
     rule = fh.custom_vjp(lambda x: x.sin())

@@ -72,3 +72,17 @@ def test_kernels_of_loops_forward_and_backward() -> None:
     got, code = run_and_get_code(step)
     torch.testing.assert_close(got, torch.autograd.grad(run(x).sum(), x))
     assert [("cpp_loop" in text) for text in code] == [True, True]
+
+
+def test_a_checkpoint_in_a_loop_keeps_the_kernel() -> None:
+    """Its operands are those of the step, and pass a barrier in the kernel backwards."""
+    w = torch.randn(4, 4, requires_grad=True)
+    layer = fh.checkpoint(lambda c: torch.tanh(torch.tanh(c @ w) @ w))
+
+    def run(x):
+        return fh.scan(lambda c, row: (layer(c) + row, None), torch.zeros(4), x)[0].sum()
+
+    x = torch.randn(3, 4, requires_grad=True)
+    got, code = run_and_get_code(lambda: torch.autograd.grad(torch.compile(run, fullgraph=True)(x), (x, w)))
+    torch.testing.assert_close(got, torch.autograd.grad(run(x), (x, w)))
+    assert [("cpp_loop" in text) for text in code] == [True, True]

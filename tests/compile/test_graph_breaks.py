@@ -105,6 +105,17 @@ def test_a_break_is_around_the_call() -> None:
     assert counter.frame_count == 3
 
 
+@torch.no_grad()
+def test_hooks_of_a_jitted_module_run_as_python() -> None:
+    module = fh.jit(torch.nn.Linear(3, 3), backend="eager")
+    compiled = torch.compile(lambda x: 2 * module(x), backend="eager")
+    torch.testing.assert_close(compiled(x()), 2 * module(x()))
+    handle = module.register_forward_hook(lambda module, args, out: out + 1)
+    torch.testing.assert_close(compiled(x()), 2 * module(x()))
+    handle.remove()
+    torch.testing.assert_close(compiled(x()), 2 * module(x()))
+
+
 def test_a_failure_leaves_nothing_behind() -> None:
     def run(x):
         return torch.func.jvp(branches, (x,), (x,))

@@ -301,7 +301,7 @@ def _graph_class() -> Any:
 
         def _alias(self, name: str, view: Any) -> None:
             base = V.graph.try_get_buffer(view.get_name())
-            if base is not None:
+            if base is not None and view.get_name() not in V.graph.graph_inputs:
                 self.codegen_allocation(base)
             self.statements.append(f"auto* {name} = {view.get_name()} + {int(view.get_layout().offset)};")
 

@@ -35,7 +35,7 @@ from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 __all__ = ["LoopReport", "Plan", "planned"]
 
 
-_LAST_LINES = 5
+_TOLD_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -265,9 +265,10 @@ def _erase(node: fx.Node) -> None:
 
 
 def _failed(label: str, error: Exception) -> str:
-    """Warn that a loop runs as torch's own, with the last lines of what Inductor or the C++ compiler said."""
+    """Warn that a loop runs as torch's own, with what Inductor or the C++ compiler said: its errors, or its end."""
     lines = str(error).strip().splitlines()
-    reason = "\n".join([type(error).__name__, *lines[-_LAST_LINES:]])
+    errors = [line for line in lines if "error:" in line]
+    reason = "\n".join([type(error).__name__, *(errors[:_TOLD_LINES] or lines[-_TOLD_LINES:])])
     problem = f"its kernel could not be made, and torch's own loop runs in its place: {reason}"
     remedy = 'options={"loop_kernels": False} compiles without kernels of loops'
     warnings.warn(message(label, problem, remedy=remedy), RuntimeWarning, stacklevel=2)
