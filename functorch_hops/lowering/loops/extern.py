@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sympy import sympify
 
 from .operator import loop_kernel, output_metas
+from .sizes import size_of
 from .source import ENTRY, program
 
 __all__ = ["plain_input", "register_kernels", "writing_kernel"]
@@ -22,9 +24,10 @@ def writing_kernel() -> Any:
     class WritingKernel(ir.ExternKernel):
         """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
 
-        def __init__(self, inputs: Any, outputs: Any) -> None:
+        def __init__(self, inputs: Any, outputs: Any, sizes: Sequence[Any] = ()) -> None:
             self.device = torch.device("cpu")
-            super().__init__(None, ir.NoneLayout(device=self.device), self.unwrap_storage([*outputs, *inputs]))
+            layout = ir.NoneLayout(device=self.device)
+            super().__init__(None, layout, self.unwrap_storage([*outputs, *inputs]), tuple(sizes))
             self.arguments = [x.get_name() for x in (*inputs, *outputs)]
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
@@ -48,34 +51,54 @@ def register_kernels() -> None:
     from torch._inductor.virtualized import V
 
     class LoopKernel(writing_kernel()):  # type: ignore[misc]
-        def __init__(self, inputs: Any, outputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
-            super().__init__(inputs, outputs)
-            self.parts, self.function, self.workspace = parts, name, workspace
+        def __init__(
+            self,
+            inputs: Any,
+            outputs: Any,
+            sizes: Sequence[Any],
+            workspace: Any,
+            parts: Sequence[str],
+            name: str,
+        ) -> None:
+            super().__init__(inputs, outputs, [*sizes, workspace])
+            self.sizes, self.workspace = sizes, workspace
+            self.parts, self.function = parts, name
             self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
             self.offsets = [int(x.get_layout().offset) for x in (*inputs, *outputs)]
 
         def codegen(self, wrapper: Any) -> None:
             if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
                 places = [f"{x} + {offset}" for x, offset in zip(self.arguments, self.offsets)]
-                wrapper.call_function(self.parts, self.function, self.workspace, places)
+                places += [str(size_of(size)) for size in self.sizes]
+                wrapper.call_function(self.parts, self.function, size_of(self.workspace), places)
                 return
             is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
             entry = name if is_cpp else ENTRY
-            source, types = program(self.parts, self.function, self.workspace, *self.dtypes, entry, self.offsets)
+            source, types = program(self.parts, self.function, len(self.sizes), *self.dtypes, entry, self.offsets)
             text = source if is_cpp else f"async_compile.cpp_pybinding({types!r}, {source!r})\n"
             declaration = f'extern "C" void {name}({", ".join(types)});\n'
             wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
-            wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=types)
+            arguments = [*self.arguments, *map(wrapper.codegen_sizevar, (*self.sizes, self.workspace))]
+            wrapper.generate_kernel_call(name, arguments, triton=False, arg_types=types)
 
-    def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
+    def lower(
+        inputs: Any,
+        sizes: Any,
+        workspace: Any,
+        parts: Any,
+        name: str,
+        ranks: Any,
+        shapes: Any,
+        dtypes: Any,
+    ) -> Any:
         inputs = [_contiguous(x) for x in inputs]
         outputs = []
-        for meta in output_metas(sizes, dtypes):
+        for meta in output_metas(ranks, shapes, dtypes):
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
             out.realize()
             outputs.append(out)
-        LoopKernel(inputs, outputs, parts, name, workspace)
+        LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
         return outputs
 
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)

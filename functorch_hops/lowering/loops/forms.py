@@ -65,7 +65,7 @@ class Scan:
     n_carry: int
     n_xs: int
     reverse: bool
-    length: int
+    length: Any
     leads: tuple[int | None, ...] = ()
     shifts: tuple[Shift | None, ...] = ()
 
@@ -116,7 +116,7 @@ class Prefixes:
 
     body: Subgraph
     n_leaves: int
-    length: int
+    length: Any
 
     @property
     def inputs(self) -> list[TensorMeta]:
