@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from sympy import sympify
 
+from .drawing import draw
 from .operator import loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
@@ -47,8 +48,9 @@ def writing_kernel() -> Any:
 
 @functools.cache
 def register_kernels() -> None:
+    from torch._inductor import ir
     from torch._inductor.lowering import empty_strided, register_lowering
-    from torch._inductor.virtualized import V
+    from torch._inductor.virtualized import V, ops
 
     class LoopKernel(writing_kernel()):  # type: ignore[misc]
         def __init__(
@@ -101,7 +103,27 @@ def register_kernels() -> None:
         LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
         return outputs
 
+    def lower_draw(key: Any, size: Any, kind: str) -> Any:
+        key.realize()
+        seed, shape = key.make_loader(), [*map(sympify, size)]
+        place = ir.FixedLayout(
+            key.get_device(), torch.int64, shape, ir.FlexibleLayout.contiguous_strides(shape)
+        ).make_indexer()
+
+        def element(index: Any) -> Any:
+            count = ops.index_expr(place(index), torch.int64)
+            if kind == "bits":
+                low, high = (ops.index_expr(sympify(x), torch.int64) for x in (0, 2**63 - 1))
+                return ops.randint64(seed([]), count, low, high)
+            return getattr(ops, kind)(seed([]), count)
+
+        dtype = torch.int64 if kind == "bits" else torch.float32
+        result = ir.Pointwise.create(device=key.get_device(), dtype=dtype, inner_fn=element, ranges=shape)
+        result.realize()
+        return result
+
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)
+    register_lowering(draw, type_promotion_kind=None)(lower_draw)
 
 
 def plain_input(x: Any) -> Any:

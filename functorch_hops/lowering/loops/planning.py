@@ -22,6 +22,7 @@ from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
+from .drawing import keyed
 from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
@@ -103,14 +104,18 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
             try:
                 tensors = [x for x in node.args[1:] if isinstance(x, fx.Node) and isinstance(x.meta["val"], Tensor)]
                 places = {user: Place(int(user.args[1])) for user in node.users}
-                if isinstance(form, Scan):
-                    form, places = with_leads(form, node)
-                    form, tensors = shifted(*sunk(form, node, tensors, module))
+                reader = None
                 if isinstance(form, While) and form.flags:
                     if is_inner or params.has_effects:
                         raise Refused("it stacks values for a gradient, and has effects or is in another loop")
                     reader = reader_of(form, node, module)
-                    reports += _plan_tape(node, form, reader, params, module, options, sizes)
+                if params.random:
+                    form, tensors = keyed(form, node, tensors)
+                if isinstance(form, Scan):
+                    form, places = with_leads(form, node)
+                    form, tensors = shifted(*sunk(form, node, tensors, module))
+                if reader is not None:
+                    reports += _plan_tape(node, form, tensors, reader, params, module, options, sizes)
                     done.add(reader.node)
                     continue
                 kernel, inner = _kernel(form, params.operator.label, options)
@@ -145,8 +150,8 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         form = params.operator.rules.form(params, operands)
         if form is None or (isinstance(form, Branches) and not is_inner):
             return None, None
-        if params.random:
-            raise Refused("it draws random numbers")
+        if params.random and is_inner:
+            raise Refused("it draws random numbers inside another loop")
         if not all(target in CHECKS for target in _effects(params)):
             raise Refused("one of its operators checks, prints or does something unknown")
         _check_metas((*form.inputs, *form.outputs))
@@ -233,6 +238,7 @@ def _compile(kernel: Function, inputs: Sequence[TensorMeta], outputs: Sequence[T
 def _plan_tape(
     node: fx.Node,
     form: While,
+    tensors: Sequence[fx.Node],
     reader: Reader,
     params: Params,
     module: fx.GraphModule,
@@ -270,7 +276,7 @@ def _plan_tape(
                 user.replace_all_uses_with(elements[i])  # type: ignore[index]
         return elements[-1]
 
-    tape = replaced(node, writes, node.args[1:], form.outputs, None)
+    tape = replaced(node, writes, tensors, form.outputs, None)
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
     _erase(reader.node)
     _erase(node)

@@ -311,6 +311,16 @@ static inline void will_fill([[maybe_unused]] void* memory, [[maybe_unused]] siz
   if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
+// Random numbers by count: see NOTE [Numbers by count].
+static inline float uniform(int64_t key, int64_t count) {
+  return float(at::Philox4_32(key, 0, count)() >> 8) * 0x1p-24f;
+}
+static inline float normal(int64_t key, int64_t count) { return at::Philox4_32(key, 0, count).randn(10); }
+static inline int64_t integer(int64_t key, int64_t count, int64_t low, int64_t high) {
+  at::Philox4_32 engine(key, 0, count);
+  const uint64_t first = engine(), second = engine();
+  return low + int64_t((first << 32 | second) % uint64_t(high - low));
+}
 struct Call {
   Control control;
   std::unique_ptr<char, decltype(&std::free)> workspace;
