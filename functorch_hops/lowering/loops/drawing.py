@@ -24,7 +24,7 @@ from ...ir.sizes import shape_env_of
 from ...ir.subgraph import Subgraph, is_random_node, params_of
 from .forms import Form, Refused, Scan, While
 
-__all__ = ["draw", "keyed"]
+__all__ = ["draw", "keyed", "keyed_body"]
 
 aten = torch.ops.aten
 
@@ -55,8 +55,7 @@ def keyed(form: Form, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan 
 def _keyed_scan(form: Scan, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
     """With a key for each step among the xs."""
     at = form.n_carry + form.n_xs
-    _check(form.body)
-    body, count = _keyed(form.body, at, 0)
+    body, count = keyed_body(form.body, at)
     nodes = _Nodes(loop)
     steps = nodes.add(aten.arange.default, (loop.args[1],), {"dtype": torch.int64, "device": torch.device("cpu")})
     keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed()))
@@ -66,10 +65,8 @@ def _keyed_scan(form: Scan, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple
 def _keyed_while(form: While, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[While, list[fx.Node]]:
     """With the key of the next step as the last carry."""
     n = form.n_carry
-    _check(form.body)
-    _check(form.cond)
-    body, in_body = _keyed(form.body, n, 0)
-    cond, in_cond = _keyed(form.cond, n, in_body)
+    body, in_body = keyed_body(form.body, n)
+    cond, in_cond = keyed_body(form.cond, n, in_body)
 
     def step(*args: Tensor) -> list[Tensor]:
         outs = body(*args)
@@ -109,10 +106,11 @@ def _check(body: Subgraph) -> None:
                 raise Refused(f"it draws random numbers by {node.target}")
 
 
-def _keyed(body: Subgraph, at: int, first: int) -> tuple[Subgraph, int]:
+def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
     """The body with a key as input ``at``, to which ``first`` and the number of each draw are added, and how many draws
     there are.
     """
+    _check(body)
     drawing = [node for node in body.module.graph.nodes if is_random_node(node, body.module)]
     numbers = {node: first + i for i, node in enumerate(drawing)}
     dtypes = {node: tree_leaves(node.meta["val"])[0].dtype for node in drawing}

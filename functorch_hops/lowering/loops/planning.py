@@ -23,7 +23,7 @@ from ..stages import COMPILED, generated, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
 from .drawing import keyed
-from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
+from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
 from .graph_sizes import GraphSizes
@@ -148,8 +148,10 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
     """
     try:
         form = params.operator.rules.form(params, operands)
-        if form is None or (isinstance(form, Branches) and not is_inner):
+        if form is None or (isinstance(form, Branches | Again) and not is_inner):
             return None, None
+        if isinstance(form, Again):
+            raise Refused("what it draws again is no number by count")
         if params.random and is_inner:
             raise Refused("it draws random numbers inside another loop")
         if not all(target in CHECKS for target in _effects(params)):
