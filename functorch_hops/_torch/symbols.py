@@ -10,12 +10,15 @@ import torch
 
 __all__ = [
     "LiftedSymbols",
+    "NewFactError",
     "expression",
+    "expression_node",
     "facts",
     "inner_sizes_forgotten",
     "is_unbacked",
     "new_shape_env",
     "new_symbol",
+    "no_new_facts",
     "read_open_number",
     "shape_env",
     "size_hint",
@@ -91,9 +94,49 @@ def expression(size: torch.SymInt) -> Any:
     return size.node._expr
 
 
+def expression_node(graph: torch.fx.Graph, expression: Any, known: dict[Any, torch.fx.Node]) -> torch.fx.Node:
+    """Nodes that compute an expression of symbols; ``known``: the node of each. Returns the last one."""
+    from torch.fx.proxy import GraphAppendingTracer
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    class Tracer(GraphAppendingTracer):
+        def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
+            node = super().create_node(*args, **kwargs)
+            target: Any = node.target
+            node.meta["val"] = target(*torch.fx.map_arg(node.args, lambda x: x.meta["val"]))
+            return node
+
+    tracer = Tracer(graph)
+    proxies = {symbol: torch.fx.Proxy(node, tracer) for symbol, node in known.items()}
+    result: torch.fx.Node = sympy_interp(PythonReferenceAnalysis, proxies, expression).node
+    return result
+
+
 def facts(env: Any) -> list[Any]:
     """What was assumed about the symbols of a trace, in the order of its recording."""
     return [guard.expr for guard in env.guards]
+
+
+class NewFactError(Exception):
+    """A trace would have to assume something new about its sizes."""
+
+
+@contextlib.contextmanager
+def no_new_facts(env: Any) -> Iterator[None]:
+    """Raise NewFactError where the trace of ``env`` would have to assume something new about its sizes."""
+    if env is None or "_check_frozen" in vars(env):
+        yield
+        return
+
+    def refuse(fact: Any, value: Any) -> None:
+        raise NewFactError(f"{fact} is {value}")
+
+    env._check_frozen = refuse
+    try:
+        yield
+    finally:
+        del env._check_frozen
 
 
 def size_hint(size: Any) -> int:

@@ -22,6 +22,7 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .redrawn import redrawn_by_count
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -168,7 +169,7 @@ def dissolved(body: Subgraph, backend: Backend) -> Subgraph:
 
     def make() -> Subgraph:
         with _torch.compilation(body.shape_env):
-            return _planned(without_numbers(batch_products(hoist_loops(body))), dict(backend.options)).body
+            return _planned(_for_inductor(batch_products(hoist_loops(body))), dict(backend.options)).body
 
     return body.derive_apart(("dissolved", backend), make)
 
@@ -180,10 +181,14 @@ def with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 
 def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
     options = dict(backend.options)
-    if backend.name != "inductor" or not options.pop("loop_kernels", True) or body.shape_env is not None:
+    if backend.name != "inductor" or not options.pop("loop_kernels", True):
         return None
-    plan = _planned(without_numbers(batch_products(hoist_loops(body))), options)
+    plan = _planned(_for_inductor(batch_products(hoist_loops(body))), options)
     return plan.body if any(report.taken == "tape" for report in plan.loops) else None
+
+
+def _for_inductor(body: Subgraph) -> Subgraph:
+    return redrawn_by_count(without_numbers(body))
 
 
 def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
@@ -201,7 +206,7 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
         return body
     if not body.outputs and not body.has_effects:
         return lambda operands: ()
-    body = without_numbers(body)
+    body = _for_inductor(body) if backend.name == "inductor" else without_numbers(body)
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):

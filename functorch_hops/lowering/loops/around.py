@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from ...ir.meta import TensorMeta
 from .forms import Branches, Prefixes, Scan, While
+from .lane_blocks import REST, Blocks
 from .lanes import LaneBody, held_dtype, position
+from .sizes import OpenSize, Size, largest, size_of
 from .source import Function, c_type, computed_dtype, defined, n_bytes, nanoseconds_of, numel, offset_after
 from .tapes import TAPE, TAPE_PLACE, Layout
 
@@ -21,19 +23,18 @@ _LOOK_AFTER = 1 << 14
 _MANY_BYTES = 1 << 22
 
 
-def _period(work: int) -> int:
-    """Steps between two looks, a power of two."""
-    return 1 << max(0, (_LOOK_AFTER // max(work, 1)).bit_length() - 1)
-
-
-def _leave(work: int, loops: bool) -> str:
-    """Leave a loop that was told to stop. Loops inside one another count their steps together."""
-    look = f"((++control.steps & {_period(work) - 1}) == 0 && fh::interrupted(control))"
+def _leave(work: Size, loops: bool) -> str:
+    """Leave a loop that was told to stop. Loops inside one another count what they compute together."""
+    look = f"((control.work += {work}) >= {_LOOK_AFTER} && fh::interrupted(control))"
     return f"if ({'control.stopped || ' if loops else ''}{look}) break;"
 
 
 def _row(name: str, meta: TensorMeta) -> str:
     return f"{name} + t * int64_t({numel(meta)})"
+
+
+def _length(form: Scan) -> Size:
+    return size_of(form.length)
 
 
 def _sources(form: Scan) -> list[str]:
@@ -44,7 +45,7 @@ def _sources(form: Scan) -> list[str]:
     for i, shift in enumerate(shifts):
         row = _row(f"in_{n + i}", metas[n + i])
         if shift is not None:
-            is_there = "t > 0" if shift.by < 0 else f"t < {form.length - 1}"
+            is_there = "t > 0" if shift.by < 0 else f"t < {_length(form) - 1}"
             row = f"({is_there} ? {row} + {shift.by} * int64_t({numel(metas[n + i])}) : in_{shift.head})"
         sources[i] = row
     return sources
@@ -66,14 +67,15 @@ def _led(form: Scan) -> list[str]:
     for i, meta in enumerate(form.body.outputs):
         lead = form.lead(i)
         if lead is not None:
-            place = f"out_{i} + {form.length * numel(meta) if form.reverse else 0}"
+            place = f"out_{i} + {_length(form) * numel(meta) if form.reverse else 0}"
             lines.append(f"std::memcpy({place}, in_{lead}, {n_bytes(meta)});")
     return lines
 
 
-def _carries(metas: Sequence[TensorMeta]) -> tuple[list[str], int]:
+def _carries(metas: Sequence[TensorMeta]) -> tuple[list[str], Size]:
     """Two copies of each carry, which take turns, the first filled from the inputs."""
-    lines, offset = [], 0
+    lines: list[str] = []
+    offset: Size = 0
     for i, meta in enumerate(metas):
         c = c_type(meta.dtype)
         for name in ("now", "next"):
@@ -88,11 +90,11 @@ def _results(metas: Sequence[TensorMeta]) -> list[str]:
 
 
 def _call(function: Function, arguments: Sequence[str], dense: Sequence[str] = (), inner: str = "inner") -> str:
-    last = inner if function.workspace else "nullptr"
-    return f"{function.name}({', '.join([*arguments, *dense, last, 'control'])});"
+    last = inner if function.has_workspace else "nullptr"
+    return f"{function.name}({', '.join([*arguments, *dense, *map(str, function.sizes), last, 'control'])});"
 
 
-def _dense(label: str, function: Function, offset: int) -> tuple[list[str], list[str], int]:
+def _dense(label: str, function: Function, offset: Size) -> tuple[list[str], list[str], Size]:
     """Make the copies that a function asks for: statements, names, the next place."""
     lines, names = [], []
     for i, copy in enumerate(function.dense):
@@ -123,22 +125,35 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         *copies,
         *_led(form),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
-        f"for (int64_t s = 0; s < {form.length}; ++s) {{",
+        f"for (int64_t s = 0; s < {_length(form)}; ++s) {{",
         _time(form),
         *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops)),
     ]
-    size, work = offset + body.workspace, body.work
-    return defined("scan", form.inputs, form.outputs, lines, calls=[body], workspace=size, work=work, loops=True)
+    return defined(
+        "scan",
+        form.inputs,
+        form.outputs,
+        lines,
+        calls=[body],
+        workspace=offset + body.workspace,
+        work=body.work,
+        loops=True,
+        sizes=[_length(form)],
+    )
 
 
 def _filled(form: Scan) -> list[str]:
     """Announce the stacks of many MiB."""
     sizes = {i: n_bytes(meta) for i, meta in enumerate(form.outputs) if i >= form.n_carry}
-    return [f"fh::will_fill(out_{i}, {size});" for i, size in sizes.items() if size >= _MANY_BYTES]
+    return [
+        f"fh::will_fill(out_{i}, {size});"
+        for i, size in sizes.items()
+        if isinstance(size, OpenSize) or size >= _MANY_BYTES
+    ]
 
 
 def _time(form: Scan) -> str:
-    return f"[[maybe_unused]] const int64_t t = {f'{form.length - 1} - s' if form.reverse else 's'};"
+    return f"[[maybe_unused]] const int64_t t = {f'{_length(form) - 1} - s' if form.reverse else 's'};"
 
 
 def while_by_steps(form: While, cond: Function, body: Function, record: Layout | None = None) -> Function:
@@ -169,7 +184,7 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
         ),
         *([f"tape.hand_over(out_{n});"] if record else []),
     ]
-    size = offset + max(cond.workspace, body.workspace)
+    size = offset + largest([cond.workspace, body.workspace])
     return defined(
         "while_loop",
         form.inputs,
@@ -224,7 +239,8 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
 
 def prefixes(form: Prefixes, scan: Function) -> Function:
     """One pass over the elements, by ``form.scan``: the first is the initial carry, and the first of the results."""
-    k, lines, offset = form.n_leaves, [], 0
+    k, lines = form.n_leaves, [f"if ({size_of(form.length)} == 0) return;"]
+    offset: Size = 0
     firsts, xs, lasts, ys = [], [], [], []
     for i, meta in enumerate(form.body.outputs):
         lasts.append(f"last_{i}")
@@ -254,8 +270,8 @@ def branches(form: Branches, functions: Sequence[Function]) -> Function:
         form.outputs,
         [*lines, "}"],
         calls=functions,
-        workspace=max(function.workspace for function in functions),
-        work=max(function.work for function in functions),
+        workspace=largest(function.workspace for function in functions),
+        work=largest(function.work for function in functions),
         loops=any(function.loops for function in functions),
     )
 
@@ -264,7 +280,7 @@ _ONCE = "__attribute__((noinline))"
 """One function, though there are several calls."""
 
 
-def _each_block(lanes: LaneBody, steps: int | None, statements: Callable[[int, int], list[str]]) -> list[str]:
+def _each_block(lanes: LaneBody, steps: Size | None, statements: Callable[[Size, Size], list[str]]) -> list[str]:
     """``statements`` of so many rows and lanes for each block. ``steps``: None if unknown."""
     cut = lanes.blocks
     *outer, first = map(str, position(cut))
@@ -281,7 +297,9 @@ def _each_block(lanes: LaneBody, steps: int | None, statements: Callable[[int, i
     if len(cases) == 1:
         lines += cases[0]
     else:
-        lines += [f"if ({first} + {cut.rows} <= {cut.shape[cut.cut]}) {{", *cases[0], "} else {", *cases[1], "}"]
+        size = cut.shape[cut.cut]
+        rest = [f"const int64_t {REST} = {size} - {first};"] if isinstance(size, OpenSize) else []
+        lines += [f"if ({first} + {cut.rows} <= {size}) {{", *cases[0], "} else {", *rest, *cases[1], "}"]
     nanoseconds = 0 if steps is None else nanoseconds_of(lanes.work * steps)
     return [
         f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {_ONCE} {{",
@@ -290,27 +308,34 @@ def _each_block(lanes: LaneBody, steps: int | None, statements: Callable[[int, i
     ]
 
 
-def _loaded(metas: Sequence[TensorMeta], k: int) -> list[str]:
+def _most(blocks: Blocks, k: Size) -> int:
+    """Lanes of a block of ``k`` lanes at most."""
+    return int(blocks.size(blocks.rows)) if isinstance(k, OpenSize) else k
+
+
+def _loaded(metas: Sequence[TensorMeta], blocks: Blocks, k: Size) -> list[str]:
+    most = _most(blocks, k)
     return [
-        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{k}]; std::copy_n(in_{i} + lane, {k}, now_{i});"
+        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{most}]; std::copy_n(in_{i} + lane, {k}, now_{i});"
         for i, meta in enumerate(metas)
     ]
 
 
-def _stored(metas: Sequence[TensorMeta], k: int) -> list[str]:
+def _stored(metas: Sequence[TensorMeta], k: Size) -> list[str]:
     return [f"std::copy_n(now_{i}, {k}, out_{i} + lane);" for i in range(len(metas))]
 
 
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
-    n, metas, length = form.n_carry, form.body.inputs, form.length
+    n, metas, length = form.n_carry, form.body.inputs, _length(form)
     carries = [f"now_{i}" for i in range(n)]
     sources, targets = [*carries, *_sources(form)], [*carries, *_targets(form)]
 
-    def block(rows: int, k: int) -> list[str]:
+    def block(rows: Size, k: Size) -> list[str]:
+        period = max(1, _LOOK_AFTER // (lanes.per_lane * _most(lanes.blocks, k)))
         return [
-            *_loaded(metas[:n], k),
+            *_loaded(metas[:n], lanes.blocks, k),
             f"for (int64_t s = 0; s < {length};) {{",
-            f"const int64_t end = std::min<int64_t>({length}, s + {_period(lanes.work // lanes.blocks.lanes * k)});",
+            f"const int64_t end = std::min<int64_t>({length}, s + {period});",
             "for (; s < end; ++s) {",
             _time(form),
             lanes.call(rows, sources, targets),
@@ -321,7 +346,8 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
         ]
 
     lines = [*_filled(form), *_led(form), *_each_block(lanes, length, block)]
-    return defined("scan", form.inputs, form.outputs, lines, before=lanes.code, work=lanes.work, loops=True)
+    sizes, code = [length], lanes.code
+    return defined("scan", form.inputs, form.outputs, lines, before=code, work=lanes.work, loops=True, sizes=sizes)
 
 
 def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Function:
@@ -330,18 +356,18 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
     sources = [f"in_{i}" for i in range(len(metas))]
     targets = [f"now_{i}" for i in range(n)]
 
-    def block(rows: int, k: int) -> list[str]:
+    def block(rows: Size, k: Size) -> list[str]:
         if cond is None:
             test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
         else:
             test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [
-            *_loaded(metas[:n], k),
+            *_loaded(metas[:n], body.blocks, k),
             "for (;;) {",
             test,
             "if (!go) break;",
             body.call(rows, sources, targets),
-            _leave(body.work // body.blocks.lanes * k, False),
+            _leave(k * body.per_lane, False),
             "}",
             *_stored(metas[:n], k),
         ]

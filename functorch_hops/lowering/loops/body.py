@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +25,7 @@ from .convolution import convolutions
 from .forms import Refused
 from .operator import loop_kernel
 from .own import own_lowering
+from .sizes import OpenSize, Size, largest, size_of, symbols
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 from .vector_math import kernel_proxy
@@ -38,12 +39,15 @@ _MULTIPLYING = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddb
 
 @dataclass(frozen=True)
 class Lowered:
-    """A body, scheduled: Inductor's graph of it, and how many elements a call computes besides inner loops."""
+    """A body, scheduled: Inductor's graph of it, how many elements a call computes besides inner loops, and the open
+    sizes in it.
+    """
 
     body: Subgraph
     graph: Any
-    work: int
+    work: Size
     loops: bool
+    sizes: tuple[OpenSize, ...]
 
 
 def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
@@ -66,13 +70,13 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
     from torch._inductor.exc import LoweringException
 
     with _torch.suspended(keep_autocast=False), torch.no_grad():
-        mode = _torch.new_fake_mode()
+        mode = _torch.new_fake_mode(body.shape_env)
         with settings(options):
             module = traced(body, mode)
         work, loops = _work(module)
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
         with settings(options):
-            graph = _graph_class()(module, example_inputs=fakes, is_inference=True)
+            graph = _graph_class()(module, example_inputs=fakes, shape_env=body.shape_env, is_inference=True)
             graph.mode = mode
             try:
                 with handlers(graph):
@@ -83,7 +87,7 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
                 raise Refused(_first_line(error)) from error
             if graph.constants:
                 raise Refused("its body holds a tensor")
-    return Lowered(body, graph, work, loops)
+    return Lowered(body, graph, work, loops, _sizes(module))
 
 
 def _first_line(error: BaseException) -> str:
@@ -91,9 +95,16 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _work(module: fx.GraphModule) -> tuple[int, bool]:
+def _sizes(module: fx.GraphModule) -> tuple[OpenSize, ...]:
+    values = torch.utils._pytree.tree_leaves([node.meta.get("val") for node in module.graph.nodes])
+    found = [size for x in values if isinstance(x, Tensor) for size in x.shape]
+    return symbols([*found, *(x for x in values if isinstance(x, torch.SymInt))])
+
+
+def _work(module: fx.GraphModule) -> tuple[Size, bool]:
     """How many elements the operators read, write or multiply, and whether one of them loops."""
-    total, loops = 1, False
+    total: Size = 1
+    loops = False
     for node in module.graph.nodes:
         values = node.meta.get("val")
         metas = [TensorMeta.of(x) for x in torch.utils._pytree.tree_leaves(values) if isinstance(x, Tensor)]
@@ -105,13 +116,19 @@ def _work(module: fx.GraphModule) -> tuple[int, bool]:
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
-            inner = read[-1].shape[-2] if node.target in _MULTIPLYING else 1
-            total += inner * max(map(numel, metas if inner > 1 else [*metas, *read]), default=0)
+            is_product = node.target in _MULTIPLYING
+            inner = size_of(read[-1].shape[-2]) if is_product else 1
+            total = total + inner * largest(map(numel, metas if is_product else [*metas, *read]))
     return total, loops
 
 
-def settings(options: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def settings(options: dict[str, Any]) -> Iterator[None]:
+    """Inductor's configuration. Where it may ask about open sizes or take the way that is right for all, it does the
+    latter.
+    """
     from torch._inductor import config
+    from torch.fx.experimental import _config as sizes
 
     ours = {
         "comprehensive_padding": False,
@@ -124,7 +141,8 @@ def settings(options: dict[str, Any]) -> Any:
         "max_autotune": False,
         "size_asserts": False,
     }
-    return config.patch({**options, **ours})
+    with config.patch({**options, **ours}), sizes.patch(backed_size_oblivious=True):
+        yield
 
 
 def handlers(graph: Any) -> contextlib.ExitStack:
@@ -148,7 +166,7 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
         graph.scheduler.codegen()
     code = graph.wrapper_code
     tail, names = _outputs(graph, body)
-    offset = 0
+    offset: Size = 0
     places = []
     for name, (count, dtype) in code.buffers.items():
         if name not in names:
@@ -157,7 +175,8 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
             offset = offset_after(offset, count * dtype.itemsize)
     head = [f"auto* {name} = in_{i};" for i, name in enumerate(graph.graph_input_names)]
     head += [f"auto* {name} = out_{i};" for name, i in names.items()]
-    inner = [f"char* const inner = workspace + {offset};"] if code.inner_workspace else []
+    has_inner = isinstance(code.inner_workspace, OpenSize) or code.inner_workspace > 0
+    inner = [f"char* const inner = workspace + {offset};"] if has_inner else []
     return defined(
         "body",
         body.inputs,
@@ -170,6 +189,7 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
         workspace=offset + code.inner_workspace,
         work=lowered.work,
         loops=lowered.loops,
+        sizes=lowered.sizes,
     )
 
 
@@ -181,13 +201,24 @@ def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
     buffers = graph.wrapper_code.buffers
     for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
         layout, name = out.get_layout(), out.get_name()
-        dense = ir.FlexibleLayout.contiguous_strides(list(map(int, layout.size)))
-        assert all(int(a) == int(b) for a, b, size in zip(layout.stride, dense, layout.size) if int(size) != 1)
+        dense = ir.FlexibleLayout.contiguous_strides(layout.size)
+        assert all(a == b for a, b, size in zip(layout.stride, dense, layout.size) if size not in (0, 1))
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
             names[name] = i
         else:
-            tail.append(f"std::memcpy(out_{i}, {name} + {layout.offset}, {n_bytes(meta)});")
+            tail.append(f"std::memcpy(out_{i}, {name} + {size_of(layout.offset)}, {n_bytes(meta)});")
     return tail, names
+
+
+def _extent(layout: Any) -> Size:
+    """The elements of a buffer, those between them included."""
+    sizes, strides = map(size_of, layout.size), map(size_of, layout.stride)
+    extent: Size = 1
+    for size, stride in zip(sizes, strides):
+        if size == 0:
+            return 0
+        extent = extent + (size - 1) * stride
+    return extent
 
 
 def _operator_name(node: Any) -> str:
@@ -202,6 +233,7 @@ def _graph_class() -> Any:
     from torch._inductor.graph import GraphLowering
     from torch._inductor.scheduler import Scheduler
     from torch._inductor.virtualized import V
+    from torch.utils._sympy.symbol import SymT, symbol_is_type
 
     class Scheduling(CppScheduling):
         """Hands a finished kernel on as a C++ function."""
@@ -230,8 +262,8 @@ def _graph_class() -> Any:
             self.statements: list[str] = []
             self.kernels: list[str] = []
             self.functions: list[Function] = []
-            self.buffers: dict[str, tuple[int, torch.dtype]] = {}
-            self.inner_workspace = 0
+            self.buffers: dict[str, tuple[Size, torch.dtype]] = {}
+            self.inner_workspace: Size = 0
             self.needs: dict[str, None] = {}
             self.dense: list[Dense] = []
             self.constants: Sequence[str] = ()
@@ -248,7 +280,7 @@ def _graph_class() -> Any:
             self.statements += product_statements(node, node.inputs, self._dense, self._scratch, self.constants)
             self.needs[PRODUCT] = None
 
-        def _dense(self, matrix: Factor, count: int) -> Factor:
+        def _dense(self, matrix: Factor, count: Size) -> Factor:
             """A copy, row after row, made before the first step if no step changes the matrix."""
             rows, columns = matrix.shape
             name, step = matrix.buffer, rows * columns if matrix.step else 0
@@ -264,7 +296,7 @@ def _graph_class() -> Any:
                 target = f"dense_{self.dense.index(copy)}"
             return Factor(target, computed_dtype(matrix.dtype), 0, step, matrix.shape, (columns, 1))
 
-        def _scratch(self, count: int, dtype: torch.dtype) -> str:
+        def _scratch(self, count: Size, dtype: torch.dtype) -> str:
             name = f"scratch_{len(self.buffers)}"
             self.buffers[name] = count, dtype
             return name
@@ -294,8 +326,7 @@ def _graph_class() -> Any:
             if isinstance(layout, ir.NonOwningLayout):
                 self._alias(name, layout.view)
             elif isinstance(layout, ir.Layout):
-                steps = zip(map(int, layout.size), map(int, layout.stride))
-                self.buffers[name] = 1 + sum((size - 1) * stride for size, stride in steps), layout.dtype
+                self.buffers[name] = _extent(layout), layout.dtype
             else:
                 raise Refused(f"a buffer is laid out as {type(layout).__name__}")
 
@@ -303,7 +334,7 @@ def _graph_class() -> Any:
             base = V.graph.try_get_buffer(view.get_name())
             if base is not None and view.get_name() not in V.graph.graph_inputs:
                 self.codegen_allocation(base)
-            self.statements.append(f"auto* {name} = {view.get_name()} + {int(view.get_layout().offset)};")
+            self.statements.append(f"auto* {name} = {view.get_name()} + {size_of(view.get_layout().offset)};")
 
         def add_statement(self, statement: str, needs: str) -> None:
             self.statements.append(statement)
@@ -311,18 +342,21 @@ def _graph_class() -> Any:
 
         def add_kernel(self, args: Any, loops: str) -> None:
             definitions, arguments, _ = args.cpp_argdefs()
-            if args.sizevars:
-                raise Refused("a size is open")
             name = f"kernel_{len(self.kernels)}"
             aliases = "".join(f"auto {old} = {new};\n" for old, new in args.aliases())
             head = f"static C10_ALWAYS_INLINE void {name}({', '.join(definitions)})"
             self.kernels.append(f"{head}\n{{\n{aliases}{loops}\n}}")
             self.statements.append(f"{name}({', '.join(arguments)});")
 
-        def call_function(self, parts: Sequence[str], name: str, workspace: int, arguments: Sequence[str]) -> None:
-            self.inner_workspace = max(self.inner_workspace, workspace)
-            self.functions.append(Function(name, tuple(parts), workspace, 0, True))
-            pointer = "inner" if workspace else "nullptr"
+        def ensure_size_computed(self, size: Any) -> None:
+            if not symbol_is_type(size, SymT.SIZE):
+                raise Refused(f"Inductor computes a size before it: {size}")
+
+        def call_function(self, parts: Sequence[str], name: str, workspace: Size, arguments: Sequence[str]) -> None:
+            self.inner_workspace = largest([self.inner_workspace, workspace])
+            function = Function(name, tuple(parts), workspace, 0, True)
+            self.functions.append(function)
+            pointer = "inner" if function.has_workspace else "nullptr"
             self.statements.append(f"{name}({', '.join([*arguments, pointer, 'control'])});")
 
     class BodyGraph(GraphLowering):

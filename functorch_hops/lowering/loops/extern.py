@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sympy import sympify
 
+from .drawing import draw
 from .operator import loop_kernel, output_metas
+from .sizes import size_of
 from .source import ENTRY, program
 
 __all__ = ["plain_input", "register_kernels", "writing_kernel"]
@@ -22,9 +25,10 @@ def writing_kernel() -> Any:
     class WritingKernel(ir.ExternKernel):
         """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
 
-        def __init__(self, inputs: Any, outputs: Any) -> None:
+        def __init__(self, inputs: Any, outputs: Any, sizes: Sequence[Any] = ()) -> None:
             self.device = torch.device("cpu")
-            super().__init__(None, ir.NoneLayout(device=self.device), self.unwrap_storage([*outputs, *inputs]))
+            layout = ir.NoneLayout(device=self.device)
+            super().__init__(None, layout, self.unwrap_storage([*outputs, *inputs]), tuple(sizes))
             self.arguments = [x.get_name() for x in (*inputs, *outputs)]
             self.name = V.graph.register_buffer(self)
             V.graph.register_operation(self)
@@ -44,41 +48,82 @@ def writing_kernel() -> Any:
 
 @functools.cache
 def register_kernels() -> None:
+    from torch._inductor import ir
     from torch._inductor.lowering import empty_strided, register_lowering
-    from torch._inductor.virtualized import V
+    from torch._inductor.virtualized import V, ops
 
     class LoopKernel(writing_kernel()):  # type: ignore[misc]
-        def __init__(self, inputs: Any, outputs: Any, parts: Sequence[str], name: str, workspace: int) -> None:
-            super().__init__(inputs, outputs)
-            self.parts, self.function, self.workspace = parts, name, workspace
+        def __init__(
+            self,
+            inputs: Any,
+            outputs: Any,
+            sizes: Sequence[Any],
+            workspace: Any,
+            parts: Sequence[str],
+            name: str,
+        ) -> None:
+            super().__init__(inputs, outputs, [*sizes, workspace])
+            self.sizes, self.workspace = sizes, workspace
+            self.parts, self.function = parts, name
             self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
             self.offsets = [int(x.get_layout().offset) for x in (*inputs, *outputs)]
 
         def codegen(self, wrapper: Any) -> None:
             if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
                 places = [f"{x} + {offset}" for x, offset in zip(self.arguments, self.offsets)]
-                wrapper.call_function(self.parts, self.function, self.workspace, places)
+                places += [str(size_of(size)) for size in self.sizes]
+                wrapper.call_function(self.parts, self.function, size_of(self.workspace), places)
                 return
             is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
             entry = name if is_cpp else ENTRY
-            source, types = program(self.parts, self.function, self.workspace, *self.dtypes, entry, self.offsets)
+            source, types = program(self.parts, self.function, len(self.sizes), *self.dtypes, entry, self.offsets)
             text = source if is_cpp else f"async_compile.cpp_pybinding({types!r}, {source!r})\n"
             declaration = f'extern "C" void {name}({", ".join(types)});\n'
             wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
-            wrapper.generate_kernel_call(name, self.arguments, triton=False, arg_types=types)
+            arguments = [*self.arguments, *map(wrapper.codegen_sizevar, (*self.sizes, self.workspace))]
+            wrapper.generate_kernel_call(name, arguments, triton=False, arg_types=types)
 
-    def lower(inputs: Any, parts: Any, name: str, workspace: int, sizes: Any, dtypes: Any) -> Any:
+    def lower(
+        inputs: Any,
+        sizes: Any,
+        workspace: Any,
+        parts: Any,
+        name: str,
+        ranks: Any,
+        shapes: Any,
+        dtypes: Any,
+    ) -> Any:
         inputs = [_contiguous(x) for x in inputs]
         outputs = []
-        for meta in output_metas(sizes, dtypes):
+        for meta in output_metas(ranks, shapes, dtypes):
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
             out.realize()
             outputs.append(out)
-        LoopKernel(inputs, outputs, parts, name, workspace)
+        LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
         return outputs
 
+    def lower_draw(key: Any, size: Any, kind: str) -> Any:
+        key.realize()
+        seed, shape = key.make_loader(), [*map(sympify, size)]
+        place = ir.FixedLayout(
+            key.get_device(), torch.int64, shape, ir.FlexibleLayout.contiguous_strides(shape)
+        ).make_indexer()
+
+        def element(index: Any) -> Any:
+            count = ops.index_expr(place(index), torch.int64)
+            if kind == "bits":
+                low, high = (ops.index_expr(sympify(x), torch.int64) for x in (0, 2**63 - 1))
+                return ops.randint64(seed([]), count, low, high)
+            return getattr(ops, kind)(seed([]), count)
+
+        dtype = torch.int64 if kind == "bits" else torch.float32
+        result = ir.Pointwise.create(device=key.get_device(), dtype=dtype, inner_fn=element, ranges=shape)
+        result.realize()
+        return result
+
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)
+    register_lowering(draw, type_promotion_kind=None)(lower_draw)
 
 
 def plain_input(x: Any) -> Any:
@@ -93,5 +138,8 @@ def _contiguous(x: Any) -> Any:
     """An input whose elements lie one after the other, from a place that is known."""
     from torch._inductor.ir import ExternKernel
 
-    x = ExternKernel.require_contiguous(ExternKernel.realize_input(x))
+    x = ExternKernel.realize_input(x)
+    if 0 in x.get_size():
+        return x  # nobody reads it, and Inductor does not lay it out anew
+    x = ExternKernel.require_contiguous(x)
     return x if getattr(x.get_layout().offset, "is_Integer", True) else ExternKernel.copy_input(x)

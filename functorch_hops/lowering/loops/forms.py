@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ...ir.build import copy_of
+from ...ir.generator import STATE
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = [
     "TAPE_META",
+    "Again",
     "Branches",
     "Form",
     "NativeLoop",
@@ -65,7 +67,7 @@ class Scan:
     n_carry: int
     n_xs: int
     reverse: bool
-    length: int
+    length: Any
     leads: tuple[int | None, ...] = ()
     shifts: tuple[Shift | None, ...] = ()
 
@@ -116,7 +118,7 @@ class Prefixes:
 
     body: Subgraph
     n_leaves: int
-    length: int
+    length: Any
 
     @property
     def inputs(self) -> list[TensorMeta]:
@@ -154,7 +156,24 @@ class Branches:
         return list(self.branches[0].outputs)
 
 
-Form = Scan | While | Prefixes | Branches
+@dataclass(frozen=True)
+class Again:
+    """``body`` as a function of the state of the generator. Inputs: the state, then its. Outputs: the state after it,
+    then its.
+    """
+
+    body: Subgraph
+
+    @property
+    def inputs(self) -> list[TensorMeta]:
+        return [STATE, *self.body.inputs]
+
+    @property
+    def outputs(self) -> list[TensorMeta]:
+        return [STATE, *self.body.outputs]
+
+
+Form = Scan | While | Prefixes | Branches | Again
 
 
 TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))

@@ -22,6 +22,7 @@ from ...ir.meta import TensorMeta
 from .body import Lowered, handlers, settings
 from .forms import Refused
 from .lane_blocks import Blocks, blocks, lane_shape
+from .sizes import Size, expression_of, hint, size_of, symbols
 from .source import c_type, is_long, numel
 from .vector_math import kernel_proxy
 
@@ -31,21 +32,26 @@ __all__ = ["LaneBody", "held_dtype", "lane_body", "position"]
 @dataclass(frozen=True)
 class LaneBody:
     """``code`` defines a function for a block of each number of rows, which ``names`` holds; ``places``: the inputs
-    that it reads, by number.
+    that it reads, by number; ``sizes``: the open ones that it takes. ``work`` of a call; ``per_lane``: about.
     """
 
     blocks: Blocks
     code: str
-    names: dict[int, str]
-    places: dict[int, tuple[int, ...]]
+    names: dict[Size, str]
+    places: dict[Size, tuple[int, ...]]
+    sizes: dict[Size, tuple[str, ...]]
     n_carry: int
-    work: int
+    work: Size
 
-    def call(self, rows: int, sources: Sequence[str], targets: Sequence[str]) -> str:
+    @property
+    def per_lane(self) -> int:
+        return max(1, hint(self.work) // hint(self.blocks.lanes))
+
+    def call(self, rows: Size, sources: Sequence[str], targets: Sequence[str]) -> str:
         """A call for the block at ``at_0, ...``; ``sources`` of the inputs but the carries, which are ``now_i``."""
         read = [f"now_{i}" if i < self.n_carry else sources[i] for i in self.places[rows]]
         at = [str(x) for x in position(self.blocks)]
-        return f"{self.names[rows]}({', '.join([*read, *targets, *at])});"
+        return f"{self.names[rows]}({', '.join([*read, *targets, *at, *self.sizes[rows]])});"
 
 
 def position(blocks: Blocks) -> list[sympy.Symbol]:
@@ -59,14 +65,18 @@ def held_dtype(meta: TensorMeta) -> torch.dtype:
 
 
 def lane_body(
-    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, steps: int | None, is_test: bool = False
+    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, steps: Size | None, is_test: bool = False
 ) -> LaneBody:
     """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop.
     ``steps``: None if unknown.
     """
     body, graph = lowered.body, lowered.graph
     metas = [*body.inputs[:n_carry], *body.outputs]
+    if not metas:
+        raise Refused("it computes nothing")
     count, n_written = numel(metas[0]), 0 if is_test else n_carry
+    if count == 0:
+        raise Refused("there are no lanes")
     if any(numel(meta) != count for meta in metas):
         raise Refused("carries and outputs differ in size")
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
@@ -77,16 +87,19 @@ def lane_body(
         carry_bytes = sum(held_dtype(meta).itemsize for meta in body.inputs[:n_carry])
         parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
         cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
-        texts, names, places = [], {}, {}
-        for rows in cut.row_counts:
-            names[rows] = f"{label}_{rows}"
-            text, places[rows] = _printed(lowered, nodes, n_carry, n_written, cut, rows, names[rows])
+        texts, names = [], {rows: f"{label}_{rows}" for rows in cut.row_counts}
+        places: dict[Size, tuple[int, ...]] = {}
+        sizes: dict[Size, tuple[str, ...]] = {}
+        for rows, name in names.items():
+            text, places[rows], sizes[rows] = _printed(lowered, nodes, n_carry, n_written, cut, rows, name)
             texts.append(text)
-    return LaneBody(cut, "\n".join(texts), names, places, n_carry, lowered.work)
+    return LaneBody(cut, "\n".join(texts), names, places, sizes, n_carry, lowered.work)
 
 
-def _ranges(node: Any) -> tuple[int, ...]:
-    return tuple(map(int, node._sizes[0]))
+def _ranges(node: Any) -> tuple[Size, ...]:
+    from torch._inductor.virtualized import V
+
+    return tuple(size_of(size, V.graph.sizevars.optimization_hint(size)) for size in node._sizes[0])
 
 
 def _is_nothing(node: Any) -> bool:
@@ -95,11 +108,11 @@ def _is_nothing(node: Any) -> bool:
     return isinstance(node, NopKernelSchedulerNode)
 
 
-def _check_lanes(graph: Any, nodes: Sequence[Any], count: int) -> None:
+def _check_lanes(graph: Any, nodes: Sequence[Any], count: Size) -> None:
     """Check what nodes are; ``_printed`` looks at where they read and write."""
     for out in graph.graph_outputs:
         layout = out.get_layout()
-        if int(graph.get_numel(out.get_name())) != count or layout.offset != 0:
+        if size_of(graph.get_numel(out.get_name())) != count or layout.offset != 0:
             raise Refused("an output is part of another value")
     from torch._inductor.dependencies import MemoryDep
     from torch._inductor.scheduler import SchedulerNode
@@ -112,27 +125,31 @@ def _check_lanes(graph: Any, nodes: Sequence[Any], count: int) -> None:
         if any(buffer.get_mutations() for buffer in node.get_outputs()):
             raise Refused("a buffer is written in place")
         if math.prod(_ranges(node)) not in (count, 1):
-            raise Refused(f"a kernel runs over {_ranges(node)}, and the lanes over {(count,)}")
+            ranges = ", ".join(map(str, _ranges(node)))
+            raise Refused(f"a kernel runs over ({ranges}), and the lanes over ({count})")
         if not all(isinstance(dep, MemoryDep) and dep.mode is None for dep in node.read_writes.reads_and_writes()):
             raise Refused("an access has no index, or adds to what is there")
 
 
-def _merged(indices: Sequence[Any], shape: Sequence[int], ranges: Sequence[int]) -> list[Any]:
+def _merged(indices: Sequence[Any], shape: Sequence[Size], ranges: Sequence[Size]) -> list[Any]:
     """Indices of the dimensions ``shape`` as those of ``ranges``, each of which is some neighbours merged."""
     left, merged = [*zip(indices, shape)], []
     for size in ranges:
-        index, length = sympy.Integer(0), 1
-        while length < size:
+        index: Any = sympy.Integer(0)
+        length: Size = 1
+        while length != size:
+            if not left:
+                raise Refused("its kernels run over dimensions that do not fit together")
             i, n = left.pop(0)
-            index, length = index * n + i, length * n
+            index, length = index * expression_of(n) + i, length * n
         merged.append(index)
     return merged
 
 
 def _printed(
-    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: int, name: str
-) -> tuple[str, tuple[int, ...]]:
-    """The function for a block of ``rows``, and the numbers of the inputs that it takes."""
+    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: Size, name: str
+) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+    """The function for a block of ``rows``, the numbers of the inputs that it takes, and the sizes."""
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
     from torch._inductor.loop_body import LoopBody
@@ -181,9 +198,9 @@ def _printed(
 
     def run(indices: Any) -> None:
         begin, *inside = indices
-        place = [*at[:-1], at[-1] + begin, *inside] if cut.lanes > 1 else [sympy.Integer(0)]
-        (own,) = _merged(place, cut.shape, [cut.lanes]) if cut.lanes > 1 else place
-        (local,) = _merged(indices, sizes, [cut.size(rows)]) if cut.size(rows) > 1 else [sympy.Integer(0)]
+        place = [*at[:-1], at[-1] + begin, *inside] if cut.lanes != 1 else [sympy.Integer(0)]
+        (own,) = _merged(place, cut.shape, [cut.lanes])
+        (local,) = _merged(indices, sizes, [cut.size(rows)])
         inner = V.get_ops_handler()
         handler = Fused(inner, own, local)
         with V.set_ops_handler(handler):
@@ -206,15 +223,13 @@ def _printed(
     graph.local_dtypes = dtypes
     try:
         with graph.set_current_device(torch.device("cpu")):
-            lengths = [sympy.Integer(size) for size in sizes]
+            lengths = [*map(expression_of, sizes)]
             loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
             proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
             group.finalize_kernel(proxy, [])
             group.stack.close()
     finally:
         graph.local_dtypes = {}
-    if group.args.sizevars:
-        raise Refused("a size is open")
     numbers = {**{local: i for i, local in enumerate(carried.values())}, **{n: i for i, n in enumerate(names)}}
     definitions, places = [], []
     for outer, inner_name in group.args.input_buffers.items():
@@ -223,5 +238,8 @@ def _printed(
         definitions.append(f"const {c_type(dtype)}* {inner_name}")
     definitions += [f"{c_type(dtypes[out])}* o_{i}" for i, out in enumerate(outputs)]
     definitions += [f"const int64_t {x}" for x in at]
+    taken = {inner: str(size_of(outer)) for outer, inner in group.args.sizevars.items()}
+    taken |= {str(size): str(size) for size in symbols([rows])}
+    definitions += [f"const int64_t {inner}" for inner in taken]
     head = f"static C10_ALWAYS_INLINE void {name}({', '.join(definitions)})"
-    return f"{head}\n{{\n{group.loops_code.getvalue()}\n}}", tuple(places)
+    return f"{head}\n{{\n{group.loops_code.getvalue()}\n}}", tuple(places), tuple(taken.values())

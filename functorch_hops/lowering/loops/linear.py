@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .forms import Refused
+from .sizes import Size, number, size_of
 from .source import c_type
 
 __all__ = ["CHECKS", "LINEAR", "LINEAR_STATEMENTS"]
@@ -42,22 +43,27 @@ _FAILURES = {
 """What torch says of a number in the result ``info``, by a part of the name of the function that asks."""
 
 
-def _batch(*tensors: Tensor) -> int:
+def _outer(x: Tensor) -> tuple[Size, ...]:
+    return tuple(map(size_of, x.shape[:-2]))
+
+
+def _batch(*tensors: Tensor) -> Size:
     """How many matrices there are; of all, or one for all."""
-    shapes = {x.shape[:-2] for x in tensors if math.prod(x.shape[:-2]) > 1}
+    shapes = {_outer(x) for x in tensors if math.prod(_outer(x)) != 1}
     if len(shapes) > 1:
         raise Refused("the matrices of a solve are as many as another's only after expansion")
-    return max(math.prod(x.shape[:-2]) for x in tensors)
+    return math.prod(next(iter(shapes), ()))
 
 
 def _rows(x: Tensor) -> int:
-    n, m = x.shape[-2:]
+    n, m = map(number, x.shape[-2:])
     if n != m or n > _LARGEST:
         raise Refused(f"LAPACK computes with a matrix of {n} x {m}")
     return n
 
 
-def _sides(n: int, sides: int) -> int:
+def _sides(n: int, size: Any) -> int:
+    sides = number(size)
     if n * sides > _MOST_NUMBERS:
         raise Refused(f"LAPACK solves for {sides} sides of {n} rows")
     return sides
@@ -65,14 +71,14 @@ def _sides(n: int, sides: int) -> int:
 
 def _matrix(name: str, x: Tensor, *, transposed: bool = False, is_result: bool = False) -> str:
     """Matrix ``batch`` of ``x``."""
-    n, m = x.shape[-2:]
+    n, m = map(number, x.shape[-2:])
     steps = "1, {m}" if transposed else "{m}, 1"
-    place = f"{name} + batch * int64_t({n * m})" if math.prod(x.shape[:-2]) > 1 else name
+    place = f"{name} + batch * int64_t({n * m})" if math.prod(_outer(x)) != 1 else name
     constant = "" if is_result else "const "
     return f"fh::Matrix<{constant}{c_type(x.dtype)}>{{{place}, {steps.format(m=m)}}}"
 
 
-def _each(count: int, call: str) -> str:
+def _each(count: Size, call: str) -> str:
     return f"for (int64_t batch = 0; batch < {count}; ++batch) {call};"
 
 
@@ -98,7 +104,7 @@ def _solve(
         rhs, solution = rhs.unsqueeze(-1), solution.unsqueeze(-1)
     n, flipped = _rows(m), _is_factored_transposed(m)
     count = _batch(m, rhs)
-    if math.prod(m.shape[:-2]) != count:
+    if math.prod(_outer(m)) != count:
         raise Refused("a matrix is solved for many sides")
     k = _sides(n, rhs.shape[-1 if left else -2])
     views = [
@@ -166,7 +172,7 @@ def _check(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], 
     if text is None:
         raise Refused(f"{name} checks its result")
     before, after = (json.dumps(part) if part is not None else "nullptr" for part in text)
-    count = tensors[0].numel()
+    count = math.prod(map(size_of, tensors[0].shape))
     return f"fh::check({info}, {count}, {json.dumps(name)}, {str(is_matrix).lower()}, {before}, {after});"
 
 

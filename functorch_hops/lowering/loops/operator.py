@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...ir.meta import TensorMeta
+from .sizes import Size, size_of
 from .source import ENTRY, Function, Program, program
 
-__all__ = ["call_arguments", "load", "loaded", "loop_kernel", "output_metas"]
+__all__ = ["call_arguments", "load", "loop_kernel", "output_metas", "run_kernel"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
-    "loop_kernel(Tensor[] inputs, str[] parts, str name, int workspace, int[] sizes, ScalarType[] dtypes) -> Tensor[]"
+    "loop_kernel(Tensor[] inputs, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
+    " SymInt[] shapes, ScalarType[] dtypes) -> Tensor[]"
 )
 loop_kernel = torch.ops.functorch_hops.loop_kernel.default
+"""``sizes``: the open ones, see NOTE [Open sizes of kernels]; ``workspace``: its bytes; ``shapes``: of the outputs, one
+after the other.
+"""
 
 
-def call_arguments(function: Function, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
-    """The arguments of the operator that calls ``function``."""
-    sizes = [value for meta in outputs for value in (len(meta.shape), *meta.shape)]
-    dtypes = [meta.dtype for meta in outputs]
-    return list(inputs), list(function.parts), function.name, function.workspace, sizes, dtypes
+def call_arguments(
+    function: Function, inputs: Sequence[Any], outputs: Sequence[TensorMeta], made: Callable[[Size], Any]
+) -> tuple[Any, ...]:
+    """The arguments of the operator that calls ``function``. ``made``: an open size as a value of the graph."""
+    shapes = [made(size_of(size)) for meta in outputs for size in meta.shape]
+    return (
+        list(inputs),
+        [made(size) for size in function.sizes],
+        made(function.workspace),
+        list(function.parts),
+        function.name,
+        [len(meta.shape) for meta in outputs],
+        shapes,
+        [meta.dtype for meta in outputs],
+    )
 
 
-def output_metas(sizes: Sequence[int], dtypes: Sequence[torch.dtype]) -> list[TensorMeta]:
-    rest, metas = list(sizes), []
-    for dtype in dtypes:
-        n, *rest = rest
+def output_metas(ranks: Sequence[int], shapes: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[TensorMeta]:
+    rest, metas = list(shapes), []
+    for n, dtype in zip(ranks, dtypes):
         metas.append(TensorMeta(tuple(rest[:n]), dtype, torch.device("cpu")))
         rest = rest[n:]
     return metas
@@ -48,31 +62,53 @@ def load(library: Program) -> Any:
 def _loaded(
     parts: tuple[str, ...],
     name: str,
-    workspace: int,
+    n_sizes: int,
     inputs: tuple[torch.dtype, ...],
     outputs: tuple[torch.dtype, ...],
 ) -> Any:
-    return load(program(parts, name, workspace, inputs, outputs, ENTRY))
+    return load(program(parts, name, n_sizes, inputs, outputs, ENTRY))
 
 
-def loaded(parts: Sequence[str], name: str, workspace: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Any:
-    """The kernel for a call with these tensors."""
-    return _loaded(tuple(parts), name, workspace, tuple(x.dtype for x in inputs), tuple(x.dtype for x in outputs))
+def run_kernel(
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    sizes: Sequence[int],
+    workspace: int,
+    parts: Sequence[str],
+    name: str,
+) -> None:
+    """Call the kernel, which writes to ``outputs``."""
+    given, results = (tuple(x.dtype for x in tensors) for tensors in (inputs, outputs))
+    kernel = _loaded(tuple(parts), name, len(sizes), given, results)
+    kernel(*map(Tensor.contiguous, inputs), *outputs, *sizes, workspace)
 
 
 def _run(
-    inputs: list[Tensor], parts: list[str], name: str, workspace: int, sizes: list[int], dtypes: list[torch.dtype]
+    inputs: list[Tensor],
+    sizes: list[int],
+    workspace: int,
+    parts: list[str],
+    name: str,
+    ranks: list[int],
+    shapes: list[int],
+    dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
-    kernel = loaded(parts, name, workspace, inputs, outputs)
-    kernel(*map(Tensor.contiguous, inputs), *outputs)
+    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
+    run_kernel(inputs, outputs, sizes, workspace, parts, name)
     return outputs
 
 
 def _fake(
-    inputs: list[Tensor], parts: list[str], name: str, workspace: int, sizes: list[int], dtypes: list[torch.dtype]
+    inputs: list[Tensor],
+    sizes: list[Any],
+    workspace: Any,
+    parts: list[str],
+    name: str,
+    ranks: list[int],
+    shapes: list[Any],
+    dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    return [meta.empty() for meta in output_metas(sizes, dtypes)]
+    return [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
 
 
 _library.impl("loop_kernel", _run, "CPU")

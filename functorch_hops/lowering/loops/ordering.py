@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .forms import Refused
+from .sizes import Size, size_of
 from .source import c_type
 
 __all__ = ["ORDERING", "ORDERING_STATEMENTS"]
@@ -21,12 +22,12 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def _over_rows(x: Tensor, dim: int, call: Callable[[str, str], str], n_out: int | None = None) -> str:
+def _over_rows(x: Tensor, dim: int, call: Callable[[str, str], str], n_out: Size | None = None) -> str:
     """``call(source, target)`` for each row of ``x`` along ``dim``: places of its first element, and of the result's,
     whose rows have ``n_out`` elements. The next element of a row is ``inner`` elements away.
     """
     n, inner = _inner(x, dim)
-    rows = x.numel() // (n * inner)
+    rows = math.prod(_sizes(x)[: dim % len(_sizes(x))])
     source, target = (f"row * int64_t({size * inner}) + inner" for size in (n, n if n_out is None else n_out))
     return (
         f"for (int64_t row = 0; row < {rows}; ++row) for (int64_t inner = 0; inner < {inner}; ++inner) "
@@ -34,9 +35,13 @@ def _over_rows(x: Tensor, dim: int, call: Callable[[str, str], str], n_out: int 
     )
 
 
-def _inner(x: Tensor, dim: int) -> tuple[int, int]:
+def _sizes(x: Tensor) -> tuple[Size, ...]:
+    return tuple(map(size_of, x.shape)) or (1,)
+
+
+def _inner(x: Tensor, dim: int) -> tuple[Size, Size]:
     """The length of a row, and how far one element is from the next."""
-    shape = x.shape or (1,)
+    shape = _sizes(x)
     return shape[dim], math.prod(shape[dim % len(shape) + 1 :])
 
 
@@ -88,11 +93,10 @@ def _searched(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor
     if node.kwargs.get("sorter") is not None or sequence.dtype != values.dtype:
         raise Refused("a search through a sequence in another order or dtype")
     right = str(node.kwargs.get("right", False) or node.kwargs.get("side") == "right").lower()
-    n = sequence.shape[-1]
-    row = f"(i / {values.shape[-1]}) * int64_t({n})" if sequence.ndim > 1 else "0"
-    return (
-        f"for (int64_t i = 0; i < {values.numel()}; ++i) {out}[i] = fh::place_in<{right}>({rows} + {row}, {n}, {x}[i]);"
-    )
+    n = _sizes(sequence)[-1]
+    row = f"(i / {_sizes(values)[-1]}) * int64_t({n})" if sequence.ndim > 1 else "0"
+    count = math.prod(_sizes(values))
+    return f"for (int64_t i = 0; i < {count}; ++i) {out}[i] = fh::place_in<{right}>({rows} + {row}, {n}, {x}[i]);"
 
 
 def _bucketized(

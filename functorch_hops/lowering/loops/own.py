@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from ...ir.meta import TensorMeta
 from .extern import plain_input, writing_kernel
+from .forms import Refused
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
-from .source import c_type
+from .source import c_type, numel
 
 __all__ = ["own_lowering"]
 
@@ -32,8 +34,10 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
     from torch._inductor import ir
     from torch._inductor.lowering import empty_strided
 
-    tensors = [x.meta["val"] for x in node.args if isinstance(x, fx.Node)]
+    tensors = [x.meta["val"] for x in node.args if isinstance(x, fx.Node) and isinstance(x.meta["val"], Tensor)]
     value = node.meta.get("val")
+    if any(numel(TensorMeta.of(x)) == 0 for x in (*tensors, *_results_of(value))):
+        raise Refused(f"{node.target} of an empty tensor")
     inputs = [plain_input(x) for x in args if isinstance(x, ir.TensorBox)]
     outputs = []
     for result in _results_of(value):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ... import _torch
 from ...derive.numbers import without_numbers
@@ -22,13 +22,16 @@ from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
+from .drawing import keyed
+from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
 from .lanes import lane_body
 from .linear import CHECKS
+from .graph_sizes import GraphSizes
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
 from .sinking import sunk
-from .source import ENTRY, Function, c_type, numel, program
+from .sizes import size_of
+from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 
@@ -78,8 +81,14 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
     body = without_numbers(body)
     if not any(params_of(node, body.module) for node in body.module.graph.nodes):
         return Plan(body, ())
+    with _torch.no_new_facts(body.shape_env):
+        return _plan_loops(body, options, is_inner)
+
+
+def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
     module = copy_of(body)
     clean(module)
+    sizes = GraphSizes(module)
     reports: list[LoopReport] = []
     done: set[fx.Node] = set()
     for node in list(module.graph.nodes):
@@ -93,28 +102,35 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
             form, reason = None, "nobody reads its results"  # and a kernel stays for these only
         if form is not None:
             try:
-                tensors = [x for x in node.args[1:] if isinstance(x, fx.Node)]
+                tensors = [x for x in node.args[1:] if isinstance(x, fx.Node) and isinstance(x.meta["val"], Tensor)]
                 places = {user: Place(int(user.args[1])) for user in node.users}
-                if isinstance(form, Scan):
-                    form, places = with_leads(form, node)
-                    form, tensors = shifted(*sunk(form, node, tensors, module))
+                reader = None
                 if isinstance(form, While) and form.flags:
                     if is_inner or params.has_effects:
                         raise Refused("it stacks values for a gradient, and has effects or is in another loop")
                     reader = reader_of(form, node, module)
-                    reports += _plan_tape(node, form, reader, params, module, options)
+                if params.random:
+                    form, tensors = keyed(form, node, tensors)
+                if isinstance(form, Scan):
+                    form, places = with_leads(form, node)
+                    form, tensors = shifted(*sunk(form, node, tensors, module))
+                if reader is not None:
+                    reports += _plan_tape(node, form, tensors, reader, params, module, options, sizes)
                     done.add(reader.node)
                     continue
                 kernel, inner = _kernel(form, params.operator.label, options)
+                sizes.check(kernel.sizes)
                 if not is_inner:
                     _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
                 reason = str(why)
+            except _torch.NewFactError as fact:
+                reason = f"its code would hold for some sizes only: {fact}"
             except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
                 reason = _failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
-                _replace(node, kernel, form, tensors, places)
+                _replace(node, kernel, form, tensors, places, sizes)
                 continue
         if reason is not None:
             reports.append(LoopReport(params.operator.label, "native", reason, params, trips))
@@ -132,13 +148,17 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
     """
     try:
         form = params.operator.rules.form(params, operands)
-        if form is None or (isinstance(form, Branches) and not is_inner):
+        if form is None or (isinstance(form, Branches | Again) and not is_inner):
             return None, None
-        if params.random:
-            raise Refused("it draws random numbers")
+        if isinstance(form, Again):
+            raise Refused("what it draws again is no number by count")
+        if params.random and is_inner:
+            raise Refused("it draws random numbers inside another loop")
         if not all(target in CHECKS for target in _effects(params)):
             raise Refused("one of its operators checks, prints or does something unknown")
         _check_metas((*form.inputs, *form.outputs))
+        if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
+            raise Refused("it takes no step")
     except Refused as why:
         return None, str(why)
     return form, None
@@ -156,7 +176,6 @@ def _effects(params: Params) -> Iterator[Any]:
 def _check_metas(metas: Iterable[TensorMeta]) -> None:
     for meta in metas:
         c_type(meta.dtype)
-        numel(meta)
         if meta.device.type != "cpu":
             raise Refused(f"it runs on {meta.device.type}")
 
@@ -199,7 +218,9 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
 def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:
     n = form.n_carry
     if isinstance(form, Scan):
-        return scan_by_lanes(form, lane_body(lowered(bodies[0], options), n, options, "step", steps=form.length))
+        return scan_by_lanes(
+            form, lane_body(lowered(bodies[0], options), n, options, "step", steps=size_of(form.length))
+        )
     if is_masked(form):
         alone = without_representatives(bodies[1])
         return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step", steps=None))
@@ -210,14 +231,21 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
 def _compile(kernel: Function, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
     """Compile before anything depends on it; Inductor finds the library in its cache."""
     given, results = ([meta.dtype for meta in metas] for metas in (inputs, outputs))
-    library = program(kernel.parts, kernel.name, kernel.workspace, given, results, ENTRY)
+    library = program(kernel.parts, kernel.name, len(kernel.sizes), given, results, ENTRY)
     generated(library.source)
     with stage(COMPILED):
         load(library)
 
 
 def _plan_tape(
-    node: fx.Node, form: While, reader: Reader, params: Params, module: fx.GraphModule, options: dict[str, Any]
+    node: fx.Node,
+    form: While,
+    tensors: Sequence[fx.Node],
+    reader: Reader,
+    params: Params,
+    module: fx.GraphModule,
+    options: dict[str, Any],
+    sizes: GraphSizes,
 ) -> list[LoopReport]:
     """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
     again = params_of(reader.node, module)
@@ -232,13 +260,14 @@ def _plan_tape(
     record = layout_of(form.body.outputs[n:])
     writes = while_by_steps(form, cond, body, record)
     reads = scan_of_tape(scan, back, record, reader.rows)
-    graph, mode = node.graph, _torch.new_fake_mode()
+    graph, mode = node.graph, sizes.new_mode()
+    sizes.check([*writes.sizes, *reads.sizes])
     _compile(writes, form.inputs, [*form.outputs, TAPE_PLACE])
     _compile(reads, [*map(meta_of, reader.operands), TAPE_PLACE], scan.body.outputs)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
         with graph.inserting_before(old):
-            inputs, *rest = call_arguments(kernel, tensors, metas)
+            inputs, *rest = call_arguments(kernel, tensors, metas, sizes.node_of)
             new = graph.call_function(taped_kernel, (inputs, tape, *rest))
             values = [*metas, *([] if tape else [TAPE_META])]
             new.meta["val"] = [meta.fake(mode) for meta in values]
@@ -249,7 +278,7 @@ def _plan_tape(
                 user.replace_all_uses_with(elements[i])  # type: ignore[index]
         return elements[-1]
 
-    tape = replaced(node, writes, node.args[1:], form.outputs, None)
+    tape = replaced(node, writes, tensors, form.outputs, None)
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
     _erase(reader.node)
     _erase(node)
@@ -276,19 +305,25 @@ def _failed(label: str, error: Exception) -> str:
 
 
 def _replace(
-    node: fx.Node, kernel: Function, form: Form, tensors: Sequence[fx.Node], places: Mapping[fx.Node, Place]
+    node: fx.Node,
+    kernel: Function,
+    form: Form,
+    tensors: Sequence[fx.Node],
+    places: Mapping[fx.Node, Place],
+    sizes: GraphSizes,
 ) -> None:
     """The call of an operator as the call of its kernel. ``places``: where the values around it are then."""
-    graph, mode = node.graph, _torch.new_fake_mode()
+    graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
-        new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs))
+        new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
         new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
         elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
     for old, place in places.items():
         value = elements[place.output]
         if place.start is not None:
             with graph.inserting_before(old):
-                rows = value, 0, place.start, place.start + meta_of(old).shape[0]
+                end = sizes.node_of(size_of(meta_of(old).shape[0]) + place.start)
+                rows = value, 0, place.start, end
                 value = _added(graph, torch.ops.aten.slice.Tensor, rows, old.meta["val"])
         old.replace_all_uses_with(value)
         graph.erase_node(old)

@@ -1,7 +1,8 @@
 """Matrix products inside a loop.
 
 A call of BLAS costs as much as the product of a small cell, and MKL is slow on such sizes: here it is a template of the
-sizes, in tiles whose sums stay in registers. It wants the rows of its second factor in one piece: a factor laid out by
+sizes, in tiles whose sums stay in registers; an open size is 0 among the parameters of the template, and an argument.
+It wants the rows of its second factor in one piece: a factor laid out by
 columns is copied, once for all steps if none of them changes it. Larger products are left to BLAS, in torch's own loop.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .forms import Refused
+from .sizes import OpenSize, Size, hint, size_of
 from .source import c_type, computed_dtype
 
 __all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_statements"]
@@ -31,14 +33,14 @@ class Factor(NamedTuple):
 
     buffer: str
     dtype: torch.dtype
-    offset: int
-    step: int
-    shape: tuple[int, int]
-    strides: tuple[int, int]
+    offset: Size
+    step: Size
+    shape: tuple[Size, Size]
+    strides: tuple[Size, Size]
 
     @property
     def place(self) -> str:
-        return f"{self.buffer} + {self.offset}" + (f" + batch * int64_t({self.step})" if self.step else "")
+        return f"{self.buffer} + {self.offset}" + (f" + batch * int64_t({self.step})" if self.step != 0 else "")
 
     @property
     def has_rows(self) -> bool:
@@ -52,8 +54,8 @@ class Factor(NamedTuple):
 def product_statements(
     out: Any,
     inputs: Sequence[Any],
-    dense: Callable[[Factor, int], Factor],
-    scratch: Callable[[int, torch.dtype], str],
+    dense: Callable[[Factor, Size], Factor],
+    scratch: Callable[[Size, torch.dtype], str],
     constants: Sequence[str],
 ) -> list[str]:
     """``out = a @ b``, or ``out = bias + a @ b``: nodes of Inductor's. ``dense`` makes a copy of so many matrices, row
@@ -61,7 +63,7 @@ def product_statements(
     changes.
     """
     lines, result = [], _factor(out)
-    count = _numbers(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
+    count = _sizes(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
     is_half = result.dtype != computed_dtype(result.dtype)
     sums = result
     if is_half:
@@ -75,10 +77,12 @@ def product_statements(
         lines.append(_filled(sums, count, bias))
     a, b, c = _factor(inputs[0]), _factor(inputs[1]), sums
     (m, k), n = a.shape, b.shape[1]
-    if m * n * k > _LARGEST:
+    if hint(m * n * k) > _LARGEST:
         raise Refused(f"BLAS computes a product of {m} x {k} and {k} x {n}")
+    if 0 in (m, n, k, count):
+        raise Refused("a product of empty matrices")
     is_cheaply_turned = a.turned().has_rows or a.buffer in constants
-    if not c.has_rows or (n == 1 and m > 1 and is_cheaply_turned and c.turned().has_rows):
+    if not c.has_rows or (n == 1 and m != 1 and is_cheaply_turned and c.turned().has_rows):
         a, b, c = b.turned(), a.turned(), c.turned()
     if not c.has_rows:
         raise Refused("the result of a product is laid out with gaps")
@@ -86,13 +90,16 @@ def product_statements(
         b = dense(b, count)
     if is_half:
         a = dense(a, count)
-    sizes = ", ".join(map(str, (*c.shape, k)))
+    sizes = *c.shape, k
+    known = ", ".join("0" if isinstance(size, OpenSize) else str(size) for size in sizes)
     places = ", ".join(
         [f"{a.place}, {a.strides[0]}, {a.strides[1]}", f"{b.place}, {b.strides[0]}", f"{c.place}, {c.strides[0]}"]
     )
+    if any(isinstance(size, OpenSize) for size in sizes):
+        places += ", " + ", ".join(map(str, sizes))
     adds = "true" if lines else "false"
     lines.append(f"for (int64_t batch = 0; batch < {count}; ++batch)")
-    lines.append(f"fh::product<{c_type(c.dtype)}, {sizes}, {adds}>({places});")
+    lines.append(f"fh::product<{c_type(c.dtype)}, {known}, {adds}>({places});")
     if is_half:
         (rows, columns), (s0, s1) = result.shape, result.strides
         lines.append(
@@ -103,29 +110,31 @@ def product_statements(
     return lines
 
 
-def _numbers(sizes: Sequence[Any]) -> list[int]:
-    return [int(size) for size in sizes]
+def _sizes(sizes: Sequence[Any]) -> list[Size]:
+    from torch._inductor.virtualized import V
+
+    return [size_of(size, V.graph.sizevars.optimization_hint(size)) for size in sizes]
 
 
 def _factor(node: Any) -> Factor:
     layout = node.get_layout()
-    sizes, strides = _numbers(layout.size), _numbers(layout.stride)
-    step = strides[0] if len(sizes) == 3 and sizes[0] > 1 else 0
+    sizes, strides = _sizes(layout.size), _sizes(layout.stride)
+    step = strides[0] if len(sizes) == 3 and sizes[0] != 1 else 0
     shape, steps = (sizes[-2], sizes[-1]), (strides[-2], strides[-1])
-    return Factor(node.get_name(), layout.dtype, int(layout.offset), step, shape, steps)
+    return Factor(node.get_name(), layout.dtype, size_of(layout.offset), step, shape, steps)
 
 
-def _filled(sums: Factor, count: int, bias: Any) -> str:
+def _filled(sums: Factor, count: Size, bias: Any) -> str:
     """Fill ``sums`` with ``bias``, which is expanded to its size."""
     layout = bias.get_layout()
-    given = [0 if size == 1 else step for size, step in zip(_numbers(layout.size), _numbers(layout.stride))]
+    given = [0 if size == 1 else step for size, step in zip(_sizes(layout.size), _sizes(layout.stride))]
     steps = [*[0] * (3 - len(given)), *given]
     source = " + ".join(f"{name} * int64_t({step})" for name, step in zip(("batch", "i", "j"), steps))
     (rows, columns), (s0, s1) = sums.shape, sums.strides
     return (
         f"for (int64_t batch = 0; batch < {count}; ++batch) for (int64_t i = 0; i < {rows}; ++i) "
         f"for (int64_t j = 0; j < {columns}; ++j) "
-        f"({sums.place})[i * {s0} + j * {s1}] = {bias.get_name()}[{int(layout.offset)} + {source}];"
+        f"({sums.place})[i * {s0} + j * {s1}] = {bias.get_name()}[{size_of(layout.offset)} + {source}];"
     )
 
 
@@ -159,7 +168,7 @@ static void copy_dense(
 // MR rows by NR vectors of c (+)= a b; of the last vector ``count`` elements if PART.
 template <class T, int MR, int NR, int K, bool ADD, bool PART>
 static C10_ALWAYS_INLINE void tile(
-    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int count) {
+    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int count, int64_t open_k) {
   using V = at::vec::Vectorized<T>;
   constexpr int S = V::size();
   auto load = [&](const T* p, int j) { return PART && j == NR - 1 ? V::loadu(p + j * S, count) : V::loadu(p + j * S); };
@@ -168,7 +177,8 @@ static C10_ALWAYS_INLINE void tile(
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
     for (int j = 0; j < NR; ++j) sums[i][j] = ADD ? load(c + i * c0, j) : V(T(0));
-  for (int64_t k = 0; k < K; ++k) {
+  const int64_t terms = K ? K : open_k;
+  for (int64_t k = 0; k < terms; ++k) {
     V row[NR];
 #pragma GCC unroll 16
     for (int j = 0; j < NR; ++j) row[j] = load(b + k * b0, j);
@@ -190,32 +200,52 @@ static C10_ALWAYS_INLINE void tile(
 }
 template <class T, int M, int NR, int K, bool ADD, bool PART>
 static inline void panel(
-    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int count) {
-  constexpr int MOST = sizeof(at::vec::Vectorized<T>) >= 64 ? 8 : 4, MR = M < MOST ? M : MOST;
+    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int count, int64_t open_m,
+    int64_t open_k) {
+  constexpr int MOST = sizeof(at::vec::Vectorized<T>) >= 64 ? 8 : 4, MR = M && M < MOST ? M : MOST;
+  const int64_t rows = M ? M : open_m;
   int64_t i = 0;
-  for (; i + MR <= M; i += MR)
-    tile<T, MR, NR, K, ADD, PART>(a + i * a0, a0, a1, b, b0, c + i * c0, c0, count);
-  if constexpr (M % MR > 0)
-    tile<T, M % MR, NR, K, ADD, PART>(a + i * a0, a0, a1, b, b0, c + i * c0, c0, count);
-}
-template <class T, int M, int N, int K, bool ADD>
-static void product(const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0) {
-  constexpr int S = at::vec::Vectorized<T>::size();
-  int64_t j = 0;
-  for (; j + 2 * S <= N; j += 2 * S) panel<T, M, 2, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S);
-  if constexpr (N % (2 * S) >= S) {
-    panel<T, M, 1, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S);
-    j += S;
+  auto take = [&]<int R>(std::integral_constant<int, R>) {
+    tile<T, R, NR, K, ADD, PART>(a + i * a0, a0, a1, b, b0, c + i * c0, c0, count, open_k);
+    i += R;
+  };
+  while (i + MR <= rows) take(std::integral_constant<int, MR>());
+  if constexpr (M == 0) {
+    if (rows - i >= 4) take(std::integral_constant<int, 4>());
+    if (rows - i >= 2) take(std::integral_constant<int, 2>());
+    if (rows - i >= 1) take(std::integral_constant<int, 1>());
+  } else if constexpr (M % MR > 0) {
+    take(std::integral_constant<int, M % MR>());
   }
-  if constexpr (N % S > 0) panel<T, M, 1, K, ADD, true>(a, a0, a1, b + j, b0, c + j, c0, N % S);
+}
+// A size that is 0 is open, and an argument.
+template <class T, int M, int N, int K, bool ADD>
+static void product(
+    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,
+    int64_t open_n = 0, int64_t open_k = 0) {
+  constexpr int S = at::vec::Vectorized<T>::size();
+  const int64_t columns = N ? N : open_n;
+  int64_t j = 0;
+  for (; j + 2 * S <= columns; j += 2 * S)
+    panel<T, M, 2, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S, open_m, open_k);
+  if constexpr (N == 0 || N % (2 * S) >= S)
+    if (j + S <= columns) {
+      panel<T, M, 1, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S, open_m, open_k);
+      j += S;
+    }
+  if constexpr (N == 0 || N % S > 0)
+    if (j < columns) panel<T, M, 1, K, ADD, true>(a, a0, a1, b + j, b0, c + j, c0, columns - j, open_m, open_k);
 }
 #else
 template <class T, int M, int N, int K, bool ADD>
-static void product(const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0) {
-  for (int64_t i = 0; i < M; ++i)
-    for (int64_t j = 0; j < N; ++j) {
+static void product(
+    const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,
+    int64_t open_n = 0, int64_t open_k = 0) {
+  const int64_t rows = M ? M : open_m, columns = N ? N : open_n, terms = K ? K : open_k;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) {
       T sum = ADD ? c[i * c0 + j] : T(0);
-      for (int64_t k = 0; k < K; ++k) sum += a[i * a0 + k * a1] * b[k * b0 + j];
+      for (int64_t k = 0; k < terms; ++k) sum += a[i * a0 + k * a1] * b[k * b0 + j];
       c[i * c0 + j] = sum;
     }
 }

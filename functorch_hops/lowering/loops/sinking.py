@@ -19,6 +19,7 @@ from ..._torch import OpOverload
 from ...derive.rewrite import rewritten
 from ...ir.meta import TensorMeta
 from ...ir.nodes import meta_of
+from ...ir.sizes import size_key
 from ...ir.subgraph import is_pinned
 from .forms import Scan
 
@@ -28,6 +29,8 @@ aten = torch.ops.aten
 
 _SAME_ELEMENTS = (aten.alias.default, aten.clone.default, aten.detach.default, aten._to_copy.default)
 _OF_A_SIZE = (aten.full.default, aten.zeros.default, aten.ones.default)
+_SHAPING = (*_OF_A_SIZE, aten.expand.default, aten.reshape.default)
+"""These take a shape, that of a row in the loop."""
 
 
 def sunk(form: Scan, loop: fx.Node, operands: Sequence[fx.Node], module: torch.nn.Module) -> tuple[Scan, list[fx.Node]]:
@@ -37,7 +40,7 @@ def sunk(form: Scan, loop: fx.Node, operands: Sequence[fx.Node], module: torch.n
     made = _producers(form.length, loop, xs, module)
     if not made:
         return form, list(operands)
-    read = [node for maker in made for node in maker.all_input_nodes if node not in made]
+    read = [node for maker in made for node in _read(maker) if node not in made]
     rows = list(dict.fromkeys([*(x for x in xs if x not in made), *(node for node in read if not _is_number(node))]))
     numbers = list(dict.fromkeys(filter(_is_number, read)))
 
@@ -47,17 +50,20 @@ def sunk(form: Scan, loop: fx.Node, operands: Sequence[fx.Node], module: torch.n
         m, k = n + len(rows), n + len(rows) + len(consts)
         values = dict(zip([*rows, *numbers], [*args[n:m], *args[k:]]))
         for maker in made:
-            values[maker] = _row(maker, shapes[maker], values.__getitem__)
+            values[maker] = _row(maker, shapes[maker], values.get)
         return form.body(*args[:n], *(values[x] for x in xs), *args[m:k])
 
     metas = [_row_meta(node) for node in rows]
     inputs = [*form.body.inputs[:n], *metas, *form.body.inputs[first_const:], *map(meta_of, numbers)]
+    known = {size_key(size) for meta in inputs for size in meta.shape}
+    if not all(type(size) is int or size_key(size) in known for shape in shapes.values() for size in shape):
+        return form, list(operands)
     body = rewritten(run, inputs, "scan")
     new = replace(form, body=body, n_xs=len(rows))
     return new, [*operands[:n], *rows, *consts, *numbers]
 
 
-def _producers(length: int, loop: fx.Node, xs: Sequence[fx.Node], module: torch.nn.Module) -> list[fx.Node]:
+def _producers(length: Any, loop: fx.Node, xs: Sequence[fx.Node], module: torch.nn.Module) -> list[fx.Node]:
     """What makes rows of a loop for nobody else, in the order of the graph."""
     found: dict[fx.Node, None] = {}
     todo = list(xs)
@@ -74,23 +80,31 @@ def _producers(length: int, loop: fx.Node, xs: Sequence[fx.Node], module: torch.
     return sorted(found, key=order.__getitem__)
 
 
-def _has_rows(node: fx.Node, length: int, module: torch.nn.Module) -> bool:
+def _has_rows(node: fx.Node, length: Any, module: torch.nn.Module) -> bool:
     """Whether row t of a value can be computed from the rows t of its operands, and numbers."""
     target, value = node.target, node.meta.get("val")
-    if not isinstance(target, OpOverload) or not isinstance(value, Tensor) or length < 2:
+    if not isinstance(target, OpOverload) or not isinstance(value, Tensor) or length in (0, 1):
         return False
-    if value.dim() == 0 or value.shape[0] != length or is_pinned(node, module):
+    if value.dim() == 0 or size_key(value.shape[0]) != size_key(length) or is_pinned(node, module):
         return False
-    metas = list(map(meta_of, node.all_input_nodes))
+    if target not in _SHAPING and len(_read(node)) < len(node.all_input_nodes):
+        return False
+    metas = list(map(meta_of, _read(node)))
+    whole = tuple(map(size_key, value.shape))
     if target in _OF_A_SIZE:
-        return True
+        return not any(isinstance(argument, fx.Node) for argument in node.args[1:])
     if target is aten.reshape.default:
-        return metas[0].shape[:1] == (length,)
+        return size_key(metas[0].shape[0]) == size_key(length)
     if target is not aten.expand.default and target not in _SAME_ELEMENTS and torch.Tag.pointwise not in target.tags:
         return False
     if value.dim() == 1 and len({meta.dtype for meta in metas}) > 1:
         return False  # rows are numbers, which promote otherwise
-    return all(meta.shape in ((), tuple(value.shape)) for meta in metas)
+    return all(not meta.shape or tuple(map(size_key, meta.shape)) == whole for meta in metas)
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node reads."""
+    return [x for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -102,7 +116,7 @@ def _row_meta(node: fx.Node) -> TensorMeta:
     return TensorMeta(shape[1:], dtype, device)
 
 
-def _row(node: fx.Node, shape: Sequence[int], value_of: Callable[[fx.Node], Tensor]) -> Any:
+def _row(node: fx.Node, shape: Sequence[Any], value_of: Callable[[fx.Node], Any]) -> Any:
     target: Any = node.target
     args, kwargs = fx.map_arg(node.args, value_of), fx.map_arg(node.kwargs, value_of)
     if target in _OF_A_SIZE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 from ...ir.meta import TensorMeta
 from .forms import Refused
+from .sizes import OpenSize, Size, aligned, hint, quotient, size_of, symbols
 from .vector_math import VECTOR_MATH
 
 __all__ = [
@@ -59,31 +60,27 @@ def computed_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def numel(meta: TensorMeta) -> int:
-    if not all(type(size) is int for size in meta.shape):
-        raise Refused("a size is open")
-    if 0 in meta.shape:
-        raise Refused("a tensor is empty")
-    return math.prod(meta.shape)
+def numel(meta: TensorMeta) -> Size:
+    return math.prod(map(size_of, meta.shape))
 
 
-def n_bytes(meta: TensorMeta) -> int:
+def n_bytes(meta: TensorMeta) -> Size:
     return numel(meta) * meta.dtype.itemsize
 
 
-def offset_after(offset: int, size: int) -> int:
-    """The next aligned place in a workspace behind ``size`` bytes at ``offset``."""
-    return -(-(offset + size) // _ALIGNMENT) * _ALIGNMENT
+def offset_after(offset: Size, size: Size) -> Size:
+    """The next aligned place in a workspace behind ``size`` bytes at ``offset``, which is aligned."""
+    return offset + aligned(size, _ALIGNMENT)
 
 
-def nanoseconds_of(work: int) -> int:
+def nanoseconds_of(work: Size) -> Size:
     """What it takes to compute so many elements on one thread, roughly."""
-    return work // 10
+    return quotient(work, 10)
 
 
-def is_long(work: int) -> bool:
+def is_long(work: Size) -> bool:
     """Whether so many elements are worth several threads, see ``fh::each_block``."""
-    return nanoseconds_of(work) >= _ENOUGH
+    return hint(nanoseconds_of(work)) >= _ENOUGH
 
 
 _ENOUGH = 2_000_000
@@ -97,14 +94,14 @@ class Dense:
 
     place: int
     dtype: torch.dtype
-    offset: int
-    count: int
-    step: int
-    shape: tuple[int, int]
-    strides: tuple[int, int]
+    offset: Size
+    count: Size
+    step: Size
+    shape: tuple[Size, Size]
+    strides: tuple[Size, Size]
 
     @property
-    def size(self) -> int:
+    def size(self) -> Size:
         return self.count * math.prod(self.shape) * computed_dtype(self.dtype).itemsize
 
     def copied(self, source: str, target: str) -> str:
@@ -116,7 +113,7 @@ class Dense:
 @dataclass(frozen=True)
 class Function:
     """A C++ function of pointers to its inputs, to its outputs, to ``dense`` copies of inputs that its caller makes
-    once, and to a workspace, and of the control block.
+    once, of the open ``sizes``, by name, of a pointer to a workspace, and of the control block.
 
     ``parts`` are the texts that define it and what it calls, in order, each once in a program. ``work`` is how many
     elements a call computes, as far as it does not loop; ``loops``: whether it may stop early (``control.stopped``).
@@ -124,10 +121,15 @@ class Function:
 
     name: str
     parts: tuple[str, ...]
-    workspace: int
-    work: int
+    workspace: Size
+    work: Size
     loops: bool
     dense: tuple[Dense, ...] = ()
+    sizes: tuple[OpenSize, ...] = ()
+
+    @property
+    def has_workspace(self) -> bool:
+        return isinstance(self.workspace, OpenSize) or self.workspace > 0
 
 
 def defined(
@@ -140,28 +142,36 @@ def defined(
     needs: Sequence[str] = (),
     calls: Sequence[Function] = (),
     dense: Sequence[Dense] = (),
-    workspace: int = 0,
-    work: int,
+    workspace: Size = 0,
+    work: Size,
     loops: bool,
+    sizes: Iterable[Size] = (),
 ) -> Function:
     """A function with a name of its content, so that equal ones are one, and their source is the same in every run.
 
-    ``before``: functions of its own; ``needs``: parts that it uses.
+    ``before``: functions of its own; ``needs``: parts that it uses; ``sizes``: open ones that no input, output or
+    function that it calls has.
     """
+    shapes = (size for meta in (*inputs, *outputs) for size in meta.shape)
+    called = (size for function in calls for size in function.sizes)
+    open_sizes = symbols([*sizes, *shapes, *called, workspace, work])
     arguments = [f"const {c_type(m.dtype)}* in_{i}" for i, m in enumerate(inputs)]
     arguments += [f"{c_type(m.dtype)}* out_{i}" for i, m in enumerate(outputs)]
     arguments += [f"const {c_type(computed_dtype(d.dtype))}* dense_{i}" for i, d in enumerate(dense)]
+    arguments += [f"[[maybe_unused]] const int64_t {name}" for name in open_sizes]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
     code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     parts = [*needs, *(part for function in calls for part in function.parts)]
     parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")
     name = f"{space}_::{label}"
-    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense))
+    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense), open_sizes)
 
 
 class Program(NamedTuple):
-    """The source of a library with one function of pointers of these types, first the inputs, then the outputs."""
+    """The source of a library with one function of arguments of these types: pointers to the inputs, to the outputs,
+    open sizes, the bytes of the workspace.
+    """
 
     source: str
     types: list[str]
@@ -170,7 +180,7 @@ class Program(NamedTuple):
 def program(
     parts: Sequence[str],
     name: str,
-    workspace: int,
+    n_sizes: int,
     inputs: Sequence[torch.dtype],
     outputs: Sequence[torch.dtype],
     entry: str,
@@ -180,9 +190,12 @@ def program(
     types = [*(f"const {c_type(dtype)}*" for dtype in inputs), *(f"{c_type(dtype)}*" for dtype in outputs)]
     names = [f"p{i}" for i in range(len(types))]
     places = [f"{p} + {offset}" if offset else p for p, offset in zip(names, offsets or [0] * len(names))]
+    sizes = [f"n{i}" for i in range(n_sizes)]
+    types += ["int64_t"] * (n_sizes + 1)
+    names += [*sizes, "workspace"]
     head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
-    call = f"{name}({', '.join([*places, 'call.workspace.get()', 'call.control'])});"
-    source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", f"fh::Call call({workspace});", call, "}", ""])
+    call = f"{name}({', '.join([*places, *sizes, 'call.workspace.get()', 'call.control'])});"
+    source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", "fh::Call call(workspace);", call, "}", ""])
     return Program(source, types)
 
 
@@ -214,7 +227,7 @@ static inline int64_t now() {
 }
 // Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
 struct Control {
-  int64_t steps = 0;
+  int64_t work = 0;  // elements computed since the last look
   std::atomic<bool> stopped{false};
   int64_t next_look = 0;
   Control* caller = nullptr;
@@ -241,6 +254,7 @@ static bool handler_raised() {
   return raised;
 }
 static C10_NOINLINE bool interrupted(Control& control) {
+  control.work = 0;
   if (control.stopped) return true;
   if (control.caller) return control.stopped = control.caller->stopped.load();
   const int64_t time = now();
@@ -296,6 +310,16 @@ static inline void will_fill([[maybe_unused]] void* memory, [[maybe_unused]] siz
   uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(page - 1);
   if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
+}
+// Random numbers by count: see NOTE [Numbers by count].
+static inline float uniform(int64_t key, int64_t count) {
+  return float(at::Philox4_32(key, 0, count)() >> 8) * 0x1p-24f;
+}
+static inline float normal(int64_t key, int64_t count) { return at::Philox4_32(key, 0, count).randn(10); }
+static inline int64_t integer(int64_t key, int64_t count, int64_t low, int64_t high) {
+  at::Philox4_32 engine(key, 0, count);
+  const uint64_t first = engine(), second = engine();
+  return low + int64_t((first << 32 | second) % uint64_t(high - low));
 }
 struct Call {
   Control control;

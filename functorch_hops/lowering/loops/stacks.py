@@ -9,6 +9,7 @@ apart, and the initial carry where the stack has no row. Nothing is copied or st
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import fx
 
 from ...ir.memory import is_view
 from ...ir.nodes import meta_of
+from ...ir.sizes import size_key
 from ...passes.passthrough import passthrough_inputs, values
 from ...passes.rewiring import rewired
 from .forms import Scan, Shift
@@ -61,13 +63,17 @@ def _shifted(x: fx.Node, length: int) -> tuple[fx.Node, fx.Node, int] | None:
     """The stack, the single row, and how far apart they are read, if a value consists of both."""
     if x.target is not aten.slice.Tensor or len(x.args) < 4 or x.kwargs:
         return None
-    cat, dim, start, end, *step = x.args
+    cat, dim, start, end, *step = (a.meta["val"] if isinstance(a, fx.Node) and a is not x.args[0] else a for a in x.args)
     found = _row_and_stack(cat, length)
     if found is None or dim != 0 or step not in ([], [1]):
         return None
     row, stack, is_first = found
-    is_whole = start == 0 and end == length if is_first else start == 1 and type(end) is int and end > length
+    is_whole = (start, size_key(end)) == (0, size_key(length)) if is_first else start == 1 and _is_behind(end, length)
     return (stack, row, -1 if is_first else 1) if is_whole else None
+
+
+def _is_behind(end: Any, length: Any) -> bool:
+    return type(end) is int and (end > length if type(length) is int else end == sys.maxsize)
 
 
 def _row_and_stack(cat: Any, length: int) -> tuple[fx.Node, fx.Node, bool] | None:
@@ -79,7 +85,7 @@ def _row_and_stack(cat: Any, length: int) -> tuple[fx.Node, fx.Node, bool] | Non
         return None
     for row, stack in (parts, parts[::-1]):
         is_row = row.target is aten.unsqueeze.default and row.args[1] == 0
-        if is_row and meta_of(stack).shape == (length, *meta_of(row).shape[1:]):
+        if is_row and meta_of(stack) == meta_of(row.args[0]).with_leading(length):
             return row.args[0], stack, row is parts[0]
     return None
 

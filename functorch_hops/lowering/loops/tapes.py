@@ -13,6 +13,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +25,8 @@ from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from ...passes.rewiring import restricted
 from .forms import Branches, Refused, Scan, While
-from .operator import loaded, output_metas
+from .operator import output_metas, run_kernel
+from .sizes import Size, aligned
 from .source import n_bytes
 
 __all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "reader_of", "taped_kernel"]
@@ -39,15 +41,16 @@ TAPE_PLACE = TensorMeta((2,), torch.int64, torch.device("cpu"))
 class Layout:
     """The records of a tape: where each value lies in one, and the bytes of one."""
 
-    offsets: tuple[int, ...]
-    size: int
+    offsets: tuple[Size, ...]
+    size: Size
 
 
 def layout_of(metas: Sequence[TensorMeta]) -> Layout:
-    offsets, size = [], 0
+    offsets: list[Size] = []
+    size: Size = 0
     for meta in metas:
         offsets.append(size)
-        size += -(-n_bytes(meta) // _ALIGNMENT) * _ALIGNMENT
+        size = size + aligned(n_bytes(meta), _ALIGNMENT)
     return Layout(tuple(offsets), size)
 
 
@@ -114,8 +117,8 @@ def _where_steps_happened(body: Subgraph, flags: Sequence[int]) -> Subgraph:
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
-    "taped_kernel(Tensor[] inputs, Tensor? tape, str[] parts, str name, int workspace, int[] sizes,"
-    " ScalarType[] dtypes) -> Tensor[]"
+    "taped_kernel(Tensor[] inputs, Tensor? tape, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
+    " SymInt[] shapes, ScalarType[] dtypes) -> Tensor[]"
 )
 taped_kernel = torch.ops.functorch_hops.taped_kernel.default
 """The kernel of a loop that reads ``tape``, or that writes one, which is its last output then."""
@@ -124,21 +127,22 @@ taped_kernel = torch.ops.functorch_hops.taped_kernel.default
 def _run(
     inputs: list[Tensor],
     tape: Tensor | None,
+    sizes: list[int],
+    workspace: int,
     parts: list[str],
     name: str,
-    workspace: int,
-    sizes: list[int],
+    ranks: list[int],
+    shapes: list[int],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
+    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
     if tape is None:
         place = torch.zeros(2, dtype=torch.int64)
         given, results = [*inputs], [*outputs, place]
     else:
         memory = tape.untyped_storage()
         given, results = [*inputs, torch.tensor([memory.data_ptr(), memory.nbytes()])], outputs
-    kernel = loaded(parts, name, workspace, given, results)
-    kernel(*map(Tensor.contiguous, given), *results)
+    run_kernel(given, results, sizes, workspace, parts, name)
     return outputs if tape is not None else [*outputs, _owner(*place.tolist())]
 
 
@@ -155,13 +159,15 @@ def _owner(address: int, size: int) -> Tensor:
 def _fake(
     inputs: list[Tensor],
     tape: Tensor | None,
+    sizes: list[Any],
+    workspace: Any,
     parts: list[str],
     name: str,
-    workspace: int,
-    sizes: list[int],
+    ranks: list[int],
+    shapes: list[Any],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(sizes, dtypes)]
+    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
     return outputs if tape is not None else [*outputs, torch.empty(1, dtype=torch.uint8)]
 
 

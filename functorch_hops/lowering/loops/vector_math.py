@@ -16,6 +16,13 @@ VECTOR_MATH = Path(__file__).with_name("vector_math.h").read_text()
 _FUNCTIONS = "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sin", "cos", "erf"
 
 
+_DRAWN = {
+    "rand": ("uniform", torch.float32),
+    "randn": ("normal", torch.float32),
+    "randint64": ("integer", torch.int64),
+}
+
+
 def _call(name: str) -> Callable[[Any], str]:
     return lambda x: f"fh::{name}({x})"
 
@@ -24,7 +31,8 @@ def _call(name: str) -> Callable[[Any], str]:
 def kernel_proxy() -> Any:
     """Inductor's generator of C++ kernels, with functions of ours."""
     from torch._inductor.codegen import cpp
-    from torch._inductor.codegen.cpp_utils import CppCSEVariable, promote_args
+    from torch._inductor.codegen.common import BracesBuffer
+    from torch._inductor.codegen.cpp_utils import CppCSEVariable, codegen_rand, promote_args
     from torch._inductor.virtualized import V
 
     def is_vector(x: Any) -> bool:
@@ -47,7 +55,7 @@ def kernel_proxy() -> Any:
 
         def __new__(cls) -> Any:
             self: Any = super().__new__(cls)
-            for name in (*_FUNCTIONS, "pow"):
+            for name in (*_FUNCTIONS, *_DRAWN, "pow"):
                 vars(self).pop(name, None)  # Inductor's, wrapped once more for each instance
             self.maximum = limited(self.maximum, "at_least")
             self.minimum = limited(self.minimum, "at_most")
@@ -59,6 +67,19 @@ def kernel_proxy() -> Any:
                 a, b = (x if x.is_vec else V.kernel.broadcast(x) for x in promote_args([a, b]))
             return f"fh::pow({a}, {b})"
 
+    def drawn(function: str, dtype: torch.dtype) -> Callable[..., Any]:
+        """A number by count (NOTE [Numbers by count]); Inductor's own have keys of 32 bits."""
+
+        def draw(key: Any, count: Any, *limits: Any) -> Any:
+            if not is_vector(count):
+                return f"fh::{function}({', '.join(map(str, (key, count, *limits)))})"
+            each = ", ".join(map(str, (key, "offset[offset_idx]", *limits)))
+            return codegen_rand(count, BracesBuffer(), f"result[offset_idx] = fh::{function}({each});", dtype)
+
+        return draw
+
+    for name, (function, dtype) in _DRAWN.items():
+        setattr(Functions, name, staticmethod(drawn(function, dtype)))
     for name in _FUNCTIONS:
         setattr(Functions, name, staticmethod(_call(name)))
 

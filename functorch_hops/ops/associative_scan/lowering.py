@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ... import _torch
 from ...ir.subgraph import Subgraph
-from ...lowering.loops.forms import Prefixes, Refused
+from ...lowering.loops.forms import Prefixes
 from .eager import associative_scan_impl
 from .op import AssociativeScanParams
 
@@ -56,7 +56,4 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 
 def associative_scan_form(params: AssociativeScanParams, operands: Sequence[Any]) -> Prefixes:
-    length = operands[0].shape[0]
-    if type(length) is not int:
-        raise Refused("its length is open")
-    return Prefixes(params.body, params.n_leaves, length)
+    return Prefixes(params.body, params.n_leaves, operands[0].shape[0])

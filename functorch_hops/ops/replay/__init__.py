@@ -1,7 +1,7 @@
 """``replay``: a graph that draws random numbers, as a function of the state of the generator."""
 
 from ...hop.rules import Rules
-from ...lowering.loops.forms import no_form, no_native_loop
+from ...lowering.loops.forms import no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
@@ -10,6 +10,7 @@ from .rules import (
     replay_abstract_eval,
     replay_batch,
     replay_dependent_outputs,
+    replay_form,
     replay_impl,
     replay_jvp,
     replay_lower,
@@ -35,6 +36,6 @@ replay_op.register(
         redraw=not_redrawn,
         lower=replay_lower,
         native_loop=no_native_loop,
-        form=no_form,
+        form=replay_form,
     )
 )

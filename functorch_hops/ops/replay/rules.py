@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.generator import STATE, current_state, set_current_state
 from ...ir.meta import Mask
+from ...lowering.loops.forms import Again
 from ...passes.rewiring import restricted
 from .op import ReplayParams, replay_op
 
@@ -21,6 +22,7 @@ __all__ = [
     "replay_abstract_eval",
     "replay_batch",
     "replay_dependent_outputs",
+    "replay_form",
     "replay_impl",
     "replay_jvp",
     "replay_lower",
@@ -105,6 +107,10 @@ def replay_prune(params: ReplayParams, used: Mask) -> Pruned[ReplayParams]:
 
 def replay_passthrough(params: ReplayParams, operands: Sequence[Hashable]) -> None:
     """What passes through a step is found in the loop around it."""
+
+
+def replay_form(params: ReplayParams, operands: Sequence[Any]) -> Again:
+    return Again(params.body)
 
 
 def replay_lower(params: ReplayParams, operands: Sequence[Tensor]) -> NoReturn:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from ...lowering.loops.forms import NativeLoop, Refused, Scan
+from ...lowering.loops.forms import NativeLoop, Scan
 from .op import ScanParams, split_operands
 
 __all__ = ["scan_form", "scan_lower", "scan_native_loop"]
@@ -52,10 +52,7 @@ def scan_native_loop(params: ScanParams) -> NativeLoop:
 
 
 def scan_form(params: ScanParams, operands: Sequence[Any]) -> Scan:
-    length = operands[0]
-    if type(length) is not int:
-        raise Refused("its length is open")
-    return Scan(params.body, params.n_carry, params.n_xs, params.reverse, length)
+    return Scan(params.body, params.n_carry, params.n_xs, params.reverse, operands[0])
 
 
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,189 @@
+"""Random numbers in a kernel.
+
+NOTE [Numbers by count] A kernel can't ask torch's generator at each step, and lanes that run apart draw in another
+order than eager's. So the graph around it draws one number, the seed of this call, from Inductor's stream; and the
+kernel's numbers are a function of it and of where they are drawn: of the step and the place in the body, which are
+added to the seed and make the key of a Philox generator, and of the element, which is its counter. No two draws of a
+loop share a key. What reverse mode needs of the numbers is stacked or taped as any other value, before this is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from ... import _torch
+from ...derive.rewrite import rewritten
+from ...ir.meta import TensorMeta
+from ...ir.sizes import shape_env_of
+from ...ir.subgraph import Subgraph, is_random_node, params_of
+from .forms import Form, Refused, Scan, While
+
+__all__ = ["draw", "keyed", "keyed_body"]
+
+aten = torch.ops.aten
+
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
+_library.define("draw(Tensor key, SymInt[] size, str kind) -> Tensor")
+draw = torch.ops.functorch_hops.draw.default
+"""Numbers by count: uniform in [0, 1) ("rand") or normal ("randn") in float32, or of 63 bits ("bits") in int64."""
+
+torch.library.register_fake(
+    "functorch_hops::draw",
+    lambda key, size, kind: key.new_empty(size, dtype=torch.int64 if kind == "bits" else torch.float32),
+    lib=_library,
+)
+
+_KEY = TensorMeta((), torch.int64, torch.device("cpu"))
+_LARGEST_SEED = 2**63 - 1
+
+
+def keyed(form: Form, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan | While, list[fx.Node]]:
+    """The loop ``loop`` with numbers by count, and its operands."""
+    if isinstance(form, Scan):
+        return _keyed_scan(form, loop, operands)
+    if isinstance(form, While):
+        return _keyed_while(form, loop, operands)
+    raise Refused("it draws random numbers")
+
+
+def _keyed_scan(form: Scan, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
+    """With a key for each step among the xs."""
+    at = form.n_carry + form.n_xs
+    body, count = keyed_body(form.body, at)
+    nodes = _Nodes(loop)
+    steps = nodes.add(aten.arange.default, (loop.args[1],), {"dtype": torch.int64, "device": torch.device("cpu")})
+    keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed()))
+    return replace(form, body=body, n_xs=form.n_xs + 1), [*operands[:at], keys, *operands[at:]]
+
+
+def _keyed_while(form: While, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[While, list[fx.Node]]:
+    """With the key of the next step as the last carry."""
+    n = form.n_carry
+    body, in_body = keyed_body(form.body, n)
+    cond, in_cond = keyed_body(form.cond, n, in_body)
+
+    def step(*args: Tensor) -> list[Tensor]:
+        outs = body(*args)
+        return [*outs[:n], args[n] + (in_body + in_cond), *outs[n:]]
+
+    stepped = rewritten(step, body.inputs, "while_loop")
+    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], _Nodes(loop).seed(), *operands[n:]]
+
+
+class _Nodes:
+    """Nodes in front of a loop."""
+
+    def __init__(self, loop: fx.Node) -> None:
+        self._loop = loop
+        values = [x.meta["val"] for x in loop.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
+        self._mode = _torch.new_fake_mode(shape_env_of(x.shape for x in values))
+
+    def add(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+        with self._loop.graph.inserting_before(self._loop):
+            node = self._loop.graph.call_function(target, args, kwargs or {})
+        given = fx.map_arg(args, lambda x: x.meta["val"])
+        with self._mode:
+            node.meta["val"] = target(*given, **(kwargs or {}))
+        return node
+
+    def seed(self) -> fx.Node:
+        return self.add(aten.randint.low, (0, _LARGEST_SEED, []), {"device": torch.device("cpu")})
+
+
+def _check(body: Subgraph) -> None:
+    """Refuse what is not drawn by count."""
+    for node in body.module.graph.nodes:
+        if is_random_node(node, body.module):
+            if params_of(node, body.module) is not None:
+                raise Refused("a loop or branch in its body draws random numbers")
+            if node.target not in _DRAWS:
+                raise Refused(f"it draws random numbers by {node.target}")
+
+
+def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
+    """The body with a key as input ``at``, to which ``first`` and the number of each draw are added, and how many draws
+    there are.
+    """
+    _check(body)
+    drawing = [node for node in body.module.graph.nodes if is_random_node(node, body.module)]
+    numbers = {node: first + i for i, node in enumerate(drawing)}
+    dtypes = {node: tree_leaves(node.meta["val"])[0].dtype for node in drawing}
+
+    class Keyed(fx.Interpreter):
+        def __init__(self, key: Tensor) -> None:
+            super().__init__(body.module)
+            self.key = key
+
+        def run_node(self, node: fx.Node) -> Any:
+            if node not in numbers:
+                return super().run_node(node)
+            args, kwargs = self.fetch_args_kwargs_from_env(node)
+            return _DRAWS[node.target](_Source(self.key + numbers[node], dtypes[node]), *args, **kwargs)
+
+    def run(*args: Tensor) -> Any:
+        return Keyed(args[at]).run(*args[:at], *args[at + 1 :])
+
+    inputs = [*body.inputs[:at], _KEY, *body.inputs[at:]]
+    return rewritten(run, inputs, "scan"), len(drawing)
+
+
+class _Source:
+    """Where an operator draws from, and the dtype of its result."""
+
+    def __init__(self, key: Tensor, dtype: torch.dtype) -> None:
+        self.key, self.dtype = key, dtype
+
+    def uniform(self, size: Sequence[Any]) -> Tensor:
+        return draw(self.key, size, "rand")
+
+    def normal(self, size: Sequence[Any]) -> Tensor:
+        return draw(self.key, size, "randn").to(self.dtype)
+
+    def integer(self, low: int, high: int, size: Sequence[Any]) -> Tensor:
+        return (draw(self.key, size, "bits") % (high - low) + low).to(self.dtype)
+
+
+def _bernoulli(source: _Source, x: Tensor, p: Any = None, **_: Any) -> Tensor:
+    return (source.uniform(x.shape) < (x if p is None else p)).to(source.dtype)
+
+
+def _dropout(source: _Source, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    if train is False or p == 0:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    kept = source.uniform(x.shape) >= p
+    return x * kept * (0.0 if p == 1 else 1 / (1 - p)), kept
+
+
+def _normal(source: _Source, mean: Any, std: Any = 1.0, **_: Any) -> Tensor:
+    size = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
+    return source.normal(size) * std + mean
+
+
+_DRAWS: dict[Any, Callable[..., Any]] = {
+    aten.rand.default: lambda source, size, **_: source.uniform(size).to(source.dtype),
+    aten.rand_like.default: lambda source, x, **_: source.uniform(x.shape).to(source.dtype),
+    aten.randn.default: lambda source, size, **_: source.normal(size),
+    aten.randn_like.default: lambda source, x, **_: source.normal(x.shape),
+    aten.randint.default: lambda source, high, size, **_: source.integer(0, high, size),
+    aten.randint.low: lambda source, low, high, size, **_: source.integer(low, high, size),
+    aten.randint_like.default: lambda source, x, high, **_: source.integer(0, high, x.shape),
+    aten.randint_like.low_dtype: lambda source, x, low, high, **_: source.integer(low, high, x.shape),
+    aten.bernoulli.default: _bernoulli,
+    aten.bernoulli.p: _bernoulli,
+    aten.bernoulli.Tensor: _bernoulli,
+    aten.native_dropout.default: _dropout,
+    aten.normal_functional.default: lambda source, x, mean=0.0, std=1.0, **_: source.normal(x.shape) * std + mean,
+    aten.normal.Tensor_float: _normal,
+    aten.normal.float_Tensor: _normal,
+    aten.normal.Tensor_Tensor: _normal,
+    aten.uniform.default: lambda source, x, low=0.0, high=1.0, **_: (
+        source.uniform(x.shape).to(source.dtype) * (high - low) + low
+    ),
+    aten.exponential.default: lambda source, x, rate=1.0, **_: -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate,
+}

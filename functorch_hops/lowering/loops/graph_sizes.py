@@ -1,0 +1,55 @@
+"""Open sizes as values of a graph: what a call of a kernel takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ... import _torch
+from ...ir.nodes import size_at
+from ...ir.sizes import shape_env_of
+from .forms import Refused
+from .sizes import OpenSize, Size, size_of
+
+__all__ = ["GraphSizes"]
+
+
+class GraphSizes:
+    """Where the open sizes of a graph are found: each is that of an input."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._graph = module.graph
+        self._places: dict[Any, tuple[fx.Node, int]] = {}
+        shapes = []
+        for node in module.graph.find_nodes(op="placeholder"):
+            shapes.append(node.meta["val"].shape)
+            for d, size in enumerate(map(size_of, shapes[-1])):
+                if isinstance(size, OpenSize) and size.expression.is_Symbol:
+                    self._places.setdefault(size.expression, (node, d))
+        self._env = shape_env_of(shapes)
+
+    def new_mode(self) -> Any:
+        """A fake mode that knows the sizes."""
+        return _torch.new_fake_mode(self._env)
+
+    def check(self, sizes: Iterable[OpenSize]) -> None:
+        """Refuse a kernel that takes a size which is none of an input."""
+        for size in sizes:
+            if size.expression not in self._places:
+                raise Refused(f"a size is open, and no input has it: {size}")
+
+    def node_of(self, size: Size) -> Any:
+        """The size as an argument of a node that is inserted next."""
+        if isinstance(size, int):
+            return size
+        known = {symbol: self._symbol(symbol) for symbol in size.expression.free_symbols}
+        return _torch.expression_node(self._graph, size.expression, known)
+
+    def _symbol(self, symbol: Any) -> fx.Node:
+        source, dim = self._places[symbol]
+        node = self._graph.call_function(size_at, (source, dim))
+        node.meta["val"] = source.meta["val"].shape[dim]
+        return node
