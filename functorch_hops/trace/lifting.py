@@ -97,6 +97,9 @@ class Lifting(_torch.ForwardRules):
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:
             raise generator_inside(capture.context)
+        if _torch.is_operator_of_torch(func) and func.name() in handlers.control_flow:
+            with self:
+                return handlers.control_flow[func.name()](*args, **kwargs)
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
         check_collective(capture.context, func, args)

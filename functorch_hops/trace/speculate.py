@@ -153,6 +153,7 @@ def _observers(capture: Capture) -> Iterator[None]:
             _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
             Effects(capture),
             capture.lifting,
+            _torch.dynamo_silent(),
         ):
             yield
     finally:
