@@ -1,4 +1,4 @@
-"""What torch does in its own way, as a capture sees it: ``torch.autograd.Function`` and ``torch.library``, control flow,
+"""What torch does in its own way, as a capture sees it: ``torch.autograd.Function``, ``torch.library``, control flow,
 and calls that its vmap refuses.
 """
 

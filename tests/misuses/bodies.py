@@ -556,6 +556,18 @@ def operator_of_torch_that_holds_a_function():
 
 
 @misuse_captured(fh.CaptureError)
+def gradient_that_may_flow_outside():
+    weight = torch.ones(2, requires_grad=True)
+    other = weight.sin()
+
+    def step(c, x):
+        y = (other * weight).sum()
+        return c * torch.autograd.grad(y, weight, create_graph=True)[0], x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
 def full_backward_hook_in_a_body():
     layer = torch.nn.Linear(2, 2)
     layer.register_full_backward_hook(lambda module, grad_in, grad_out: None)
