@@ -334,14 +334,14 @@ def body_calls_backward():
 
 
 @misuse_captured(fh.CaptureError)
-def body_calls_autograd_grad():
+def body_calls_autograd_grad_by_a_carry():
     weight = torch.ones(2, requires_grad=True)
 
     def step(i, v):
-        (g,) = torch.autograd.grad((v * weight).sum(), weight)
-        return v - g
+        (g,) = torch.autograd.grad((v * weight).sum(), v, create_graph=True)
+        return v * g
 
-    fh.fori_loop(0, 3, step, X)
+    fh.fori_loop(0, 3, step, X * weight)
 
 
 @misuse_captured(fh.CaptureError)
