@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import functorch_hops as fh
-from modes import captured, every_mode, gradients, plain, same, while_capturing
+from modes import captured, every_mode, gradients, plain, same
 
 F64 = torch.float64
 W = torch.tensor([[0.3, -0.5, 0.1], [0.2, 0.4, -0.3], [-0.1, 0.6, 0.2]], dtype=F64)
@@ -279,13 +279,6 @@ def test_torchs_checkpoint(run, use_reentrant):
             y = x.clone().requires_grad_()
             run(f, y).backward()
             same(y.grad, torch.func.grad(oracle)(x))
-
-
-@while_capturing
-def test_control_flow_of_torchs_own_is_refused_by_name(run):
-    f = lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
-    with pytest.raises(fh.CaptureError, match=r"torch's own operator cond.*use the operation of this library|fh\.cond"):
-        run(lambda x: fh.scan(lambda c, _: (f(c), None), x, length=2)[0], torch.ones(2))
 
 
 @every_mode

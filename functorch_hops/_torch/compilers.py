@@ -20,6 +20,7 @@ __all__ = [
     "assume_constant_result",
     "break_graph",
     "compilation",
+    "dynamo_silent",
     "index_bound",
     "is_exporting",
     "is_refused_by_dynamo",
@@ -92,6 +93,22 @@ def is_refused_by_dynamo(error: Exception) -> bool:
     """Whether Dynamo can't trace a function that it may not leave to Python."""
     dynamo = sys.modules.get("torch._dynamo.exc")
     return dynamo is not None and isinstance(error, dynamo.Unsupported)
+
+
+@contextlib.contextmanager
+def dynamo_silent() -> Iterator[None]:
+    """Functions that ``torch.compile`` compiled, as a whole too, run as Python: what records operators sees them, and
+    Dynamo does not come to know their code as something that can't be compiled.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if not hasattr(dynamo, "_stance"):  # it was not imported, or not yet to its end
+        yield
+        return
+    before, dynamo._stance = dynamo._stance, dynamo.DynamoStance("force_eager")
+    try:
+        yield
+    finally:
+        dynamo._stance = before
 
 
 def break_graph(reason: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,14 +15,17 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 from torch._functorch import eager_transforms
+from torch._higher_order_ops import utils as higher_order
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
 
+from .compilers import dynamo_silent
 from .dispatch import without_saved_tensor_hooks
 from .levels import top_interpreter
 
-__all__ = ["CheckpointFunction", "in_checkpoint", "install_hooks"]
+__all__ = ["BackwardHookFunction", "CheckpointFunction", "in_checkpoint", "install_hooks"]
 
+BackwardHookFunction = torch.nn.modules._functions.BackwardHookFunction
 CheckpointFunction = torch.utils.checkpoint.CheckpointFunction
 
 
@@ -40,7 +44,8 @@ def install_hooks(
     a capture runs on the calling thread. There, torch logs the traceback of each shape error of the user's on top of
     raising it: that log is silent meanwhile. What sets a generator's state is no operator: ``refuse_seed`` raises in a
     capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`, and torch's own checkpoint is a plain
-    call in a capture and under a transform, which have no use for its hooks.
+    call in a capture and under a transform, which have no use for its hooks. torch's control flow is compiled by
+    Dynamo where it is called: in a capture its operators get the user's functions.
     """
     from torch._functorch import vmap
 
@@ -55,6 +60,7 @@ def install_hooks(
         setattr(eager_transforms, name, _without_hooks_in_checkpoint(getattr(eager_transforms, name)))
     _hook_seeds(refuse_seed)
     _hook_checkpoint(is_capturing)
+    _hook_control_flow(is_capturing)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
 
@@ -94,6 +100,26 @@ def _hook_checkpoint(is_capturing: Callable[[], bool]) -> None:
             yield from original(*args, **kwargs)
 
     module._checkpoint_without_reentrant_generator = run
+
+
+def _hook_control_flow(is_capturing: Callable[[], bool]) -> None:
+    name = "setup_compilation_env"
+    original = getattr(higher_order, name)
+
+    @contextlib.contextmanager
+    @functools.wraps(original)
+    def run() -> Iterator[Any]:
+        """What surrounds the compilation of one operator."""
+        with original() as backend:
+            if not is_capturing():
+                yield backend
+                return
+            with dynamo_silent():
+                yield backend
+
+    for module in (higher_order, sys.modules.get("torch.nn.attention.flex_attention")):
+        if module is not None:
+            setattr(module, name, run)
 
 
 class _Checkpoints(threading.local):

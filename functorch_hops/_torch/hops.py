@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .compilers import is_exporting
 
 __all__ = [
+    "attention_in_python",
     "dense",
     "is_operator_of_torch",
     "native_associative_scan",
@@ -97,6 +98,13 @@ def native_operators_kept() -> Iterator[None]:
 def is_operator_of_torch(func: Any) -> bool:
     """Whether this is an operator of torch's own that holds functions."""
     return isinstance(func, HigherOrderOperator) and type(func).__module__.startswith("torch.")
+
+
+def attention_in_python() -> Any:
+    """What ``flex_attention`` computes where no kernel is generated for it."""
+    from torch._higher_order_ops.flex_attention import sdpa_dense
+
+    return sdpa_dense
 
 
 def native_cond(pred: Tensor, true_fn: Any, false_fn: Any, operands: tuple[Any, ...]) -> Sequence[Tensor]:

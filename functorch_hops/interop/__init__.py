@@ -1,11 +1,12 @@
-"""What torch does in its own way: ``torch.autograd.Function`` and ``torch.library``, as a capture sees them; calls that
-its vmap refuses.
+"""What torch does in its own way, as a capture sees it: ``torch.autograd.Function``, ``torch.library``, control flow,
+and calls that its vmap refuses.
 """
 
 from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
 from .dynamo import leaf_call, register_leaf
 from .library_operator import call_library_operator
+from .torch_operators import OPERATORS
 from .vmap_refusals import call_on_lanes
 
 __all__ = ["install"]
@@ -15,5 +16,6 @@ def install() -> None:
     """Let captures hand over to this room what they see of torch's."""
     handlers.function = call_autograd_function
     handlers.operator = call_library_operator
+    handlers.control_flow = OPERATORS
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call

@@ -92,6 +92,11 @@ class Buffers:
         """What the modules hold now."""
         return [place.mapping.get(place.name) for place in self._places]
 
+    def begin_again(self) -> None:
+        self.restore()
+        self._copies.clear()
+        self._written.clear()
+
     def restore(self) -> None:
         for place, before, now in zip(self._places, self._before, self.bound()):
             if now is not before:

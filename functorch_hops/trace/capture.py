@@ -91,6 +91,9 @@ class Capture:
         self.history.inputs[proxy.node] = source
         if isinstance(source, Itself) and isinstance(source.tensor, torch.nn.Parameter):
             fake._is_param = True
+        if self.history.records(proxy.node):
+            with _torch.without_torch_function():
+                fake.requires_grad_()
         return fake
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:

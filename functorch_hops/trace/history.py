@@ -8,6 +8,12 @@ What a tensor from around the capture answered is an assumption of the trace, as
 capture stands for all steps of a loop: a carry gives an answer only if the initial and the returned value give the
 same, which is checked when the body is closed.
 
+NOTE [Gradients asked for inside] ``torch.autograd.grad`` in a captured function needs what autograd records. To record
+it always would make every capture pay for it, so the first call begins the outermost capture again; then inputs of
+captures as deep as the one that asked require gradients where the tensors do for which they stand. A capture does not
+know how the tensors around it depend on one another, nor what a carry was computed from: a gradient that might flow
+there is refused.
+
 What autograd made inside the capture itself (``requires_grad_()`` on a value made there, a wrapper of a transform that
 is applied there) answers as always.
 """
@@ -25,7 +31,7 @@ from torch import Tensor, fx
 from .. import _torch
 from ..errors import CaptureError, ErrorContext, message
 from ..ir.dependence import Through, depends, passes
-from ..ir.meta import is_differentiable
+from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import behind, untracked
 from .detached import memory_chains, written
 
@@ -33,6 +39,7 @@ __all__ = [
     "Assumption",
     "Carried",
     "History",
+    "HistoryAsked",
     "Itself",
     "Part",
     "Question",
@@ -68,6 +75,16 @@ class Question(enum.Enum):
             if self is Question.IS_LEAF:
                 return t.is_leaf
             return t.requires_grad and (self is Question.REQUIRES_GRAD or _torch.is_tracked_at(level, t))
+
+
+class HistoryAsked(BaseException):
+    """The outermost capture is to begin again, see NOTE [Gradients asked for inside]; no ``except Exception`` of the
+    user's catches this.
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
 
 
 class Assumption(NamedTuple):
@@ -133,6 +150,40 @@ class History:
         if question is Question.IS_LEAF:
             return node.target is untracked or (of_autograd and not self.is_tracked(node))
         return self.is_tracked(node)
+
+    def records(self, node: fx.Node) -> bool:
+        """Whether autograd is to record what becomes of an input. What a loop carries has the history of all steps, of
+        which a capture of one knows nothing.
+        """
+        capture, source = self.capture, self.inputs[node]
+        is_asked = capture.depth <= capture.session.history_depth and isinstance(source, (Itself, Part))
+        return is_asked and self.of_input(Question.IS_TRACKED, node)
+
+    def ask(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+        """Whether these gradients are recorded; begin the capture again, if they would be then."""
+        capture = self.capture
+        outputs, inputs = [capture.lift(t) for t in outputs], [capture.lift(t) for t in inputs]
+        with _torch.without_torch_function():
+            is_recorded, missing = any(t.requires_grad for t in outputs), [t for t in inputs if not t.requires_grad]
+        missing = [t for t in (missing if is_recorded else outputs) if self.answer(Question.REQUIRES_GRAD, t)]
+        if missing and capture.depth > capture.session.history_depth:
+            raise HistoryAsked(capture.depth)
+        is_of_transform = any(_torch.is_wrapped(t) and not _torch.is_batched_wrapper(t) for t in inputs)
+        if is_recorded and not missing and not is_of_transform:
+            self._check_paths(outputs, inputs)
+        return is_recorded and not missing
+
+    def _check_paths(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        """Whether no gradient of these inputs flows outside of this capture."""
+        owned = [
+            [self.capture.node_of(t) for t in ts if self.capture.owns(_torch.base_tensor(t))]
+            for ts in (outputs, inputs)
+        ]
+        asked = set(owned[1]) & set(self.inputs)
+        behind = {n for node in owned[0] for n in _inputs_behind(node)} if asked else set()
+        for node in behind if len(asked) > 1 else behind - asked:
+            if self.of_input(Question.IS_TRACKED, node) and not self.of_input(Question.IS_LEAF, node):
+                raise _path_outside(self.capture.context, TensorMeta.of(node.meta["val"]))
 
     def _layout(self, question: Question, t: Tensor) -> Any:
         if self.knows_layout(t):
@@ -263,6 +314,19 @@ def layout_unknown(context: ErrorContext) -> CaptureError:
             "compiled graph",
             parameter=context.parameter,
             remedy="ask an input itself, or call .contiguous() first",
+        )
+    )
+
+
+def _path_outside(context: ErrorContext, meta: TensorMeta) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "torch.autograd.grad() asks for a gradient which may flow through what was computed outside",
+            parameter=context.parameter,
+            expected="inputs and closed-over tensors that are leaves of autograd, but for the one that is asked for",
+            got=f"a computed tensor that requires a gradient, {meta}",
+            remedy="take the derivative with fh.grad or fh.vjp, or compute the tensor inside",
         )
     )
 

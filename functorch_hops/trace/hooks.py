@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _torch
 from ..errors import CaptureError, message
 from .capture import current_capture
-from .refusals import seed_inside
+from .refusals import refused_of_tensor, seed_inside
 
 __all__ = ["handlers"]
 
@@ -21,12 +21,14 @@ __all__ = ["handlers"]
 class _Handlers:
     """``function(cls, args, kwargs, operator=None)``: a call of ``torch.autograd.Function``; ``operator``: the library
     operator whose derivative it is. ``operator(operator, args, kwargs)``: a call of a library operator.
+    ``control_flow``: what to call in the place of operators of torch's own that hold functions, by their names.
     ``on_lanes(func, args, kwargs, error)``: a call that torch's vmap refused.
     ``leaf(function, args, kwargs)``: a call of the library that Dynamo traces, after ``register_leaf()``.
     """
 
     function: Callable[..., Any]
     operator: Callable[[Any, Sequence[Any], dict[str, Any]], Any]
+    control_flow: dict[str, Callable[..., Any]]
     on_lanes: Callable[[Any, Sequence[Any], dict[str, Any], RuntimeError], Any]
     register_leaf: Callable[[], None]
     leaf: Any
@@ -47,6 +49,9 @@ def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         return function(*inputs)
     if capture is None:
         return NotImplemented
+    if cls is _torch.BackwardHookFunction:
+        remedy = "register a hook on a value, in forward: value.register_hook(...)"
+        raise refused_of_tensor(capture.context, "a full backward hook of a module", remedy, None)
     if not capture.is_kernel:
         return handlers.function(cls, args, kwargs)
     with _torch.below_autograd():

@@ -35,7 +35,6 @@ _DETACHED = (
 )
 
 _BACKWARD: dict[Any, str] = {
-    torch.autograd.grad: "torch.autograd.grad()",
     torch.autograd.backward: "torch.autograd.backward()",
     Tensor.backward: ".backward()",
 }
@@ -58,10 +57,8 @@ def _is_unknown(x: Any) -> bool:
     return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
 
 
-def _has_history(outputs: Any) -> bool:
-    """Whether something to be differentiated can be: where torch.func differentiates, that is so."""
-    with _torch.without_torch_function():
-        return any(t.requires_grad for t in ([outputs] if isinstance(outputs, Tensor) else outputs))
+def _tensors(given: Any) -> list[Tensor]:
+    return [given] if isinstance(given, Tensor) else [t for t in given if isinstance(t, Tensor)]
 
 
 def _shown(t: Tensor) -> str:
@@ -89,14 +86,19 @@ class Lifting(_torch.ForwardRules):
             raise making_sparse(capture.context)
         if func in _SHOWN and not any(args[1:]):
             return _shown(args[0])
-        if func in _BACKWARD and not _has_history(args[0]):
+        if func in _BACKWARD:
             raise backward_inside(capture.context, _BACKWARD[func])
+        if func is torch.autograd.grad and not capture.history.ask(*map(_tensors, args[:2])):
+            raise backward_inside(capture.context, "torch.autograd.grad()")
         if func in OF_THE_TENSOR and not _torch.is_called_by_functorch():
             return OF_THE_TENSOR[func](capture, *(capture.lift_tree(a) for a in args), **kwargs or {})
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:
             raise generator_inside(capture.context)
+        if _torch.is_operator_of_torch(func) and func.name() in handlers.control_flow:
+            with self:
+                return handlers.control_flow[func.name()](*args, **kwargs)
         if func in READS and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func])
         check_collective(capture.context, func, args)

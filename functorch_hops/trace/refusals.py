@@ -262,7 +262,7 @@ def operator_of_torch(context: ErrorContext, name: str) -> CaptureError:
             f"torch's own operator {name}, which holds functions, can't be part of a captured function",
             parameter=context.parameter,
             remedy="use the operation of this library: fh.cond, fh.while_loop, fh.scan, fh.map, fh.associative_scan, "
-            "fh.checkpoint; attention is captured as F.scaled_dot_product_attention",
+            "fh.checkpoint",
         )
     )
 

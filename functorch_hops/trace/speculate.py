@@ -7,6 +7,7 @@ own proxy mode, which records.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from .buffers import Buffers
 from .capture import Capture, current_capture
 from .detached import separate_detached
 from .effects import Effects
-from .history import Source, check_carries
+from .history import HistoryAsked, Source, check_carries
 from .inplace import has_writes, restride_written_windows, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
@@ -84,7 +85,18 @@ def capture_function(
     ``buffers``: of the modules that ``function`` uses, which then may return their new values.
     """
     with _torch.one_at_a_time, _torch.interrupts_held():
-        module, capture = _trace(function, inputs, operation, parameter, keep_autocast, sources, buffers)
+        run = functools.partial(_trace, function, inputs, operation, parameter, keep_autocast, sources, buffers)
+        depth = 0
+        while True:
+            try:
+                module, capture = run(history_depth=depth)
+                break
+            except HistoryAsked as asked:
+                if current_capture() is not None:
+                    raise
+                if buffers is not None:
+                    buffers.begin_again()
+                depth = asked.depth
         return _functional(module, capture), capture
 
 
@@ -112,11 +124,13 @@ def _trace(
     sources: Sequence[Source] = (),
     buffers: Buffers | None = None,
     is_functionalizing: bool = False,
+    history_depth: int = 0,
 ) -> tuple[fx.GraphModule, Capture]:
     parent = current_capture()
     capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
     capture.lifting = Lifting(capture)
     capture.is_functionalizing = is_functionalizing
+    capture.session.history_depth = max(capture.session.history_depth, history_depth)
     enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
     try:
         with _torch.modes_restored(), _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
@@ -134,6 +148,9 @@ def _trace(
             del outputs, fakes
             make_real(capture)
         return module, capture
+    except HistoryAsked:
+        make_real(capture)
+        raise
     finally:
         state.capture = parent
         capture.session.ended.append((capture.context, capture.tracer.tensor_tracker))
@@ -153,6 +170,7 @@ def _observers(capture: Capture) -> Iterator[None]:
             _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
             Effects(capture),
             capture.lifting,
+            _torch.dynamo_silent(),
         ):
             yield
     finally:

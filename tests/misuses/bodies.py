@@ -334,14 +334,14 @@ def body_calls_backward():
 
 
 @misuse_captured(fh.CaptureError)
-def body_calls_autograd_grad():
+def body_calls_autograd_grad_by_a_carry():
     weight = torch.ones(2, requires_grad=True)
 
     def step(i, v):
-        (g,) = torch.autograd.grad((v * weight).sum(), weight)
-        return v - g
+        (g,) = torch.autograd.grad((v * weight).sum(), v, create_graph=True)
+        return v * g
 
-    fh.fori_loop(0, 3, step, X)
+    fh.fori_loop(0, 3, step, X * weight)
 
 
 @misuse_captured(fh.CaptureError)
@@ -550,8 +550,29 @@ def leaked_tensor_of_the_step_before():
 
 
 @misuse_captured(fh.CaptureError)
-def torchs_own_control_flow():
-    fh.scan(lambda c, x: (torch.cond(x > 0, torch.sin, torch.cos, (c,)), x), X, torch.ones(3))
+def operator_of_torch_that_holds_a_function():
+    strictly = torch.ops.higher_order.strict_mode
+    fh.scan(lambda c, x: (strictly(torch.sin, (c,)), x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def gradient_that_may_flow_outside():
+    weight = torch.ones(2, requires_grad=True)
+    other = weight.sin()
+
+    def step(c, x):
+        y = (other * weight).sum()
+        return c * torch.autograd.grad(y, weight, create_graph=True)[0], x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def full_backward_hook_in_a_body():
+    layer = torch.nn.Linear(2, 2)
+    layer.register_full_backward_hook(lambda module, grad_in, grad_out: None)
+    weight = torch.ones(2, requires_grad=True)
+    fh.scan(lambda c, x: (layer(c * weight), x), X, torch.ones(3))
 
 
 SPARSE = torch.eye(2).to_sparse()

@@ -1,0 +1,70 @@
+"""Control flow of torch's own inside a captured body: it becomes ours, and composes with all else as ours does.
+
+torch hands such a call to Dynamo, which calls the operator with graphs. In a capture the operator gets the user's
+functions instead (``_torch.install_hooks``), on flat tensors, and comes to the function mode as any other function of
+torch. What attention with a user's function for its scores computes, torch has in its own Python code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import _torch
+from ..ops.cond.api import cond
+from ..ops.map.api import map as map_rows
+from ..ops.scan.api import scan
+from ..ops.while_loop.api import while_loop
+
+__all__ = ["OPERATORS"]
+
+Values = Sequence[Any]
+
+
+def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Values = ()) -> Any:
+    return cond(pred, true_fn, false_fn, *operands)
+
+
+def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Values, constants: Values) -> Any:
+    spec: Any = None
+
+    def step(carry: Values) -> Values:
+        nonlocal spec
+        leaves, spec = _torch.tree_flatten(body_fn(*carry, *constants))
+        return leaves
+
+    result = while_loop(lambda carry: cond_fn(*carry, *constants), step, list(init))
+    return _torch.tree_unflatten(result, spec)
+
+
+def _scan(combine_fn: Callable[..., Any], init: Values, xs: Values, additional_inputs: Values) -> Any:
+    specs: list[Any] = []
+
+    def step(carry: Values, x: Values) -> tuple[Values, Values]:
+        results = [_torch.tree_flatten(part) for part in combine_fn(*carry, *x, *additional_inputs)]
+        specs[:] = [spec for _, spec in results]
+        (new, _), (y, _) = results
+        return new, y
+
+    carry, ys = scan(step, list(init), list(xs))
+    return tuple(_torch.tree_unflatten(part, spec) for part, spec in zip((carry, ys), specs, strict=True))
+
+
+def _map(function: Callable[..., Any], xs: Values, constants: Values) -> Any:
+    return map_rows(lambda row: function(*row, *constants), list(xs))
+
+
+def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    return _torch.attention_in_python()(*args, **kwargs)
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "cond": _cond,
+    "while_loop": _while_loop,
+    "scan": _scan,
+    "map_impl": _map,
+    "flex_attention": _attention,
+}
+"""By the names of torch's operators."""
