@@ -43,7 +43,7 @@ def log_density(data: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
 # %% One chain
 
 
-def chain(log_p: Callable[[Tensor], Tensor], start: Tensor, draws: int, size: float = 0.08, leaps: int = 8):
+def chain(log_p: Callable[[Tensor], Tensor], start: Tensor, draws: int, size: float = 0.05, leaps: int = 10):
     """The samples of one chain, and how often it moved."""
 
     def leap(state: tuple[Tensor, Tensor], _: None):
@@ -69,7 +69,7 @@ def chain(log_p: Callable[[Tensor], Tensor], start: Tensor, draws: int, size: fl
 # Two loops, with the chains as a batch; acceptance is a mask.
 
 
-def plain_chains(data: tuple[Tensor, Tensor], start: Tensor, draws: int, size: float = 0.08, leaps: int = 8) -> Tensor:
+def plain_chains(data: tuple[Tensor, Tensor], start: Tensor, draws: int, size: float = 0.05, leaps: int = 10) -> Tensor:
     log_p = torch.func.vmap(lambda weights: log_density(data, weights))
     slope = torch.func.vmap(torch.func.grad(lambda weights: log_density(data, weights)))
     position, samples = start, []
@@ -111,7 +111,7 @@ def main(chains: int = 32, draws: int = 200, backend: str = "inductor", pictures
     data = load_data()
     run_chain = lambda start: chain(lambda weights: log_density(data, weights), start, draws)
     run = fh.jit(fh.vmap(run_chain, randomness="different"), backend=backend)
-    start = 2 * torch.randn(chains, len(NAMES))
+    start = torch.randn(chains, len(NAMES))
     times = race(lambda: run(start), lambda: plain_chains(data, start, draws), rounds=1)
 
     samples, accepted = run(start)

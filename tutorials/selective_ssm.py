@@ -116,14 +116,14 @@ class Result(NamedTuple):
     times: Times
 
 
-def main(epochs: int = 8, channels: int = 24, backend: str = "inductor", pictures: Path = PICTURES) -> Result:
+def main(epochs: int = 20, channels: int = 24, backend: str = "inductor", pictures: Path = PICTURES) -> Result:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     images, labels = load_data()
     n_test = len(images) // 5
     model = Classifier(channels, states=8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, epochs * ((len(images) - n_test) // 64))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, epochs * ((len(images) - n_test) // 64))
     loss_and_grads = fh.jit(lambda images, labels: loss_of(model, images, labels), backend=backend)
     batch = images[n_test : n_test + 64], labels[n_test : n_test + 64]
 
