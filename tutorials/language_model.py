@@ -140,7 +140,7 @@ def main(epochs: int = 60, units: int = 96, backend: str = "inductor", pictures:
 
     write = fh.jit(fh.vmap(model.write, randomness="different"), backend=backend)
     with torch.no_grad():
-        written, lengths = write(torch.full((64,), 0.6))
+        written, lengths = write(torch.full((64,), 0.8))
     texts = ["".join(letters[token] for token in line[:length]) for line, length in zip(written, lengths, strict=True)]
 
     drawing, (left, right) = figure(2)
