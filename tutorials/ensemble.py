@@ -1,11 +1,11 @@
 """An ensemble, and the gradient of every sample.
 
-How far does diabetes advance in a year, and how sure is the answer? Thirty-two networks are trained on resamples of the
+How far does diabetes advance in a year? Thirty-two networks are trained on resamples of the
 data. The network, its loss and its whole training, a `fh.scan` over the steps of the optimizer, are written for one
 model; `fh.vmap` trains all of them in one compiled call. Then `fh.vmap` of `fh.grad` says which samples a model learns
 most from.
 
-![Errors against the ensemble's doubt, and the samples' gradients](pictures/ensemble.png)
+![Trainings, answers with the ensemble's spread, and the samples' gradients](pictures/ensemble.png)
 """
 
 # %% The data
@@ -93,7 +93,6 @@ def plain_train(models: Params, weights: Tensor, x: Tensor, y: Tensor, steps: in
 class Result(NamedTuple):
     error: float
     error_of_one: float
-    correlation: float
     norms: Tensor
     difference: float
     times: Times
@@ -119,7 +118,6 @@ def main(
     mean, doubt = answers.mean(0), answers.std(0)
     error = (mean - test_y).square().mean().sqrt().item()
     error_of_one = (answers - test_y).square().mean(1).sqrt().mean().item()
-    correlation = torch.corrcoef(torch.stack([doubt, (answers - test_y).abs().mean(0)]))[0, 1].item()
 
     # One model's gradient of every sample, and its size.
     one = optree.tree_map(lambda leaf: leaf[0], trained)
@@ -136,7 +134,7 @@ def main(
     right.hist(norms.numpy(), bins=40, color="tab:green")
     right.set(title="Gradients of single samples", xlabel="norm", ylabel="samples")
     save(drawing, __file__, pictures)
-    return Result(error, error_of_one, correlation, norms, difference, times)
+    return Result(error, error_of_one, norms, difference, times)
 
 
 if __name__ == "__main__":
