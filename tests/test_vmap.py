@@ -256,3 +256,15 @@ def test_a_failed_vmap_leaves_no_level_behind():
         with pytest.raises(fh.ArgumentTypeError):
             vmap(lambda x: "text")(torch.zeros(2))
     assert_equal(vmap(torch.sin)(tensor(2)), tensor(2).sin())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_vectors_through_a_linear_layer(mode):
+    """torch multiplies a vector by a matrix with `squeeze_`, which changes a shape in place and no value."""
+    layer, xs = torch.nn.Linear(3, 2, dtype=D), tensor(4, 3)
+    layers = {"layer": layer, "matrix": lambda x: x @ layer.weight.T, "squeeze_": lambda x: x.sin()[None].squeeze_(0)}
+    for function in layers.values():
+        with mode():
+            expected = torch.stack([function(x) for x in xs])
+            assert_equal(fh.jit(vmap(function), backend="eager")(xs), expected)
+            assert_equal(vmap(fh.jit(function, backend="eager"))(xs), expected)
