@@ -4,7 +4,7 @@ NOTE [Prefixes one after the other] The prefixes of an associative function are 
 e_t)``, from ``p_0 = e_0`` on, in whatever order they were computed. So their derivative is that of the loop: with
 cotangents ``y_t`` of the prefixes,
 
-    q_t = y_t + (d f / d left)(p_t, e_{t+1})^T q_{t+1},    bar e_t = (d f / d right)(p_{t-1}, e_t)^T q_t,    bar e_0 = q_0
+    q_t = y_t + (d f / d left)(p_t, e_{t+1})^T q_{t+1},  bar e_t = (d f / d right)(p_{t-1}, e_t)^T q_t,  bar e_0 = q_0
 
 and the constants of ``f`` sum up what the steps give them. A step reads the prefix before it, saved by the forward
 call, and its element; the rest of ``f`` it computes again. That takes one step per element, where the derivative of the
@@ -29,9 +29,9 @@ from ... import _torch
 from ...derive.partition import partition
 from ...derive.rewrite import rewritten
 from ...derive.saving import Value
+from ...errors import CaptureError, message
 from ...ir.dependence import needed_inputs
 from ...ir.meta import Mask, is_differentiable
-from ...ir.subgraph import Subgraph
 from ..loops.backward import BackwardPlan, run_backward
 from ..loops.carry import carry_fixpoint
 from ..scan.op import Operands
@@ -42,7 +42,13 @@ __all__ = ["associative_scan_vjp_backward", "associative_scan_vjp_forward"]
 
 
 def associative_scan_vjp_forward(params: AssociativeScanParams, active: Mask) -> AssociativeScanParams:
+    if params.draws:
+        problem = "a function that draws random numbers is not associative, and its prefixes have no gradient"
+        raise CaptureError(message("associative_scan", problem, parameter="fn", remedy=_DRAW_BEFORE))
     return replace(params, copies=params.copies + 1) if _is_loop(params) else params
+
+
+_DRAW_BEFORE = "draw them before, for all elements, and pass them as a leaf of elems"
 
 
 def associative_scan_vjp_backward(
