@@ -319,6 +319,12 @@ def body_forks_the_generator():
     fh.scan(step, X, torch.ones(3))
 
 
+@misuse_captured(fh.CaptureError)
+def gradient_of_prefixes_with_random_numbers():
+    noisy = lambda a, b: a + b * torch.rand(())
+    fh.grad(lambda x: fh.associative_scan(noisy, x).sum())(torch.ones(4))
+
+
 # --- autograd's own interface
 
 

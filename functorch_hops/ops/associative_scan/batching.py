@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -22,5 +23,5 @@ def associative_scan_batch(
     everywhere = (True,) * k
     body, _ = batched(body, (*everywhere, *everywhere, *mapped[k:]), size, randomness, everywhere)
     elems = [x if m else expand_lanes(x, size) for x, m in zip(operands[:k], mapped)]
-    outs = associative_scan_op(AssociativeScanParams(body, k), *(e.movedim(0, 1) for e in elems), *operands[k:])
-    return [o.movedim(1, 0) for o in outs], everywhere
+    outs = associative_scan_op(replace(params, body=body), *(e.movedim(0, 1) for e in elems), *operands[k:])
+    return [o.movedim(1, 0) for o in outs], everywhere * params.copies

@@ -15,7 +15,8 @@ def associative_scan_dependent_outputs(params: AssociativeScanParams, sources: M
     body = params.body
     k = params.n_leaves
     if through.is_of_values:
-        return (any(sources) or (through is Through.LANE and params.draws),) * k
-    return carry_fixpoint(
+        return (any(sources) or (through is Through.LANE and params.draws),) * params.n_outputs
+    reached = carry_fixpoint(
         sources[:k], lambda leaves: dependent_outputs(body, (*leaves, *leaves, *sources[k:]), through)
     )
+    return reached * params.copies

@@ -54,8 +54,10 @@ def associative_scan_impl(params: AssociativeScanParams, operands: Sequence[Tens
         pairs, _ = batched(body, mapped, a[0].shape[0], "different", (True,) * k)
         return pairs(*a, *b, *consts)
 
-    return prefixes(combine, elems)
+    outs = prefixes(combine, elems)
+    return [*outs, *(x.clone() for _ in range(params.copies - 1) for x in outs)]
 
 
 def associative_scan_abstract_eval(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in operands[: params.n_leaves]]
+    elems = params.copies * tuple(operands[: params.n_leaves])
+    return [torch.empty_like(e, memory_format=torch.contiguous_format) for e in elems]

@@ -14,15 +14,21 @@ __all__ = ["AssociativeScanParams", "associative_scan_op"]
 class AssociativeScanParams(Params):
     """``body: (a..., b..., consts...) -> c...`` on one element, which has ``n_leaves`` tensors.
 
-    Operands: the elements at dimension 0, the constants. Outputs: the prefixes, like the elements.
+    Operands: the elements at dimension 0, the constants. Outputs: the prefixes, like the elements, as often as
+    ``copies`` says: reverse mode saves one.
     """
 
     body: Subgraph
     n_leaves: int
+    copies: int = 1
 
     @property
     def n_outputs(self) -> int:
-        return self.n_leaves
+        return self.copies * self.n_leaves
+
+    @property
+    def bytes_returned(self) -> int:
+        return self.copies * sum(meta.nbytes for meta in self.body.outputs)
 
     @property
     def run_bodies(self) -> tuple[Subgraph, ...]:
