@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
-from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops import planning
 from functorch_hops.lowering.loops.operator import loop_kernel
-from functorch_hops.lowering.loops.planning import LoopReport, planned
+from functorch_hops.lowering.loops.planning import LoopReport
 from loop_plans import Program, check, normal, plan, taken
 from modes import same
 
@@ -230,7 +229,7 @@ REFUSED = {
     "no steps": (scan(lambda c, x: (c + x, c)), (C, XS[:0]), "no step"),
     "median": (scan(lambda c, x: (c + x.median(), c)), (C, XS), "aten.median"),
     "large product": (lambda w, c: fh.fori_loop(0, 3, lambda _, c: c @ w, c), (normal(256, 256),) * 2, "BLAS"),
-    "random": (scan(lambda c, x: (c + torch.rand_like(c), x)), (C, XS), "random"),
+    "random": (scan(lambda c, x: (c + torch.poisson(c.exp()), x)), (C, XS), "aten.poisson"),
     "inner": (
         scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c + c.median() + x, c), c)),
         (C, XS),

@@ -94,9 +94,21 @@ def test_lanes_that_take_different_steps_are_refused():
         fh.vmap(fh.grad(f), randomness="different")(xs)
 
 
-def test_a_compiler_that_draws_by_itself_refuses():
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoints=2", "a drawn condition, checkpoints=2", "in scan"])
+def test_compiled_loops_draw_again_what_they_drew(name):
+    """By count, from the seed of the call: other numbers than eager's, and as many."""
+    jitted = fh.jit(fh.value_and_grad(LOOPS[name]))
+    (value, slope), following = drawn(plain, jitted, X)
+    same(slope * X, value)
+    same(((value, slope), following), drawn(plain, jitted, X))
+    assert jitted(X)[0] != value
+
+
+def test_what_a_compiler_can_not_draw_again_is_refused():
+    loop = lambda x: fh.while_loop(lambda v: v < 9, lambda v: v * (1 + torch.poisson(v.abs())), x, checkpoints=2)
     with pytest.raises(Exception, match=r"(?s)drawn again by a compiler.*help: draw them before the loop"):
-        fh.jit(fh.grad(LOOPS["in scan"]))(X)
+        fh.jit(fh.grad(loop))(X)
 
 
 def test_numbers_of_another_device_are_refused():

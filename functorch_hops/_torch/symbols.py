@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,10 +134,23 @@ def no_new_facts(env: Any) -> Iterator[None]:
         raise NewFactError(f"{fact} is {value}")
 
     env._check_frozen = refuse
+    logs = [logging.getLogger(name) for name in _LOGGING_FACTS]
+    for log in logs:
+        log.addFilter(_dropped)
     try:
         yield
     finally:
         del env._check_frozen
+        for log in logs:
+            log.removeFilter(_dropped)
+
+
+_LOGGING_FACTS = "torch.fx.experimental.symbolic_shapes", "torch._inductor.scheduler"
+"""These log where an error passes through, which is none here."""
+
+
+def _dropped(record: logging.LogRecord) -> bool:
+    return False
 
 
 def size_hint(size: Any) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ir.dependence import Pruned, Through
 from ..ir.meta import Mask
 from ..ir.subgraph import P, Params, Subgraph
-from ..lowering.loops.forms import Form, NativeLoop
+from ..lowering.loops.forms import Again, Form, NativeLoop
 from ..passes.hoisting import Hoisted
 from ..passes.passthrough import SimplifiedCall
 
@@ -65,7 +65,8 @@ class Rules(Generic[P]):
     ``native_loop(params) -> NativeLoop``: the loop that ``lower`` makes of it, None if it makes none.
 
     ``form(params, operands) -> Form``: the loop or branch as kernels are made of it (``lowering.loops``), for operands
-    on fake tensors; None for any other operator. Raises ``Refused`` with a reason where no kernel can be.
+    on fake tensors, or what it draws again; None for any other operator. Raises ``Refused`` with a reason where no
+    kernel can be.
     """
 
     impl: Callable[[P, Tensors], Tensors]
@@ -82,7 +83,7 @@ class Rules(Generic[P]):
     redraw: Callable[[P], Subgraph | None]
     lower: Callable[[P, Tensors], Tensors]
     native_loop: Callable[[P], NativeLoop | None]
-    form: Callable[[P, Sequence[Any]], Form | None]
+    form: Callable[[P, Sequence[Any]], Form | Again | None]
 
 
 class Operator(Protocol):

@@ -64,8 +64,7 @@ def _redrawn(body: Subgraph) -> Subgraph:
         def run_node(self, node: fx.Node) -> Any:
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             if node.target is generator_state:
-                first = torch.randint(0, 256, (_BYTES,), dtype=torch.uint8)
-                return torch.cat([first, torch.zeros(STATE.shape[0] - _BYTES, dtype=torch.uint8)])
+                return torch.randint(0, 256, STATE.shape, dtype=torch.uint8)
             if node.target is set_generator_state:
                 return None
             if node in again:
@@ -78,7 +77,7 @@ def _redrawn(body: Subgraph) -> Subgraph:
 
 
 def _by_count(body: Subgraph, count: int, state: Tensor, *operands: Tensor) -> tuple[Tensor, ...]:
-    places = torch.arange(_BYTES) * 8
-    key = (state[:_BYTES].to(torch.int64) << places).sum()
-    after = ((key + count) >> places) & 255
-    return torch.cat([after.to(torch.uint8), state[_BYTES:]]), *body(key, *operands)
+    place = torch.arange(STATE.shape[0])
+    key = (state[:_BYTES].to(torch.int64) << (place[:_BYTES] * 8)).sum()
+    after = ((key + count) >> (place.clamp(max=_BYTES - 1) * 8)) & 255
+    return torch.where(place < _BYTES, after.to(torch.uint8), state), *body(key, *operands)

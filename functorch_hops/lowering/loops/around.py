@@ -198,7 +198,7 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
     )
 
 
-def _records(row: str, metas: Sequence[TensorMeta], offsets: Sequence[int], const: str = "") -> list[str]:
+def _records(row: str, metas: Sequence[TensorMeta], offsets: Sequence[Size], const: str = "") -> list[str]:
     """Where values lie in a record."""
     return [f"reinterpret_cast<{const}{c_type(m.dtype)}*>({row} + {offset})" for m, offset in zip(metas, offsets)]
 
@@ -297,9 +297,9 @@ def _each_block(lanes: LaneBody, steps: Size | None, statements: Callable[[Size,
     if len(cases) == 1:
         lines += cases[0]
     else:
-        size = cut.shape[cut.cut]
-        rest = [f"const int64_t {REST} = {size} - {first};"] if isinstance(size, OpenSize) else []
-        lines += [f"if ({first} + {cut.rows} <= {size}) {{", *cases[0], "} else {", *rest, *cases[1], "}"]
+        rows = cut.shape[cut.cut]
+        last = [f"const int64_t {REST} = {rows} - {first};"] if isinstance(rows, OpenSize) else []
+        lines += [f"if ({first} + {cut.rows} <= {rows}) {{", *cases[0], "} else {", *last, *cases[1], "}"]
     nanoseconds = 0 if steps is None else nanoseconds_of(lanes.work * steps)
     return [
         f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {_ONCE} {{",

@@ -25,8 +25,8 @@ from .convolution import convolutions
 from .forms import Refused
 from .operator import loop_kernel
 from .own import own_lowering
-from .sizes import OpenSize, Size, largest, size_of, symbols
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
+from .sizes import OpenSize, Size, largest, size_of, symbols
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 from .vector_math import kernel_proxy
 
@@ -141,7 +141,7 @@ def settings(options: dict[str, Any]) -> Iterator[None]:
         "max_autotune": False,
         "size_asserts": False,
     }
-    with config.patch({**options, **ours}), sizes.patch(backed_size_oblivious=True):
+    with config.patch({**options, **ours}), sizes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         yield
 
 

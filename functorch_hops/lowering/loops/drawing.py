@@ -43,26 +43,28 @@ _KEY = TensorMeta((), torch.int64, torch.device("cpu"))
 _LARGEST_SEED = 2**63 - 1
 
 
-def keyed(form: Form, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan | While, list[fx.Node]]:
-    """The loop ``loop`` with numbers by count, and its operands."""
+def keyed(
+    form: Form, loop: fx.Node, operands: Sequence[fx.Node], added: list[fx.Node]
+) -> tuple[Scan | While, list[fx.Node]]:
+    """The loop ``loop`` with numbers by count, and its operands. ``added``: takes the nodes that are put before it."""
+    nodes = _Nodes(loop, added)
     if isinstance(form, Scan):
-        return _keyed_scan(form, loop, operands)
+        return _keyed_scan(form, nodes, loop.args[1], operands)
     if isinstance(form, While):
-        return _keyed_while(form, loop, operands)
+        return _keyed_while(form, nodes, operands)
     raise Refused("it draws random numbers")
 
 
-def _keyed_scan(form: Scan, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
+def _keyed_scan(form: Scan, nodes: _Nodes, length: Any, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
     """With a key for each step among the xs."""
     at = form.n_carry + form.n_xs
     body, count = keyed_body(form.body, at)
-    nodes = _Nodes(loop)
-    steps = nodes.add(aten.arange.default, (loop.args[1],), {"dtype": torch.int64, "device": torch.device("cpu")})
+    steps = nodes.add(aten.arange.default, (length,), {"dtype": torch.int64, "device": torch.device("cpu")})
     keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed()))
     return replace(form, body=body, n_xs=form.n_xs + 1), [*operands[:at], keys, *operands[at:]]
 
 
-def _keyed_while(form: While, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[While, list[fx.Node]]:
+def _keyed_while(form: While, nodes: _Nodes, operands: Sequence[fx.Node]) -> tuple[While, list[fx.Node]]:
     """With the key of the next step as the last carry."""
     n = form.n_carry
     body, in_body = keyed_body(form.body, n)
@@ -73,14 +75,14 @@ def _keyed_while(form: While, loop: fx.Node, operands: Sequence[fx.Node]) -> tup
         return [*outs[:n], args[n] + (in_body + in_cond), *outs[n:]]
 
     stepped = rewritten(step, body.inputs, "while_loop")
-    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], _Nodes(loop).seed(), *operands[n:]]
+    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], nodes.seed(), *operands[n:]]
 
 
 class _Nodes:
     """Nodes in front of a loop."""
 
-    def __init__(self, loop: fx.Node) -> None:
-        self._loop = loop
+    def __init__(self, loop: fx.Node, added: list[fx.Node]) -> None:
+        self._loop, self._added = loop, added
         values = [x.meta["val"] for x in loop.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
         self._mode = _torch.new_fake_mode(shape_env_of(x.shape for x in values))
 
@@ -90,6 +92,7 @@ class _Nodes:
         given = fx.map_arg(args, lambda x: x.meta["val"])
         with self._mode:
             node.meta["val"] = target(*given, **(kwargs or {}))
+        self._added.append(node)
         return node
 
     def seed(self) -> fx.Node:
@@ -185,5 +188,7 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     aten.uniform.default: lambda source, x, low=0.0, high=1.0, **_: (
         source.uniform(x.shape).to(source.dtype) * (high - low) + low
     ),
-    aten.exponential.default: lambda source, x, rate=1.0, **_: -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate,
+    aten.exponential.default: lambda source, x, rate=1.0, **_: (
+        -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate
+    ),
 }

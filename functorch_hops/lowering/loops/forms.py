@@ -173,7 +173,7 @@ class Again:
         return [STATE, *self.body.outputs]
 
 
-Form = Scan | While | Prefixes | Branches | Again
+Form = Scan | While | Prefixes | Branches
 
 
 TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))

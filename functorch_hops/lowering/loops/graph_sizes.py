@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ... import _torch
 from ...ir.nodes import size_at

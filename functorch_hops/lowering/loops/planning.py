@@ -24,9 +24,9 @@ from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_ta
 from .body import lowered, statements
 from .drawing import keyed
 from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
+from .graph_sizes import GraphSizes
 from .lanes import lane_body
 from .linear import CHECKS
-from .graph_sizes import GraphSizes
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
 from .sinking import sunk
@@ -101,6 +101,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
         if form is not None and params.has_effects and not node.users:
             form, reason = None, "nobody reads its results"  # and a kernel stays for these only
         if form is not None:
+            seeds: list[fx.Node] = []
             try:
                 tensors = [x for x in node.args[1:] if isinstance(x, fx.Node) and isinstance(x.meta["val"], Tensor)]
                 places = {user: Place(int(user.args[1])) for user in node.users}
@@ -110,11 +111,11 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                         raise Refused("it stacks values for a gradient, and has effects or is in another loop")
                     reader = reader_of(form, node, module)
                 if params.random:
-                    form, tensors = keyed(form, node, tensors)
+                    form, tensors = keyed(form, node, tensors, seeds)
                 if isinstance(form, Scan):
                     form, places = with_leads(form, node)
                     form, tensors = shifted(*sunk(form, node, tensors, module))
-                if reader is not None:
+                if reader is not None and isinstance(form, While):
                     reports += _plan_tape(node, form, tensors, reader, params, module, options, sizes)
                     done.add(reader.node)
                     continue
@@ -132,6 +133,8 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                 reports += [report.of(params, trips) for report in inner]
                 _replace(node, kernel, form, tensors, places, sizes)
                 continue
+            for seed in reversed(seeds):
+                module.graph.erase_node(seed)
         if reason is not None:
             reports.append(LoopReport(params.operator.label, "native", reason, params, trips))
             if is_inner:

@@ -152,7 +152,7 @@ def largest(sizes: Iterable[Size]) -> Size:
 
 def symbols(sizes: Iterable[Any]) -> tuple[OpenSize, ...]:
     """The open sizes that these are expressions of, in the order of their names."""
-    found = {}
+    found: dict[str, OpenSize] = {}
     for size in map(size_of, sizes):
         if isinstance(size, OpenSize):
             found |= {str(symbol): OpenSize(symbol, 1) for symbol in size.expression.free_symbols}
