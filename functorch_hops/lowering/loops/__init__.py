@@ -10,6 +10,7 @@ loop, and the loop takes the native path.
 ``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
 makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length that save for their gradient,
 ``vector_math``: the functions that kernels call,
+``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;
 ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
 ``own``: operators that Inductor makes no C++ of; ``products``; ``convolution``; ``linear``: solves and factorizations
 of small matrices; ``ordering``: sorts, running sums and searches.
