@@ -159,7 +159,7 @@ def test_under_torch_compile() -> None:
 
 def test_what_needs_a_number_has_no_kernel() -> None:
     """The rows of a system decide on the code."""
-    f = lambda xs, c: fh.scan(lambda c, x: (torch.linalg.solve(xs.mT @ xs + torch.eye(len(c)), c), x), c, xs)
+    f = lambda xs, c: fh.scan(lambda c, x: (torch.linalg.solve(xs.mT @ xs + torch.eye(c.shape[0]), c), x), c, xs)
     (loop,) = plan(f, *lanes(5, 7)).loops
     assert loop.taken == "native" and "open" in str(loop.reason)
 

@@ -22,7 +22,6 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
-from .redrawn import redrawn_by_count
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -188,6 +187,8 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 
 
 def _for_inductor(body: Subgraph) -> Subgraph:
+    from .redrawn import redrawn_by_count
+
     return redrawn_by_count(without_numbers(body))
 
 

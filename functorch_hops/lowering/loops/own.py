@@ -14,6 +14,7 @@ from .extern import plain_input, writing_kernel
 from .forms import Refused
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
+from .sizes import expression_of, size_of
 from .source import c_type, numel
 
 __all__ = ["own_lowering"]
@@ -42,7 +43,8 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
     outputs = []
     for result in _results_of(value):
         c_type(result.dtype)
-        out = empty_strided(list(result.shape), None, dtype=result.dtype, device=result.device)
+        shape = [expression_of(size_of(size)) for size in result.shape]
+        out = empty_strided(shape, None, dtype=result.dtype, device=result.device)
         out.realize()
         outputs.append(out)
     kernel = _own_kernel()(inputs, outputs)
