@@ -222,3 +222,22 @@ def test_a_loop_in_a_combination_that_is_no_kernel_stays_a_loop() -> None:
     made = plan(f, X)
     assert taken(list(made.loops)) == ["native"]
     same(made.body(X)[0], X.cummax(0)[0])
+
+
+@torch.library.custom_op("functorch_hops_tests::sine_and_cosine", mutates_args=())
+def _sine_and_cosine(x: Tensor) -> list[Tensor]:
+    return [x.sin(), x.cos()]
+
+
+@_sine_and_cosine.register_fake
+def _(x: Tensor) -> list[Tensor]:
+    return [torch.empty_like(x), torch.empty_like(x)]
+
+
+def test_an_operator_of_the_users_is_left_to_torch() -> None:
+    def step(c: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        sine, cosine = _sine_and_cosine(c * x)
+        return sine + cosine, sine
+
+    (report,) = check(lambda x: fh.scan(step, x[0], x), normal(3, 4))
+    assert report.reason == "Inductor makes no C++ of functorch_hops_tests.sine_and_cosine.default"

@@ -16,6 +16,15 @@ from reference import Reference
 Function = Callable[..., Any]
 
 
+def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    """Written out: torch (2.13) differentiates its own wrongly, where a tangent is differentiated again."""
+    dims = tuple(range(-len(shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    y = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
 def _tensors(tree: Any) -> Any:
     return optree.tree_map(lambda x: x if isinstance(x, Tensor) else torch.tensor(x), tree)
 

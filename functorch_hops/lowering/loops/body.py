@@ -67,7 +67,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
 
 def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
     """``body`` as Inductor schedules it; its inner loops are kernels already."""
-    from torch._inductor.exc import LoweringException
+    from torch._inductor.exc import LoweringException, MissingOperatorWithoutDecomp
 
     with _torch.suspended(keep_autocast=False), torch.no_grad():
         mode = _torch.new_fake_mode(body.shape_env)
@@ -83,6 +83,9 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
                     graph.run(*fakes)
                     graph.init_wrapper_code()
                     graph._update_scheduler()
+            except MissingOperatorWithoutDecomp as error:  # an operator of the user's
+                target = str(error).partition("target: ")[2].partition("\n")[0]
+                raise Refused(f"Inductor makes no C++ of {target}") from error
             except LoweringException as error:
                 raise Refused(_first_line(error)) from error
             if graph.constants:
