@@ -147,7 +147,10 @@ def main(days: int = 512, grid: int = 12, backend: str = "inductor", pictures: P
     torch.manual_seed(0)
     torch.set_num_threads(1)
     ys = load_prices(days)
-    trend, noise = torch.linspace(-18, -9, grid, dtype=torch.float64), torch.linspace(-13, -6, grid, dtype=torch.float64)
+    trend, noise = (
+        torch.linspace(-18, -9, grid, dtype=torch.float64),
+        torch.linspace(-13, -6, grid, dtype=torch.float64),
+    )
     level = torch.tensor(2e-4, dtype=torch.float64).log()
     candidates = torch.stack([level.expand(grid, grid), *torch.meshgrid(trend, noise, indexing="ij")], -1)
     scores = fh.jit(fh.vmap(log_likelihood, in_dims=(0, None)), backend=backend)(candidates.flatten(0, 1), ys)

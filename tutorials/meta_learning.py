@@ -123,7 +123,12 @@ class Result(NamedTuple):
 
 
 def main(
-    rounds: int = 400, units: int = 32, batch: int = 16, steps: int = 3, backend: str = "inductor", pictures: Path = PICTURES
+    rounds: int = 400,
+    units: int = 32,
+    batch: int = 16,
+    steps: int = 3,
+    backend: str = "inductor",
+    pictures: Path = PICTURES,
 ) -> Result:
     torch.manual_seed(0)
     torch.set_num_threads(1)
