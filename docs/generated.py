@@ -108,7 +108,7 @@ def _messages(text: str) -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """A docstring in Markdown: code after a double colon, references to names, and tables are written otherwise there."""
+    """A docstring in Markdown, which writes code after a double colon, references and tables in another way."""
     text = re.sub(r"^::$\n", "", docstring, flags=re.MULTILINE)
     text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
     text = re.sub(

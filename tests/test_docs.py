@@ -9,7 +9,10 @@ import functorch_hops as fh
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".py"))
-PAGES += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "tutorials/README.md")]
+LINKED = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tutorials/README.md", "tests/README.md")
+]
+LINKED += [page for page in PAGES if page.suffix == ".md"]
 SOURCES = [path for room in ("functorch_hops", "transforms") for path in (ROOT / room).rglob("*.py")]
 
 
@@ -24,7 +27,7 @@ def test_notes_exist(page: Path) -> None:
     assert notes(page.read_text()) <= known
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
     "beam_search": ({"beams": 4}, lambda r: r.same_elsewhere and r.same_as_plain and min(r.steps) < max(r.steps)),
     "ensemble": ({"models": 6, "steps": 40}, lambda r: r.error < r.error_of_one and r.difference < 1e-4),
-    "hmc": ({"chains": 8, "draws": 40}, lambda r: 0.8 < r.accepted and r.rhat.max() < 1.5),
+    "hmc": ({"chains": 8, "draws": 40}, lambda r: r.accepted > 0.8 and r.rhat.max() < 1.5),
     "implicit_layer": ({"epochs": 1}, lambda r: r.accuracy > 0.7 and r.difference < 1e-5),
     "kalman_smoother": ({"days": 100, "grid": 4}, lambda r: r.difference < 1e-9),
     "language_model": ({"epochs": 2, "units": 32}, lambda r: r.losses[1] < r.losses[0] and r.difference < 1e-4),

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import optree
 import torch
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 

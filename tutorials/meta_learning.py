@@ -17,11 +17,11 @@ from typing import NamedTuple
 import optree
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 SHOTS, JUDGES = 1, 10
