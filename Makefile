@@ -10,7 +10,7 @@ ARGS ?=
 TEST_ENV = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 PYTEST = $(TEST_ENV) .venv-test/bin/python -m pytest -n $(JOBS)
 
-.PHONY: quickstart test fast-test slow-test lint types check clean
+.PHONY: quickstart test fast-test slow-test lint types docs check release-check clean
 
 quickstart: .venv-quickstart/installed
 	.venv-quickstart/bin/python tutorials/quickstart.py $(ARGS)
@@ -29,12 +29,30 @@ lint: .venv-test/installed
 	.venv-test/bin/ruff format --check .
 
 types: .venv-test/installed
-	MYPYPATH=tests .venv-test/bin/mypy -p functorch_hops -m test_types
+	MYPYPATH=tests .venv-test/bin/mypy -p functorch_hops -m test_types -m typed_program
 
-check: test lint types
+# A warning, such as a link that leads nowhere, is an error. The site is build/site/index.html.
+docs: .venv-test/installed
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict --quiet
+
+check: test lint types docs
+
+# What is to be published, as its users meet it: the wheel in an environment with nothing but what it asks for.
+release-check: .venv-test/installed
+	rm -rf dist build .venv-release
+	.venv-test/bin/python -m build --no-isolation
+	.venv-test/bin/twine check --strict dist/*
+	$(PYTHON) -m venv --without-pip .venv-release
+	$(PYTHON) -m pip --python .venv-release/bin/python install -q -c constraints.txt "$$(ls dist/*.whl)[tutorials]"
+	cd dist && ../.venv-release/bin/python -c "import functorch_hops as fh; print(fh.__version__, fh.__file__)"
+	cp tests/typed_program.py dist/program.py && cd dist && \
+		../.venv-test/bin/python -m mypy --strict --python-executable ../.venv-release/bin/python program.py && ../.venv-release/bin/python program.py
+	cp tutorials/quickstart.py dist && .venv-release/bin/python dist/quickstart.py --epochs 1 --backend eager --output dist/quickstart
+	rm -rf dist/quickstart* dist/program.py dist/.mypy_cache
+	.venv-test/bin/python tests/sdist.py dist/*.tar.gz
 
 clean:
-	rm -rf .venv-quickstart .venv-test build dist *.egg-info
+	rm -rf .venv-quickstart .venv-test .venv-release build dist *.egg-info
 
 .venv-quickstart/installed: EXTRAS = tutorials
 .venv-test/installed: EXTRAS = dev

@@ -108,14 +108,20 @@ def _messages(text: str) -> str:
 
 
 def _markdown(docstring: str) -> str:
-    """A docstring in Markdown: code after a double colon, references to names, and tables are written otherwise there."""
+    """A docstring in Markdown, which writes code after a double colon, references and tables in another way."""
     text = re.sub(r"^::$\n", "", docstring, flags=re.MULTILINE)
     text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
-    text = re.sub(r":\w+:`(\w+)`", lambda name: f"[`{name[1]}`][functorch_hops.{name[1]}]" if name[1] in API else f"`{name[1]}`", text)
+    text = re.sub(
+        r":\w+:`(\w+)`",
+        lambda name: f"[`{name[1]}`][functorch_hops.{name[1]}]" if name[1] in API else f"`{name[1]}`",
+        text,
+    )
     text = re.sub(r"^>>> .*?(?=\n\n|\Z)", r"```pycon\n\g<0>\n```", text, flags=re.MULTILINE | re.DOTALL)
     rule = r"^=+ +=+\n"
     table = re.compile(rf"{rule}(.*?){rule}", re.MULTILINE | re.DOTALL)
-    return table.sub(lambda rows: "| | |\n| --- | --- |\n" + re.sub(r"^(.*?)  +(.*)$", r"| \1 | \2 |", rows[1], flags=re.M), text)
+    return table.sub(
+        lambda rows: "| | |\n| --- | --- |\n" + re.sub(r"^(.*?)  +(.*)$", r"| \1 | \2 |", rows[1], flags=re.M), text
+    )
 
 
 class Docstrings(griffe.Extension):

@@ -1,8 +1,8 @@
 """Every Python example of the README and of the pages in docs/ runs as written, and gives what it says it gives.
 
-The blocks of a page run one after another in one namespace. A block of prompts (`>>> `) is a doctest. In any other block
-an expression that ends in a comment must have that for its `repr`; nan, ids and the like are left out by a `...`.
-"""
+The blocks of a page run one after another in one namespace. A block of prompts (`>>> `) is a doctest. In any other
+block an expression that ends in a comment must have that for its `repr`; nan, ids and the like are left out by a
+`...`."""
 
 from __future__ import annotations
 

@@ -1,18 +1,19 @@
 """Beam search, exported, and run where this library is not installed.
 
-The likeliest way to end a line of Python's own documentation. The search is a `fh.while_loop` that ends when all beams
-have, `fh.vmap` runs it for several beginnings at once, and `fh.export` writes it to a file with the loop in it. A process
-that knows nothing of this library loads and runs the file.
+The likeliest way to end a line of Python's own documentation. The search is a `fh.while_loop` that ends when all
+beams have, `fh.vmap` runs it for several beginnings at once, and `fh.export` writes it to a file with the loop in
+it. A process that knows nothing of this library loads and runs the file.
 
 ![The best ends of a line, and how long searches take](pictures/beam_search.png)
 """
 
 # %% The data and the model
-# How often each word follows another in the docstrings of Python's built-in functions. It is a table; a network would take
-# its place without a change of the search.
+# How often each word follows another in the docstrings of Python's built-in functions. It is a table; a network
+# would take its place without a change of the search.
 
 import builtins
 import inspect
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,10 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from gallery import PICTURES, Times, figure, race, save
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 END = 0
 BEGINNINGS = ("Return", "Create", "Base", "Like", "Convert", "Remove", "The", "If")
@@ -39,7 +40,7 @@ def load_model() -> tuple[Tensor, list[str]]:
     counts = torch.full((len(words),) * 2, 1e-4) * (1 + torch.rand(len(words), len(words)))  # no two lines are a tie
     for line in lines:
         tokens = [words.index(word) for word in line.split()] + [END]
-        for word, following in zip(tokens, tokens[1:], strict=False):
+        for word, following in itertools.pairwise(tokens):
             counts[word, following] += 1
     return (counts / counts.sum(-1, keepdim=True)).log(), words
 
@@ -47,7 +48,7 @@ def load_model() -> tuple[Tensor, list[str]]:
 # %% The search, for one beginning
 
 
-def search(table: Tensor, beginning: Tensor, beams: int = 6, longest: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+def search(table: Tensor, beginning: Tensor, beams: int = 6, longest: int = 12) -> tuple[Tensor, Tensor, Tensor]:
     """The best lines, their scores (a logarithm of probability), and the number of steps."""
     stays = torch.full((len(table),), -torch.inf)
     stays[END] = 0.0  # a line that has ended goes on with end tokens, at no cost
@@ -74,7 +75,7 @@ def search(table: Tensor, beginning: Tensor, beams: int = 6, longest: int = 16) 
 # A loop over beginnings, and one over words.
 
 
-def plain_search(table: Tensor, beginning: Tensor, beams: int = 6, longest: int = 16) -> tuple[Tensor, Tensor]:
+def plain_search(table: Tensor, beginning: Tensor, beams: int = 6, longest: int = 12) -> tuple[Tensor, Tensor]:
     lines, scores = beginning[None, None], torch.zeros(1)
     while lines.shape[1] < longest and (lines[:, -1] != END).any():
         follows = table[lines[:, -1]].clone()

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import optree
 import torch
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 
@@ -128,7 +128,9 @@ def main(
     left.plot(losses.T.numpy(), color="tab:blue", alpha=0.2, linewidth=0.7)
     left.set(title=f"{models} trainings in one call", xlabel="step", ylabel="loss", yscale="log")
     order = mean.argsort()
-    middle.errorbar(range(n_test), mean[order], 2 * doubt[order], fmt=".", markersize=3, linewidth=0.6, color="tab:blue")
+    middle.errorbar(
+        range(n_test), mean[order], 2 * doubt[order], fmt=".", markersize=3, linewidth=0.6, color="tab:blue"
+    )
     middle.plot(range(n_test), test_y[order], ".", color="tab:orange", markersize=3)
     middle.set(title="The ensemble (blue) and the truth", xlabel="patient, sorted", ylabel="advance (deviations)")
     right.hist(norms.numpy(), bins=40, color="tab:green")

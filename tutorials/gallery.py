@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from PIL import Image
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -30,7 +31,7 @@ class Times(NamedTuple):
 
 
 def race(library: Callable[[], Any], plain: Callable[[], Any], rounds: int = 5) -> Times:
-    """CPU time, the best of some rounds in which the two take turns, so that other work on the machine counts little."""
+    """CPU time, the best of some rounds in which the two take turns: other work on the machine counts little."""
 
     def milliseconds(function: Callable[[], Any]) -> float:
         start = time.process_time()
@@ -54,7 +55,9 @@ def figure(columns: int) -> tuple[Any, Any]:
 
 
 def save(drawing: Any, program: str, folder: Path) -> None:
-    """The picture beside the others, under the program's name."""
+    """The picture under the program's name, in few colours: it is checked in."""
     folder.mkdir(exist_ok=True)
-    drawing.savefig(folder / f"{Path(program).stem}.png", dpi=90)
+    path = folder / f"{Path(program).stem}.png"
+    drawing.savefig(path, dpi=90)
     plt.close(drawing)
+    Image.open(path).quantize(48).save(path, optimize=True)

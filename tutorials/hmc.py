@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo over many chains.
 
-Bayesian logistic regression: which of five measurements of a tumour speak for it being benign, and how sure is that? One
-chain is a `fh.scan` over proposals, each of which is a scan of leapfrog steps and a `fh.cond` that accepts it or not
-(Neal 2011). The gradient is `fh.grad`, inside of the loops; `fh.vmap` runs all chains at once.
+Bayesian logistic regression: which of five measurements of a tumour speak for it being benign, and how sure is
+that? One chain is a `fh.scan` over proposals, each of which is a scan of leapfrog steps and a `fh.cond` that
+accepts it or not (Neal 2011). The gradient is `fh.grad`, inside of the loops; `fh.vmap` runs all chains at once.
 
 ![Chains, the posterior, and whether chains agree](pictures/hmc.png)
 """
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 NAMES = ("bias", "texture", "smoothness", "concavity", "symmetry")
 

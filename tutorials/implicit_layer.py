@@ -1,8 +1,9 @@
 """An implicit layer.
 
-A layer whose output is the solution of an equation: `z = tanh(W z + U x + b)`, a network that is as deep as it needs to be
-(Bai et al. 2019, "Deep equilibrium models"). A `fh.while_loop` finds the solution; `fh.custom_root` differentiates it by
-the implicit function theorem, without a look at the steps, and without memory for them. It reads handwritten digits.
+A layer whose output is the solution of an equation: `z = tanh(W z + U x + b)`, a network that is as deep as it needs
+to be (Bai et al. 2019, "Deep equilibrium models"). A `fh.while_loop` finds the solution; `fh.custom_root`
+differentiates it by the implicit function theorem, without a look at the steps, and without memory for them. It reads
+handwritten digits.
 
 ![Loss, accuracy, and how deep the layer is](pictures/implicit_layer.png)
 """
@@ -14,11 +15,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 
@@ -30,8 +31,9 @@ def load_data() -> tuple[Tensor, Tensor]:
 
 
 # %% The layer, for one image
-# The weights are scaled so that the equation has one solution, to which every iteration comes nearer. The same iteration
-# solves the linear equation that the derivative asks for; it takes a fixed number of steps, so that it is linear.
+# The weights are scaled so that the equation has one solution, to which every iteration comes nearer. The same
+# iteration solves the linear equation that the derivative asks for; it takes a fixed number of steps, so that it is
+# linear.
 
 
 def init_params(units: int) -> Params:

@@ -1,9 +1,9 @@
 """A Kalman smoother, in parallel over time.
 
-The level and the trend of a share's price, from its closing prices. Filter and smoother are recurrences, and yet not bound
-to go step by step: both combine by an associative function (Särkkä and García-Fernández 2021), so `fh.associative_scan`
-takes a number of rounds that grows with the logarithm of the length. `fh.vmap` tries a grid of noises at once, to find the
-one under which the prices are most likely.
+The level and the trend of a share's price, from its closing prices. Filter and smoother are recurrences, and yet
+not bound to go step by step: both combine by an associative function (Särkkä and García-Fernández 2021), so
+`fh.associative_scan` takes a number of rounds that grows with the logarithm of the length. `fh.vmap` tries a grid
+of noises at once, to find the one under which the prices are most likely.
 
 ![Prices with the smoothed level, the trend, and the likelihood](pictures/kalman_smoother.png)
 """
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from gallery import PICTURES, Times, figure, race, save
 from matplotlib.cbook import get_sample_data
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 DAY = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
 SEEN = torch.tensor([1.0, 0.0], dtype=torch.float64)
-I = torch.eye(2, dtype=torch.float64)
+ONE = torch.eye(2, dtype=torch.float64)
 
 
 def load_prices(days: int) -> Tensor:
@@ -44,18 +44,18 @@ def noises(params: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # %% The filter
-# An element stands for a piece of time: how the state at its end depends on that at its beginning (a, b, c), and what its
-# observations tell about that (eta, j).
+# An element stands for a piece of time: how the state at its end depends on that at its beginning (a, b, c), and
+# what its observations tell about that (eta, j).
 
 
 def filter_element(q: Tensor, r: Tensor, y: Tensor, first: Tensor):
     """The element of one day; that of the first day knows where it begins: at its own price, more or less."""
-    q = torch.where(first, I, q)
+    q = torch.where(first, ONE, q)
     transition = torch.where(first, 0, DAY)
     start = torch.where(first, y * SEEN, 0)
     s = SEEN @ q @ SEEN + r
     gain = q @ SEEN / s
-    keep = I - torch.outer(gain, SEEN)
+    keep = ONE - torch.outer(gain, SEEN)
     seen = transition.T @ SEEN
     surprise = y - SEEN @ start
     return keep @ transition, start + gain * surprise, keep @ q, seen * surprise / s, torch.outer(seen, seen) / s
@@ -64,8 +64,8 @@ def filter_element(q: Tensor, r: Tensor, y: Tensor, first: Tensor):
 def then(one, two):
     """A piece of time, and the one that follows it."""
     (a1, b1, c1, eta1, j1), (a2, b2, c2, eta2, j2) = one, two
-    forward = a2 @ torch.linalg.inv(I + c1 @ j2)
-    backward = a1.T @ torch.linalg.inv(I + j2 @ c1)
+    forward = a2 @ torch.linalg.inv(ONE + c1 @ j2)
+    backward = a1.T @ torch.linalg.inv(ONE + j2 @ c1)
     return (
         forward @ a1,
         forward @ (b1 + c1 @ eta2) + b2,
@@ -119,11 +119,12 @@ def smoothed(params: Tensor, ys: Tensor) -> Belief:
 
 def plain_smoothed(params: Tensor, ys: Tensor) -> Belief:
     q, r = noises(params)
-    means, covs = [], []
+    (mean, cov), means, covs = (ys[0] * SEEN, ONE), [], []
     for day, y in enumerate(ys):
-        mean, cov = (y * SEEN, I) if day == 0 else (DAY @ mean, DAY @ cov @ DAY.T + q)
+        if day > 0:
+            mean, cov = DAY @ mean, DAY @ cov @ DAY.T + q
         gain = cov @ SEEN / (SEEN @ cov @ SEEN + r)
-        mean, cov = mean + gain * (y - SEEN @ mean), (I - torch.outer(gain, SEEN)) @ cov
+        mean, cov = mean + gain * (y - SEEN @ mean), (ONE - torch.outer(gain, SEEN)) @ cov
         means.append(mean), covs.append(cov)
     results = [(mean, cov)]
     for mean_f, cov_f in zip(means[-2::-1], covs[-2::-1], strict=True):
@@ -147,7 +148,10 @@ def main(days: int = 512, grid: int = 12, backend: str = "inductor", pictures: P
     torch.manual_seed(0)
     torch.set_num_threads(1)
     ys = load_prices(days)
-    trend, noise = torch.linspace(-18, -9, grid, dtype=torch.float64), torch.linspace(-13, -6, grid, dtype=torch.float64)
+    trend, noise = (
+        torch.linspace(-18, -9, grid, dtype=torch.float64),
+        torch.linspace(-13, -6, grid, dtype=torch.float64),
+    )
     level = torch.tensor(2e-4, dtype=torch.float64).log()
     candidates = torch.stack([level.expand(grid, grid), *torch.meshgrid(trend, noise, indexing="ij")], -1)
     scores = fh.jit(fh.vmap(log_likelihood, in_dims=(0, None)), backend=backend)(candidates.flatten(0, 1), ys)

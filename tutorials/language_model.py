@@ -1,9 +1,9 @@
 """A language model that stops by itself.
 
-A recurrent network learns the one-line descriptions of Python's own built-in functions, letter by letter, and then writes
-lines of its own. The model is written for one line. `fh.scan` reads it, `fh.vmap` makes a batch of it, `fh.jit` compiles
-it, and `torch.optim` trains it as any other module. Sampling is a `fh.while_loop` that ends at the end token, in each
-line at its own time.
+A recurrent network learns the one-line descriptions of Python's own built-in functions, letter by letter, and then
+writes lines of its own. The model is written for one line. `fh.scan` reads it, `fh.vmap` makes a batch of it,
+`fh.jit` compiles it, and `torch.optim` trains it as any other module. Sampling is a `fh.while_loop` that ends at
+the end token, in each line at its own time.
 
 ![Loss, and how long the lines are](pictures/language_model.png)
 """
@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from torch import Tensor, nn
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 LONGEST = 48
 END = 0  # ends a line, begins the next one, and fills what is left of a row

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import optree
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 SHOTS, JUDGES = 1, 10
@@ -123,7 +123,12 @@ class Result(NamedTuple):
 
 
 def main(
-    rounds: int = 400, units: int = 32, batch: int = 16, steps: int = 3, backend: str = "inductor", pictures: Path = PICTURES
+    rounds: int = 400,
+    units: int = 32,
+    batch: int = 16,
+    steps: int = 3,
+    backend: str = "inductor",
+    pictures: Path = PICTURES,
 ) -> Result:
     torch.manual_seed(0)
     torch.set_num_threads(1)

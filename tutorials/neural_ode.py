@@ -1,8 +1,9 @@
 """A neural ordinary differential equation.
 
-A vector field, a small network, moves wines of three cultivars through the plane, until straight lines part them (Chen et
-al. 2018). The solver chooses its steps: it is a `fh.while_loop` with a `fh.cond` in it, written for one wine. Under
-`fh.vmap` each wine takes as many steps as it needs, and `fh.grad` goes back through a loop whose length nobody knew.
+A vector field, a small network, moves wines of three cultivars through the plane, until straight lines part them
+(Chen et al. 2018). The solver chooses its steps: it is a `fh.while_loop` with a `fh.cond` in it, written for one
+wine. Under `fh.vmap` each wine takes as many steps as it needs, and `fh.grad` goes back through a loop whose length
+nobody knew.
 
 ![Loss, the flow, and how many steps it takes](pictures/neural_ode.png)
 """
@@ -15,11 +16,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_wine
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 

@@ -1,9 +1,10 @@
 """A policy gradient in a compiled world.
 
 A pole on a cart is balanced by a policy that learns from its own attempts (Schulman et al. 2017, "Proximal policy
-optimization"). World, policy and estimator are written for one cart: the rollout is a `fh.scan` whose world begins anew
-by a `fh.cond`, the advantages (Schulman et al. 2015, "Generalized advantage estimation") are a scan in reverse. `fh.vmap`
-runs 64 carts, and one `fh.jit` holds all of it: rollout, advantages, and the epochs of the update.
+optimization"). World, policy and estimator are written for one cart: the rollout is a `fh.scan` whose world begins
+anew by a `fh.cond`, the advantages (Schulman et al. 2015, "Generalized advantage estimation") are a scan in
+reverse. `fh.vmap` runs 64 carts, and one `fh.jit` holds all of it: rollout, advantages, and the epochs of the
+update.
 
 ![Returns, and an attempt of the trained policy](pictures/policy_gradient.png)
 """
@@ -17,10 +18,10 @@ from typing import NamedTuple
 import optree
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from torch import Tensor
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 Params = dict[str, Tensor]
 GAMMA, LAMBDA, CLIP, RATE = 0.99, 0.95, 0.2, 1e-2

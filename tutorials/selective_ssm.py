@@ -1,8 +1,9 @@
 """A selective state-space model, in half precision and little memory.
 
-A digit is read as a sequence of 64 pixels, by a recurrence whose decay, input and output depend on what it reads (Gu and
-Dao 2023, "Mamba"). `fh.scan(remat="sqrt")` keeps the states between segments only and computes the others again; the
-projections run in `bfloat16` under torch's own autocast. The module is trained by `loss.backward()` and `torch.optim`.
+A digit is read as a sequence of 64 pixels, by a recurrence whose decay, input and output depend on what it reads
+(Gu and Dao 2023, "Mamba"). `fh.scan(remat="sqrt")` keeps the states between segments only and computes the others
+again; the projections run in `bfloat16` under torch's own autocast. The module is trained by `loss.backward()` and
+`torch.optim`.
 
 ![Loss, and what reverse mode keeps](pictures/selective_ssm.png)
 """
@@ -14,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gallery import PICTURES, Times, figure, race, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import functorch_hops as fh
+from gallery import PICTURES, Times, figure, race, save
 
 
 def load_data() -> tuple[Tensor, Tensor]:
@@ -28,8 +29,8 @@ def load_data() -> tuple[Tensor, Tensor]:
 
 
 # %% The layer, for one sequence
-# What a step needs is projected for the whole sequence before the loop. In the loop the state stays in single precision:
-# sums over many steps would lose too much in half.
+# What a step needs is projected for the whole sequence before the loop. In the loop the state stays in single
+# precision: sums over many steps would lose too much in half.
 
 
 class SelectiveLayer(nn.Module):

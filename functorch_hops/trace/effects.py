@@ -62,7 +62,9 @@ class Effects(_torch.TorchDispatchMode):
             self._check_writes(func, args, kwargs)
             if (form := functional_form(func)) is not None:
                 return self._custom_write(form, args, kwargs)
-            writes_data = torch.Tag.inplace_view not in func.tags  # squeeze_ and its like leave values and history as they are
+            writes_data = (
+                torch.Tag.inplace_view not in func.tags
+            )  # squeeze_ and its like leave values and history as they are
             return self._write_detached(func, args, kwargs) if detached and writes_data else func(*args, **kwargs)
         if func is torch.ops.aten._new_zeros_with_same_feature_meta.default:
             with _torch.whole_storages(self.capture.session.fake_mode):
