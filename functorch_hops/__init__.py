@@ -4,6 +4,7 @@ from . import interop
 from .calls.arguments import TensorSpec
 from .calls.listening import CaptureEvent
 from .errors import (
+    AnomalyError,
     ArgumentTypeError,
     ArgumentValueError,
     CaptureError,
@@ -34,6 +35,7 @@ from .tools import debug
 from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
+from .tools.find_nan import NanOrigin, NanReport
 from .transforms import (
     CacheInfo,
     CapturedGraph,
@@ -59,6 +61,7 @@ interop.install()
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AnomalyError",
     "ArgumentTypeError",
     "ArgumentValueError",
     "CacheInfo",
@@ -76,6 +79,8 @@ __all__ = [
     "LoopExplanation",
     "Lowered",
     "MetadataMismatchError",
+    "NanOrigin",
+    "NanReport",
     "TensorSpec",
     "TooManyCapturesError",
     "TreeMismatchError",

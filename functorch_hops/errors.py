@@ -23,6 +23,7 @@ import optree
 import torch
 
 __all__ = [
+    "AnomalyError",
     "ArgumentTypeError",
     "ArgumentValueError",
     "CaptureError",
@@ -101,6 +102,16 @@ class CheckError(FunctorchHopsError, AssertionError):
     ) -> None:
         super().__init__(text)
         self.iteration, self.lane = iteration, lane
+
+
+class AnomalyError(FunctorchHopsError, RuntimeError):
+    """In ``torch.autograd.detect_anomaly()`` a backward pass returned NaN. ``iteration``: the steps of the loops that
+    it was made in, counted from 0 as the forward pass goes, from the outermost; empty outside of loops.
+    """
+
+    def __init__(self, text: str, iteration: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.iteration = iteration
 
 
 class ErrorContext(NamedTuple):

@@ -19,6 +19,8 @@ TYPES = (
     "Jitted",
     "LoopExplanation",
     "Lowered",
+    "NanOrigin",
+    "NanReport",
     "TensorSpec",
 )
 """What annotations name, and users do not make."""

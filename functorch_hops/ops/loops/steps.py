@@ -94,6 +94,11 @@ class PlainCarry:
         return value
 
     @property
+    def operation(self) -> str:
+        """What the user called."""
+        return self._context.operation
+
+    @property
     def is_settled(self) -> bool:
         """Whether a step has shown what the numbers become: see NOTE [Numbers in a carry]."""
         return self.settled_at < self.steps or not any(self._init.weak)

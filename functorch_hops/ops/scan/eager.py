@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...ir.first_nan import NanMade
 from .op import ScanParams, split_operands
 
 __all__ = ["scan_abstract_eval", "scan_impl"]
@@ -23,7 +24,14 @@ def scan_impl(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor
     stacks: list[Tensor] = []
     rows: list[Sequence[Tensor]] = []
     for t in range(length - 1, -1, -1) if params.reverse else range(length):
-        outs = body(*carry, *(x[t] for x in slices), *consts)
+        try:
+            outs = body(*carry, *(x[t] for x in slices), *consts)
+        except NanMade as found:
+            origin = params.origin
+            is_backward = origin is not None and origin.part == "backward"
+            step = t if params.reverse == is_backward else length - 1 - t
+            found.steps.append((step, params.operator.label, origin))
+            raise
         carry, ys = outs[:n], outs[n:]
         if len(stacks) < len(ys):
             # Written where they belong: a list of all steps, stacked at the end, would take the memory twice.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
+from ...ir.first_nan import NanMade
 from ...ir.meta import TensorMeta
 from .op import WhileLoopParams, merge_flags
 from .reuse import reusing
@@ -23,7 +24,11 @@ def while_loop_impl(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequ
     steps: list[Sequence[Tensor]] = []
     trips = 0
     while cond(*carry, *consts)[0].item():
-        outs = step(*carry, *consts)
+        try:
+            outs = step(*carry, *consts)
+        except NanMade as found:
+            found.steps.append((trips, params.operator.label, params.origin))
+            raise
         carry = outs[:n]
         trips += 1
         if flags:
