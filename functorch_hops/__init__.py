@@ -15,6 +15,7 @@ from .errors import (
     InputMutationError,
     LeakedTensorError,
     MetadataMismatchError,
+    MissingPackageError,
     TooManyCapturesError,
     TreeMismatchError,
 )
@@ -36,6 +37,7 @@ from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
 from .tools.find_nan import NanOrigin, NanReport
+from .tools.progress import Progress, progress
 from .transforms import (
     CacheInfo,
     CapturedGraph,
@@ -79,8 +81,10 @@ __all__ = [
     "LoopExplanation",
     "Lowered",
     "MetadataMismatchError",
+    "MissingPackageError",
     "NanOrigin",
     "NanReport",
+    "Progress",
     "TensorSpec",
     "TooManyCapturesError",
     "TreeMismatchError",
@@ -112,6 +116,7 @@ __all__ = [
     "log_captures",
     "make_graph",
     "map",
+    "progress",
     "pure_callback",
     "scan",
     "switch",

@@ -35,6 +35,7 @@ __all__ = [
     "InputMutationError",
     "LeakedTensorError",
     "MetadataMismatchError",
+    "MissingPackageError",
     "TooManyCapturesError",
     "TreeMismatchError",
     "message",
@@ -102,6 +103,10 @@ class CheckError(FunctorchHopsError, AssertionError):
     ) -> None:
         super().__init__(text)
         self.iteration, self.lane = iteration, lane
+
+
+class MissingPackageError(FunctorchHopsError, ImportError):
+    """A package that a tool needs is not installed."""
 
 
 class AnomalyError(FunctorchHopsError, RuntimeError):

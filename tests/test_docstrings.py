@@ -21,6 +21,7 @@ TYPES = (
     "Lowered",
     "NanOrigin",
     "NanReport",
+    "Progress",
     "TensorSpec",
 )
 """What annotations name, and users do not make."""

@@ -23,6 +23,7 @@ BASES = {
     "InfiniteLoopError": (RuntimeError,),
     "CheckError": (AssertionError,),
     "TooManyCapturesError": (AssertionError,),
+    "MissingPackageError": (ImportError,),
     "AnomalyError": (RuntimeError,),
 }
 

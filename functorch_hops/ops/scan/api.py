@@ -174,7 +174,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    carries = PlainCarry(context, init, leaves)
+    carries = PlainCarry(context, init, leaves, length)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...ir.first_nan import NanMade
+from ...lowering.loops.watching import watched
 from .op import ScanParams, split_operands
 
 __all__ = ["scan_abstract_eval", "scan_impl"]
@@ -23,7 +24,7 @@ def scan_impl(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor
     slices = [x.unbind(0) for x in xs]
     stacks: list[Tensor] = []
     rows: list[Sequence[Tensor]] = []
-    for t in range(length - 1, -1, -1) if params.reverse else range(length):
+    for t in watched(range(length - 1, -1, -1) if params.reverse else range(length)):
         try:
             outs = body(*carry, *(x[t] for x in slices), *consts)
         except NanMade as found:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ... import _torch
 from ...ir.first_nan import NanMade
 from ...ir.meta import TensorMeta
+from ...lowering.loops.watching import state
 from .op import WhileLoopParams, merge_flags
 from .reuse import reusing
 
@@ -23,6 +24,9 @@ def while_loop_impl(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequ
     consts = operands[n:]
     steps: list[Sequence[Tensor]] = []
     trips = 0
+    watch = state.watch
+    if watch is not None:
+        watch.begin(steps, None)
     while cond(*carry, *consts)[0].item():
         try:
             outs = step(*carry, *consts)
@@ -31,8 +35,12 @@ def while_loop_impl(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequ
             raise
         carry = outs[:n]
         trips += 1
+        if watch is not None:
+            watch.at(steps, trips)
         if flags:
             steps.append(outs[n:])
+    if watch is not None:
+        watch.end(steps)
     if trips == 0:
         carry = [c.clone() for c in carry]
     if not flags:
