@@ -3,6 +3,7 @@
 from . import interop
 from .calls.arguments import TensorSpec
 from .calls.listening import CaptureEvent
+from .calls.tracebacks import full_tracebacks
 from .errors import (
     AnomalyError,
     ArgumentTypeError,
@@ -106,6 +107,7 @@ __all__ = [
     "explain",
     "export",
     "fori_loop",
+    "full_tracebacks",
     "grad",
     "hessian",
     "jacfwd",

@@ -38,6 +38,7 @@ __all__ = [
     "MissingPackageError",
     "TooManyCapturesError",
     "TreeMismatchError",
+    "is_internal",
     "message",
     "traced_from",
     "user_frame",
@@ -248,6 +249,11 @@ def _frames_of(error: BaseException | None) -> list[tuple[CodeType, int]]:
 
 def _frames_of_stack(frame: FrameType | None = None) -> Iterator[tuple[CodeType, int]]:
     return ((frame.f_code, line) for frame, line in traceback.walk_stack(frame or sys._getframe(1)))
+
+
+def is_internal(file: str) -> bool:
+    """Whether code of this file is not the user's."""
+    return file.startswith(_internal_paths())
 
 
 def _internal_paths() -> tuple[str, ...]:
