@@ -185,7 +185,5 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     aten.uniform.default: lambda source, x, low=0.0, high=1.0, **_: (
         source.uniform(x.shape).to(source.dtype) * (high - low) + low
     ),
-    aten.exponential.default: lambda source, x, rate=1.0, **_: (
-        -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate
-    ),
+    aten.exponential.default: lambda source, x, rate=1.0, **_: -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate,
 }

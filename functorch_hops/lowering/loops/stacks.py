@@ -63,9 +63,7 @@ def _shifted(x: fx.Node, length: int) -> tuple[fx.Node, fx.Node, int] | None:
     """The stack, the single row, and how far apart they are read, if a value consists of both."""
     if x.target is not aten.slice.Tensor or len(x.args) < 4 or x.kwargs:
         return None
-    cat, dim, start, end, *step = (
-        a.meta["val"] if isinstance(a, fx.Node) and a is not x.args[0] else a for a in x.args
-    )
+    cat, dim, start, end, *step = (a.meta["val"] if isinstance(a, fx.Node) and a is not x.args[0] else a for a in x.args)
     found = _row_and_stack(cat, length)
     if found is None or dim != 0 or step not in ([], [1]):
         return None
