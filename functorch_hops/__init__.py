@@ -3,7 +3,9 @@
 from . import interop
 from .calls.arguments import TensorSpec
 from .calls.listening import CaptureEvent
+from .calls.tracebacks import full_tracebacks
 from .errors import (
+    AnomalyError,
     ArgumentTypeError,
     ArgumentValueError,
     CaptureError,
@@ -14,6 +16,7 @@ from .errors import (
     InputMutationError,
     LeakedTensorError,
     MetadataMismatchError,
+    MissingPackageError,
     TooManyCapturesError,
     TreeMismatchError,
 )
@@ -34,6 +37,8 @@ from .tools import debug
 from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
+from .tools.find_nan import NanOrigin, NanReport
+from .tools.progress import Progress, progress
 from .transforms import (
     CacheInfo,
     CapturedGraph,
@@ -59,6 +64,7 @@ interop.install()
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AnomalyError",
     "ArgumentTypeError",
     "ArgumentValueError",
     "CacheInfo",
@@ -76,6 +82,10 @@ __all__ = [
     "LoopExplanation",
     "Lowered",
     "MetadataMismatchError",
+    "MissingPackageError",
+    "NanOrigin",
+    "NanReport",
+    "Progress",
     "TensorSpec",
     "TooManyCapturesError",
     "TreeMismatchError",
@@ -97,6 +107,7 @@ __all__ = [
     "explain",
     "export",
     "fori_loop",
+    "full_tracebacks",
     "grad",
     "hessian",
     "jacfwd",
@@ -107,6 +118,7 @@ __all__ = [
     "log_captures",
     "make_graph",
     "map",
+    "progress",
     "pure_callback",
     "scan",
     "switch",

@@ -23,6 +23,7 @@ import optree
 import torch
 
 __all__ = [
+    "AnomalyError",
     "ArgumentTypeError",
     "ArgumentValueError",
     "CaptureError",
@@ -34,8 +35,10 @@ __all__ = [
     "InputMutationError",
     "LeakedTensorError",
     "MetadataMismatchError",
+    "MissingPackageError",
     "TooManyCapturesError",
     "TreeMismatchError",
+    "is_internal",
     "message",
     "traced_from",
     "user_frame",
@@ -101,6 +104,20 @@ class CheckError(FunctorchHopsError, AssertionError):
     ) -> None:
         super().__init__(text)
         self.iteration, self.lane = iteration, lane
+
+
+class MissingPackageError(FunctorchHopsError, ImportError):
+    """A package that a tool needs is not installed."""
+
+
+class AnomalyError(FunctorchHopsError, RuntimeError):
+    """In ``torch.autograd.detect_anomaly()`` a backward pass returned NaN. ``iteration``: the steps of the loops that
+    it was made in, counted from 0 as the forward pass goes, from the outermost; empty outside of loops.
+    """
+
+    def __init__(self, text: str, iteration: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.iteration = iteration
 
 
 class ErrorContext(NamedTuple):
@@ -232,6 +249,11 @@ def _frames_of(error: BaseException | None) -> list[tuple[CodeType, int]]:
 
 def _frames_of_stack(frame: FrameType | None = None) -> Iterator[tuple[CodeType, int]]:
     return ((frame.f_code, line) for frame, line in traceback.walk_stack(frame or sys._getframe(1)))
+
+
+def is_internal(file: str) -> bool:
+    """Whether code of this file is not the user's."""
+    return file.startswith(_internal_paths())
 
 
 def _internal_paths() -> tuple[str, ...]:

@@ -19,6 +19,9 @@ TYPES = (
     "Jitted",
     "LoopExplanation",
     "Lowered",
+    "NanOrigin",
+    "NanReport",
+    "Progress",
     "TensorSpec",
 )
 """What annotations name, and users do not make."""

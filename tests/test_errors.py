@@ -23,6 +23,8 @@ BASES = {
     "InfiniteLoopError": (RuntimeError,),
     "CheckError": (AssertionError,),
     "TooManyCapturesError": (AssertionError,),
+    "MissingPackageError": (ImportError,),
+    "AnomalyError": (RuntimeError,),
 }
 
 

@@ -21,6 +21,7 @@ from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.numbers import as_number
+from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
@@ -45,7 +46,11 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
             if torch.compiler.is_dynamo_compiling():
                 handlers.register_leaf()
                 return handlers.leaf(_made_anew, (*recipe, args, kwargs), {})
-            return _as_python(recipe, run, args, kwargs)
+            try:
+                return _as_python(recipe, run, args, kwargs)
+            except Exception as error:
+                shorten(error)
+                raise
 
         return call if torch.compiler.is_dynamo_compiling() else _torch.with_own_code(call)
 

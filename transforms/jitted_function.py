@@ -18,6 +18,7 @@ from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
 from functorch_hops.calls.trace_cache import Trace
+from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.errors import ArgumentTypeError, DataDependentError, message, warn
 from functorch_hops.ir.origin import Origin, made_for
@@ -67,7 +68,13 @@ class JittedFunction(Generic[P, R]):
         functools.update_wrapper(self, func, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._func(*args, **kwargs) if torch.compiler.is_dynamo_compiling() else self._call(args, kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self._func(*args, **kwargs)
+        try:
+            return self._call(args, kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     @traced_through
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:

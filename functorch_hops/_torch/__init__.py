@@ -16,6 +16,7 @@ from .interrupts import *
 from .legacy_vmap import *
 from .levels import *
 from .process import *
+from .stepwise import *
 from .symbols import *
 from .tensors import *
 from .tracing import *

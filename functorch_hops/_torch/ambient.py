@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.backends import mha
 from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
@@ -22,6 +23,7 @@ __all__ = [
     "autocast_enabled",
     "compiler_settings",
     "global_module_hooks",
+    "shown_in_profile",
     "tensor_check",
     "tensor_states",
 ]
@@ -50,7 +52,7 @@ Check = tuple[Callable[..., Any], tuple[Any, ...], Any]
 
 def ambient_checks(backend: Any) -> list[Check]:
     """Whether the settings that `ambient_state` and `compiler_settings` tell are as they are now, by functions that
-    answer at once; and that no level of forward mode and no mode is active, but those of default devices.
+    answer at once; and that no level of forward mode, no profiler and no mode is active, but those of default devices.
 
     Torch's guard for Dynamo sees gradient mode, autocast, default dtype, determinism and the number of threads.
     """
@@ -72,6 +74,7 @@ def ambient_checks(backend: Any) -> list[Check]:
         no_mode,
         (torch._C._len_torch_dispatch_stack, (), 0),
         (operator.getitem, (vars(forward_ad), "_current_level"), -1),
+        (operator.getitem, (vars(profiler), "_is_profiler_enabled"), False),
     ]
     known = [(get, tuple(args), get(*args)) for get, *args in settings]
     return [(_GlobalState().check, (), True), *inactive, *known]
@@ -140,6 +143,11 @@ def global_module_hooks() -> dict[str, dict[Any, Any]]:
     """The hooks that every `nn.Module` runs, by name."""
     names = [name for name in vars(nn_module) if name.startswith("_global_")]
     return {name: table for name in names if isinstance(table := getattr(nn_module, name), dict)}
+
+
+def shown_in_profile(name: Callable[[], str]) -> contextlib.AbstractContextManager[Any]:
+    """What runs meanwhile has this name in a profile, if one is made."""
+    return profiler.record_function(name()) if profiler._is_profiler_enabled else contextlib.nullcontext()
 
 
 def tensor_states(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:

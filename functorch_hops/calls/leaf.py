@@ -16,6 +16,7 @@ import torch
 from .. import _torch
 from ..trace.hooks import handlers
 from .arguments import P, R
+from .tracebacks import shorten
 
 __all__ = ["left_to_python", "one_node", "traced_through"]
 
@@ -29,7 +30,11 @@ def one_node(function: Callable[P, R]) -> Callable[P, R]:
             handlers.register_leaf()
             result: R = handlers.leaf(function, args, kwargs)  # here and not in a function: this frame may be skipped
             return result
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     _torch.never_compiled(function)
     return _torch.with_own_code(call)
@@ -51,7 +56,11 @@ def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             _torch.break_graph(reason)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            shorten(error)
+            raise
 
     _torch.never_compiled(_torch.with_own_code(call))
     return call

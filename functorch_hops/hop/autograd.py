@@ -24,6 +24,7 @@ from ..passes.effects import silenced
 from ..trace.capture import current_capture
 from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
+from .anomaly import check_gradients
 from .rules import Maybe, operator_of
 
 __all__ = [
@@ -93,9 +94,6 @@ class RecordedCall(_torch.SingleLevelFunction):
         n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         residuals: list[Any] = saved[n_operands:]
-        known = None if ctx.plain is None else ctx.plain.pull(operands, residuals, cotangents)
-        if known is not None:
-            return None, None, None, None, None, None, *known
 
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
@@ -104,12 +102,16 @@ class RecordedCall(_torch.SingleLevelFunction):
             with made_for(ctx.params.origin, "backward"):
                 return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
 
-        with observed(), _torch.dual_level_known():
-            if _torch.is_legacy_batched(cotangents):
-                grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
-            else:
-                grads = pull(*cotangents)
+        grads = None if ctx.plain is None else ctx.plain.pull(operands, residuals, cotangents)
+        if grads is None:
+            with observed(), _torch.dual_level_known():
+                if _torch.is_legacy_batched(cotangents):
+                    grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
+                else:
+                    grads = pull(*cotangents)
         grads = [g if a else None for g, a in zip(grads, ctx.active)]
+        if torch.is_anomaly_enabled() and current_capture() is None:
+            check_gradients(ctx.params, grads, lambda: pull(*cotangents))
         return None, None, None, None, None, None, *grads
 
 

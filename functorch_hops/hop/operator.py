@@ -23,7 +23,7 @@ from ..derive.numbers import without_numbers
 from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
-from ..ir.subgraph import P
+from ..ir.subgraph import P, Params
 from ..lowering.empty import without_empty
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
@@ -125,7 +125,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
     def run_eagerly(self, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
-        with _torch.autocast_off():
+        with _torch.autocast_off(), _torch.shown_in_profile(lambda: _shown(params, operands)):
             return tuple(map(Tensor.contiguous, self.rules.impl(params, operands)))
 
     def _fake(self, mode: Any, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
@@ -220,6 +220,14 @@ def is_plain_call(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
     return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
+
+
+def _shown(params: Params, operands: Sequence[Any]) -> str:
+    """A call in a profile: what it is, where, which part of a derivative, how many steps it takes if that is known."""
+    origin, steps = params.origin, params.trip_count(operands)
+    parts = [params.public_name, *([str(origin)] if origin is not None else [])]
+    parts += [origin.part] if origin is not None and origin.part is not None else []
+    return ", ".join([*parts, *([] if steps is None else [f"{steps} steps"])])
 
 
 def _dual(x: Any) -> tuple[Any, Tensor | None]:

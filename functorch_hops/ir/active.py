@@ -21,6 +21,8 @@ class Recorder(Protocol):
 
 class _State(threading.local):
     capture: Recorder | None = None
+    stops_at_nan = False
+    """Whether graphs run node by node, see ``first_nan``."""
 
 
 state = _State()

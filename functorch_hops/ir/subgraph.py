@@ -24,6 +24,7 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload, facts, is_effectful, one_at_a_time, released, run_of, without_torch_function
 from .active import state
+from .first_nan import looked_at
 from .meta import TensorMeta
 from .nodes import frozen
 from .origin import Origin, made_for, origin_here
@@ -113,6 +114,12 @@ class Params(_Deriving):
     @property
     def n_outputs(self) -> int:
         raise NotImplementedError
+
+    @property
+    def public_name(self) -> str:
+        """What a user knows the call as."""
+        name: str = self.operator.label
+        return name
 
     @property
     def operand_name(self) -> str | None:
@@ -231,6 +238,8 @@ class Subgraph(_Deriving):
             copied = state.capture.inline(self, operands)
             if copied is not None:
                 return tuple(copied)
+        if state.stops_at_nan:
+            return tuple(looked_at(self.module, operands))
         if self._run is None:
             self._run = run_of(self.module)
         return self._run(*operands)

@@ -6,15 +6,15 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from .._torch import foreign_capture_active
+from .._torch import foreign_capture_active, lane_by_lane
 from ..trace.capture import current_capture
 
-__all__ = ["disable_jit", "eager_capture", "forced", "is_capturing", "is_jit_disabled"]
+__all__ = ["disable_jit", "eager_capture", "forced", "is_capturing", "is_jit_disabled", "is_stepwise", "stepwise"]
 
 
 class _Forced(threading.local):
     def __init__(self) -> None:
-        self.depth = self.without_jit = self.either = 0
+        self.depth = self.without_jit = self.either = self.stepwise = 0
 
 
 forced = _Forced()
@@ -28,6 +28,25 @@ def is_capturing() -> bool:
 
 def is_jit_disabled() -> bool:
     return forced.without_jit > 0
+
+
+def is_stepwise() -> bool:
+    """Whether a call that runs as Python is to run as the plain loop that it is equivalent to: no segments that are
+    computed again.
+    """
+    return forced.stepwise > 0 and not is_capturing()
+
+
+@contextlib.contextmanager
+def stepwise() -> Iterator[None]:
+    """Run everything as Python, one step and one lane after the other: where each value comes from is on the stack."""
+    depth, forced.depth = forced.depth, 0
+    forced.stepwise += 1
+    try:
+        with disable_jit(), lane_by_lane(is_stepwise):
+            yield
+    finally:
+        forced.depth, forced.stepwise = depth, forced.stepwise - 1
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
 from ..errors import ArgumentTypeError, CheckError, message
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
+from .find_nan import find_nan
 
-__all__ = ["breakpoint", "callback", "check", "print"]
+__all__ = ["breakpoint", "callback", "check", "find_nan", "print"]
 
 Lane = tuple[int, ...]
 

@@ -89,3 +89,20 @@ def captured_more_often_than_allowed():
     with fh.assert_max_captures(f, 1):
         f(X, 1)
         f(X, 2)
+
+
+@misuse(fh.ArgumentTypeError, "plain")
+def find_nan_of_no_function():
+    fh.debug.find_nan(X)
+
+
+@misuse(fh.ArgumentTypeError, "plain")
+def progress_of_a_fraction():
+    with fh.progress(total=0.5):
+        pass
+
+
+@misuse(fh.ArgumentValueError, "plain")
+def progress_below_zero():
+    with fh.progress(total=-1):
+        pass

@@ -12,6 +12,7 @@ makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length
 ``vector_math``: the functions that kernels call,
 ``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;
 ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
+``watching``: who is told where a loop is.
 ``own``: operators that Inductor makes no C++ of; ``products``; ``convolution``; ``linear``: solves and factorizations
 of small matrices; ``ordering``: sorts, running sums and searches.
 """

@@ -23,10 +23,25 @@ _LOOK_AFTER = 1 << 14
 _MANY_BYTES = 1 << 22
 
 
-def _leave(work: Size, loops: bool) -> str:
-    """Leave a loop that was told to stop. Loops inside one another count what they compute together."""
-    look = f"((control.work += {work}) >= {_LOOK_AFTER} && fh::interrupted(control))"
-    return f"if ({'control.stopped || ' if loops else ''}{look}) break;"
+def _nested(loops: bool, length: Size | str) -> list[str]:
+    """Before a loop: those in its steps, if there are, see it around them. ``length``: -1 if unknown. NOTE [Watched
+    steps].
+    """
+    return [f"fh::Nested nested(control, {length});"] if loops else []
+
+
+def _leave(work: Size, loops: bool, done: str, length: Size | str) -> str:
+    """Leave a loop that was told to stop. Loops inside one another count what they compute together. ``done``: how many
+    steps are.
+    """
+    here = "" if loops else f", {done}, {length}"
+    look = f"((control.work += {work}) >= {_LOOK_AFTER} && fh::interrupted(control{here}))"
+    return f"nested.level.step = {done}; if (control.stopped || {look}) break;" if loops else f"if ({look}) break;"
+
+
+def _left(done: Size | str, length: Size | str) -> str:
+    """Behind a loop."""
+    return f"control.last = {{{done}, {length}, nullptr}};"
 
 
 def _row(name: str, meta: TensorMeta) -> str:
@@ -108,15 +123,20 @@ def _dense(label: str, function: Function, offset: Size) -> tuple[list[str], lis
 
 
 def _step(
-    body: Function, arguments: Sequence[str], dense: Sequence[str], carries: Sequence[TensorMeta], leave: str
+    body: Function,
+    arguments: Sequence[str],
+    dense: Sequence[str],
+    carries: Sequence[TensorMeta],
+    leave: str,
+    left: str,
 ) -> list[str]:
     """The end of a loop: a step, after which carries take turns, and the results."""
     swaps = [f"std::swap(now_{i}, next_{i});" for i in range(len(carries))]
-    return [_call(body, arguments, dense), *swaps, leave, "}", *_results(carries)]
+    return [_call(body, arguments, dense), *swaps, leave, "}", left, *_results(carries)]
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
-    n, metas = form.n_carry, form.body.inputs
+    n, metas, length = form.n_carry, form.body.inputs, _length(form)
     lines, offset = _carries(metas[:n])
     copies, dense, offset = _dense("factor", body, offset)
     arguments = [*(f"now_{i}" for i in range(n)), *_sources(form), *(f"next_{i}" for i in range(n)), *_targets(form)]
@@ -125,9 +145,12 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         *copies,
         *_led(form),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
-        f"for (int64_t s = 0; s < {_length(form)}; ++s) {{",
+        *_nested(body.loops, length),
+        f"for (int64_t s = 0; s < {length}; ++s) {{",
         _time(form),
-        *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops)),
+        *_step(
+            body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), _left(length, length)
+        ),
     ]
     return defined(
         "scan",
@@ -138,7 +161,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         workspace=offset + body.workspace,
         work=body.work,
         loops=True,
-        sizes=[_length(form)],
+        sizes=[length],
     )
 
 
@@ -163,13 +186,15 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
     test_copies, test_dense, offset = _dense("test_factor", cond, offset)
     copies, dense, offset = _dense("factor", body, offset)
     given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
-    work = cond.work + body.work
+    work, loops = cond.work + body.work, cond.loops or body.loops
     rows = _records("row", form.body.outputs[n:], record.offsets) if record else []
     lines += [
         *test_copies,
         *copies,
         *([f"fh::Tape tape({record.size});"] if record else []),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
+        *_nested(loops, -1),
+        "int64_t s = 0;",
         "for (;;) {",
         "bool go;",
         _call(cond, [*given, "&go"], test_dense),
@@ -180,7 +205,8 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
             [*given, *(f"next_{i}" for i in range(n)), *rows],
             dense,
             metas[:n],
-            _leave(work, cond.loops or body.loops),
+            f"++s; {_leave(work, loops, 's', -1)}",
+            _left("s", -1),
         ),
         *([f"tape.hand_over(out_{n});"] if record else []),
     ]
@@ -215,14 +241,16 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
     arguments += _records("row", metas[n:first_const], [record.offsets[i] for i in rows], "const ")
     arguments += [f"in_{n + i}" for i in range(len(consts))]
     arguments += [f"next_{i}" for i in range(n)]
+    leave = _leave(body.work, body.loops, "s + 1", "head.rows")
     lines += [
         *copies,
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         f"const fh::TapeHead& head = fh::head_of(in_{n + len(consts)}, {record.size});",
+        *_nested(body.loops, "head.rows"),
         "for (int64_t s = 0; s < head.rows; ++s) {",
         f"const int64_t t = {'head.rows - 1 - s' if form.reverse else 's'};",
         f"[[maybe_unused]] const char* const row = reinterpret_cast<const char*>(&head + 1) + t * {record.size};",
-        *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops)),
+        *_step(body, arguments, dense, metas[:n], leave, _left("head.rows", "head.rows")),
     ]
     return defined(
         "scan",
@@ -340,12 +368,12 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
             _time(form),
             lanes.call(rows, sources, targets),
             "}",
-            f"if (s < {length} && fh::interrupted(control)) break;",
+            f"if (s < {length} && fh::interrupted(control, s, {length})) break;",
             "}",
             *_stored(metas[:n], k),
         ]
 
-    lines = [*_filled(form), *_led(form), *_each_block(lanes, length, block)]
+    lines = [*_filled(form), *_led(form), *_each_block(lanes, length, block), _left(length, length)]
     sizes, code = [length], lanes.code
     return defined("scan", form.inputs, form.outputs, lines, before=code, work=lanes.work, loops=True, sizes=sizes)
 
@@ -363,12 +391,14 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
             test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [
             *_loaded(metas[:n], body.blocks, k),
+            "int64_t s = 0;",
             "for (;;) {",
             test,
             "if (!go) break;",
             body.call(rows, sources, targets),
-            _leave(k * body.per_lane, False),
+            f"++s; {_leave(k * body.per_lane, False, 's', -1)}",
             "}",
+            _left("s", -1),
             *_stored(metas[:n], k),
         ]
 

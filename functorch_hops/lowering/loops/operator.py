@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ir.meta import TensorMeta
+from . import watching as _watching  # noqa: F401 - kernels look for it
 from .sizes import Size, size_of
 from .source import ENTRY, Function, Program, program
 

@@ -20,7 +20,7 @@ from ...ir.meta import TensorMeta
 from ...trace.history import Itself
 from ...trace.speculate import speculate_subgraph
 from ..effect.running import effects_off
-from ..mode import is_capturing
+from ..mode import is_capturing, is_stepwise
 from .op import CheckpointParams, checkpoint_op
 from .policies import CheckpointPolicy, check_policy, nothing
 
@@ -91,6 +91,8 @@ def _checkpointed_call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
+    if is_stepwise():
+        return func(*args, **kwargs)
     if is_default and not is_capturing() and _torch.top_interpreter() is None:
         return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
     return as_graph(operation, _captured_checkpoint, (func,), (args, kwargs), saved)

@@ -31,6 +31,10 @@ class ClosedCallParams(Params):
     def n_outputs(self) -> int:
         return len(self.body.outputs)
 
+    @property
+    def public_name(self) -> str:
+        return "jit" if self.origin is None else self.origin.function
+
     def recorded(self) -> ClosedCallParams:
         return self.derive("recorded", lambda: _recorded(self))
 

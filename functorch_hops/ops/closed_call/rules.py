@@ -9,6 +9,7 @@ from torch import Tensor
 from ...derive.batch import batched
 from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
+from ...ir.active import state
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
@@ -36,6 +37,8 @@ def _call(body: Subgraph, params: ClosedCallParams, operands: Sequence[Tensor]) 
 
 
 def closed_call_impl(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+    if state.stops_at_nan:
+        return params.body(*operands)
     return compiled(params.body, params.backend, params.origin)(operands)
 
 

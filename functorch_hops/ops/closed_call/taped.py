@@ -17,6 +17,7 @@ from torch import Tensor
 from ...derive.joint import joint
 from ...derive.partition import Partition, partition, partition_of_joint
 from ...hop.operator import is_plain_call
+from ...ir.active import state
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...lowering.backends import with_tapes
@@ -43,7 +44,8 @@ def taped_call_vjp_backward(
     if TAPE_META not in part.residuals:
         return closed_call_vjp_backward(params, active, operands, residuals, cotangents)
     given = [*operands, *residuals, *(ct for ct in cotangents if ct is not None)]
-    if torch.is_grad_enabled() or not is_plain_call(given) or not are_whole(part, residuals):
+    is_for_tape = is_plain_call(given) and are_whole(part, residuals)
+    if torch.is_grad_enabled() or state.stops_at_nan or not is_for_tape:
         params = silenced(params)  # see NOTE [Effects happen once]
         again = closed_call_op(closed_call_vjp_forward(params, active), *operands)
         return closed_call_vjp_backward(params, active, operands, again[params.n_outputs :], cotangents)

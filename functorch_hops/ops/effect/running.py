@@ -23,6 +23,7 @@ __all__ = [
     "effects_off",
     "iteration_of",
     "perform",
+    "plain_loops",
     "with_deferred_effects",
 ]
 
@@ -145,15 +146,22 @@ def iteration_of(params: EffectParams) -> tuple[int, ...]:
 
 def _plain_steps() -> list[int]:
     """Of the loops on this thread that run as Python."""
+    return [loop.steps for loop in plain_loops()]
+
+
+def plain_loops() -> list[PlainCarry]:
+    """The loops on this thread that run as Python, from the outermost; not those around an effect whose callback this
+    is in.
+    """
     found: dict[int, PlainCarry] = {}
     frame, effects = sys._getframe(1), 0
     while frame is not None:
         effects += frame.f_code is perform.__code__
         if effects > 1:
-            break  # around it is the one whose callback this is in
+            break
         if frame.f_globals.get("PlainCarry") is PlainCarry:
             carry = frame.f_locals.get("carries")
             if isinstance(carry, PlainCarry) and not carry.goes_on:
                 found[id(carry)] = carry
         frame = frame.f_back  # type: ignore[assignment]
-    return [carry.steps for carry in found.values()][::-1]
+    return [*found.values()][::-1]

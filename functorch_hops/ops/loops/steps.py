@@ -7,6 +7,7 @@ looks unusual falls through to the full check, which finds the words for the err
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from ...calls.own_memory import InputVersions, with_own_memory
 from ...calls.static_values import same_static
 from ...calls.validate import kind_of
 from ...errors import ErrorContext, MetadataMismatchError, TreeMismatchError, message
+from ...lowering.loops.watching import state
 from .weak_carry import InitialCarry, converted, next_carry, step_kinds
 
 __all__ = ["PlainCarry", "elements", "stack_outputs"]
@@ -37,14 +39,17 @@ class PlainCarry:
         "_spec",
         "_value",
         "_versions",
+        "_watch",
         "follow",
         "goes_on",
         "settled_at",
         "steps",
     )
 
-    def __init__(self, context: ErrorContext, init: InitialCarry, xs: Sequence[Tensor] = ()) -> None:
-        """``xs``: what the steps get rows of."""
+    def __init__(
+        self, context: ErrorContext, init: InitialCarry, xs: Sequence[Tensor] = (), length: int | None = None
+    ) -> None:
+        """``xs``: what the steps get rows of; ``length``: how many there are, if that is known."""
         self._inputs = [*pytree.flatten(init.tree)[0], *xs]
         self._versions = InputVersions(self._inputs)
         self._context, self._init, self._value = context, init, init.tree
@@ -55,6 +60,9 @@ class PlainCarry:
         """Whether the rest of the loop runs as a graph."""
         self._expect(init.spec)
         self.follow: Callable[[Any], Any] = self._follow_first
+        self._watch = state.watch
+        if self._watch is not None:
+            self._watch.begin(self, length)
 
     def _expect(self, carry: OutputSpec) -> None:
         self._spec, self._expected = carry, carry.metas
@@ -63,7 +71,14 @@ class PlainCarry:
     def _follow_first(self, value: Any) -> Any:
         self._versions.check(self._context)
         self.follow = self._follow_tensor if type(self._init.tree) is Tensor else self._follow_tree
+        if self._watch is not None:
+            self.follow = functools.partial(self._follow_watched, self.follow)
         return self.follow(value)
+
+    def _follow_watched(self, follow: Callable[[Any], Any], value: Any) -> Any:
+        value = follow(value)
+        self._watch.at(self, self.steps)  # type: ignore[union-attr]
+        return value
 
     def _follow_tensor(self, value: Any) -> Any:
         self.steps += 1
@@ -94,6 +109,11 @@ class PlainCarry:
         return value
 
     @property
+    def operation(self) -> str:
+        """What the user called."""
+        return self._context.operation
+
+    @property
     def is_settled(self) -> bool:
         """Whether a step has shown what the numbers become: see NOTE [Numbers in a carry]."""
         return self.settled_at < self.steps or not any(self._init.weak)
@@ -106,7 +126,9 @@ class PlainCarry:
         return self.own(value)
 
     def own(self, value: Any) -> Any:
-        """A carry that shares no memory with what the loop began with."""
+        """A carry that shares no memory with what the loop began with; the loop has ended."""
+        if self._watch is not None:
+            self._watch.end(self)
         return with_own_memory(value, self._inputs)
 
 

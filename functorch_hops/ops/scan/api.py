@@ -22,7 +22,7 @@ from ..checkpoint.api import checkpointed_plainly
 from ..effect.marking import begin_loop, in_loop
 from ..loops.steps import PlainCarry, elements, stack_outputs
 from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, kinds_of, pair_of, step_kinds
-from ..mode import is_capturing
+from ..mode import is_capturing, is_stepwise
 from .remat import as_remat, run_scan_graph, segment_length
 
 __all__ = ["run_scan", "scan", "trip_count"]
@@ -110,6 +110,7 @@ def run_scan(
     remat: Any = None,
 ) -> tuple[Any, Any]:
     """``scan`` of checked arguments, for the loops that are scans: ``context`` is the one that the user wrote."""
+    remat = None if is_stepwise() else remat
     is_plain = not is_capturing() and (remat is None or _torch.top_interpreter() is None)
     if is_plain and length > 0:
         return _plain_scan(context, f, init, leaves, xs_spec, length, reverse, remat)
@@ -173,7 +174,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    carries = PlainCarry(context, init, leaves)
+    carries = PlainCarry(context, init, leaves, length)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...ir.first_nan import NanMade
+from ...lowering.loops.watching import watched
 from .op import ScanParams, split_operands
 
 __all__ = ["scan_abstract_eval", "scan_impl"]
@@ -22,8 +24,15 @@ def scan_impl(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor
     slices = [x.unbind(0) for x in xs]
     stacks: list[Tensor] = []
     rows: list[Sequence[Tensor]] = []
-    for t in range(length - 1, -1, -1) if params.reverse else range(length):
-        outs = body(*carry, *(x[t] for x in slices), *consts)
+    for t in watched(range(length - 1, -1, -1) if params.reverse else range(length)):
+        try:
+            outs = body(*carry, *(x[t] for x in slices), *consts)
+        except NanMade as found:
+            origin = params.origin
+            is_backward = origin is not None and origin.part == "backward"
+            step = t if params.reverse == is_backward else length - 1 - t
+            found.steps.append((step, params.operator.label, origin))
+            raise
         carry, ys = outs[:n], outs[n:]
         if len(stacks) < len(ys):
             # Written where they belong: a list of all steps, stacked at the end, would take the memory twice.

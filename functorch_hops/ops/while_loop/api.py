@@ -26,7 +26,7 @@ from ..effect.marking import begin_loop, in_loop
 from ..effect.running import perform, with_deferred_effects
 from ..loops.steps import PlainCarry
 from ..loops.weak_carry import InitialCarry, Weak, capture_step, converted, followed, kinds_of
-from ..mode import is_capturing
+from ..mode import is_capturing, is_stepwise
 from .op import WhileLoopParams, while_loop_op
 from .passthrough import while_loop_passthrough
 
@@ -108,7 +108,7 @@ def run_while(
     checkpoints: int | None = None,
 ) -> Any:
     """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` says what the user wrote."""
-    if is_capturing() or checkpoints is not None:
+    if is_capturing() or not (checkpoints is None or is_stepwise()):
         functions, static = (cond_fn, body_fn), (context, init.weak, max_steps, checkpoints)
         return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static, repeats=True)
     return _plain_while_loop(context, cond_fn, body_fn, init, max_steps)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ... import _torch
+from ...ir.first_nan import NanMade
 from ...ir.meta import TensorMeta
+from ...lowering.loops.watching import state
 from .op import WhileLoopParams, merge_flags
 from .reuse import reusing
 
@@ -22,12 +24,23 @@ def while_loop_impl(params: WhileLoopParams, operands: Sequence[Tensor]) -> Sequ
     consts = operands[n:]
     steps: list[Sequence[Tensor]] = []
     trips = 0
+    watch = state.watch
+    if watch is not None:
+        watch.begin(steps, None)
     while cond(*carry, *consts)[0].item():
-        outs = step(*carry, *consts)
+        try:
+            outs = step(*carry, *consts)
+        except NanMade as found:
+            found.steps.append((trips, params.operator.label, params.origin))
+            raise
         carry = outs[:n]
         trips += 1
+        if watch is not None:
+            watch.at(steps, trips)
         if flags:
             steps.append(outs[n:])
+    if watch is not None:
+        watch.end(steps)
     if trips == 0:
         carry = [c.clone() for c in carry]
     if not flags:

@@ -1,0 +1,73 @@
+"""Who watches the steps of the loops that run on this thread (``fh.progress``).
+
+NOTE [Watched steps] A loop says where it is to the watch of its thread, if there is one: loops that run as Python after
+each step, kernels every 50 ms, when they look for signals, and when they end. A kernel learns by a flag, found through
+this module once a library, whether anybody watches: that is a load in each call. Nothing is compiled anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+__all__ = ["Watch", "address", "report", "state", "watched", "watching"]
+
+
+class Watch(Protocol):
+    def begin(self, loop: object, length: int | None) -> None:
+        """A loop begins, inside of those that have not ended."""
+
+    def at(self, loop: object, step: int) -> None:
+        """So many of its steps are done."""
+
+    def end(self, loop: object) -> None: ...
+
+    def kernel_at(self, levels: Sequence[tuple[int, int]], has_ended: bool) -> None:
+        """Steps done and length (-1: unknown) of the loops of a kernel that run, from the outermost."""
+
+
+class _State(threading.local):
+    watch: Watch | None = None
+
+
+state = _State()
+_n_watches = ctypes.c_int64(0)
+address = ctypes.addressof(_n_watches)
+"""Of a number that is not 0 while anybody watches, for kernels."""
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Tell the watch of the loops that run meanwhile, on this thread."""
+    outer, state.watch = state.watch, watch
+    with _lock:
+        _n_watches.value += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_watches.value -= 1
+        state.watch = outer
+
+
+def watched(steps: range) -> Iterable[int]:
+    """The steps of a loop, told to the watch."""
+    return steps if state.watch is None else _watched(steps, state.watch)
+
+
+def _watched(steps: range, watch: Watch) -> Iterator[int]:
+    watch.begin(steps, len(steps))
+    for done, step in enumerate(steps, 1):
+        yield step
+        watch.at(steps, done)
+    watch.end(steps)
+
+
+def report(levels: Sequence[tuple[int, int]], has_ended: bool) -> None:
+    """Called by kernels."""
+    if state.watch is not None:
+        state.watch.kernel_at(levels, has_ended)

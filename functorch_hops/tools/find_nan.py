@@ -1,0 +1,408 @@
+"""``fh.debug.find_nan``: the operation that made the first NaN or infinity.
+
+NOTE [One lane, one step] The function runs as the plain Python that it is equivalent to: nothing is captured, batched
+or computed again. So the stack tells the line, the step of each loop and the lane; no value is that of another lane.
+A function mode looks at the results of each call of torch's; what autograd computes for a call is looked at by a hook
+on each of its nodes, at every level, which knows the call. A derivative that has derivatives makes nodes as it
+runs: they belong to the same call. Nodes that no call made are those of operators of ours, which know their line.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _torch, pytree
+from ..calls.arguments import P
+from ..calls.leaf import left_to_python
+from ..calls.validate import check_callable
+from ..errors import user_place
+from ..ir.meta import is_differentiable
+from ..ir.subgraph import Params
+from ..ops.effect.running import plain_loops
+from ..ops.mode import stepwise
+
+__all__ = ["NanOrigin", "NanReport", "find_nan"]
+
+_BACKWARD = torch.autograd.grad, torch.autograd.backward, Tensor.backward
+_UNSEEN = {
+    # What returns memory as it is found,
+    *(torch.empty, torch.empty_like, torch.empty_strided, torch.empty_permuted),
+    *(Tensor.new_empty, Tensor.new_empty_strided, Tensor.resize_, Tensor.resize_as_),
+    # and what runs nodes of autograd, which are looked at one by one.
+    *_BACKWARD,
+    *_torch.OF_DUALS,
+}
+_SHOWN = 8
+"""The most elements of a tensor that are shown."""
+
+
+@dataclass(frozen=True)
+class NanOrigin:
+    """Where a NaN or an infinity comes from.
+
+    Attributes:
+        found: "nan" or "inf".
+        is_made: whether the operation made it, from operands that are finite (or, of a NaN, hold none); if False, it
+            came in as an operand: nothing that was seen had made it.
+        operation: the function of torch that was called, such as "torch.Tensor.log".
+        node: None for a value; of a gradient what autograd ran for that call, such as "LogBackward0", and
+            "tangent" in forward mode.
+        file, line, source: where the user called it; ``source`` is the text of that line.
+        loops: the loops around, such as "scan", from the outermost.
+        iteration: the step of the loop around, counted from 0, a tuple in nested loops; None outside of loops.
+        lane: of the vmap around, a tuple in nested ones; None outside.
+        operands: the values that the call was given, tensors and numbers, in their order.
+        cotangents: of a gradient, those that arrived at the node.
+
+    >>> import torch, functorch_hops as fh
+    >>> found = fh.debug.find_nan(fh.vmap(torch.log))(torch.tensor([1.0, 0.0])).value
+    >>> found.found, found.operation, found.lane, found.operands
+    ('inf', 'torch.log', 1, (tensor(0.),))
+    """
+
+    found: str
+    is_made: bool
+    operation: str
+    node: str | None
+    file: str | None
+    line: int | None
+    source: str
+    loops: tuple[str, ...]
+    iteration: int | tuple[int, ...] | None
+    lane: int | tuple[int, ...] | None
+    operands: tuple[Any, ...]
+    cotangents: tuple[Tensor, ...]
+
+    def __str__(self) -> str:
+        kind = "infinity" if self.found == "inf" else "NaN"
+        did = "made the first" if self.is_made else "was given the first"
+        what = self.operation if self.node is None else f"{self.node} of {self.operation}"
+        lines = [f"{what} {did} {kind}"]
+        if self.file is not None:
+            lines.append(f"  at {self.file}:{self.line}" + (f": {self.source}" if self.source else ""))
+        if self.loops:
+            lines.append(f"  iteration: {self.iteration} of {' of '.join(reversed(self.loops))}")
+        if self.lane is not None:
+            lines.append(f"  lane: {self.lane}")
+        lines += [f"  operand {i}: {_shown(value)}" for i, value in enumerate(self.operands)]
+        lines += [f"  cotangent {i}: {_shown(value)}" for i, value in enumerate(self.cotangents)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class NanReport:
+    """What ``find_nan`` returns; ``print`` shows it as text. It is true if something was found.
+
+    Attributes:
+        name: of the function.
+        value: where the first NaN or infinity on the way to the results comes from, derivatives that the function
+            itself takes included; None if there is none.
+        gradient: the same on the way back, from the sum of the results to the arguments and closed-over tensors.
+        in_value: whether the results hold a NaN or an infinity; one that was made may have been masked.
+        in_gradient: whether one of these gradients does; None if there is none, or if the function runs a backward pass
+            itself, after which there is no other.
+
+    >>> import torch, functorch_hops as fh
+    >>> root = lambda x: torch.where(x > 0, x.sqrt(), 0.0)
+    >>> report = fh.debug.find_nan(root)(torch.zeros(()))
+    >>> report.value, report.in_value, report.gradient.node, report.in_gradient
+    (None, False, 'SqrtBackward0', True)
+    """
+
+    name: str
+    value: NanOrigin | None
+    gradient: NanOrigin | None
+    in_value: bool
+    in_gradient: bool | None
+
+    def __bool__(self) -> bool:
+        return self.value is not None or self.gradient is not None
+
+    def __str__(self) -> str:
+        lines = []
+        results = ("result", self.value, self.in_value), ("gradient", self.gradient, self.in_gradient)
+        for name, origin, is_there in results:
+            if is_there is None:
+                lines.append(f"{self.name}: no gradient of the result was taken")
+            elif origin is None:
+                lines.append(f"{self.name}: no NaN and no infinity on the way to the {name}")
+            else:
+                holds = "holds NaN or infinity" if is_there else "is finite all the same"
+                lines.append(f"{self.name}: the {name} {holds}; {origin}")
+        return "\n".join(lines)
+
+
+@left_to_python
+def find_nan(func: Callable[P, Any]) -> Callable[P, NanReport]:
+    """Find the operation that makes the first NaN or infinity, in the values and in the gradients of a function.
+
+    ``find_nan : (a -> b) -> (a -> NanReport)``. Equivalent to calling ``func`` with all of its calls of torch looked
+    at, and then the gradient of the sum of its results. It runs as plain Python, operation by operation, whatever is
+    jitted: loops step by step, vmaps lane by lane, nothing is computed again. So it sees what plain eager sees; where
+    a compiler rounds otherwise, a value at the edge of overflow may differ.
+
+    Arguments:
+        func: any function. Its arguments are copied before they are used; what it closes over is not.
+
+    Returns:
+        A function of the same arguments, which returns a :class:`NanReport`: data, and text when it is printed. An
+        operation makes a NaN where no operand holds one, and an infinity where all operands are finite: a constant
+        such as the ``-inf`` of a mask is not reported. Uninitialised memory (``torch.empty``) is not looked at.
+
+    Raises:
+        ArgumentTypeError: ``func`` is not callable. What ``func`` raises is raised.
+
+    Cost: each call of torch, in each step and lane by itself, takes some tenths of a millisecond more; the memory of
+    reverse mode through all of them.
+
+    Source: ``torch.autograd.detect_anomaly``, ``jax.config.jax_debug_nans``, ``jax.experimental.checkify``.
+
+    >>> import torch, functorch_hops as fh
+    >>> def halvings(x):
+    ...     return fh.scan(lambda c, x: (c / x, None), x, torch.tensor([2.0, 0.0, 2.0]))[0]
+    >>> print(fh.debug.find_nan(fh.jit(halvings))(torch.tensor(1.0)))  # doctest: +ELLIPSIS
+    halvings: the result holds NaN or infinity; torch.Tensor.div made the first infinity
+      at <doctest ...>:2...
+      iteration: 1 of scan
+      operand 0: 0.5
+      operand 1: 0.0
+    halvings: the gradient holds NaN or infinity; DivBackward0 of torch.Tensor.div made the first infinity
+      ...
+    """
+    check_callable("debug.find_nan", "func", func)
+    name = getattr(func, "__name__", None) or type(func).__name__
+
+    @left_to_python
+    def found(*args: P.args, **kwargs: P.kwargs) -> NanReport:
+        leaves, spec = pytree.flatten((args, kwargs))
+        tracked = [x if not _has_gradient(x) or x.requires_grad else x.detach().requires_grad_() for x in leaves]
+        copies = [x.clone() if isinstance(x, Tensor) and x is not old else x for x, old in zip(tracked, leaves)]
+        watch = _Watch()
+        with _torch.uncompiled(), stepwise(), watch:
+            own_args, own_kwargs = pytree.unflatten(spec, copies)
+            result = func(*own_args, **own_kwargs)
+        value, entered = watch.taken()
+        outs = [x for x in pytree.flatten(result)[0] if isinstance(x, Tensor)]
+        pulled = (
+            None if watch.has_pulled else _pulled(outs, [x for x in tracked if _has_gradient(x)] + watch.closed_over)
+        )
+        in_value = any(_torch.nonfinite(x) for x in outs)
+        in_gradient = None if pulled is None else any(_torch.nonfinite(x) for x in pulled)
+        gradient, summed = watch.taken()
+        value, gradient = value or (entered if in_value else None), gradient or (summed if in_gradient else None)
+        return NanReport(name, value, gradient, in_value, in_gradient)
+
+    return functools.wraps(func)(found)
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and is_differentiable(x.dtype)
+
+
+def _pulled(outs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """The gradients of the sum of all results."""
+    tracked = [x for x in outs if x.requires_grad]
+    inputs = [*{id(x): x for x in inputs if x.requires_grad}.values()]
+    if not tracked or not inputs:
+        return None
+    grads = torch.autograd.grad(tracked, inputs, [*map(torch.ones_like, tracked)], allow_unused=True)
+    return [g for g in grads if g is not None]
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    """The tensors and numbers among the arguments of a call, or its results."""
+    if isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _flat(value)
+    elif isinstance(values, dict):
+        yield from _flat([*values.values()])
+    elif isinstance(values, (Tensor, float, complex, int)) and type(values) is not bool:
+        yield values
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Tensor):
+        return _torch.nonfinite(value)
+    if isinstance(value, complex):
+        return _kind(value.real) or _kind(value.imag)
+    if not isinstance(value, float) or math.isfinite(value):
+        return None
+    return "nan" if math.isnan(value) else "inf"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of torch's, or of an operator of ours by name, and where it stands."""
+
+    func: Any
+    operands: tuple[Any, ...]
+    versions: tuple[int | None, ...]
+    place: tuple[str, int, str] | None
+    loops: tuple[tuple[str, int], ...]
+    lane: tuple[int, ...]
+
+    @classmethod
+    def of(cls, func: Any, operands: Sequence[Any]) -> _Call:
+        loops = tuple((loop.operation, loop.steps) for loop in plain_loops())
+        versions = tuple(map(_version, operands))
+        return cls(func, tuple(operands), versions, user_place(), loops, _torch.lane_here())
+
+    def origin(
+        self, found: str, *, is_made: bool, node: str | None = None, cotangents: Sequence[Tensor] = ()
+    ) -> NanOrigin:
+        file, line, _ = self.place or (None, None, None)
+        return NanOrigin(
+            found=found,
+            is_made=is_made,
+            operation=self.func if isinstance(self.func, str) else _torch.function_name(self.func),
+            node=node,
+            file=file,
+            line=line,
+            source="" if file is None or line is None else linecache.getline(file, line).strip(),
+            loops=tuple(operation for operation, _ in self.loops),
+            iteration=_one_or_all([step for _, step in self.loops]),
+            lane=_one_or_all(self.lane),
+            operands=tuple(map(_kept, self.operands, self.versions)),
+            cotangents=tuple(_kept(ct, _version(ct)) for ct in cotangents),
+        )
+
+
+def _one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
+    return None if not numbers else numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _version(x: Any) -> int | None:
+    """How often a tensor was written to, as far as torch counts."""
+    base = _torch.base_tensor(x) if isinstance(x, Tensor) else None
+    return None if base is None or base.is_inference() else base._version
+
+
+def _kept(value: Any, version: int | None) -> Any:
+    """A copy, of a tensor as it was then, or what is to be said if it was written to since."""
+    if not isinstance(value, Tensor):
+        return value
+    if _version(value) != version:
+        return f"{tuple(value.shape)}, written to since"
+    with _torch.without_torch_function(), _torch.below_transforms(), torch.no_grad():
+        return _torch.base_tensor(value).detach().clone()
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return str(value)
+    if value.numel() <= _SHOWN:
+        return str(value.tolist())
+    text = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    finite = torch.isfinite(value)
+    numbers = value[finite]
+    if numbers.numel() and not value.is_complex():
+        text += f", from {numbers.min().item()} to {numbers.max().item()}"
+    others = value.numel() - int(finite.sum())
+    return f"{text}, {others} NaN or infinite" if others else text
+
+
+class _Watch(_torch.CallMode):
+    """``closed_over``: tensors with gradients that the function reads, and did not make; ``has_pulled``: it ran a
+    backward pass of plain autograd.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed_over: list[Tensor] = []
+        self.has_pulled = False
+        self._known: set[int] = set()
+        self._begin = _torch.next_node()
+        self._made: NanOrigin | None = None
+        self._entered: NanOrigin | None = None
+
+    def taken(self) -> tuple[NanOrigin | None, NanOrigin | None]:
+        """What was found since: what an operation made, and what came to one that nothing seen had made."""
+        found, self._made, self._entered = (self._made, self._entered), None, None
+        return found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.has_pulled |= func in _BACKWARD and _torch.top_interpreter() is None
+        operands = list(_flat((args, kwargs)))
+        is_write = _torch.is_write(func, kwargs)
+        if is_write:
+            operands = [_kept(x, _version(x)) for x in operands]
+        result = func(*args, **kwargs)
+        outs = [x for x in _flat([args[:1] if is_write else (), result]) if isinstance(x, Tensor)]
+        if outs and func not in _UNSEEN:
+            self._look(_Call.of(func, operands), outs)
+        return result
+
+    def _look(self, call: _Call, outs: Sequence[Tensor]) -> None:
+        given = [x for x in call.operands if isinstance(x, Tensor)]
+        for x in given:
+            self._close_over(x)
+            for node in _torch.new_nodes(x, self._begin):
+                self._hook(_of_operator(call, node), node)
+        self._hook_all(call, outs)
+        if self._made is None:
+            self._judge(call, outs, call.operands)
+        self._judge_tangents(call, outs, call.operands, "tangent")
+
+    def _judge_tangents(self, call: _Call, results: Sequence[Tensor], operands: Sequence[Any], node: str) -> None:
+        tangents = [t for x in results for t in _torch.tangents_of(x)]
+        if tangents and self._made is None:
+            given = [t for x in operands if isinstance(x, Tensor) for t in _torch.tangents_of(x)]
+            self._judge(call, tangents, [*operands, *given], node)
+
+    def _judge(
+        self,
+        call: _Call,
+        results: Sequence[Any],
+        operands: Sequence[Any],
+        node: str | None = None,
+        cotangents: Sequence[Tensor] = (),
+    ) -> None:
+        found = next(filter(None, map(_kind, results)), None)
+        if found is None:
+            return
+        before = [*map(_kind, operands), *map(_kind, cotangents)]
+        if "nan" not in before if found == "nan" else not any(before):
+            self._made = call.origin(found, is_made=True, node=node, cotangents=cotangents)
+        elif self._entered is None:
+            self._entered = call.origin(found, is_made=False, node=node, cotangents=cotangents)
+
+    def _close_over(self, x: Tensor) -> None:
+        if x.is_leaf and x.requires_grad and not _torch.is_wrapped(x) and id(x) not in self._known:
+            self._known.add(id(x))
+            self.closed_over.append(x)
+
+    def _hook_all(self, call: _Call, results: Sequence[Tensor]) -> None:
+        for x in results:
+            for value in (x, *_torch.tangents_of(x)):
+                for node in _torch.new_nodes(value, self._begin):
+                    self._hook(call, node)
+
+    def _hook(self, call: _Call, node: Any) -> None:
+        name = "backward pass" if hasattr(node, "params") else node.name()
+        node.register_hook(functools.partial(self._after, call, name))
+
+    def _after(self, call: _Call, name: str, grads: Sequence[Any], cotangents: Sequence[Any]) -> None:
+        grads, cotangents = ([x for x in values if isinstance(x, Tensor)] for values in (grads, cotangents))
+        if self._made is None:
+            self._judge(call, grads, call.operands, name, cotangents)
+            self._judge_tangents(call, grads, [*call.operands, *cotangents], f"tangent of {name}")
+        self._hook_all(call, grads)
+
+
+def _of_operator(call: _Call, node: Any) -> _Call:
+    """The call that made a node, given one that read its result."""
+    params = getattr(node, "params", None)
+    if not isinstance(params, Params):
+        return replace(call, func="an unknown operation", operands=(), versions=(), place=None)
+    origin = params.origin
+    place = None if origin is None else (origin.file, origin.line, origin.function)
+    return replace(call, func=params.operator.label, operands=(), versions=(), place=place)

@@ -1,0 +1,189 @@
+"""``fh.debug.find_nan``: which operation made the first NaN or infinity, at which line, in which step and lane."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+import functorch_hops as fh
+
+find = fh.debug.find_nan
+
+
+def line_of(function, text: str) -> int:
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if text in line)
+
+
+def loops(x):
+    def outer(c, a):
+        def inner(i, v):
+            return (v - i).log() + a  # HERE
+
+        return fh.fori_loop(0, 3, inner, c), c
+
+    return fh.scan(outer, x, torch.ones(2))[0]
+
+
+def first_bad(x: float) -> tuple[tuple[int, int], float] | None:
+    """The oracle: the same loop over Python's floats."""
+    for t in range(2):
+        for i in range(3):
+            if x - i <= 0:
+                return (t, i), x - i
+            x = math.log(x - i) + 1
+    return None
+
+
+@pytest.mark.parametrize("around", [lambda f: f, fh.jit, fh.checkpoint, lambda f: fh.jit(f, backend="eager")])
+def test_the_line_the_steps_and_the_operands_in_nested_loops(around) -> None:
+    for x in (3.0, 30.0, 300.0):
+        report = find(around(loops))(torch.tensor(x))
+        iteration, operand = first_bad(x)
+        found = report.value
+        assert report and report.in_value
+        assert (found.found, found.operation, found.is_made, found.node) == ("nan", "torch.Tensor.log", True, None)
+        assert (found.file, found.line) == (__file__, line_of(loops, "HERE")) and "# HERE" in found.source
+        assert (found.loops, found.iteration, found.lane) == (("scan", "fori_loop"), iteration, None)
+        torch.testing.assert_close(found.operands, (torch.tensor(operand),))
+        assert f"iteration: {iteration} of fori_loop of scan" in str(report)
+
+
+@pytest.mark.parametrize("vmap", [fh.vmap, torch.func.vmap, lambda f: fh.jit(fh.vmap(f))])
+def test_the_first_lane_is_the_one_that_makes_it(vmap) -> None:
+    def halved(x):
+        x = fh.while_loop(lambda v: v > 1, lambda v: v / 2, x)
+        return fh.cond(x > 0, lambda v: v.log(), lambda v: v, x)
+
+    assert not find(vmap(halved))(torch.tensor([-1.0, 8.0, 3.0]))
+
+    def inverse(x):
+        steps = lambda v: fh.while_loop(lambda v: v > 1, lambda v: v - 1, v)
+        return fh.cond(x > 0, lambda v: 1 / steps(v), lambda v: v, x)
+
+    found = find(vmap(inverse))(torch.tensor([-1.0, 0.5, 0.25])).value
+    assert found is None
+    found = find(vmap(vmap(lambda x: fh.cond(x > 0, lambda v: 1 / (v - 2), lambda v: v, x))))(
+        torch.tensor([[-2.0, 1.0], [-1.0, 2.0]])
+    ).value
+    assert (found.found, found.lane, found.operands) == ("inf", (1, 1), (torch.tensor(0.0), 1))
+
+
+def test_a_gradient_knows_the_line_of_its_operation() -> None:
+    def masked(x):
+        y = x.sqrt()  # HERE
+        return torch.where(x > 0, y, 0.0).sum()
+
+    report = find(masked)(torch.tensor([4.0, 0.0]))
+    assert (report.value, report.in_value, report.in_gradient) == (None, False, True)
+    found = report.gradient
+    assert (found.found, found.node, found.operation) == ("nan", "SqrtBackward0", "torch.Tensor.sqrt")
+    assert found.line == line_of(masked, "HERE")
+    assert "the gradient holds NaN" in str(report) and "no NaN and no infinity on the way to the result" in str(report)
+
+
+def test_a_gradient_in_a_loop_under_vmap_knows_its_step_and_lane() -> None:
+    def f(x):
+        step = lambda c, a: (torch.where(c > a, (c - a).abs().sqrt(), 1.0), None)
+        return fh.scan(step, x, torch.tensor([2.0, 0.25, 0.5]))[0]
+
+    assert not find(f)(torch.tensor(11.0))
+    report = find(fh.vmap(f))(torch.tensor([11.0, 2.0]))
+    assert report.value is None and report.in_gradient
+    assert (report.gradient.node, report.gradient.iteration, report.gradient.lane) == ("SqrtBackward0", 0, 1)
+
+
+@pytest.mark.parametrize("remat", [None, "step", 2])
+def test_recomputation_changes_nothing(remat) -> None:
+    f = lambda x: fh.scan(lambda c, a: ((c - a).sqrt(), None), x, torch.tensor([1.0, 2.0, 0.0]), remat=remat)[0]
+    for g in (f, fh.grad(f), fh.checkpoint(f)):
+        found = find(g)(torch.tensor(2.0)).value
+        assert (found.found, found.iteration) == ("nan", 1)
+
+
+@pytest.mark.parametrize(
+    "take", [fh.grad, lambda f: lambda x: fh.vjp(f, x)[1](torch.ones(()))[0], fh.jacrev, lambda f: fh.jit(fh.grad(f))]
+)
+def test_derivatives_that_the_function_takes(take) -> None:
+    found = find(take(lambda x: x.sqrt()))(torch.tensor(0.0)).value
+    assert (found.found, found.node, found.operation) == ("inf", "SqrtBackward0", "torch.Tensor.sqrt")
+
+
+def test_tangents_and_second_derivatives() -> None:
+    root = lambda x: x.sqrt()
+    found = find(lambda x: fh.jvp(root, (x,), (x + 1,)))(torch.tensor(0.0)).value
+    assert (found.found, found.node, found.operation) == ("inf", "tangent", "torch.Tensor.sqrt")
+    power = lambda x: (x**1.5).sum()
+    for second in (fh.grad(fh.grad(power)), fh.jacrev(fh.jacrev(power)), fh.hessian(power)):
+        found = find(second)(torch.tensor(0.0)).value
+        assert found.operation == "torch.Tensor.__pow__" and "Pow" in found.node
+
+
+def test_a_step_of_training() -> None:
+    weight = torch.zeros(3, requires_grad=True)
+
+    def train(x):
+        loss = (weight * x).norm().sqrt()  # HERE
+        loss.backward()
+        return loss
+
+    report = find(train)(torch.ones(3))
+    found = report.value
+    assert (found.node, found.line) == ("SqrtBackward0", line_of(train, "HERE"))
+    assert report.in_gradient is None
+
+
+def test_closed_over_tensors_have_gradients_too() -> None:
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    report = find(lambda x: layer(x).norm().sqrt())(torch.ones(2))
+    assert report.in_gradient and report.gradient is not None
+    assert layer.weight.grad is None
+
+
+def test_what_is_given_is_not_made() -> None:
+    mask = torch.full((3, 3), -math.inf).triu(1)
+    f = lambda x: torch.softmax(x @ x.T + mask, -1) @ x
+    report = find(f)(torch.randn(3, 2))
+    assert not report and str(report).count("no NaN") == 2
+    found = find(lambda x: x.exp() + 1)(torch.tensor([0.0, math.nan])).value
+    assert (found.found, found.is_made, found.operation) == ("nan", False, "torch.Tensor.exp")
+    assert "was given the first NaN" in str(found)
+    assert find(lambda x: torch.full((2,), math.inf) - torch.full((2,), math.inf))(torch.ones(())).value.is_made
+    assert not find(lambda x: torch.empty(3).fill_(1.0) * x)(torch.ones(()))
+
+
+def test_writes_show_what_was_there_before() -> None:
+    def f(x):
+        y = x.clone()
+        y.log_()
+        return y
+
+    found = find(f)(torch.zeros(2)).value
+    assert found.operation == "torch.Tensor.log_" and torch.equal(found.operands[0], torch.zeros(2))
+
+
+def test_the_function_is_left_as_it_was() -> None:
+    x, seen = torch.zeros(2), []
+
+    def f(x):
+        x.add_(1)
+        seen.append(torch.rand(()).item())
+        return fh.vmap(lambda v: v + torch.rand(()), randomness="same")(x)
+
+    report = find(f)(x)
+    assert not report and torch.equal(x, torch.zeros(2)) and len(seen) == 1
+    batched = []
+    fh.vmap(lambda v: batched.append(torch._C._functorch.is_batchedtensor(v)) or v)(x)
+    assert batched == [True], "outside, all lanes run at once"
+    with fh.eager_capture():
+        assert find(loops)(torch.tensor(3.0)).value.iteration == (0, 2)
+
+
+def test_without_a_gradient() -> None:
+    report = find(lambda x: x + 1)(torch.tensor(1))
+    assert report.in_gradient is None and "no gradient of the result" in str(report)
