@@ -358,7 +358,7 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
 
     def block(rows: Size, k: Size) -> list[str]:
         if cond is None:
-            test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
+            test = f"const bool go = fh::any<{k}>(now_0);"
         else:
             test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [

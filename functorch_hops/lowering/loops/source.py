@@ -302,6 +302,23 @@ static void each_block(int64_t blocks, int64_t nanoseconds, Control& control, F&
 #endif
   for (; block < blocks && !control.stopped; ++block) run(block, control);
 }
+// Whether any of these is not zero; none is -0.
+template <int K>
+static C10_ALWAYS_INLINE bool any(const float* x) {
+  bool found = false;
+  int i = 0;
+#if INDUCTOR_USE_VECTOR_TYPES()
+  using V = at::vec::Vectorized<float>;
+  constexpr int S = V::size();
+  if constexpr (K >= S) {
+    V lanes = V::loadu(x);
+    for (i = S; i + S <= K; i += S) lanes = lanes | V::loadu(x + i);
+    found = lanes.zero_mask() != int((int64_t(1) << S) - 1);
+  }
+#endif
+  for (; i < K; ++i) found |= x[i] != 0.0f;
+  return found;
+}
 // Fresh memory comes in pages of 2 MiB where the system offers them: faults for each 4 KiB cost more than a loop.
 static inline void will_fill([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
