@@ -302,21 +302,41 @@ static void each_block(int64_t blocks, int64_t nanoseconds, Control& control, F&
 #endif
   for (; block < blocks && !control.stopped; ++block) run(block, control);
 }
+// Bools are held as floats; the compiler, left alone, converts them one by one.
+template <class From, class To>
+static C10_ALWAYS_INLINE void copy_lanes(const From* from, To* to, int64_t count) {
+  int64_t i = 0;
+#if defined(__GNUC__)
+  if constexpr (!std::is_same_v<From, To>) {
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    typedef int32_t Ints __attribute__((vector_size(64)));
+    typedef float Floats __attribute__((vector_size(64)));
+    using Given = std::conditional_t<sizeof(From) == 1, Bytes, Floats>;
+    using Result = std::conditional_t<sizeof(To) == 1, Bytes, Floats>;
+    for (; i + 16 <= count; i += 16) {
+      Given x;
+      std::memcpy(&x, from + i, sizeof(x));
+      Result y = __builtin_convertvector(__builtin_convertvector(x, Ints), Result);
+      std::memcpy(to + i, &y, sizeof(y));
+    }
+  }
+#endif
+  std::copy_n(from + i, count - i, to + i);
+}
 // Whether any of these is not zero; none is -0.
-template <int K>
-static C10_ALWAYS_INLINE bool any(const float* x) {
+static C10_ALWAYS_INLINE bool any(const float* x, int64_t count) {
   bool found = false;
-  int i = 0;
+  int64_t i = 0;
 #if INDUCTOR_USE_VECTOR_TYPES()
   using V = at::vec::Vectorized<float>;
   constexpr int S = V::size();
-  if constexpr (K >= S) {
+  if (count >= S) {
     V lanes = V::loadu(x);
-    for (i = S; i + S <= K; i += S) lanes = lanes | V::loadu(x + i);
+    for (i = S; i + S <= count; i += S) lanes = lanes | V::loadu(x + i);
     found = lanes.zero_mask() != int((int64_t(1) << S) - 1);
   }
 #endif
-  for (; i < K; ++i) found |= x[i] != 0.0f;
+  for (; i < count; ++i) found |= x[i] != 0.0f;
   return found;
 }
 // Fresh memory comes in pages of 2 MiB where the system offers them: faults for each 4 KiB cost more than a loop.
