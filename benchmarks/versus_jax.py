@@ -2,7 +2,8 @@
 
 JAX is not among the requirements: ``pip install jax``. Arguments choose loops by a part of their names, ``value`` or
 ``gradient`` one of the two tables. Each program is first checked against JAX's result in double precision. JAX has no
-gradient of a ``while_loop``.
+gradient of a ``while_loop``. ``--json PATH`` puts the rows into a file, beside those that it holds of other programs;
+``versus_jax_results.py`` makes RESULTS.md of it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
+import datetime
+import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +36,24 @@ from functorch_hops.lowering.loops.planning import LoopReport, planned
 
 OURS = Library(torch, torch.nn.functional, fh, fh)
 THEIRS = Library(jnp, jax.nn, SimpleNamespace(**vars(jax.lax)), jax)
+
+
+class Row(NamedTuple):
+    """Milliseconds of a call, of JAX's, their ratio, the median of the ratios of all rounds; seconds of first calls."""
+
+    form: str
+    program: str
+    ms: float
+    jax_ms: float
+    ratio: float
+    median_ratio: float
+    first_call: float
+    jax_first_call: float
+    lowering: str
+
+    def cells(self) -> list[str]:
+        times = f"{self.ms:.3f}", f"{self.jax_ms:.3f}", f"{self.ratio:.2f}", f"{self.median_ratio:.2f}"
+        return [self.program, *times, f"{self.first_call:.1f}", f"{self.jax_first_call:.1f}", self.lowering]
 
 
 def leaves(x: Any) -> list[np.ndarray]:
@@ -56,7 +79,7 @@ def first_call(f: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, is_gradient: bool) -> tuple[list[str], float]:
+def measure(name: str, is_gradient: bool) -> Row:
     program = PROGRAMS[name]
     ours, theirs = program.make(OURS), program.make(THEIRS)
     if is_gradient:
@@ -70,30 +93,52 @@ def measure(name: str, is_gradient: bool) -> tuple[list[str], float]:
     seconds, other_seconds = first_call(lambda: run(*tensors)), first_call(lambda: other(*arrays))
     theirs_timed, ours_timed = interleaved(lambda: other(*arrays), lambda: run(*tensors))
     lowered = reports(ours, tensors)
-    times = f"{ours_timed.millis:.3f}", f"{theirs_timed.millis:.3f}", f"{ours_timed.ratio:.2f}"
-    firsts = f"{seconds:.1f}", f"{other_seconds:.1f}"
     taken = "; ".join(dict.fromkeys(f"{r.taken} ({r.reason})" if r.reason else r.taken for r in lowered))
-    return [name, *times, f"{ours_timed.median_ratio:.2f}", *firsts, taken], ours_timed.ratio
+    times = ours_timed.millis, theirs_timed.millis, ours_timed.ratio, ours_timed.median_ratio
+    return Row("gradient" if is_gradient else "value", name, *times, seconds, other_seconds, taken)
+
+
+def keep(path: Path, rows: list[Row]) -> None:
+    """Put rows into a file, in the place of older ones."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = {(row["form"], row["program"]): row for row in [*old, *(row._asdict() for row in rows)]}
+    about = {"date": str(datetime.date.today()), "machine": f"{processor()}, {os.cpu_count()} cores"}
+    versions = {"torch": torch.__version__, "jax": jax.__version__, "python": platform.python_version()}
+    path.write_text(json.dumps({**about, "versions": versions, "rows": [*merged.values()]}, indent=1) + "\n")
+
+
+def processor() -> str:
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    given = sys.argv[1:]
+    path = None
+    if "--json" in given:
+        place = given.index("--json")
+        path = Path(given[place + 1])
+        del given[place : place + 2]
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # a call is done when it returns
-    words = [word for word in sys.argv[1:] if word not in ("value", "gradient")]
+    words = [word for word in given if word not in ("value", "gradient")]
     chosen = [name for name in PROGRAMS if any(word in name for word in words or [""])]
     for title, is_gradient in (("value", False), ("gradient", True)):
-        if title not in sys.argv and {"value", "gradient"} & {*sys.argv}:
+        if title not in given and {"value", "gradient"} & {*given}:
             continue
-        rows, ratios = [], []
+        rows = []
         for name in chosen:
             if PROGRAMS[name].has_gradient or not is_gradient:
-                row, ratio = measure(name, is_gradient)
-                print(*row, sep=", ", file=sys.stderr, flush=True)
-                rows.append(row)
-                ratios.append(ratio)
+                rows.append(measure(name, is_gradient))
+                print(*rows[-1].cells(), sep=", ", file=sys.stderr, flush=True)
+                if path is not None:
+                    keep(path, rows[-1:])
         header = ["loop", "ms", "JAX, ms", "ratio", "median ratio", "first call, s", "JAX, s", "lowering"]
-        print_table(title, header, rows)
-        print(f"geometric mean of the ratios: {math.exp(sum(map(math.log, ratios)) / max(len(ratios), 1)):.2f}")
+        print_table(title, header, [row.cells() for row in rows])
+        mean = math.exp(sum(math.log(row.ratio) for row in rows) / max(len(rows), 1))
+        print(f"geometric mean of the ratios: {mean:.2f}")
 
 
 if __name__ == "__main__":

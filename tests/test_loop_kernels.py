@@ -10,6 +10,7 @@ from typing import Any
 import optree
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import functorch_hops as fh
@@ -40,6 +41,10 @@ def lanes(test: Callable[[Any], Tensor], step: Callable[[Any], Any]) -> Callable
 BY_LANES: dict[str, Program] = {
     "pointwise": (scan(lambda c, x: (torch.tanh(c * 0.9 + x), c)), (C, XS)),
     "reverse": (lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c * 0.9 + x), c), c, xs, reverse=True), (C, XS)),
+    "its own lane under a condition": (
+        scan(lambda c, x: (F.pad(c[3:] * x[3:], (3, 0)) + x, c)),
+        (normal(200), normal(STEPS, 200, seed=1)),
+    ),
     "swapped": (lambda c, xs: fh.scan(lambda c, x: ((c[1], c[0]), x * 2), (c, c * 2), xs), (C, XS)),
     "rotated": (
         lambda c, xs: fh.scan(lambda c, x: ((c[1], c[2], c[0] + x), (c[0], c[0], x)), (c, c * 2, c * 3), xs),
@@ -137,6 +142,8 @@ BY_STEPS: dict[str, Program] = {
     "looked up in the carry": (scan(lambda c, x: (c[(c.abs() * 3).long() % 7] + x, c)), (C, XS)),
     "softmax": (scan(lambda c, x: (torch.softmax(c.roll(1) + x, 0), c.sum())), (C, XS)),
     "slices": (scan(lambda c, x: (torch.cat([c[1:], x[:1]]), c)), (C, XS)),
+    "another lane under a condition": (scan(lambda c, x: (F.pad(c[:-1], (1, 0)) + x, c)), (C, XS)),
+    "a value under a condition": (scan(lambda c, x: (F.pad(torch.sin(c)[1:] * x[1:], (0, 1)), c)), (C, XS)),
     "transposed": (scan(lambda c, x: (torch.sin(c).t() + x, c)), (normal(8, 8), normal(STEPS, 8, 8))),
     "sizes": (
         lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + x.sum()), c[1]), (c, c.sum()), xs),

@@ -18,6 +18,7 @@ __all__ = [
     "WeakTensorKeyDictionary",
     "as_plain_class",
     "become",
+    "empty_strided_cpu",
     "has_own_operators",
     "has_storage",
     "is_dense",
@@ -29,6 +30,10 @@ __all__ = [
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
 """Operands without a dispatch of their own."""
+
+
+empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
+"""``(sizes, strides, dtype)``: as Inductor's code makes tensors, in half of the time that ``torch.empty`` takes."""
 
 
 def plain(t: Tensor) -> Tensor:

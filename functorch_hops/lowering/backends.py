@@ -26,7 +26,7 @@ from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
 if TYPE_CHECKING:
-    from .loops.planning import Plan
+    from .loops.planning import Plan, Whole
 
 __all__ = [
     "Backend",
@@ -200,6 +200,14 @@ def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
         return planned(body, options)
 
 
+def _planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
+    from .inductor import exact_code
+    from .loops.planning import planned_whole
+
+    with exact_code():
+        return planned_whole(body, options)
+
+
 def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Subgraph:
     with stage(PASSES):
         record.body = body = batch_products(hoist_loops(body))
@@ -211,6 +219,10 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):
+            whole = _planned_whole(body, options)
+            if whole is not None:
+                record.loops = whole.loops
+                return _with_eager_errors(whole.run)
             plan = _planned(body, options)
         body, record.loops = plan.body, plan.loops
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()

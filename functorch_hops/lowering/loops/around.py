@@ -344,13 +344,13 @@ def _most(blocks: Blocks, k: Size) -> int:
 def _loaded(metas: Sequence[TensorMeta], blocks: Blocks, k: Size) -> list[str]:
     most = _most(blocks, k)
     return [
-        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{most}]; std::copy_n(in_{i} + lane, {k}, now_{i});"
+        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{most}]; fh::copy_lanes(in_{i} + lane, now_{i}, {k});"
         for i, meta in enumerate(metas)
     ]
 
 
 def _stored(metas: Sequence[TensorMeta], k: Size) -> list[str]:
-    return [f"std::copy_n(now_{i}, {k}, out_{i} + lane);" for i in range(len(metas))]
+    return [f"fh::copy_lanes(now_{i}, out_{i} + lane, {k});" for i in range(len(metas))]
 
 
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
@@ -386,7 +386,7 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
 
     def block(rows: Size, k: Size) -> list[str]:
         if cond is None:
-            test = f"int go = 0;\n#pragma omp simd reduction(|:go)\nfor (int l = 0; l < {k}; ++l) go |= now_0[l] != 0;"
+            test = f"const bool go = fh::any(now_0, {k});"
         else:
             test = f"bool go; {cond.call(rows, sources, ['(&go)'])}"
         return [

@@ -160,6 +160,7 @@ def _printed(
 
     body, graph = lowered.body, lowered.graph
     names = list(graph.graph_input_names)
+    given = frozenset(names)
     carried = {name: f"carry_{i}" for i, name in enumerate(names[:n_carry])}
     outputs = [f"result_buf{i}" for i in range(len(body.outputs))]  # Inductor stores to what is called so only
     masks = {local for local, meta in zip(carried.values(), body.inputs) if meta.dtype is torch.bool}
@@ -184,6 +185,8 @@ def _printed(
         def load(self, name: str, index: Any) -> Any:
             carry = carried.get(name)
             if name not in self.values and carry is None:
+                if name not in given:
+                    raise Refused("a value is put together of parts, or read under a condition")
                 return self._inner.load(name, index)
             place, value = self.values.get(name, (self.own, None))
             if sympy.expand(index - place) != 0:
@@ -195,6 +198,15 @@ def _printed(
 
         def store(self, name: str, index: Any, value: Any, mode: Any = None) -> None:
             self.values[name] = index, value
+
+        def masked(self, mask: Any, body: Any, other: Any) -> Any:
+            """What is done under a condition is a block of its own, whose values are not those around it."""
+
+            def inside() -> Any:
+                with V.set_ops_handler(Fused(V.get_ops_handler(), self.own, self.local)):
+                    return body()
+
+            return self._inner.masked(mask, inside, other)
 
     def run(indices: Any) -> None:
         begin, *inside = indices

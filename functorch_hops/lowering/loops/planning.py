@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,8 +34,9 @@ from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
+from .whole import run_of, whole
 
-__all__ = ["LoopReport", "Plan", "planned"]
+__all__ = ["LoopReport", "Plan", "Whole", "planned", "planned_whole"]
 
 
 _TOLD_LINES = 5
@@ -71,9 +72,36 @@ class Plan:
     loops: tuple[LoopReport, ...]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A graph that is one kernel, and what became of its loops."""
+
+    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+    loops: tuple[LoopReport, ...]
+
+
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
     """``body`` with kernels, each compiled. ``options``: those of Inductor."""
     return _plan(body, options, is_inner=False)
+
+
+def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
+    """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and what went
+    wrong shows when the graph is planned loop by loop.
+    """
+    if body.shape_env is not None or body.random or not all(target in CHECKS for target in _effects([body])):
+        return None
+    try:
+        _check_metas((*body.inputs, *body.outputs))
+        plan = _plan(body, options, is_inner=True)
+        if not plan.loops:
+            return None
+        library = whole(lowered(plan.body, options), options)
+        generated(library.source)
+        with stage(COMPILED):
+            return Whole(run_of(load(library), plan.body), plan.loops)
+    except Exception:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
+        return None
 
 
 def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
@@ -127,7 +155,9 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                 reason = str(why)
             except _torch.NewFactError as fact:
                 reason = f"its code would hold for some sizes only: {fact}"
-            except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
+            except Exception as error:  # whatever Inductor or the C++ compiler raises
+                if is_inner:
+                    raise
                 reason = _failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
@@ -157,7 +187,7 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             raise Refused("what it draws again is no number by count")
         if params.random and is_inner:
             raise Refused("it draws random numbers inside another loop")
-        if not all(target in CHECKS for target in _effects(params)):
+        if not all(target in CHECKS for target in _effects(params.bodies)):
             raise Refused("one of its operators checks, prints or does something unknown")
         _check_metas((*form.inputs, *form.outputs))
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
@@ -167,13 +197,13 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
     return form, None
 
 
-def _effects(params: Params) -> Iterator[Any]:
-    """The operators in its bodies that do something besides their results."""
-    for body in params.bodies:
+def _effects(bodies: Iterable[Subgraph]) -> Iterator[Any]:
+    """The operators in graphs that do something besides their results."""
+    for body in bodies:
         for node in body.module.graph.nodes:
             if has_effect(node, body.module):
                 inner = params_of(node, body.module)
-                yield from [node.target] if inner is None or inner.is_effect else _effects(inner)
+                yield from [node.target] if inner is None or inner.is_effect else _effects(inner.bodies)
 
 
 def _check_metas(metas: Iterable[TensorMeta]) -> None:
@@ -196,7 +226,15 @@ def _plan_inside(
 
 
 def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
-    """A loop as one function, and how it and the loops in it are lowered."""
+    """A loop as one function, and how it and the loops in it are lowered: made once, though a graph may be planned as
+    a whole and then again, loop by loop.
+    """
+    body = form.branches[0] if isinstance(form, Branches) else form.body
+    key = "kernel", form, label, repr(sorted(options.items())), torch.get_num_threads()
+    return body.derive_apart(key, lambda: _made(form, label, options))
+
+
+def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports

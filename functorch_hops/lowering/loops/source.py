@@ -385,6 +385,43 @@ static void each_block(int64_t blocks, int64_t nanoseconds, Control& control, F&
   for (; block < blocks && !control.stopped; ++block) run(control.block = block, control);
   control.block = 0, control.blocks = 1;
 }
+// Bools are held as floats; the compiler, left alone, converts them one by one.
+template <class From, class To>
+static C10_ALWAYS_INLINE void copy_lanes(const From* from, To* to, int64_t count) {
+  int64_t i = 0;
+#if defined(__GNUC__)
+  if constexpr (!std::is_same_v<From, To>) {
+    typedef uint8_t Bytes __attribute__((vector_size(16)));
+    typedef int32_t Ints __attribute__((vector_size(64)));
+    typedef float Floats __attribute__((vector_size(64)));
+    using Given = std::conditional_t<sizeof(From) == 1, Bytes, Floats>;
+    using Result = std::conditional_t<sizeof(To) == 1, Bytes, Floats>;
+    for (; i + 16 <= count; i += 16) {
+      Given x;
+      std::memcpy(&x, from + i, sizeof(x));
+      Result y = __builtin_convertvector(__builtin_convertvector(x, Ints), Result);
+      std::memcpy(to + i, &y, sizeof(y));
+    }
+  }
+#endif
+  std::copy_n(from + i, count - i, to + i);
+}
+// Whether any of these is not zero; none is -0.
+static C10_ALWAYS_INLINE bool any(const float* x, int64_t count) {
+  bool found = false;
+  int64_t i = 0;
+#if INDUCTOR_USE_VECTOR_TYPES()
+  using V = at::vec::Vectorized<float>;
+  constexpr int S = V::size();
+  if (count >= S) {
+    V lanes = V::loadu(x);
+    for (i = S; i + S <= count; i += S) lanes = lanes | V::loadu(x + i);
+    found = lanes.zero_mask() != int((int64_t(1) << S) - 1);
+  }
+#endif
+  for (; i < count; ++i) found |= x[i] != 0.0f;
+  return found;
+}
 // Fresh memory comes in pages of 2 MiB where the system offers them: faults for each 4 KiB cost more than a loop.
 static inline void will_fill([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

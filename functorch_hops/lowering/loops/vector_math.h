@@ -378,6 +378,38 @@ FH_INLINE at::vec::VectorizedN<float, N> pow(at::vec::VectorizedN<float, N> x, a
 }
 #endif
 #if INDUCTOR_USE_VECTOR_TYPES()
+// Masks in memory are bytes, which torch's own masks read and write one by one.
+template <class T, int N> FH_INLINE void store_mask(at::vec::VecMask<T, N> mask, bool* to) {
+#if FH_HAS_VECTORS
+  if constexpr (sizeof(T) == sizeof(float)) {
+    typedef uint8_t Bytes __attribute__((vector_size(math::N_LANES)));
+    at::vec::VectorizedN<T, N> lanes(mask);
+    for (int i = 0; i < N; ++i) {
+      Bytes bytes = __builtin_convertvector(math::recast<math::Ints<math::Floats>>(lanes[i]) & 1, Bytes);
+      std::memcpy(to + i * math::N_LANES, &bytes, sizeof(bytes));
+    }
+    return;
+  }
+#endif
+  mask.store(to, mask.size());
+}
+template <class M> struct LoadedMask {
+  static FH_INLINE M of(const bool* from) { return M::from(from, M::size()); }
+};
+#if FH_HAS_VECTORS
+template <int N> struct LoadedMask<at::vec::VecMask<float, N>> {
+  static FH_INLINE at::vec::VecMask<float, N> of(const bool* from) {
+    typedef uint8_t Bytes __attribute__((vector_size(math::N_LANES)));
+    at::vec::VectorizedN<float, N> lanes;
+    for (int i = 0; i < N; ++i) {
+      Bytes bytes;
+      std::memcpy(&bytes, from + i * math::N_LANES, sizeof(bytes));
+      lanes[i] = math::recast<math::Vector>(__builtin_convertvector(bytes != 0, math::Ints<math::Floats>));
+    }
+    return lanes;
+  }
+};
+#endif
 // What is NaN stays; to compare with a number takes one instruction, with lanes that may be NaN three.
 template <class V, class T> FH_INLINE V at_least(V x, T low) { return low != low ? V(low) : at::vec::clamp_min(x, V(low)); }
 template <class V, class T> FH_INLINE V at_most(V x, T high) {

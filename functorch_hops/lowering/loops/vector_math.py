@@ -31,7 +31,7 @@ def _call(name: str) -> Callable[[Any], str]:
 def kernel_proxy() -> Any:
     """Inductor's generator of C++ kernels, with functions of ours."""
     from torch._inductor.codegen import cpp
-    from torch._inductor.codegen.common import BracesBuffer
+    from torch._inductor.codegen.common import BracesBuffer, IndentedBuffer
     from torch._inductor.codegen.cpp_utils import CppCSEVariable, codegen_rand, promote_args
     from torch._inductor.virtualized import V
 
@@ -87,9 +87,28 @@ def kernel_proxy() -> Any:
         overrides = type(kernel.overrides.__name__, (Functions, kernel.overrides), {})
         return type(kernel.__name__, (kernel,), {"overrides": overrides})
 
+    class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
+        """Reads and writes masks of whole vectors by functions of ours."""
+
+        def _get_vec_load_line(self, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None) -> Any:
+            if dtype is torch.bool and load_mask is None and self.tail_size is None:
+                return f"fh::LoadedMask<{self._get_mask_type()}>::of({var} + {cpp.cexpr_index(index)})"
+            return super()._get_vec_load_line(var, index, dtype, load_mask)
+
+        def _get_store_line(
+            self, value: Any, var: str, index: Any, dtype: torch.dtype, accu_store: bool = False
+        ) -> Any:
+            is_plain = dtype is torch.bool and is_vector(value) and value.dtype is torch.bool and not accu_store
+            is_row = self._try_get_const_stride(index, self.itervars[self.tiling_idx]) == 1
+            if not (is_plain and is_row and self.tail_size is None):
+                return super()._get_store_line(value, var, index, dtype, accu_store)
+            code = IndentedBuffer()
+            code.writeline(f"fh::store_mask({value}, {var} + {cpp.cexpr_index(index)});")
+            return code
+
     class KernelProxy(cpp.CppKernelProxy):
         kernel_cls = with_functions(cpp.CppKernel)
-        vec_kernel_cls = with_functions(cpp.CppVecKernel)
+        vec_kernel_cls = VecKernel
         tile2d_kernel_cls = with_functions(cpp.CppTile2DKernel)
 
     return KernelProxy

@@ -1,0 +1,132 @@
+"""Write RESULTS.md, and a plot if matplotlib is there, from the file that ``versus_jax.py --json`` made.
+
+python benchmarks/versus_jax.py --json results.json
+python benchmarks/versus_jax_results.py results.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TEXT, PLOT = HERE / "RESULTS.md", HERE / "versus_jax.svg"
+
+GOALS = {
+    "pointwise": (0.5, 0.5),
+    "transcendental": (0.5, 0.3),
+    "tanh RNN, 64": (0.7, 0.4),
+    "GRU, 64": (0.7, 0.4),
+    "LSTM, 64": (0.7, 0.4),
+    "tanh RNN, 256": (0.8, 0.6),
+    "GRU, 256": (0.8, 0.6),
+    "LSTM, 256": (0.8, 0.6),
+    "diagonal SSM": (0.35, 0.2),
+    "selective SSM": (0.35, 0.2),
+    "linear attention": (0.35, 0.2),
+    "Runge-Kutta": (0.35, 0.2),
+    "adaptive ODE": (0.6, 0.6),
+    "HMC": (0.6, 0.6),
+    "Kalman": (0.6, 0.6),
+}
+"""Of the ratio, forward and with gradient; 1.0 for all others."""
+
+REMARKS = {
+    "pointwise": "Bound by memory: a row is read and one is written for each step; the stack that is summed after the "
+    "loop is read again.",
+    "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take 65 "
+    "cycles, 30 of them divisions.",
+    "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half of "
+    "them are those of the inputs, for all steps at once.",
+    "GRU": "Bound by multiplications, as the tanh RNN.",
+    "LSTM": "Bound by multiplications, as the tanh RNN.",
+    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry is "
+    "read and written in memory.",
+    "diagonal SSM, associative_scan": "The gradient is that of the tree of operators, which no kernel replaces.",
+    "linear attention": "The sum over a dimension of the state makes its body a function of all lanes.",
+    "Runge-Kutta": "Bound by the latency of sines that follow one another; there are four vectors to fill it.",
+    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie in a "
+    "vector side by side.",
+    "adaptive ODE": "Bound by latency: vectors of 16 variables, one operation after the other.",
+}
+"""Where the time goes, in programs that miss their goal."""
+
+
+def goal(row: dict[str, Any]) -> float:
+    found = [goals for name, goals in GOALS.items() if row["program"].startswith(name)]
+    return found[0][row["form"] == "gradient"] if found else 1.0
+
+
+def mean(rows: list[dict[str, Any]]) -> float:
+    return math.exp(sum(math.log(row["ratio"]) for row in rows) / len(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| loop | ms | JAX, ms | ratio | median ratio | goal | first call, s | JAX, s | kernel |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        ratio = f"{row['ratio']:.2f}"
+        ratio = f"**{ratio}**" if row["ratio"] > goal(row) else ratio
+        kinds = ", ".join(dict.fromkeys(part.split(" (")[0] for part in row["lowering"].split("; ")))
+        times = f"{row['ms']:.3f} | {row['jax_ms']:.3f} | {ratio} | {row['median_ratio']:.2f} | {goal(row):.2f}"
+        firsts = f"{row['first_call']:.1f} | {row['jax_first_call']:.1f}"
+        lines.append(f"| {row['program']} | {times} | {firsts} | {kinds} |")
+    return lines
+
+
+def text(data: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    lines = [
+        "# Compiled loops against JAX",
+        "",
+        "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in one",
+        "process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
+        "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
+        "wall time, which other work on the machine lengthens.",
+        "",
+        f"{data['machine']}; {versions}; {data['date']}.",
+    ]
+    missed: dict[str, None] = {}
+    for form, title in (("value", "Forward"), ("gradient", "Value and gradient")):
+        rows = [row for row in data["rows"] if row["form"] == form]
+        if rows:
+            lines += ["", f"## {title}", "", f"Geometric mean of {len(rows)} ratios: {mean(rows):.2f}.", "", *table(rows)]
+            missed |= dict.fromkeys(row["program"] for row in rows if row["ratio"] > goal(row))
+    remarks = {name: said for name, said in REMARKS.items() if any(program.startswith(name) for program in missed)}
+    if remarks:
+        lines += ["", "## Where the time goes", "", *(f"- **{name}.** {said}" for name, said in remarks.items())]
+    return "\n".join(lines) + "\n"
+
+
+def plot(data: dict[str, Any]) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    figure, axes = pyplot.subplots(figsize=(7, 9))
+    names = list(dict.fromkeys(row["program"] for row in data["rows"]))
+    for form, marker in (("value", "o"), ("gradient", "x")):
+        rows = [row for row in data["rows"] if row["form"] == form]
+        axes.plot([row["ratio"] for row in rows], [names.index(row["program"]) for row in rows], marker, label=form)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.axvline(1, color="grey")
+    axes.set_xlabel("time by JAX's time")
+    axes.legend()
+    figure.savefig(PLOT, bbox_inches="tight")
+
+
+def main() -> None:
+    data = json.loads(Path(sys.argv[1]).read_text())
+    TEXT.write_text(text(data))
+    plot(data)
+
+
+if __name__ == "__main__":
+    main()

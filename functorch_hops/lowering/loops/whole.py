@@ -1,0 +1,53 @@
+"""A whole graph as one kernel.
+
+NOTE [Whole graphs] Around its loops a graph has often little to do: it makes initial carries, sums what a loop stacked.
+Where all of that is C++ for Inductor too, the graph is a function like the body of a loop, which calls its loops, and
+one library is all that there is to compile and to call: AOTAutograd and Inductor are not asked for a graph around.
+Where the work around the loops is worth several threads, or calls of BLAS, it is left to Inductor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _torch
+from ...ir.subgraph import Subgraph
+from .body import Lowered, statements
+from .forms import Refused
+from .source import ENTRY, Program, is_long, program
+
+__all__ = ["run_of", "whole"]
+
+_FEW = 1 << 18
+"""Elements around the loops, some 30 microseconds, below which several threads are no help."""
+
+
+def whole(lowered: Lowered, options: dict[str, object]) -> Program:
+    """The graph of ``lowered``, whose loops are kernels."""
+    body = lowered.body
+    if is_long(lowered.work) or (lowered.work > _FEW and torch.get_num_threads() > 1):
+        raise Refused("the work around its loops is worth several threads")
+    function = statements(lowered, dict(options), len(body.inputs))
+    given, results = ([meta.dtype for meta in metas] for metas in (body.inputs, body.outputs))
+    return program(function.parts, function.name, function.workspace, given, results, ENTRY)
+
+
+def run_of(kernel: Callable[..., None], body: Subgraph) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """The graph as its kernel computes it, of contiguous operands."""
+    layouts = [(meta.shape, _dense_strides(meta.shape), meta.dtype) for meta in body.outputs]
+    empty = _torch.empty_strided_cpu
+
+    def run(operands: Sequence[Tensor]) -> list[Tensor]:
+        outputs = [empty(*layout) for layout in layouts]
+        kernel(*operands, *outputs)
+        return outputs
+
+    return run
+
+
+def _dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -1,0 +1,86 @@
+"""Graphs that are one kernel, loops and what is around them: which are, and that they compute what eager does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import functorch_hops as fh
+from functorch_hops.lowering import inductor
+from loop_plans import normal
+from modes import same
+
+C, XS = normal(40), normal(7, 40, seed=1)
+
+
+def decaying(c: Tensor, xs: Tensor) -> Any:
+    return fh.scan(lambda c, x: (c * 0.9 + torch.tanh(x), c), c, xs)
+
+
+WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "work before and behind": (lambda c, xs: decaying(c.exp() + 1, xs * 2)[1].sum(0).softmax(0), (C, XS)),
+    "a gradient": (lambda c, xs: fh.grad(lambda c: decaying(c, xs)[1].square().mean())(c), (C, XS)),
+    "two loops": (lambda c, xs: decaying(decaying(c, xs)[0], xs.flip(0)), (C, XS)),
+    "lanes that end at different steps": (
+        fh.vmap(lambda a: fh.while_loop(lambda y: abs(y**3 - a) > 1e-3, lambda y: y - (y**3 - a) / (3 * y**2), a)),
+        (torch.linspace(0.2, 90, 133),),
+    ),
+    "a branch": (lambda c, xs: fh.cond(c.sum() > 0, lambda c: decaying(c, xs)[0], torch.sin, c) + decaying(c, xs)[0], (C, XS)),
+    "operands that are not dense": (lambda c, xs: decaying(c[::2], xs[:, 1::2]), (C, XS)),
+    "an operand as it is": (lambda c, xs: (c, decaying(c, xs)[0], xs[2:], c), (C, XS)),
+    "a result of another layout": (lambda c, xs: decaying(c, xs)[1].t(), (C, XS)),
+    "numbers and masks": (lambda c, xs: (decaying(c, xs)[0].sum(), c > 0, (c * 3).long()), (C, XS)),
+    "a product outside": (lambda c, xs: decaying(c, xs)[1] @ xs.t(), (C, XS)),
+}
+
+
+@pytest.fixture
+def no_graph_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_graph(*args: Any) -> Any:
+        raise AssertionError("Inductor was asked for a graph")
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+
+
+@pytest.mark.usefixtures("no_graph_around")
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_kernel_computes_all(name: str) -> None:
+    f, args = WHOLE[name]
+    same(fh.jit(f)(*args), f(*args))
+
+
+@pytest.mark.usefixtures("no_graph_around")
+def test_results_have_memory_of_their_own() -> None:
+    c = C.clone()
+    same_c, end, again = fh.jit(lambda c: (c, decaying(c, XS)[0], c))(c)
+    same_c.zero_()
+    end.zero_()
+    same((c, again), (C, C))
+
+
+@pytest.mark.usefixtures("no_graph_around")
+def test_what_fails_outside_of_the_loops_raises() -> None:
+    f = fh.jit(lambda c, n: (decaying(c, XS)[0], 6 // n))
+    same(f(C, torch.tensor([2, 3]))[1], torch.tensor([3, 2]))
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        f(C, torch.tensor([2, 0]))
+
+
+LEFT_TO_INDUCTOR: dict[str, Callable[..., Any]] = {
+    "much work": lambda c, xs: (decaying(c, xs)[0], torch.outer(c.repeat(200), c.repeat(200)).sin().sum()),
+    "random numbers": lambda c, xs: (decaying(c, xs)[0], torch.rand(3).shape),
+    "a tensor without elements": lambda c, xs: (decaying(c, xs)[0], c[:0]),
+    "no loop": lambda c, xs: c + xs,
+    "an operator of a library": lambda c, xs: (decaying(c, xs)[0], torch.linalg.svdvals(xs)),
+}
+
+
+@pytest.mark.usefixtures("no_graph_around")
+@pytest.mark.parametrize("name", LEFT_TO_INDUCTOR)
+def test_what_is_left_to_inductor(name: str) -> None:
+    with pytest.raises(AssertionError, match="asked for a graph"):
+        fh.jit(LEFT_TO_INDUCTOR[name])(C, XS)
