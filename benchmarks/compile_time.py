@@ -1,7 +1,8 @@
 """Whether compiling a loop takes longer the longer the loop is: `python benchmarks/compile_time.py`.
 
-A jitted scan of ten operators, and its value and gradient, are captured and compiled by Inductor for 64
-and for 4096 steps. Each measurement is a fresh process with an empty cache folder; the lengths alternate.
+A jitted scan of ten operators, a Kalman filter by ``associative_scan`` (Särkkä and García-Fernández, "Temporal
+parallelization of Bayesian smoothers", 2021), and their values and gradients, are captured and compiled by Inductor for
+64 and for 4096 steps. Each measurement is a fresh process with an empty cache folder; the lengths alternate.
 A trivial function is compiled first, so that what Inductor sets up once is not counted. The CPU time
 includes that of the C++ compiler.
 
@@ -53,6 +54,27 @@ def loss(h: Tensor, xs: Tensor) -> Tensor:
     return h.sum() + ys.square().mean()
 
 
+def combined(first: tuple[Tensor, ...], then: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of two pieces of a Kalman filter."""
+    (a, b, c, eta, j), (a2, b2, c2, eta2, j2) = first, then
+    n, one = len(b), torch.eye(len(b))
+    left = torch.linalg.solve(one + c @ j2, torch.cat((a, (b + c @ eta2)[:, None], c), 1))
+    right = torch.linalg.solve(one + j2 @ c, torch.cat(((eta2 - j2 @ b)[:, None], j2 @ a), 1))
+    mean, covariance = a2 @ left[:, n] + b2, a2 @ left[:, n + 1 :] @ a2.mT + c2
+    return a2 @ left[:, :n], mean, covariance, a.mT @ right[:, 0] + eta, a.mT @ right[:, 1:] + j
+
+
+def filtered(h: Tensor, xs: Tensor) -> Tensor:
+    """Means and covariances of five states, each observed with unit noise."""
+    ys, one = xs[:, :5], torch.eye(5)
+    f = one - 0.1 * h[:5].outer(h[5:10])
+    a = f / 2
+    pieces = a, ys / 2, one / 2, ys @ a, f.mT @ a
+    elems = [x if x is pieces[1] or x is pieces[3] else x.expand(len(ys), 5, 5) for x in pieces]
+    _, means, covariances, _, _ = fh.associative_scan(combined, tuple(elems))
+    return means.square().mean() + covariances.square().mean()
+
+
 def cost_of(function: Any, length: int) -> Cost:
     """Capture and compile, by a first call."""
     arguments = torch.rand(16), torch.rand(length, 16)
@@ -73,7 +95,12 @@ def count_nodes(graph: fx.GraphModule) -> int:
     return sum(len(m.graph.nodes) for m in graph.modules() if isinstance(m, fx.GraphModule))
 
 
-FUNCTIONS = {"forward": loss, "value_and_grad": fh.value_and_grad(loss)}
+FUNCTIONS = {
+    "scan": loss,
+    "scan, value_and_grad": fh.value_and_grad(loss),
+    "associative_scan": filtered,
+    "associative_scan, value_and_grad": fh.value_and_grad(filtered, argnums=(0, 1)),
+}
 
 
 def measure_here(length: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
-from loop_plans import check, taken
+from loop_plans import check, plan, taken
 from modes import captured, jitted, same, same_derivatives, while_capturing
 from reference import Reference
 
@@ -58,7 +58,7 @@ def counted(x: Tensor) -> Any:
 
 
 def matrices(x: Tensor) -> Tensor:
-    return x[:, :, None] * torch.tensor([0.5, -0.3, 0.2], dtype=F64) + 0.8 * torch.eye(3, dtype=F64)
+    return x[:, :, None] * torch.linspace(0.5, -0.3, 3, dtype=F64) + 0.8 * torch.eye(3, dtype=F64)
 
 
 def information(f: Any, g: Any, w: Tensor) -> Any:
@@ -251,6 +251,15 @@ def test_a_checkpoint_around_it() -> None:
     same(jitted(fh.grad(fh.checkpoint(f)), x, WEIGHT), jitted(fh.grad(f), x, WEIGHT))
 
 
+def test_half_precision_is_summed_as_a_tree() -> None:
+    """In a loop a sum of ones would end at 256, where the next one is rounded off."""
+    x = torch.ones(1024, dtype=torch.bfloat16)
+    (first, *_) = captured(fh.grad(lambda x: fh.associative_scan(torch.add, x).sum()), x)
+    assert first == 1024
+    made = plan(lambda x: fh.associative_scan(torch.add, x), x)
+    assert taken(list(made.loops)) == ["native"]
+
+
 KERNELS = {"affine maps": "steps", "diagonal": "lanes", "filters": "steps", "log-sum-exp": "lanes", "complex": "native"}
 
 
@@ -263,7 +272,7 @@ def test_forward_and_backward_are_kernels(name: str) -> None:
 
 @pytest.mark.slow
 def test_backward_of_a_jitted_call() -> None:
-    f, oracle = program("affine maps", fh.associative_scan), program("affine maps", Reference.associative_scan)
+    f, oracle = program("diagonal", fh.associative_scan), program("diagonal", Reference.associative_scan)
     x, w = draw(7, 3).requires_grad_(), WEIGHT.clone().requires_grad_()
     same(*(torch.autograd.grad(loss(x, w), x) for loss in (fh.jit(f), oracle)))
     compiled = torch.compile(f, fullgraph=True)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from ... import _torch
 from ...ir.subgraph import Subgraph
-from ...lowering.loops.forms import Prefixes
+from ...lowering.loops.forms import Prefixes, Refused
 from .eager import associative_scan_impl
 from .op import AssociativeScanParams
 
@@ -56,4 +56,6 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 
 def associative_scan_form(params: AssociativeScanParams, operands: Sequence[Any]) -> Prefixes:
+    if params.is_half:
+        raise Refused("prefixes of half precision are more accurate as a tree")
     return Prefixes(params.body, params.n_leaves, operands[0].shape[0])

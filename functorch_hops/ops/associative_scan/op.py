@@ -31,6 +31,13 @@ class AssociativeScanParams(Params):
         return self.copies * sum(meta.nbytes for meta in self.body.outputs)
 
     @property
+    def is_half(self) -> bool:
+        """Whether a leaf is of half precision. One after the other, its prefixes would be rounded once a step, and what
+        is added to a large one would be lost: a tree has O(log n) roundings.
+        """
+        return any(meta.dtype.is_floating_point and meta.dtype.itemsize < 4 for meta in self.body.outputs)
+
+    @property
     def run_bodies(self) -> tuple[Subgraph, ...]:
         """None: where it is no kernel, the body is vmapped, and runs on many pairs at once."""
         return ()
