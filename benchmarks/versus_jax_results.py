@@ -95,7 +95,14 @@ def text(data: dict[str, Any]) -> str:
     for form, title in (("value", "Forward"), ("gradient", "Value and gradient")):
         rows = [row for row in data["rows"] if row["form"] == form]
         if rows:
-            lines += ["", f"## {title}", "", f"Geometric mean of {len(rows)} ratios: {mean(rows):.2f}.", "", *table(rows)]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                f"Geometric mean of {len(rows)} ratios: {mean(rows):.2f}.",
+                "",
+                *table(rows),
+            ]
             missed |= dict.fromkeys(row["program"] for row in rows if row["ratio"] > goal(row))
     remarks = {name: said for name, said in REMARKS.items() if any(program.startswith(name) for program in missed)}
     if remarks:

@@ -95,6 +95,18 @@ def test_each_distribution() -> None:
         assert a.min() >= b.min() - b.std() and a.max() <= b.max() + b.std()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_uniform_numbers_have_the_digits_of_their_dtype(dtype: torch.dtype) -> None:
+    u = seeded(lambda x: uniform(x, 2000), torch.zeros(N, dtype=dtype))[0]
+    assert u.dtype == dtype and 0 <= u.min() and u.max() < 1, "as torch.rand promises; rounding would give 1"
+    u = u.double()
+    deviation = 0.29 / u.numel() ** 0.5
+    grid = torch.finfo(dtype).eps / 2
+    assert abs(u.mean() + grid / 2 - 0.5) < 5 * deviation
+    assert torch.equal(u, torch.floor(u / grid) * grid)
+    assert (torch.remainder(u / grid, 2) == 1).any()
+
+
 def test_calls_and_loops_draw_anew_and_the_seed_draws_again() -> None:
     f = lambda x: (*uniform(x, 3), *uniform(x, 3))
     x = torch.zeros(40)

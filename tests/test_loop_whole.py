@@ -29,7 +29,10 @@ WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         fh.vmap(lambda a: fh.while_loop(lambda y: abs(y**3 - a) > 1e-3, lambda y: y - (y**3 - a) / (3 * y**2), a)),
         (torch.linspace(0.2, 90, 133),),
     ),
-    "a branch": (lambda c, xs: fh.cond(c.sum() > 0, lambda c: decaying(c, xs)[0], torch.sin, c) + decaying(c, xs)[0], (C, XS)),
+    "a branch": (
+        lambda c, xs: fh.cond(c.sum() > 0, lambda c: decaying(c, xs)[0], torch.sin, c) + decaying(c, xs)[0],
+        (C, XS),
+    ),
     "operands that are not dense": (lambda c, xs: decaying(c[::2], xs[:, 1::2]), (C, XS)),
     "an operand as it is": (lambda c, xs: (c, decaying(c, xs)[0], xs[2:], c), (C, XS)),
     "a result of another layout": (lambda c, xs: decaying(c, xs)[1].t(), (C, XS)),

@@ -107,6 +107,8 @@ def _check(body: Subgraph) -> None:
                 raise Refused("a loop or branch in its body draws random numbers")
             if node.target not in _DRAWS:
                 raise Refused(f"it draws random numbers by {node.target}")
+            if tree_leaves(node.meta["val"])[0].dtype.is_complex:
+                raise Refused("it draws complex numbers")
 
 
 def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
@@ -142,8 +144,18 @@ class _Source:
     def __init__(self, key: Tensor, dtype: torch.dtype) -> None:
         self.key, self.dtype = key, dtype
 
-    def uniform(self, size: Sequence[Any]) -> Tensor:
+    def chance(self, size: Sequence[Any]) -> Tensor:
+        """To compare with a probability."""
         return draw(self.key, size, "rand")
+
+    def uniform(self, size: Sequence[Any]) -> Tensor:
+        """With all digits of the dtype, and never 1, which half precision would round to."""
+        if self.dtype == torch.float64:
+            return (draw(self.key, size, "bits") >> 10).to(self.dtype) * 2.0**-53
+        if self.dtype == torch.float32:
+            return self.chance(size)
+        step = torch.finfo(self.dtype).eps / 2
+        return (torch.floor(self.chance(size) / step) * step).to(self.dtype)
 
     def normal(self, size: Sequence[Any]) -> Tensor:
         return draw(self.key, size, "randn").to(self.dtype)
@@ -153,13 +165,13 @@ class _Source:
 
 
 def _bernoulli(source: _Source, x: Tensor, p: Any = None, **_: Any) -> Tensor:
-    return (source.uniform(x.shape) < (x if p is None else p)).to(source.dtype)
+    return (source.chance(x.shape) < (x if p is None else p)).to(source.dtype)
 
 
 def _dropout(source: _Source, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     if train is False or p == 0:
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
-    kept = source.uniform(x.shape) >= p
+    kept = source.chance(x.shape) >= p
     return x * kept * (0.0 if p == 1 else 1 / (1 - p)), kept
 
 
@@ -169,8 +181,8 @@ def _normal(source: _Source, mean: Any, std: Any = 1.0, **_: Any) -> Tensor:
 
 
 _DRAWS: dict[Any, Callable[..., Any]] = {
-    aten.rand.default: lambda source, size, **_: source.uniform(size).to(source.dtype),
-    aten.rand_like.default: lambda source, x, **_: source.uniform(x.shape).to(source.dtype),
+    aten.rand.default: lambda source, size, **_: source.uniform(size),
+    aten.rand_like.default: lambda source, x, **_: source.uniform(x.shape),
     aten.randn.default: lambda source, size, **_: source.normal(size),
     aten.randn_like.default: lambda source, x, **_: source.normal(x.shape),
     aten.randint.default: lambda source, high, size, **_: source.integer(0, high, size),
@@ -185,10 +197,6 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     aten.normal.Tensor_float: _normal,
     aten.normal.float_Tensor: _normal,
     aten.normal.Tensor_Tensor: _normal,
-    aten.uniform.default: lambda source, x, low=0.0, high=1.0, **_: (
-        source.uniform(x.shape).to(source.dtype) * (high - low) + low
-    ),
-    aten.exponential.default: lambda source, x, rate=1.0, **_: (
-        -torch.log1p(-source.uniform(x.shape)).to(source.dtype) / rate
-    ),
+    aten.uniform.default: lambda source, x, low=0.0, high=1.0, **_: source.uniform(x.shape) * (high - low) + low,
+    aten.exponential.default: lambda source, x, rate=1.0, **_: -torch.log1p(-source.uniform(x.shape)) / rate,
 }
