@@ -198,7 +198,9 @@ def no_modes() -> bool:
 def only_asks_for_shapes() -> bool:
     """Whether operators run on fakes alone: nothing records them, and no transform is active."""
     modes = _get_current_dispatch_mode_stack()
-    return len(modes) == 1 and isinstance(modes[0], FakeTensorMode) and top_interpreter() is None
+    if len(modes) != 1 or not isinstance(modes[0], FakeTensorMode):
+        return False
+    return top_interpreter() is None and not is_pre_dispatch()  # where export's modes are on a stack of their own
 
 
 def observer() -> TorchDispatchMode | None:

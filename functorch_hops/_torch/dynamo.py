@@ -152,11 +152,11 @@ class _Call:
                 self.failure.skip_frame = self.library.is_entry(tx.output.root_tx.f_code)
             raise self.failure
         name = get_unique_name_wrt(f"fh_{self.operation}", tx.output.nn_modules, requires_suffix=True)
-        tx.output.nn_modules[name] = captured.params
-        params = tx.output.create_proxy("get_attr", name, (), {})
-        params.node.meta["example_value"] = captured.params
+        tx.output.nn_modules[name] = captured.call
+        call = tx.output.create_proxy("get_attr", name, (), {})
+        call.node.meta["example_value"] = captured.call
         operands = map(self.proxy_of, captured.operands)
-        node = tx.output.create_proxy("call_function", self.operator, (params, *operands), {}, name=name)
+        node = tx.output.create_proxy("call_function", self.operator, (call, *operands), {}, name=name)
         return self.to_dynamo(captured.result(unpack_iterable(tx, wrap_fx_proxy(tx, node))))
 
     def proxy_of(self, x: Tensor) -> fx.Proxy:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
 
@@ -14,10 +15,10 @@ __all__ = ["Captured", "Compiler", "Library", "as_unsupported"]
 
 
 class Captured(Protocol):
-    """A call as a graph: the parameters of the operator, its operands, and what makes a tree of its results."""
+    """A call as a graph: what the operator takes first, its operands, and what makes a tree of its results."""
 
     @property
-    def params(self) -> Any: ...
+    def call(self) -> torch.nn.Module: ...
 
     @property
     def operands(self) -> Sequence[Tensor]: ...

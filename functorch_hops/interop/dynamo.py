@@ -39,13 +39,22 @@ if TYPE_CHECKING:
 __all__ = ["leaf_call", "register_leaf"]
 
 
+class CallModule(torch.nn.Module):
+    """The parameters of a call in Dynamo's graph: torch's strict export takes any attribute but a module for a tensor."""
+
+    def __init__(self, params: ClosedCallParams) -> None:
+        super().__init__()
+        self.params = params
+
+
 class LeafCall(_torch.HigherOrderOperator):
     """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments."""
 
     def __init__(self) -> None:
         super().__init__("fh_call")
 
-    def __call__(self, params: ClosedCallParams, *operands: Any) -> tuple[Tensor, ...]:
+    def __call__(self, call: CallModule, *operands: Any) -> tuple[Tensor, ...]:
+        params = call.params
         if current_capture() is not None:  # a user's function holds the call, and its graph runs in our capture
             with _torch.autocast_off():
                 return params.body(*operands)
@@ -79,9 +88,9 @@ def register_leaf() -> None:
 
 
 class Captured(NamedTuple):
-    """A call as a graph: the parameters of the operator, its operands, and what makes a tree of its results."""
+    """A call as a graph: what the operator takes first, its operands, and what makes a tree of its results."""
 
-    params: ClosedCallParams
+    call: CallModule
     operands: Sequence[Tensor]
     result: Callable[[Sequence[Any]], Any]
 
@@ -166,4 +175,4 @@ class _Library:
         arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
         traced = trace_call(call, arguments, operation, Buffers((), operation, writable=False))
         params = ClosedCallParams.of(traced.body, Backend("eager", Options(compiler.options), around=compiler.name))
-        return Captured(params, [*arguments.operands, *traced.lifted], traced.output.unflatten)
+        return Captured(CallModule(params), [*arguments.operands, *traced.lifted], traced.output.unflatten)
