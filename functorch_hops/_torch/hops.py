@@ -24,6 +24,7 @@ __all__ = [
     "native_while_loop",
     "native_while_loop_stacked",
     "traced",
+    "underivable",
     "unshared",
 ]
 
@@ -76,6 +77,14 @@ def traced(operands: Sequence[Any]) -> list[Any]:
             seen.append(x)
         values.append(x)
     return values
+
+
+def underivable(x: Tensor) -> Tensor:
+    """``x``, by an operator that torch (2.13) has no derivative of, and that Inductor takes for nothing."""
+    import torch._prims  # which defines it
+
+    result: Tensor = torch.ops.prims.convert_element_type.default(x, x.dtype)
+    return result
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
 from ..ir.subgraph import P, Params
 from ..lowering.empty import without_empty
+from ..lowering.exported import exported
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
 from ..trace.refusals import check_tensor_class
@@ -140,12 +141,16 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
                 smaller, inputs, restore = simplify_call(self.rules.passthrough, params, operands)
                 smaller, inputs, refill = without_empty(self.rules.prune, self.rules.abstract_eval, smaller, inputs)
                 native = smaller.derive("without numbers", lambda: smaller.with_bodies(without_numbers))
-                return tuple(restore(refill(self.rules.lower(native, _torch.traced(inputs)))))
+                return tuple(restore(refill(self._lowered(native, _torch.traced(inputs)))))
         name = capture.add_params(params)
         proxies = [capture.proxy_of(x) for x in operands]
         out = capture.tracer.create_proxy("call_function", self, (name, *proxies), {}, name=self.label)
         outputs = self._fake(capture.session.fake_mode, params, *operands)
         return _torch.track_tensor_tree(outputs, out, constant=None, tracer=capture.tracer)
+
+    def _lowered(self, params: P, operands: Sequence[Any]) -> Sequence[Tensor]:
+        lower: Any = self.rules.lower
+        return exported(params, operands, lambda xs: lower(params, xs)) if _torch.is_exporting() else lower(params, operands)
 
     def _functionalize(self, ctx: Any, params: P, *operands: Any) -> Any:
         unwrapped = ctx.unwrap_tensors(operands)

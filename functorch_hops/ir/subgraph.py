@@ -108,6 +108,12 @@ class Params(_Deriving):
     calls_python: ClassVar[bool] = False
     """Whether it calls a Python function of the user's for its results."""
 
+    is_native: ClassVar[bool] = False
+    """Whether it is an operator of torch's own in a program that is exported; any other dissolves."""
+
+    trains_otherwise: ClassVar[bool] = False
+    """Whether torch's derivative of what it is in such a program is right for a form of it only."""
+
     origin: Origin | None = field(init=False, repr=False, default_factory=origin_here)
     """Whose call this is, see NOTE [Origins]."""
 
@@ -124,6 +130,11 @@ class Params(_Deriving):
     @property
     def operand_name(self) -> str | None:
         """The name that the operator gives its operand, if that is all that it does."""
+        return None
+
+    @property
+    def lost_when_exported(self) -> str | None:
+        """Why torch's derivative of what it is in such a program is another than its own, in any form."""
         return None
 
     def _values(self) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class AssociativeScanParams(Params):
     n_leaves: int
     copies: int = 1
 
+    is_native = True
+
     @property
     def n_outputs(self) -> int:
         return self.copies * self.n_leaves

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
+from ...lowering.exported import as_declared, as_floats, is_training
 from ...lowering.loops.forms import Branches
 from .op import CondParams
 
@@ -24,8 +25,10 @@ def cond_lower(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         return []
     if selector.dtype == torch.bool:
         no, yes = params.branches
-        return _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))[:n]
-    return _chain(selector, params.branches, rest)[:n]
+        outs = _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))
+    else:
+        outs = _chain(selector, params.branches, rest)
+    return as_declared(outs, params.branches[0].outputs)
 
 
 def cond_form(params: CondParams, operands: Sequence[Any]) -> Branches:
@@ -37,7 +40,7 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
 
     Conds inside branches would say the same, but torch 2.13 loses the graphs of nested ones when it loads a program.
     """
-    result: Sequence[Tensor] = [meta.zeros() for meta in branches[0].outputs] or [_nothing()]
+    result = _returned([meta.zeros() for meta in branches[0].outputs] or [_nothing()])
     k = len(result)
     for i, branch in enumerate(branches):
 
@@ -53,7 +56,11 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
 
 def _as_branch(body: Subgraph) -> Callable[..., tuple[Tensor, ...]]:
     """As torch's cond takes it: outputs in the layout of their shape, and at least one."""
-    return lambda *args: tuple(_torch.dense(o) for o in body(*args)) or (_nothing(),)
+    return lambda *args: tuple(_torch.dense(o) for o in _returned(body(*args) or [_nothing()]))
+
+
+def _returned(outs: Sequence[Tensor]) -> Sequence[Tensor]:
+    return as_floats(outs) if is_training() else outs
 
 
 def _nothing() -> Tensor:

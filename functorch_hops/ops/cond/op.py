@@ -20,6 +20,8 @@ class CondParams(Params):
 
     branches: tuple[Subgraph, ...]
 
+    is_native = True
+
     @property
     def n_outputs(self) -> int:
         return len(self.branches[0].outputs)

@@ -92,6 +92,10 @@ class CustomRuleParams(Params):
     def run_bodies(self) -> tuple[Subgraph, ...]:
         return (self.function,)
 
+    @property
+    def lost_when_exported(self) -> str | None:
+        return "it has a derivative of its own, for which torch's programs have no place"
+
 
 @dataclass(frozen=True, eq=False)
 class CustomRule(CustomRuleParams):

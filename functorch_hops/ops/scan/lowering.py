@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import TensorMeta
+from ...lowering.exported import as_declared, as_floats, as_real, is_training
 from ...lowering.loops.forms import NativeLoop, Scan
 from .op import ScanParams, split_operands
 
@@ -34,15 +35,16 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     idle = [] if is_map or (n > 0 and len(body.outputs) > 1) else [torch.zeros(())]
     k, first_const = len(idle), len(idle) + n + len(xs)
     # Inductor does not find a scan with complex operands or outputs: there they travel as pairs of real numbers.
-    split, joined = (list, lambda tensors, _: tensors) if _torch.is_exporting() else (_as_real, _as_declared)
+    read: Any = list if _torch.is_exporting() and not is_training() else as_real
+    returned = as_floats if is_training() else read
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:
-        outs = body(*joined((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
-        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *split(outs)))
+        outs = body(*as_declared((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
+        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs)))
 
-    consts = split(consts)
-    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *split(init), *split(xs))], consts)
-    outs = joined(_torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:], body.outputs)
+    consts = read(consts)
+    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *read(xs))], consts)
+    outs = as_declared(_torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:], body.outputs)
     ys = [y.flip(0) for y in outs[n:]] if params.reverse else outs[n:]
     return [*outs[:n], *ys]
 
@@ -53,11 +55,3 @@ def scan_native_loop(params: ScanParams) -> NativeLoop:
 
 def scan_form(params: ScanParams, operands: Sequence[Any]) -> Scan:
     return Scan(params.body, params.n_carry, params.n_xs, params.reverse, operands[0])
-
-
-def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.view_as_real(t.resolve_conj()) if isinstance(t, Tensor) and t.is_complex() else t for t in tensors]
-
-
-def _as_declared(tensors: Sequence[Tensor], metas: Sequence[TensorMeta]) -> list[Tensor]:
-    return [torch.view_as_complex(t) if meta.dtype.is_complex else t for t, meta in zip(tensors, metas)]

@@ -25,6 +25,8 @@ class ScanParams(Params):
     n_xs: int
     reverse: bool
 
+    is_native = True
+
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs)

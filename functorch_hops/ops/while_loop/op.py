@@ -30,6 +30,12 @@ class WhileLoopParams(Params):
     flags: tuple[int, ...] = ()
     checkpoints: int | None = None
 
+    is_native = trains_otherwise = True
+
+    @property
+    def lost_when_exported(self) -> str | None:
+        return "torch has no second derivative of a while loop" if self.flags else None
+
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs) + len(self.flags)
