@@ -241,7 +241,18 @@ class _Call:
 
     def known(self, variable: VariableTracker) -> Any:
         """What the library gets for a tensor or an open number."""
-        return self.value_of(variable.as_proxy())
+        proxy = variable.as_proxy()
+        value = proxy.node.meta["example_value"]
+        return self.predicate(proxy, value) if isinstance(value, torch.SymBool) else self.value_of(proxy)
+
+    def predicate(self, truth: fx.Proxy, value: torch.SymBool) -> Tensor:
+        """What is asked of an open size, as a tensor: its answer is another in each call."""
+        node = self.tx.output.create_proxy("call_function", torch.sym_ite, (truth, 1, 0), {})
+        node.node.meta["example_value"] = number = torch.sym_ite(value, 1, 0)
+        proxy = self.tx.output.create_proxy("call_function", torch.scalar_tensor, (node,), {"dtype": torch.bool})
+        with self.tx.fake_mode:
+            made = wrap_fx_proxy(self.tx, proxy, example_value=torch.scalar_tensor(number, dtype=torch.bool))
+        return self.value_of(made.as_proxy())
 
     def value_of(self, proxy: fx.Proxy) -> Any:
         value = proxy.node.meta["example_value"]

@@ -5,9 +5,9 @@ derivatives of its own operators (2.13) are right at first order with exceptions
 
 - what a ``while_loop`` does in its first step counts where it takes none; a carry whose initial value has no gradient
   has none in later steps;
-- integers and complex numbers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a
-  ``scan`` the forward pass too;
-- a ``while_loop`` in a ``scan`` has no derivative, and none has a second one;
+- integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward pass
+  too;
+- none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;
 - the derivative of a custom rule is that of the function.
 
 Where a tensor of the export requires a gradient, an operator takes a form for which torch is right (`is_training`), if
@@ -93,8 +93,11 @@ def _within(params: Params) -> Iterator[Params]:
 
 
 def _nested(params: Params) -> str | None:
-    """Why torch has no derivative of a nest of loops, if it has none."""
+    """Why torch has no derivative of what is inside, if it has none."""
     for part in _within(params):
+        metas = (meta for body in part.run_bodies for meta in (*body.inputs, *body.outputs))
+        if part.is_native and any(meta.dtype.is_complex for meta in metas):
+            return "torch has no derivative of it over complex numbers"
         is_scan = part.is_native and not part.trains_otherwise and part.operator.rules.native_loop(part) is not None
         if is_scan and any(inner.trains_otherwise for inner in _within(part)):
             return "torch has no derivative of a while loop in the step of a scan"
@@ -135,7 +138,7 @@ def _times(x: Tensor, one: Tensor) -> Tensor:
     """Of complex numbers each part by itself, since infinity times i is not a number."""
     numbers = _numbers(x)
     product = numbers * one.to(numbers.dtype)
-    return torch.view_as_complex(product) if x.is_complex() else product
+    return torch.complex(product.select(-1, 0), product.select(-1, 1)) if x.is_complex() else product
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,13 +150,9 @@ def as_real(tensors: Sequence[Any]) -> list[Any]:
     return [torch.view_as_real(t.resolve_conj()) if isinstance(t, Tensor) and t.is_complex() else t for t in tensors]
 
 
-def as_floats(tensors: Sequence[Any]) -> list[Any]:
-    """Complex numbers as pairs of real ones, and what has no derivatives by its bits, as numbers that have."""
-    return [t if not isinstance(t, Tensor) or _is_float(t) else _bits(t) for t in as_real(tensors)]
-
-
-def _bits(t: Tensor) -> Tensor:
-    return t.to(torch.int64).view(torch.float64)
+def as_floats(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What has no derivatives by its bits, as numbers that have."""
+    return [t if is_differentiable(t.dtype) else t.to(torch.int64).view(torch.float64) for t in tensors]
 
 
 def as_declared(tensors: Sequence[Any], metas: Sequence[TensorMeta]) -> list[Any]:

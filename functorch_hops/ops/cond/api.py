@@ -12,7 +12,7 @@ from ... import _torch, pytree
 from ...calls.arguments import is_operand
 from ...calls.leaf import one_node
 from ...calls.notes import note_body
-from ...calls.numbers import as_number, numbers_as_tensors
+from ...calls.numbers import as_number, number_as_tensor, numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
 from ...calls.trace_cache import as_graph
@@ -71,6 +71,8 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     """
     check_callable("cond", "true_fn", true_fn)
     check_callable("cond", "false_fn", false_fn)
+    if isinstance(pred, torch.SymBool):  # about an open size, which only a call knows
+        pred = number_as_tensor(pred)
     if not isinstance(pred, Tensor):
         pred = as_number(pred)
         if not isinstance(pred, PYTHON_NUMBERS):
@@ -131,6 +133,8 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     for i, branch in enumerate(branches):
         check_callable("switch", f"branches[{i}]", branch)
     last = len(branches) - 1
+    if isinstance(index, torch.SymInt):
+        index = number_as_tensor(index)
     if not isinstance(index, Tensor):
         # A bool chooses between two branches.
         number = int(index) if isinstance(index, bool) else as_int("switch", "index", index, expected=_INDEX)

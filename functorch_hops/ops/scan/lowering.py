@@ -35,7 +35,7 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     idle = [] if is_map or (n > 0 and len(body.outputs) > 1) else [torch.zeros(())]
     k, first_const = len(idle), len(idle) + n + len(xs)
     # Inductor does not find a scan with complex operands or outputs: there they travel as pairs of real numbers.
-    read: Any = list if _torch.is_exporting() and not is_training() else as_real
+    read: Any = list if _torch.is_exporting() else as_real
     returned = as_floats if is_training() else read
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:

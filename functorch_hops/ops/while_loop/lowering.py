@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import is_differentiable
-from ...lowering.exported import as_declared, as_floats, as_real, is_training, tied
+from ...lowering.exported import as_declared, as_floats, is_training, tied
 from ...lowering.loops.forms import NativeLoop, While
 from .op import WhileLoopParams, merge_flags
 
@@ -21,42 +21,35 @@ def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Seq
     """torch's loop that stacks does so for every carry, and returns the stacks only; its row t is the carry after step
     t.
     """
-    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
+    n, flags = params.n_carry, params.flags
     consts = tuple(operands[n:])
     init = _torch.unshared([_torch.dense(c) for c in operands[:n]], consts)
     if flags:
         return _stacking(params, init, consts)
-    if is_training() and any(is_differentiable(meta.dtype) for meta in body.inputs):
+    if is_training() and any(is_differentiable(meta.dtype) for meta in params.body.inputs):
         return _trained(params, init, consts)
-    return _torch.native_while_loop(
-        lambda *args: cond(*args)[0],
-        lambda *args: tuple(_torch.dense(o) for o in body(*args)),
-        tuple(init),
-        consts,
-    )
+    return _native(params, init, consts)
+
+
+def _native(params: WhileLoopParams, init: Sequence[Tensor], consts: tuple[Tensor, ...]) -> Sequence[Tensor]:
+    cond, body = params.cond, params.body
+    step = lambda *args: tuple(_torch.dense(o) for o in body(*args))
+    return _torch.native_while_loop(lambda *args: cond(*args)[0], step, tuple(init), consts)
 
 
 def _trained(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """The loop as torch differentiates it: see NOTE [Training of exported programs]."""
-    cond, body, n = params.cond, params.body, params.n_carry
-
-    def test(*args: Tensor) -> Tensor:
-        return cond(*as_declared(args, cond.inputs))[0]
-
-    def step(*args: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_torch.dense(o) for o in as_real(body(*as_declared(args, body.inputs))))
+    n = params.n_carry
 
     def loop(*args: Tensor) -> tuple[Tensor, ...]:
         start = [_torch.dense(c) for c in tied(args[:n], args)]
-        return tuple(as_floats(_torch.native_while_loop(test, step, tuple(start), args[n:])))
+        return tuple(as_floats(_native(params, start, args[n:])))
 
     def no_loop(*args: Tensor) -> tuple[Tensor, ...]:
         return tuple(as_floats([x.clone() for x in args[:n]]))
 
-    operands = [_torch.dense(x) for x in as_real([*init, *consts])]
-    runs = test(*operands)
-    outs = _torch.native_cond(runs, loop, no_loop, tuple(operands))
-    return as_declared(outs, body.outputs)
+    operands = (*init, *consts)
+    return as_declared(_torch.native_cond(params.cond(*operands)[0], loop, no_loop, operands), params.body.outputs)
 
 
 def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:

@@ -1,0 +1,245 @@
+"""Exported programs, strict and not: the operations in modules with parameters, run and trained by torch alone."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from matrix.contexts import scalar
+from matrix.operations import OPERATIONS, Operation, examples, weights
+from matrix.test_grid import assert_same
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop_op
+
+import functorch_hops as fh
+
+# torch's run_decompositions, and strict export, use what its pytree has deprecated.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
+both_ways = pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+
+
+class Model(nn.Module):
+    """A program of the matrix, its weights parameters."""
+
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.program = program
+        self.weights = nn.ParameterDict({name: nn.Parameter(w) for name, w in weights().items()})
+
+    def forward(self, x: Tensor) -> Any:
+        return self.program({name: self.weights[name] for name in ("w", "b")}, x)
+
+
+def gradients(run: Any, parameters: list[Tensor], x: Tensor) -> Any:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(scalar(run(x)), [*parameters, x], allow_unused=True, materialize_grads=True)
+
+
+def saved_and_loaded(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer)
+
+
+def targets(program: torch.export.ExportedProgram) -> set[str]:
+    """The operators of a program, those inside of others included."""
+    parts = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    return {str(node.target).split(".")[-1] for part in parts for node in part.graph.nodes if node.op == "call_function"}
+
+
+FOR_INFERENCE = {
+    "custom_vjp", "custom_jvp", "custom_jvp in cond in scan", "custom_root", "custom_linear_solve", "while_loop in scan",
+}  # fmt: skip
+TORCH_REFUSES = {"vmap of cond in map"}
+"""torch (2.13) compares strides of what the branches of a gradient return, where a loop is around them."""
+
+
+def check(operation: Operation, strict: bool) -> None:
+    model, (x, *others) = Model(operation.program), examples()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        program = torch.export.export(model, (x,), strict=strict)
+    texts = [str(w.message) for w in caught if "the program is for inference" in str(w.message)]
+    assert bool(texts) == (operation.name in FOR_INFERENCE)
+    assert not any(name.startswith("fh_") for name in targets(program)), "it runs without this library"
+    oracle = lambda x: operation.oracle({name: model.weights[name] for name in ("w", "b")}, x)
+    for version in (program, saved_and_loaded(program), program.run_decompositions({})):
+        run = version.module()
+        for given in (x, *others):
+            assert_same(run(given), oracle(given))
+        if operation.name in TORCH_REFUSES:
+            continue
+        named = dict(run.named_parameters())
+        # strict export leaves out those that nothing reads
+        parameters = [named.get(f"weights.{name}", model.weights[name]) for name in ("w", "b")]
+        if operation.name in FOR_INFERENCE:
+            with pytest.raises(RuntimeError, match="Trying to backward through prims.convert_element_type"):
+                gradients(run, parameters, x)
+            continue
+        expected = gradients(oracle, [model.weights[name] for name in ("w", "b")], x)
+        torch.testing.assert_close(gradients(run, parameters, x), expected, rtol=1e-9, atol=1e-11)
+
+
+QUICK = {"scan", "while_loop", "custom_root"}
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param(o, id=o.name, marks=() if o.name in QUICK else pytest.mark.slow) for o in OPERATIONS.values()],
+)
+def test_each_operation(operation: Operation, strict: bool) -> None:
+    check(operation, strict)
+
+
+# -- while loops
+
+
+def growth(w: Tensor, x: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    return fh.while_loop(lambda c: c[0].sum() < 9, lambda c: (c[0] * w, c[1] + c[0].sqrt().sum()), (x, total))[1] + x.sum()
+
+
+def plain_growth(w: Tensor, x: Tensor) -> Tensor:
+    start, total = x, torch.zeros((), dtype=torch.float64)
+    while x.sum() < 9:
+        x, total = x * w, total + x.sqrt().sum()
+    return total + start.sum()
+
+
+class Growth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.5, 1.25], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return growth(self.w, x)
+
+
+@both_ways
+@pytest.mark.parametrize("start", [(1.0, 0.5), (9.0, 0.0)], ids=["some steps", "no step, at an infinite slope"])
+def test_gradients_of_a_while_loop(start: tuple[float, float], strict: bool) -> None:
+    model, x = Growth(), torch.tensor(start, dtype=torch.float64)
+    run = torch.export.export(model, (torch.ones(2, dtype=torch.float64),), strict=strict).module()
+    expected = gradients(lambda x: plain_growth(model.w, x), [model.w], x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
+def test_a_while_loop_without_parameters_is_for_inference() -> None:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return growth(torch.full((2,), 1.5, dtype=torch.float64), x)
+
+    x = torch.ones(2, dtype=torch.float64)
+    program = torch.export.export(Module(), (x,))
+    torch.testing.assert_close(program.module()(x), Module()(x))
+    assert "cond" not in targets(program)
+    with pytest.raises(RuntimeError, match="Trying to backward through prims.convert_element_type"):
+        gradients(program.module(), [], x)
+    trained = torch.export.export(Module(), (x.clone().requires_grad_(),)).module()
+    torch.testing.assert_close(gradients(trained, [], x), gradients(Module(), [], x))
+
+
+def torchs_while(x: Tensor, w: Tensor) -> Tensor:
+    return while_loop_op(lambda c, w: c.sum() < 5, lambda c, w: (c * w,), (x,), (w,))[0]
+
+
+def test_torch_takes_a_step_where_a_while_loop_takes_none() -> None:
+    """torch (2.13), WhileLoopAutogradOp: the step counts in the gradient. If this fails, see `lowering/exported.py`."""
+    x, w = torch.tensor([10.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    assert torch.autograd.grad(torchs_while(x, w).sum(), (x, w)) == (3.0, 10.0), "not 1 and 0"
+
+
+def test_torch_forgets_carries_of_a_while_loop_that_begin_without_a_gradient() -> None:
+    """torch (2.13): only the last step counts, and a second derivative is wrong. See `lowering/exported.py`."""
+    x, w = torch.tensor([1.0]), torch.tensor([2.0], requires_grad=True)
+    assert torch.autograd.grad(torchs_while(x, w).sum(), w) == (4.0,), "not 12, of w ** 3"
+
+
+def test_a_second_derivative_of_a_while_loop_is_refused() -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Tensor:
+            return fh.grad(lambda x: growth(self.w, x))(x)
+
+    model, x = Module(), torch.ones(2, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="no second derivative of a while loop"):
+        run = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(x), model(x))
+    with pytest.raises(RuntimeError, match="Trying to backward through prims.convert_element_type"):
+        gradients(run, list(run.parameters()), x)
+
+
+# -- sizes and numbers
+
+
+@both_ways
+def test_integers_among_the_results(strict: bool) -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            step = lambda c, row: ((c[0] + 1, c[1] * self.w), (c[0] > 1, c[1] * row, c[0] - 2**62))
+            carry, ys = fh.scan(step, (2**62, self.w), torch.stack([x, x + 1]))
+            return [carry, ys, fh.cond(x.sum() > 0, lambda x: (x.sin(), x > 1, 3), lambda x: (x, x < 1, 4), x)]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x.clone().requires_grad_(),), strict=strict).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
+def test_complex_numbers_are_for_inference() -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Tensor:
+            step = lambda c, row: (c * row * self.w * (1 + 1j), None)
+            return fh.scan(step, torch.ones(2, dtype=torch.complex128), torch.stack([x, x + 1]))[0].abs()
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="no derivative of it over complex numbers"):
+        run = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(x), model(x))
+    with pytest.raises(RuntimeError, match="Trying to backward through prims.convert_element_type"):
+        gradients(run, list(run.parameters()), x)
+
+
+@both_ways
+def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
+    class Module(Growth):
+        def forward(self, xs: Tensor) -> Any:
+            last = lambda xs: fh.scan(lambda c, row: (torch.tanh(c * self.w + row), None), xs[0], xs)[0].sum()
+            return fh.grad(last)(xs), fh.cond(xs.shape[0] > 5, torch.sin, torch.cos, xs)
+
+    model = Module()
+    xs = torch.randn(4, 2, dtype=torch.float64)
+    program = torch.export.export(model, (xs,), dynamic_shapes=({0: torch.export.Dim("T", min=2)},), strict=strict)
+    assert {"scan", "cond"} <= targets(program)
+    assert set(program.state_dict) == {"w"}
+    # torch's strict export takes no scan with sizes among its operands
+    again = torch.export.export(program.module(), (xs,), dynamic_shapes=({0: torch.export.Dim("T", min=2)},))
+    for version in (program, saved_and_loaded(program), program.run_decompositions(), again):
+        for length in (2, 5, 6, 9):
+            given = torch.randn(length, 2, dtype=torch.float64)
+            torch.testing.assert_close(version.module()(given), model(given))
+
+
+def test_a_program_runs_without_the_library(tmp_path: Any) -> None:
+    model, x = Growth(), torch.ones(2, dtype=torch.float64)
+    torch.export.save(torch.export.export(model, (x,), strict=True), tmp_path / "program.pt2")
+    code = (
+        "import sys, torch\n"
+        f"run = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()\n"
+        "run(torch.ones(2, dtype=torch.float64)).backward()\n"
+        "assert 'functorch_hops' not in sys.modules\n"
+        "print(run.w.grad.tolist())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    expected = torch.autograd.grad(plain_growth(model.w, x), model.w)[0]
+    torch.testing.assert_close(torch.tensor(eval(printed), dtype=torch.float64), expected)
