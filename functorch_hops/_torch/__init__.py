@@ -12,6 +12,7 @@ from .dispatch import *
 from .forward_rules import *
 from .hooks import *
 from .hops import *
+from .imports import *
 from .interrupts import *
 from .legacy_vmap import *
 from .levels import *

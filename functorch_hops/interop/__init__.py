@@ -2,6 +2,7 @@
 and calls that its vmap refuses.
 """
 
+from .. import _torch
 from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
 from .dynamo import leaf_call, register_leaf
@@ -12,6 +13,12 @@ from .vmap_refusals import call_on_lanes
 __all__ = ["install"]
 
 
+def _mend_inductor() -> None:
+    from ..lowering.inductor import mend_inductor
+
+    mend_inductor()
+
+
 def install() -> None:
     """Let captures hand over to this room what they see of torch's."""
     handlers.function = call_autograd_function
@@ -19,3 +26,5 @@ def install() -> None:
     handlers.control_flow = OPERATORS
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call
+    # An exported program that AOTInductor compiles holds loops of torch's, and nothing that would call this library.
+    _torch.when_imported("torch._inductor.compile_fx", _mend_inductor)

@@ -160,6 +160,7 @@ def mend_inductor() -> None:
     cured, whoever asked for it: see NOTE [A loop's memory is its own].
     """
     from torch._inductor import compile_fx, config
+    from torch._inductor.virtualized import V
 
     def compile_inner(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         targets = {node.target for part in graphs_in(module) for node in part.graph.nodes}
@@ -170,7 +171,8 @@ def mend_inductor() -> None:
             return original(module, *args, **kwargs)
         has_effects = any(isinstance(target, torch._ops.OpOverload) and is_effectful(target) for target in targets)
         patches = dict(_WITHOUT_REUSE) if is_loop else {}
-        if taped_kernel in targets or (is_loop and (has_effects or _STACKING_LOOP in targets)):
+        is_package = V.aot_compilation  # of AOTInductor's, which is C++ in any case
+        if not is_package and (taped_kernel in targets or (is_loop and (has_effects or _STACKING_LOOP in targets))):
             patches["cpp_wrapper"] = kwargs["cpp_wrapper"] = False
         with config.patch(patches):
             return _compile_inner(original, has_effects, module, *args, **kwargs)
