@@ -73,9 +73,7 @@ def export(
     if dynamic_shapes is None:
         return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
     shapes = _by_parameter(func, args, kwargs, dynamic_shapes)
-    return torch.export.export(
-        _ExportedDynamic(call, func, kwargs), args, kwargs, dynamic_shapes=shapes, strict=False
-    )
+    return torch.export.export(_ExportedDynamic(call, func, kwargs), args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:

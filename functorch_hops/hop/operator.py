@@ -11,6 +11,7 @@ eager run.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any, Generic
 
@@ -149,8 +150,9 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return _torch.track_tensor_tree(outputs, out, constant=None, tracer=capture.tracer)
 
     def _lowered(self, params: P, operands: Sequence[Any]) -> Sequence[Tensor]:
-        lower: Any = self.rules.lower
-        return exported(params, operands, lambda xs: lower(params, xs)) if _torch.is_exporting() else lower(params, operands)
+        lower: Any = functools.partial(self.rules.lower, params)
+        result: Sequence[Tensor] = exported(params, operands, lower) if _torch.is_exporting() else lower(operands)
+        return result
 
     def _functionalize(self, ctx: Any, params: P, *operands: Any) -> Any:
         unwrapped = ctx.unwrap_tensors(operands)

@@ -40,7 +40,7 @@ __all__ = ["leaf_call", "register_leaf"]
 
 
 class CallModule(torch.nn.Module):
-    """The parameters of a call in Dynamo's graph: torch's strict export takes any attribute but a module for a tensor."""
+    """The parameters of a call in Dynamo's graph, where torch's strict export takes what is no module for a tensor."""
 
     def __init__(self, params: ClosedCallParams) -> None:
         super().__init__()

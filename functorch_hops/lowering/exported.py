@@ -1,12 +1,12 @@
 """What torch.export makes of an operator, as far as torch's derivatives of it matter.
 
-NOTE [Training of exported programs] An exported program is differentiated by torch, which knows nothing of our rules. Its
-derivatives of its own operators (2.13) are right at first order with exceptions, most of them silent:
+NOTE [Training of exported programs] An exported program is differentiated by torch, which knows nothing of our rules.
+Its derivatives of its own operators (2.13) are right at first order with exceptions, most of them silent:
 
 - what a ``while_loop`` does in its first step counts where it takes none; a carry whose initial value has no gradient
   has none in later steps;
-- integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward pass
-  too;
+- integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
+  pass too;
 - none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;
 - the derivative of a custom rule is that of the function.
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...ir.meta import TensorMeta
 from ...lowering.exported import as_declared, as_floats, as_real, is_training
 from ...lowering.loops.forms import NativeLoop, Scan
 from .op import ScanParams, split_operands
