@@ -14,6 +14,7 @@ from matrix.contexts import scalar
 from matrix.operations import OPERATIONS, Operation, examples, weights
 from matrix.test_grid import assert_same
 from torch import Tensor, nn
+from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
 import functorch_hops as fh
@@ -161,6 +162,23 @@ def test_torch_forgets_carries_of_a_while_loop_that_begin_without_a_gradient() -
     """torch (2.13): only the last step counts, and a second derivative is wrong. See `lowering/exported.py`."""
     x, w = torch.tensor([1.0]), torch.tensor([2.0], requires_grad=True)
     assert torch.autograd.grad(torchs_while(x, w).sum(), w) == (4.0,), "not 12, of w ** 3"
+
+
+def test_torch_counts_integers_among_what_has_gradients() -> None:
+    """torch (2.13): there are more cotangents than results to differentiate. See `lowering/exported.py`."""
+    x = torch.ones(2, requires_grad=True)
+    y, _ = cond_op(torch.tensor(True), lambda x: (x.sin(), x > 1), lambda x: (x.cos(), x > 2), (x,))
+    with pytest.raises(AssertionError, match="outs_to_grad length"):
+        torch.autograd.grad(y.sum(), x)
+
+
+def test_torch_has_wrong_second_derivatives_of_loops() -> None:
+    """torch (2.13): without a word. If this fails, see docs/shipping.md."""
+    x, w = torch.tensor([1.0], requires_grad=True), torch.tensor([2.0], requires_grad=True)
+    first = torch.autograd.grad(torchs_while(x, w).sum(), (x, w), create_graph=True)
+    assert torch.stack([*first]).flatten().tolist() == [8.0, 12.0], "three steps"
+    second = torch.autograd.grad(first[1].sum(), w, allow_unused=True)
+    assert second != (12.0,)
 
 
 def test_a_second_derivative_of_a_while_loop_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What waits for a module of torch's that this library does not import itself."""
+"""What waits for a part of torch that this library does not import itself (checked against torch 2.13.0)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["when_imported"]
+__all__ = ["when_inductor_is_imported"]
 
 
-def when_imported(name: str, call: Callable[[], None]) -> None:
-    """Run ``call()`` as soon as the module ``name`` is imported; now, if it is already."""
+def when_inductor_is_imported(call: Callable[[], None]) -> None:
+    """Run ``call()`` as soon as Inductor is imported; now, if it is already."""
+    name = "torch._inductor.compile_fx"
     if name in sys.modules:
         call()
     else:

@@ -27,4 +27,4 @@ def install() -> None:
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call
     # An exported program that AOTInductor compiles holds loops of torch's, and nothing that would call this library.
-    _torch.when_imported("torch._inductor.compile_fx", _mend_inductor)
+    _torch.when_inductor_is_imported(_mend_inductor)
