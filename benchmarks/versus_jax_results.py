@@ -48,8 +48,8 @@ REMARKS = {
     "diagonal SSM, associative_scan": "The gradient is that of the tree of operators, which no kernel replaces.",
     "linear attention": "The sum over a dimension of the state makes its body a function of all lanes.",
     "Runge-Kutta": "Bound by the latency of sines that follow one another; there are four vectors to fill it.",
-    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie in a "
-    "vector side by side.",
+    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie "
+    "in a vector side by side.",
     "adaptive ODE": "Bound by latency: vectors of 16 variables, one operation after the other.",
 }
 """Where the time goes, in programs that miss their goal."""
@@ -84,8 +84,8 @@ def text(data: dict[str, Any]) -> str:
     lines = [
         "# Compiled loops against JAX",
         "",
-        "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in one",
-        "process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
+        "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
+        "one process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
         "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
         "wall time, which other work on the machine lengthens.",
         "",
