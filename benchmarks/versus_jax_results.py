@@ -37,14 +37,14 @@ GOALS = {
 REMARKS = {
     "pointwise": "Bound by memory: a row is read and one is written for each step; the stack that is summed after the "
     "loop is read again.",
-    "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take 65 "
-    "cycles, 30 of them divisions.",
-    "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half of "
-    "them are those of the inputs, for all steps at once.",
+    "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take "
+    "65 cycles, 30 of them divisions.",
+    "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half "
+    "of them are those of the inputs, for all steps at once.",
     "GRU": "Bound by multiplications, as the tanh RNN.",
     "LSTM": "Bound by multiplications, as the tanh RNN.",
-    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry is "
-    "read and written in memory.",
+    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry "
+    "is read and written in memory.",
     "diagonal SSM, associative_scan": "The gradient is that of the tree of operators, which no kernel replaces.",
     "linear attention": "The sum over a dimension of the state makes its body a function of all lanes.",
     "Runge-Kutta": "Bound by the latency of sines that follow one another; there are four vectors to fill it.",
