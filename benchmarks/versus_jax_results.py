@@ -38,7 +38,7 @@ REMARKS = {
     "pointwise": "Bound by memory: a row is read and one is written for each step; the stack that is summed after the "
     "loop is read again.",
     "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take "
-    "65 cycles, 30 of them divisions.",
+    "some 65 cycles, and each divides once.",
     "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half "
     "of them are those of the inputs, for all steps at once.",
     "GRU": "Bound by multiplications, as the tanh RNN.",
@@ -51,7 +51,7 @@ REMARKS = {
     "in a vector side by side.",
     "adaptive ODE": "Bound by latency: vectors of 16 variables, one operation after the other.",
 }
-"""Where the time goes, in programs that miss their goal: found by counting operations and bytes in the code."""
+"""Where the time goes, in programs that miss their goal: estimates, no profiles."""
 
 
 def goal(row: dict[str, Any]) -> float:
@@ -86,7 +86,7 @@ def text(data: dict[str, Any]) -> str:
         "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
         "one process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
         "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
-        "wall time, which other work on the machine lengthens.",
+        "wall time, which other work on the machine lengthens. Programs without a row were not measured.",
         "",
         f"{data['machine']}; {versions}; {data['date']}.",
     ]
@@ -109,7 +109,7 @@ def text(data: dict[str, Any]) -> str:
             "",
             "## Where the time goes",
             "",
-            "By a count of the operations and bytes in the code of the kernels.",
+            "Estimates, from the times above and a count of the main operations; no profiler was asked.",
             "",
             *(f"- **{name}.** {said}" for name, said in remarks.items()),
         ]
