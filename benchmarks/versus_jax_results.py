@@ -37,22 +37,21 @@ GOALS = {
 REMARKS = {
     "pointwise": "Bound by memory: a row is read and one is written for each step; the stack that is summed after the "
     "loop is read again.",
-    "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take 65 "
-    "cycles, 30 of them divisions.",
-    "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half of "
-    "them are those of the inputs, for all steps at once.",
+    "transcendental": "Bound by the divider and by the length of the polynomials: three functions of one vector take "
+    "some 65 cycles, and each divides once.",
+    "tanh RNN": "Bound by multiplications: 43 of 10^9 each second, which is what one core of this machine does; half "
+    "of them are those of the inputs, for all steps at once.",
     "GRU": "Bound by multiplications, as the tanh RNN.",
     "LSTM": "Bound by multiplications, as the tanh RNN.",
-    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry is "
-    "read and written in memory.",
-    "diagonal SSM, associative_scan": "The gradient is that of the tree of operators, which no kernel replaces.",
+    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry "
+    "is read and written in memory.",
     "linear attention": "The sum over a dimension of the state makes its body a function of all lanes.",
     "Runge-Kutta": "Bound by the latency of sines that follow one another; there are four vectors to fill it.",
-    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie in a "
-    "vector side by side.",
+    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie "
+    "in a vector side by side.",
     "adaptive ODE": "Bound by latency: vectors of 16 variables, one operation after the other.",
 }
-"""Where the time goes, in programs that miss their goal."""
+"""Where the time goes, in programs that miss their goal: estimates, no profiles."""
 
 
 def goal(row: dict[str, Any]) -> float:
@@ -84,10 +83,10 @@ def text(data: dict[str, Any]) -> str:
     lines = [
         "# Compiled loops against JAX",
         "",
-        "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in one",
-        "process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
+        "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
+        "one process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
         "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
-        "wall time, which other work on the machine lengthens.",
+        "wall time, which other work on the machine lengthens. Programs without a row were not measured.",
         "",
         f"{data['machine']}; {versions}; {data['date']}.",
     ]
@@ -106,7 +105,14 @@ def text(data: dict[str, Any]) -> str:
             missed |= dict.fromkeys(row["program"] for row in rows if row["ratio"] > goal(row))
     remarks = {name: said for name, said in REMARKS.items() if any(program.startswith(name) for program in missed)}
     if remarks:
-        lines += ["", "## Where the time goes", "", *(f"- **{name}.** {said}" for name, said in remarks.items())]
+        lines += [
+            "",
+            "## Where the time goes",
+            "",
+            "Estimates, from the times above and a count of the main operations; no profiler was asked.",
+            "",
+            *(f"- **{name}.** {said}" for name, said in remarks.items()),
+        ]
     return "\n".join(lines) + "\n"
 
 

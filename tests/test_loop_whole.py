@@ -37,6 +37,7 @@ WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "an operand as it is": (lambda c, xs: (c, decaying(c, xs)[0], xs[2:], c), (C, XS)),
     "a result of another layout": (lambda c, xs: decaying(c, xs)[1].t(), (C, XS)),
     "numbers and masks": (lambda c, xs: (decaying(c, xs)[0].sum(), c > 0, (c * 3).long()), (C, XS)),
+    "a tensor without elements": (lambda c, xs: (decaying(c, xs)[0], c[:0], c[:0].sum()), (C, XS)),
     "a product outside": (lambda c, xs: decaying(c, xs)[1] @ xs.t(), (C, XS)),
 }
 
@@ -76,7 +77,6 @@ def test_what_fails_outside_of_the_loops_raises() -> None:
 LEFT_TO_INDUCTOR: dict[str, Callable[..., Any]] = {
     "much work": lambda c, xs: (decaying(c, xs)[0], torch.outer(c.repeat(200), c.repeat(200)).sin().sum()),
     "random numbers": lambda c, xs: (decaying(c, xs)[0], torch.rand(3).shape),
-    "a tensor without elements": lambda c, xs: (decaying(c, xs)[0], c[:0]),
     "no loop": lambda c, xs: c + xs,
     "an operator of a library": lambda c, xs: (decaying(c, xs)[0], torch.linalg.svdvals(xs)),
 }

@@ -219,7 +219,7 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):
-            whole = _planned_whole(body, options)
+            whole = None if record.body.draws else _planned_whole(body, options)
             if whole is not None:
                 record.loops = whole.loops
                 return _with_eager_errors(whole.run)

@@ -89,17 +89,17 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
     """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and what went
     wrong shows when the graph is planned loop by loop.
     """
-    if body.shape_env is not None or body.random or not all(target in CHECKS for target in _effects([body])):
+    if body.shape_env is not None or not all(target in CHECKS for target in _effects([body])):
         return None
     try:
         _check_metas((*body.inputs, *body.outputs))
         plan = _plan(body, options, is_inner=True)
         if not plan.loops:
             return None
-        library = whole(lowered(plan.body, options), options)
+        library, workspace = whole(lowered(plan.body, options), options)
         generated(library.source)
         with stage(COMPILED):
-            return Whole(run_of(load(library), plan.body), plan.loops)
+            return Whole(run_of(load(library), workspace, plan.body), plan.loops)
     except Exception:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
         return None
 

@@ -26,24 +26,26 @@ _FEW = 1 << 18
 """Elements around the loops, some 30 microseconds, below which several threads are no help."""
 
 
-def whole(lowered: Lowered, options: dict[str, object]) -> Program:
-    """The graph of ``lowered``, whose loops are kernels."""
-    body = lowered.body
-    if is_long(lowered.work) or (lowered.work > _FEW and torch.get_num_threads() > 1):
+def whole(lowered: Lowered, options: dict[str, object]) -> tuple[Program, int]:
+    """The graph of ``lowered``, whose loops are kernels, and the bytes of its workspace."""
+    body, work = lowered.body, lowered.work
+    if not isinstance(work, int) or is_long(work) or (work > _FEW and torch.get_num_threads() > 1):
         raise Refused("the work around its loops is worth several threads")
     function = statements(lowered, dict(options), len(body.inputs))
+    if function.sizes or not isinstance(function.workspace, int):
+        raise Refused("a size is open")
     given, results = ([meta.dtype for meta in metas] for metas in (body.inputs, body.outputs))
-    return program(function.parts, function.name, function.workspace, given, results, ENTRY)
+    return program(function.parts, function.name, 0, given, results, ENTRY), function.workspace
 
 
-def run_of(kernel: Callable[..., None], body: Subgraph) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+def run_of(kernel: Callable[..., None], workspace: int, body: Subgraph) -> Callable[[Sequence[Tensor]], list[Tensor]]:
     """The graph as its kernel computes it, of contiguous operands."""
     layouts = [(meta.shape, _dense_strides(meta.shape), meta.dtype) for meta in body.outputs]
     empty = _torch.empty_strided_cpu
 
     def run(operands: Sequence[Tensor]) -> list[Tensor]:
         outputs = [empty(*layout) for layout in layouts]
-        kernel(*operands, *outputs)
+        kernel(*operands, *outputs, workspace)
         return outputs
 
     return run
