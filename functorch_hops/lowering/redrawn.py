@@ -41,7 +41,10 @@ def _redraws(body: Subgraph) -> bool:
 def _again(node: fx.Node, params: Params) -> Subgraph | None:
     """What a node draws again, if it does that."""
     operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
-    form = params.operator.rules.form(params, operands)
+    try:
+        form = params.operator.rules.form(params, operands)
+    except Refused:
+        return None  # it is no kernel, and planning says why
     return form.body if isinstance(form, Again) else None
 
 

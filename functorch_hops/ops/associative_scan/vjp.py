@@ -19,13 +19,12 @@ of the documented loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ... import _torch
 from ...derive.partition import partition
 from ...derive.rewrite import rewritten
 from ...derive.saving import Value
@@ -37,6 +36,7 @@ from ..loops.carry import carry_fixpoint
 from ..scan.op import Operands
 from .eager import associative_scan_impl
 from .op import AssociativeScanParams
+from .sequential import sequential_prefixes
 
 __all__ = ["associative_scan_vjp_backward", "associative_scan_vjp_forward"]
 
@@ -60,10 +60,12 @@ def associative_scan_vjp_backward(
 ) -> Sequence[Tensor | None]:
     k = params.n_leaves
     cts = [_total(cotangents[i::k]) for i in range(k)]
-    length = operands[0].shape[0]
-    # The loop is one step shorter than an open length, and torch.export would ask whether that is one.
-    is_loop = _is_loop(params) and not (_torch.is_exporting() and type(length) is not int)
-    return (_of_loop if is_loop else _of_tree)(params, active, operands, residuals, cts)
+    if not _is_loop(params):
+        return _of(associative_scan_impl, params, active, operands, cts)
+    if type(operands[0].shape[0]) is not int:
+        # The loop above is one step shorter than the length, and who compiles it would ask whether that is one.
+        return _of(sequential_prefixes, params, active, operands, cts)
+    return _of_loop(params, active, operands, residuals, cts)
 
 
 def _total(cotangents: Sequence[Tensor | None]) -> Tensor | None:
@@ -86,7 +88,7 @@ def _of_loop(
     k = params.n_leaves
     elems, consts = operands[:k], operands[k:]
     length = elems[0].shape[0]
-    if type(length) is int and length < 2:
+    if length < 2:
         return [*(ct if a else None for ct, a in zip(cotangents, active)), *[None] * len(consts)]
     cotangents = [ct if is_differentiable(p.dtype) else None for ct, p in zip(cotangents, prefixes)]
     given = tuple(ct is not None for ct in cotangents)
@@ -129,19 +131,19 @@ def _saves_nothing(value: Value) -> bool:
     return False
 
 
-def _of_tree(
+def _of(
+    prefixes: Callable[[AssociativeScanParams, Sequence[Tensor]], Sequence[Tensor]],
     params: AssociativeScanParams,
     active: Mask,
     operands: Sequence[Tensor],
-    residuals: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    """The derivative of the O(log n) operators, which are computed again from the operands; memory O(inputs)."""
+    """The derivative of what computes the prefixes, which runs again; memory O(inputs)."""
     differentiable = [i for i, e in enumerate(operands[: params.n_leaves]) if is_differentiable(e.dtype)]
 
     def run(*xs: Tensor) -> tuple[Tensor, ...]:
         fresh = iter(xs)
-        outs = associative_scan_impl(params, [next(fresh) if a else x for x, a in zip(operands, active)])
+        outs = prefixes(params, [next(fresh) if a else x for x, a in zip(operands, active)])
         return tuple(outs[i] for i in differentiable)
 
     outs, pull = torch.func.vjp(run, *(x for x, a in zip(operands, active) if a))  # type: ignore[misc]
