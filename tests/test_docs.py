@@ -41,8 +41,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_reference_has_every_public_name() -> None:
-    listed = re.findall(r"^::: functorch_hops\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(fh.__all__)
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^::: functorch_hops\.(\w+)", text, re.MULTILINE)) == sorted(fh.__all__)
+    members = re.search(r"^::: functorch_hops\.debug\n    options: { members: \[(.*?)\] }", text, re.MULTILINE)[1]
+    assert sorted(members.split(", ")) == sorted(fh.debug.__all__)
 
 
 def test_every_error_is_explained() -> None:

@@ -1,4 +1,4 @@
-"""A program of a user who checks types: `make release-check` checks and runs it with the wheel and nothing of this folder."""
+"""A program of a user who checks types: `make release-check` checks and runs it with the wheel alone."""
 
 from typing import assert_type
 
