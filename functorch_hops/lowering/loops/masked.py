@@ -33,6 +33,7 @@ _SHAPES_ONLY = (
     *_SAME_VALUES,
     aten.expand.default,
     aten.full.default,
+    aten.permute.default,
     aten.scalar_tensor.default,
     aten.squeeze.dim,
     aten.unsqueeze.default,
