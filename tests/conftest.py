@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import gc
+import importlib.util
 import re
 from collections import Counter
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anybody imports Triton
 
 # Compilation takes seconds, so no deadline; the same examples in every run, so that a failure is everybody's.
 hypothesis.settings.register_profile(
@@ -48,6 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     # Captures make many objects, and few cycles.
     gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests on a GPU run where one is; those that run Triton's kernels without one, where Triton is and no GPU."""
+    has_gpu = torch.cuda.is_available()
+    can_run = {"cuda": has_gpu, "triton": not has_gpu and importlib.util.find_spec("triton") is not None}
+    kept = [item for item in items if all(can_run.get(mark.name, True) for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -91,8 +91,8 @@ def jit(
         dynamic: one trace for tensors of all sizes (of one number of dimensions) as far as nothing that was traced
             depends on them: what does, is noticed and captured again. Sizes 0 and 1 have traces of their own.
         backend: as ``torch.compile``'s: ``"inductor"``, ``"aot_eager"``, ``"eager"``, or a callable.
-        options: the backend's options. For Inductor there is one more, ``loop_kernels``: whether a loop may be one C++
-            kernel (on CPUs; True). Where none can be made, it is torch's own loop.
+        options: the backend's options. For Inductor there is one more, ``loop_kernels``: whether a loop may be one
+            kernel (True): of C++ on CPUs, of Triton on CUDA devices. Where none can be made, it is torch's own loop.
 
     Random numbers are fresh in every call. With ``backend="eager"`` they are those of plain eager at the same seed;
     Inductor draws others, reproducibly after ``torch.manual_seed``.

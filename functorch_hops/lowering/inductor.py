@@ -36,13 +36,14 @@ from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
 from .loops.operator import loop_kernel
 from .loops.tapes import taped_kernel
+from .loops.triton.operator import triton_loop
 from .stages import generated
 
 __all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 11
+_LOWERINGS = 12
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -188,7 +189,7 @@ _NATIVE_LOOPS = {
     torch.ops.higher_order.scan,
     torch.ops.higher_order.associative_scan,
 }
-_OPERATORS = {loop_kernel, optimization_barrier, stored, taped_kernel}
+_OPERATORS = {loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
 
 
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}

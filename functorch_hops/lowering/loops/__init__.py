@@ -1,4 +1,4 @@
-"""A loop as one C++ kernel.
+"""A loop as one kernel: of C++, or on CUDA devices of Triton (``triton``).
 
 NOTE [Kernels of loops] Torch's own loops launch kernels at every step. Here the body of a loop becomes a C++ function,
 lowered, fused and printed by Inductor, and the loop around it some lines of C++; the whole is one operator of the graph

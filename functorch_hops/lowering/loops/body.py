@@ -385,6 +385,9 @@ def _graph_class() -> Any:
             local = self.local_dtypes.get(name)
             return super().get_dtype(name) if local is None else local
 
+        def is_unspec_arg(self, name: str) -> bool:
+            return False  # numbers are memory, for Triton too
+
         def output(self, target: Any, args: Any, kwargs: Any) -> None:
             outs = [ir.ExternKernel.require_contiguous(x) for x in args[0]]
             super().output(target, (outs,), kwargs)  # type: ignore[arg-type]

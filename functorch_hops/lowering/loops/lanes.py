@@ -10,7 +10,7 @@ are written in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from ... import _torch
 from ...ir.meta import TensorMeta
+from ...ir.subgraph import Subgraph
 from .body import Lowered, handlers, settings
 from .forms import Refused
 from .lane_blocks import Blocks, blocks, lane_shape
@@ -26,7 +27,10 @@ from .sizes import Size, expression_of, hint, size_of, symbols
 from .source import c_type, is_long, numel
 from .vector_math import kernel_proxy
 
-__all__ = ["LaneBody", "held_dtype", "lane_body", "position"]
+__all__ = ["LaneBody", "held_dtype", "lane_body", "lane_count", "lane_nodes", "position", "replayed"]
+
+
+Held = Callable[[int, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,9 @@ def lane_body(
     ``steps``: None if unknown.
     """
     body, graph = lowered.body, lowered.graph
-    metas = [*body.inputs[:n_carry], *body.outputs]
-    if not metas:
-        raise Refused("it computes nothing")
-    count, n_written = numel(metas[0]), 0 if is_test else n_carry
-    if count == 0:
-        raise Refused("there are no lanes")
-    if any(numel(meta) != count for meta in metas):
-        raise Refused("carries and outputs differ in size")
+    count, n_written = lane_count(body, n_carry), 0 if is_test else n_carry
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
-        nodes = [part for node in graph.scheduler.nodes for part in node.get_nodes()]
-        nodes = [node for node in nodes if not _is_nothing(node)]
-        _check_lanes(graph, nodes, count)
-        shape = lane_shape(count, [_ranges(node) for node in nodes if math.prod(_ranges(node)) == count])
+        nodes, shape = lane_nodes(graph, count)
         carry_bytes = sum(held_dtype(meta).itemsize for meta in body.inputs[:n_carry])
         parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
         cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
@@ -94,6 +88,26 @@ def lane_body(
             text, places[rows], sizes[rows] = _printed(lowered, nodes, n_carry, n_written, cut, rows, name)
             texts.append(text)
     return LaneBody(cut, "\n".join(texts), names, places, sizes, n_carry, lowered.work)
+
+
+def lane_count(body: Subgraph, n_carry: int) -> Size:
+    metas = [*body.inputs[:n_carry], *body.outputs]
+    if not metas:
+        raise Refused("it computes nothing")
+    count = numel(metas[0])
+    if count == 0:
+        raise Refused("there are no lanes")
+    if any(numel(meta) != count for meta in metas):
+        raise Refused("carries and outputs differ in size")
+    return count
+
+
+def lane_nodes(graph: Any, count: Size) -> tuple[list[Any], tuple[Size, ...]]:
+    """What a body computes for each of ``count`` lanes, checked, and the dimensions of the lanes."""
+    nodes = [part for node in graph.scheduler.nodes for part in node.get_nodes()]
+    nodes = [node for node in nodes if not _is_nothing(node)]
+    _check_lanes(graph, nodes, count)
+    return nodes, lane_shape(count, [_ranges(node) for node in nodes if math.prod(_ranges(node)) == count])
 
 
 def _ranges(node: Any) -> tuple[Size, ...]:
@@ -109,7 +123,7 @@ def _is_nothing(node: Any) -> bool:
 
 
 def _check_lanes(graph: Any, nodes: Sequence[Any], count: Size) -> None:
-    """Check what nodes are; ``_printed`` looks at where they read and write."""
+    """Check what nodes are; ``replayed`` looks at where they read and write."""
     for out in graph.graph_outputs:
         layout = out.get_layout()
         if size_of(graph.get_numel(out.get_name())) != count or layout.offset != 0:
@@ -146,6 +160,55 @@ def _merged(indices: Sequence[Any], shape: Sequence[Size], ranges: Sequence[Size
     return merged
 
 
+def replayed(
+    graph: Any, nodes: Sequence[Any], shape: Sequence[Size], place: Sequence[Any], n_carry: int, held: Held
+) -> list[Any]:
+    """What a lane returns, computed by the handler of operators that is set now; its buffers are values. ``place`` of
+    the lane in each dimension of ``shape``; ``held(i, ops)``: its carry ``i``, by a handler.
+    """
+    from torch._inductor.ops_handler import WrapperHandler
+    from torch._inductor.virtualized import V
+
+    (own,) = _merged(place, shape, [math.prod(shape)])
+    given = frozenset(graph.graph_input_names)
+    carries = {name: i for i, name in enumerate(graph.graph_input_names[:n_carry])}
+
+    class Fused(WrapperHandler):
+        def __init__(self, inner: Any) -> None:
+            super().__init__(inner)
+            self.values: dict[str, tuple[Any, Any]] = {}
+
+        def load(self, name: str, index: Any) -> Any:
+            if name not in self.values and name not in carries:
+                if name not in given:
+                    raise Refused("a value is put together of parts, or read under a condition")
+                return self._inner.load(name, index)
+            place, value = self.values.get(name, (own, None))
+            if sympy.expand(index - place) != 0:
+                raise Refused("a carry or an intermediate value is accessed at another lane")
+            return value if name in self.values else held(carries[name], self._inner)
+
+        def store(self, name: str, index: Any, value: Any, mode: Any = None) -> None:
+            self.values[name] = index, value
+
+        def masked(self, mask: Any, body: Any, other: Any) -> Any:
+            """What is done under a condition is a block of its own, whose values are not those around it."""
+
+            def inside() -> Any:
+                with V.set_ops_handler(Fused(V.get_ops_handler())):
+                    return body()
+
+            return self._inner.masked(mask, inside, other)
+
+    handler = Fused(V.get_ops_handler())
+    with V.set_ops_handler(handler):
+        for node in nodes:
+            ranges = _ranges(node)
+            is_single = math.prod(ranges) == 1
+            node._body([sympy.Integer(0)] * len(ranges) if is_single else _merged(place, shape, ranges), [])
+        return [handler.load(out.get_name(), own) for out in graph.graph_outputs]
+
+
 def _printed(
     lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: Size, name: str
 ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
@@ -153,14 +216,12 @@ def _printed(
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
     from torch._inductor.loop_body import LoopBody
-    from torch._inductor.ops_handler import WrapperHandler
     from torch._inductor.utils import sympy_index_symbol_with_prefix
     from torch._inductor.virtualized import V
     from torch.utils._sympy.symbol import SymT
 
     body, graph = lowered.body, lowered.graph
     names = list(graph.graph_input_names)
-    given = frozenset(names)
     carried = {name: f"carry_{i}" for i, name in enumerate(names[:n_carry])}
     outputs = [f"result_buf{i}" for i in range(len(body.outputs))]  # Inductor stores to what is called so only
     masks = {local for local, meta in zip(carried.values(), body.inputs) if meta.dtype is torch.bool}
@@ -172,60 +233,23 @@ def _printed(
     variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(sizes))]
     at = position(cut)
 
-    class Fused(WrapperHandler):
-        """Buffers are values, and carries are read from their block. ``own`` is the lane that is computed, ``local``
-        its place in the block.
-        """
-
-        def __init__(self, inner: Any, own: Any, local: Any) -> None:
-            super().__init__(inner)
-            self.values: dict[str, tuple[Any, Any]] = {}
-            self.own, self.local = own, local
-
-        def load(self, name: str, index: Any) -> Any:
-            carry = carried.get(name)
-            if name not in self.values and carry is None:
-                if name not in given:
-                    raise Refused("a value is put together of parts, or read under a condition")
-                return self._inner.load(name, index)
-            place, value = self.values.get(name, (self.own, None))
-            if sympy.expand(index - place) != 0:
-                raise Refused("a carry or an intermediate value is accessed at another lane")
-            if carry is None or name in self.values:
-                return value
-            value = self._inner.load(carry, self.local)
-            return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if carry in masks else value
-
-        def store(self, name: str, index: Any, value: Any, mode: Any = None) -> None:
-            self.values[name] = index, value
-
-        def masked(self, mask: Any, body: Any, other: Any) -> Any:
-            """What is done under a condition is a block of its own, whose values are not those around it."""
-
-            def inside() -> Any:
-                with V.set_ops_handler(Fused(V.get_ops_handler(), self.own, self.local)):
-                    return body()
-
-            return self._inner.masked(mask, inside, other)
-
     def run(indices: Any) -> None:
         begin, *inside = indices
         place = [*at[:-1], at[-1] + begin, *inside] if cut.lanes != 1 else [sympy.Integer(0)]
         (own,) = _merged(place, cut.shape, [cut.lanes])
         (local,) = _merged(indices, sizes, [cut.size(rows)])
         inner = V.get_ops_handler()
-        handler = Fused(inner, own, local)
-        with V.set_ops_handler(handler):
-            for node in nodes:
-                ranges = _ranges(node)
-                is_single = math.prod(ranges) == 1
-                node._body([sympy.Integer(0)] * len(ranges) if is_single else _merged(place, cut.shape, ranges), [])
-            results = [handler.load(out.get_name(), own) for out in graph.graph_outputs]
+
+        def held(i: int, ops: Any) -> Any:
+            value = ops.load(f"carry_{i}", local)
+            return ops.ne(value, ops.constant(0.0, torch.float32)) if f"carry_{i}" in masks else value
+
+        results = replayed(graph, nodes, cut.shape, place, n_carry, held)
         one, nothing = (inner.constant(value, torch.float32) for value in (1.0, 0.0))
         for i, (out, value) in enumerate(zip(outputs, results)):
             is_mask = dtypes[out] is not body.outputs[i].dtype
-            held = inner.where(value, one, nothing) if is_mask else value
-            inner.store(out, local if i < n_written else own, held, None)
+            stored = inner.where(value, one, nothing) if is_mask else value
+            inner.store(out, local if i < n_written else own, stored, None)
 
     group = KernelGroup()
     group.args = KernelArgs()

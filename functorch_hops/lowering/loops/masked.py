@@ -17,7 +17,7 @@ from ...ir.subgraph import Subgraph
 from ...passes.cleaning import clean
 from .forms import Refused, While
 
-__all__ = ["is_masked", "without_representatives"]
+__all__ = ["is_masked", "is_total", "without_representatives"]
 
 aten = torch.ops.aten
 
@@ -73,7 +73,7 @@ def without_representatives(body: Subgraph) -> Subgraph:
     clean(module)
     for node in module.graph.nodes:
         is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
-        if node.op == "call_function" and not is_size and node.target not in _SHAPES_ONLY and not _is_total(node):
+        if node.op == "call_function" and not is_size and not is_total(node):
             raise Refused(f"lanes that have finished must not run {node.target}")
     return Subgraph.intern(module, body.inputs, body.outputs)
 
@@ -88,11 +88,13 @@ def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
     return is_first and _source(other.args[0]) is _source(own)
 
 
-def _is_total(node: fx.Node) -> bool:
+def is_total(node: fx.Node) -> bool:
     """Whether an operator computes each element by itself and never fails."""
+    if node.target in _SHAPES_ONLY:
+        return True
     if not isinstance(node.target, OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return False
-    if node.meta["val"].dtype.is_floating_point or node.target.overloadpacket.__name__ not in _MAY_FAIL:
+    if node.target.overloadpacket.__name__ not in _MAY_FAIL or node.meta["val"].dtype.is_floating_point:
         return True
     second = node.args[1]
     return type(second) is int and second > 0

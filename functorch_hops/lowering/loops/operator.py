@@ -26,6 +26,8 @@ loop_kernel = torch.ops.functorch_hops.loop_kernel.default
 after the other.
 """
 
+_CPU = torch.device("cpu")
+
 
 def call_arguments(
     function: Function, inputs: Sequence[Any], outputs: Sequence[TensorMeta], made: Callable[[Size], Any]
@@ -44,10 +46,12 @@ def call_arguments(
     )
 
 
-def output_metas(ranks: Sequence[int], shapes: Sequence[Any], dtypes: Sequence[torch.dtype]) -> list[TensorMeta]:
+def output_metas(
+    ranks: Sequence[int], shapes: Sequence[Any], dtypes: Sequence[torch.dtype], device: torch.device = _CPU
+) -> list[TensorMeta]:
     rest, metas = list(shapes), []
     for n, dtype in zip(ranks, dtypes):
-        metas.append(TensorMeta(tuple(rest[:n]), dtype, torch.device("cpu")))
+        metas.append(TensorMeta(tuple(rest[:n]), dtype, device))
         rest = rest[n:]
     return metas
 

@@ -34,6 +34,9 @@ from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
+from .triton.around import Launch
+from .triton.operator import compile_launch, launch_arguments, triton_loop
+from .triton.planning import check_form, is_on_cuda, launch_of
 from .whole import run_of, whole
 
 __all__ = ["LoopReport", "Plan", "Whole", "planned", "planned_whole"]
@@ -93,6 +96,8 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         return None
     try:
         _check_metas((*body.inputs, *body.outputs))
+        if is_on_cuda(body):
+            return None
         plan = _plan(body, options, is_inner=True)
         if not plan.loops:
             return None
@@ -148,7 +153,8 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                     done.add(reader.node)
                     continue
                 kernel, inner = _kernel(form, params.operator.label, options)
-                sizes.check(kernel.sizes)
+                if isinstance(kernel, Function):
+                    sizes.check(kernel.sizes)
                 if not is_inner:
                     _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
@@ -192,6 +198,8 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         _check_metas((*form.inputs, *form.outputs))
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
+        if is_on_cuda(form):
+            check_form(form, params.random, is_inner)
     except Refused as why:
         return None, str(why)
     return form, None
@@ -207,10 +215,16 @@ def _effects(bodies: Iterable[Subgraph]) -> Iterator[Any]:
 
 
 def _check_metas(metas: Iterable[TensorMeta]) -> None:
+    """On one device, or on a GPU and numbers on the CPU."""
+    devices = set()
     for meta in metas:
         c_type(meta.dtype)
-        if meta.device.type != "cpu":
+        if meta.device.type not in ("cpu", "cuda"):
             raise Refused(f"it runs on {meta.device.type}")
+        if meta.device.type == "cuda" or meta.shape:
+            devices.add((meta.device.type, meta.device.index or 0))
+    if len(devices) > 1:
+        raise Refused("it runs on several devices")
 
 
 def _plan_inside(
@@ -225,7 +239,7 @@ def _plan_inside(
     return tuple(report for plan in plans.values() for report in plan.loops)
 
 
-def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
+def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[LoopReport]]:
     """A loop as one function, and how it and the loops in it are lowered: made once, though a graph may be planned as
     a whole and then again, loop by loop.
     """
@@ -234,7 +248,9 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, 
     return body.derive_apart(key, lambda: _made(form, label, options))
 
 
-def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
+def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
+    if is_on_cuda(form):
+        return launch_of(form, options), [LoopReport(label, "lanes")]
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports
@@ -269,8 +285,13 @@ def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str,
     return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step", steps=None))
 
 
-def _compile(kernel: Function, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
-    """Compile before anything depends on it; Inductor finds the library in its cache."""
+def _compile(kernel: Function | Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
+    """Compile before anything depends on it; Inductor finds the library in its cache, Triton its binary."""
+    if isinstance(kernel, Launch):
+        generated(kernel.source)
+        with stage(COMPILED):
+            compile_launch(kernel, inputs, outputs)
+        return
     given, results = ([meta.dtype for meta in metas] for metas in (inputs, outputs))
     library = program(kernel.parts, kernel.name, len(kernel.sizes), given, results, ENTRY)
     generated(library.source)
@@ -347,7 +368,7 @@ def _failed(label: str, error: Exception) -> str:
 
 def _replace(
     node: fx.Node,
-    kernel: Function,
+    kernel: Function | Launch,
     form: Form,
     tensors: Sequence[fx.Node],
     places: Mapping[fx.Node, Place],
@@ -356,7 +377,10 @@ def _replace(
     """The call of an operator as the call of its kernel. ``places``: where the values around it are then."""
     graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
-        new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
+        if isinstance(kernel, Launch):
+            new = graph.call_function(triton_loop, launch_arguments(kernel, tensors, form.outputs))
+        else:
+            new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
         new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
         elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
     for old, place in places.items():

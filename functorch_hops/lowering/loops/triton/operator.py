@@ -1,0 +1,93 @@
+"""The operator that carries the source of a Triton kernel (checked with Triton 3.6 and 3.9)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....ir.meta import TensorMeta
+from ..operator import output_metas
+from .around import Launch
+
+__all__ = ["compile_launch", "launch_arguments", "launch_options", "triton_loop"]
+
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
+_library.define(
+    "triton_loop(Tensor[] inputs, str source, str name, int lanes, int block, int warps, int[] ranks, "
+    "int[] shapes, ScalarType[] dtypes, Device device) -> Tensor[]"
+)
+triton_loop = torch.ops.functorch_hops.triton_loop.default
+
+
+def launch_options(source: str, warps: int) -> dict[str, Any]:
+    """How Triton compiles a kernel. A product is rounded before something is added to it, as in eager; integers
+    overflow without a word; what is asserted of an index is looked at.
+    """
+    has_assertions = "tl.device_assert" in source
+    return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False, "debug": has_assertions}
+
+
+def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
+    """The arguments of the operator that runs a kernel."""
+    fields = launch.source, launch.name, launch.lanes, launch.block, launch.warps
+    ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
+    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], outputs[0].device
+
+
+@functools.lru_cache
+def _loaded(source: str, name: str) -> Any:
+    from torch._inductor.codecache import PyCodeCache
+
+    return getattr(PyCodeCache.load(source), name)
+
+
+def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
+    """Compile for the GPU at hand, if there is one; Triton finds the binary in its cache."""
+    if torch.cuda.is_available():
+        dtypes = [meta.dtype for meta in (*inputs, *outputs)]
+        with torch.cuda.device(outputs[0].device):
+            options = launch_options(launch.source, launch.warps)
+            _loaded(launch.source, launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
+
+
+def _run(
+    inputs: list[Tensor],
+    source: str,
+    name: str,
+    lanes: int,
+    block: int,
+    warps: int,
+    ranks: list[int],
+    shapes: list[int],
+    dtypes: list[torch.dtype],
+    device: torch.device,
+) -> list[Tensor]:
+    given = [x.to(device).contiguous() for x in inputs]  # numbers may be on the CPU
+    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes, device)]
+    grid = (-(-lanes // block),)
+    with torch.cuda.device_of(outputs[0]):
+        _loaded(source, name)[grid](*given, *outputs, block, **launch_options(source, warps))
+    return outputs
+
+
+def _fake(
+    inputs: list[Tensor],
+    source: str,
+    name: str,
+    lanes: int,
+    block: int,
+    warps: int,
+    ranks: list[int],
+    shapes: list[int],
+    dtypes: list[torch.dtype],
+    device: torch.device,
+) -> list[Tensor]:
+    return [meta.empty() for meta in output_metas(ranks, shapes, dtypes, device)]
+
+
+_library.impl("triton_loop", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("functorch_hops::triton_loop", _fake, lib=_library)

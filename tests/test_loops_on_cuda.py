@@ -1,0 +1,309 @@
+"""Loops as Triton kernels: which are, which not and why, that each computes what eager does, and that it compiles.
+
+Where there is no GPU, Triton's interpreter runs the kernels on tensors of the CPU, and Triton compiles them for a GPU
+that is not there. Where there is one, the same programs run on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import torch
+from torch import Tensor
+from triton_plans import check, kernels, moved, on_cuda
+
+import functorch_hops as fh
+from functorch_hops import TensorSpec
+from functorch_hops.derive.numbers import without_numbers
+from functorch_hops.lowering.inductor import compile_graph, exact_code
+from functorch_hops.lowering.loops import planning
+from functorch_hops.lowering.loops.planning import LoopReport, planned
+from functorch_hops.lowering.loops.triton.operator import launch_options
+from loop_plans import Program, normal, taken
+from modes import same
+
+N, STEPS = 40, 7
+C, XS, T = normal(N), normal(STEPS, N, seed=1), torch.arange(STEPS)
+
+
+def scan(step: Callable[[Any, Any], Any], **how: Any) -> Callable[[Any, Any], Any]:
+    return lambda c, xs: fh.scan(step, c, xs, **how)
+
+
+def gradient(f: Callable[..., Any], n: int = 2) -> Callable[..., Any]:
+    def loss(*args: Any) -> Any:
+        return sum((y.square() * (i + 1)).sum() for i, y in enumerate(optree.tree_leaves(f(*args))))
+
+    return fh.value_and_grad(loss, argnums=tuple(range(n)))
+
+
+def cell(c: Any, x: Tensor) -> Any:
+    new = torch.tanh(c * 0.9 + x) + 0.1 * torch.sigmoid(c)
+    return new, new * c
+
+
+def clipped(c: Any, x: Any) -> Any:
+    return fh.cond(x[1] > 3, lambda c: torch.sin(c) * x[0], lambda c: c * 2 - x[0], c), c
+
+
+def chosen(c: Any, x: Any) -> Any:
+    inner = lambda c: fh.cond(x[1] > 4, torch.cos, lambda c: c - x[0], c)
+    return fh.switch(x[1] % 3, [inner, lambda c: c * 2 - x[0], lambda c: c.clamp(-3, 3).exp()], c), c
+
+
+def apart(steps: int, reverse: bool) -> Program:
+    """A loop over two stacks with a row more, at either end: it reads each a step apart."""
+
+    def f(c: Tensor, xs: Tensor) -> Any:
+        before, after = torch.cat([c[None], xs])[:steps], torch.cat([xs, c[None]])[1:]
+        return scan(lambda c, x: (c * x[0] + x[1], c), reverse=reverse)(c, (before, after))
+
+    return f, (C, XS[:steps])
+
+
+PROGRAMS: dict[str, Program] = {
+    "scan": (scan(cell), (C, XS)),
+    "backwards in time": (scan(cell, reverse=True), (C, XS)),
+    "gradient": (gradient(scan(cell)), (C, XS)),
+    "gradient, backwards in time": (gradient(scan(cell, reverse=True)), (C, XS)),
+    "gradient of a gradient": (
+        fh.grad(lambda c, xs: gradient(scan(cell))(c, xs)[1][0].square().sum(), argnums=(0, 1)),
+        (C, XS),
+    ),
+    "one step": (gradient(scan(cell)), (C, XS[:1])),
+    "two steps": (gradient(scan(cell)), (C, XS[:2])),
+    **{f"a step apart, {n} steps{', reversed' * r}": apart(n, r) for n in (1, 2, 3, STEPS) for r in (False, True)},
+    "carries that are swapped": (scan(lambda c, x: ((c[1], c[0] + x), (c[0], c[0]))), ((C, C * 2), XS)),
+    "dtypes": (
+        scan(lambda c, x: ((c[0] * 0.5 + x, c[1] * 3 + 1, c[2] ^ (x > 0), c[3] + 7), (c[1] // 2, c[2]))),
+        ((C, torch.arange(N), C > 0, torch.arange(N, dtype=torch.int8)), XS),
+    ),
+    "double": (gradient(scan(cell)), (C.double(), XS.double())),
+    "half": (gradient(scan(cell)), (C.half(), XS.half())),
+    "divisions": (scan(lambda c, x: (c / (x.abs() + 0.3) / 3, torch.atan2(c, x))), (C, XS)),
+    "nan": (
+        scan(lambda c, x: (torch.clamp(c + x, -1, 1), torch.maximum(c, x))),
+        (torch.where(C > 1, torch.nan, C), XS),
+    ),
+    "one lane": (scan(cell), (torch.tensor(0.3), normal(STEPS))),
+    "two dimensions": (
+        lambda c, xs, rows, columns: fh.scan(lambda c, x: (c * rows[:, None] + x * columns, c), c, xs),
+        (normal(5, 8), normal(STEPS, 5, 8), normal(5), normal(8)),
+    ),
+    "many lanes": (scan(cell), (normal(1500), normal(3, 1500))),
+    "read from a table": (lambda c, xs: fh.fori_loop(0, STEPS, lambda i, c: torch.tanh(c + xs[i]), c), (C, XS)),
+    "nothing carried": (lambda xs: fh.map(lambda x: torch.sin(x) * 2, xs), (XS,)),
+    "vmapped scan": (fh.vmap(scan(cell), in_dims=(0, 1)), (C, XS)),
+    "cond": (scan(clipped), (C, (XS, T))),
+    "gradient of a cond": (gradient(lambda c, xs, t: scan(clipped)(c, (xs, t))), (C, XS, T)),
+    "switch around a cond": (scan(chosen), (C, (XS, T))),
+    "while": (lambda c: fh.while_loop(lambda c: c < 50, lambda c: c * 1.3 + 0.1, c), (torch.tensor(0.3),)),
+    "while of no step": (lambda c: fh.while_loop(lambda c: c < 0, lambda c: c * 1.3, c), (torch.tensor(0.3),)),
+    "lanes that end by themselves": (
+        fh.vmap(lambda c: fh.while_loop(lambda c: c.abs() > 1e-2, lambda c: c * 0.7, c)),
+        (normal(100),),
+    ),
+    "Newton's iteration": (
+        fh.vmap(
+            lambda a: fh.while_loop(
+                lambda s: (s[0] * s[0] - s[1]).abs() > 1e-4, lambda s: ((s[0] + s[1] / s[0]) / 2, s[1]), (a, a)
+            )
+        ),
+        (normal(70).abs() + 0.5,),
+    ),
+}
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_takes_its_lanes_through_all_steps(name: str) -> None:
+    import triton_libdevice
+
+    triton_libdevice.provide()
+    f, args = PROGRAMS[name]
+    assert set(taken(check(f, *args))) == {"lanes"}
+
+
+_COMPILE = """
+import json, subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from torch._inductor.codecache import PyCodeCache
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+for source, name, types, block, options in json.load(sys.stdin):
+    kernel = getattr(PyCodeCache.load(source), name)
+    signature = dict(zip(kernel.arg_names, [*types, "constexpr"]))
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
+    source = ASTSource(kernel, signature, {"XBLOCK": block}, aligned)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(binary)
+        print(subprocess.run([dump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout)
+"""
+_POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.bool: "*i1",
+}
+_LARGE = TensorSpec((3 << 30,), torch.float32, "cuda")
+
+
+def compilable(node: Any) -> tuple[Any, ...]:
+    inputs, source, name, _, block, warps, _, _, dtypes, _ = node.args
+    types = [_POINTERS[dtype] for dtype in (*(x.meta["val"].dtype for x in inputs), *dtypes)]
+    return source, name, types, block, launch_options(source, warps)
+
+
+def large() -> Any:
+    body = fh.jit(scan(lambda c, x: (c + x, c))).lower(_LARGE, TensorSpec((2, 3 << 30), torch.float32, "cuda"))._body
+    with exact_code():
+        (node,) = kernels(planned(body, {}))
+    return node
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_each_kernel_compiles_to_a_binary_that_keeps_its_carries_in_registers() -> None:
+    nodes = [node for f, args in PROGRAMS.values() for node in kernels(on_cuda(f, *args))]
+    given = json.dumps([compilable(node) for node in [*nodes, large()]])
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = [sys.executable, "-c", _COMPILE]
+    out = subprocess.run(run, input=given, capture_output=True, text=True, check=True, env=environment).stdout
+    registers = [int(n) for n in re.findall(r"REG:(\d+)", out)]
+    assert len(registers) == len(nodes) + 1
+    assert max(registers) <= 64
+    assert set(re.findall(r"LOCAL:(\d+)", out)) == {"0"}
+
+
+def test_places_beyond_2_to_the_31_are_numbers_of_64_bits() -> None:
+    source = large().args[1]
+    assert "tl.program_id(0).to(tl.int64) * XBLOCK" in source
+    assert f"row_1 += {3 << 30}" in source
+
+
+def test_lanes_behind_the_last_one_read_and_assert_nothing() -> None:
+    table = lambda i, xs: fh.fori_loop(0, STEPS, lambda _, i: (xs[i] * 3).long() % STEPS, i)
+    (node,) = kernels(on_cuda(table, torch.arange(N) % STEPS, normal(STEPS)))
+    source = node.args[1]
+    assert re.search(r"device_assert\(.* \| ~\(xmask\)", source)
+    assert re.search(r"tl.load\(in_1 \+ \(tmp\d+\), xmask", source)
+
+
+NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
+    "reads other lanes": (scan(lambda c, x: (c.flip(0) + x, c)), (C, XS), "at another lane"),
+    "a reduction": (scan(lambda c, x: (c - c.mean() + x, c)), (C, XS), "a reduction reads many lanes"),
+    "a product": (
+        lambda c, w: fh.fori_loop(0, 3, lambda _, c: w @ c, c),
+        (C, normal(N, N)),
+        "a reduction reads many lanes",
+    ),
+    "a loop in a loop": (
+        scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c * 0.5 + x, c), c)),
+        (C, XS),
+        "scan is in its body",
+    ),
+    "a branch that may fail": (
+        scan(lambda c, x: (fh.cond(x[0] > 0, lambda c: c // x, lambda c: c, c), c)),
+        (T, torch.arange(1, 22).reshape(3, STEPS)),
+        "not all lanes may run aten.floor_divide",
+    ),
+    "lanes of a cond": (
+        fh.vmap(lambda c: fh.fori_loop(0, 3, lambda _, c: fh.cond(c > 0, torch.sin, torch.cos, c), c)),
+        (C,),
+        "cond is in its body, and not all lanes may run",
+    ),
+    "prefixes": (lambda xs: fh.associative_scan(torch.add, xs), (XS,), "all elements at once"),
+    "a tape": (
+        gradient(lambda c: fh.while_loop(lambda c: c < 9, lambda c: c * 1.5, c), 1),
+        (torch.tensor(1.0),),
+        "takes a tape",
+    ),
+    "carries of several sizes": (scan(lambda c, x: ((c[0] + x, c[1] * 2), x)), ((C, C[:1]), XS), "differ in size"),
+    "random numbers": (scan(lambda c, x: (c + torch.rand_like(x), c)), (C, XS), "random numbers"),
+    "complex": (scan(lambda c, x: (c * x, c)), (C.cfloat(), XS), "complex64"),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_other_loops_are_torch_s_own_and_say_why(name: str) -> None:
+    f, args, reason = NATIVE[name]
+    reports = on_cuda(f, *args).loops
+    assert any(report.taken == "native" and reason in str(report.reason) for report in reports), reports
+
+
+def test_a_loop_in_a_native_loop_is_a_kernel() -> None:
+    f = scan(lambda c, x: (fh.fori_loop(0, 3, lambda _, c: c * 0.5 + x, c).flip(0), c))
+    assert taken(list(on_cuda(f, C, XS).loops)) == ["native", "lanes"]
+
+
+def test_loops_on_several_devices_are_native() -> None:
+    cuda = lambda *shape: TensorSpec(shape, torch.float32, "cuda")
+    carry = cuda(N), TensorSpec((N,), torch.float32)
+    body = fh.jit(scan(lambda c, x: ((c[0] + x, c[1] * 2), x))).lower(carry, cuda(STEPS, N))._body
+    with exact_code():
+        assert planned(body, {}).loops == (LoopReport("scan", "native", "it runs on several devices"),)
+
+
+def test_python_numbers_are_operands_on_the_cpu() -> None:
+    cuda = lambda *shape: TensorSpec(shape, torch.float32, "cuda")
+    f = lambda c, xs, rate: fh.scan(lambda c, x: (c * rate + x, c), c, xs)
+    body = without_numbers(fh.jit(f).lower(cuda(N), cuda(STEPS, N), 0.5)._body)
+    with exact_code():
+        (node,) = kernels(planned(body, {}))
+    devices = [x.meta["val"].device.type for x in node.args[0]]
+    assert sorted(devices) == ["cpu", "cuda", "cuda"]
+
+
+def test_a_compiler_that_fails_gives_one_warning_and_torch_s_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("ptxas fatal: no room")
+
+    monkeypatch.setattr(planning, "compile_launch", fail)
+    with pytest.warns(RuntimeWarning, match="torch's own loop runs in its place.*\n.*ptxas fatal: no room"):
+        (report,) = on_cuda(scan(cell), C, XS).loops
+    assert report.taken == "native"
+
+
+@pytest.mark.triton
+def test_an_index_out_of_bounds_is_no_silent_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import interpreter
+    from triton.runtime.errors import InterpreterError
+
+    debugging = dataclasses.replace(interpreter.interpreter_builder.options, debug=True)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", debugging)
+    plan = on_cuda(lambda c, xs, i: fh.scan(lambda c, i: (c + xs[i], c), c, i), C, XS, T)
+    with pytest.raises(InterpreterError, match="index out of bounds"):
+        moved(plan.body, "cpu")(C, XS, T + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_inductor_calls_the_operator_of_a_kernel() -> None:
+    body = moved(on_cuda(gradient(scan(lambda c, x: (c * x, c))), C, XS).body, "cpu")
+    run = compile_graph(body.module, [C, XS], {})
+    same(list(run([C, XS])), list(body(C, XS)))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_on_a_gpu(name: str) -> None:
+    f, args = PROGRAMS[name]
+    operands: Any = optree.tree_map(lambda x: x.cuda(), args)
+    expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
+    same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True)
+    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} == {"lanes"}

@@ -1,0 +1,64 @@
+"""Loops on CUDA without a GPU: planned as there, and run by Triton's interpreter on tensors of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map_only
+
+import functorch_hops as fh
+from functorch_hops._torch import new_fake_mode
+from functorch_hops.ir.build import copy_of
+from functorch_hops.ir.meta import TensorMeta
+from functorch_hops.ir.subgraph import Subgraph, params_of
+from functorch_hops.lowering.inductor import exact_code
+from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
+from functorch_hops.lowering.loops.triton.operator import triton_loop
+from functorch_hops.passes.hoisting import hoist_loops
+from functorch_hops.passes.products import batch_products
+from modes import same
+
+__all__ = ["check", "kernels", "moved", "on_cuda"]
+
+
+def moved(body: Subgraph, device: str) -> Subgraph:
+    """A graph on another device, with all that its operators run."""
+    module, place, mode = copy_of(body), torch.device(device), new_fake_mode()
+    elsewhere = lambda value: place if isinstance(value, torch.device) else value
+    for node in module.graph.nodes:
+        params = params_of(node, module)
+        if params is not None:
+            setattr(module, node.args[0].target, params.with_bodies(lambda inner: moved(inner, device)))
+        node.args = fx.node.map_aggregate(node.args, elsewhere)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, elsewhere)
+        fake = lambda x: TensorMeta.of(x)._replace(device=place).fake(mode)
+        node.meta["val"] = tree_map_only(Tensor, fake, node.meta.get("val"))
+    module.recompile()
+    metas = [[meta._replace(device=place) for meta in metas] for metas in (body.inputs, body.outputs)]
+    return Subgraph.intern(module, *metas)
+
+
+def on_cuda(f: Callable[..., Any], *args: Any) -> Plan:
+    """What becomes of ``f`` if its tensors are on a GPU."""
+    body = batch_products(hoist_loops(fh.jit(f).lower(*args)._body))
+    with exact_code():
+        return planned(moved(body, "cuda:0"), {})
+
+
+def kernels(plan: Plan) -> list[fx.Node]:
+    return [node for node in plan.body.module.graph.nodes if node.target is triton_loop]
+
+
+def check(f: Callable[..., Any], *args: Tensor, **tolerances: float) -> list[LoopReport]:
+    """Run ``f`` with interpreted kernels, and without; how its loops were lowered."""
+    plan = on_cuda(f, *args)
+    expected = optree.tree_leaves(fh.jit(f, backend="eager")(*args))
+    with np.errstate(all="ignore"):  # the interpreter computes lanes behind the last one too
+        found = moved(plan.body, "cpu")(*optree.tree_leaves(args))
+    same(list(found), expected, equal_nan=True, **tolerances)
+    return list(plan.loops)
