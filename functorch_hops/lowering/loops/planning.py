@@ -17,6 +17,7 @@ from ...errors import message
 from ...ir.build import add_params, copy_of
 from ...ir.meta import TensorMeta
 from ...ir.nodes import meta_of
+from ...ir.sizes import size_key
 from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, stage
@@ -244,7 +245,8 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[
     a whole and then again, loop by loop.
     """
     body = form.branches[0] if isinstance(form, Branches) else form.body
-    key = "kernel", form, label, repr(sorted(options.items())), torch.get_num_threads()
+    known = replace(form, length=size_key(form.length)) if isinstance(form, Scan | Prefixes) else form
+    key = "kernel", known, label, repr(sorted(options.items())), torch.get_num_threads()
     return body.derive_apart(key, lambda: _made(form, label, options))
 
 
