@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ....ir.meta import TensorMeta
 from ..forms import Scan, While
+from ..sizes import number
 from ..source import numel
 from .body import LaneStep, compute_type
 
@@ -40,11 +41,11 @@ def while_sources(form: While) -> dict[int, str]:
 
 
 def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
-    n, metas, length = form.n_carry, form.body.inputs, form.length
+    n, metas, length = form.n_carry, form.body.inputs, number(form.length)
     starts, moves = _rows(form)
     stores = []
     for i, meta in enumerate(form.body.outputs[n:], n):
-        size, lead = numel(meta), form.lead(i)
+        size, lead = _count(meta), form.lead(i)
         first = 0 if not form.reverse else length - 1
         if lead is not None:
             starts.append(_store(_at(f"out_{i}", length * size if form.reverse else 0), f"now_{lead}"))
@@ -54,16 +55,17 @@ def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
         moves.append(f"to_{i} {'-' if form.reverse else '+'}= {size}")
     lines = [*_loaded(metas[:n]), *starts]
     lines += [f"for s in range({length}):", *_indented([*step.lines, *stores, *_carried(step, n), *moves])]
-    lanes = numel((*metas[:n], *form.body.outputs)[0])
+    lanes = _count((*metas[:n], *form.body.outputs)[0])
     return _launch("scan", form.inputs, form.outputs, lanes, step.before, [*lines, *_returned(n)])
 
 
 def _rows(form: Scan) -> tuple[list[str], list[str]]:
     """Pointers to the rows of the first step, and how they move to those of the next one: no product overflows."""
-    sign, first = ("-", form.length - 1) if form.reverse else ("+", 0)
+    length = number(form.length)
+    sign, first = ("-", length - 1) if form.reverse else ("+", 0)
     starts, moves = [], []
     for i, shift in enumerate(form.shifts or (None,) * form.n_xs, form.n_carry):
-        size = numel(form.body.inputs[i])
+        size = _count(form.body.inputs[i])
         if shift is None:
             starts.append(f"row_{i} = {_at(f'in_{i}', first * size)}")
             moves.append(f"row_{i} {sign}= {size}")
@@ -71,10 +73,10 @@ def _rows(form: Scan) -> tuple[list[str], list[str]]:
             starts += [f"row_{i} = in_{shift.head}", f"next_{i} = {_at(f'in_{i}', first * size)}"]
             moves += [f"row_{i} = next_{i}", f"next_{i} {sign}= {size}"]
         else:  # the last step reads the head
-            start = _at(f"in_{i}", (first + shift.by) * size) if form.length > 1 else f"in_{shift.head}"
+            start = _at(f"in_{i}", (first + shift.by) * size) if length > 1 else f"in_{shift.head}"
             starts += [f"row_{i} = {start}", f"next_{i} = row_{i}"]
             moves += [f"next_{i} {sign}= {size}"]
-            moves += [f"row_{i} = tl.where(s < {form.length - 2}, next_{i}, in_{shift.head})"]
+            moves += [f"row_{i} = tl.where(s < {length - 2}, next_{i}, in_{shift.head})"]
     return starts, moves
 
 
@@ -89,7 +91,11 @@ def while_by_lanes(form: While, test: LaneStep | None, step: LaneStep) -> Launch
         go = [*test.lines, f"go = tl.max(({test.results[0]}).to(tl.int32), 0) > 0"]
     lines += [*go, "while go:", *_indented([*step.lines, *_carried(step, n), *go]), *_returned(n)]
     before = list(dict.fromkeys([*(test.before if test else []), *step.before]))
-    return _launch("while_loop", form.inputs, form.outputs, numel(metas[0]), before, lines)
+    return _launch("while_loop", form.inputs, form.outputs, _count(metas[0]), before, lines)
+
+
+def _count(meta: TensorMeta) -> int:
+    return number(numel(meta))
 
 
 def _at(pointer: str, offset: int) -> str:

@@ -15,6 +15,7 @@ from .... import _torch
 from ..body import Lowered, handlers, settings
 from ..forms import Refused
 from ..lanes import lane_count, lane_nodes, replayed
+from ..sizes import number
 from ..source import computed_dtype, numel
 
 __all__ = ["LaneStep", "compute_type", "lane_step"]
@@ -54,7 +55,7 @@ def lane_step(
     from torch._inductor.virtualized import V
 
     body, graph = lowered.body, lowered.graph
-    count: Any = lane_count(body, n_carry)
+    count = number(lane_count(body, n_carry))
     with (
         _torch.suspended(keep_autocast=False),
         torch.no_grad(),
@@ -64,7 +65,7 @@ def lane_step(
     ):
         nodes, shape = lane_nodes(graph, count)
         names = graph.graph_input_names
-        is_large = any(numel(meta) >= _LARGE for meta in (*body.inputs, *body.outputs))
+        is_large = any(number(numel(meta)) >= _LARGE for meta in (*body.inputs, *body.outputs))
         kernel = _kernel_class()(count, frozenset(names[first_const:]), is_large, numbers)
         for i, pointer in sources.items():
             kernel.args.input_buffers[names[i]] = pointer
