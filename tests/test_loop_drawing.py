@@ -98,7 +98,7 @@ def test_each_distribution() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_uniform_numbers_have_the_digits_of_their_dtype(dtype: torch.dtype) -> None:
     u = seeded(lambda x: uniform(x, 2000), torch.zeros(N, dtype=dtype))[0]
-    assert u.dtype == dtype and 0 <= u.min() and u.max() < 1, "as torch.rand promises; rounding would give 1"
+    assert u.dtype == dtype and u.min() >= 0 and u.max() < 1, "as torch.rand promises; rounding would give 1"
     u = u.double()
     deviation = 0.29 / u.numel() ** 0.5
     grid = torch.finfo(dtype).eps / 2
