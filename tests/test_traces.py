@@ -32,9 +32,9 @@ def captures():
     """How many graphs are captured meanwhile, derived ones included."""
     count, trace = [0], speculate._trace
 
-    def counted(*args):
+    def counted(*args, **kwargs):
         count[0] += 1
-        return trace(*args)
+        return trace(*args, **kwargs)
 
     speculate._trace = counted
     try:

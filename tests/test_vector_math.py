@@ -157,5 +157,5 @@ def test_kernels_call_them() -> None:
     with exact_code():
         body = planned(fh.jit(f).lower(torch.ones(45))._body, {}).body
     (node,) = body.module.graph.find_nodes(op="call_function", target=loop_kernel)
-    parts: Any = node.args[1]
+    parts: Any = node.args[3]
     assert all(f"fh::{name}(" in "".join(parts) for name in FUNCTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -161,10 +162,14 @@ def new_graph_module(root: torch.nn.Module, graph: torch.fx.Graph) -> torch.fx.G
     return _LazyGraphModule(root, graph)
 
 
+_printing = threading.Lock()
+
+
 def run_of(module: torch.fx.GraphModule) -> Callable[..., Any]:
     """The generated code of a graph."""
-    _LazyGraphModule.force_recompile(module)
-    return module.forward
+    with _printing:  # fx marks the nodes meanwhile, and two threads would mix up their marks
+        _LazyGraphModule.force_recompile(module)
+        return module.forward
 
 
 def read_scalar(t: Tensor) -> Any:
