@@ -191,7 +191,7 @@ PREFIXES: dict[str, tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = {
     "recurrence": ("lanes", lambda *e: fh.associative_scan(recurrence, e), (DECAY, X)),
     "reverse": ("lanes", lambda *e: fh.associative_scan(recurrence, e, reverse=True), (DECAY, X)),
     "dim": ("lanes", lambda *e: fh.associative_scan(recurrence, e, dim=1), (DECAY, X)),
-    "one element": ("native", lambda *e: fh.associative_scan(recurrence, e), (DECAY[:1], X[:1])),
+    "one element": ("lanes", lambda *e: fh.associative_scan(recurrence, e), (DECAY[:1], X[:1])),
     "scalars": ("lanes", lambda x: fh.associative_scan(torch.maximum, x[:, 0]), (X,)),
     "closed over": ("lanes", lambda x, w: fh.associative_scan(lambda a, b: a + b + w - w, x), (X, X[0])),
     "matrices": ("steps", lambda x: fh.associative_scan(torch.matmul, x), (normal(9, 4, 4) / 2,)),

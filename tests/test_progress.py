@@ -137,7 +137,7 @@ KERNELS = {
     ),
     "lanes": (lambda x: fh.fori_loop(0, 20000, lambda i, c: (c + i).sin(), x), (20000, 20000)),
 }
-ARGUMENTS = {"while": torch.ones(()), "steps": torch.ones(8, 8), "lanes": torch.ones(5000)}
+ARGUMENTS = {"while": torch.ones(()), "steps": torch.ones(8, 8), "lanes": torch.ones(40_000)}
 
 
 @pytest.mark.slow

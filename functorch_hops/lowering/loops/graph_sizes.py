@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import fx
 
 from ... import _torch
+from ...ir.meta import TensorMeta
 from ...ir.nodes import size_at
 from ...ir.sizes import shape_env_of
 from .forms import Refused
@@ -19,16 +20,14 @@ __all__ = ["GraphSizes"]
 class GraphSizes:
     """Where the open sizes of a graph are found: each is that of an input."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[TensorMeta]) -> None:
         self._graph = module.graph
-        self._places: dict[Any, tuple[fx.Node, int]] = {}
-        shapes = []
-        for node in module.graph.find_nodes(op="placeholder"):
-            shapes.append(node.meta["val"].shape)
-            for d, size in enumerate(map(size_of, shapes[-1])):
+        self._places: dict[Any, tuple[fx.Node, int, Any]] = {}
+        for node, meta in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
+            for d, (value, size) in enumerate(zip(meta.shape, map(size_of, meta.shape))):
                 if isinstance(size, OpenSize) and size.expression.is_Symbol:
-                    self._places.setdefault(size.expression, (node, d))
-        self._env = shape_env_of(shapes)
+                    self._places.setdefault(size.expression, (node, d, value))
+        self._env = shape_env_of(meta.shape for meta in inputs)
 
     def new_mode(self) -> Any:
         """A fake mode that knows the sizes."""
@@ -48,7 +47,7 @@ class GraphSizes:
         return _torch.expression_node(self._graph, size.expression, known)
 
     def _symbol(self, symbol: Any) -> fx.Node:
-        source, dim = self._places[symbol]
+        source, dim, value = self._places[symbol]
         node = self._graph.call_function(size_at, (source, dim))
-        node.meta["val"] = source.meta["val"].shape[dim]
+        node.meta["val"] = value
         return node

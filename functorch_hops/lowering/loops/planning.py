@@ -122,7 +122,7 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
 def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
     module = copy_of(body)
     clean(module)
-    sizes = GraphSizes(module)
+    sizes = GraphSizes(module, body.inputs)
     reports: list[LoopReport] = []
     done: set[fx.Node] = set()
     for node in list(module.graph.nodes):
