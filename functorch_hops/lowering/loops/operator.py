@@ -14,7 +14,7 @@ from . import watching as _watching  # noqa: F401 - kernels look for it
 from .sizes import Size, size_of
 from .source import ENTRY, Function, Program, program
 
-__all__ = ["call_arguments", "load", "loop_kernel", "output_metas", "run_kernel"]
+__all__ = ["call_arguments", "empty_outputs", "load", "loop_kernel", "output_metas", "run_kernel"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
@@ -54,6 +54,11 @@ def output_metas(
         metas.append(TensorMeta(tuple(rest[:n]), dtype, device))
         rest = rest[n:]
     return metas
+
+
+def empty_outputs(*described: Any) -> list[Tensor]:
+    """Tensors like the outputs of a kernel, which its operator ``described`` as :func:`output_metas` takes them."""
+    return [meta.empty() for meta in output_metas(*described)]
 
 
 def load(library: Program) -> Any:
@@ -98,7 +103,7 @@ def _run(
     shapes: list[int],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
+    outputs = empty_outputs(ranks, shapes, dtypes)
     run_kernel(inputs, outputs, sizes, workspace, parts, name)
     return outputs
 
@@ -113,7 +118,7 @@ def _fake(
     shapes: list[Any],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    return [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
+    return empty_outputs(ranks, shapes, dtypes)
 
 
 _library.impl("loop_kernel", _run, "CPU")

@@ -25,7 +25,7 @@ from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from ...passes.rewiring import restricted
 from .forms import Branches, Refused, Scan, While
-from .operator import output_metas, run_kernel
+from .operator import empty_outputs, run_kernel
 from .sizes import Size, aligned
 from .source import n_bytes
 
@@ -135,7 +135,7 @@ def _run(
     shapes: list[int],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
+    outputs = empty_outputs(ranks, shapes, dtypes)
     if tape is None:
         place = torch.zeros(2, dtype=torch.int64)
         given, results = [*inputs], [*outputs, place]
@@ -167,7 +167,7 @@ def _fake(
     shapes: list[Any],
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
-    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes)]
+    outputs = empty_outputs(ranks, shapes, dtypes)
     return outputs if tape is not None else [*outputs, torch.empty(1, dtype=torch.uint8)]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....ir.meta import TensorMeta
-from ..operator import output_metas
+from ..operator import empty_outputs
 from .around import Launch
 
 __all__ = ["compile_launch", "launch_arguments", "launch_options", "triton_loop"]
@@ -67,7 +67,7 @@ def _run(
     device: torch.device,
 ) -> list[Tensor]:
     given = [x.to(device).contiguous() for x in inputs]  # numbers may be on the CPU
-    outputs = [meta.empty() for meta in output_metas(ranks, shapes, dtypes, device)]
+    outputs = empty_outputs(ranks, shapes, dtypes, device)
     grid = (-(-lanes // block),)
     with torch.cuda.device_of(outputs[0]):
         _loaded(source, name)[grid](*given, *outputs, block, **launch_options(source, warps))
@@ -86,7 +86,7 @@ def _fake(
     dtypes: list[torch.dtype],
     device: torch.device,
 ) -> list[Tensor]:
-    return [meta.empty() for meta in output_metas(ranks, shapes, dtypes, device)]
+    return empty_outputs(ranks, shapes, dtypes, device)
 
 
 _library.impl("triton_loop", _run, "CompositeExplicitAutograd")
