@@ -80,6 +80,12 @@ class CompiledTrace:
             return closed_call_op(self.params, *operands)
         return self._call_with_updates(operands, self.watched.places if places is None else places)
 
+    def results(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the call returns, given what :meth:`call` computed."""
+        if self.trace.returned is None:
+            return outputs
+        return self.trace.returned([*map(_torch.plain, operands)], outputs)
+
     def _call_with_updates(self, operands: list[Tensor], places: Places) -> Sequence[Tensor]:
         """The call, after which the new values of buffers are written back as the function did.
 

@@ -108,7 +108,7 @@ class JittedFunction(Generic[P, R]):
             outputs = entry.call(operands)
         if _torch.top_interpreter() is not None and any(map(_torch.is_batched, operands)):
             self._note_lanes(_torch.numbers_of_lanes())
-        result: R = entry.trace.output.unflatten(outputs)
+        result: R = entry.trace.output.unflatten(entry.results(operands, outputs))
         return result
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -219,14 +219,14 @@ class JittedFunction(Generic[P, R]):
         reasons = self._reasons(key, before) if is_heard() else []
         with timed("capture", self._name, str(self._origin), reasons, self), before.observer() as seen:
             try:
-                call = trace_call(func, arguments, "jit", _buffers(before))
+                call = trace_call(func, arguments, "jit", _buffers(before), may_share=True)
             except DataDependentError:
                 if self._static_floats or float not in arguments.key:
                     raise
                 self._static_floats = True
                 arguments = Arguments(*_rebuilt(arguments), static_floats=True, dynamic=self._dynamic)
                 key = (arguments.key, *key[1:])
-                call = trace_call(func, arguments, "jit", _buffers(before))
+                call = trace_call(func, arguments, "jit", _buffers(before), may_share=True)
         after = environment.snapshot(root, ignore=self._ignored)
         around = current_capture()
         for path, tensor in after.tensors.items():

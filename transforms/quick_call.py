@@ -78,6 +78,8 @@ def quick_call(
     if any(asked.question in _UNSEEN for asked in entry.trace.assumed):
         source.refuse_if(f"not {source.name(entry.trace.holds_for)}([{', '.join(names)}])")
     source.add(f"outs = {source.name(run)}([{', '.join(names)}])")
+    if entry.trace.returned is not None:
+        source.add(f"outs = {source.name(entry.trace.returned)}([{', '.join(names)}], outs)")
     _write_result(source, entry.trace.output)
     made: QuickCall = source.function("quick_call", "args, kwargs")
     return made

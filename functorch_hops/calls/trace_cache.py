@@ -35,6 +35,7 @@ from .arguments import Arguments
 from .listening import is_heard, timed
 from .output import Constant, OutputSpec
 from .recent import Recent
+from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
 __all__ = ["Trace", "as_graph", "forget", "kept_trace"]
@@ -57,6 +58,7 @@ class Trace:
     lost: tuple[TensorMeta, ...]
     """Tensors from places that can't be watched: this trace holds for the call that made it only."""
     assumed: tuple[Assumed, ...]
+    returned: Returned | None
 
     @classmethod
     def of(cls, call: TracedCall, found: environment.Snapshot) -> Trace:
@@ -70,7 +72,8 @@ class Trace:
                 sources.append(t)
             else:
                 lost.append(TensorMeta.of(t))
-        return cls(call.body, call.output, tuple(sources), tuple(call.updates), tuple(lost), tuple(call.assumed))
+        facts = tuple(call.updates), tuple(lost), tuple(call.assumed)
+        return cls(call.body, call.output, tuple(sources), *facts, call.returned)
 
     def holds_for(self, operands: Sequence[Tensor]) -> bool:
         """Whether the operands, those from the environment included, answer as those did that were traced."""

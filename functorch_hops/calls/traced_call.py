@@ -18,6 +18,7 @@ from ..trace.speculate import capture_function
 from .arguments import Arguments, is_operand
 from .numbers import number_as_tensor
 from .output import OutputSpec
+from .returned import Returned, separated
 
 __all__ = ["Assumed", "TracedCall", "trace_call"]
 
@@ -43,6 +44,8 @@ class TracedCall:
     assumed: list[Assumed]
     changed: list[str]
     """The places in containers among the arguments that the function changed, which are not the caller's."""
+    returned: Returned | None
+    """See NOTE [Results that share memory]; None if the results are the outputs."""
 
 
 def trace_call(
@@ -51,19 +54,28 @@ def trace_call(
     operation: str,
     buffers: Buffers | None = None,
     grad_enabled: bool | None = None,
+    may_share: bool = False,
 ) -> TracedCall:
-    """Capture ``func`` on arguments like these, called once, in the caller's gradient mode unless one is given."""
+    """Capture ``func`` on arguments like these, called once, in the caller's gradient mode unless one is given.
+
+    ``may_share``: results may share memory with operands and one another, see NOTE [Results that share memory].
+    """
     with _torch.one_at_a_time:
         buffers = buffers or Buffers(environment.snapshot(func).buffers, operation, writable=False)
-        return _trace_call(func, arguments, operation, buffers, grad_enabled)
+        return _trace_call(func, arguments, operation, buffers, grad_enabled, may_share)
 
 
 def _trace_call(
-    func: Callable[..., Any], arguments: Arguments, operation: str, buffers: Buffers, grad_enabled: bool | None
+    func: Callable[..., Any],
+    arguments: Arguments,
+    operation: str,
+    buffers: Buffers,
+    grad_enabled: bool | None,
+    may_share: bool,
 ) -> TracedCall:
     is_traced_float = [type(leaf) is float for leaf in arguments.leaves]
     dynamic = _dynamic_places(arguments)
-    outputs: list[OutputSpec] = []
+    outputs: list[tuple[OutputSpec, Returned | None]] = []
     updates: list[Update] = []
     changed: list[str] = []
     enabled = torch.is_grad_enabled() if grad_enabled is None else grad_enabled
@@ -78,8 +90,10 @@ def _trace_call(
             result = func(*args, **kwargs)
         changed.extend(_changes(arguments, leaves, args, kwargs))
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
-        outputs.append(output)
-        made, values = buffers.updates(current_capture())
+        capture: Any = current_capture()
+        tensors, returned = separated(tensors, capture) if may_share else (tensors, None)
+        outputs.append((output, returned))
+        made, values = buffers.updates(capture)
         updates.extend(made)
         return [*tensors, *values]
 
@@ -96,7 +110,8 @@ def _trace_call(
         buffers.restore()
     places = {id(x): i for i, x in enumerate([*arguments.operands, *capture.lifted])}
     assumed = [Assumed(places[id(a.tensor)], a.question, a.answer) for a in capture.history.assumed.values()]
-    return TracedCall(body, outputs[-1], capture.lifted, capture.constants, updates, assumed, changed)
+    output, returned = outputs[-1]
+    return TracedCall(body, output, capture.lifted, capture.constants, updates, assumed, changed, returned)
 
 
 def _changes(arguments: Arguments, leaves: list[Any], args: Any, kwargs: Any) -> list[str]:

@@ -157,7 +157,9 @@ def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = to
     """Of a value that is contiguous in the graph alone, a copy: what reads its layout, or writes to it, finds that."""
     if memory_format is torch.contiguous_format and not capture.history.knows_layout(t, is_assumed=False):
         return t.clone(memory_format=memory_format)
-    return t.contiguous(memory_format=memory_format)
+    result = t.contiguous(memory_format=memory_format)
+    capture.take_as_contiguous(result)
+    return result
 
 
 def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:

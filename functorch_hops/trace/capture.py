@@ -64,6 +64,7 @@ class Capture:
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
+        self._taken_as_contiguous: set[int] = set()
         self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError]] = {}
         self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
@@ -265,6 +266,19 @@ class Capture:
                 return
             if node.op != "placeholder":
                 self.graph.erase_node(node)
+
+    def is_from_outside(self, storage: int) -> bool:
+        """Whether it is the memory of what stands for a tensor from outside."""
+        return storage in self._input_storages or (self.buffers is not None and self.buffers.is_copy(storage))
+
+    def take_as_contiguous(self, result: Any) -> None:
+        """Note that ``result`` would be a copy of what it shares memory with, were that not contiguous."""
+        if isinstance(result, Tensor):
+            with _torch.without_torch_function():
+                self._taken_as_contiguous.add(_torch.storage_key(_torch.base_tensor(result)))
+
+    def is_taken_as_contiguous(self, storage: int) -> bool:
+        return storage in self._taken_as_contiguous
 
     def rebind(self, t: Tensor, new: Tensor) -> None:
         """Let ``t`` stand for the value of ``new`` from now on."""

@@ -34,6 +34,9 @@ _DETACHED = (
     Tensor.data.__get__,  # type: ignore[attr-defined]
 )
 
+_RAVEL = (Tensor.ravel, torch.ravel)
+"""What gives a view of a contiguous tensor, and a copy of another."""
+
 _BACKWARD: dict[Any, str] = {
     torch.autograd.backward: "torch.autograd.backward()",
     Tensor.backward: ".backward()",
@@ -136,6 +139,8 @@ class Lifting(_torch.ForwardRules):
             result = func(*args, **kwargs)
         if func in _DETACH:
             self._detach(args[0])
+        if func in _RAVEL or "memory_format" in kwargs:
+            self.capture.take_as_contiguous(result)
         rows.write_through()
         return result
 
