@@ -49,10 +49,14 @@ def test_an_array_and_a_tensor_share_a_trace():
     same(jit(lambda x: x * 2, dynamic=True)(np.ones(5)), torch.full((5,), 2.0, dtype=F64))
 
 
-def test_what_is_returned_is_memory_of_its_own():
-    array = np.ones(2)
+def test_an_array_that_is_returned_is_a_tensor_of_its_memory():
+    array = np.zeros(2)
     jit(lambda x: x)(array).add_(1)
     assert (array == 1).all()
+
+
+def test_an_array_is_not_written_to():
+    array = np.ones(2)
     with pytest.raises(fh.InputMutationError):
         jit(lambda x: x.add_(1))(array)
     assert (array == 1).all()

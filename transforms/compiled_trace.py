@@ -82,9 +82,8 @@ class CompiledTrace:
 
     def results(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """What the call returns, given what :meth:`call` computed."""
-        if self.trace.returned is None:
-            return outputs
-        return self.trace.returned([*map(_torch.plain, operands)], outputs)
+        returned = self.trace.returned
+        return outputs if returned is None else returned.of_any(operands, outputs)
 
     def _call_with_updates(self, operands: list[Tensor], places: Places) -> Sequence[Tensor]:
         """The call, after which the new values of buffers are written back as the function did.

@@ -103,7 +103,8 @@ def jit(
     closures, globals and modules is watched: a change is a new capture. What can't be watched, and what happens once
     instead of in every call (a counter, Python's random numbers), is named in one RuntimeWarning at the capture;
     ``docs/sharp_bits.md`` says more. Updates of module buffers (``BatchNorm`` in training mode) are written back after
-    the call; other writes to inputs are refused, and so is an update in a body or under a transform.
+    the call; other writes to inputs are refused, and so is an update in a body or under a transform. A result that is
+    an argument, a tensor from outside, a view of one or of another result is that, and not a copy.
 
     Returns:
         A function of the same arguments and results as ``func``, with ``cache_info()``, ``clear_cache()`` and

@@ -86,8 +86,9 @@ class Lowered(Generic[P, Result_co]):
     Attributes:
         graph: the graph, a ``torch.fx.GraphModule`` with the bodies of loops and branches as sub-modules. It works on
             flat tensors: its inputs are the tensors and floats of the call, in the order of their leaves, then the
-            tensors that the function closes over; its output is a tuple. (:func:`make_graph` returns a graph that is
-            called like the function.)
+            tensors that the function closes over; its output is a tuple of what it computes. Results that are inputs,
+            or views of inputs or of other results, are not in it. (:func:`make_graph` returns a graph that is called
+            like the function.)
 
     Methods:
         as_text(): the graph as text, nested bodies included.

@@ -6,8 +6,8 @@ from the operands and the outputs, by the operators that the function took it by
 the gradient history that eager Python returns.
 
 That is done where the recorded graph says that it is right. Operands lie in memory as they like, so operators that read
-the layout are no way to a result; what was the operand only because that was contiguous in the trace is taken from a
-contiguous one. A detached alias of memory that is written to has a history of its own (``trace.detached``). Such
+the layout are no way to a result, and where the trace took an operand for ``contiguous()`` of it, results of one that
+is not are copies. A detached alias of memory that is written to has a history of its own (``trace.detached``). Such
 results, and views of a value that is not returned itself, stay copies.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from .. import _torch
 from ..ir.memory import is_copy, is_view_operator
 from ..ir.nodes import size_at, untracked
-from ..trace.capture import Capture
+from ..trace.capture import Capture, current_capture
 from ..trace.detached import BARRIERS, memory_chains, written
 
 __all__ = ["Returned", "separated"]
@@ -44,14 +44,39 @@ _BY_LAYOUT = (_aten.as_strided.default, _aten._reshape_alias.default, _aten.view
 class Returned:
     """The results of a call, given its operands and what its graph computed."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self._results = _torch.run_of(_torch.new_graph_module(torch.nn.Module(), graph))
+    def __init__(self, graph: fx.Graph, sources: Sequence[int | None], contiguous: Sequence[int]) -> None:
+        """``sources``: for each result the operand that it is, or is a view of. ``contiguous``: the operands that were
+        contiguous in the trace, which made use of that: of others the results are copies.
+        """
+        self._taken = _torch.run_of(_torch.new_graph_module(torch.nn.Module(), graph))
+        self._sources, self._contiguous = sources, contiguous
 
     def __call__(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Of a call whose operands are plain: none is lazy, nor a wrapper that is dead."""
         if torch.is_grad_enabled():
-            return self._results(operands, outputs)
-        with torch.enable_grad():  # what was viewed without, says so itself
-            return self._results(operands, outputs)
+            results = self._taken(operands, outputs)
+        else:
+            with torch.enable_grad():  # what was viewed without, says so itself
+                results = self._taken(operands, outputs)
+        if not self._contiguous:
+            return results
+        is_captured = current_capture() is not None  # where the layout of the call is not known
+        return self._apart(results, [i for i in self._contiguous if is_captured or not operands[i].is_contiguous()])
+
+    def of_any(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """As a call, for operands that may be other than the graph takes them."""
+        plain = [*map(_torch.plain, operands)]
+        changed = [i for i, (x, operand) in enumerate(zip(plain, operands)) if x is not operand]
+        return self._apart(self(plain, outputs), changed)
+
+    def _apart(self, results: Sequence[Tensor], operands: Sequence[int]) -> Sequence[Tensor]:
+        """The results, copied where they are of these operands."""
+        if not operands:
+            return results
+        return [
+            result.clone(memory_format=torch.contiguous_format) if source in operands else result
+            for result, source in zip(results, self._sources)
+        ]
 
 
 def separated(results: list[Tensor], capture: Capture) -> tuple[list[Tensor], Returned | None]:
@@ -77,11 +102,8 @@ class _Separation:
         self._changed = {self._chains[target][-1] for node in self._chains for target in written(node)}
         self._graph = fx.Graph()
         self._operands, self._outputs = map(self._graph.placeholder, ("operands", "outputs"))
-        self._known: dict[fx.Node, fx.Node] = {}
-        for place, node in enumerate(capture.graph.find_nodes(op="placeholder")):
-            self._known[node] = self._item(self._operands, place)
-            if capture.is_taken_as_contiguous(_torch.storage_key(node.meta["val"])):
-                self._known[node] = self._graph.call_method("contiguous", (self._known[node],))
+        self._places = {node: i for i, node in enumerate(capture.graph.find_nodes(op="placeholder"))}
+        self._known = {node: self._item(self._operands, i) for node, i in self._places.items()}
 
     def of(self, values: Sequence[Tensor]) -> tuple[list[Tensor], Returned | None]:
         order = {node: i for i, node in enumerate(self._chains)}
@@ -99,10 +121,21 @@ class _Separation:
                     self._known[node] = results[i]
         self._graph.output(tuple(results[i] for i in range(len(values))))
         self._graph.eliminate_dead_code()
-        return computed, Returned(self._graph)
+        sources = [None if node is None else self._source(node) for node in made]
+        operands = {source for source in sources if source is not None}
+        return computed, Returned(self._graph, sources, [*filter(self._is_contiguous, operands)])
 
     def _item(self, values: fx.Node, place: int) -> fx.Node:
         return self._graph.call_function(operator.getitem, (values, place))
+
+    def _source(self, node: fx.Node) -> int | None:
+        """The operand in whose memory a value lies."""
+        return self._places.get(self._memory(self._chains[node][-1]))
+
+    def _is_contiguous(self, operand: int) -> bool:
+        """Whether the trace may have taken a value for this operand because that is contiguous there."""
+        memory = [_torch.storage_key(node.meta["val"]) for node, i in self._places.items() if i == operand]
+        return any(map(self._capture.is_taken_as_contiguous, memory))
 
     def _is_plain(self, t: Tensor) -> bool:
         """Whether a node says all of a result: it is of no transform, and began no history of its own."""
