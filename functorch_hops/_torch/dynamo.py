@@ -18,7 +18,7 @@ from torch._dynamo.source import GlobalSource
 from torch._dynamo.utils import _make_inlined, get_unique_name_wrt, unpack_iterable
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
-from torch._dynamo.variables.builder import wrap_fx_proxy
+from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -27,7 +27,7 @@ from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
 from .dispatch import suspended
-from .dynamo_graphs import made_to_run
+from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .levels import below_transforms
 from .symbols import read_open_number
@@ -66,6 +66,27 @@ def _is_traced_int(place: object) -> bool:
     if not isinstance(place, Tensor) or place.dim() or place.dtype == torch.bool:
         return False
     return not (place.dtype.is_floating_point or place.dtype.is_complex)
+
+
+@contextlib.contextmanager
+def _floats_read_outside(output: Any) -> Iterator[None]:
+    """Dynamo makes an open number of a float that a function reads: the ``item`` of an input, in the graph at hand. It
+    keeps the number for all that read the float later, so it has to be one of the outermost graph.
+    """
+    wrap: Any = VariableBuilder.wrap_symfloat
+
+    def wrapped_outside(builder: VariableBuilder, value: float) -> VariableTracker:
+        tracers, output.tracers = output.tracers, [output.root_tracer]
+        try:
+            return wrap(builder, value)
+        finally:
+            output.tracers = tracers
+
+    VariableBuilder.wrap_symfloat = wrapped_outside  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        VariableBuilder.wrap_symfloat = wrap  # type: ignore[method-assign]
 
 
 class _Leaf:
@@ -211,20 +232,23 @@ class _Call:
         with higher_order_ops.discard_graph_changes(tx):
             samples = [self.sample(*meta) for meta in metas]
         flat = _Flat(self, function, leaves, spec)
-        _, graph, lifted = higher_order_ops.speculate_subgraph(
-            tx,
-            flat,
-            samples,
-            {},
-            "functorch_hops",
-            source_target=self.operator,
-            set_subgraph_inputs="flatten_manual",
-            restore_side_effects=False,
-            supports_input_mutation=True,
-            supports_aliasing=True,
-        )
+        with _floats_read_outside(tx.output):
+            _, graph, lifted = higher_order_ops.speculate_subgraph(
+                tx,
+                flat,
+                samples,
+                {},
+                "functorch_hops",
+                source_target=self.operator,
+                set_subgraph_inputs="flatten_manual",
+                restore_side_effects=False,
+                supports_input_mutation=True,
+                supports_aliasing=True,
+            )
+        inputs = graph.find_nodes(op="placeholder")[len(samples) :]
+        values = [self.value_of(p) if is_open(node) else _constant(p) for p, node in zip(lifted, inputs, strict=True)]
         module = made_to_run(fx.GraphModule(dict(tx.output.nn_modules), graph), len(self.levels))
-        return _Body(module, [self.value_of(p) for p in lifted], flat.tree)
+        return _Body(module, values, flat.tree)
 
     def sample(self, shape: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> VariableTracker:
         """A tensor for which Dynamo traces a function. It has a gradient wherever it may: Dynamo forgets the backward
@@ -349,6 +373,11 @@ def _value_of(variable: VariableTracker) -> Any:
     return getattr(variable, "value", None)
 
 
+def _constant(number: fx.Proxy) -> float:
+    """An open number as what it is in this call, which Dynamo guards."""
+    return float(number.node.meta["example_value"])
+
+
 def _items(node: Any) -> tuple[Any, Any]:
     return tuple(node.values()), tuple(node.keys())
 
@@ -381,7 +410,9 @@ class _Flat(VariableTracker):
         named = {name: call.to_dynamo(x) for name, x in keywords.items()}
         result = self.function.call_function(tx, [call.to_dynamo(x) for x in positional], named)
 
-        def output(variable: VariableTracker) -> _Output:
+        def output(variable: VariableTracker) -> Any:
+            if isinstance(variable, SymNodeVariable) and isinstance(variable.sym_num, torch.SymFloat):
+                return _constant(variable.as_proxy())  # no output of a graph
             outputs.append(variable)
             return _Output(len(outputs) - 1)
 

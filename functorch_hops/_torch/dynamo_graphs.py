@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx
 from torch._functorch.autograd_function import autograd_function_apply
 
-__all__ = ["made_to_run"]
+__all__ = ["is_open", "made_to_run"]
 
 
 def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
@@ -26,6 +27,25 @@ def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
                     node.target = _apply_function
             part.recompile()
     return module
+
+
+_ARITHMETIC = {
+    *("add", "sub", "mul", "div", "true_divide", "neg", "float"),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.true_divide, torch.neg, torch.scalar_tensor),
+}
+"""Operators, functions and methods that ask nothing of a number among their positional arguments."""
+
+
+def is_open(number: fx.Node) -> bool:
+    """Whether a float of a graph may be left open: it, and what is computed from it, meets nothing but arithmetic. All
+    else asks for its value, derivatives that are taken much later included. What is no float is open anyway.
+    """
+    if not isinstance(number.meta["example_value"], torch.SymFloat):
+        return True
+    users = [user for user in number.users if user.op != "output"]
+    return all(user.target in _ARITHMETIC and number not in user.kwargs.values() and is_open(user) for user in users)
 
 
 _ENTERED = {"_vmap_increment_nesting", "_grad_increment_nesting", "_jvp_increment_nesting"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from compiled_models import MODELS, training_step
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_leaves
 
 import functorch_hops as fh
 
@@ -257,3 +260,29 @@ def test_open_numbers_in_bodies() -> None:
     graphs(scaled, *[(torch.randn(3), s) for s in (0.5, 0.25, 0.75)])
     chosen = lambda x: fh.cond(x.shape[0] > 5, torch.sin, torch.cos, x)
     graphs(chosen, *[(torch.randn(t),) for t in (4, 5, 6, 7)])
+
+
+FLOATS = {
+    "arithmetic": lambda x, a: fh.scan(lambda c, x: (c * a + x / (a + 1), (a - c).sum()), x[0], x),
+    "a power": lambda x, a: fh.scan(lambda c, x: (c.abs() ** a + x, c.sum()), x[0], x),
+    "of a layer": lambda x, a: fh.scan(lambda c, x: (F.layer_norm(c, (3,), eps=a), F.elu(x, a)), x[0], x),
+    "bounds and functions": lambda x, a: fh.scan(lambda c, x: (c.clamp(-a, a), x * math.sin(a)), x[0], x),
+    "a keyword": lambda x, a: fh.scan(lambda c, x: (torch.add(c, x, alpha=a), c), x[0], x),
+    "in a nested body": lambda x, a: fh.map(lambda x: fh.cond(x.sum() > 0, lambda: x * a, lambda: x.abs() ** a), x),
+    "a result": lambda x, a: fh.cond(x.sum() > 0, lambda: (x, a), lambda: (-x, 2 * a)),
+    "read again outside": lambda x, a: (fh.map(lambda x: x * a, x), x / a),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_a_float_that_changes(name) -> None:
+    def gradient(f, a):
+        rows = torch.stack([x(), x().flip(0) - 0.4]).requires_grad_()
+        leaves = tree_leaves(f(rows, a))
+        sum(t.sum() for t in leaves).backward()
+        return leaves, rows.grad
+
+    f = FLOATS[name]
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for a in (0.5, 0.7, 1.5):  # at the second value Dynamo leaves it open
+        torch.testing.assert_close(gradient(compiled, a), gradient(f, a))
