@@ -150,7 +150,21 @@ def particles(w: Tensor, u: Tensor) -> Any:
     return fh.scan(step, w, u)
 
 
+def places(a: Tensor) -> Any:
+    """Of ties the first, of NaNs the first before all; lanes, rows, windows of vectors, and parts that lie apart."""
+    along = [f(a, dim) for f in (torch.argmax, torch.argmin) for dim in (0, 1, None)]
+    apart = a.reshape(3, 11, 20).permute(2, 0, 1)
+    return along, a.max(0), a.min(1), apart.reshape(20, -1).argmax(1), apart.argmin()
+
+
+TIES = normal(7, 33, 20).round()
+TIES[1].view(-1)[::3] = torch.nan
+TIES[2].view(-1)[::2] = -torch.inf
+TIES[3], TIES[4], TIES[5] = torch.inf, -torch.inf, torch.nan
+
+
 ORDERING: dict[str, Program] = {
+    "places": (each(places), (TIES,)),
     "float": (each(ordered), (NUMBERS,)),
     "double": (each(ordered), (NUMBERS.double(),)),
     "integers": (each(ordered), ((NUMBERS.nan_to_num() * 3).clamp(-50, 50).long(),)),

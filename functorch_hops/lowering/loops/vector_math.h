@@ -415,6 +415,47 @@ template <class V, class T> FH_INLINE V at_least(V x, T low) { return low != low
 template <class V, class T> FH_INLINE V at_most(V x, T high) {
   return high != high ? V(high) : at::vec::clamp_max(x, V(high));
 }
+// The largest or smallest value so far in each lane, and where it was: of equal values the first, before all the first NaN.
+using Values = at::vec::Vectorized<float>;
+struct Places {
+  at::vec::Vectorized<int32_t> lanes;
+  FH_INLINE void store(int64_t* to, int n_lanes = Values::size()) const {
+    int32_t places[Values::size()];
+    lanes.store(places);
+    for (int lane = 0; lane < n_lanes; ++lane) to[lane] = places[lane];
+  }
+};
+struct Found {
+  Values value;
+  Places index{at::vec::Vectorized<int32_t>(0)};
+  FH_INLINE explicit Found(float start) : value(start) {}
+};
+template <bool is_largest>
+FH_INLINE Found found(Found best, Values x, at::vec::Vectorized<int32_t> places, int64_t n_lanes = Values::size()) {
+  using at::vec::cast;
+  using Lanes = at::vec::Vectorized<int32_t>;
+  Values is_better = (is_largest ? x > best.value : x < best.value) | ((x != x) & (best.value == best.value));
+  Lanes taken = cast<int32_t>(is_better) | (cast<int32_t>(x == best.value) & (places < best.index.lanes));
+  if (n_lanes < Values::size()) taken = taken & (Lanes::arange(0, 1) < Lanes(n_lanes));
+  best.value = Values::blendv(best.value, x, cast<float>(taken));
+  best.index.lanes = Lanes::blendv(best.index.lanes, places, taken);
+  return best;
+}
+template <class Combine> FH_INLINE IndexValue<float> of_all_lanes(const Found& found, Combine combine) {
+  float values[Values::size()];
+  int64_t places[Values::size()];
+  found.value.store(values);
+  found.index.store(places);
+  IndexValue<float> best{places[0], values[0]};
+  for (int lane = 1; lane < Values::size(); ++lane) best = combine(best, values[lane], places[lane]);
+  return best;
+}
+FH_INLINE IndexValue<float> argmax_vec_reduce_all(const Found& found) {
+  return of_all_lanes(found, [](auto& best, float x, int64_t place) { return argmax_combine(best, x, place); });
+}
+FH_INLINE IndexValue<float> argmin_vec_reduce_all(const Found& found) {
+  return of_all_lanes(found, [](auto& best, float x, int64_t place) { return argmin_combine(best, x, place); });
+}
 #endif
 template <class T, class U> FH_INLINE auto pow(T x, U y) {
   if constexpr (std::is_class_v<T> && sizeof(T) > 2) return x.pow(y);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def _call(name: str) -> Callable[[Any], str]:
 @functools.cache
 def kernel_proxy() -> Any:
     """Inductor's generator of C++ kernels, with functions of ours."""
+    import sympy
     from torch._inductor.codegen import cpp
     from torch._inductor.codegen.common import BracesBuffer, IndentedBuffer
     from torch._inductor.codegen.cpp_utils import CppCSEVariable, codegen_rand, promote_args
@@ -88,7 +90,33 @@ def kernel_proxy() -> Any:
         return type(kernel.__name__, (kernel,), {"overrides": overrides})
 
     class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
-        """Reads and writes masks of whole vectors by functions of ours."""
+        """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours."""
+
+        def _finds_floats(self, reduction_type: str, dtype: torch.dtype) -> bool:
+            """Whether a reduction asks for the place of a float, and places are numbers of 32 bits."""
+            if reduction_type not in ("argmax", "argmin") or dtype is not torch.float32:
+                return False
+            n_places = math.prod(self.ranges[self.reduction_depth :])
+            return isinstance(n_places, (int, sympy.Integer)) and n_places < 2**31
+
+        def reduction_acc_type_vec(self, reduction_type: str, dtype: torch.dtype) -> str:
+            if self._finds_floats(reduction_type, dtype):
+                return "fh::Found"
+            return super().reduction_acc_type_vec(reduction_type, dtype)
+
+        def reduction_combine_vec(
+            self, reduction_type: str, var: Any, next_value: Any, *args: Any, **kwargs: Any
+        ) -> str:
+            index = kwargs.get("index")
+            if index is None or not self._finds_floats(reduction_type, kwargs["src_dtype"]):
+                return super().reduction_combine_vec(reduction_type, var, next_value, *args, **kwargs)
+            if is_vector(index):
+                lanes = f"at::vec::convert<int32_t, 1, int64_t, {self._get_num_vectors(torch.int64)}>({index})"
+            else:
+                place = cpp.cexpr_index(index) if isinstance(index, sympy.Expr) else index
+                lanes = f"at::vec::Vectorized<int32_t>::arange({place}, {int(bool(kwargs['horizontal_reduction']))})"
+            tail = f", {cpp.cexpr_index(self.tail_size)}" if self.tail_size else ""
+            return f"fh::found<{str(reduction_type == 'argmax').lower()}>({var}, {next_value}, {lanes}{tail})"
 
         def _get_vec_load_line(self, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None) -> Any:
             if dtype is torch.bool and load_mask is None and self.tail_size is None:
