@@ -14,9 +14,25 @@ from .sizes import OpenSize, Size, largest, size_of
 from .source import Function, c_type, computed_dtype, defined, n_bytes, nanoseconds_of, numel, offset_after
 from .tapes import TAPE, TAPE_PLACE, Layout
 
-__all__ = ["branches", "prefixes", "scan_by_lanes", "scan_by_steps", "scan_of_tape", "while_by_lanes", "while_by_steps"]
+__all__ = [
+    "LOOK_AFTER",
+    "branches",
+    "filled",
+    "led",
+    "left",
+    "length_of",
+    "prefixes",
+    "scan_by_lanes",
+    "scan_by_steps",
+    "scan_of_tape",
+    "sources_of",
+    "targets_of",
+    "time_of",
+    "while_by_lanes",
+    "while_by_steps",
+]
 
-_LOOK_AFTER = 1 << 14
+LOOK_AFTER = 1 << 14
 """Elements that a loop computes between two looks at the control block: a millisecond at most."""
 
 
@@ -35,11 +51,11 @@ def _leave(work: Size, loops: bool, done: str, length: Size | str) -> str:
     steps are.
     """
     here = "" if loops else f", {done}, {length}"
-    look = f"((control.work += {work}) >= {_LOOK_AFTER} && fh::interrupted(control{here}))"
+    look = f"((control.work += {work}) >= {LOOK_AFTER} && fh::interrupted(control{here}))"
     return f"nested.level.step = {done}; if (control.stopped || {look}) break;" if loops else f"if ({look}) break;"
 
 
-def _left(done: Size | str, length: Size | str) -> str:
+def left(done: Size | str, length: Size | str) -> str:
     """Behind a loop."""
     return f"control.last = {{{done}, {length}, nullptr}};"
 
@@ -48,11 +64,11 @@ def _row(name: str, meta: TensorMeta) -> str:
     return f"{name} + t * int64_t({numel(meta)})"
 
 
-def _length(form: Scan) -> Size:
+def length_of(form: Scan) -> Size:
     return size_of(form.length)
 
 
-def _sources(form: Scan) -> list[str]:
+def sources_of(form: Scan) -> list[str]:
     """Where the inputs of a step lie, those behind the carries."""
     n, metas = form.n_carry, form.body.inputs
     shifts = form.shifts or (None,) * form.n_xs
@@ -60,13 +76,13 @@ def _sources(form: Scan) -> list[str]:
     for i, shift in enumerate(shifts):
         row = _row(f"in_{n + i}", metas[n + i])
         if shift is not None:
-            is_there = "t > 0" if shift.by < 0 else f"t < {_length(form) - 1}"
+            is_there = "t > 0" if shift.by < 0 else f"t < {length_of(form) - 1}"
             row = f"({is_there} ? {row} + {shift.by} * int64_t({numel(metas[n + i])}) : in_{shift.head})"
         sources[i] = row
     return sources
 
 
-def _targets(form: Scan) -> list[str]:
+def targets_of(form: Scan) -> list[str]:
     """Where the ys of a step belong."""
     targets = []
     for i, meta in enumerate(form.body.outputs):
@@ -76,13 +92,13 @@ def _targets(form: Scan) -> list[str]:
     return targets
 
 
-def _led(form: Scan) -> list[str]:
+def led(form: Scan) -> list[str]:
     """Put the initial carries where they lead a stack."""
     lines = []
     for i, meta in enumerate(form.body.outputs):
         lead = form.lead(i)
         if lead is not None:
-            place = f"out_{i} + {_length(form) * numel(meta) if form.reverse else 0}"
+            place = f"out_{i} + {length_of(form) * numel(meta) if form.reverse else 0}"
             lines.append(f"std::memcpy({place}, in_{lead}, {n_bytes(meta)});")
     return lines
 
@@ -128,28 +144,28 @@ def _step(
     dense: Sequence[str],
     carries: Sequence[TensorMeta],
     leave: str,
-    left: str,
+    last: str,
 ) -> list[str]:
     """The end of a loop: a step, after which carries take turns, and the results."""
     swaps = [f"std::swap(now_{i}, next_{i});" for i in range(len(carries))]
-    return [_call(body, arguments, dense), *swaps, leave, "}", left, *_results(carries)]
+    return [_call(body, arguments, dense), *swaps, leave, "}", last, *_results(carries)]
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
-    n, metas, length = form.n_carry, form.body.inputs, _length(form)
+    n, metas, length = form.n_carry, form.body.inputs, length_of(form)
     lines, offset = _carries(metas[:n])
     copies, dense, offset = _dense("factor", body, offset)
-    arguments = [*(f"now_{i}" for i in range(n)), *_sources(form), *(f"next_{i}" for i in range(n)), *_targets(form)]
+    arguments = [*(f"now_{i}" for i in range(n)), *sources_of(form), *(f"next_{i}" for i in range(n)), *targets_of(form)]
     lines += [
-        *_filled(form),
+        *filled(form),
         *copies,
-        *_led(form),
+        *led(form),
         f"[[maybe_unused]] char* const inner = workspace + {offset};",
         *_nested(body.loops, length),
         f"for (int64_t s = 0; s < {length}; ++s) {{",
-        _time(form),
+        time_of(form),
         *_step(
-            body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), _left(length, length)
+            body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), left(length, length)
         ),
     ]
     return defined(
@@ -165,7 +181,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     )
 
 
-def _filled(form: Scan) -> list[str]:
+def filled(form: Scan) -> list[str]:
     """Announce the stacks of many MiB."""
     sizes = {i: n_bytes(meta) for i, meta in enumerate(form.outputs) if i >= form.n_carry}
     return [
@@ -175,8 +191,8 @@ def _filled(form: Scan) -> list[str]:
     ]
 
 
-def _time(form: Scan) -> str:
-    return f"[[maybe_unused]] const int64_t t = {f'{_length(form) - 1} - s' if form.reverse else 's'};"
+def time_of(form: Scan) -> str:
+    return f"[[maybe_unused]] const int64_t t = {f'{length_of(form) - 1} - s' if form.reverse else 's'};"
 
 
 def while_by_steps(form: While, cond: Function, body: Function, record: Layout | None = None) -> Function:
@@ -206,7 +222,7 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
             dense,
             metas[:n],
             f"++s; {_leave(work, loops, 's', -1)}",
-            _left("s", -1),
+            left("s", -1),
         ),
         *([f"tape.hand_over(out_{n});"] if record else []),
     ]
@@ -250,7 +266,7 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
         "for (int64_t s = 0; s < head.rows; ++s) {",
         f"const int64_t t = {'head.rows - 1 - s' if form.reverse else 's'};",
         f"[[maybe_unused]] const char* const row = reinterpret_cast<const char*>(&head + 1) + t * {record.size};",
-        *_step(body, arguments, dense, metas[:n], leave, _left("head.rows", "head.rows")),
+        *_step(body, arguments, dense, metas[:n], leave, left("head.rows", "head.rows")),
     ]
     return defined(
         "scan",
@@ -354,18 +370,18 @@ def _stored(metas: Sequence[TensorMeta], k: Size) -> list[str]:
 
 
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
-    n, metas, length = form.n_carry, form.body.inputs, _length(form)
+    n, metas, length = form.n_carry, form.body.inputs, length_of(form)
     carries = [f"now_{i}" for i in range(n)]
-    sources, targets = [*carries, *_sources(form)], [*carries, *_targets(form)]
+    sources, targets = [*carries, *sources_of(form)], [*carries, *targets_of(form)]
 
     def block(rows: Size, k: Size) -> list[str]:
-        period = max(1, _LOOK_AFTER // (lanes.per_lane * _most(lanes.blocks, k)))
+        period = max(1, LOOK_AFTER // (lanes.per_lane * _most(lanes.blocks, k)))
         return [
             *_loaded(metas[:n], lanes.blocks, k),
             f"for (int64_t s = 0; s < {length};) {{",
             f"const int64_t end = std::min<int64_t>({length}, s + {period});",
             "for (; s < end; ++s) {",
-            _time(form),
+            time_of(form),
             lanes.call(rows, sources, targets),
             "}",
             f"if (s < {length} && fh::interrupted(control, s, {length})) break;",
@@ -373,7 +389,7 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
             *_stored(metas[:n], k),
         ]
 
-    lines = [*_filled(form), *_led(form), *_each_block(lanes, length, block), _left(length, length)]
+    lines = [*filled(form), *led(form), *_each_block(lanes, length, block), left(length, length)]
     sizes, code = [length], lanes.code
     return defined("scan", form.inputs, form.outputs, lines, before=code, work=lanes.work, loops=True, sizes=sizes)
 
@@ -398,7 +414,7 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
             body.call(rows, sources, targets),
             f"++s; {_leave(k * body.per_lane, False, 's', -1)}",
             "}",
-            _left("s", -1),
+            left("s", -1),
             *_stored(metas[:n], k),
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from .sinking import sunk
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
+from .systems import Body, systems
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch, launch_arguments, triton_loop
@@ -70,10 +72,13 @@ class LoopReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """A graph in which loops are kernels where they can be, and what became of each, in the order of the graph."""
+    """A graph in which loops are kernels where they can be, and what became of each, in the order of the graph.
+    ``kernels``: the loops that they are, by the names of their functions.
+    """
 
     body: Subgraph
     loops: tuple[LoopReport, ...]
+    kernels: Mapping[str, Form] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
     clean(module)
     sizes = GraphSizes(module, body.inputs)
     reports: list[LoopReport] = []
+    kernels: dict[str, Form] = {}
     done: set[fx.Node] = set()
     for node in list(module.graph.nodes):
         params = params_of(node, module)
@@ -156,6 +162,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                 kernel, inner = _kernel(form, params.operator.label, options)
                 if isinstance(kernel, Function):
                     sizes.check(kernel.sizes)
+                    kernels[kernel.name] = form
                 if not is_inner:
                     _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
@@ -179,7 +186,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
         inside = _plan_inside(node, params, module, options, is_inner)
         reports += inside if reason is None else [report.of(params, None) for report in inside]
     clean(module)
-    return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports))
+    return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports), kernels)
 
 
 def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form | None, str | None]:
@@ -267,11 +274,19 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
         return _by_lanes(form, [plan.body for plan in plans], options), [LoopReport(label, "lanes"), *inner]
     except Refused as why:
         reason = str(why)
+    with contextlib.suppress(Refused):
+        return systems(form, lambda loop: _body_of_lanes(loop, options), options), [LoopReport(label, "lanes"), *inner]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
     *tests, body = functions
     function = scan_by_steps(form, body) if isinstance(form, Scan) else while_by_steps(form, tests[0], body)
     return function, [LoopReport(label, "steps", reason), *inner]
+
+
+def _body_of_lanes(form: Scan | While, options: dict[str, Any]) -> Body:
+    body = without_representatives(form.body) if isinstance(form, While) else form.body
+    plan = _plan(body, options, is_inner=True)
+    return Body(lowered(plan.body, options), plan.kernels)
 
 
 def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:

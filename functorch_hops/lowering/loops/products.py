@@ -17,7 +17,7 @@ from .forms import Refused
 from .sizes import OpenSize, Size, hint, size_of
 from .source import c_type, computed_dtype
 
-__all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_statements"]
+__all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_body", "product_statements"]
 
 _LARGEST = 1 << 23
 """Multiplications, a seventh of a millisecond, from which on BLAS, which may use more threads, is no slower."""
@@ -108,6 +108,34 @@ def product_statements(
             f"({result.place})[i * {s0} + j * {s1}] = ({sums.place})[i * {columns} + j];"
         )
     return lines
+
+
+def product_body(node: Any) -> tuple[Callable[[Any, Any], None], list[int], list[int]]:
+    """A product as a node that reduces, and what it runs over and reduces over."""
+    from torch._inductor.virtualized import ops
+
+    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+        raise Refused("a product has factors")
+    *bias, a, b = node.inputs
+    out, dtype = node.get_layout(), computed_dtype(node.get_dtype())
+
+    def read(x: Any, index: Sequence[Any]) -> Any:
+        layout = x.get_layout()
+        index = [0 if size == 1 else i for size, i in zip(layout.size, index[-len(layout.size) :])]
+        return ops.load(x.get_name(), _place(layout, index))
+
+    def body(index: Any, reduced: Any) -> None:
+        (*batch, i, j), (k,) = index, reduced
+        value = ops.reduction(dtype, dtype, "sum", ops.mul(read(a, [*batch, i, k]), read(b, [*batch, k, j])))
+        for x in bias:
+            value = ops.add(value, read(x, index))
+        ops.store_reduction(node.get_name(), _place(out, index), value)
+
+    return body, [int(size) for size in out.size], [int(a.get_layout().size[-1])]
+
+
+def _place(layout: Any, index: Sequence[Any]) -> Any:
+    return sum((i * step for i, step in zip(index, layout.stride)), layout.offset)
 
 
 def _sizes(sizes: Sequence[Any]) -> list[Size]:

@@ -1,0 +1,71 @@
+"""How the numbers of each lane lie in a buffer, where a lane has several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+__all__ = ["LANE", "Rows", "places", "rows_of"]
+
+LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``size`` numbers of each of ``lanes`` lanes, which lie ``step`` apart. ``step`` 0: the same numbers for all."""
+
+    lanes: int
+    step: int
+    size: int
+
+    def index(self, number: int) -> Any:
+        """Where number ``number`` of lane ``LANE`` is."""
+        if self.step == 0:
+            return sympy.Integer(number)
+        outer, inner = divmod(number, self.step)
+        return outer * self.step * self.lanes + LANE * self.step + inner
+
+    def number(self, index: Any) -> int | None:
+        """Which number of lane ``LANE`` lies at ``index``, if it is one of its own."""
+        rest = sympy.expand(index - self.step * LANE)
+        if not rest.is_Integer or rest < 0:
+            return None
+        if self.step == 0:
+            return int(rest) if rest < self.size else None
+        outer, inner = divmod(int(rest), self.step * self.lanes)
+        number = outer * self.step + inner
+        return number if inner < self.step and number < self.size else None
+
+
+def rows_of(shape: Sequence[int], lanes: int) -> Rows:
+    """Of a buffer without gaps: the first dimensions of ``lanes`` elements are those of the lanes, if there are any."""
+    for start, end in itertools.combinations(range(len(shape) + 1), 2):
+        if math.prod(shape[start:end]) == lanes and shape[start] != 1:
+            return Rows(lanes, math.prod(shape[end:]), math.prod(shape) // lanes)
+    return Rows(lanes, 0, math.prod(shape))
+
+
+def places(ranges: Sequence[int], lanes: int) -> list[list[list[Any]]]:
+    """How ``ranges`` may run over lanes and what each has: for each way, the indices of all numbers of ``LANE``. The
+    last way has no lanes.
+    """
+    ways = []
+    for dim, size in enumerate(ranges):
+        for step in range(1, size // lanes + 1) if size % lanes == 0 else ():
+            if (size // lanes) % step == 0:
+                rows = Rows(lanes, step, size // lanes)
+                own = [rows.index(number) for number in range(rows.size)]
+                around = [[sympy.Integer(i) for i in range(n)] for n in ranges]
+                ways.append([*map(list, itertools.product(*around[:dim], own, *around[dim + 1 :]))])
+    if not any(size % lanes == 0 for size in ranges) or math.prod(ranges) <= _MOST_OF_ALL:
+        ways.append([*map(list, itertools.product(*([sympy.Integer(i) for i in range(n)] for n in ranges)))])
+    return ways
+
+
+_MOST_OF_ALL = 256
+"""Numbers that are the same for all lanes and computed once for each vector of lanes."""
