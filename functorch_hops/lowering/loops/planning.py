@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from .sinking import sunk
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
-from .systems import Body, systems
+from .systems import Bodies, Body, systems
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch, launch_arguments, triton_loop
@@ -115,16 +116,18 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         return None
 
 
-def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool) -> Plan:
-    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be."""
+def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool, is_draft: bool = False) -> Plan:
+    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be. ``is_draft``: the kernels
+    have names, and no code.
+    """
     body = without_numbers(body)
     if not any(params_of(node, body.module) for node in body.module.graph.nodes):
         return Plan(body, ())
     with _torch.no_new_facts(body.shape_env):
-        return _plan_loops(body, options, is_inner)
+        return _plan_loops(body, options, is_inner, is_draft)
 
 
-def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan:
+def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draft: bool) -> Plan:
     module = copy_of(body)
     clean(module)
     sizes = GraphSizes(module, body.inputs)
@@ -159,7 +162,10 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool) -> Plan
                     reports += _plan_tape(node, form, tensors, reader, params, module, options, sizes)
                     done.add(reader.node)
                     continue
-                kernel, inner = _kernel(form, params.operator.label, options)
+                if is_draft:
+                    kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
+                else:
+                    kernel, inner = _kernel(form, params.operator.label, options)
                 if isinstance(kernel, Function):
                     sizes.check(kernel.sizes)
                     kernels[kernel.name] = form
@@ -257,25 +263,30 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[
     return body.derive_apart(key, lambda: _made(form, label, options))
 
 
+def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[Function, list[LoopReport]]:
+    """A loop inside of one over lanes: a name for it, and how it and the loops in it are lowered there."""
+    if not isinstance(form, Scan | While):
+        raise Refused("it is no loop over lanes")
+    inner = _plan(form.body, options, is_inner=True, is_draft=True).loops
+    return Function(name, (), 0, 1, loops=True), [LoopReport(label, "lanes"), *inner]
+
+
 def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
     if is_on_cuda(form):
         return launch_of(form, options), [LoopReport(label, "lanes")]
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports
-    bodies = [*form.branches] if isinstance(form, Branches) else [form.body]
-    conds = [form.cond] if isinstance(form, While) else []
-    plans = [_plan(body, options, is_inner=True) for body in (*conds, *bodies)]
-    inner = [report for plan in plans for report in plan.loops]
     if isinstance(form, Branches):
+        plans = [_plan(body, options, is_inner=True) for body in form.branches]
         functions = [statements(lowered(plan.body, options), options, len(form.inputs)) for plan in plans]
-        return branches(form, functions), inner
+        return branches(form, functions), [report for plan in plans for report in plan.loops]
     try:
-        return _by_lanes(form, [plan.body for plan in plans], options), [LoopReport(label, "lanes"), *inner]
+        return _over_lanes(form, label, options)
     except Refused as why:
         reason = str(why)
-    with contextlib.suppress(Refused):
-        return systems(form, lambda loop: _body_of_lanes(loop, options), options), [LoopReport(label, "lanes"), *inner]
+    plans = [_plan(body, options, is_inner=True) for body in _bodies(form)]
+    inner = [report for plan in plans for report in plan.loops]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
     *tests, body = functions
@@ -283,23 +294,38 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
     return function, [LoopReport(label, "steps", reason), *inner]
 
 
+def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
+    """A loop whose lanes don't read one another."""
+    drafts = [_plan(body, options, is_inner=True, is_draft=True) for body in _bodies(form)]
+    reports = [LoopReport(label, "lanes"), *(report for plan in drafts for report in plan.loops)]
+    bodies = functools.cache(lambda loop: _body_of_lanes(loop, options))
+    try:
+        return _by_lanes(form, bodies, options), reports
+    except Refused as why:
+        with contextlib.suppress(Refused):
+            return systems(form, bodies, options), reports
+        raise why from None
+
+
+def _bodies(form: Scan | While) -> list[Subgraph]:
+    return [form.cond, form.body] if isinstance(form, While) else [form.body]
+
+
 def _body_of_lanes(form: Scan | While, options: dict[str, Any]) -> Body:
-    body = without_representatives(form.body) if isinstance(form, While) else form.body
-    plan = _plan(body, options, is_inner=True)
+    is_open = isinstance(form, While) and is_masked(form)
+    plan = _plan(without_representatives(form.body) if is_open else form.body, options, is_inner=True, is_draft=True)
     return Body(lowered(plan.body, options), plan.kernels)
 
 
-def _by_lanes(form: Scan | While, bodies: Sequence[Subgraph], options: dict[str, Any]) -> Function:
-    n = form.n_carry
+def _by_lanes(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Function:
+    n, body = form.n_carry, bodies(form).lowered
     if isinstance(form, Scan):
-        return scan_by_lanes(
-            form, lane_body(lowered(bodies[0], options), n, options, "step", steps=size_of(form.length))
-        )
+        return scan_by_lanes(form, lane_body(body, n, options, "step", steps=size_of(form.length)))
+    step = lane_body(body, n, options, "step", steps=None)
     if is_masked(form):
-        alone = without_representatives(bodies[1])
-        return while_by_lanes(form, None, lane_body(lowered(alone, options), n, options, "step", steps=None))
-    cond = lane_body(lowered(bodies[0], options), n, options, "test", steps=None, is_test=True)
-    return while_by_lanes(form, cond, lane_body(lowered(bodies[1], options), n, options, "step", steps=None))
+        return while_by_lanes(form, None, step)
+    test = lowered(_plan(form.cond, options, is_inner=True, is_draft=True).body, options)
+    return while_by_lanes(form, lane_body(test, n, options, "test", steps=None, is_test=True), step)
 
 
 def _compile(kernel: Function | Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:

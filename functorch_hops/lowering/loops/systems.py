@@ -34,7 +34,7 @@ from .source import Function, c_type, defined, nanoseconds_of
 from .unrolled import Held, Scope, Work, counted, unrolled, work_of
 from .vector_math import kernel_proxy
 
-__all__ = ["Body", "systems"]
+__all__ = ["Bodies", "Body", "systems"]
 
 _FEWEST_LANES = 16
 _MOST_LANES = 64
@@ -78,12 +78,12 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
 
 
 def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """What dimensions have in common, the largest first."""
+    """What dimensions have in common, the largest first. Carries that have none are the same for all lanes."""
     found: set[int] = set()
     for shape in shapes:
         ends = itertools.combinations(range(len(shape) + 1), 2)
         found |= {math.prod(shape[start:end]) for start, end in ends if start == 0 or end == start + 1}
-    fitting = [n for n in found if n >= _FEWEST_LANES and all(rows_of(shape, n).step for shape in shapes if shape)]
+    fitting = [n for n in found if n >= _FEWEST_LANES]
     return sorted(fitting, reverse=True)
 
 
