@@ -36,10 +36,13 @@ from .vector_math import kernel_proxy
 
 __all__ = ["Bodies", "Body", "systems"]
 
-_FEWEST_LANES = 16
-_MOST_LANES = 64
-_MOST_BYTES = 1 << 15
-"""That a block holds; the first level of a cache."""
+_FEWEST_LANES = _VECTOR = 16
+_FEW_LANES = 64
+_MANY_LANES = 256
+_CACHE = 1 << 14
+"""Bytes of what a block carries, reads and writes in a step."""
+_MOST_BYTES = 1 << 16
+"""That a block holds."""
 
 _AT = sympy.Symbol("at", integer=True, nonnegative=True)
 
@@ -70,8 +73,7 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
     why: Refused | None = None
     for lanes in _lane_counts(shapes):
         try:
-            block = _Block(lanes, bodies, options)
-            return block.kernel(form)
+            return _Block(lanes, _width(form, lanes), bodies, options).kernel(form)
         except Refused as refused:
             why = why or refused
     raise why or Refused("its carries have no dimension of many lanes")
@@ -87,12 +89,24 @@ def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     return sorted(fitting, reverse=True)
 
 
+def _width(form: Scan | While, lanes: int) -> int:
+    """The lanes of a block: few, but of many lanes that read or write at every step so many that rows are long."""
+    most = _FEW_LANES
+    if isinstance(form, Scan) and lanes > _MANY_LANES:
+        first = form.n_carry + form.n_xs
+        rows = [(rows_of(x.shape, lanes), x) for x in (*form.body.inputs[:first], *form.body.outputs[form.n_carry :])]
+        each = sum(row.size * x.dtype.itemsize for row, x in rows if row.step)
+        most = max(most, min(_CACHE // each, lanes // torch.get_num_threads()))
+    number = -(-lanes // most)
+    return -(-lanes // (number * _VECTOR)) * _VECTOR
+
+
 class _Block:
     """The code of a loop for one block of lanes: functions, and the arrays that they work on."""
 
-    def __init__(self, lanes: int, bodies: Bodies, options: dict[str, Any]) -> None:
+    def __init__(self, lanes: int, width: int, bodies: Bodies, options: dict[str, Any]) -> None:
         self.lanes, self.bodies, self.options = lanes, bodies, options
-        self.width = min(_MOST_LANES, -(-lanes // 16) * 16)
+        self.width = width
         self.code: list[str] = []
         self.arrays: dict[Held, int] = {}
         self.names = itertools.count()
@@ -471,6 +485,27 @@ def _held_dtype(dtype: torch.dtype) -> torch.dtype:
 SYSTEMS = r"""#ifndef FH_SYSTEMS
 #define FH_SYSTEMS
 namespace fh {
+// to[i, j] = from[j, i] for i < SIZE and j < K, where the rows of ``from`` lie STEP apart if !BACK, else those of ``to``.
+template <int K, int STEP, int SIZE, bool BACK, class From, class To>
+static C10_ALWAYS_INLINE void turn(const From* __restrict from, To* __restrict to) {
+  constexpr int F = BACK ? K : STEP, T = BACK ? STEP : K, ROWS = BACK ? SIZE : K, COLUMNS = BACK ? K : SIZE;
+#if INDUCTOR_USE_VECTOR_TYPES()
+  if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float> && (SIZE > 3)) {
+    constexpr int S = at::vec::Vectorized<float>::size();
+    for (int i = 0; i < ROWS; i += S)
+      for (int j = 0; j < COLUMNS; j += S)
+        at::vec::transpose_mxn<float>(
+            from + i * F + j, F, to + j * T + i, T, std::min(S, ROWS - i), std::min(S, COLUMNS - j));
+    return;
+  }
+#endif
+  for (int j = 0; j < K; ++j)
+#pragma GCC unroll 16
+    for (int i = 0; i < SIZE; ++i) {
+      if constexpr (BACK) to[j * T + i] = To(from[i * F + j]);
+      else to[i * T + j] = To(from[j * F + i]);
+    }
+}
 // SIZE numbers of each of ``lanes`` lanes, which lie STEP apart: those of n lanes from ``at`` on, number after number,
 // the K lanes of each side by side, the last one repeated. Of STEP 0 the numbers are the same for all lanes.
 template <int K, int STEP, int SIZE, class From, class To>
@@ -478,12 +513,12 @@ static C10_ALWAYS_INLINE void spread(const From* from, int64_t lanes, int64_t at
   if constexpr (STEP == 0) {
     for (int i = 0; i < SIZE; ++i) std::fill_n(to + i * K, K, To(from[i]));
   } else {
-    for (int i = 0; i < SIZE; ++i) {
-      const From* p = from + (i / STEP * lanes + at) * STEP + i % STEP;
-      if (n == K)
-        for (int j = 0; j < K; ++j) to[i * K + j] = To(p[j * STEP]);
+    for (int i = 0; i < SIZE; i += STEP, from += lanes * STEP, to += STEP * K) {
+      const From* p = from + at * STEP;
+      if (n == K) turn<K, STEP, STEP, false>(p, to);
       else
-        for (int64_t j = 0; j < K; ++j) to[i * K + j] = To(p[std::min(j, n - 1) * STEP]);
+        for (int r = 0; r < STEP; ++r)
+          for (int64_t j = 0; j < K; ++j) to[r * K + j] = To(p[std::min(j, n - 1) * STEP + r]);
     }
   }
 }
@@ -493,12 +528,12 @@ static C10_ALWAYS_INLINE void collect(const From* from, int64_t lanes, int64_t a
     if (at == 0)
       for (int i = 0; i < SIZE; ++i) to[i] = To(from[i * K]);
   } else {
-    for (int i = 0; i < SIZE; ++i) {
-      To* p = to + (i / STEP * lanes + at) * STEP + i % STEP;
-      if (n == K)
-        for (int j = 0; j < K; ++j) p[j * STEP] = To(from[i * K + j]);
+    for (int i = 0; i < SIZE; i += STEP, from += STEP * K, to += lanes * STEP) {
+      To* p = to + at * STEP;
+      if (n == K) turn<K, STEP, STEP, true>(from, p);
       else
-        for (int64_t j = 0; j < n; ++j) p[j * STEP] = To(from[i * K + j]);
+        for (int r = 0; r < STEP; ++r)
+          for (int64_t j = 0; j < n; ++j) p[j * STEP + r] = To(from[r * K + j]);
     }
   }
 }
