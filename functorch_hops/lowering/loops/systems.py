@@ -43,6 +43,10 @@ _CACHE = 1 << 14
 """Bytes of what a block carries, reads and writes in a step."""
 _MOST_BYTES = 1 << 16
 """That a block holds."""
+_LARGEST_PRODUCT = 16
+"""Multiplications of a lane with a matrix that is the same for all: from there on it is a product of matrices."""
+_LEAST_WORK = 3
+"""Operations for each number that is laid out anew in a step."""
 
 _AT = sympy.Symbol("at", integer=True, nonnegative=True)
 
@@ -221,6 +225,9 @@ class _Block:
         body_sources = [_Source(None, held) for held in carries] + xs + [source for source, _ in consts]
         outs = self._stacks(form, targets, inside)
         body, work = self.body(self.bodies(form), body_sources, [*carries, *outs])
+        turned = [held for held in (*outs, *(x.held for x in xs if x.held and x.memory)) if held.rows.step > 1]
+        if targets is not None and work < _LEAST_WORK * sum(held.rows.size for held in turned):
+            raise Refused("little is computed of what would be laid out anew")
         lines += self._fillings([source for source, _ in consts], [line for _, line in consts])
         row_lines = self._fillings(xs, [line for _, line in given])
         stored = []
@@ -359,6 +366,9 @@ class _Step:
             return
         elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
             body, ranges, reduced = product_body(node.node)
+            of_many = any(getattr(self.scope.rows_in(name), "step", 0) == 0 for name in names)
+            if of_many and math.prod([*ranges, *reduced]) > _LARGEST_PRODUCT * self.block.lanes:
+                raise Refused("a product of all lanes with one matrix")
         else:
             raise Refused(f"{type(node.node).__name__} is no work of one lane")
         work = work_of(self.scope, self.handler, body, ranges, reduced, names)
