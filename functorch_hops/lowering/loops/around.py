@@ -16,6 +16,7 @@ from .tapes import TAPE, TAPE_PLACE, Layout
 
 __all__ = [
     "LOOK_AFTER",
+    "ONCE",
     "branches",
     "filled",
     "led",
@@ -155,7 +156,12 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
     n, metas, length = form.n_carry, form.body.inputs, length_of(form)
     lines, offset = _carries(metas[:n])
     copies, dense, offset = _dense("factor", body, offset)
-    arguments = [*(f"now_{i}" for i in range(n)), *sources_of(form), *(f"next_{i}" for i in range(n)), *targets_of(form)]
+    arguments = [
+        *(f"now_{i}" for i in range(n)),
+        *sources_of(form),
+        *(f"next_{i}" for i in range(n)),
+        *targets_of(form),
+    ]
     lines += [
         *filled(form),
         *copies,
@@ -164,9 +170,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         *_nested(body.loops, length),
         f"for (int64_t s = 0; s < {length}; ++s) {{",
         time_of(form),
-        *_step(
-            body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), left(length, length)
-        ),
+        *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), left(length, length)),
     ]
     return defined(
         "scan",
@@ -320,7 +324,7 @@ def branches(form: Branches, functions: Sequence[Function]) -> Function:
     )
 
 
-_ONCE = "__attribute__((noinline))"
+ONCE = "__attribute__((noinline))"
 """One function, though there are several calls."""
 
 
@@ -346,7 +350,7 @@ def _each_block(lanes: LaneBody, steps: Size | None, statements: Callable[[Size,
         lines += [f"if ({first} + {cut.rows} <= {rows}) {{", *cases[0], "} else {", *last, *cases[1], "}"]
     nanoseconds = 0 if steps is None else nanoseconds_of(lanes.work * steps)
     return [
-        f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {_ONCE} {{",
+        f"fh::each_block({cut.number}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {ONCE} {{",
         *lines,
         "});",
     ]
@@ -360,7 +364,7 @@ def _most(blocks: Blocks, k: Size) -> int:
 def _loaded(metas: Sequence[TensorMeta], blocks: Blocks, k: Size) -> list[str]:
     most = _most(blocks, k)
     return [
-        f"alignas(64) {c_type(held_dtype(meta))} now_{i}[{most}]; fh::copy_lanes(in_{i} + lane, now_{i}, {k});"
+        f"alignas(64) {c_type(held_dtype(meta.dtype))} now_{i}[{most}]; fh::copy_lanes(in_{i} + lane, now_{i}, {k});"
         for i, meta in enumerate(metas)
     ]
 

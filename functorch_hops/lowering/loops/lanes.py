@@ -18,7 +18,6 @@ import sympy
 import torch
 
 from ... import _torch
-from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from .body import Lowered, handlers, settings
 from .forms import Refused
@@ -63,9 +62,9 @@ def position(blocks: Blocks) -> list[sympy.Symbol]:
     return [sympy.Symbol(f"at_{i}", integer=True, nonnegative=True) for i in range(blocks.cut + 1)]
 
 
-def held_dtype(meta: TensorMeta) -> torch.dtype:
+def held_dtype(dtype: torch.dtype) -> torch.dtype:
     """What a carry of a block is held as: Inductor reads and writes vectors of bool byte by byte."""
-    return torch.float32 if meta.dtype is torch.bool else meta.dtype
+    return torch.float32 if dtype is torch.bool else dtype
 
 
 def lane_body(
@@ -78,7 +77,7 @@ def lane_body(
     count, n_written = lane_count(body, n_carry), 0 if is_test else n_carry
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
         nodes, shape = lane_nodes(graph, count)
-        carry_bytes = sum(held_dtype(meta).itemsize for meta in body.inputs[:n_carry])
+        carry_bytes = sum(held_dtype(meta.dtype).itemsize for meta in body.inputs[:n_carry])
         parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
         cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
         texts, names = [], {rows: f"{label}_{rows}" for rows in cut.row_counts}
@@ -225,9 +224,9 @@ def _printed(
     carried = {name: f"carry_{i}" for i, name in enumerate(names[:n_carry])}
     outputs = [f"result_buf{i}" for i in range(len(body.outputs))]  # Inductor stores to what is called so only
     masks = {local for local, meta in zip(carried.values(), body.inputs) if meta.dtype is torch.bool}
-    dtypes = {local: held_dtype(meta) for local, meta in zip(carried.values(), body.inputs)}
+    dtypes = {local: held_dtype(meta.dtype) for local, meta in zip(carried.values(), body.inputs)}
     for i, (out, meta) in enumerate(zip(outputs, body.outputs)):
-        dtypes[out] = held_dtype(meta) if i < n_written else meta.dtype
+        dtypes[out] = held_dtype(meta.dtype) if i < n_written else meta.dtype
 
     sizes = (rows, *cut.inner)
     variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(sizes))]

@@ -28,6 +28,7 @@ from .body import lowered, statements
 from .drawing import keyed
 from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
+from .lane_steps import Body
 from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
@@ -36,7 +37,7 @@ from .sinking import sunk
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
-from .systems import Bodies, Body, systems
+from .systems import Bodies, systems
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch, launch_arguments, triton_loop
@@ -117,8 +118,8 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
 
 
 def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool, is_draft: bool = False) -> Plan:
-    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be. ``is_draft``: the kernels
-    have names, and no code.
+    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be. ``is_draft``: the
+    kernels have names, and no code.
     """
     body = without_numbers(body)
     if not any(params_of(node, body.module) for node in body.module.graph.nodes):

@@ -1,40 +1,38 @@
 """Loops whose lanes hold several numbers each, a block of lanes at a time (torch 2.13).
 
 NOTE [Lanes of several numbers] A batch of small systems - chains of a sampler, filters, differential equations of few
-variables - has lanes that don't read one another, but whose numbers do: they are reduced, multiplied by a matrix, shifted.
-Where a lane has few, all of them are values of one function, which a vector computes for as many lanes as it holds; so
-a block of lanes keeps number after number, with the lanes of each side by side, and memory is laid out anew when
-the block begins and ends, and for the rows of each step. Which dimension the lanes are is proved as in NOTE [Lanes]: each
-node is replayed at all numbers of a lane, and every index is one of the lane's own, or the node reads what is the same
-for all. Loops inside the body are loops of the block; what is computed before and read after one is kept in memory.
-A block that has fewer lanes repeats its last one.
+variables - has lanes that don't read one another, but whose numbers do: they are reduced, multiplied by a matrix,
+shifted. Where a lane has few, all of them are values of one function, which a vector computes for as many lanes as it
+holds; so a block of lanes keeps number after number, with the lanes of each side by side, and memory is laid out anew
+when the block begins and ends, and for the rows of each step. Which dimension the lanes are is proved as in NOTE
+[Lanes]: each node is replayed at all numbers of a lane, and every index is one of the lane's own, or the node reads
+what is the same for all. Loops inside the body are loops of the block; what is computed before and read after one is
+kept in memory. A block that has fewer lanes repeats its last one.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import sympy
 import torch
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from .around import LOOK_AFTER, filled, led, left, length_of, sources_of, targets_of, time_of
-from .body import Lowered, handlers, settings
+from .around import LOOK_AFTER, ONCE, filled, led, left, length_of, sources_of, targets_of, time_of
+from .body import handlers, settings
 from .forms import Form, Refused, Scan, While
-from .lane_rows import LANE, Rows, rows_of
+from .lane_rows import Rows, rows_of
+from .lane_steps import Body, Source, Step
+from .lanes import held_dtype
 from .masked import is_masked
-from .products import PRODUCTS, product_body
 from .sizes import number
 from .source import Function, c_type, defined, nanoseconds_of
-from .unrolled import Held, Scope, Work, counted, unrolled, work_of
-from .vector_math import kernel_proxy
+from .unrolled import Held
 
-__all__ = ["Bodies", "Body", "systems"]
+__all__ = ["Bodies", "systems"]
 
 _FEWEST_LANES = _VECTOR = 16
 _FEW_LANES = 64
@@ -43,32 +41,11 @@ _CACHE = 1 << 14
 """Bytes of what a block carries, reads and writes in a step."""
 _MOST_BYTES = 1 << 16
 """That a block holds."""
-_LARGEST_PRODUCT = 16
-"""Multiplications of a lane with a matrix that is the same for all: from there on it is a product of matrices."""
-_LEAST_WORK = 3
+_LEAST_WORK = 2
 """Operations for each number that is laid out anew in a step."""
-
-_AT = sympy.Symbol("at", integer=True, nonnegative=True)
-
-
-@dataclass(frozen=True)
-class Body:
-    """A body, and the loops that the kernels in it are."""
-
-    lowered: Lowered
-    inner: Mapping[str, Form]
-
 
 Bodies = Callable[[Form], Body]
 """The body of a loop; of a masked while loop, without representatives."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """An operand of a loop: a place in memory, or the values of a block."""
-
-    memory: str | None
-    held: Held | None
 
 
 def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Function:
@@ -117,19 +94,20 @@ class _Block:
         self.used: set[str] = set()
 
     def kernel(self, form: Scan | While) -> Function:
-        sources = [_Source(f"in_{i}", None) for i in range(len(form.inputs))]
+        sources = [Source(f"in_{i}", None) for i in range(len(form.inputs))]
         lines, _, work = self.loop(form, sources, [f"out_{i}" for i in range(len(form.outputs))])
         if sum(self.arrays.values()) > _MOST_BYTES:
             raise Refused("a lane has many numbers")
         is_scan = isinstance(form, Scan)
         n_blocks = -(-self.lanes // self.width)
         nanoseconds = nanoseconds_of(work * self.lanes * number(form.length)) if isinstance(form, Scan) else 0
-        arrays = [f"alignas(64) {c_type(_held_dtype(x.dtype))} {x.name}[{x.rows.size * self.width}];" for x in self.arrays]
+        arrays = [
+            f"alignas(64) {c_type(held_dtype(x.dtype))} {x.name}[{x.rows.size * self.width}];" for x in self.arrays
+        ]
         length = length_of(form) if isinstance(form, Scan) else -1
         all_lines = [
             *([*filled(form), *led(form)] if isinstance(form, Scan) else []),
-            f"fh::each_block({n_blocks}, {nanoseconds}, control, "
-            "[&](int64_t block, fh::Control& control) __attribute__((noinline)) {",
+            f"fh::each_block({n_blocks}, {nanoseconds}, control, [&](int64_t block, fh::Control& control) {ONCE} {{",
             f"const int64_t at = block * {self.width}, n = std::min<int64_t>({self.width}, {self.lanes} - at);",
             *arrays,
             *lines,
@@ -149,13 +127,13 @@ class _Block:
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:
         held = Held(f"held_{next(self.names)}", rows, dtype)
-        self.arrays[held] = rows.size * self.width * _held_dtype(dtype).itemsize
+        self.arrays[held] = rows.size * self.width * held_dtype(held.dtype).itemsize
         return held
 
     def name(self) -> str:
         return f"place_{next(self.names)}"
 
-    def filled(self, source: _Source, meta: TensorMeta, target: Held) -> str:
+    def filled(self, source: Source, meta: TensorMeta, target: Held) -> str:
         if source.held is not None:
             if source.held.rows != target.rows:
                 raise Refused("the numbers of a lane lie in no order")
@@ -166,7 +144,7 @@ class _Block:
         return f"fh::{function}<{self.width}, {rows.step}, {rows.size}>({source}, {self.lanes}, at, n, {target});"
 
     def loop(
-        self, form: Form, sources: Sequence[_Source], targets: Sequence[str] | None
+        self, form: Form, sources: Sequence[Source], targets: Sequence[str] | None
     ) -> tuple[list[str], list[Held], int]:
         """Statements, results in arrays, operations of a lane. ``targets`` in memory, of the outermost loop."""
         if isinstance(form, Scan):
@@ -175,7 +153,7 @@ class _Block:
             return self._while(form, sources, targets)
         raise Refused("a loop in its body is not over lanes")
 
-    def _carries(self, form: Scan | While, sources: Sequence[_Source]) -> tuple[list[Held], list[str]]:
+    def _carries(self, form: Scan | While, sources: Sequence[Source]) -> tuple[list[Held], list[str]]:
         carries, lines = [], []
         for source, meta in zip(sources[: form.n_carry], form.body.inputs):
             rows = source.held.rows if source.held else rows_of(meta.shape, self.lanes)
@@ -183,15 +161,15 @@ class _Block:
             lines.append(self.filled(source, meta, carries[-1]))
         return carries, lines
 
-    def _held_later(self, source: _Source, meta: TensorMeta) -> tuple[_Source, str | None]:
+    def _held_later(self, source: Source, meta: TensorMeta) -> tuple[Source, str | None]:
         """A source in memory with an array beside it, and what fills that."""
         rows = rows_of(meta.shape, self.lanes)
         if source.held is not None or rows.step == 0:
             return source, None
         held = self.array(rows, meta.dtype)
-        return _Source(source.memory, held), self.copied("spread", rows, f"{source.memory}", held.name)
+        return Source(source.memory, held), self.copied("spread", rows, f"{source.memory}", held.name)
 
-    def _fillings(self, sources: Sequence[_Source], lines: Sequence[str | None]) -> list[str]:
+    def _fillings(self, sources: Sequence[Source], lines: Sequence[str | None]) -> list[str]:
         """Of arrays that somebody reads; no others are kept."""
         found = []
         for source, line in zip(sources, lines):
@@ -203,33 +181,34 @@ class _Block:
         return found
 
     def _scan(
-        self, form: Scan, sources: Sequence[_Source], targets: Sequence[str] | None
+        self, form: Scan, sources: Sequence[Source], targets: Sequence[str] | None
     ) -> tuple[list[str], list[Held], int]:
         length, n, first = number(form.length), form.n_carry, form.n_carry + form.n_xs
         metas = form.body.inputs
         carries, lines = self._carries(form, sources)
-        inside, given, row_lines = [], [], []
+        inside: list[str] = []
+        given: list[Source] = []
         rows = sources_of(form)
         for i, (source, meta) in enumerate(zip(sources[n:first], metas[n:])):
             name = self.name()
             if targets is not None:
                 inside.append(f"[[maybe_unused]] const {c_type(meta.dtype)}* const {name} = {rows[i]};")
-                given.append(_Source(name, None))
+                given.append(Source(name, None))
             elif any(form.shifts):
                 raise Refused("a loop in its body reads rows of other steps")
             else:
                 given.append(self._row(source, meta, name, inside))
-        given = [self._held_later(source, meta) for source, meta in zip(given, metas[n:])]
+        beside = [self._held_later(source, meta) for source, meta in zip(given, metas[n:])]
         consts = [self._held_later(source, meta) for source, meta in zip(sources[first:], metas[first:])]
-        xs = [source for source, _ in given]
-        body_sources = [_Source(None, held) for held in carries] + xs + [source for source, _ in consts]
+        xs = [source for source, _ in beside]
+        body_sources = [Source(None, held) for held in carries] + xs + [source for source, _ in consts]
         outs = self._stacks(form, targets, inside)
         body, work = self.body(self.bodies(form), body_sources, [*carries, *outs])
         turned = [held for held in (*outs, *(x.held for x in xs if x.held and x.memory)) if held.rows.step > 1]
         if targets is not None and work < _LEAST_WORK * sum(held.rows.size for held in turned):
             raise Refused("little is computed of what would be laid out anew")
         lines += self._fillings([source for source, _ in consts], [line for _, line in consts])
-        row_lines = self._fillings(xs, [line for _, line in given])
+        row_lines = self._fillings(xs, [line for _, line in beside])
         stored = []
         if targets is not None:
             stored = [self.copied("collect", held.rows, held.name, t) for held, t in zip(outs, targets_of(form))]
@@ -248,18 +227,18 @@ class _Block:
             lines += [self.copied("collect", held.rows, held.name, t) for held, t in zip(carries, targets)]
         return lines, results, work * length
 
-    def _row(self, source: _Source, meta: TensorMeta, name: str, inside: list[str]) -> _Source:
+    def _row(self, source: Source, meta: TensorMeta, name: str, inside: list[str]) -> Source:
         """A row of the x of an inner loop."""
         own = rows_of(meta.shape, self.lanes)
         if source.held is None:
             count = math.prod(map(number, meta.shape))
             inside.append(f"const {c_type(meta.dtype)}* const {name} = {source.memory} + t * int64_t({count});")
-            return _Source(name, None)
+            return Source(name, None)
         if source.held.rows.step != own.step:
             raise Refused("the numbers of a lane lie in no order")
         self.used.add(source.held.name)
         inside.append(f"const auto* const {name} = {source.held.name} + t * {own.size * self.width};")
-        return _Source(None, Held(name, own, meta.dtype))
+        return Source(None, Held(name, own, meta.dtype))
 
     def _stacks(self, form: Scan, targets: Sequence[str] | None, inside: list[str]) -> list[Held]:
         """Where a step puts its ys; those of an inner loop lie in an array for all steps."""
@@ -278,12 +257,12 @@ class _Block:
         return outs
 
     def _while(
-        self, form: While, sources: Sequence[_Source], targets: Sequence[str] | None
+        self, form: While, sources: Sequence[Source], targets: Sequence[str] | None
     ) -> tuple[list[str], list[Held], int]:
         n, metas = form.n_carry, form.body.inputs
         carries, lines = self._carries(form, sources)
         consts = [self._held_later(source, meta) for source, meta in zip(sources[n:], metas[n:])]
-        given = [_Source(None, held) for held in carries] + [source for source, _ in consts]
+        given = [Source(None, held) for held in carries] + [source for source, _ in consts]
         body, work = self.body(self.bodies(form), given, carries)
         lines += self._fillings([source for source, _ in consts], [line for _, line in consts])
         if carries[0].rows.size != 1:
@@ -298,204 +277,18 @@ class _Block:
         look = f"(control.work += {work * self.width}) >= {LOOK_AFTER} && fh::interrupted(control{here})"
         return f"if (control.stopped || ({look})) break;"
 
-    def body(self, body: Body, sources: Sequence[_Source], targets: Sequence[Held]) -> tuple[list[str], int]:
+    def body(self, body: Body, sources: Sequence[Source], targets: Sequence[Held]) -> tuple[list[str], int]:
         """The statements of a step, which writes to ``targets``, and the operations of a lane."""
         graph = body.lowered.graph
         with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(self.options), handlers(graph):
-            return _Step(self, body, sources, targets).statements()
-
-
-class _Step:
-    """A step for a block of lanes: functions of those nodes that no inner loop parts, and these loops."""
-
-    def __init__(self, block: _Block, body: Body, sources: Sequence[_Source], targets: Sequence[Held]) -> None:
-        self.block, self.inner, self.targets = block, body.inner, targets
-        self.graph, self.metas = body.lowered.graph, body.lowered.body.outputs
-        self.sources = dict(zip(self.graph.graph_input_names, sources))
-        held = {name: source.held for name, source in self.sources.items() if source.held is not None}
-        memory = frozenset(name for name, source in self.sources.items() if source.memory is not None)
-        self.scope = Scope(block.lanes, block.width, held, memory, {})
-        self.counter = counted()
-        self.handler = unrolled()(self.counter, self.scope, LANE, sympy.Integer(0))
-        self.stages: list[list[Work] | list[str]] = [[]]
-        self.made: dict[str, int] = {}
-        self.work = 0
-
-    def statements(self) -> tuple[list[str], int]:
-        self._parts()
-        for node in self.graph.scheduler.nodes:
-            for part in node.get_nodes():
-                self._add(part)
-        outputs = [self._output(i) for i in range(len(self.metas))]
-        lines: list[str] = []
-        last = len(self.stages) - 1
-        for i, stage in enumerate(self.stages):
-            if i % 2:
-                lines += stage  # type: ignore[arg-type]
-                continue
-            kept = [self._kept(name) for name, made in self.made.items() if made == i and name in self.scope.held]
-            written = [*kept, *(outputs if i == last else [])]
-            if written:
-                lines.append(self._function(stage, written))  # type: ignore[arg-type]
-        return lines, self.counter.count + self.work
-
-    def _parts(self) -> None:
-        """Buffers that are parts of others: of a concatenation."""
-        from torch._inductor.ir import NonOwningLayout
-
-        parts: dict[str, tuple[str, int]] = {}
-        for buffer in self.graph.buffers:
-            layout = buffer.get_output_spec()
-            if isinstance(layout, NonOwningLayout):
-                parts[buffer.get_name()] = layout.view.get_name(), int(layout.view.get_layout().offset)
-        self.scope.parts = parts
-
-    def _add(self, node: Any) -> None:
-        from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode, SchedulerNode
-
-        if isinstance(node, NopKernelSchedulerNode):
-            return
-        names = [dep.name for dep in node.read_writes.reads]
-        if isinstance(node, SchedulerNode):
-            if any(buffer.get_mutations() for buffer in node.get_outputs()):
-                raise Refused("a buffer is written in place")
-            ranges, reduced = ([int(size) for size in sizes] for sizes in node._sizes)
-            body = node._body
-        elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "function", None) in self.inner:
-            self._inner_loop(node.node)
-            return
-        elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
-            body, ranges, reduced = product_body(node.node)
-            of_many = any(getattr(self.scope.rows_in(name), "step", 0) == 0 for name in names)
-            if of_many and math.prod([*ranges, *reduced]) > _LARGEST_PRODUCT * self.block.lanes:
-                raise Refused("a product of all lanes with one matrix")
-        else:
-            raise Refused(f"{type(node.node).__name__} is no work of one lane")
-        work = work_of(self.scope, self.handler, body, ranges, reduced, names)
-        now = len(self.stages) - 1
-        self.stages[-1].append(work)  # type: ignore[arg-type]
-        for name in work.reads:
-            if self.made.get(name, now) != now:
-                self._keep(name)
-        for buffer in node.get_outputs():
-            self.made[self.scope.place(buffer.get_name(), sympy.Integer(0))[0]] = now
-
-    def _keep(self, name: str) -> Held:
-        """An array for a value that is read after another loop, or by it."""
-        held = self.scope.held.get(name)
-        if held is None:
-            held = self.block.array(self.scope.rows[name], self.graph.get_dtype(name))
-            self.scope.held[name] = held
-        return held
-
-    def _inner_loop(self, kernel: Any) -> None:
-        form = self.inner[kernel.function]
-        n = len(form.inputs)
-        if any(kernel.offsets):
-            raise Refused("a loop in its body reads part of a value")
-        sources = []
-        for name in kernel.arguments[:n]:
-            if name in self.sources:
-                sources.append(self.sources[name])
-                self.block.used.update([] if sources[-1].held is None else [sources[-1].held.name])
-            else:
-                buffer, offset = self.scope.place(name, sympy.Integer(0))
-                if offset != 0 or self.scope.rows_in(buffer) is None:
-                    raise Refused("a loop in its body reads part of a value")
-                sources.append(_Source(None, self._keep(buffer)))
-        lines, results, work = self.block.loop(form, sources, None)
-        self.work += work
-        self.stages += [["{", *lines, "}"], []]
-        for name, held in zip(kernel.arguments[n:], results):
-            self.scope.held[name] = held
-
-    def _output(self, i: int) -> tuple[str, list[tuple[Any, int]], Held]:
-        """A name, where the numbers of an output are in it, and the array where they belong."""
-        out, target = self.graph.graph_outputs[i], self.targets[i]
-        layout = out.get_layout()
-        name, offset = self.scope.place(out.get_name(), sympy.Integer(int(layout.offset)))
-        if self.made.get(name, len(self.stages) - 1) != len(self.stages) - 1:
-            self._keep(name)
-        places = [(target.rows.index(number) + offset, number) for number in range(target.rows.size)]
-        for index, _ in places:
-            self.handler.load(name, index)
-        return name, places, target
-
-    def _kept(self, name: str) -> tuple[str, list[tuple[Any, int]], Held]:
-        held = self.scope.held[name]
-        return name, [(held.rows.index(number), number) for number in range(held.rows.size)], held
-
-    def _function(self, works: Sequence[Work], written: Sequence[tuple[str, list[tuple[Any, int]], Held]]) -> str:
-        """The call of a function that does ``works`` and writes: all loads come before the stores."""
-        from torch._inductor.codegen.common import KernelArgs
-        from torch._inductor.codegen.cpp import KernelGroup
-        from torch._inductor.loop_body import LoopBody
-        from torch._inductor.utils import sympy_index_symbol_with_prefix
-        from torch._inductor.virtualized import V
-        from torch.utils._sympy.symbol import SymT
-
-        width, graph = self.block.width, self.graph
-        lane = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
-        names = [f"result_buf{i}" for i in range(len(written))]  # Inductor stores to what is called so only
-        dtypes = {held.name: _held_dtype(held.dtype) for held in self.scope.held.values()}
-        dtypes |= {name: _held_dtype(held.dtype) for name, (_, _, held) in zip(names, written)}
-
-        def run(indices: Any) -> None:
-            handler = unrolled()(V.get_ops_handler(), self.scope, lane + _AT, lane)
-            for work in works:
-                handler.run(work)
-            results = [
-                [(number, handler.stored(name, index, held.dtype)) for index, number in places]
-                for name, places, held in written
-            ]
-            inner = V.get_ops_handler()
-            for out, numbers, (_, _, held) in zip(names, results, written):
-                for number, value in numbers:
-                    if held.dtype is torch.bool:
-                        value = inner.where(value, *(inner.constant(x, torch.float32) for x in (1.0, 0.0)))
-                    inner.store(out, number * width + lane, value, None)
-
-        group = KernelGroup()
-        group.args = KernelArgs()
-        for i, out in enumerate(names):
-            group.args.output_buffers[out] = f"o_{i}"
-        proxy = kernel_proxy()(group)
-        graph.local_dtypes = dtypes
-        try:
-            with graph.set_current_device(torch.device("cpu")):
-                length = sympy.Integer(width)
-                proxy.codegen_loop_bodies([LoopBody(run, ([lane],), {lane: length}, [lane], [])], [((length,), ())])
-                group.finalize_kernel(proxy, [])
-                group.stack.close()
-        finally:
-            graph.local_dtypes = {}
-        definitions, arguments = [], []
-        for outer, inner_name in group.args.input_buffers.items():
-            source = self.sources.get(outer)
-            arguments.append(outer if source is None else str(source.memory))
-            definitions.append(f"const {c_type(graph.get_dtype(outer) if source else dtypes[outer])}* {inner_name}")
-            self.block.used.add(outer)
-        for i, (name, (_, _, held)) in enumerate(zip(names, written)):
-            definitions.append(f"{c_type(dtypes[name])}* o_{i}")
-            arguments.append(held.name)
-        if group.args.sizevars:
-            definitions += [f"const int64_t {inner_name}" for inner_name in group.args.sizevars.values()]
-            arguments += [str(outer) for outer in group.args.sizevars]
-        name = f"part_{len(self.block.code)}"
-        head = f"static C10_ALWAYS_INLINE void {name}({', '.join([*definitions, f'[[maybe_unused]] int64_t {_AT}'])})"
-        self.block.code.append(f"{head}\n{{\n{group.loops_code.getvalue()}\n}}")
-        return f"{name}({', '.join([*arguments, str(_AT)])});"
-
-
-def _held_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Inductor reads and writes vectors of bool byte by byte."""
-    return torch.float32 if dtype is torch.bool else dtype
+            return Step(self, body, sources, targets).statements()
 
 
 SYSTEMS = r"""#ifndef FH_SYSTEMS
 #define FH_SYSTEMS
 namespace fh {
-// to[i, j] = from[j, i] for i < SIZE and j < K, where the rows of ``from`` lie STEP apart if !BACK, else those of ``to``.
+// to[i, j] = from[j, i] for i < SIZE and j < K. Rows of K lie one after the other, the others STEP apart: those of
+// ``to`` if BACK.
 template <int K, int STEP, int SIZE, bool BACK, class From, class To>
 static C10_ALWAYS_INLINE void turn(const From* __restrict from, To* __restrict to) {
   constexpr int F = BACK ? K : STEP, T = BACK ? STEP : K, ROWS = BACK ? SIZE : K, COLUMNS = BACK ? K : SIZE;

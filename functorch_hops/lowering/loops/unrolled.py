@@ -37,9 +37,9 @@ class Held:
 
 @dataclass
 class Scope:
-    """What nodes of a body may read: ``held`` buffers, ``memory`` (inputs of the body, which hold the same for all lanes
-    or are read where values say), and parts of buffers: a name, the buffer it is in, and from which element on.
-    ``rows``: of the buffers that nodes computed.
+    """What nodes of a body may read: ``held`` buffers; ``memory``: inputs of the body that hold the same for all lanes,
+    or are read where values say. ``parts`` of buffers: the buffer that each is in, and from which element on. ``rows``:
+    of the buffers that nodes computed.
     """
 
     lanes: int
