@@ -43,12 +43,8 @@ REMARKS = {
     "of them are those of the inputs, for all steps at once.",
     "GRU": "Bound by multiplications, as the tanh RNN.",
     "LSTM": "Bound by multiplications, as the tanh RNN.",
-    "selective SSM": "A step multiplies a matrix and a vector, hence its body is a function of all lanes, whose carry "
-    "is read and written in memory.",
     "linear attention": "The sum over a dimension of the state makes its body a function of all lanes.",
     "Runge-Kutta": "Bound by the latency of sines that follow one another; there are four vectors to fill it.",
-    "HMC": "The last dimension has four numbers, and a vector of sixteen holds no more of them; chains ought to lie "
-    "in a vector side by side.",
     "adaptive ODE": "Bound by latency: vectors of 16 variables, one operation after the other.",
 }
 """Where the time goes, in programs that miss their goal: estimates, no profiles."""

@@ -7,7 +7,8 @@ loop, and the loop takes the native path.
 
 ``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not.
 ``body``: a body as a function, ``lanes``: the same for a block of lanes, ``lane_blocks``: how to cut it,
-``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
+``systems``: lanes of several numbers, ``lane_steps``, ``unrolled`` and ``lane_rows``: their steps,
+numbers and places, ``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
 makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length that save for their gradient,
 ``vector_math``: the functions that kernels call,
 ``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;

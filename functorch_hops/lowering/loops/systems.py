@@ -56,7 +56,7 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
         try:
             return _Block(lanes, _width(form, lanes), bodies, options).kernel(form)
         except Refused as refused:
-            why = why or refused
+            why = refused
     raise why or Refused("its carries have no dimension of many lanes")
 
 
