@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How each library was had: it was found, or compiled."""
     steps: list[str] = []
 
@@ -47,7 +47,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(kept, "found", noted("found", kept.found))
     monkeypatch.setattr(backends, "_planned_whole", noted("compiled", backends._planned_whole))
-    yield steps
+    return steps
 
 
 def decaying(c: Tensor, xs: Tensor, factor: float = 0.75) -> Any:
@@ -144,7 +144,7 @@ def test_what_has_no_description_has_no_name() -> None:
     assert name(lambda c, xs: fh.pure_callback(lambda c: c, c, decaying(c, xs)[0])) is None
     kept._surroundings.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kept, "_processor", lambda: open("/no such file"))
+        patch.setattr(kept, "_processor", Path("no such file").read_text)
         assert name() is None
     assert name() is not None
 

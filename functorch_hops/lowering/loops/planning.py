@@ -26,8 +26,8 @@ from .body import lowered, statements
 from .drawing import keyed
 from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
-from .lanes import lane_body
 from .kept import Library
+from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, load, loop_kernel
