@@ -203,6 +203,15 @@ def test_writers_at_the_same_time(folder: Path) -> None:
     assert len([*folder.iterdir()]) == 2
 
 
+def test_a_library_is_noted_for_processors_like_this(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not kept.is_noted(b"a library")
+    kept.note(b"a library")
+    assert kept.is_noted(b"a library")
+    assert not kept.is_noted(b"another one")
+    monkeypatch.setattr(kept, "_surroundings", lambda: "another processor")
+    assert not kept.is_noted(b"a library")
+
+
 PROGRAM = """
 import json, pathlib, sys
 import torch

@@ -97,7 +97,7 @@ _PLACES = {"TORCHINDUCTOR_CACHE_DIR"}
 
 def inductor_keeps(options: Mapping[str, Any]) -> bool:
     """Whether compiled graphs are kept on disk."""
-    if options.get("force_disable_caches", torch.compiler.config.force_disable_caches):  # type: ignore[attr-defined]
+    if options.get("force_disable_caches", torch.compiler.config.force_disable_caches):
         return False
     config, environment = _config(), os.environ
     if "fx_graph_cache" in options:

@@ -38,7 +38,7 @@ from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 from . import watching as _watching  # noqa: F401 - kernels look for it
 
-__all__ = ["Library", "found", "keep", "name_of"]
+__all__ = ["Library", "found", "is_noted", "keep", "name_of", "note"]
 
 Kernel = Callable[..., None]
 
@@ -108,6 +108,29 @@ def keep(name: str, made: Library) -> None:
         _write(f"{content}.so", library)
         text = json.dumps({"library": content, "workspace": made.workspace, "source_bytes": made.source_bytes})
         _write(f"{name}.json", f"{_hash(text.encode())}\n{text}".encode())
+
+
+def is_noted(library: bytes) -> bool:
+    """Whether it was noted before that this library loads."""
+    name = _note_name(library)
+    return name is not None and (_folder() / name).is_file()
+
+
+def note(library: bytes) -> None:
+    """Note that this library loads."""
+    name = _note_name(library)
+    if name is not None:
+        with contextlib.suppress(OSError):
+            _write(name, b"")
+
+
+def _note_name(library: bytes) -> str | None:
+    if not _torch.inductor_keeps({}):
+        return None
+    try:
+        return f"{_hash(repr((_hash(library), _surroundings())).encode())}.loads"
+    except (_NotByContent, OSError):
+        return None
 
 
 def _loaded(library: Path) -> Kernel:
