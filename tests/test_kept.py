@@ -146,6 +146,9 @@ def test_what_has_no_description_has_no_name() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kept, "_processor", Path("no such file").read_text)
         assert name() is None
+        patch.undo()
+        patch.setattr(kept, "_imported_at", kept._imported_at - 1e9)  # its files have changed since
+        assert name() is None
     assert name() is not None
 
 

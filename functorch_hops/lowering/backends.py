@@ -22,6 +22,7 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .loops import kept
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -210,10 +211,8 @@ def _planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
 
 def _whole(body: Subgraph, options: dict[str, Any], record: Compilation) -> Code | None:
     """The graph as one kernel, if it can be: made by an earlier process (NOTE [Kept libraries]), or now."""
-    from .loops.kept import found, keep, name_of
-
-    name = name_of(body, options)
-    library = None if name is None else found(name)
+    name = kept.name_of(body, options)
+    library = None if name is None else kept.found(name)
     if library is not None:
         record.source_bytes, record.reports = library.source_bytes, lambda: _loops_of_whole(body, options)
         return library.run_of(body)
@@ -221,7 +220,7 @@ def _whole(body: Subgraph, options: dict[str, Any], record: Compilation) -> Code
     if whole is None:
         return None
     if name is not None:
-        keep(name, whole.library)
+        kept.keep(name, whole.library)
     record.reports = lambda: whole.loops
     return whole.library.run_of(body)
 

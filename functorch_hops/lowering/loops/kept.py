@@ -26,6 +26,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ from . import watching as _watching  # noqa: F401 - kernels look for it
 __all__ = ["Library", "found", "is_noted", "keep", "name_of", "note"]
 
 Kernel = Callable[..., None]
+
+_imported_at = time.time()
 
 
 class Library(NamedTuple):
@@ -278,8 +281,8 @@ def _own_files() -> str:
     root = Path(__file__).parents[2]
     files = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
     sources = sorted(path for path in files if path.suffix in (".py", ".h"))
-    if not sources:  # they are in an archive
-        raise _NotByContent
+    if not sources or max(path.stat().st_mtime for path in sources) > _imported_at:
+        raise _NotByContent  # they are in an archive, or others than those that were imported
     return _hash(repr([(os.path.relpath(path, root), _hash(path.read_bytes())) for path in sources]).encode())
 
 
