@@ -1,10 +1,10 @@
 """Whole graphs that an earlier process compiled.
 
 NOTE [Kept libraries] The library of a whole graph (NOTE [Whole graphs]) stays on disk beside Inductor's caches, and a
-process that captures the same graph loads it without importing Inductor or looking for a compiler. A stale library is
-a wrong result, so its name is a hash of all that it was made from: the graph, every file of this library, torch, the
-settings, the processor and the compiler. What of a graph has no description by content - a Python object, a large
-constant, an operator of the user's - has no name, and is compiled in each process.
+process that captures the same graph loads it: Inductor generates no code and is not imported for that. A stale library
+is a wrong result, so its name is a hash of all that it was made from: the graph, every file of this library, torch, the
+settings, the processor and the compiler. What has no description by content in a graph - a Python object, a large
+constant, an operator of the user's - leaves it without a name, and it is compiled in each process.
 
 A library is named by its content, which is compared before it is loaded, and a small record leads to it. Both appear
 under their names at once and complete, so processes may write them at the same time, and what is damaged is made anew.
