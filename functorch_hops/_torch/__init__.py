@@ -13,6 +13,7 @@ from .forward_rules import *
 from .hooks import *
 from .hops import *
 from .imports import *
+from .inductor_settings import *
 from .interrupts import *
 from .legacy_vmap import *
 from .levels import *

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils._device import DeviceContext
 
 from .dispatch import function_modes
+from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
     "ambient_checks",
@@ -64,7 +64,7 @@ def ambient_checks(backend: Any) -> list[Check]:
         *[(_precision, *place) for place in _PRECISIONS],
     ]
     if backend == "inductor":
-        settings += _configuration()
+        settings += inductor_checks()
     devices = _devices()
     if devices:  # under another mode nothing will do
         no_mode: Check = _devices, (), None if None in devices else devices
@@ -83,7 +83,7 @@ def ambient_checks(backend: Any) -> list[Check]:
 def compiler_settings(backend: Any) -> tuple[Any, ...]:
     """What the code that a backend makes depends on, besides the graph and the options."""
     switches, precisions = [get() for get in _SWITCHES], [_precision(*place) for place in _PRECISIONS]
-    return (*switches, *precisions, _inductor_config().get_hash() if backend == "inductor" else None)
+    return (*switches, *precisions, inductor_settings() if backend == "inductor" else None)
 
 
 _GlobalState = torch._C._dynamo.guards.GlobalStateGuard
@@ -109,24 +109,6 @@ _SWITCHES = (
 )
 _SEEN_SWITCHES = _SWITCHES[:2] + (torch.get_num_threads,)
 """What ``GlobalStateGuard`` compares."""
-
-
-@functools.cache
-def _inductor_config() -> Any:
-    from torch._inductor import config
-
-    return config
-
-
-def _configuration() -> list[tuple[Callable[..., Any]]]:
-    """What tells a change of Inductor's configuration: its hash, and whether it is the hash still (torch 2.13); before,
-    what computes it if it is not.
-    """
-    config = _inductor_config()
-    config.get_hash()
-    if hasattr(config, "_hash_dirty_var"):
-        return [(config._hash_dirty_var.get,), (config._hash_cache_var.get,)]
-    return [(config.get_hash,)]
 
 
 def _devices() -> list[torch.device | None]:

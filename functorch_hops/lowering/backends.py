@@ -22,11 +22,12 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .loops import kept
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
 if TYPE_CHECKING:
-    from .loops.planning import Plan, Whole
+    from .loops.planning import LoopReport, Plan, Whole
 
 __all__ = [
     "Backend",
@@ -208,6 +209,30 @@ def _planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         return planned_whole(body, options)
 
 
+def _whole(body: Subgraph, options: dict[str, Any], record: Compilation) -> Code | None:
+    """The graph as one kernel, if it can be: made by an earlier process (NOTE [Kept libraries]), or now."""
+    name = kept.name_of(body, options)
+    library = None if name is None else kept.found(name)
+    if library is not None:
+        record.source_bytes, record.reports = library.source_bytes, lambda: _loops_of_whole(body, options)
+        return library.run_of(body)
+    whole = _planned_whole(body, options)
+    if whole is None:
+        return None
+    if name is not None:
+        kept.keep(name, whole.library)
+    record.reports = lambda: whole.loops
+    return whole.library.run_of(body)
+
+
+def _loops_of_whole(body: Subgraph, options: dict[str, Any]) -> tuple[LoopReport, ...]:
+    from .inductor import exact_code
+    from .loops.planning import loops_of_whole
+
+    with exact_code():
+        return loops_of_whole(body, options)
+
+
 def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Subgraph:
     with stage(PASSES):
         record.body = body = batch_products(hoist_loops(body))
@@ -219,12 +244,11 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):
-            whole = None if record.body.draws else _planned_whole(body, options)
+            whole = None if record.body.draws else _whole(body, options, record)
             if whole is not None:
-                record.loops = whole.loops
-                return _with_eager_errors(whole.run)
+                return _with_eager_errors(whole)
             plan = _planned(body, options)
-        body, record.loops = plan.body, plan.loops
+        body, record.reports = plan.body, lambda: plan.loops
     kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
     with _torch.compilation(body.shape_env) as fake_mode, kept, stage(GRAPH):
         fakes = [meta.fake(fake_mode) for meta in body.inputs]

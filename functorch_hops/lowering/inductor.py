@@ -35,6 +35,7 @@ from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
 from .loops.operator import loop_kernel
+from .loops.probing import note_probes
 from .loops.tapes import taped_kernel
 from .loops.triton.operator import triton_loop
 from .stages import generated
@@ -219,6 +220,7 @@ def exact_code() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop: our operators are known, and faults cured."""
     _register_operators()
     register_kernels()
+    note_probes()
     with exact_arithmetic():
         yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,13 @@ PASSES, KERNELS, COMPILED, GRAPH = "passes", "code of kernels", "compilation of 
 
 @dataclass
 class Compilation:
-    """``seconds``: of each stage, without those of stages inside it. ``body``: the graph as the passes leave it;
-    ``loops``: reports of its loops by ``lowering.loops``.
-    """
+    """``seconds``: of each stage, without those of stages inside it. ``body``: the graph as the passes leave it."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     source_bytes: int = 0
     body: Any = None
-    loops: tuple[Any, ...] = ()
+    reports: Callable[[], tuple[Any, ...]] = tuple
+    """What ``lowering.loops`` says of the loops."""
     named: list[Any] = field(default_factory=list)
     """What the code knows by a number only: it lives as long as the code."""
 

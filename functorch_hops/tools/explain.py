@@ -178,7 +178,7 @@ def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
         compiled(body, params.backend, params.origin)
         record = compilation_of(body, params.backend)
         is_eager = params.backend.name == "eager"
-        loops = _Loops(record.loops, "python" if is_eager else "native").of(record.body or body)
+        loops = _Loops(record.reports(), "python" if is_eager else "native").of(record.body or body)
         name = params.backend.name
         return Explanation(
             name=params.origin.function,

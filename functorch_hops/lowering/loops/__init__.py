@@ -12,7 +12,8 @@ numbers and places, ``masked``: whiles under vmap, ``around``: the loop around a
 makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length that save for their gradient,
 ``vector_math``: the functions that kernels call,
 ``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;
-``whole``: a graph with what is around its loops as one kernel,
+``whole``: a graph with what is around its loops as one kernel, ``kept``: the same from disk, ``probing``: what
+Inductor asks each process, asked once;
 ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
 ``watching``: who is told where a loop is.
 ``own``: operators that Inductor makes no C++ of; ``products``; ``convolution``; ``linear``: solves and factorizations

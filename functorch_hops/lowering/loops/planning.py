@@ -6,7 +6,7 @@ import contextlib
 import functools
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from .body import lowered, statements
 from .drawing import keyed
 from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
+from .kept import Library
 from .lane_steps import Body
 from .lanes import lane_body
 from .linear import CHECKS
@@ -42,9 +43,9 @@ from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch, launch_arguments, triton_loop
 from .triton.planning import check_form, is_on_cuda, launch_of
-from .whole import run_of, whole
+from .whole import whole
 
-__all__ = ["LoopReport", "Plan", "Whole", "planned", "planned_whole"]
+__all__ = ["LoopReport", "Plan", "Whole", "loops_of_whole", "planned", "planned_whole"]
 
 
 _TOLD_LINES = 5
@@ -87,13 +88,18 @@ class Plan:
 class Whole:
     """A graph that is one kernel, and what became of its loops."""
 
-    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+    library: Library
     loops: tuple[LoopReport, ...]
 
 
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
     """``body`` with kernels, each compiled. ``options``: those of Inductor."""
     return _plan(body, options, is_inner=False)
+
+
+def loops_of_whole(body: Subgraph, options: dict[str, Any]) -> tuple[LoopReport, ...]:
+    """What became of the loops of a graph that is one kernel."""
+    return _plan(body, options, is_inner=True).loops
 
 
 def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
@@ -109,10 +115,10 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         plan = _plan(body, options, is_inner=True)
         if not plan.loops:
             return None
-        library, workspace = whole(lowered(plan.body, options), options)
-        generated(library.source)
+        made, workspace = whole(lowered(plan.body, options), options)
+        generated(made.source)
         with stage(COMPILED):
-            return Whole(run_of(load(library), workspace, plan.body), plan.loops)
+            return Whole(Library(load(made), workspace, len(made.source)), plan.loops)
     except Exception:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
         return None
 

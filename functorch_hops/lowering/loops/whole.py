@@ -8,19 +8,13 @@ Where the work around the loops is worth several threads, or calls of BLAS, it i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-
 import torch
-from torch import Tensor
 
-from ... import _torch
-from ...ir.subgraph import Subgraph
 from .body import Lowered, statements
 from .forms import Refused
 from .source import ENTRY, Program, is_long, program
 
-__all__ = ["run_of", "whole"]
+__all__ = ["whole"]
 
 _FEW = 1 << 18
 """Elements around the loops, some 30 microseconds, below which several threads are no help."""
@@ -36,20 +30,3 @@ def whole(lowered: Lowered, options: dict[str, object]) -> tuple[Program, int]:
         raise Refused("a size is open")
     given, results = ([meta.dtype for meta in metas] for metas in (body.inputs, body.outputs))
     return program(function.parts, function.name, 0, given, results, ENTRY), function.workspace
-
-
-def run_of(kernel: Callable[..., None], workspace: int, body: Subgraph) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """The graph as its kernel computes it, of contiguous operands."""
-    layouts = [(meta.shape, _dense_strides(meta.shape), meta.dtype) for meta in body.outputs]
-    empty = _torch.empty_strided_cpu
-
-    def run(operands: Sequence[Tensor]) -> list[Tensor]:
-        outputs = [empty(*layout) for layout in layouts]
-        kernel(*operands, *outputs, workspace)
-        return outputs
-
-    return run
-
-
-def _dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

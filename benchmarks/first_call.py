@@ -1,0 +1,111 @@
+"""What the first call of a jitted loop takes, in a process that compiles it and in the next one, which finds it:
+`python benchmarks/first_call.py`.
+
+Each program runs in two processes, one after the other, with a number in it that no program had before: so the first
+one compiles. The CPU time of a call includes that of the C++ compiler. What torch imports is counted by itself: Dynamo,
+which all that traces fake tensors imports, and the parts of Inductor that generate code. What Inductor builds once per
+machine, its precompiled header and what tells the vectors that the processor has, is not counted.
+
+Target: 2 s where the kernel is compiled, 0.5 s where it is found, besides the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from timing import print_table
+from torch import Tensor
+
+import functorch_hops as fh
+
+ROUNDS = 3
+new = 0.5
+"""A number of this round."""
+
+
+def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    b = (h * x).sin() + h
+    return (b.tanh() * new + x).sigmoid() * b, b
+
+
+def loss(h: Tensor, xs: Tensor) -> Tensor:
+    h, ys = fh.scan(step, h, xs)
+    return h.sum() + ys.square().mean()
+
+
+def backward(h: Tensor, xs: Tensor) -> Any:
+    h = h.clone().requires_grad_()
+    fh.jit(loss)(h, xs).backward()
+    return h.grad
+
+
+def halved(h: Tensor, xs: Tensor) -> Tensor:
+    return fh.while_loop(lambda c: c.abs().max() > 1e-3, lambda c: c * new, h)
+
+
+PROGRAMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "scan": fh.jit(lambda h, xs: fh.scan(step, h, xs)),
+    "scan, value_and_grad": fh.jit(fh.value_and_grad(loss)),
+    "scan, backward()": backward,
+    "while_loop": fh.jit(halved),
+}
+
+
+def cpu_time() -> float:
+    """Of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
+
+
+def measure_here(name: str, is_found: bool) -> None:
+    """The child process: prints seconds of the imports and of the call."""
+    torch.set_num_threads(1)
+    start = cpu_time()
+    import_module("torch._dynamo")
+
+    dynamo = cpu_time()
+    if not is_found:
+        import_module("torch._inductor.graph")
+
+    imported = cpu_time()
+    PROGRAMS[name](torch.rand(16), torch.rand(64, 16))
+    called = cpu_time()
+    if is_found and "torch._inductor.graph" in sys.modules:
+        raise RuntimeError("the kernel was not found")
+    print(json.dumps([dynamo - start, imported - dynamo, called - imported]))
+
+
+def measure(name: str, number: float, is_found: bool) -> list[float]:
+    command = [sys.executable, __file__, name, str(number), "found" if is_found else "compiled"]
+    seconds: list[float] = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+    return seconds
+
+
+def main() -> None:
+    rows = []
+    for name in PROGRAMS:
+        numbers = [random.uniform(0.4, 0.6) for _ in range(ROUNDS)]
+        runs = [[measure(name, number, is_found) for is_found in (False, True)] for number in numbers]
+        for how, seconds in zip(("compiled", "found"), zip(*runs)):
+            middle = map(statistics.median, zip(*seconds))
+            rows.append([f"{name}, {how}", *(f"{x:.2f}" for x in middle)])
+    print_table("Seconds of CPU (target: 2 for a kernel that is compiled, 0.5 for one that is found)", HEADER, rows)
+
+
+HEADER = ["first call", "import of Dynamo", "of Inductor", "the call"]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        new = float(sys.argv[2])
+        measure_here(sys.argv[1], sys.argv[3] == "found")
+    else:
+        main()
