@@ -1,46 +1,29 @@
 """Scans over a sequence whose parts lie on several processes (`sharded_worker.py` is one of them)."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sharded_worker
 import torch
 import torch.distributed as dist
+from ranks import run_ranks
 from torch.distributed.device_mesh import init_device_mesh
 
 import functorch_hops as fh
 from functorch_hops.ops.sharded.messages import position
 
-WORKER = Path(sharded_worker.__file__)
 QUICK = [function.__name__ for function in sharded_worker.QUICK]
 SLOW = [function.__name__ for function in sharded_worker.SLOW]
 
 
-def run_ranks(worker: Path, size: int, store: Path, names: list[str]) -> None:
-    """The names are what each rank has to call right."""
-    command = [sys.executable, "-W", "ignore", str(worker)]
-    started = [
-        subprocess.Popen([*command, str(rank), str(size), str(store), *names], stdout=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
-    try:
-        printed = [process.communicate(timeout=280)[0].splitlines() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert printed == [[f"{name}: right" for name in names]] * size
-
-
 def test_two_ranks_compute_what_a_loop_over_the_whole_computes(tmp_path: Path) -> None:
-    run_ranks(WORKER, 2, tmp_path / "store", QUICK)
+    run_ranks("sharded_worker.py", 2, tmp_path / "store", QUICK)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "names"), [(2, SLOW), (4, QUICK)], ids=["compiled", "four"])
 def test_more_ranks_and_modes(size: int, names: list[str], tmp_path: Path) -> None:
-    run_ranks(WORKER, size, tmp_path / "store", names)
+    run_ranks("sharded_worker.py", size, tmp_path / "store", names)
 
 
 @pytest.fixture

@@ -1,10 +1,19 @@
-"""Process groups by name, as graphs hold them (checked against torch 2.13.0)."""
+"""Process groups by name, as graphs hold them, and DTensors (checked against torch 2.13.0)."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-__all__ = ["process_group_named"]
+from torch import Tensor
+
+__all__ = ["is_distributed_tensor", "process_group_named"]
+
+
+def is_distributed_tensor(t: Tensor) -> bool:
+    """Whether a tensor is a DTensor, whose module takes a second to import."""
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def process_group_named(name: str) -> Any:

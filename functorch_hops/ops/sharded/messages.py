@@ -37,7 +37,9 @@ class _Here:
     def __init__(self, group: str, size: int, backwards: bool) -> None:
         self.group = _torch.process_group_named(group)
         if self.group.size() != size:
-            raise RuntimeError(f"the process group {group} had {size} ranks at the capture, and has {self.group.size()}")
+            raise RuntimeError(
+                f"the process group {group} had {size} ranks at the capture, and has {self.group.size()}"
+            )
         self.last, self.backwards = size - 1, backwards
         self.place = self.rank_at(self.group.rank())
 
@@ -135,7 +137,10 @@ collect = _operator("collect", f"Tensor[] values, {_ROUTE}) -> Tensor[]", _colle
 shift = _operator("shift", f"Tensor[] values, int offset, {_ROUTE}) -> Tensor[]", _shift, _like)
 """The values from ``offset`` places before, zero if there is no such place."""
 position = _operator(
-    "position", f"{_ROUTE}, Device device) -> Tensor", _position, lambda *args: torch.empty((), dtype=torch.int64, device=args[-1])
+    "position",
+    f"{_ROUTE}, Device device) -> Tensor",
+    _position,
+    lambda *args: torch.empty((), dtype=torch.int64, device=args[-1]),
 )
 """The place of this process."""
 
