@@ -97,7 +97,7 @@ def backward(function: Function, operands: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def values(ranks: Ranks) -> None:
-    (xs, weight, init), step = ranks.whole, ranks.step(ranks.whole[1])
+    (xs, _, init), step = ranks.whole, ranks.step(ranks.whole[1])
     for reverse in (False, True):
         h, ys = loop(step, init, xs, reverse)
         torch.testing.assert_close(
@@ -151,7 +151,7 @@ def gradients_of_some(ranks: Ranks) -> None:
 
 
 def gradients_of_prefixes(ranks: Ranks) -> None:
-    """A step that does not commute, and has no finite derivative at the zeros that a rank gets which is sent nothing."""
+    """A step that does not commute, and has no finite derivative at the zeros that come where nothing is sent."""
 
     def parallel(left: Any, right: Any) -> Any:
         (r, *left), (s, *right) = left, right

@@ -154,7 +154,7 @@ def _refuse_shards(operation: str, path: str, x: Any) -> NoReturn:
         path=path,
         expected="it whole on each rank, or sharded on other dimensions",
         got=x.placements,
-        remedy=f"x.redistribute(placements={placements}); or fh.sharded_scan over x.to_local(), with group=x.device_mesh",
+        remedy=f"x.redistribute(placements={placements}); or fh.sharded_scan over x.to_local()",
     )
     raise ArgumentValueError(text)
 

@@ -6,7 +6,7 @@ is a linear map between such collections. Let x_p be the value at place p of n, 
 cotangent of what p + 1 received goes back to p. Hence the transpose of ``Receive`` is ``Send`` the other way round, and
 that of ``Send`` is ``Receive``: at the ends of the way, where nothing travels, both are the identity. ``Share`` copies
 x_(n-1) to all places: its transpose sums all cotangents there (``Collect``), and theirs is ``Share``. ``Shift`` by k
-moves x_p to p + k, its transpose by -k. It is the sum over the ranks of what each differentiates that is differentiated.
+moves x_p to p + k, its transpose by -k. What is differentiated is the sum over the ranks of what each differentiates.
 
 NOTE [Exchanges are tied] A rank that leaves out the transpose of a message lets another one wait for ever. So an
 exchange also takes and returns what is computed along with its values, unchanged: whatever of that is differentiated,
@@ -42,7 +42,7 @@ class Exchange(FlatRule):
     name = "exchange"
     has_backward = has_tangent = True
 
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         raise NotImplementedError
 
     def transposed(self) -> Exchange:
@@ -66,7 +66,7 @@ class Exchange(FlatRule):
         of_tangents = replace(self, n=self.n_differentiable)
         return call_custom_rule(self, inputs), call_custom_rule(of_tangents, tangents)
 
-    def vmap(self, operands: Tensors, mapped: Mask, size: int, randomness: str) -> tuple[Tensors, Mask]:  # type: ignore[override]
+    def vmap(self, operands: Tensors, mapped: Mask, size: int, randomness: str) -> tuple[Tensors, Mask]:
         """What travels has the same shape on all ranks: it is mapped as soon as anything is."""
         values = [x if m else x.expand(size, *x.shape) for x, m in zip(operands[: self.n], mapped)]
         outs = call_custom_rule(self, [*values, *operands[self.n :]])
@@ -74,7 +74,7 @@ class Exchange(FlatRule):
 
 
 class Send(Exchange):
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         return messages.send(values, *self.route)
 
     def transposed(self) -> Exchange:
@@ -82,7 +82,7 @@ class Send(Exchange):
 
 
 class Receive(Exchange):
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         return messages.receive(values, *self.route)
 
     def transposed(self) -> Exchange:
@@ -90,7 +90,7 @@ class Receive(Exchange):
 
 
 class Share(Exchange):
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         return messages.share(values, *self.route)
 
     def transposed(self) -> Exchange:
@@ -98,7 +98,7 @@ class Share(Exchange):
 
 
 class Collect(Exchange):
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         return messages.collect(values, *self.route)
 
     def transposed(self) -> Exchange:
@@ -109,7 +109,7 @@ class Collect(Exchange):
 class Shift(Exchange):
     offset: int = 0
 
-    def moved(self, values: Tensors) -> Tensors:
+    def moved(self, values: Tensors) -> Any:
         return messages.shift(values, self.offset, *self.route)
 
     def transposed(self) -> Exchange:

@@ -36,10 +36,9 @@ class _Here:
 
     def __init__(self, group: str, size: int, backwards: bool) -> None:
         self.group = _torch.process_group_named(group)
-        if self.group.size() != size:
-            raise RuntimeError(
-                f"the process group {group} had {size} ranks at the capture, and has {self.group.size()}"
-            )
+        now = self.group.size()
+        if now != size:
+            raise RuntimeError(f"the process group {group} had {size} ranks at the capture, and has {now}")
         self.last, self.backwards = size - 1, backwards
         self.place = self.rank_at(self.group.rank())
 
