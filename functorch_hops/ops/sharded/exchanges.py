@@ -118,6 +118,8 @@ class Shift(Exchange):
 
 def exchange(kind: Callable[[Route, int, int], Exchange], route: Route, values: Tensors, tied: Tensors = ()) -> Any:
     """What an exchange makes of the values, and of what is tied to it."""
+    if not values:
+        return [], tied
     differentiable = differentiable_inputs(values)
     order = sorted(range(len(values)), key=lambda i: not differentiable[i])
     rule = kind(route, len(values), sum(differentiable))

@@ -119,25 +119,25 @@ def _like(values: Sequence[Tensor], *_: Any) -> list[Tensor]:
 
 
 def _operator(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    _library.define(f"{name}({signature}")
+    _library.define(f"{name}{signature}")
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"functorch_hops::{name}", fake, lib=_library)
     return getattr(torch.ops.functorch_hops, name).default
 
 
-send = _operator("send", f"Tensor[] values, {_ROUTE}) -> Tensor[]", _send, _like)
+send = _operator("send", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _send, _like)
 """To the next place. What comes out is zero, and at the last place the values."""
-receive = _operator("receive", f"Tensor[] values, {_ROUTE}) -> Tensor[]", _receive, _like)
+receive = _operator("receive", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _receive, _like)
 """What comes from the place before; at the first one the values."""
-share = _operator("share", f"Tensor[] values, {_ROUTE}) -> Tensor[]", _share, _like)
+share = _operator("share", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _share, _like)
 """The values of the last place, everywhere."""
-collect = _operator("collect", f"Tensor[] values, {_ROUTE}) -> Tensor[]", _collect, _like)
+collect = _operator("collect", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _collect, _like)
 """At the last place the sums of the values of all, elsewhere zero."""
-shift = _operator("shift", f"Tensor[] values, int offset, {_ROUTE}) -> Tensor[]", _shift, _like)
+shift = _operator("shift", f"(Tensor[] values, int offset, {_ROUTE}) -> Tensor[]", _shift, _like)
 """The values from ``offset`` places before, zero if there is no such place."""
 position = _operator(
     "position",
-    f"{_ROUTE}, Device device) -> Tensor",
+    f"({_ROUTE}, Device device) -> Tensor",
     _position,
     lambda *args: torch.empty((), dtype=torch.int64, device=args[-1]),
 )
