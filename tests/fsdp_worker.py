@@ -65,6 +65,7 @@ def orders(rank: int, mesh: DeviceMesh) -> None:
             torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}")
     sharded = shard(make())
     refused("capture modules before fully_shard", lambda: fh.jit(sharded, backend="eager")(xs))
+    torch.testing.assert_close(gradients(sharded, sharded, xs), expected)  # which has left it as it was
 
 
 def refused(words: str, call: Callable[[], Any], error: type[Exception] = fh.CaptureError) -> None:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,11 +33,20 @@ def environment(version: str) -> Path:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join([*others, f"torch=={version}"]))
         constraints.flush()
-        pip += ["-c", constraints.name]
-        subprocess.run([*pip, "setuptools"], check=True)
-        subprocess.run([*pip, "--no-build-isolation", "-e", f"{ROOT}[test]", f"torch=={version}"], check=True)
+        subprocess.run([*pip, "-c", constraints.name, f"torch=={version}", *requirements()], check=True)
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", ROOT], check=True)  # its metadata name a bound
     (folder / "installed").touch()
     return python
+
+
+def requirements() -> list[str]:
+    """What the library and its tests require besides torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [
+        name
+        for name in (*project["dependencies"], *project["optional-dependencies"]["test"])
+        if not name.startswith("torch")
+    ]
 
 
 def run(version: str, arguments: list[str]) -> str:
