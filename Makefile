@@ -10,7 +10,7 @@ ARGS ?=
 TEST_ENV = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
 PYTEST = $(TEST_ENV) .venv-test/bin/python -m pytest -n $(JOBS)
 
-.PHONY: quickstart test fast-test slow-test lint types docs check release-check clean
+.PHONY: quickstart test fast-test slow-test lint types docs check versions release-check clean
 
 quickstart: .venv-quickstart/installed
 	.venv-quickstart/bin/python tutorials/quickstart.py $(ARGS)
@@ -37,6 +37,10 @@ docs: .venv-test/installed
 
 check: test lint types docs
 
+# The quick tests with other versions of torch, each in an environment of its own: make versions TORCH="2.12.1 2.14.1"
+versions:
+	$(PYTHON) tests/versions.py $(TORCH) -- $(ARGS)
+
 # What is to be published, as its users meet it: the wheel in an environment with nothing but what it asks for.
 release-check: .venv-test/installed
 	rm -rf dist build .venv-release
@@ -52,7 +56,7 @@ release-check: .venv-test/installed
 	.venv-test/bin/python tests/sdist.py dist/*.tar.gz
 
 clean:
-	rm -rf .venv-quickstart .venv-test .venv-release build dist *.egg-info
+	rm -rf .venv-quickstart .venv-test .venv-release .venv-torch-* build dist *.egg-info
 
 .venv-quickstart/installed: EXTRAS = tutorials
 .venv-test/installed: EXTRAS = dev

@@ -32,6 +32,7 @@ from .ops.implicit.api import custom_linear_solve, custom_root
 from .ops.map.api import map
 from .ops.mode import disable_jit, eager_capture
 from .ops.scan.api import scan
+from .ops.sharded.api import sharded_associative_scan, sharded_scan
 from .ops.while_loop.api import while_loop
 from .tools import debug
 from .tools.captures import assert_max_captures, log_captures
@@ -121,6 +122,8 @@ __all__ = [
     "progress",
     "pure_callback",
     "scan",
+    "sharded_associative_scan",
+    "sharded_scan",
     "switch",
     "value_and_grad",
     "vjp",

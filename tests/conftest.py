@@ -58,6 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Tests on a GPU run where one is; those that run Triton's kernels without one, where Triton is and no GPU."""
     has_gpu = torch.cuda.is_available()
     can_run = {"cuda": has_gpu, "triton": not has_gpu and importlib.util.find_spec("triton") is not None}
+    can_run["onnx"] = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
     kept = [item for item in items if all(can_run.get(mark.name, True) for mark in item.iter_markers())]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept

@@ -126,3 +126,18 @@ def test_a_module_with_transforms_keeps_its_parameters_and_open_sizes():
     program = torch.export.export(net, (XS,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     assert set(program.graph_signature.parameters) == {"linear.weight", "linear.bias"}
     torch.testing.assert_close(program.module()(XS[:2] + 1), net(XS[:2] + 1))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.trace. is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+def test_torch_jit_trace_is_refused() -> None:
+    """It would record the branch that is taken, and the steps that are."""
+    x = torch.ones(3)
+    for function in (
+        lambda x: fh.cond(x.sum() > 0, torch.sin, torch.cos, x),
+        lambda x: fh.while_loop(lambda c: c.sum() < 10, lambda c: c + 1, x),
+        lambda x: fh.scan(lambda c, r: (c + r, c), x[0], x),
+    ):
+        with pytest.raises(fh.CaptureError, match=r"torch.jit.trace: it would keep the branch"):
+            torch.jit.trace(function, (x,), check_trace=False)

@@ -27,6 +27,7 @@ from functorch_hops.ops.closed_call.op import ClosedCallParams
 from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
 from functorch_hops.trace.capture import current_capture
+from functorch_hops.trace.refusals import check_tensor_class
 from functorch_hops.trace.session import is_left_over, refuse_state
 from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
@@ -215,6 +216,9 @@ class JittedFunction(Generic[P, R]):
         self, func: Callable[..., Any], root: Callable[..., Any], arguments: Arguments, key: Any, before: Any
     ) -> tuple[CompiledTrace, list[Tensor]]:
         self._misses += 1
+        for t in before.tensors.values():  # hooks of ``fully_shard`` would communicate, and keep what is traced
+            if _torch.is_distributed_tensor(t):
+                check_tensor_class("jit", t)
         self._warn_if_repeated(key, before)
         reasons = self._reasons(key, before) if is_heard() else []
         with timed("capture", self._name, str(self._origin), reasons, self), before.observer() as seen:

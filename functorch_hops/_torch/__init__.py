@@ -9,6 +9,7 @@ from .ambient import *
 from .autograd import *
 from .compilers import *
 from .dispatch import *
+from .distributed import *
 from .forward_rules import *
 from .hooks import *
 from .hops import *

@@ -40,6 +40,7 @@ __all__ = [
     "is_captured_write_error",
     "is_collective",
     "is_effectful",
+    "is_recording_script",
     "is_refused_by_vmap",
     "new_fake_mode",
     "new_graph_module",
@@ -126,6 +127,10 @@ def is_collective(func: Any) -> bool:
 def function_name(func: Any) -> str:
     """The name under which a user knows a function that a ``__torch_function__`` mode sees."""
     return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
+
+
+is_recording_script = torch._C._is_tracing
+"""Whether ``torch.jit.trace`` records the operators that run."""
 
 
 def is_effectful(operator: OpOverload) -> bool:

@@ -107,8 +107,12 @@ def own_package(func: Any) -> str:
             func = attributes["__wrapped__"]
         else:
             break
-    origin = of_globals(func.__globals__) if isinstance(func, FunctionType) else of_class(type(func))
-    return "" if package(origin) in _LIBRARIES or standard(origin) else package(origin)
+    if isinstance(func, FunctionType):
+        origins = [of_globals(func.__globals__)]
+    else:  # torch derives classes of the user's, as ``fully_shard`` does
+        origins = list(map(of_class, type(func).__mro__))
+    own = (package(origin) for origin in origins if not (package(origin) in _LIBRARIES or standard(origin)))
+    return next(own, "")
 
 
 def package(origin: Origin) -> str:

@@ -94,7 +94,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
                 if True in active:
                     return self._recorded_call(True, None, params, active, operands)
             return self.run_eagerly(params, *operands)
-        operands = tuple(lift_operands([self._operand(x) if isinstance(x, Tensor) else x for x in operands]))
+        operands = tuple(lift_operands([_operand(params, x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
                 raise self._unknown_to_export()
@@ -121,10 +121,6 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         if mode.supports_higher_order_operators:
             result = super().dispatch(dispatch_key, *args, **kwargs)
         return self.run_eagerly(*args) if result is NotImplemented else result
-
-    def _operand(self, x: Tensor) -> Tensor:
-        check_tensor_class(self.label, x)
-        return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
     def run_eagerly(self, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
         with _torch.autocast_off(), _torch.shown_in_profile(lambda: _shown(params, operands)):
@@ -227,6 +223,11 @@ def is_plain_call(operands: Sequence[Any]) -> bool:
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
     return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
+
+
+def _operand(params: Params, x: Tensor) -> Tensor:
+    check_tensor_class(params.public_name, x)
+    return _torch.plain(x if current_capture() is not None else _torch.as_plain_class(x))
 
 
 def _shown(params: Params, operands: Sequence[Any]) -> str:

@@ -32,6 +32,7 @@ from ..lowering.backends import Backend, Options
 from ..ops.closed_call.op import ClosedCallParams, closed_call_op
 from ..trace.buffers import Buffers
 from ..trace.capture import current_capture, outside_of_captures
+from ..trace.refusals import check_tensor_class
 
 if TYPE_CHECKING:
     from .._torch.dynamo_library import Compiler
@@ -159,6 +160,9 @@ class _Library:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
     ) -> Captured:
         leaves, spec = pytree.flatten((args, kwargs))
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                check_tensor_class(self.operation(function, args), leaf)
         numbers = {i for i, x in enumerate(leaves) if hasattr(x, "carrier")}
         carried = pytree.unflatten(spec, [x.carrier if i in numbers else x for i, x in enumerate(leaves)])
 

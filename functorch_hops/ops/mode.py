@@ -6,7 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from .._torch import foreign_capture_active, lane_by_lane
+from .._torch import foreign_capture_active, is_recording_script, lane_by_lane
+from ..errors import CaptureError, message
 from ..trace.capture import current_capture
 
 __all__ = ["disable_jit", "eager_capture", "forced", "is_capturing", "is_jit_disabled", "is_stepwise", "stepwise"]
@@ -23,6 +24,14 @@ forced = _Forced()
 
 def is_capturing() -> bool:
     """Whether control flow becomes graph nodes here: a capture runs, torch traces, or ``eager_capture`` asks for it."""
+    if is_recording_script():
+        raise CaptureError(
+            message(
+                "torch.jit.trace",
+                "it would keep the branch and the steps that it sees, and no control flow",
+                remedy="use torch.export or fh.export, fh.jit or torch.compile",
+            )
+        )
     return current_capture() is not None or forced.depth > 0 or foreign_capture_active()
 
 

@@ -280,14 +280,17 @@ def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
 
 
 def check_tensor_class(operation: str, t: Tensor) -> None:
-    if _torch.has_own_operators(t):
-        raise CaptureError(
-            message(
-                operation,
-                "a tensor of a class that redefines operators",
-                expected="a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or "
-                "__torch_dispatch__ of its own",
-                got=type(t).__name__,
-                remedy="pass its data as a plain tensor, for example with .as_subclass(torch.Tensor)",
-            )
+    if not _torch.has_own_operators(t):
+        return
+    expected = (
+        "a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or __torch_dispatch__ of its own"
+    )
+    problem, got = "a tensor of a class that redefines operators", type(t).__name__
+    remedy = "pass its data as a plain tensor, for example with .as_subclass(torch.Tensor)"
+    if _torch.is_distributed_tensor(t):
+        problem, got = "a captured function can't take a DTensor", f"one that is placed as {t.placements}"  # type: ignore[attr-defined]
+        remedy = (
+            "call it inside of torch.distributed.tensor.experimental.local_map, or on t.to_local(); capture modules "
+            "before fully_shard, as in fully_shard(fh.jit(module)); loops in plain eager take DTensors"
         )
+    raise CaptureError(message(operation, problem, expected=expected, got=got, remedy=remedy))

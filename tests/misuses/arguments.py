@@ -395,3 +395,16 @@ def checkpoint_no_policy():
 @misuse(fh.ArgumentTypeError)
 def checkpoint_name_no_string():
     fh.checkpoint_name(X, 1)
+
+
+# --- sharded scans
+
+
+@misuse(fh.ArgumentValueError)
+def sharded_scan_without_a_process_group():
+    fh.sharded_scan(lambda c, x: (c + x, x), torch.tensor(0.0), X)
+
+
+@misuse(fh.ArgumentTypeError)
+def sharded_associative_scan_of_no_function():
+    fh.sharded_associative_scan(X, X)

@@ -139,7 +139,24 @@ def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: 
         if x.dim() == 0 or (expected is not None and x.shape[0] != expected):
             _refuse_sizes(operation, pytree.leaf_paths(spec, "xs"), i, x, expected)
         expected = x.shape[0]
+        if _torch.is_distributed_tensor(x) and any(p.is_shard(0) for p in x.placements):  # type: ignore[attr-defined]
+            _refuse_shards(operation, pytree.leaf_paths(spec, "xs")[i], x)
     return expected
+
+
+def _refuse_shards(operation: str, path: str, x: Any) -> NoReturn:
+    from torch.distributed.tensor import Replicate
+
+    placements = tuple(Replicate() if p.is_shard(0) else p for p in x.placements)
+    text = message(
+        operation,
+        "a DTensor is sharded on the dimension that is looped over",
+        path=path,
+        expected="it whole on each rank, or sharded on other dimensions",
+        got=x.placements,
+        remedy=f"x.redistribute(placements={placements}); or fh.sharded_scan over x.to_local()",
+    )
+    raise ArgumentValueError(text)
 
 
 def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected: Any) -> NoReturn:

@@ -1,0 +1,1 @@
+"""Scans over a sequence whose parts lie on the ranks of a process group, one after the other."""
