@@ -81,6 +81,14 @@ def _embedding_bag(
     return total / sizes.clamp(min=1).unsqueeze(-1)
 
 
+def _masked_select(x: Tensor, mask: Tensor, *, out: None = None) -> Any:
+    """Indexing counts a mask once, so that a value and its tangents have one size; torch's operator counts for each."""
+    if out is not None or not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        return NotImplemented
+    x, mask = torch.broadcast_tensors(x, mask)
+    return x[mask]
+
+
 def _flip(x: Tensor, *dims: Any) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
@@ -99,6 +107,8 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.embedding: _embedding,
     torch.nn.functional.embedding_bag: _embedding_bag,
     torch.ops.higher_order.out_dtype: _out_dtype,
+    torch.masked_select: _masked_select,
+    Tensor.masked_select: _masked_select,
     torch.flip: _flip,
     Tensor.flip: _flip,
 }
