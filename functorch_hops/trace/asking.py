@@ -164,12 +164,12 @@ def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = to
 
 def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Where the layout is not that of the graph, the view may be there in eager and not here: a copy is as good, as
-    long as nobody writes to either.
+    long as nobody writes to either. So it is where the lanes of a vmap lie in memory as some batching rule left them.
     """
     try:
         return t.view(*args, **kwargs)
     except (RuntimeError, ValueError):
-        if capture.history.knows_layout(t):
+        if capture.history.knows_layout(t) and not _torch.is_batched(t):
             raise
     copy = t.reshape(*args, **kwargs)
     for value in (t, copy):
