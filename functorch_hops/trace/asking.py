@@ -184,6 +184,16 @@ def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return t.as_strided(*args, **kwargs)
 
 
+def _deepcopy(capture: Any, t: Tensor, memo: dict[int, Any]) -> Tensor:
+    """What a leaf has: its values, and a history that begins."""
+    if id(t) not in memo:
+        if not _is_leaf(capture, t):
+            raise refused_of_tensor(capture.context, "deepcopy of a computed value", "use clone()", TensorMeta.of(t))
+        memo[id(t)] = t.detach().clone().requires_grad_(_requires_grad(capture, t))
+    copy: Tensor = memo[id(t)]
+    return copy
+
+
 def _refused(what: str, remedy: str) -> Callable[..., Any]:
     def refuse(capture: Any, t: Tensor, *_: Any) -> CaptureError:
         raise refused_of_tensor(capture.context, what, remedy, TensorMeta.of(t))
@@ -216,6 +226,8 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,
     torch.as_strided: _as_strided,
+    Tensor.__deepcopy__: _deepcopy,
+    Tensor.__reduce_ex__: _refused("copy.copy() of a tensor, or its pickling,", "use clone()"),
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),
