@@ -70,6 +70,17 @@ def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offse
     return torch.ops.aten.permute.default(written.reshape(memory.shape), inverse)
 
 
+def _filled(x: Tensor, value: Any = 0) -> Tensor:
+    """One value everywhere, which depends on ``x`` by a derivative of zero. torch's forward rule of ``zero`` (2.13)
+    writes to the tangent that it is given, and ``fill`` has no batching rule.
+    """
+    if isinstance(value, Tensor):
+        filling = torch.ops.aten._to_copy.default(value, dtype=x.dtype, device=x.device)
+    else:
+        filling = torch.ops.aten.full_like.default(x, value)
+    return torch.ops.aten.where.self(torch.ops.aten.ones_like.default(x, dtype=torch.bool), filling, x)
+
+
 def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What is drawn into ``x`` does not depend on it; torch has no formula that says so."""
     return lambda x, *args, **kwargs: draw(torch.ops.aten.detach.default(x), *args, **kwargs)
@@ -95,6 +106,9 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     **{draw: _drawn(draw) for draw in _WITHOUT_FORMULA},
     torch.ops.aten.rrelu_with_noise_functional.default: _rrelu,
     torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.zero.default: _filled,
+    torch.ops.aten.fill.Scalar: _filled,
+    torch.ops.aten.fill.Tensor: _filled,
     torch.ops.aten.select_scatter.default: _select_scatter,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
     torch.ops.aten.as_strided_scatter.default: _as_strided_scatter,
