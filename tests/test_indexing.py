@@ -319,3 +319,31 @@ def test_how_many_elements_a_mask_chooses_is_no_question_for_python():
 
     with pytest.raises(fh.DataDependentError, match="use as a size"):
         fh.jit(fh.jacfwd(asks), backend="eager")(torch.tensor([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "jacfwd", "jacrev", "hessian"])
+@pytest.mark.parametrize(
+    "write",
+    {
+        "zero_": lambda y, x: y.zero_(),
+        "fill_": lambda y, x: y[1:].fill_(0.5),
+        "fill_ by a value": lambda y, x: y.fill_(x.sum()),
+        "polygamma_": lambda y, x: y.polygamma_(1),
+    }.values(),
+)
+def test_what_is_written_all_over(write, derivative):
+    """The derivative of a branch that writes, which functorch's forward rules would write to the tangents of."""
+
+    def branch(x):
+        y = x * 1
+        write(y, x)
+        return (y * x).sum() if derivative == "hessian" else y * x
+
+    f = lambda x: fh.cond(x.sum() > 0, branch, branch, x * x)
+    oracle = lambda x: branch(x * x)
+    x = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64)
+    if derivative == "jvp":
+        same(fh.jit(lambda x: fh.jvp(f, (x,), (x,)), backend="eager")(x), torch.func.jvp(oracle, (x,), (x,)))
+    else:
+        same(fh.jit(getattr(fh, derivative)(f), backend="eager")(x), getattr(torch.func, derivative)(oracle)(x))
+    assert fh.jit(f, backend="eager")(x.requires_grad_()).requires_grad

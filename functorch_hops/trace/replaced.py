@@ -94,6 +94,18 @@ def _flip(x: Tensor, *dims: Any) -> Any:
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
 
 
+def _random(x: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Any:
+    """A graph can't be written as Python that calls the overload ``from``."""
+    if len(bounds) != 2 or named or generator is not None or not all(isinstance(b, int) for b in bounds):
+        return NotImplemented
+    return x.copy_(torch.randint_like(x, *bounds))
+
+
+def _polygamma(x: Tensor, n: int) -> Tensor:
+    """torch (2.13) has no functional form of it."""
+    return x.copy_(torch.polygamma(n, x))
+
+
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
     """torch's operator (2.13) knows no transform."""
     inputs = [a.dtype for a in args if isinstance(a, Tensor)]
@@ -109,6 +121,8 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.ops.higher_order.out_dtype: _out_dtype,
     torch.masked_select: _masked_select,
     Tensor.masked_select: _masked_select,
+    Tensor.random_: _random,
+    Tensor.polygamma_: _polygamma,
     torch.flip: _flip,
     Tensor.flip: _flip,
 }
