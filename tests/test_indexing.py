@@ -347,3 +347,26 @@ def test_what_is_written_all_over(write, derivative):
     else:
         same(fh.jit(getattr(fh, derivative)(f), backend="eager")(x), getattr(torch.func, derivative)(oracle)(x))
     assert fh.jit(f, backend="eager")(x.requires_grad_()).requires_grad
+
+
+COUNTED = {
+    "cov": torch.cov,
+    "cov of one variable": lambda x: torch.cov(x[0], correction=0),
+    "corrcoef": torch.corrcoef,
+    "combinations": lambda x: torch.combinations(x[0]),
+    "combinations of three": lambda x: torch.combinations(x[1], 3, with_replacement=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", COUNTED)
+def test_functions_whose_sizes_torch_reads_from_values(name, dtype):
+    """They follow from the shape of their operand."""
+    function = COUNTED[name]
+    x = torch.tensor([[0.3, -0.8, 1.1], [0.5, 0.9, -0.2]], dtype=torch.float64).to(dtype)
+    x = x * (1 + 0.5j) if dtype.is_complex else x
+    same(fh.jit(function, backend="eager")(x), function(x))
+    same(fh.jit(fh.vmap(function), backend="eager")(x[None])[0], function(x))
+    if not dtype.is_complex:
+        scalar = lambda x: function(x).sin().sum()
+        same(fh.jit(fh.hessian(scalar), backend="eager")(x), torch.func.hessian(scalar)(x))

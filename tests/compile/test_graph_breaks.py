@@ -116,9 +116,11 @@ def test_a_break_is_around_the_call() -> None:
 def test_what_makes_a_graph_runs_as_python(call) -> None:
     """Dynamo compiles the user's code around it, and nothing of the library."""
     counter = CompileCounter()
-    torch.testing.assert_close(torch.compile(lambda x: call(x.sin()).cos(), backend=counter)(x()), (x().sin() + 1).cos())
+    torch.testing.assert_close(
+        torch.compile(lambda x: call(x.sin()).cos(), backend=counter)(x()), (x().sin() + 1).cos()
+    )
     assert counter.op_count <= 4
-    with pytest.raises(Unsupported, match="torch.compile has no node for .* of functorch_hops"):
+    with pytest.raises(Unsupported, match=r"torch\.compile has no node for .* of functorch_hops"):
         torch.compile(lambda x: call(x.sin()), fullgraph=True, backend="eager")(x())
 
 

@@ -1,4 +1,4 @@
-"""Statements around bodies that are no control flow: regions of gradient mode, jitted functions, derivatives by hand."""
+"""Statements around bodies that are no control flow: gradient modes, jitted functions, derivatives by hand."""
 
 from __future__ import annotations
 
