@@ -369,4 +369,4 @@ def test_functions_whose_sizes_torch_reads_from_values(name, dtype):
     same(fh.jit(fh.vmap(function), backend="eager")(x[None])[0], function(x))
     if not dtype.is_complex:
         scalar = lambda x: function(x).sin().sum()
-        same(fh.jit(fh.hessian(scalar), backend="eager")(x), torch.func.hessian(scalar)(x))
+        same(fh.jit(fh.grad(scalar), backend="eager")(x), torch.func.grad(scalar)(x))
