@@ -265,5 +265,5 @@ def _internal_paths() -> tuple[str, ...]:
         packages.append(numpy.__file__)
     folders = tuple(os.path.dirname(file) + os.sep for file in packages)
     # Code that FX generates, and code of the interpreter itself, has no file.
-    files = [module.__file__ for module in (contextlib, copy, dataclasses, functools)]
+    files = (contextlib.__file__, copy.__file__, dataclasses.__file__, functools.__file__)
     return (*folders, *files, "<eval_with_key>", "<frozen ")
