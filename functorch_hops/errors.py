@@ -8,6 +8,7 @@ expected, what came, what to do, and the user's own source line.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import os
@@ -264,4 +265,5 @@ def _internal_paths() -> tuple[str, ...]:
         packages.append(numpy.__file__)
     folders = tuple(os.path.dirname(file) + os.sep for file in packages)
     # Code that FX generates, and code of the interpreter itself, has no file.
-    return (*folders, contextlib.__file__, dataclasses.__file__, functools.__file__, "<eval_with_key>", "<frozen ")
+    files = (contextlib.__file__, copy.__file__, dataclasses.__file__, functools.__file__)
+    return (*folders, *files, "<eval_with_key>", "<frozen ")

@@ -53,6 +53,7 @@ QUESTIONS = {
     "written_into": lambda x: torch.zeros(2, dtype=F64).add_(x).requires_grad,
     "view_written_into": lambda x: (z := torch.zeros(2, dtype=F64), z[:1].add_(x[:1]))[0].requires_grad,
     "result_of_loop": lambda x: fh.fori_loop(0, 2, lambda i, c: c * x, torch.ones_like(x)).requires_grad,
+    "made_like": lambda x: torch.ones_like(x).requires_grad or x.new_zeros(2).mul(2).requires_grad,
     "made_inside": lambda x: x.detach().clone().requires_grad_().requires_grad,
     "in_gradient": lambda x: (fh.grad(lambda v: (v * (2.0 if (v * 1).requires_grad else 3.0)).sum())(x) == 2).all(),
 }
@@ -328,3 +329,25 @@ def test_questions_leave_nothing_behind():
     x = tensor(1.0, requires_grad=True)
     captured(in_a_carry(lambda c: c * (1 if c.requires_grad else 2)), x)
     assert x.requires_grad and x.is_leaf and x.grad is None and x._backward_hooks is None
+
+
+@pytest.mark.parametrize(
+    "f",
+    [torch.zeros_like, lambda x: torch.rand_like(x) * 2, lambda x: x.new_ones(3), lambda x: torch.histc(x, 3)],
+)
+def test_what_has_only_the_shape_of_an_operand_has_none_of_its_history(f):
+    x = tensor(0.3, -0.7, requires_grad=True)
+    f = in_a_branch(f)
+    assert not f(x).requires_grad
+    assert not fh.jit(f, backend="eager")(x).requires_grad
+    step = lambda c, row: (c + torch.ones_like(row), row * 2)
+    carry, rows = fh.jit(lambda x: fh.scan(step, torch.zeros((), dtype=F64), x), backend="eager")(x)
+    assert (carry.requires_grad, rows.requires_grad) == (False, True)
+
+
+def test_a_gradient_that_depends_on_no_parameter_has_no_history():
+    """That of a linear function is its input, times the ones that the cotangent is."""
+    w, x = tensor(0.3, -0.7, requires_grad=True), tensor(2.0, 3.0)
+    gradient = fh.jit(fh.grad(lambda w: (w * x).sum()), backend="eager")(w)
+    assert not gradient.requires_grad
+    same(gradient, x)

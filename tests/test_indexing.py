@@ -265,3 +265,108 @@ def test_one_hot_of_traced_classes(around, run):
     got = run(lambda w, y: around(of(lambda y: torch.nn.functional.one_hot(y, 3)), w, y), w, y)
     same(got, plain(lambda w, y: around(of(one_hot), w, y), w, y))
     assert run(lambda y: torch.nn.functional.one_hot(y, 4), y).dtype is torch.int64
+
+
+def adds_to_masked(x):
+    y = x * 1.5
+    y[y > 0] += y.sum()
+    return y.square()
+
+
+def scales_masked(x):
+    y = x * 1.5
+    positive = y > 0
+    y[positive] *= y[positive]
+    return y
+
+
+def sums_selected(x, select=torch.masked_select):
+    return select(x * x, x[0] > 0).square().sum()
+
+
+def writes_to_found(x):
+    y = x * 1.5
+    places = (y > 0).nonzero(as_tuple=True)
+    y[places] = y[places] ** 2
+    return y
+
+
+@pytest.mark.parametrize("derivative", ["grad", "jvp", "jacfwd", "jacrev", "hessian"])
+@pytest.mark.parametrize("function", [adds_to_masked, scales_masked, sums_selected, writes_to_found])
+def test_masks_are_differentiated(function, derivative):
+    """How many elements a mask chooses is no matter of the trace; none and one are, like any other number."""
+
+    def derived(fh, function):
+        if derivative == "jvp":
+            return lambda x: fh.jvp(function, (x,), (x.cos(),))
+        scalar = lambda x: (function(x) * torch.arange(1.0, 1 + x.shape[-1], dtype=x.dtype)).sum()
+        return getattr(fh, derivative)(scalar if derivative in ("grad", "hessian") else function)
+
+    jitted = fh.jit(derived(fh, function), backend="eager")
+    oracle = function
+    if function is sums_selected:  # torch's own masked_select warns under vmap
+        oracle = lambda x: sums_selected(x, lambda y, mask: y[:, mask])
+    for row in ([1.0, -2.0, 3.0], [-1.0, -2.0, -3.0], [-1.0, 2.0, -3.0], [1.0, 2.0, 3.0]):
+        x = torch.tensor([row, row], dtype=torch.float64)
+        same(jitted(x), derived(torch.func, oracle)(x))
+    assert jitted.cache_info().misses == 1
+
+
+def test_how_many_elements_a_mask_chooses_is_no_question_for_python():
+    def asks(x):
+        chosen = x[x > 0]
+        return chosen.sum() if chosen.shape[0] > 1 else x.sum()
+
+    with pytest.raises(fh.DataDependentError, match="use as a size"):
+        fh.jit(fh.jacfwd(asks), backend="eager")(torch.tensor([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "jacfwd", "jacrev", "hessian"])
+@pytest.mark.parametrize(
+    "write",
+    {
+        "zero_": lambda y, x: y.zero_(),
+        "fill_": lambda y, x: y[1:].fill_(0.5),
+        "fill_ by a value": lambda y, x: y.fill_(x.sum()),
+        "polygamma_": lambda y, x: y.polygamma_(1),
+    }.values(),
+)
+def test_what_is_written_all_over(write, derivative):
+    """The derivative of a branch that writes, which functorch's forward rules would write to the tangents of."""
+
+    def branch(x):
+        y = x * 1
+        write(y, x)
+        return (y * x).sum() if derivative == "hessian" else y * x
+
+    f = lambda x: fh.cond(x.sum() > 0, branch, branch, x * x)
+    oracle = lambda x: branch(x * x)
+    x = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64)
+    if derivative == "jvp":
+        same(fh.jit(lambda x: fh.jvp(f, (x,), (x,)), backend="eager")(x), torch.func.jvp(oracle, (x,), (x,)))
+    else:
+        same(fh.jit(getattr(fh, derivative)(f), backend="eager")(x), getattr(torch.func, derivative)(oracle)(x))
+    assert fh.jit(f, backend="eager")(x.requires_grad_()).requires_grad
+
+
+COUNTED = {
+    "cov": torch.cov,
+    "cov of one variable": lambda x: torch.cov(x[0], correction=0),
+    "corrcoef": torch.corrcoef,
+    "combinations": lambda x: torch.combinations(x[0]),
+    "combinations of three": lambda x: torch.combinations(x[1], 3, with_replacement=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", COUNTED)
+def test_functions_whose_sizes_torch_reads_from_values(name, dtype):
+    """They follow from the shape of their operand."""
+    function = COUNTED[name]
+    x = torch.tensor([[0.3, -0.8, 1.1], [0.5, 0.9, -0.2]], dtype=torch.float64).to(dtype)
+    x = x * (1 + 0.5j) if dtype.is_complex else x
+    same(fh.jit(function, backend="eager")(x), function(x))
+    same(fh.jit(fh.vmap(function), backend="eager")(x[None])[0], function(x))
+    if not dtype.is_complex:
+        scalar = lambda x: function(x).sin().sum()
+        same(fh.jit(fh.grad(scalar), backend="eager")(x), torch.func.grad(scalar)(x))

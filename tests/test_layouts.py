@@ -212,14 +212,16 @@ def test_writes_to_windows_keep_what_no_window_covers(part, window):
     same(jit(fh.grad(loss))(x), torch.func.grad(loss)(x))
 
 
-def test_writes_to_windows_of_a_detached_alias_are_refused():
+def test_writes_to_windows_of_a_detached_alias():
     def f(x):
         y = x * 1
         y.detach().unfold(0, 2, 3).mul_(3)
         return y
 
-    with pytest.raises(fh.CaptureError, match="windows"):
-        fh.jit(f, backend="eager")(torch.ones(6, dtype=F64))
+    x = torch.ones(6, dtype=F64)
+    same(fh.jit(f, backend="eager")(x), f(x))
+    with pytest.raises(fh.CaptureError, match="of a detached part of a value"):
+        fh.jit(lambda x: f(x)[::2].detach().unfold(0, 2, 3).mul_(3), backend="eager")(x)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -254,3 +256,60 @@ def test_a_write_through_such_a_view_is_refused():
 
     with pytest.raises(fh.InputMutationError, match=r"or to a view\(\) of it, whose layout"):
         fh.jit(f, backend="eager")(TURNED)
+
+
+def test_a_view_of_lanes_that_lie_otherwise_in_the_trace():
+    """The rows that a loop stacks for all lanes lie between one another."""
+    f = lambda x: (fh.map(lambda row: row * 2, x) + 1).view(-1).sin()
+    x = torch.arange(12.0, dtype=F64).reshape(2, 3, 2)
+    same(fh.jit(fh.vmap(f), backend="eager")(x), (x * 2 + 1).reshape(2, -1).sin())
+
+
+def detached_part(x):
+    y = (x * 2)[::2]
+    y.detach().as_strided((2,), (2,)).add_(1)
+    return y
+
+
+def view_without_gradients(x):
+    y = (x * 2).reshape(2, 3).mT
+    with torch.no_grad():
+        part = y[1:]
+    y.mul_(2)
+    return part.as_strided((2,), (1,))
+
+
+@pytest.mark.parametrize("f", [detached_part, view_without_gradients])
+def test_places_in_the_memory_of_a_detached_part_are_refused(f):
+    """It has memory of its own in the graph, with its elements side by side."""
+    with pytest.raises(fh.CaptureError, match="of a detached part of a value"):
+        fh.jit(f, backend="eager")(torch.arange(6.0))
+
+
+def test_places_in_the_memory_of_a_detached_alias():
+    def f(x):
+        y = (x * 2).reshape(2, 3).mT
+        y.detach().as_strided((2,), (1,)).add_(1)
+        return y
+
+    x = torch.arange(6.0)
+    same(fh.jit(f, backend="eager")(x), f(x))
+
+
+@pytest.mark.parametrize("transforms", ["vmap hessian", "vmap grad", "hessian vmap"])
+def test_gradients_through_writes_to_parts_of_lanes(transforms):
+    """autograd writes to the gradient of a part by as_strided of what lies between lanes."""
+
+    def f(x):
+        y = x[..., -1].expand(2, 2) * x.sum()
+        z = y.flatten()
+        y[::2] *= 1.2
+        return (y.sum() * z).sum()
+
+    x = torch.arange(8.0, dtype=F64).reshape(4, 1, 2).mT
+    outer, inner = transforms.split()
+    if outer == "vmap":
+        derived = lambda fh: fh.vmap(getattr(fh, inner)(f))
+    else:
+        derived = lambda fh: fh.hessian(lambda x: fh.vmap(f)(x).sum())
+    same(fh.jit(derived(fh), backend="eager")(x), derived(torch.func)(x))

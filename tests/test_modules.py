@@ -532,6 +532,20 @@ class Doubling(torch.Tensor):
         return result * 2 if func is torch.Tensor.add else result
 
 
+def test_a_deep_copy_of_a_module_inside():
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval(), torch.ones(2, 3)
+
+    def f(x):
+        copied, (first, second) = copy.deepcopy(net), copy.deepcopy([x, x])
+        with torch.no_grad():
+            for p in copied.parameters():
+                p.mul_(0.5)
+        first.add_(1)
+        return copied(x).detach(), second, x.clone(), copied[0].weight.requires_grad
+
+    assert repr(jit(f)(x)) == repr(f(x))
+
+
 def test_a_subclass_that_only_bears_a_name_is_a_tensor():
     w = torch.tensor([1.0, 2.0]).as_subclass(Tagged)
     x = torch.ones(2)

@@ -41,6 +41,7 @@ PROGRAMS = {
     "cond": either,
     "cond in scan": lambda x: fh.scan(lambda c, _: (either(c), c), x, length=4),
     "fori_loop": lambda x: fh.fori_loop(0, 4, lambda i, x: x + torch.randint(0, 9, (4,)), x),
+    "numbers between bounds": lambda x: fh.fori_loop(0, 3, lambda i, x: x + torch.empty(4).random_(1, 9), x),
     "map": lambda x: fh.map(lambda a: a + torch.rand(()), x),
     "map in chunks": lambda x: fh.map(lambda a: a + torch.rand(()), x, batch_size=3),
     "grad of scan": fh.grad(total),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops.calls.arguments import Arguments, signature_of
+from functorch_hops.calls.leaf import left_to_python
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
@@ -18,6 +19,7 @@ from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 __all__ = ["export"]
 
 
+@left_to_python
 def export(
     func: Callable[..., Any],
     args: tuple[Any, ...],

@@ -10,6 +10,7 @@ from torch import fx
 
 from functorch_hops import environment
 from functorch_hops.calls.arguments import Arguments, P, TensorSpec
+from functorch_hops.calls.leaf import left_to_python
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
@@ -80,6 +81,7 @@ class CapturedGraph(fx.GraphModule):
         return self.as_text()
 
 
+@left_to_python
 def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     """Capture a function as a graph.
 
@@ -110,14 +112,16 @@ def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     check_callable("make_graph", "func", func)
 
     @functools.wraps(func)
-    def capture(*args: P.args, **kwargs: P.kwargs) -> CapturedGraph:
+    @left_to_python
+    def graph_of(*args: P.args, **kwargs: P.kwargs) -> CapturedGraph:
         arguments = Arguments(args, kwargs)
         name = getattr(func, "__name__", None) or type(func).__name__
         return CapturedGraph(trace_call(func, arguments, "make_graph"), arguments, name)
 
-    return capture
+    return graph_of
 
 
+@left_to_python
 def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The shapes, dtypes and devices of a function's output; nothing is computed.
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
+from .levels import top_interpreter
 
 __all__ = [
     "LiftedSymbols",
@@ -31,9 +37,32 @@ __all__ = [
 
 def new_shape_env() -> Any:
     """What the symbols of a trace belong to, and where it records what it assumes about them."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    return _shape_env_class()(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
 
-    return ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+
+@functools.cache
+def _shape_env_class() -> Any:
+    from torch.fx.experimental.sym_node import SymNode
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+    questions = [SymNode.evaluate.__code__, SymNode.guard_bool.__code__]
+
+    class Env(ShapeEnv):
+        """Forward mode asks of each result whether it is empty or broadcast, to lay out its tangent, and batching rules
+        ask (torch 2.13, in C++). Of a size that only a run knows the answer is that for sizes in general, which serves
+        all. What Python asks is the program's own question, and has none.
+        """
+
+        def evaluate_sym_node(self, sym_node: Any, size_oblivious: bool = False, fallback_value: Any = None) -> Any:
+            try:
+                return super().evaluate_sym_node(sym_node, size_oblivious, fallback_value)
+            except GuardOnDataDependentSymNode:
+                asking = [frame.f_code for frame, _ in itertools.islice(traceback.walk_stack(sys._getframe(1)), 3)]
+                if asking[:2] != questions or asking[2] is SymNode.bool_.__code__ or top_interpreter() is None:
+                    raise
+                return super().evaluate_sym_node(sym_node, size_oblivious=True)
+
+    return Env
 
 
 def new_symbol(env: Any, value: int, name: str) -> torch.SymInt:

@@ -49,10 +49,20 @@ class Through(enum.Enum):
         return self in (Through.VALUE, Through.LANE)
 
 
-_BARRIERS = {
-    Through.GRADIENT: (torch.ops.aten.detach.default, untracked),
-    Through.TANGENT: (torch.ops.aten.detach.default,),
-}
+_aten = torch.ops.aten
+
+_WITHOUT_HISTORY = frozenset(
+    {
+        *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default, _aten.empty_like.default),
+        *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.new_empty.default),
+        *(_aten.rand_like.default, _aten.randn_like.default, _aten.new_empty_strided.default, _aten.histc.default),
+        *(_aten.randint_like.default, _aten.randint_like.low_dtype, _aten.randint_like.Tensor),
+        _aten.detach.default,
+    }
+)
+"""Operators of which autograd knows no derivative: most take the shape of their operand and none of its values."""
+
+_BARRIERS = {Through.GRADIENT: _WITHOUT_HISTORY | {untracked}, Through.TANGENT: _WITHOUT_HISTORY}
 
 
 def dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through) -> Mask:

@@ -164,12 +164,12 @@ def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = to
 
 def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Where the layout is not that of the graph, the view may be there in eager and not here: a copy is as good, as
-    long as nobody writes to either.
+    long as nobody writes to either. So it is where the lanes of a vmap lie in memory as some batching rule left them.
     """
     try:
         return t.view(*args, **kwargs)
     except (RuntimeError, ValueError):
-        if capture.history.knows_layout(t):
+        if capture.history.knows_layout(t) and not _torch.is_batched(t):
             raise
     copy = t.reshape(*args, **kwargs)
     for value in (t, copy):
@@ -182,6 +182,16 @@ def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not capture.history.knows_layout(t):
         raise layout_unknown(capture.context)
     return t.as_strided(*args, **kwargs)
+
+
+def _deepcopy(capture: Any, t: Tensor, memo: dict[int, Any]) -> Tensor:
+    """What a leaf has: its values, and a history that begins."""
+    if id(t) not in memo:
+        if not _is_leaf(capture, t):
+            raise refused_of_tensor(capture.context, "deepcopy of a computed value", "use clone()", TensorMeta.of(t))
+        memo[id(t)] = t.detach().clone().requires_grad_(_requires_grad(capture, t))
+    copy: Tensor = memo[id(t)]
+    return copy
 
 
 def _refused(what: str, remedy: str) -> Callable[..., Any]:
@@ -216,6 +226,8 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,
     torch.as_strided: _as_strided,
+    Tensor.__deepcopy__: _deepcopy,
+    Tensor.__reduce_ex__: _refused("copy.copy() of a tensor, or its pickling,", "use clone()"),
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),

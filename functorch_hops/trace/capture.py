@@ -20,7 +20,7 @@ from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
 from .history import Carried, History, Itself, Question, Source
 from .indexing import Rows
-from .refusals import check_tensor_class, unknown_shape, write_to_closed_over, write_to_input
+from .refusals import check_tensor_class, refused_of_tensor, unknown_shape, write_to_closed_over, write_to_input
 from .session import Session, origins_of, refuse_leak
 from .sparse import refuse_sparse
 
@@ -349,6 +349,9 @@ class Capture:
         """
         for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
             constant = getattr(self.root, str(node.target))
+            if isinstance(constant, _torch.FakeTensor):  # of a call that no mode sees
+                remedy = "make it of the result, outside of the captured function"
+                raise refused_of_tensor(self.context, "as_subclass()", remedy, TensorMeta.of(constant))
             if isinstance(constant, Tensor):
                 fake = self.new_input(TensorMeta.of(constant), None)
                 self.lifted.append(constant)

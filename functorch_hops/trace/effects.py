@@ -16,7 +16,7 @@ from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
-from .inplace import REPLACED
+from .inplace import FUNCTIONAL, REPLACED
 from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
 from .refusals import operator_of_torch, write_to_view
@@ -50,6 +50,8 @@ class Effects(_torch.TorchDispatchMode):
         if func is torch.ops.aten.detach.default and self._is_of_autograd():
             func = torch.ops.aten.alias.default
         detached = not torch.is_grad_enabled()
+        if self.capture.is_functionalizing:
+            func = FUNCTIONAL.get(func, func)
         out = self.zeros.result(func, args, kwargs)
         if out is None and self.capture.session.has_open_sizes:
             out = self._with_open_sizes(func, args, kwargs)

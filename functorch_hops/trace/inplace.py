@@ -13,7 +13,7 @@ from ..errors import CaptureError, message
 from ..ir.nodes import by_stride, inverted
 from .detached import BARRIERS, memory_chains, written
 
-__all__ = ["REPLACED", "has_writes", "restride_written_windows", "unwrite_views"]
+__all__ = ["FUNCTIONAL", "REPLACED", "has_writes", "restride_windows", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
@@ -70,6 +70,17 @@ def _as_strided_scatter(x: Tensor, source: Tensor, size: Any, stride: Any, offse
     return torch.ops.aten.permute.default(written.reshape(memory.shape), inverse)
 
 
+def _filled(x: Tensor, value: Any = 0) -> Tensor:
+    """One value everywhere, which depends on ``x`` by a derivative of zero. torch's forward rule of ``zero`` (2.13)
+    writes to the tangent that it is given, and ``fill`` has no batching rule.
+    """
+    if isinstance(value, Tensor):
+        filling = torch.ops.aten._to_copy.default(value, dtype=x.dtype, device=x.device)
+    else:
+        filling = torch.ops.aten.full_like.default(x, value)
+    return torch.ops.aten.where.self(torch.ops.aten.ones_like.default(x, dtype=torch.bool), filling, x)
+
+
 def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What is drawn into ``x`` does not depend on it; torch has no formula that says so."""
     return lambda x, *args, **kwargs: draw(torch.ops.aten.detach.default(x), *args, **kwargs)
@@ -95,11 +106,18 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     **{draw: _drawn(draw) for draw in _WITHOUT_FORMULA},
     torch.ops.aten.rrelu_with_noise_functional.default: _rrelu,
     torch.ops.aten.copy.default: _copy,
+    torch.ops.aten.zero.default: _filled,
+    torch.ops.aten.fill.Scalar: _filled,
+    torch.ops.aten.fill.Tensor: _filled,
     torch.ops.aten.select_scatter.default: _select_scatter,
     torch.ops.aten.slice_scatter.default: _slice_scatter,
     torch.ops.aten.as_strided_scatter.default: _as_strided_scatter,
 }
 """What writes become in torch's functionalization, in operators whose derivatives and batching rules are right."""
+
+
+FUNCTIONAL: dict[Any, Callable[..., Any]] = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
+"""Where nothing is written any more, a view may be a copy: what it is of may lie in memory as a new value does."""
 
 
 def unwrite_views(graph: fx.Graph) -> None:
@@ -115,17 +133,33 @@ def unwrite_views(graph: fx.Graph) -> None:
                 node.target = getattr(twin, target._overloadname)
 
 
-def restride_written_windows(graph: fx.Graph) -> None:
-    """Windows (``unfold``) that are written to, as views of the memory that they are: torch's functionalization puts
-    them back into zeros, and what no window covers would be lost.
+def restride_windows(graph: fx.Graph) -> None:
+    """Windows (``unfold``) that are written to, and ``as_strided`` of what is, as views of the memory that they are.
+
+    torch's functionalization puts windows back into zeros, and what no window covers would be lost; ``as_strided`` it
+    knows of what was allocated as a whole (autograd writes so to the gradients of views).
     """
     chains = memory_chains(graph)
-    changing = {n for node in graph.nodes for target in written(node) for n in chains[target]}
-    for node in changing:
-        if node.target is torch.ops.aten.unfold.default:
-            base, value = chains[node][-1], node.meta["val"]
-            if any(n.target in BARRIERS for n in chains[node]):
-                problem = "a write to windows of a value that shares memory with one of another gradient history"
-                raise CaptureError(message("unfold", problem, remedy="write to windows of a copy, by clone()"))
+    targets = [target for node in graph.nodes for target in written(node)]
+    changing = {n for target in targets for n in chains[target]}
+    changed = {chains[target][-1] for target in targets}
+    for node, chain in chains.items():
+        is_read = node.target is torch.ops.aten.as_strided.default and chain[-1] in changed
+        if is_read or (node.target is torch.ops.aten.unfold.default and node in changing):
+            base = next((n for n in chain if n.target in BARRIERS), chain[-1])
+            if base is not chain[-1] and not _is_all_of_its_memory(base.meta["val"]):
+                problem = f"{node.target} of a detached part of a value, where memory that they share is written to"
+                raise CaptureError(message("as_strided", problem, remedy="take it of a copy, by clone()"))
+            value = node.meta["val"]
             node.target = torch.ops.aten.as_strided.default
             node.args = (base, list(value.shape), list(value.stride()), value.storage_offset())
+
+
+def _is_all_of_its_memory(value: Tensor) -> bool:
+    """Whether a copy lies in memory as the value does, see NOTE [Each alias has a history of its own]."""
+    step = 1
+    for dim in reversed(by_stride(value)):
+        if value.shape[dim] != 1 and value.stride(dim) != step:
+            return False
+        step *= value.shape[dim]
+    return value.storage_offset() == 0

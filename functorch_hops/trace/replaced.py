@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +82,59 @@ def _embedding_bag(
     return total / sizes.clamp(min=1).unsqueeze(-1)
 
 
+def _masked_select(x: Tensor, mask: Tensor, *, out: None = None) -> Any:
+    """Indexing counts a mask once, so that a value and its tangents have one size; torch's operator counts for each."""
+    if out is not None or not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        return NotImplemented
+    x, mask = torch.broadcast_tensors(x, mask)
+    return x[mask]
+
+
 def _flip(x: Tensor, *dims: Any) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
+
+
+def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Any:
+    """torch reads the number that it divides by."""
+    is_given = isinstance(x, Tensor) and x.dim() <= 2 and (x.is_floating_point() or x.is_complex())
+    if fweights is not None or aweights is not None or not is_given:
+        return NotImplemented
+    rows = x if x.dim() == 2 else x.reshape(1, -1)
+    centred = rows - rows.mean(1, keepdim=True)
+    return (centred @ centred.mH / max(rows.shape[1] - correction, 0)).squeeze()
+
+
+def _corrcoef(x: Tensor) -> Any:
+    covariance = _cov(x)
+    if covariance is NotImplemented or covariance.dim() == 0:
+        return NotImplemented if covariance is NotImplemented else covariance / covariance
+    deviation = torch.sqrt(torch.real(covariance.diagonal()))
+    coefficients = covariance / deviation.unsqueeze(1) / deviation
+    if not coefficients.is_complex():
+        return coefficients.clamp(-1, 1)
+    return torch.complex(coefficients.real.clamp(-1, 1), coefficients.imag.clamp(-1, 1))
+
+
+def _combinations(x: Tensor, r: int = 2, with_replacement: bool = False) -> Any:
+    """torch selects them by a mask, so that their number is unknown to a trace."""
+    if not isinstance(x, Tensor) or x.dim() != 1 or r < 1 or not isinstance(x.shape[0], int):
+        return NotImplemented
+    choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
+    places = torch.tensor([*choose(range(x.shape[0]), r)], dtype=torch.int64, device=x.device)
+    return x[places.reshape(-1, r)]
+
+
+def _random(x: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Any:
+    """A graph can't be written as Python that calls the overload ``from``."""
+    if len(bounds) != 2 or named or generator is not None or not all(isinstance(b, int) for b in bounds):
+        return NotImplemented
+    return x.copy_(torch.randint_like(x, *bounds))
+
+
+def _polygamma(x: Tensor, n: int) -> Tensor:
+    """torch (2.13) has no functional form of it."""
+    return x.copy_(torch.polygamma(n, x))
 
 
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
@@ -99,6 +150,15 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.embedding: _embedding,
     torch.nn.functional.embedding_bag: _embedding_bag,
     torch.ops.higher_order.out_dtype: _out_dtype,
+    torch.masked_select: _masked_select,
+    Tensor.masked_select: _masked_select,
+    torch.cov: _cov,
+    Tensor.cov: _cov,
+    torch.corrcoef: _corrcoef,
+    Tensor.corrcoef: _corrcoef,
+    torch.combinations: _combinations,
+    Tensor.random_: _random,
+    Tensor.polygamma_: _polygamma,
     torch.flip: _flip,
     Tensor.flip: _flip,
 }

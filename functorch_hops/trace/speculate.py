@@ -28,7 +28,7 @@ from .capture import Capture, current_capture
 from .detached import separate_detached
 from .effects import Effects
 from .history import HistoryAsked, Source, check_carries
-from .inplace import has_writes, restride_written_windows, unwrite_views
+from .inplace import has_writes, restride_windows, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
 from .outliving import make_real
@@ -105,7 +105,7 @@ def _functional(module: fx.GraphModule, capture: Capture) -> Subgraph:
     with _torch.without_torch_function():  # an enclosing capture is not to see the metadata being read
         unwrite_views(module.graph)
         if has_writes(module.graph):
-            restride_written_windows(module.graph)
+            restride_windows(module.graph)
             separate_detached(module.graph)
             functional = functionalize(module, remove="mutations")
             again = capture.inputs, capture.operation, capture.parameter

@@ -105,6 +105,25 @@ def test_a_break_is_around_the_call() -> None:
     assert counter.frame_count == 3
 
 
+@pytest.mark.parametrize(
+    "call",
+    {
+        "make_graph": lambda y: fh.make_graph(lambda v: v + 1)(y)(y),
+        "eval_shape": lambda y: y.reshape(fh.eval_shape(lambda v: v + 1, y).shape) + 1,
+        "export": lambda y: fh.export(lambda v: v + 1, (y,)).module()(y),
+    }.values(),
+)
+def test_what_makes_a_graph_runs_as_python(call) -> None:
+    """Dynamo compiles the user's code around it, and nothing of the library."""
+    counter = CompileCounter()
+    torch.testing.assert_close(
+        torch.compile(lambda x: call(x.sin()).cos(), backend=counter)(x()), (x().sin() + 1).cos()
+    )
+    assert counter.op_count <= 4
+    with pytest.raises(Unsupported, match=r"torch\.compile has no node for .* of functorch_hops"):
+        torch.compile(lambda x: call(x.sin()), fullgraph=True, backend="eager")(x())
+
+
 @torch.no_grad()
 def test_hooks_of_a_jitted_module_run_as_python() -> None:
     module = fh.jit(torch.nn.Linear(3, 3), backend="eager")

@@ -316,7 +316,9 @@ def _module(s: Scope) -> str:
 
 def width_of(net: torch.nn.Module) -> int:
     """The last dimension of what a module takes."""
-    size = getattr(net, "in_features", None) or getattr(net, "input_size", None)
+    if isinstance(net, torch.nn.Sequential):
+        net = net[0]
+    size = getattr(net, "in_features", None) or getattr(net, "input_size", None) or getattr(net, "num_features", None)
     return int(size or net.normalized_shape[0])
 
 

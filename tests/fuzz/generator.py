@@ -188,7 +188,8 @@ def _modules(draw: random.Random, dtype: str, seed: int, is_trained: bool) -> li
         return []
     width = draw.choice([3, 3, 4, 17])
     kinds = [f"Linear({width}, {width})", f"Linear({width}, 2)", f"LayerNorm({width})", f"GRUCell({width}, {width})"]
-    kinds += [f"LSTMCell({width}, {width})", f"RNNCell({width}, {width})"]
+    kinds += [f"LSTMCell({width}, {width})", f"RNNCell({width}, {width})", f"BatchNorm1d({width}).eval()"]
+    kinds += [f"Sequential(nn.Linear({width}, {width}), nn.Dropout(0.5), nn.GELU()).eval()"]
     chosen = draw.sample(kinds, draw.choice([1, 1, 2]))
     lines = [f"net{i} = nn.{kind}.to({dtype}){frozen}" for i, kind in enumerate(chosen, 1)]
     return ["", f"torch.manual_seed({seed})", *lines]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .expressions import EXPRESSIONS, WRITES, width_of
 from .scope import NoOperandError, Scope
 
-__all__ = ["statements"]
+__all__ = ["body_of", "operands_of", "run", "statements", "text_of", "tree_of", "unpack"]
 
 Tree = Any
 """A tree of the names of variables, as tuples, dictionaries and names."""
@@ -20,6 +20,8 @@ Tree = Any
 
 def statements(s: Scope, count: int, depth: int) -> None:
     """``count`` statements, which nest at most ``depth`` bodies."""
+    from .regions import REGIONS  # which have bodies, too
+
     made = 0
     for _ in range(20 * count):
         if made == count:
@@ -27,7 +29,7 @@ def statements(s: Scope, count: int, depth: int) -> None:
         try:
             kind = s.draw.random()
             if depth and kind < 0.35:
-                s.draw.choice(_LOOPS)(s, depth - 1)
+                s.draw.choice(REGIONS if s.chance(0.25) else _LOOPS)(s, depth - 1)
             elif kind < 0.45:
                 WRITES(s)
             else:
@@ -42,7 +44,7 @@ def statements(s: Scope, count: int, depth: int) -> None:
 # trees
 
 
-def _tree(s: Scope, names: list[str]) -> Tree:
+def tree_of(s: Scope, names: list[str]) -> Tree:
     """The names, in a tree."""
     if len(names) == 1 and s.chance(0.6):
         return names[0]
@@ -53,11 +55,11 @@ def _tree(s: Scope, names: list[str]) -> Tree:
     return tuple(names)
 
 
-def _text(tree: Tree) -> str:
+def text_of(tree: Tree) -> str:
     if isinstance(tree, dict):
-        return "{" + ", ".join(f"{key!r}: {_text(value)}" for key, value in tree.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {text_of(value)}" for key, value in tree.items()) + "}"
     if isinstance(tree, tuple):
-        return "(" + "".join(f"{_text(value)}, " for value in tree).rstrip() + ")"
+        return "(" + "".join(f"{text_of(value)}, " for value in tree).rstrip() + ")"
     return str(tree)
 
 
@@ -65,7 +67,7 @@ def _values(s: Scope, tree: Tree) -> Any:
     return optree.tree_map(s.value, tree)
 
 
-def _unpack(s: Scope, source: str, value: Any) -> list[str]:
+def unpack(s: Scope, source: str, value: Any) -> list[str]:
     """A variable for each tensor of a tree."""
     names = []
     for path, leaf in zip(optree.tree_paths(value), optree.tree_leaves(value)):
@@ -108,23 +110,23 @@ def _fitted(s: Scope, like: Tensor, own: str | None) -> str:
     return s.one_of("({c} * 3 + 1) % 7", "2 ** ({c} % 3)", "7 - {c} % 5").format(c=own)
 
 
-def _body(
+def body_of(
     s: Scope, name: str, arguments: dict[str, Any], depth: int, result: Callable[[Scope, dict[str, list[str]]], str]
 ) -> list[str]:
     """The lines of a function of trees; ``result`` makes what it returns from its scope and its arguments' leaves."""
     inner = s.inner(arguments)
-    leaves = {argument: _unpack(inner, argument, value) for argument, value in arguments.items()}
+    leaves = {argument: unpack(inner, argument, value) for argument, value in arguments.items()}
     statements(inner, s.one_of(1, 1, 2, 2, 3), depth)
     returned = result(inner, leaves)
     return [f"def {name}({', '.join(arguments)}):", *_indented([*inner.lines, f"return {returned}"])]
 
 
-def _call(s: Scope, lines: list[str], call: str) -> None:
+def run(s: Scope, lines: list[str], call: str) -> None:
     """Run a loop and name the tensors of its result."""
     out, before = s.new("r"), (dict(s.env), list(s.names), list(s.lines))
     try:
         s.say([*lines, f"{out} = {call}"], [])
-        if not _unpack(s, out, s.env[out]) and s.chance(0.9):
+        if not unpack(s, out, s.env[out]) and s.chance(0.9):
             raise NoOperandError
     except NoOperandError:
         s._restore(before[0])
@@ -162,7 +164,7 @@ def _start(s: Scope) -> str:
 def _carry(s: Scope) -> tuple[Tree, Any]:
     """A tree of expressions to start from, and its values."""
     starts = [_start(s) for _ in range(s.one_of(1, 1, 2, 2, 3))]
-    tree = _tree(s, starts)
+    tree = tree_of(s, starts)
     values = optree.tree_map(lambda x: x if isinstance(x, Tensor) else torch.tensor(x), _values(s, tree))
     return tree, values
 
@@ -171,7 +173,7 @@ def _next_carry(values: Any, inner: Scope, names: list[str]) -> str:
     """What a body returns for a carry whose leaves are ``names``."""
     leaves, spec = optree.tree_flatten(values)
     fitted = [_fitted(inner, leaf, name) for leaf, name in zip(leaves, names)]
-    return _text(spec.unflatten(fitted))
+    return text_of(spec.unflatten(fitted))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def _rows(s: Scope) -> tuple[Tree, Any]:
     if s.chance(0.2):
         names.append(f"torch.arange({length})")
     cut = s.one_of("", "", "", "", "[:0]", "[:1]", "[:2]")
-    tree = _tree(s, [name + cut for name in names])
+    tree = tree_of(s, [name + cut for name in names])
     row = optree.tree_map(lambda x: x[0] if x.shape[0] else x.new_zeros(x.shape[1:]), _values(s, tree))
     return tree, row
 
@@ -200,15 +202,15 @@ def _scan(s: Scope, depth: int) -> None:
         xs, arguments = f"None, {s.one_of(0, 1, 2, 3)}", {"c": values, "_": None}
     else:
         tree, row = _rows(s)
-        xs, arguments = _text(tree), {"c": values, "x": row}
+        xs, arguments = text_of(tree), {"c": values, "x": row}
 
     def result(inner: Scope, leaves: dict[str, list[str]]) -> str:
         ys = [inner.pick("any") for _ in range(s.one_of(0, 1, 1, 2))]
-        y = _text(_tree(s, ys)) if ys else "None"
+        y = text_of(tree_of(s, ys)) if ys else "None"
         return f"{_next_carry(values, inner, leaves['c'])}, {y}"
 
-    body = _body(s, name, arguments, depth, result)
-    _call(s, body, f"ns.scan({', '.join([name, _text(init), xs, *options])})")
+    body = body_of(s, name, arguments, depth, result)
+    run(s, body, f"ns.scan({', '.join([name, text_of(init), xs, *options])})")
 
 
 def _recurrent(s: Scope, depth: int) -> None:
@@ -230,7 +232,7 @@ def _recurrent(s: Scope, depth: int) -> None:
             lines = [f"def {name}(c, x):", f"    h = {cell}(x, c)", "    return h, h"]
             start = state
         s.say([*lines, f"{out} = ns.scan({name}, {start}, {ys}{reverse})"], [])
-        names = _unpack(s, out, s.env[out])
+        names = unpack(s, out, s.env[out])
         ys = names[-1]
         if layer and s.chance(0.3):
             s.let(f"{names[0]} * {names[-1]}.sum(0)")
@@ -256,7 +258,7 @@ def _while(s: Scope, depth: int) -> None:
         return _next_carry(values, inner, leaves["c"])
 
     inner_name = s.new("body")
-    body = _body(s, inner_name, {"c": values}, depth, result)
+    body = body_of(s, inner_name, {"c": values}, depth, result)
     lines = [
         *body,
         f"def {name}(c):",
@@ -264,8 +266,8 @@ def _while(s: Scope, depth: int) -> None:
         f"def {go_on}(c):",
         f"    return {test}",
     ]
-    call = f"ns.while_loop({', '.join([go_on, name, f'(torch.tensor(0), {_text(init)})', *options])})"
-    _call(s, lines, call)
+    call = f"ns.while_loop({', '.join([go_on, name, f'(torch.tensor(0), {text_of(init)})', *options])})"
+    run(s, lines, call)
 
 
 def _fori(s: Scope, depth: int) -> None:
@@ -277,19 +279,19 @@ def _fori(s: Scope, depth: int) -> None:
     def result(inner: Scope, leaves: dict[str, list[str]]) -> str:
         return _next_carry(values, inner, leaves["c"])
 
-    body = _body(s, name, {"i": torch.tensor(0), "c": values}, depth, result)
-    _call(s, body, f"ns.fori_loop({lower}, {upper}, {name}, {_text(init)})")
+    body = body_of(s, name, {"i": torch.tensor(0), "c": values}, depth, result)
+    run(s, body, f"ns.fori_loop({lower}, {upper}, {name}, {text_of(init)})")
 
 
 def _map(s: Scope, depth: int) -> None:
     name, (tree, row) = s.new("each"), _rows(s)
 
     def result(inner: Scope, leaves: dict[str, list[str]]) -> str:
-        return _text(_tree(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 2))]))
+        return text_of(tree_of(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 2))]))
 
-    body = _body(s, name, {"x": row}, depth, result)
+    body = body_of(s, name, {"x": row}, depth, result)
     options = s.one_of("", "", ", batch_size=2", ", batch_size=3")
-    _call(s, body, f"ns.map({name}, {_text(tree)}{options})")
+    run(s, body, f"ns.map({name}, {text_of(tree)}{options})")
 
 
 def _associative(s: Scope, depth: int) -> None:
@@ -306,37 +308,37 @@ def _associative(s: Scope, depth: int) -> None:
         b = s.pick(where=lambda x: x.shape == shape)
         lines = [f"def {name}(a, b):", "    return a[0] * b[0], b[0] * a[1] + b[1]"]
         elements = f"(torch.sigmoid({a}), {b})"
-    _call(s, lines, f"ns.associative_scan({name}, {elements}{options})")
+    run(s, lines, f"ns.associative_scan({name}, {elements}{options})")
 
 
-def _operands(s: Scope) -> tuple[Tree, Any]:
+def operands_of(s: Scope) -> tuple[Tree, Any]:
     tree = tuple(s.pick("any") for _ in range(s.one_of(0, 1, 1, 2)))
     return tree, _values(s, tree)
 
 
 def _branches(s: Scope, depth: int, count: int) -> tuple[list[str], list[str], str]:
     """Functions of the same operands whose results agree in shape and dtype."""
-    operands, values = _operands(s)
+    operands, values = operands_of(s)
     arguments = {f"a{i}": value for i, value in enumerate(values)}
     lines: list[str] = []
     names: list[str] = []
     tree: list[Any] = []
 
     def first(inner: Scope, leaves: dict[str, list[str]]) -> str:
-        chosen = _tree(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 1, 2))])
+        chosen = tree_of(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 1, 2))])
         tree.append(_values(inner, chosen))
-        return _text(chosen)
+        return text_of(chosen)
 
     def other(inner: Scope, leaves: dict[str, list[str]]) -> str:
         likes, spec = optree.tree_flatten(tree[0])
         found = [_alike(inner, like) for like in likes]
         if not all(_is_like(inner.value(text), like) for text, like in zip(found, likes)):
             raise NoOperandError
-        return _text(spec.unflatten(found))
+        return text_of(spec.unflatten(found))
 
     for _ in range(count):
         names.append(s.new("branch"))
-        lines += _body(s, names[-1], arguments, depth, other if tree else first)
+        lines += body_of(s, names[-1], arguments, depth, other if tree else first)
     return lines, names, "".join(f", {operand}" for operand in operands)
 
 
@@ -393,24 +395,24 @@ def _predicate(s: Scope) -> str:
 
 def _cond(s: Scope, depth: int) -> None:
     lines, (yes, no), operands = _branches(s, depth, 2)
-    _call(s, lines, f"ns.cond({_predicate(s)}, {yes}, {no}{operands})")
+    run(s, lines, f"ns.cond({_predicate(s)}, {yes}, {no}{operands})")
 
 
 def _switch(s: Scope, depth: int) -> None:
     lines, names, operands = _branches(s, depth, s.one_of(1, 2, 3))
     index = s.pick("int", where=lambda x: x.ndim == 0)
-    _call(s, lines, f"ns.switch({index} - {s.one_of(0, 1)}, [{', '.join(names)}]{operands})")
+    run(s, lines, f"ns.switch({index} - {s.one_of(0, 1)}, [{', '.join(names)}]{operands})")
 
 
 def _checkpoint(s: Scope, depth: int) -> None:
-    operands, values = _operands(s)
+    operands, values = operands_of(s)
     name = s.new("block")
 
     def result(inner: Scope, leaves: dict[str, list[str]]) -> str:
-        return _text(_tree(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 2))]))
+        return text_of(tree_of(s, [inner.pick("any") for _ in range(s.one_of(1, 1, 2))]))
 
-    body = _body(s, name, {f"a{i}": value for i, value in enumerate(values)}, depth, result)
-    _call(s, body, f"ns.checkpoint({name})({', '.join(operands)})")
+    body = body_of(s, name, {f"a{i}": value for i, value in enumerate(values)}, depth, result)
+    run(s, body, f"ns.checkpoint({name})({', '.join(operands)})")
 
 
 def _transformed(s: Scope, depth: int) -> None:
@@ -429,13 +431,13 @@ def _transformed(s: Scope, depth: int) -> None:
         value = f"{read}.sum() * {leaves['x'][0]}.sin().sum()"
         return f"({value})" if form in ("grad", "hessian") else f"({value}) * {leaves['x'][0]}"
 
-    body = _body(s, name, {"x": like[0] if form == "vmap" else like}, depth, result)
+    body = body_of(s, name, {"x": like[0] if form == "vmap" else like}, depth, result)
     call = {
         "jvp": f"ns.jvp({name}, ({a},), ({a} * 0.3,))",
         "vjp": f"ns.vjp({name}, {a})[1]({a})",
         "vmap": f"ns.vmap({name})({a})",
     }.get(form, f"ns.{form}({name})({a})")
-    _call(s, body, call)
+    run(s, body, call)
 
 
 _LOOPS: list[Callable[[Scope, int], None]] = [

@@ -56,6 +56,29 @@ class Oracle(Reference):
     vjp = staticmethod(torch.func.vjp)
 
     @staticmethod
+    def jit(f: Any, **options: Any) -> Any:
+        return f
+
+    @staticmethod
+    def checkpoint(f: Any) -> Any:
+        """Its results are memory of their own."""
+        return lambda *args: optree.tree_map(torch.clone, f(*args))
+
+    class _Rule:
+        """A function with a derivative by hand, which is its own."""
+
+        def __init__(self, f: Function) -> None:
+            self.f = f
+
+        def defvjp(self, *rules: Function) -> None: ...
+        def defjvp(self, rule: Function) -> None: ...
+
+        def __call__(self, *args: Any) -> Any:
+            return self.f(*args)
+
+    custom_vjp = custom_jvp = _Rule
+
+    @staticmethod
     def while_loop(cond_fn: Any, body_fn: Any, value: Any, **options: Any) -> Any:
         return Reference.while_loop(cond_fn, body_fn, _tensors(value), **options)
 

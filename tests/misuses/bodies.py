@@ -1,5 +1,6 @@
 """What a captured function may not do: read, write, leak, run autograd, go on for ever."""
 
+import copy
 import math
 
 import numpy as np
@@ -371,6 +372,16 @@ def body_steps_an_optimizer():
         return c * weight, x
 
     fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_makes_a_subclass():
+    fh.scan(lambda c, x: (c.as_subclass(torch.Tensor) * x, None), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_copies_an_object():
+    fh.scan(lambda c, x: (copy.copy(c) * x, None), X, torch.ones(3))
 
 
 @misuse_captured(fh.CaptureError)
