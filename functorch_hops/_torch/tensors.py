@@ -26,6 +26,7 @@ __all__ = [
     "known_number",
     "plain",
     "storage_key",
+    "storage_numel",
 ]
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
@@ -78,6 +79,11 @@ def as_plain_class(t: Tensor) -> Tensor:
 def storage_key(t: Tensor) -> int:
     """Identity of the storage of ``t``; equal for views of one tensor."""
     return t.untyped_storage()._cdata
+
+
+def storage_numel(t: Tensor) -> int:
+    """How many elements fit into the storage of ``t``."""
+    return t.untyped_storage().nbytes() // t.itemsize
 
 
 def is_dense(t: Tensor) -> bool:
