@@ -13,14 +13,14 @@ Checked against torch 2.13.0 and 2.11.0.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer, _ProxyTensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer, _ProxyTensor, track_tensor_tree
 from torch.fx.traceback import has_preserved_node_meta
 
 __all__ = ["Recorder"]
@@ -35,7 +35,7 @@ _PLAIN = frozenset(
 class _Result(NamedTuple):
     """What a call gives: the metadata of its node and of its result, and whether that is a view of the operand."""
 
-    meta: dict[str, Any]
+    tensor_meta: Any
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
@@ -73,7 +73,7 @@ class _Call:
             elif kind is list or kind is tuple:
                 key, value = self._read(value)
                 key, value = (kind, key), kind(value)
-            elif kind is torch.device and (value.type == "cpu" or value.index is not None):
+            elif kind is torch.device and _has_index(value):
                 key = value
             else:
                 self.is_known = False
@@ -95,6 +95,11 @@ class _Call:
             return None, None
         self.tensors.append(t)
         return _form(t), value.proxy.node
+
+
+def _has_index(device: torch.device) -> bool:
+    """Whether it is the same device wherever it is named."""
+    return device.type == "cpu" or device.index is not None
 
 
 def _form(t: FakeTensor) -> Any:
@@ -127,11 +132,23 @@ class Recorder:
             last = next(reversed(self.tracer.graph.nodes), None)
         out = func(*args, **kwargs)
         if result is _UNSEEN:
-            if len(_results) >= _MAX_RESULTS:
-                _results.clear()
             with torch._C.DisableTorchFunction():
-                _results[call.key] = self._result_of(func, call, out, last)
+                _keep(call.key, self._result_of_call(func, call, out, last))
         return out
+
+    def stand_for(self, node: fx.Node, kind: tuple[Any, torch.dtype, torch.device], make: Callable[[], Tensor]) -> Tensor:
+        """The fake that stands for the value of ``node``; ``make()`` makes one of this shape, dtype and device."""
+        shape, _, device = kind
+        is_known = all(type(size) is int for size in shape) and _has_index(device)
+        key = ("value", *kind) if is_known else None
+        result = _results.get(key, _UNSEEN) if is_known else None
+        if result is not None and result is not _UNSEEN:
+            return self._tracked(node, result, [])
+        fake = make()
+        track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
+        if result is _UNSEEN:
+            _keep(key, self._result_of(node, fake, []))
+        return fake
 
     def _is_recording(self) -> bool:
         get_mode = torch._C._get_dispatch_mode
@@ -143,12 +160,15 @@ class Recorder:
         graph = self.tracer.graph
         name = graph._target_to_str(func.overloadpacket.__name__)
         node = graph.create_node("call_function", func, call.args, call.kwargs, name)
-        out, node.meta["val"] = self._fakes_of(result, call.tensors)
-        node.meta.update(result.meta)
+        return self._tracked(node, result, call.tensors)
+
+    def _tracked(self, node: fx.Node, result: _Result, operands: Sequence[FakeTensor]) -> Tensor:
+        out, node.meta["val"] = self._fakes_of(result, operands)
+        node.meta["tensor_meta"] = result.tensor_meta
         self.tracker[out] = _ProxyTensor(fx.Proxy(node, self.tracer), None)
         return out
 
-    def _fakes_of(self, result: _Result, operands: list[FakeTensor]) -> tuple[FakeTensor, FakeTensor]:
+    def _fakes_of(self, result: _Result, operands: Sequence[FakeTensor]) -> tuple[FakeTensor, FakeTensor]:
         """The result, and an alias for the node: the user may change the metadata of the other, or let go of it."""
         with torch._C._DisableTorchDispatch():
             memory = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
@@ -166,23 +186,32 @@ class Recorder:
         vars(fake).update(attributes)
         return fake
 
-    def _result_of(self, func: OpOverload, call: _Call, out: Any, last: fx.Node | None) -> _Result | None:
-        """What a call gave, if another one like it can do without the modes."""
+    def _result_of_call(self, func: OpOverload, call: _Call, out: Any, last: fx.Node | None) -> _Result | None:
+        """What a call gave, if another one like it can do without the modes: ``last`` was the last node before it."""
         entry = self.tracker.get(out) if type(out) is FakeTensor else None
-        if entry is None or entry.constant is not None or out._has_symbolic_sizes_strides or out.requires_grad:
+        if entry is None or entry.constant is not None:
             return None
         node = entry.proxy.node
         if node.target is not func or node.args != call.args or node.kwargs != call.kwargs or node.prev is not last:
             return None
-        meta = {name: value for name, value in node.meta.items() if name != "val"}
-        is_view = func.is_view and len(call.tensors) == 1
-        shape, stride, offset, dtype, device, _ = _form(out)
-        result = _Result(meta, shape, stride, offset, dtype, device, is_view)
-        memory = out.untyped_storage()
-        if (memory._cdata in [t.untyped_storage()._cdata for t in call.tensors]) != is_view:
+        return self._result_of(node, out, call.tensors)
+
+    def _result_of(self, node: fx.Node, out: Any, operands: Sequence[FakeTensor]) -> _Result | None:
+        if type(out) is not FakeTensor or out._has_symbolic_sizes_strides or out.requires_grad:
             return None
-        made = self._fakes_of(result, call.tensors)
+        is_view = len(operands) == 1 and node.target.is_view  # type: ignore[union-attr]
+        memory = out.untyped_storage()._cdata
+        if (memory in [t.untyped_storage()._cdata for t in operands]) != is_view:
+            return None
+        result = _Result(node.meta["tensor_meta"], *_form(out)[:-1], is_view)
+        made = self._fakes_of(result, operands)
         return result if all(map(_agree, made, (out, node.meta["val"]))) else None
+
+
+def _keep(key: Any, result: _Result | None) -> None:
+    if len(_results) >= _MAX_RESULTS:
+        _results.clear()
+    _results[key] = result
 
 
 def _agree(made: FakeTensor, of_torch: FakeTensor) -> bool:

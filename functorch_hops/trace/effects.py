@@ -39,6 +39,11 @@ _ASKED: dict[Any, Callable[..., Any]] = {
 class Effects(_torch.TorchDispatchMode):
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: a capture is out of Dynamo's reach as a whole, and torch would import it for this."""
+        return False
+
     def __init__(self, capture: Capture) -> None:
         super().__init__()
         self.capture = capture
