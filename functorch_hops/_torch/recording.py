@@ -1,13 +1,12 @@
 """Calls of operators recorded as torch recorded calls like them.
 
-NOTE [Calls seen before] torch's proxy mode and fake mode take half a millisecond for each operator, a hundred times what
-the operator takes on real tensors. What comes of it is a node, and a fake tensor whose metadata follows from the operator,
-its numbers, the metadata of its operands and the default dtype. So the first such call of the process goes through the
-modes, and a result made from its metadata alone is compared with torch's; if they agree in all that a tensor shows, the
-metadata are kept, and the next call like it makes node and result from these. Everything else goes through the modes each
-time: what has no single tensor as result, writes, has open or unbacked sizes, known values, or a composite form.
-
-Checked against torch 2.13.0 and 2.11.0.
+NOTE [Calls seen before] torch's proxy mode and fake mode take half a millisecond for an operator. What comes of it is
+a node and a fake tensor, whose metadata follow from the operator, its numbers, the metadata of its operands and the
+default dtype. So the first such call of a process goes through the modes. Then a result is made from its metadata
+alone and compared with torch's; if they agree in all that a tensor shows, the metadata are kept, and the next call like
+it makes node and result from these. Through the modes each time goes what may come out otherwise, or does more: what
+does not give just one tensor or writes to an operand, open sizes, values that tracing knows, operators outside of ATen
+or made of others.
 """
 
 from __future__ import annotations
@@ -23,13 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer, _ProxyTensor, track_tensor_tree
 from torch.fx.traceback import has_preserved_node_meta
 
-__all__ = ["Recorder"]
+__all__ = ["CallRecorder"]
 
-_MAX_RESULTS = 50_000
+_MAX_RESULTS = 20_000
 _KEYS = torch._C._TorchDispatchModeKey
-_PLAIN = frozenset(
-    {int, float, bool, complex, str, type(None), torch.dtype, torch.layout, torch.memory_format}  # type: ignore[attr-defined]
-)
+_PLAIN = frozenset({int, float, bool, complex, str, type(None), torch.dtype, torch.layout, torch.memory_format})
 
 
 class _Result(NamedTuple):
@@ -49,9 +46,9 @@ _results: dict[Any, _Result | None] = {}
 
 
 class _Call:
-    """A call as a key and as arguments of a node; ``key`` is None where it can't be known before it is made."""
+    """A call as a key and as arguments of a node. ``is_known``: the key holds all that the result follows from."""
 
-    def __init__(self, recorder: Recorder, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def __init__(self, recorder: CallRecorder, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         self.recorder = recorder
         self.tensors: list[FakeTensor] = []
         self.is_known = True
@@ -89,7 +86,7 @@ class _Call:
             or value.constant is not None
             or t.constant is not None
             or t.fake_mode is not self.recorder.fakes
-            or t._has_symbolic_sizes_strides
+            or not _is_ordinary(t)
         ):
             self.is_known = False
             return None, None
@@ -102,12 +99,17 @@ def _has_index(device: torch.device) -> bool:
     return device.type == "cpu" or device.index is not None
 
 
+def _is_ordinary(t: FakeTensor) -> bool:
+    return t.layout is torch.strided and not t._has_symbolic_sizes_strides and not t.is_quantized
+
+
 def _form(t: FakeTensor) -> Any:
-    """What a tensor shows besides its values and its memory."""
-    return t.shape, t.stride(), t.storage_offset(), t.dtype, t.fake_device, torch._C._dispatch_keys(t).raw_repr()
+    """What a tensor shows besides its values."""
+    keys, memory = torch._C._dispatch_keys(t).raw_repr(), t.untyped_storage()
+    return t.shape, t.stride(), t.storage_offset(), t.dtype, t.fake_device, keys, memory.nbytes()
 
 
-class Recorder:
+class CallRecorder:
     """torch's proxy mode for one capture, and a shorter way to record what it would."""
 
     def __init__(self, tracer: PythonKeyTracer, fakes: FakeTensorMode) -> None:
@@ -136,7 +138,9 @@ class Recorder:
                 _keep(call.key, self._result_of_call(func, call, out, last))
         return out
 
-    def stand_for(self, node: fx.Node, kind: tuple[Any, torch.dtype, torch.device], make: Callable[[], Tensor]) -> Tensor:
+    def stand_for(
+        self, node: fx.Node, kind: tuple[Any, torch.dtype, torch.device], make: Callable[[], Tensor]
+    ) -> Tensor:
         """The fake that stands for the value of ``node``; ``make()`` makes one of this shape, dtype and device."""
         shape, _, device = kind
         is_known = all(type(size) is int for size in shape) and _has_index(device)
@@ -159,7 +163,8 @@ class Recorder:
     def _made(self, func: OpOverload, call: _Call, result: _Result) -> Tensor:
         graph = self.tracer.graph
         name = graph._target_to_str(func.overloadpacket.__name__)
-        node = graph.create_node("call_function", func, call.args, call.kwargs, name)
+        node = graph.create_node("call_function", func, (), {}, name)
+        node.args, node.kwargs = call.args, call.kwargs  # afterwards: fx looks through arguments for symbols
         return self._tracked(node, result, call.tensors)
 
     def _tracked(self, node: fx.Node, result: _Result, operands: Sequence[FakeTensor]) -> Tensor:
@@ -197,13 +202,13 @@ class Recorder:
         return self._result_of(node, out, call.tensors)
 
     def _result_of(self, node: fx.Node, out: Any, operands: Sequence[FakeTensor]) -> _Result | None:
-        if type(out) is not FakeTensor or out._has_symbolic_sizes_strides or out.requires_grad:
+        if type(out) is not FakeTensor or not _is_ordinary(out) or out.requires_grad:
             return None
         is_view = len(operands) == 1 and node.target.is_view  # type: ignore[union-attr]
         memory = out.untyped_storage()._cdata
         if (memory in [t.untyped_storage()._cdata for t in operands]) != is_view:
             return None
-        result = _Result(node.meta["tensor_meta"], *_form(out)[:-1], is_view)
+        result = _Result(node.meta["tensor_meta"], *_form(out)[:5], is_view)
         made = self._fakes_of(result, operands)
         return result if all(map(_agree, made, (out, node.meta["val"]))) else None
 
@@ -215,8 +220,7 @@ def _keep(key: Any, result: _Result | None) -> None:
 
 
 def _agree(made: FakeTensor, of_torch: FakeTensor) -> bool:
-    sizes = made.untyped_storage().nbytes(), of_torch.untyped_storage().nbytes()
-    return _form(made) == _form(of_torch) and sizes[0] == sizes[1] and vars(made) == vars(of_torch)
+    return _form(made) == _form(of_torch) and vars(made) == vars(of_torch)
 
 
 _UNSEEN: Any = object()

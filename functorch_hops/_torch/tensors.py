@@ -21,6 +21,7 @@ __all__ = [
     "empty_strided_cpu",
     "has_own_operators",
     "has_storage",
+    "has_symbols",
     "is_dense",
     "known_constant",
     "known_number",
@@ -99,6 +100,11 @@ def is_dense(t: Tensor) -> bool:
 def has_storage(t: Tensor) -> bool:
     """Whether the values of ``t`` lie in memory of its own, as those of a dense tensor do."""
     return bool(torch._C._has_storage(t))
+
+
+def has_symbols(t: Tensor) -> bool:
+    """Whether sizes or strides of ``t`` are no numbers."""
+    return bool(t._has_symbolic_sizes_strides)  # type: ignore[attr-defined]
 
 
 def known_constant(t: Tensor) -> Tensor | None:

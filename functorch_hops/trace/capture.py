@@ -47,7 +47,7 @@ class Capture:
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
-        self.recorder = _torch.Recorder(self.tracer, self.session.fake_mode)
+        self.recorder = _torch.CallRecorder(self.tracer, self.session.fake_mode)
         self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
         self.inputs: list[TensorMeta] = []
         self.history = History(self)

@@ -51,9 +51,10 @@ class Effects(_torch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _ASKED and not self.capture.session.has_open_sizes:
+        if func in _ASKED:
             with _torch.without_torch_function():
-                return _ASKED[func](*args)
+                if not any(map(_torch.has_symbols, args)):
+                    return _ASKED[func](*args)
         if self.capture.recording_off:
             return func(*args, **kwargs)
         if _torch.is_operator_of_torch(func):
