@@ -100,7 +100,10 @@ def _has_index(device: torch.device) -> bool:
 
 
 def _is_ordinary(t: FakeTensor) -> bool:
-    return t.layout is torch.strided and not t._has_symbolic_sizes_strides and not t.is_quantized
+    """Whether it is dense, and how it lies in its memory is known in numbers."""
+    if t.layout is not torch.strided or t._has_symbolic_sizes_strides or t.is_quantized:
+        return False
+    return type(t.untyped_storage().nbytes()) is int  # not so for a part of what has open sizes
 
 
 def _form(t: FakeTensor) -> Any:
