@@ -211,7 +211,8 @@ class CallRecorder:
         memory = out.untyped_storage()._cdata
         if (memory in [t.untyped_storage()._cdata for t in operands]) != is_view:
             return None
-        result = _Result(node.meta["tensor_meta"], *_form(out)[:5], is_view)
+        shape, stride, offset, dtype, device, *_ = _form(out)
+        result = _Result(node.meta["tensor_meta"], shape, stride, offset, dtype, device, is_view)
         made = self._fakes_of(result, operands)
         return result if all(map(_agree, made, (out, node.meta["val"]))) else None
 

@@ -104,7 +104,7 @@ def has_storage(t: Tensor) -> bool:
 
 def has_symbols(t: Tensor) -> bool:
     """Whether sizes or strides of ``t`` are no numbers."""
-    return bool(t._has_symbolic_sizes_strides)  # type: ignore[attr-defined]
+    return bool(t._has_symbolic_sizes_strides)
 
 
 def known_constant(t: Tensor) -> Tensor | None:
