@@ -19,6 +19,7 @@ from .interrupts import *
 from .legacy_vmap import *
 from .levels import *
 from .process import *
+from .recording import *
 from .stepwise import *
 from .symbols import *
 from .tensors import *

@@ -98,17 +98,20 @@ def is_refused_by_dynamo(error: Exception) -> bool:
 @contextlib.contextmanager
 def dynamo_silent() -> Iterator[None]:
     """Functions that ``torch.compile`` compiled, as a whole too, run as Python: what records operators sees them, and
-    Dynamo does not come to know their code as something that can't be compiled.
+    Dynamo does not come to know their code as something that can't be compiled. What is called meanwhile it does not
+    compile either, were it at work around this.
     """
     dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
-    if not hasattr(dynamo, "_stance"):  # it was not imported, or not yet to its end
-        yield
-        return
-    before, dynamo._stance = dynamo._stance, dynamo.DynamoStance("force_eager")
+    is_imported = hasattr(dynamo, "_stance")  # to its end
+    if is_imported:
+        before, dynamo._stance = dynamo._stance, dynamo.DynamoStance("force_eager")
+    callback = eval_frame.set_eval_frame(None)
     try:
         yield
     finally:
-        dynamo._stance = before
+        eval_frame.set_eval_frame(callback)
+        if is_imported:
+            dynamo._stance = before
 
 
 def break_graph(reason: str) -> None:

@@ -21,11 +21,13 @@ __all__ = [
     "empty_strided_cpu",
     "has_own_operators",
     "has_storage",
+    "has_symbols",
     "is_dense",
     "known_constant",
     "known_number",
     "plain",
     "storage_key",
+    "storage_numel",
 ]
 
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
@@ -80,6 +82,11 @@ def storage_key(t: Tensor) -> int:
     return t.untyped_storage()._cdata
 
 
+def storage_numel(t: Tensor) -> int:
+    """How many elements fit into the storage of ``t``."""
+    return t.untyped_storage().nbytes() // t.itemsize
+
+
 def is_dense(t: Tensor) -> bool:
     """Whether a tensor has a value at each place, in strides."""
     if type(t) is FakeTensor:
@@ -93,6 +100,11 @@ def is_dense(t: Tensor) -> bool:
 def has_storage(t: Tensor) -> bool:
     """Whether the values of ``t`` lie in memory of its own, as those of a dense tensor do."""
     return bool(torch._C._has_storage(t))
+
+
+def has_symbols(t: Tensor) -> bool:
+    """Whether sizes or strides of ``t`` are no numbers."""
+    return bool(t._has_symbolic_sizes_strides)
 
 
 def known_constant(t: Tensor) -> Tensor | None:

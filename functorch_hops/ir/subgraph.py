@@ -247,13 +247,30 @@ class Subgraph(_Deriving):
     def __call__(self, *operands: Tensor) -> tuple[Tensor, ...]:
         if state.capture is not None:
             copied = state.capture.inline(self, operands)
-            if copied is not None:
-                return tuple(copied)
+            return tuple(self._run_once(operands) if copied is None else copied)
         if state.stops_at_nan:
             return tuple(looked_at(self.module, operands))
         if self._run is None:
             self._run = run_of(self.module)
         return self._run(*operands)
+
+    def _run_once(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Node by node: to write the code of a graph and to compile it takes as long as to record it."""
+        values: dict[fx.Node, Any] = dict(zip(self.input_nodes(), operands, strict=True))
+
+        def of(a: Any) -> Any:
+            if isinstance(a, fx.Node):
+                return values[a]
+            if isinstance(a, (tuple, list)):
+                return tuple(map(of, a)) if isinstance(a, tuple) else list(map(of, a))
+            return slice(of(a.start), of(a.stop), of(a.step)) if isinstance(a, slice) else a
+
+        for node in self.module.graph.nodes:
+            if node.op == "call_function":
+                values[node] = node.target(*map(of, node.args), **{k: of(a) for k, a in node.kwargs.items()})
+            elif node.op == "get_attr":
+                values[node] = getattr(self.module, node.target)
+        return [values[node] for node in self.output_nodes()]
 
     def bind(self, operands: Sequence[Tensor]) -> Binding:
         """What the open sizes are in a call with these operands."""

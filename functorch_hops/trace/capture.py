@@ -47,6 +47,7 @@ class Capture:
         self.root = torch.nn.Module()
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
+        self.recorder = _torch.CallRecorder(self.tracer, self.session.fake_mode)
         self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
         self.inputs: list[TensorMeta] = []
         self.history = History(self)
@@ -83,19 +84,22 @@ class Capture:
             _torch.disable_proxy_modes_tracing(),
         )
         with where, quietly[0], quietly[1], quietly[2]:
-            fake = self._new_fake(meta)
-            proxy = self.tracer.create_proxy("placeholder", f"arg{len(self.inputs)}", (), {})
-            _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
+            node = self.graph.create_node("placeholder", f"arg{len(self.inputs)}")
+            fake = self._stand_for(node, meta)
             self._input_storages[_torch.storage_key(fake)] = len(self.inputs)
-        self._end_of_inputs = proxy.node
+        self._end_of_inputs = node
         self.inputs.append(meta)
-        self.history.inputs[proxy.node] = source
+        self.history.inputs[node] = source
         if isinstance(source, Itself) and isinstance(source.tensor, torch.nn.Parameter):
             fake._is_param = True
-        if self.history.records(proxy.node):
+        if self.history.records(node):
             with _torch.without_torch_function():
                 fake.requires_grad_()
         return fake
+
+    def _stand_for(self, node: fx.Node, meta: TensorMeta) -> Tensor:
+        """The fake that stands for the value of a node."""
+        return self.recorder.stand_for(node, meta, lambda: self._new_fake(meta))
 
     def _new_fake(self, meta: TensorMeta) -> Tensor:
         """A fake made by the capture itself: no operator of the body, nor of one inside of it that asks for it."""
@@ -237,9 +241,7 @@ class Capture:
                 return None
             inputs = [self.proxy_of(x).node for x in operands]
             for node, meta in zip(copy_nodes(body, inputs, self.root, self.graph), body.outputs):
-                fake = self._new_fake(meta)
-                _torch.track_tensor_tree(fake, fx.Proxy(node, self.tracer), constant=None, tracer=self.tracer)
-                outputs.append(fake)
+                outputs.append(self._stand_for(node, meta))
         return outputs
 
     def add_params(self, params: Params) -> fx.Proxy:

@@ -28,8 +28,21 @@ _SIZES = (torch.ops.aten.size.default, torch.ops.aten.sym_size.default, torch.op
 """Asked of what a transform wraps, if a size is a symbol: the wrapper itself is no value of the capture."""
 
 
+_ASKED: dict[Any, Callable[..., Any]] = {
+    torch.ops.prim.device.default: lambda t: t.device,
+    torch.ops.aten.is_same_size.default: lambda a, b: a.shape == b.shape,
+    torch.ops.aten._has_same_storage_numel.default: lambda a, b: _torch.storage_numel(a) == _torch.storage_numel(b),
+}
+"""What autograd and functorch ask for at each operator. The answer is no value of the graph."""
+
+
 class Effects(_torch.TorchDispatchMode):
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: a capture is out of Dynamo's reach as a whole, and torch would import it for this."""
+        return False
 
     def __init__(self, capture: Capture) -> None:
         super().__init__()
@@ -38,6 +51,10 @@ class Effects(_torch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _ASKED:
+            with _torch.without_torch_function():
+                if not any(map(_torch.has_symbols, args)):
+                    return _ASKED[func](*args)
         if self.capture.recording_off:
             return func(*args, **kwargs)
         if _torch.is_operator_of_torch(func):
@@ -72,7 +89,8 @@ class Effects(_torch.TorchDispatchMode):
             with _torch.whole_storages(self.capture.session.fake_mode):
                 out = func(*args, **kwargs)
         else:
-            out = REPLACED.get(func, func)(*args, **kwargs)
+            other = REPLACED.get(func)
+            out = self.capture.recorder.call(func, args, kwargs) if other is None else other(*args, **kwargs)
         return self._untracked(out) if detached else out
 
     def _is_of_autograd(self) -> bool:

@@ -167,7 +167,7 @@ def _observers(capture: Capture) -> Iterator[None]:
     try:
         with (
             capture.session.fake_mode,
-            _torch.ProxyTorchDispatchMode(capture.tracer, "fake"),
+            capture.recorder.mode,
             Effects(capture),
             capture.lifting,
             _torch.dynamo_silent(),
