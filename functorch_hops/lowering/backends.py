@@ -22,6 +22,7 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from .loops.happening import raised_by
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -251,12 +252,17 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
 
 
 def _with_eager_errors(code: Code) -> Code:
-    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager."""
+    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager;
+    what an effect in it raised is raised again.
+    """
 
     def call(operands: list[Tensor]) -> Sequence[Tensor]:
         try:
             return code(operands)
         except RuntimeError as error:
+            raised = raised_by(error)
+            if raised is not None:
+                raise raised from None
             failure = _torch.matrix_failure(error)
             if failure is not None:
                 raise torch.linalg.LinAlgError(failure) from None

@@ -7,7 +7,7 @@ import linecache
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
 from ..errors import ArgumentTypeError, CheckError, message
+from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
 from .find_nan import find_nan
@@ -74,6 +75,7 @@ class _Callback(_OfCall):
 @dataclass(frozen=True)
 class _Check(_OfCall):
     text: str
+    when: ClassVar[When] = When.FAILED
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         pred, *rest = values
