@@ -34,6 +34,7 @@ from .ops.mode import disable_jit, eager_capture
 from .ops.scan.api import scan
 from .ops.while_loop.api import while_loop
 from .tools import debug
+from .tools.annotate import annotate
 from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
@@ -89,6 +90,7 @@ __all__ = [
     "TensorSpec",
     "TooManyCapturesError",
     "TreeMismatchError",
+    "annotate",
     "assert_max_captures",
     "associative_scan",
     "checkpoint",

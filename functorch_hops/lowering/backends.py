@@ -22,6 +22,7 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from ..passes.ranges import without_ranges
 from .loops.happening import raised_by
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
@@ -190,7 +191,7 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 def _for_inductor(body: Subgraph) -> Subgraph:
     from .redrawn import redrawn_by_count
 
-    return redrawn_by_count(without_numbers(body))
+    return redrawn_by_count(without_numbers(without_ranges(body)))
 
 
 def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:

@@ -145,8 +145,8 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     Raises:
         ArgumentTypeError: ``fmt`` is no string.
 
-    Cost: what is printed is copied, lane by lane. A kernel of a loop asks Python for each step, and takes all lanes of a
-    step before the next one.
+    Cost: what is printed is copied, lane by lane. A kernel of a loop asks Python in each step, and takes
+    all lanes of a step before the next one.
 
     Source: ``jax.debug.print``; asked for in pytorch/pytorch 147115 and jax-ml/jax 19314.
 

@@ -190,6 +190,8 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         form = params.operator.rules.form(params, operands)
         if form is None or (isinstance(form, Branches | Again) and not is_inner):
             return None, None
+        if not params.scope.loop_kernels:
+            raise Refused("it is annotated with loop_kernels=False")
         if isinstance(form, Again):
             raise Refused("what it draws again is no number by count")
         if params.random and is_inner:
