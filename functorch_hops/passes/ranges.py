@@ -7,7 +7,6 @@ what is inside of a range with what is around it, and a program that is exported
 from __future__ import annotations
 
 import torch
-from torch import fx
 
 from ..ir.build import add_params, copy_of
 from ..ir.subgraph import Subgraph, params_of
@@ -26,14 +25,11 @@ def without_ranges(body: Subgraph) -> Subgraph:
 
 
 def _has_ranges(body: Subgraph) -> bool:
-    return any(
-        node.target in _OPERATORS or any(map(_has_ranges, _bodies(node, body))) for node in body.module.graph.nodes
+    nodes = body.module.graph.nodes
+    calls = [params for node in nodes if (params := params_of(node, body.module)) is not None]
+    return any(node.target in _OPERATORS for node in nodes) or any(
+        _has_ranges(b) for call in calls for b in call.bodies
     )
-
-
-def _bodies(node: fx.Node, body: Subgraph) -> tuple[Subgraph, ...]:
-    params = params_of(node, body.module)
-    return () if params is None else params.bodies
 
 
 def _without_ranges(body: Subgraph) -> Subgraph:

@@ -12,7 +12,7 @@ import torch
 from .. import _torch
 from ..calls.arguments import P, R
 from ..calls.leaf import traced_through
-from ..calls.validate import check_callable, kind_of
+from ..calls.validate import as_flag, check_callable, kind_of
 from ..errors import ArgumentTypeError, message
 from ..ir.origin import annotated as scope
 from ..ops.mode import is_capturing
@@ -63,16 +63,16 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     >>> loop.name, loop.operator
     ('decay', 'scan')
     """
-    for parameter, value, kind in (("name", name, str), ("loop_kernels", loop_kernels, bool)):
-        if not isinstance(value, kind) and not (parameter == "name" and value is None):
-            text = message(
-                "annotate",
-                f"not a {kind.__name__}",
-                parameter=parameter,
-                expected=f"a {kind.__name__}",
-                got=kind_of(value),
-            )
-            raise ArgumentTypeError(text)
+    loop_kernels = as_flag("annotate", "loop_kernels", loop_kernels)
+    if not isinstance(name, str | None):
+        text = message("annotate", "the name is no string", parameter="name", expected="a str", got=kind_of(name))
+        raise ArgumentTypeError(text)
+    if isinstance(func, str):
+        remedy = f"write fh.annotate(name={func!r})"
+        text = message(
+            "annotate", "not callable", parameter="func", expected="a function", got=kind_of(func), remedy=remedy
+        )
+        raise ArgumentTypeError(text)
     if func is None:
         return functools.partial(annotate, name=name, loop_kernels=loop_kernels)
     check_callable("annotate", "func", func)
