@@ -19,13 +19,14 @@ def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         name = function.__name__
 
         @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             for keyword in kwargs:
                 if keyword in remedies:
                     remedy = remedies[keyword]
                     raise ArgumentTypeError(message(name, f"there is no argument {keyword}=", remedy=remedy))
             return function(*args, **kwargs)
 
-        return _torch.never_compiled(_torch.with_own_code(call))
+        checked.__fh_own__ = True  # type: ignore[attr-defined]  # for Dynamo, it closes over nothing of the user's
+        return _torch.never_compiled(_torch.with_own_code(checked))
 
     return around
