@@ -123,11 +123,8 @@ def register_kernels() -> None:
         return outputs
 
     def lower_effect(*args: Any) -> None:
-        first = len(V.graph.operations)
         fallback_handler(effect, add_to_fallback_set=False)(*args)
-        for operation in V.graph.operations[first:]:
-            if operation.has_side_effects():
-                in_turn(operation)
+        in_turn(V.graph.operations[-1])  # behind those that make its operands
 
     def lower_draw(key: Any, size: Any, kind: str) -> Any:
         key.realize()
