@@ -76,7 +76,7 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     if func is None:
         return functools.partial(annotate, name=name, loop_kernels=loop_kernels)
     check_callable("annotate", "func", func)
-    called: str = name or getattr(func, "__qualname__", type(func).__name__)
+    called: str = getattr(func, "__qualname__", type(func).__name__) if name is None else name
 
     def annotated(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():  # which has no place for names
