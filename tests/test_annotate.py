@@ -86,6 +86,10 @@ def test_a_trace_knows_the_names_inside_of_it() -> None:
     assert inner.cache_info().misses == 1
 
 
+def test_torch_compile_goes_through() -> None:
+    same(torch.compile(decoder, backend="eager", fullgraph=True)(XS), decoder(XS))
+
+
 def test_an_annotated_function_is_watched() -> None:
     factor = [2.0]
     f = fh.jit(fh.annotate(lambda x: x * factor[0], name="scaled"), backend="eager")

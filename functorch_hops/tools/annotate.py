@@ -46,7 +46,7 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
 
     Returns:
         A function of the same arguments and results as ``func``. A jitted function knows the annotations inside of it,
-        not those around its call.
+        not those around its call; under ``torch.compile`` there are no names.
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, ``name`` is no string, ``loop_kernels`` no bool.
