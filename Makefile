@@ -30,6 +30,7 @@ lint: .venv-test/installed
 
 types: .venv-test/installed
 	MYPYPATH=tests .venv-test/bin/mypy -p functorch_hops -m test_types -m typed_program
+	.venv-test/bin/basedpyright --pythonpath .venv-test/bin/python --level error
 
 # A warning, such as a link that leads nowhere, is an error. The site is build/site/index.html.
 docs: .venv-test/installed
@@ -50,7 +51,9 @@ release-check: .venv-test/installed
 	$(PYTHON) -m pip --python .venv-release/bin/python install -q -c constraints.txt "$$(ls dist/*.whl)[tutorials]"
 	cd dist && ../.venv-release/bin/python -c "import functorch_hops as fh; print(fh.__version__, fh.__file__)"
 	cp tests/typed_program.py dist/program.py && cd dist && \
-		../.venv-test/bin/python -m mypy --strict --python-executable ../.venv-release/bin/python program.py && ../.venv-release/bin/python program.py
+		../.venv-test/bin/python -m mypy --strict --python-executable ../.venv-release/bin/python program.py && \
+		../.venv-test/bin/basedpyright --pythonpath ../.venv-release/bin/python --level error program.py && \
+		../.venv-release/bin/python program.py
 	cp tutorials/quickstart.py dist && .venv-release/bin/python dist/quickstart.py --epochs 1 --backend eager --output dist/quickstart
 	rm -rf dist/quickstart* dist/program.py dist/.mypy_cache
 	.venv-test/bin/python tests/sdist.py dist/*.tar.gz

@@ -35,6 +35,7 @@ from .ops.scan.api import scan
 from .ops.sharded.api import sharded_associative_scan, sharded_scan
 from .ops.while_loop.api import while_loop
 from .tools import debug
+from .tools.annotate import annotate
 from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
@@ -90,6 +91,7 @@ __all__ = [
     "TensorSpec",
     "TooManyCapturesError",
     "TreeMismatchError",
+    "annotate",
     "assert_max_captures",
     "associative_scan",
     "checkpoint",

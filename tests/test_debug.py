@@ -290,9 +290,9 @@ def test_numbers_that_are_traced_are_printed(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "0.5 3\n0.25 3\n"
 
 
-def test_explain_says_why_a_loop_has_no_kernel() -> None:
+def test_explain_says_what_a_kernel_waits_for() -> None:
     (loop,) = fh.explain(scanned)(XS).loops
-    assert loop.lowering == "native" and "prints" in str(loop.reason)
+    assert loop.lowering == "steps" and "all its lanes" in str(loop.reason)
 
 
 def test_an_exported_program_has_no_effects() -> None:

@@ -40,7 +40,7 @@ def test_a_picture_has_all_bodies_with_shapes_and_lines(tmp_path: Path) -> None:
     root = ElementTree.fromstring(drawn(tmp_path / "loss.svg"))
     texts = [element.text for element in root.iter(f"{SVG}text")]
     titles = [element.text or "" for element in root.iter(f"{SVG}title")]
-    assert {"scan, 7 steps", "cond", "scan, 3 steps", "branch 0", "branch 1", "sin", "f32[7,4]", "return"} <= set(texts)
+    assert {"scan, 7 steps", "cond", "scan, 3 steps", "if false", "if true", "sin", "f32[7,4]", "return"} <= set(texts)
     assert "print '<{}> & so on'" in texts
     assert any(__file__ in title and "_, errors = fh.scan(step" in title for title in titles)
     assert not any("begin loop" in str(text) for text in texts)
@@ -109,6 +109,22 @@ def test_a_chain_is_straight() -> None:
     boxes = [Box(30 + 10 * (i % 3), 20) for i in range(6)]
     place(boxes, [(i, i + 1) for i in range(5)])
     assert max(b.centre for b in boxes) - min(b.centre for b in boxes) < 1e-6
+
+
+def residual(n: int) -> tuple[list[Box], list[tuple[int, int]]]:
+    """Blocks in a row: each joins a weight, splits, merges, and is added to what it began with."""
+    edges, start = [], 0
+    for _ in range(n):
+        weight, joined, left, right, merged, end = range(start + 1, start + 7)
+        edges += [(start, joined), (weight, joined), (joined, left), (joined, right), (left, merged), (right, merged)]
+        edges += [(merged, end), (start, end)]
+        start = end
+    return [Box(60.0, 20.0) for _ in range(start + 1)], edges
+
+
+def test_a_deep_graph_does_not_run_across_the_picture() -> None:
+    width, longer = (place(*residual(n))[0] for n in (5, 60))
+    assert longer < 2 * width
 
 
 def test_a_graph_of_some_hundred_nodes(tmp_path: Path) -> None:

@@ -99,9 +99,7 @@ def test_kernels_and_what_prevents_them() -> None:
     found = explained(f, XS, backend="inductor")
     kernel, native = found.loops
     assert (kernel.lowering, native.lowering) == ("steps", "native")
-    assert (
-        kernel.reason is not None and native.reason == "one of its operators checks, prints or does something unknown"
-    )
+    assert kernel.reason is not None and native.reason == "one of its operators checks or does something unknown"
     assert found.compile_seconds > 0 and found.graph_seconds > 0 and found.source_bytes > 1000
     text = str(found)
     assert all(part in text for part in ("one kernel", "torch's own operator", f"{__file__}:{kernel.line}", "steps: 5"))

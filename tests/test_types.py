@@ -99,6 +99,8 @@ def test_decorators_keep_the_signature() -> None:
 def test_vmap_and_checkpoint_keep_the_signature() -> None:
     assert_type(fh.vmap(total)(X), Tensor)
     assert_type(fh.checkpoint(total)(X, scale=2.0), Tensor)
+    assert_type(fh.annotate(total, name="total")(X, scale=2.0), Tensor)
+    assert_type(fh.annotate(name="total")(total)(X, scale=2.0), Tensor)
     with pytest.raises(TypeError):
         fh.vmap(total)(X, factor=2.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError):

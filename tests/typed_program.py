@@ -1,5 +1,7 @@
 """A program of a user who checks types: `make release-check` checks and runs it with the wheel alone."""
 
+# pyright: strict
+
 from typing import assert_type
 
 import torch
@@ -12,7 +14,7 @@ def energy(x: Tensor, stiffness: float = 1.0) -> Tensor:
     def step(state: Tensor, _: None) -> tuple[Tensor, None]:
         return state - 0.1 * stiffness * state, None
 
-    state, _ = fh.scan(step, x, length=3)
+    state, _ = fh.scan(fh.annotate(step, name="relaxed"), x, length=3)
     return torch.as_tensor(state).square().sum()
 
 

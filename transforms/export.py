@@ -15,6 +15,7 @@ from functorch_hops.calls.leaf import left_to_python
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
+from functorch_hops.passes.ranges import without_ranges
 
 __all__ = ["export"]
 
@@ -158,7 +159,7 @@ class _Exported(torch.nn.Module):
         arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
         operands = [*arguments.operands, *map(self._owned, self.names)]
         (call,) = self.call
-        return call.output.unflatten(call.body(*map(_conjugated, operands)))
+        return call.output.unflatten(without_ranges(call.body)(*map(_conjugated, operands)))
 
 
 class _ExportedDynamic(_Exported):
@@ -180,7 +181,7 @@ class _ExportedDynamic(_Exported):
         arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
         call = trace_call(func, arguments, "export", grad_enabled=True)
         lifted = [self._owned(self.owners[id(t)]) if id(t) in self.owners else t for t in call.lifted]
-        return call.output.unflatten(call.body(*map(_conjugated, (*arguments.operands, *lifted))))
+        return call.output.unflatten(without_ranges(call.body)(*map(_conjugated, (*arguments.operands, *lifted))))
 
 
 def _conjugated(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from functorch_hops.calls.arguments import P, R, one_or_several, signature_of
 from functorch_hops.calls.leaf import traced_through
+from functorch_hops.calls.spelling import spelled
 from functorch_hops.calls.validate import check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, message
 from functorch_hops.lowering.backends import Backend, Options
@@ -67,6 +68,11 @@ def jit(
     backend: str | Callable[..., Any] = "inductor",
     options: dict[str, Any] | None = None,
 ) -> Decorator: ...
+@spelled(
+    fullgraph="leave it out: jit captures all of a function, or says why not",
+    mode="write options=, of the backend",
+    donate_argnums="leave it out: no memory of an argument is given away",
+)
 @traced_through
 def jit(
     func: Callable[..., Any] | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import P, R
+from functorch_hops.calls.spelling import spelled
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from functorch_hops.interop.vmap_refusals import OnLanes
@@ -46,6 +47,12 @@ def vmap(
     *,
     chunk_size: int | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+@spelled(
+    in_axes="write in_dims=",
+    out_axes="write out_dims=",
+    axis_size="leave it out: a tensor among the arguments says how many examples there are",
+    axis_name="leave it out: dimensions have no names; reduce over the examples outside of vmap",
+)
 def vmap(
     func: Any = None,
     in_dims: Any = 0,

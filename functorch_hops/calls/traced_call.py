@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, environment, pytree
+from ..ir.origin import unannotated
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import current_capture
@@ -86,7 +87,7 @@ def _trace_call(
             value = flat[first]  # equal objects among the arguments are one inside
             leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
         args, kwargs = pytree.unflatten(arguments.spec, leaves)
-        with torch.set_grad_enabled(enabled):
+        with torch.set_grad_enabled(enabled), unannotated():
             result = func(*args, **kwargs)
         changed.extend(_changes(arguments, leaves, args, kwargs))
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))

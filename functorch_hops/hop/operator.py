@@ -233,7 +233,7 @@ def _operand(params: Params, x: Tensor) -> Tensor:
 def _shown(params: Params, operands: Sequence[Any]) -> str:
     """A call in a profile: what it is, where, which part of a derivative, how many steps it takes if that is known."""
     origin, steps = params.origin, params.trip_count(operands)
-    parts = [params.public_name, *([str(origin)] if origin is not None else [])]
+    parts = [params.scope.named(params.public_name), *([str(origin)] if origin is not None else [])]
     parts += [origin.part] if origin is not None and origin.part is not None else []
     return ", ".join([*parts, *([] if steps is None else [f"{steps} steps"])])
 

@@ -129,11 +129,12 @@ class _Library:
         return code.co_name == _ENTRY and code.co_filename.startswith(_PACKAGE)
 
     def is_own(self, value: object) -> bool:
-        """A function of ours that closes over nothing runs nothing of the user's but what it is given. Other objects
-        say so themselves (``__fh_own__``).
+        """A function of ours that closes over nothing runs nothing of the user's but what it is given. Others, and
+        other objects by their types, say so themselves (``__fh_own__``).
         """
         if isinstance(value, FunctionType):
-            return value.__closure__ is None and value.__module__.partition(".")[0] == __package__.partition(".")[0]
+            is_ours = value.__module__.partition(".")[0] == __package__.partition(".")[0]
+            return is_ours and (value.__closure__ is None or hasattr(value, "__fh_own__"))
         return getattr(type(value), "__fh_own__", False)
 
     operation = staticmethod(_operation)

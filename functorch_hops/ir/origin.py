@@ -3,7 +3,8 @@
 NOTE [Origins] Whoever makes the parameters of an operator - a user's call, a rule, a pass - is at work for some
 operator or for none. Parameters that are made for another operator's have its origin; those of a user's call get the
 innermost frame that is the user's. So the backward loop of a gradient of a batched loop still names the line of
-``fh.scan``. Equal graphs from different lines are not shared.
+``fh.scan``. Equal graphs from different lines are not shared. With the line an origin keeps what ``fh.annotate`` said
+around it, which therefore holds for whatever is made of the operator.
 """
 
 from __future__ import annotations
@@ -18,7 +19,21 @@ import torch
 
 from ..errors import user_place
 
-__all__ = ["Origin", "made_for", "origin_here"]
+__all__ = ["Origin", "Scope", "annotated", "made_for", "origin_here", "unannotated"]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is said of operators: ``names`` of the annotated calls around them, from the outermost; whether loops may be
+    kernels.
+    """
+
+    names: tuple[str, ...] = ()
+    loop_kernels: bool = True
+
+    def named(self, name: str) -> str:
+        """A name inside of these."""
+        return "/".join([*self.names, name])
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Origin:
     function: str
     part: str | None = None
     saved: int | None = None
+    scope: Scope = Scope()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -39,6 +55,7 @@ class Origin:
 
 class _State(threading.local):
     origin: Origin | None = None
+    scope = Scope()
 
 
 _state = _State()
@@ -51,7 +68,28 @@ def origin_here() -> Origin | None:
     if torch.compiler.is_dynamo_compiling():  # which can't look at frames
         return None
     place = user_place(sys._getframe(2))  # beyond the constructor that asks, whose code is of no file
-    return None if place is None else Origin(*place)
+    return None if place is None else Origin(*place, scope=_state.scope)
+
+
+@contextlib.contextmanager
+def annotated(name: str, *, loop_kernels: bool) -> Iterator[None]:
+    """Say this of the operators that a user's calls make meanwhile, besides what is said around it."""
+    outer = _state.scope
+    _state.scope = Scope((*outer.names, name), outer.loop_kernels and loop_kernels)
+    try:
+        yield
+    finally:
+        _state.scope = outer
+
+
+@contextlib.contextmanager
+def unannotated() -> Iterator[None]:
+    """While a graph begins, which may serve calls elsewhere: it knows what is said inside of it."""
+    outer, _state.scope = _state.scope, Scope()
+    try:
+        yield
+    finally:
+        _state.scope = outer
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def _lines(node: fx.Node, names: dict[fx.Node, str], module: fx.GraphModule, ind
     if params is None:
         return [f"{indent}{names[node]}{kind} = {_target(node)}({', '.join(words)})"]
     attributes = ", ".join(f"{k}={v}" for k, v in params.attributes.items())
-    lines = [f"{indent}{names[node]} = {params.operator.label}[{attributes}]({', '.join(words)})"]
+    said = f"  # {'/'.join(params.scope.names)}" if params.scope.names else ""
+    lines = [f"{indent}{names[node]} = {params.operator.label}[{attributes}]({', '.join(words)}){said}"]
     for i, inner in enumerate(params.bodies):
         lines.append(print_subgraph(inner, node.target.body_name(i), indent + "  "))  # type: ignore[union-attr]
     return lines

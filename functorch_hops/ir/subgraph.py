@@ -27,7 +27,7 @@ from .active import state
 from .first_nan import looked_at
 from .meta import TensorMeta
 from .nodes import frozen
-from .origin import Origin, made_for, origin_here
+from .origin import Origin, Scope, made_for, origin_here
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
 
 __all__ = ["P", "Params", "Subgraph", "has_effect", "is_pinned", "is_random_node", "params_of"]
@@ -136,6 +136,11 @@ class Params(_Deriving):
     def lost_when_exported(self) -> str | None:
         """Why torch's derivative of what it is in such a program is another than its own, in any form."""
         return None
+
+    @property
+    def scope(self) -> Scope:
+        """What was said of it by ``fh.annotate``."""
+        return Scope() if self.origin is None else self.origin.scope
 
     def _values(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}

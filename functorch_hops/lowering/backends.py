@@ -22,7 +22,9 @@ from ..ir.sizes import facts_hold
 from ..ir.subgraph import Subgraph
 from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
+from ..passes.ranges import without_ranges
 from .loops import kept
+from .loops.happening import raised_by
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -190,7 +192,7 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 def _for_inductor(body: Subgraph) -> Subgraph:
     from .redrawn import redrawn_by_count
 
-    return redrawn_by_count(without_numbers(body))
+    return redrawn_by_count(without_numbers(without_ranges(body)))
 
 
 def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
@@ -275,12 +277,17 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
 
 
 def _with_eager_errors(code: Code) -> Code:
-    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager."""
+    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager;
+    what an effect in it raised is raised again.
+    """
 
     def call(operands: list[Tensor]) -> Sequence[Tensor]:
         try:
             return code(operands)
         except RuntimeError as error:
+            raised = raised_by(error)
+            if raised is not None:
+                raise raised from None
             failure = _torch.matrix_failure(error)
             if failure is not None:
                 raise torch.linalg.LinAlgError(failure) from None

@@ -28,13 +28,14 @@ from torch import Tensor, fx
 from torch.autograd import profiler
 
 from .._torch import is_effectful
-from ..ir.subgraph import Params, params_of
+from ..ir.subgraph import Params, has_effect, params_of
 from .barrier import barriers, optimization_barrier, store_shared_sources, stored
 from .cures import cured, exact_arithmetic, graphs_in, replaced
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
-from .loops.operator import loop_kernel
+from .loops.happening import effect
+from .loops.operator import effectful_kernel, loop_kernel
 from .loops.probing import note_probes
 from .loops.tapes import taped_kernel
 from .loops.triton.operator import triton_loop
@@ -44,7 +45,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 14
+_LOWERINGS = 16
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -58,8 +59,8 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    has_effects = any(params.has_effects for params in _operators(module))
-    patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options)}
+    has_effects = any(has_effect(node, module) for node in module.graph.nodes)
+    patches = {**options, **_WITHOUT_FOLDING, **_settings(module, fakes, options, has_effects)}
     patches |= _IN_ORDER if has_effects else {}
     graphs: list[Any] = []
 
@@ -190,7 +191,7 @@ _NATIVE_LOOPS = {
     torch.ops.higher_order.scan,
     torch.ops.higher_order.associative_scan,
 }
-_OPERATORS = {loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
+_OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
 
 
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}
@@ -201,16 +202,17 @@ _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory
 """See NOTE [A loop's memory is its own]."""
 
 
-def _settings(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any], has_effects: bool
+) -> dict[str, Any]:
     """What the loops of a graph ask of Inductor's configuration, if it has any."""
     kinds = [(params, params.operator.rules.native_loop(params)) for params in _operators(module)]
     loops = [(params, kind) for params, kind in kinds if kind is not None]
     has_tapes = _has_tapes(module)
     if not loops:
-        return {"cpp_wrapper": False} if has_tapes else {}
+        return {"cpp_wrapper": False} if has_tapes or has_effects else {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
-    is_quiet = not any(params.has_effects for params, _ in loops)
-    is_quiet = is_quiet and not any(params.calls_python for params in _operators(module))
+    is_quiet = not has_effects and not any(params.calls_python for params in _operators(module))
     can_run = not is_stacking and not has_tapes and is_quiet and all(x.device.type == "cpu" for x in fakes)
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 

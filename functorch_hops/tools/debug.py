@@ -7,7 +7,7 @@ import linecache
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
 from ..errors import ArgumentTypeError, CheckError, message
+from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
 from .find_nan import find_nan
@@ -74,6 +75,7 @@ class _Callback(_OfCall):
 @dataclass(frozen=True)
 class _Check(_OfCall):
     text: str
+    when: ClassVar[When] = When.FAILED
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         pred, *rest = values
@@ -143,7 +145,8 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     Raises:
         ArgumentTypeError: ``fmt`` is no string.
 
-    Cost: what is printed is copied, lane by lane. A loop that holds it is no kernel of its own.
+    Cost: what is printed is copied, lane by lane. A kernel of a loop asks Python in each step, and takes
+    all lanes of a step before the next one.
 
     Source: ``jax.debug.print``; asked for in pytorch/pytorch 147115 and jax-ml/jax 19314.
 
@@ -183,7 +186,7 @@ def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     Raises:
         ArgumentTypeError: ``func`` is not callable.
 
-    Cost: that of ``func``, and a copy of what it gets. A loop that holds it is no kernel of its own.
+    Cost: that of ``func``, and a copy of what it gets; for the kernel of a loop, as :func:`print`.
 
     Source: ``jax.debug.callback``.
 
@@ -220,7 +223,8 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
             the iteration and the lane, and has the latter two as attributes. It is an AssertionError.
         ArgumentTypeError: ``pred`` has several elements, ``text`` is no string.
 
-    Cost: the predicate is read in each step. A loop that holds it is no kernel of its own.
+    Cost: the predicate is read in each step, in the kernel of a loop without Python. That kernel takes all lanes of a
+    step before the next one, see ``"steps"`` of :func:`explain`.
 
     Source: ``jax.experimental.checkify.check``; ``torch._assert_async``.
 
@@ -269,7 +273,7 @@ def breakpoint(*args: Any, **kwargs: Any) -> None:
 
     Raises: nothing itself.
 
-    Cost: the patience of who debugs. A loop that holds it is no kernel of its own.
+    Cost: the patience of who debugs; for the kernel of a loop, as :func:`print`.
 
     Source: ``jax.debug.breakpoint``.
 

@@ -18,6 +18,7 @@ from ..calls.leaf import left_to_python
 from ..errors import ArgumentTypeError, ArgumentValueError, message
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Params, Subgraph, params_of
+from ..ops.cond.op import CondParams
 from ..ops.effect.op import EffectParams
 from ..passes.products import is_product
 from ..transforms import CapturedGraph, Lowered
@@ -198,13 +199,15 @@ def _node(node: fx.Node, body: Subgraph, is_nested: bool, link: str) -> _Node:
 def _title(params: Params, node: fx.Node) -> str:
     trips = params.trip_count(node.args[1:])
     part = params.origin.part if params.origin is not None else None
-    title = str(params.attributes["action"]) if params.is_effect else params.operator.label
+    title = str(params.attributes["action"]) if params.is_effect else params.scope.named(params.operator.label)
     return title + (f", {trips} steps" if trips is not None else "") + (f", {part}" if part else "")
 
 
 def _bodies(node: fx.Node, params: Params) -> Iterator[tuple[str, Subgraph]]:
+    selector = node.args[1].meta["val"] if isinstance(params, CondParams) else None  # type: ignore[union-attr]
+    is_choice = isinstance(selector, torch.Tensor) and selector.dtype == torch.bool
     for i, inner in enumerate(params.run_bodies):
-        yield node.target.body_name(i), inner  # type: ignore[union-attr]
+        yield ("if false", "if true")[i] if is_choice else node.target.body_name(i), inner  # type: ignore[union-attr]
 
 
 # -- boxes as SVG and HTML

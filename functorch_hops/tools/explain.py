@@ -44,6 +44,7 @@ class LoopExplanation:
     """What became of a loop or a branch.
 
     Attributes:
+        name: the names that :func:`annotate` gave to the calls that it is in, "" without any.
         operator: "scan" (``fori_loop`` and ``map`` are scans too), "while_loop", "cond" or "associative_scan".
         file, line, source: where the user called it; ``source`` is the text of that line.
         part: None for the call itself; its "forward" or "backward" pass or "tangent" where it was differentiated.
@@ -62,6 +63,7 @@ class LoopExplanation:
     ('forward', 8, 'backward', 7)
     """
 
+    name: str
     operator: str
     file: str | None
     line: int | None
@@ -76,7 +78,8 @@ class LoopExplanation:
     def __str__(self) -> str:
         part = {None: "", "forward": ", forward pass", "backward": ", backward pass"}.get(self.part, f", {self.part}")
         place = f" at {self.file}:{self.line}" if self.file else ""
-        lines = [f"{self.operator}{part}{place}" + (f": {self.source}" if self.source else "")]
+        head = f"{self.name}/{self.operator}" if self.name else self.operator
+        lines = [f"{head}{part}{place}" + (f": {self.source}" if self.source else "")]
         lines.append(f"  lowered to {_WORDS[self.lowering]}")
         if self.reason is not None:
             lines.append(f"  nothing better, because {self.reason}")
@@ -226,6 +229,7 @@ class _Loops:
             self.reports.remove(report)
             lowering = "inside" if is_inside else report.taken  # type: ignore[assignment]
         return LoopExplanation(
+            name="/".join(params.scope.names),
             operator=label,
             file=origin.file if origin else None,
             line=origin.line if origin else None,

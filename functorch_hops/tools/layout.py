@@ -3,13 +3,15 @@
 After Sugiyama, Tagawa and Toda, "Methods for visual understanding of hierarchical system structures" (1981): layers by
 the longest path; a long edge is a chain of points, one in each layer; the order in a layer by the mean of the
 neighbours' places, swept down and up. The x coordinates are those nearest to the mean of the neighbours' (in the least
-squares) that keep the order and the distances, which is an isotonic regression.
+squares) that keep the order and the distances, which is an isotonic regression. The longest path goes straight: a box
+looks at its neighbours on it only, and what hangs on less of the graph makes way. Else what comes from the side, a
+weight or the edge around a block, would push each layer on a bit further, and a deep graph run across the picture.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["Box", "place"]
@@ -34,6 +36,9 @@ class Box:
     """Its place in the layer."""
     end: float = 0.0
     """Where the layer ends, below it."""
+    depth: int = 0
+    rest: int = 0
+    """Edges of the longest paths to it, and from it."""
 
     @property
     def centre(self) -> float:
@@ -49,18 +54,21 @@ def place(boxes: Sequence[Box], edges: Sequence[tuple[int, int]]) -> tuple[float
     links = [link for chain in chains for link in chain.links(boxes)]
     layers = _layers([*boxes, *(point for chain in chains for point in chain.points)])
     above, below = _neighbours(links)
+    longest = max((box.depth for box in boxes), default=0)
+    held = {box: _largest(near, _depth) for box, near in above.items()}
+    hung = {box: _largest(near, _rest) for box, near in below.items()}
     for _ in range(_SWEEPS):
         for layer in layers[1:]:
             _sort(layer, above)
         for layer in layers[-2::-1]:
             _sort(layer, below)
     for layer in layers:
-        _spread(layer, {})
+        _spread(layer, {}, longest)
     for _ in range(_SWEEPS):
         for layer in layers[1:]:
-            _spread(layer, above)
+            _spread(layer, held, longest)
         for layer in layers[-2::-1]:
-            _spread(layer, below)
+            _spread(layer, hung, longest)
     left = min((box.x for layer in layers for box in layer), default=0.0)
     y = 0.0
     for layer in layers:
@@ -83,9 +91,10 @@ def _set_layers(boxes: Sequence[Box], edges: Sequence[tuple[int, int]]) -> None:
         readers.setdefault(a, []).append(b)
         sources.setdefault(b, []).append(a)
     for i, box in enumerate(boxes):
-        box.layer = max((boxes[a].layer + 1 for a in sources.get(i, ())), default=0)
+        box.layer = box.depth = max((boxes[a].layer + 1 for a in sources.get(i, ())), default=0)
     # What reads one box at most makes no edge longer where it is near to whom reads it.
     for i in reversed(range(len(boxes))):
+        boxes[i].rest = max((boxes[b].rest + 1 for b in readers.get(i, ())), default=0)
         if i in readers and len(sources.get(i, ())) < 2:
             boxes[i].layer = min(boxes[b].layer for b in readers[i]) - 1
 
@@ -120,7 +129,10 @@ def _chains(boxes: Sequence[Box], edges: Sequence[tuple[int, int]]) -> list[_Cha
     chains = []
     for source, readers in targets.items():
         end = max(boxes[b].layer for b in readers)
-        points = [Box(WAY, 0.0, layer=layer) for layer in range(boxes[source].layer + 1, end)]
+        first, points = boxes[source], list[Box]()
+        for layer in range(first.layer + 1, end):
+            rest = max(boxes[b].rest for b in readers if boxes[b].layer > layer)
+            points.append(Box(WAY, 0.0, layer=layer, depth=first.depth, rest=rest))
         chains.append(_Chain(source, readers, points))
     return chains
 
@@ -142,6 +154,19 @@ def _neighbours(links: Sequence[tuple[Box, Box]]) -> tuple[dict[Box, list[Box]],
     return above, below
 
 
+def _depth(box: Box) -> int:
+    return box.depth
+
+
+def _rest(box: Box) -> int:
+    return box.rest
+
+
+def _largest(boxes: Sequence[Box], key: Callable[[Box], int]) -> list[Box]:
+    most = max(map(key, boxes))
+    return [box for box in boxes if key(box) == most]
+
+
 def _sort(layer: list[Box], neighbours: dict[Box, list[Box]]) -> None:
     def mean(box: Box) -> float:
         near = neighbours.get(box)
@@ -152,8 +177,10 @@ def _sort(layer: list[Box], neighbours: dict[Box, list[Box]]) -> None:
         box.order = i
 
 
-def _spread(layer: Sequence[Box], neighbours: dict[Box, list[Box]]) -> None:
-    """Put the boxes of a layer where they want to be, as far as their order and distances allow."""
+def _spread(layer: Sequence[Box], neighbours: dict[Box, list[Box]], longest: int) -> None:
+    """Put the boxes of a layer where they want to be, as far as their order and distances allow: those most of all that
+    are on a path of nearly the ``longest`` length.
+    """
     offsets, wanted, offset = [], [], 0.0
     for box in layer:
         near = neighbours.get(box)
@@ -161,20 +188,22 @@ def _spread(layer: Sequence[Box], neighbours: dict[Box, list[Box]]) -> None:
         offsets.append(offset)
         wanted.append(centre - box.width / 2 - offset)
         offset += box.width + GAP_X
-    for box, start, level in zip(layer, offsets, _isotonic(wanted)):
+    weights = [(1 + longest - box.depth - box.rest) ** -2 for box in layer]
+    for box, start, level in zip(layer, offsets, _isotonic(wanted, weights)):
         box.x = level + start
 
 
-def _isotonic(values: Sequence[float]) -> list[float]:
+def _isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The numbers that do not fall and are nearest to ``values`` in the least squares: pool adjacent violators."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while pools and pools[-1][0] / pools[-1][1] > total / count:
-            more, n = pools.pop()
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights):
+        mean, total, count = value, weight, 1
+        while pools and pools[-1][0] > mean:
+            other, more, n = pools.pop()
+            mean = (mean * total + other * more) / (total + more)
             total, count = total + more, count + n
-        pools.append((total, count))
-    return [total / count for total, count in pools for _ in range(count)]
+        pools.append((mean, total, count))
+    return [mean for mean, _, count in pools for _ in range(count)]
 
 
 def _way(source: Box, points: Sequence[Box], target: Box) -> list[Point]:

@@ -408,3 +408,31 @@ def sharded_scan_without_a_process_group():
 @misuse(fh.ArgumentTypeError)
 def sharded_associative_scan_of_no_function():
     fh.sharded_associative_scan(X, X)
+
+
+# --- keywords of JAX and of torch
+
+
+@misuse(fh.ArgumentTypeError)
+def cond_operands_as_in_torch():
+    fh.cond(YES, torch.sin, torch.cos, operands=(X,))
+
+
+@misuse(fh.ArgumentTypeError)
+def while_loop_by_jax_keywords():
+    fh.while_loop(cond_fun=lambda c: c < 3, body_fun=lambda c: c + 1, init_val=0)
+
+
+@misuse(fh.ArgumentTypeError)
+def fori_loop_by_jax_keywords():
+    fh.fori_loop(0, 3, body_fun=lambda i, c: c + i, init_val=0)
+
+
+@misuse(fh.ArgumentTypeError)
+def scan_over_another_dimension():
+    fh.scan(lambda c, x: (c, x), 0.0, X, dim=1)
+
+
+@misuse(fh.ArgumentTypeError)
+def associative_scan_by_axis():
+    fh.associative_scan(torch.add, X, axis=0)

@@ -106,3 +106,18 @@ def progress_of_a_fraction():
 def progress_below_zero():
     with fh.progress(total=-1):
         pass
+
+
+@misuse(fh.ArgumentTypeError)
+def annotate_by_a_name_alone():
+    fh.annotate("decoder")
+
+
+@misuse(fh.ArgumentTypeError)
+def annotate_by_a_function_as_name():
+    fh.annotate(torch.sin, name=torch.cos)
+
+
+@misuse(fh.ArgumentTypeError)
+def annotate_with_a_hint_that_is_no_bool():
+    fh.annotate(torch.sin, loop_kernels="no")

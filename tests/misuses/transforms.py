@@ -343,3 +343,18 @@ def export_dynamic_shapes_of_a_string():
 @misuse(fh.ArgumentValueError)
 def export_dynamic_shapes_of_another_length():
     fh.export(torch.sin, (X,), dynamic_shapes=({0: torch.export.Dim("n")}, None))
+
+
+@misuse(fh.ArgumentTypeError)
+def vmap_by_axes():
+    fh.vmap(torch.sin, in_axes=0)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def jit_of_a_full_graph():
+    fh.jit(torch.sin, fullgraph=True)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def checkpoint_as_in_torch():
+    fh.checkpoint(torch.sin, use_reentrant=False)(X)

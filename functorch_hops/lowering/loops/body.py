@@ -23,7 +23,7 @@ from ..barrier import store_shared_sources
 from ..decompositions import decompositions
 from .convolution import convolutions
 from .forms import Refused
-from .operator import loop_kernel
+from .operator import effectful_kernel, loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .sizes import OpenSize, Size, largest, size_of, symbols
@@ -115,7 +115,7 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
             c_type(meta.dtype)
             if meta.device.type != "cpu":
                 raise Refused(f"it computes on {meta.device.type}")
-        if node.target is loop_kernel:
+        if node.target in (loop_kernel, effectful_kernel):
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]

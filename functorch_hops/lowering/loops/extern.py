@@ -10,11 +10,22 @@ import torch
 from sympy import sympify
 
 from .drawing import draw
-from .operator import loop_kernel, output_metas
+from .happening import effect
+from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
 
-__all__ = ["plain_input", "register_kernels", "writing_kernel"]
+__all__ = ["in_turn", "plain_input", "register_kernels", "writing_kernel"]
+
+
+def in_turn(operation: Any) -> None:
+    """Inductor runs an operation that has effects behind the one before it: it sees no dependence between them."""
+    from torch._inductor.virtualized import V
+
+    last = getattr(V.graph, "last_effect", None)
+    if last is not None:
+        V.graph.additional_buffer_deps[operation.get_operation_name()].add(last)
+    V.graph.last_effect = operation.get_outputs()[0].get_name()  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -35,7 +46,7 @@ def writing_kernel() -> Any:
             self.mutation_outputs = [ir.MutationOutput(ir.NoneLayout(device=self.device), x, self) for x in outputs]
 
         def get_outputs(self) -> Any:
-            return list(self.mutation_outputs)
+            return list(self.mutation_outputs) or [self]
 
         def get_device(self) -> torch.device:
             return self.device
@@ -49,7 +60,7 @@ def writing_kernel() -> Any:
 @functools.cache
 def register_kernels() -> None:
     from torch._inductor import ir
-    from torch._inductor.lowering import empty_strided, register_lowering
+    from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering
     from torch._inductor.virtualized import V, ops
 
     class LoopKernel(writing_kernel()):  # type: ignore[misc]
@@ -61,12 +72,17 @@ def register_kernels() -> None:
             workspace: Any,
             parts: Sequence[str],
             name: str,
+            has_effects: bool,
         ) -> None:
             super().__init__(inputs, outputs, [*sizes, workspace])
+            self.has_effects = has_effects
             self.sizes, self.workspace = sizes, workspace
             self.parts, self.function = parts, name
             self.dtypes = [x.get_dtype() for x in inputs], [x.get_dtype() for x in outputs]
             self.offsets = [int(x.get_layout().offset) for x in (*inputs, *outputs)]
+
+        def has_side_effects(self) -> bool:
+            return self.has_effects
 
         def codegen(self, wrapper: Any) -> None:
             if hasattr(wrapper, "call_function"):  # the body of another loop, see ``body``
@@ -93,6 +109,7 @@ def register_kernels() -> None:
         ranks: Any,
         shapes: Any,
         dtypes: Any,
+        has_effects: bool = False,
     ) -> Any:
         inputs = [_contiguous(x) for x in inputs]
         outputs = []
@@ -100,8 +117,14 @@ def register_kernels() -> None:
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
             out.realize()
             outputs.append(out)
-        LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
+        kernel = LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name, has_effects)
+        if has_effects:
+            in_turn(kernel)
         return outputs
+
+    def lower_effect(*args: Any) -> None:
+        fallback_handler(effect, add_to_fallback_set=False)(*args)
+        in_turn(V.graph.operations[-1])  # behind those that make its operands
 
     def lower_draw(key: Any, size: Any, kind: str) -> Any:
         key.realize()
@@ -123,6 +146,8 @@ def register_kernels() -> None:
         return result
 
     register_lowering(loop_kernel, type_promotion_kind=None)(lower)
+    register_lowering(effectful_kernel, type_promotion_kind=None)(functools.partial(lower, has_effects=True))
+    register_lowering(effect, type_promotion_kind=None)(lower_effect)
     register_lowering(draw, type_promotion_kind=None)(lower_draw)
 
 

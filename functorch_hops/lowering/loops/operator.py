@@ -8,23 +8,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import has_side_effect
 
 from ...ir.meta import TensorMeta
 from . import watching as _watching  # noqa: F401 - kernels look for it
+from .happening import raised_by
 from .sizes import Size, size_of
 from .source import ENTRY, Function, Program, program
 
-__all__ = ["call_arguments", "empty_outputs", "load", "loop_kernel", "output_metas", "run_kernel"]
+__all__ = ["call_arguments", "effectful_kernel", "empty_outputs", "load", "loop_kernel", "output_metas", "run_kernel"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
-_library.define(
-    "loop_kernel(Tensor[] inputs, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
+_SIGNATURE = (
+    "(Tensor[] inputs, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
     " SymInt[] shapes, ScalarType[] dtypes) -> Tensor[]"
 )
+_library.define(f"loop_kernel{_SIGNATURE}")
+_library.define(f"effectful_kernel{_SIGNATURE}")
 loop_kernel = torch.ops.functorch_hops.loop_kernel.default
 """``sizes``: the open ones, see NOTE [Open sizes of kernels]; ``workspace``: its bytes; ``shapes``: of the outputs, one
 after the other.
 """
+effectful_kernel = torch.ops.functorch_hops.effectful_kernel.default
+"""One that does something besides its results: it stays, read or not."""
+has_side_effect(effectful_kernel)
 
 _CPU = torch.device("cpu")
 
@@ -90,7 +97,13 @@ def run_kernel(
     """Call the kernel, which writes to ``outputs``."""
     given, results = (tuple(x.dtype for x in tensors) for tensors in (inputs, outputs))
     kernel = _loaded(tuple(parts), name, len(sizes), given, results)
-    kernel(*map(Tensor.contiguous, inputs), *outputs, *sizes, workspace)
+    try:
+        kernel(*map(Tensor.contiguous, inputs), *outputs, *sizes, workspace)
+    except RuntimeError as error:
+        raised = raised_by(error)
+        if raised is None:
+            raise
+        raise raised from None
 
 
 def _run(
@@ -121,5 +134,6 @@ def _fake(
     return empty_outputs(ranks, shapes, dtypes)
 
 
-_library.impl("loop_kernel", _run, "CPU")
-torch.library.register_fake("functorch_hops::loop_kernel", _fake, lib=_library)
+for _name in ("loop_kernel", "effectful_kernel"):
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"functorch_hops::{_name}", _fake, lib=_library)

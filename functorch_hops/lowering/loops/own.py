@@ -10,8 +10,9 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ...ir.meta import TensorMeta
-from .extern import plain_input, writing_kernel
+from .extern import in_turn, plain_input, writing_kernel
 from .forms import Refused
+from .happening import EVENTS, HAPPENING_STATEMENTS
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
 from .sizes import expression_of, size_of
@@ -25,21 +26,25 @@ Statement = Callable[..., str]
 
 def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
     """How Inductor lowers a node inside a loop, if it is one of these operators."""
-    for statements, part in ((LINEAR_STATEMENTS, LINEAR), (ORDERING_STATEMENTS, ORDERING)):
+    for statements, part in _STATEMENTS:
         if node.target in statements:
             return functools.partial(_lower, node, statements[node.target], part)
     return None
+
+
+_STATEMENTS = (LINEAR_STATEMENTS, LINEAR), (ORDERING_STATEMENTS, ORDERING), (HAPPENING_STATEMENTS, EVENTS)
 
 
 def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs: Any) -> Any:
     from torch._inductor import ir
     from torch._inductor.lowering import empty_strided
 
-    tensors = [x.meta["val"] for x in node.args if isinstance(x, fx.Node) and isinstance(x.meta["val"], Tensor)]
+    nodes = [x for x in tree_leaves(node.args) if isinstance(x, fx.Node)]
+    tensors = [x.meta["val"] for x in nodes if isinstance(x.meta["val"], Tensor)]
     value = node.meta.get("val")
     if any(numel(TensorMeta.of(x)) == 0 for x in (*tensors, *_results_of(value))):
         raise Refused(f"{node.target} of an empty tensor")
-    inputs = [plain_input(x) for x in args if isinstance(x, ir.TensorBox)]
+    inputs = [plain_input(x) for x in tree_leaves(args) if isinstance(x, ir.TensorBox)]
     outputs = []
     for result in _results_of(value):
         c_type(result.dtype)
@@ -49,6 +54,8 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
         outputs.append(out)
     kernel = _own_kernel()(inputs, outputs)
     kernel.statement, kernel.part = statement(node, tensors, _results_of(value), *kernel.arguments), part
+    if kernel.has_side_effects():
+        in_turn(kernel)
     return outputs[0] if isinstance(value, Tensor) else tuple(outputs)
 
 

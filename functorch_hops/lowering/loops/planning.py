@@ -22,7 +22,7 @@ from ...ir.nodes import meta_of
 from ...ir.sizes import size_key
 from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
-from ..stages import COMPILED, generated, stage
+from ..stages import COMPILED, generated, keep_named, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
 from .drawing import keyed
@@ -33,7 +33,7 @@ from .lane_steps import Body
 from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
-from .operator import call_arguments, load, loop_kernel
+from .operator import call_arguments, effectful_kernel, load, loop_kernel
 from .sinking import sunk
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
@@ -106,7 +106,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
     """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and what went
     wrong shows when the graph is planned loop by loop.
     """
-    if body.shape_env is not None or not all(target in CHECKS for target in _effects([body])):
+    if body.shape_env is not None or _unknown_effects([body]):
         return None
     try:
         _check_metas((*body.inputs, *body.outputs))
@@ -148,8 +148,6 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
         operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
         trips = params.trip_count(operands)
         form, reason = _form(params, operands, is_inner)
-        if form is not None and params.has_effects and not node.users:
-            form, reason = None, "nobody reads its results"  # and a kernel stays for these only
         if form is not None:
             seeds: list[fx.Node] = []
             try:
@@ -188,7 +186,9 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                 reason = _failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
-                _replace(node, kernel, form, tensors, places, sizes)
+                _replace(node, kernel, form, tensors, places, sizes, has_effects=params.has_effects)
+                for effect in _effects_of_user(params.bodies):
+                    keep_named(effect)
                 continue
             for seed in reversed(seeds):
                 module.graph.erase_node(seed)
@@ -210,29 +210,44 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         form = params.operator.rules.form(params, operands)
         if form is None or (isinstance(form, Branches | Again) and not is_inner):
             return None, None
+        if not params.scope.loop_kernels:
+            raise Refused("it is annotated with loop_kernels=False")
         if isinstance(form, Again):
             raise Refused("what it draws again is no number by count")
         if params.random and is_inner:
             raise Refused("it draws random numbers inside another loop")
-        if not all(target in CHECKS for target in _effects(params.bodies)):
-            raise Refused("one of its operators checks, prints or does something unknown")
+        if _unknown_effects(params.bodies):
+            raise Refused("one of its operators checks or does something unknown")
+        if params.holds_effects and isinstance(form, Prefixes):
+            raise Refused("what happens in an associative function happens in many elements at once")
         _check_metas((*form.inputs, *form.outputs))
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
         if is_on_cuda(form):
-            check_form(form, params.random, is_inner)
+            check_form(form, params.random, params.has_effects, is_inner)
     except Refused as why:
         return None, str(why)
     return form, None
 
 
 def _effects(bodies: Iterable[Subgraph]) -> Iterator[Any]:
-    """The operators in graphs that do something besides their results."""
+    """What does something besides its results in graphs: parameters of the user's effects, operators of others."""
     for body in bodies:
         for node in body.module.graph.nodes:
             if has_effect(node, body.module):
                 inner = params_of(node, body.module)
-                yield from [node.target] if inner is None or inner.is_effect else _effects(inner.bodies)
+                if inner is None or inner.is_effect:
+                    yield inner or node.target
+                else:
+                    yield from _effects(inner.bodies)
+
+
+def _unknown_effects(bodies: Iterable[Subgraph]) -> bool:
+    return any(not isinstance(effect, Params) and effect not in CHECKS for effect in _effects(bodies))
+
+
+def _effects_of_user(bodies: Iterable[Subgraph]) -> Iterator[Params]:
+    return (effect for effect in _effects(bodies) if isinstance(effect, Params))
 
 
 def _check_metas(metas: Iterable[TensorMeta]) -> None:
@@ -303,6 +318,8 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
 
 def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
     """A loop whose lanes don't read one another."""
+    if any(body.holds_effects for body in _bodies(form)):
+        raise Refused("what is printed, checked or called in a step comes in all its lanes before the next step")
     drafts = [_plan(body, options, is_inner=True, is_draft=True) for body in _bodies(form)]
     reports = [LoopReport(label, "lanes"), *(report for plan in drafts for report in plan.loops)]
     bodies = functools.cache(lambda loop: _body_of_lanes(loop, options))
@@ -423,6 +440,8 @@ def _replace(
     tensors: Sequence[fx.Node],
     places: Mapping[fx.Node, Place],
     sizes: GraphSizes,
+    *,
+    has_effects: bool,
 ) -> None:
     """The call of an operator as the call of its kernel. ``places``: where the values around it are then."""
     graph, mode = node.graph, sizes.new_mode()
@@ -430,7 +449,8 @@ def _replace(
         if isinstance(kernel, Launch):
             new = graph.call_function(triton_loop, launch_arguments(kernel, tensors, form.outputs))
         else:
-            new = graph.call_function(loop_kernel, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
+            operation = effectful_kernel if has_effects else loop_kernel
+            new = graph.call_function(operation, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
         new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
         elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
     for old, place in places.items():

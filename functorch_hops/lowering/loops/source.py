@@ -12,6 +12,7 @@ import torch
 
 from ...ir.meta import TensorMeta
 from .forms import Refused
+from .happening import EVENTS
 from .sizes import OpenSize, Size, aligned, hint, quotient, size_of, symbols
 from .vector_math import VECTOR_MATH
 
@@ -195,7 +196,9 @@ def program(
     names += [*sizes, "workspace"]
     head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
     call = f"{name}({', '.join([*places, *sizes, 'call.workspace.get()', 'call.control'])});"
-    source = "\n".join([_CONTROL, VECTOR_MATH, *parts, head, "{", "fh::Call call(workspace);", call, "}", ""])
+    rest = ["fh::tell(call.control);"] if EVENTS in parts else []
+    lines = [_CONTROL, VECTOR_MATH, *parts, head, "{", "fh::Call call(workspace);", call, *rest, "}", ""]
+    source = "\n".join(lines)
     return Program(source, types)
 
 
@@ -241,6 +244,7 @@ static inline int64_t now() {
 struct Level { int64_t step, length; Level* outer; };
 // Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
 // ``block``: that of the lanes which run now, or how many are done; ``last``: the outermost loop as it ended.
+// ``notes``: what Python does not know yet of effects.
 struct Control {
   int64_t work = 0;  // elements computed since the last look
   int64_t block = 0, blocks = 1;
@@ -250,6 +254,7 @@ struct Control {
   std::atomic<bool> stopped{false};
   int64_t next_look = 0;
   Control* caller = nullptr;
+  std::shared_ptr<void> notes;
 };
 struct Raised { PyObject *type, *value, *traceback; };
 static int raise_again(void* argument) {

@@ -12,6 +12,7 @@ from ... import pytree
 from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_agreement, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
@@ -26,6 +27,11 @@ from .op import AssociativeScanParams, associative_scan_op
 __all__ = ["associative_scan"]
 
 
+@spelled(
+    axis="write dim=",
+    combine_fn="pass it by position: fh.associative_scan(fn, elems)",
+    combine_mode="leave it out: any function of two elements works",
+)
 @one_node
 def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False) -> Any:
     """All prefix reductions with an associative function, in O(log n) depth.

@@ -14,6 +14,7 @@ from ... import _torch, pytree
 from ...calls.arguments import P, R, is_operand
 from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
 from ...ir.meta import TensorMeta
@@ -35,6 +36,10 @@ def checkpoint(
 def checkpoint(
     func: None = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+@spelled(
+    prevent_cse="leave it out: no compiler merges the recomputation with the forward pass",
+    use_reentrant="leave it out: there is one way, which works under every transform",
+)
 @traced_through
 def checkpoint(func: Any = None, /, *, policy: CheckpointPolicy | None = None, preserve_rng_state: bool = True) -> Any:
     """The same function, which stores its inputs for reverse mode and computes everything else again.

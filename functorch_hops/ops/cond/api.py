@@ -15,6 +15,7 @@ from ...calls.notes import note_body
 from ...calls.numbers import as_number, number_as_tensor, numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
+from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import (
     PYTHON_NUMBERS,
@@ -35,6 +36,11 @@ from .op import CondParams, cond_op
 __all__ = ["cond", "switch"]
 
 
+@spelled(
+    operand="pass operands by position: fh.cond(pred, true_fn, false_fn, x)",
+    operands="pass operands by position, not in a tuple: fh.cond(pred, true_fn, false_fn, *operands)",
+    true_fun="pass functions by position: fh.cond(pred, true_fn, false_fn, *operands)",
+)
 @one_node
 def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /, *operands: Any) -> Any:
     """Run one of two functions, chosen by a predicate.

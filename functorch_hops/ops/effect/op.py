@@ -13,6 +13,7 @@ read off the stack.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -20,6 +21,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from ...hop.operator import Hop
+from ...lowering.loops.happening import When
 from ..user_python import UserPython
 
 __all__ = ["Action", "EffectParams", "Loop", "effect_op"]
@@ -33,11 +35,25 @@ class Loop(NamedTuple):
     line: int
     depth: int
 
+    @property
+    def number(self) -> int:
+        return _loops.setdefault(self, next(_numbers))
+
+
+_loops: dict[Loop, int] = {}
+_numbers = itertools.count(1)
+
 
 class Action:
     """What happens. Equal actions are one in captured graphs."""
 
     happens_in_each_lane: ClassVar[bool] = True
+    when: ClassVar[When] = When.NOW
+
+    @property
+    def about(self) -> int:
+        """What it is a note about, if it is one that is told later."""
+        return 0
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
         """In one lane, given the values of the operands there; if not ``happens_in_each_lane``, with all lanes."""

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...ir.dependence import Through
 from ...ir.meta import Mask
-from ..handles import number_of
-from .native import effect
+from .native import call_by_number
 from .op import EffectParams, effect_op
 from .running import perform
 
@@ -78,5 +77,5 @@ def effect_passthrough(params: EffectParams, operands: Sequence[Hashable]) -> No
 
 def effect_lower(params: EffectParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     params.refuse_export("print, check or call back", "fh.debug")
-    effect(list(operands), number_of(params))
+    call_by_number(params, operands)
     return []

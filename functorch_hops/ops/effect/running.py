@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...lowering.loops.happening import When
 from ...trace.capture import outside_of_captures
 from ..loops.steps import PlainCarry
 from .op import Action, EffectParams, Loop
@@ -70,6 +71,11 @@ class BeginLoop(Action):
     loop: Loop
     first: int
     happens_in_each_lane: ClassVar[bool] = False
+    when: ClassVar[When] = When.LATEST
+
+    @property
+    def about(self) -> int:
+        return self.loop.number
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
         _state.steps[self.loop] = self.first
@@ -80,13 +86,19 @@ class BeginLoop(Action):
 
 @dataclass(frozen=True)
 class EndStep(Action):
-    """A step of a captured loop ends."""
+    """A step of a captured loop ends, or as many as the operand says."""
 
     loop: Loop
     happens_in_each_lane: ClassVar[bool] = False
+    when: ClassVar[When] = When.COUNTED
+
+    @property
+    def about(self) -> int:
+        return self.loop.number
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
-        _state.steps[self.loop] = _state.steps.get(self.loop, 0) + 1
+        count = int(values[0]) if values else 1
+        _state.steps[self.loop] = _state.steps.get(self.loop, 0) + count
 
     def __str__(self) -> str:
         return "end step"
@@ -98,6 +110,11 @@ class EnterScope(Action):
 
     scope: int
     happens_in_each_lane: ClassVar[bool] = False
+    when: ClassVar[When] = When.LATEST
+
+    @property
+    def about(self) -> int:
+        return -self.scope
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
         (mask,), (mapped,) = values, params.mapped

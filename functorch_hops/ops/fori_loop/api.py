@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import pytree
 from ...calls.leaf import one_node
 from ...calls.notes import note_body
+from ...calls.spelling import spelled
 from ...calls.validate import as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, ErrorContext, message
 from ..loops.steps import PlainCarry
@@ -22,6 +23,10 @@ from ..while_loop.api import run_while
 __all__ = ["fori_loop"]
 
 
+@spelled(
+    body_fun="pass it by position: fh.fori_loop(lower, upper, body_fn, init_val)",
+    init_val="pass it by position: fh.fori_loop(lower, upper, body_fn, init_val)",
+)
 @one_node
 def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
     """Loop over a range of integers.

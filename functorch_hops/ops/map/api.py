@@ -12,6 +12,7 @@ from ... import pytree
 from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.validate import as_int, check_agreement, check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, ErrorContext, message
 from ...trace.refusals import in_our_words
@@ -21,6 +22,9 @@ from ..scan.api import run_scan, trip_count
 __all__ = ["map"]
 
 
+@spelled(
+    chunk_size="write batch_size=",
+)
 @one_node
 def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -> Any:
     """Apply a function to each element along dimension 0, one after the other.

@@ -13,6 +13,7 @@ from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_callable, check_tensor_leaves, kind_of
 from ...errors import ArgumentValueError, ErrorContext, message
@@ -28,6 +29,11 @@ from .remat import as_remat, run_scan_graph, segment_length
 __all__ = ["run_scan", "scan", "trip_count"]
 
 
+@spelled(
+    combine_fn="pass it by position: fh.scan(f, init, xs)",
+    dim="the loop is over dimension 0: move it there with xs.movedim(dim, 0)",
+    axis="the loop is over dimension 0: move it there with xs.movedim(axis, 0)",
+)
 @one_node
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]],

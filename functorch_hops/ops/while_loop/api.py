@@ -14,6 +14,7 @@ from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import PYTHON_NUMBERS, as_int, check_callable, kind_of
 from ...errors import ArgumentTypeError, ErrorContext, InfiniteLoopError, message
@@ -32,7 +33,16 @@ from .passthrough import while_loop_passthrough
 
 __all__ = ["run_while", "while_loop"]
 
+_BY_POSITION = "pass it by position: fh.while_loop(cond_fn, body_fn, init_val)"
 
+
+@spelled(
+    body_fun=_BY_POSITION,
+    cond_fun=_BY_POSITION,
+    init_val=_BY_POSITION,
+    carried_inputs="pass the carry, which may be a tuple, by position: fh.while_loop(cond_fn, body_fn, init_val)",
+    maxiter="write max_steps=",
+)
 @one_node
 def while_loop(
     cond_fn: Callable[[Any], Any],

@@ -27,8 +27,10 @@ def is_on_cuda(form: Form | Subgraph) -> bool:
     return any(meta.device.type == "cuda" for meta in form.outputs)
 
 
-def check_form(form: Form, is_random: bool, is_inner: bool) -> None:
+def check_form(form: Form, is_random: bool, has_effects: bool, is_inner: bool) -> None:
     """Refuse what is no single loop over lanes; NOTE [Kernels on CUDA]."""
+    if has_effects:
+        raise Refused("a kernel on CUDA can't check, print or call back")
     if is_inner:
         raise Refused("a kernel on CUDA has one loop")
     if is_random:

@@ -1,0 +1,223 @@
+"""What a user does in a loop besides computing (``fh.debug``), in its kernel.
+
+NOTE [Effects in kernels] For a compiler an effect is an operator without outputs, which names what happens by a number.
+In the function of a step it is a statement: it hands its operands to Python, which performs it as it would outside of a
+kernel. The statements of a step stand in the order of the body, all lanes take a step before the next one begins, and
+one thread does; so the order is that of the loop in Python. What most steps do costs no Python: a check is looked at in
+C++, and told if it fails somewhere; what only sets or counts (the number of the step, the lanes that take a branch) is
+noted, the latest of each kind, and told before what may ask for it, and at the end of the kernel. An exception of
+Python's is kept here while C++ unwinds, and raised again by whoever called the kernel (``raised_by``).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import has_side_effect
+
+from .sizes import size_of
+
+__all__ = ["EVENTS", "HAPPENING_STATEMENTS", "When", "effect", "handlers", "happen", "raised_by"]
+
+
+class When(enum.Enum):
+    """When Python learns of an effect."""
+
+    NOW = "happened"
+    FAILED = "checked"
+    """If the first operand is false somewhere."""
+    LATEST = "noted"
+    """Later, unless there is a newer one about the same."""
+    COUNTED = "counted"
+    """Later, with how many there were since the latest note about the same as an operand."""
+
+
+_library = torch.library.Library("functorch_hops", "FRAGMENT")
+_library.define("effect(Tensor[] operands, int number, str when, int about) -> ()")
+
+
+class _State(threading.local):
+    raised: BaseException | None = None
+
+
+_state = _State()
+
+
+class _Handlers:
+    """``perform(number, operands)`` of an effect, which ``ops.effect`` sets here."""
+
+    perform: Callable[[int, Sequence[Tensor]], None]
+
+
+handlers = _Handlers()
+
+
+def _run(operands: Sequence[Tensor], number: int, when: str, about: int) -> None:
+    handlers.perform(number, operands)
+
+
+def _fake(operands: Sequence[Tensor], number: int, when: str, about: int) -> None:
+    """Of an effect nothing is known but that it happens."""
+
+
+_library.impl("effect", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("functorch_hops::effect", _fake, lib=_library)
+effect = torch.ops.functorch_hops.effect.default
+has_side_effect(effect)
+
+_RAISED = "Python raised "
+
+
+def happen(events: Sequence[tuple[int, str, Sequence[bytes], Sequence[int]]]) -> str | None:
+    """Called by kernels: perform these in order, and say what was raised. Each has a number, the dtypes and ranks of
+    its operands, their memory, and all their sizes.
+    """
+    try:
+        for number, kinds, values, sizes in events:
+            handlers.perform(number, _operands(kinds, values, sizes))
+    except BaseException as error:  # noqa: BLE001 - it is raised again behind the kernel
+        _state.raised = error
+        return f"{_RAISED}{type(error).__name__}: {error}"
+    return None
+
+
+def _operands(kinds: str, values: Sequence[bytes], sizes: Sequence[int]) -> list[Tensor]:
+    operands, rest = [], list(sizes)
+    for kind, value in zip(kinds.split(), values, strict=True):
+        dtype, _, rank = kind.partition("/")
+        shape, rest = rest[: int(rank)], rest[int(rank) :]
+        operands.append(torch.frombuffer(bytearray(value), dtype=getattr(torch, dtype)).reshape(shape))
+    return operands
+
+
+def raised_by(error: RuntimeError) -> BaseException | None:
+    """What Python raised in a kernel, if that is why the kernel ended with this error."""
+    if not str(error).startswith(_RAISED):
+        return None
+    raised, _state.raised = _state.raised, None
+    return raised
+
+
+def _statement(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], *names: str) -> str:
+    _, number, when, about = node.args
+    shapes = [[size_of(size) for size in x.shape] for x in tensors]
+    counts = [" * ".join(map(str, ["int64_t(1)", *shape])) for shape in shapes]
+    kinds = " ".join(f"{str(x.dtype).removeprefix('torch.')}/{x.dim()}" for x in tensors)
+    values = ", ".join(f"{{{name}, {count} * {x.itemsize}}}" for name, count, x in zip(names, counts, tensors))
+    sizes = ", ".join(f"int64_t({size})" for shape in shapes for size in shape)
+    event = f"{{{about}, {number}, {json.dumps(kinds)}, {{{values}}}, {{{sizes}}}}}"
+    if when == When.FAILED.value:
+        return f"if (!fh::all({names[0]}, {counts[0]})) fh::happened(control, {event});"
+    return f"fh::{when}(control, {event});"
+
+
+HAPPENING_STATEMENTS: dict[Any, Callable[..., str]] = {effect: _statement}
+
+EVENTS = r"""#ifndef FH_EVENTS
+#define FH_EVENTS
+namespace fh {
+struct Value { const void* memory; int64_t bytes; };
+struct Event {
+  int64_t about, number;
+  const char* kinds;
+  std::initializer_list<Value> values;
+  std::initializer_list<int64_t> sizes;
+};
+struct Note {
+  int64_t about, number;
+  const char* kinds;
+  std::vector<std::string> values;
+  std::vector<int64_t> sizes;
+  explicit Note(const Event& e) : about(e.about), number(e.number), kinds(e.kinds), sizes(e.sizes) {
+    for (const Value& v : e.values) values.emplace_back(static_cast<const char*>(v.memory), v.bytes);
+  }
+  PyObject* as_tuple() const {
+    PyObject* memory = PyList_New(0);
+    for (const std::string& v : values) {
+      PyObject* bytes = PyBytes_FromStringAndSize(v.data(), v.size());
+      PyList_Append(memory, bytes);
+      Py_XDECREF(bytes);
+    }
+    PyObject* lengths = PyList_New(0);
+    for (int64_t size : sizes) {
+      PyObject* length = PyLong_FromLongLong(size);
+      PyList_Append(lengths, length);
+      Py_XDECREF(length);
+    }
+    return Py_BuildValue("(LsNN)", (long long)number, kinds, memory, lengths);
+  }
+};
+using Notes = std::vector<Note>;
+static Notes& notes_of(Control& control) {
+  if (!control.notes) control.notes = std::make_shared<Notes>();
+  return *static_cast<Notes*>(control.notes.get());
+}
+// Python's answer to the notes: what it raised.
+static std::string answer(const Notes& notes) {
+  PyObject* modules = PySys_GetObject("modules");
+  PyObject* module = modules ? PyDict_GetItemString(modules, "functorch_hops.lowering.loops.happening") : nullptr;
+  PyObject* happen = module ? PyObject_GetAttrString(module, "happen") : nullptr;
+  if (!happen) return "an effect has nobody to perform it";
+  PyObject* events = PyList_New(0);
+  for (const Note& note : notes) {
+    PyObject* event = note.as_tuple();
+    PyList_Append(events, event);
+    Py_XDECREF(event);
+  }
+  PyObject* result = PyObject_CallFunctionObjArgs(happen, events, nullptr);
+  Py_DECREF(events);
+  Py_DECREF(happen);
+  const char* text = !result ? "an effect failed" : result == Py_None ? "" : PyUnicode_AsUTF8(result);
+  std::string raised = text ? text : "Python raised ";
+  Py_XDECREF(result);
+  PyErr_Clear();
+  return raised;
+}
+static C10_NOINLINE void tell(Control& control) {
+  Notes notes;
+  notes.swap(notes_of(control));
+  if (notes.empty()) return;
+  auto state = PyGILState_Ensure();
+  std::string raised = answer(notes);
+  PyGILState_Release(state);
+  if (raised.empty()) return;
+  control.stopped = true;
+  throw std::runtime_error(raised);
+}
+[[maybe_unused]] static C10_NOINLINE void happened(Control& control, const Event& event) {
+  notes_of(control).emplace_back(event);
+  tell(control);
+}
+[[maybe_unused]] static C10_NOINLINE void noted(Control& control, const Event& event) {
+  Notes& notes = notes_of(control);
+  notes.erase(
+      std::remove_if(notes.begin(), notes.end(), [&](const Note& note) { return note.about == event.about; }),
+      notes.end());
+  notes.emplace_back(event);
+}
+[[maybe_unused]] static C10_NOINLINE void counted(Control& control, const Event& event) {
+  Notes& notes = notes_of(control);
+  int64_t count = 1;
+  for (Note& note : notes)
+    if (note.number == event.number) {
+      std::memcpy(&count, note.values[0].data(), sizeof(count));
+      ++count;
+      std::memcpy(&note.values[0][0], &count, sizeof(count));
+      return;
+    }
+  notes.emplace_back(Event{event.about, event.number, "int64/0", {{&count, sizeof(count)}}, {}});
+}
+template <class T>
+static bool all(const T* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    if (!(static_cast<bool>(x[i] != T(0)))) return false;
+  return true;
+}
+}
+#endif"""
