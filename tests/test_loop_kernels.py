@@ -131,7 +131,7 @@ BY_LANES: dict[str, Program] = {
 }
 
 BY_STEPS: dict[str, Program] = {
-    "rows that swap places": (scan(lambda c, x: (torch.tanh(c.flip(0) * x), c)), (normal(5, 20), normal(STEPS, 20))),
+    "rows that swap places": (scan(lambda c, x: (torch.tanh(c.flip(0) * x), c)), (normal(5, 12), normal(STEPS, 12))),
     "a square, transposed": (
         lambda w, c, xs: fh.scan(lambda c, x: ((c * w).t() + x, c), c, xs),
         (normal(9), normal(9, 9), normal(STEPS, 9, 9)),
