@@ -130,6 +130,8 @@ def test_batched_checks_of_gradcheck(name: str) -> None:
     points = [t.clone().requires_grad_() for t in _points()]
     batched = {"check_batched_grad": True, "fast_mode": True}
     assert torch.autograd.gradcheck(f, points, check_forward_ad=True, check_batched_forward_grad=True, **batched)
+    if name == "associative_scan":  # gradgradcheck takes no gradient that is zero for all arguments
+        f, points = functools.partial(f, points[0].detach()), points[1:]
     assert torch.autograd.gradgradcheck(f, points, **batched)
 
 

@@ -322,7 +322,8 @@ def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tupl
         raise Refused("what is printed, checked or called in a step comes in all its lanes before the next step")
     drafts = [_plan(body, options, is_inner=True, is_draft=True) for body in _bodies(form)]
     reports = [LoopReport(label, "lanes"), *(report for plan in drafts for report in plan.loops)]
-    bodies = functools.cache(lambda loop: _body_of_lanes(loop, options))
+    of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, options))
+    bodies: Bodies = lambda loop: of_lanes(loop.body, isinstance(loop, While) and is_masked(loop))
     try:
         return _by_lanes(form, bodies, options), reports
     except Refused as why:
@@ -335,9 +336,8 @@ def _bodies(form: Scan | While) -> list[Subgraph]:
     return [form.cond, form.body] if isinstance(form, While) else [form.body]
 
 
-def _body_of_lanes(form: Scan | While, options: dict[str, Any]) -> Body:
-    is_open = isinstance(form, While) and is_masked(form)
-    plan = _plan(without_representatives(form.body) if is_open else form.body, options, is_inner=True, is_draft=True)
+def _body_of_lanes(body: Subgraph, is_open: bool, options: dict[str, Any]) -> Body:
+    plan = _plan(without_representatives(body) if is_open else body, options, is_inner=True, is_draft=True)
     return Body(lowered(plan.body, options), plan.kernels)
 
 

@@ -44,7 +44,7 @@ _MOST_BYTES = 1 << 16
 _LEAST_WORK = 2
 """Operations for each number that is laid out anew in a step."""
 
-Bodies = Callable[[Form], Body]
+Bodies = Callable[[Scan | While], Body]
 """The body of a loop; of a masked while loop, without representatives."""
 
 

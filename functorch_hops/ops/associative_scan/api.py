@@ -27,12 +27,12 @@ from .op import AssociativeScanParams, associative_scan_op
 __all__ = ["associative_scan"]
 
 
+@one_node
 @spelled(
     axis="write dim=",
     combine_fn="pass it by position: fh.associative_scan(fn, elems)",
     combine_mode="leave it out: any function of two elements works",
 )
-@one_node
 def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int = 0, reverse: bool = False) -> Any:
     """All prefix reductions with an associative function, in O(log n) depth.
 

@@ -36,12 +36,12 @@ from .op import CondParams, cond_op
 __all__ = ["cond", "switch"]
 
 
+@one_node
 @spelled(
     operand="pass operands by position: fh.cond(pred, true_fn, false_fn, x)",
     operands="pass operands by position, not in a tuple: fh.cond(pred, true_fn, false_fn, *operands)",
     true_fun="pass functions by position: fh.cond(pred, true_fn, false_fn, *operands)",
 )
-@one_node
 def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /, *operands: Any) -> Any:
     """Run one of two functions, chosen by a predicate.
 

@@ -23,11 +23,11 @@ from ..while_loop.api import run_while
 __all__ = ["fori_loop"]
 
 
+@one_node
 @spelled(
     body_fun="pass it by position: fh.fori_loop(lower, upper, body_fn, init_val)",
     init_val="pass it by position: fh.fori_loop(lower, upper, body_fn, init_val)",
 )
-@one_node
 def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_val: Any, /, *, unroll: int = 1) -> Any:
     """Loop over a range of integers.
 

@@ -22,10 +22,10 @@ from ..scan.api import run_scan, trip_count
 __all__ = ["map"]
 
 
+@one_node
 @spelled(
     chunk_size="write batch_size=",
 )
-@one_node
 def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -> Any:
     """Apply a function to each element along dimension 0, one after the other.
 

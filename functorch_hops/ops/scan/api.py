@@ -29,12 +29,12 @@ from .remat import as_remat, run_scan_graph, segment_length
 __all__ = ["run_scan", "scan", "trip_count"]
 
 
+@one_node
 @spelled(
     combine_fn="pass it by position: fh.scan(f, init, xs)",
     dim="the loop is over dimension 0: move it there with xs.movedim(dim, 0)",
     axis="the loop is over dimension 0: move it there with xs.movedim(axis, 0)",
 )
-@one_node
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]],
     init: Any,

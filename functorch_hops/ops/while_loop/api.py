@@ -36,6 +36,7 @@ __all__ = ["run_while", "while_loop"]
 _BY_POSITION = "pass it by position: fh.while_loop(cond_fn, body_fn, init_val)"
 
 
+@one_node
 @spelled(
     body_fun=_BY_POSITION,
     cond_fun=_BY_POSITION,
@@ -43,7 +44,6 @@ _BY_POSITION = "pass it by position: fh.while_loop(cond_fn, body_fn, init_val)"
     carried_inputs="pass the carry, which may be a tuple, by position: fh.while_loop(cond_fn, body_fn, init_val)",
     maxiter="write max_steps=",
 )
-@one_node
 def while_loop(
     cond_fn: Callable[[Any], Any],
     body_fn: Callable[[Any], Any],
