@@ -82,7 +82,7 @@ def text(data: dict[str, Any]) -> str:
         "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
         "one process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
         "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
-        "wall time, which other work on the machine lengthens. Programs without a row were not measured.",
+        "CPU time too, without what a process imports once. Programs without a row were not measured.",
         "",
         f"{data['machine']}; {versions}; {data['date']}.",
     ]
