@@ -370,3 +370,10 @@ def test_functions_whose_sizes_torch_reads_from_values(name, dtype):
     if not dtype.is_complex:
         scalar = lambda x: function(x).sin().sum()
         same(fh.jit(fh.grad(scalar), backend="eager")(x), torch.func.grad(scalar)(x))
+
+
+def test_polygamma_of_whole_numbers_does_not_fit_into_them():
+    f = lambda x: x.clone().polygamma_(1)
+    for call in (f, fh.jit(f, backend="eager")):
+        with pytest.raises(RuntimeError, match="cast"):
+            call(torch.tensor([3, 4]))

@@ -132,8 +132,10 @@ def _random(x: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Any
     return x.copy_(torch.randint_like(x, *bounds))
 
 
-def _polygamma(x: Tensor, n: int) -> Tensor:
+def _polygamma(x: Tensor, n: int) -> Any:
     """torch (2.13) has no functional form of it."""
+    if not x.is_floating_point():
+        return NotImplemented
     return x.copy_(torch.polygamma(n, x))
 
 
