@@ -133,10 +133,10 @@ def _random(x: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Any
 
 
 def _polygamma(x: Tensor, n: int) -> Any:
-    """torch (2.13) has no functional form of it."""
+    """torch (2.13) has no functional form of it. Its derivative reads what is written over."""
     if not x.is_floating_point():
         return NotImplemented
-    return x.copy_(torch.polygamma(n, x))
+    return x.copy_(torch.polygamma(n, x.clone()))
 
 
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
