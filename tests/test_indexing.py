@@ -332,7 +332,9 @@ def test_how_many_elements_a_mask_chooses_is_no_question_for_python():
     }.values(),
 )
 def test_what_is_written_all_over(write, derivative):
-    """The derivative of a branch that writes, which functorch's forward rules would write to the tangents of."""
+    """The derivative of a function that writes, and of a branch that does: functorch's forward rules would write to the
+    tangents.
+    """
 
     def branch(x):
         y = x * 1
@@ -342,10 +344,11 @@ def test_what_is_written_all_over(write, derivative):
     f = lambda x: fh.cond(x.sum() > 0, branch, branch, x * x)
     oracle = lambda x: branch(x * x)
     x = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64)
-    if derivative == "jvp":
-        same(fh.jit(lambda x: fh.jvp(f, (x,), (x,)), backend="eager")(x), torch.func.jvp(oracle, (x,), (x,)))
-    else:
-        same(fh.jit(getattr(fh, derivative)(f), backend="eager")(x), getattr(torch.func, derivative)(oracle)(x))
+    for g in (f, oracle):
+        if derivative == "jvp":
+            same(fh.jit(lambda x, g=g: fh.jvp(g, (x,), (x,)), backend="eager")(x), torch.func.jvp(oracle, (x,), (x,)))
+        else:
+            same(fh.jit(getattr(fh, derivative)(g), backend="eager")(x), getattr(torch.func, derivative)(oracle)(x))
     assert fh.jit(f, backend="eager")(x.requires_grad_()).requires_grad
 
 
@@ -370,3 +373,10 @@ def test_functions_whose_sizes_torch_reads_from_values(name, dtype):
     if not dtype.is_complex:
         scalar = lambda x: function(x).sin().sum()
         same(fh.jit(fh.grad(scalar), backend="eager")(x), torch.func.grad(scalar)(x))
+
+
+def test_polygamma_of_whole_numbers_does_not_fit_into_them():
+    f = lambda x: x.clone().polygamma_(1)
+    for call in (f, fh.jit(f, backend="eager")):
+        with pytest.raises(RuntimeError, match="cast"):
+            call(torch.tensor([3, 4]))

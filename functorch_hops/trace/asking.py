@@ -184,11 +184,18 @@ def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return t.as_strided(*args, **kwargs)
 
 
-def _deepcopy(capture: Any, t: Tensor, memo: dict[int, Any]) -> Tensor:
-    """What a leaf has: its values, and a history that begins."""
+def _deepcopy(capture: Any, t: Tensor, memo: dict[Any, Any]) -> Tensor:
+    """What a leaf has: its values, and a history that begins. Elements that share memory would share it as copies."""
     if id(t) not in memo:
         if not _is_leaf(capture, t):
             raise refused_of_tensor(capture.context, "deepcopy of a computed value", "use clone()", TensorMeta.of(t))
+        with _torch.without_torch_function():
+            memory = "memory of a traced value", _torch.storage_key(_torch.base_tensor(t))
+            is_expanded = any(stride == 0 and size != 1 for size, stride in zip(t.shape, t.stride()))
+        if memory in memo or is_expanded:
+            what = "deepcopy of values that share memory, or of an expanded one,"
+            raise refused_of_tensor(capture.context, what, "use clone() of each", TensorMeta.of(t))
+        memo[memory] = t
         memo[id(t)] = t.detach().clone().requires_grad_(_requires_grad(capture, t))
     copy: Tensor = memo[id(t)]
     return copy

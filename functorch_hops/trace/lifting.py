@@ -94,7 +94,8 @@ class Lifting(_torch.ForwardRules):
         if func is torch.autograd.grad and not capture.history.ask(*map(_tensors, args[:2])):
             raise backward_inside(capture.context, "torch.autograd.grad()")
         if func in OF_THE_TENSOR and not _torch.is_called_by_functorch():
-            return OF_THE_TENSOR[func](capture, *(capture.lift_tree(a) for a in args), **kwargs or {})
+            given = (a if type(a) is dict else capture.lift_tree(a) for a in args)  # deepcopy writes to a dict
+            return OF_THE_TENSOR[func](capture, *given, **kwargs or {})
         args = tuple(capture.lift_tree(a) for a in args)
         kwargs = {k: capture.lift_tree(v) for k, v in kwargs.items()} if kwargs else {}
         if kwargs.get("generator") is not None:

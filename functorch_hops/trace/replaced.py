@@ -132,9 +132,11 @@ def _random(x: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Any
     return x.copy_(torch.randint_like(x, *bounds))
 
 
-def _polygamma(x: Tensor, n: int) -> Tensor:
-    """torch (2.13) has no functional form of it."""
-    return x.copy_(torch.polygamma(n, x))
+def _polygamma(x: Tensor, n: int) -> Any:
+    """torch (2.13) has no functional form of it. Its derivative reads what is written over."""
+    if not x.is_floating_point():
+        return NotImplemented
+    return x.copy_(torch.polygamma(n, x.clone()))
 
 
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:

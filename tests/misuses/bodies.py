@@ -385,6 +385,22 @@ def body_copies_an_object():
 
 
 @misuse_captured(fh.CaptureError)
+def body_copies_two_views_of_one_memory():
+    def step(c, x):
+        table = torch.zeros(3)
+        copied, row = copy.deepcopy([table, table[1:]])
+        copied.add_(1)
+        return c * row.sum(), x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_copies_an_expanded_value():
+    fh.scan(lambda c, x: (c * copy.deepcopy(torch.zeros(()).expand(2)).add_(x).sum(), x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
 def body_retains_a_gradient():
     def step(c, x):
         y = c * x
