@@ -168,6 +168,24 @@ def test_files_that_were_replaced_since_the_import(tmp_path: Path, monkeypatch: 
     assert kept._own_files()
 
 
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_variables_that_changed_around_the_import_of_inductor(
+    is_imported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read them once, and nobody knows which."""
+    module = kept._torch.inductor_environment.__globals__
+    for attribute, value in [("_is_read", False), ("_config", lambda: None), ("_seen", {})]:
+        monkeypatch.setitem(module, attribute, value)
+    names = [name()]
+    if is_imported:
+        monkeypatch.setitem(module, "_config", lambda: config)
+    monkeypatch.setenv("TORCHINDUCTOR_EMULATE_PRECISION_CASTS", "1")
+    names.append(name())
+    assert names[0] is not None
+    assert names[1] != names[0]
+    assert (names[1] is None) == is_imported
+
+
 def test_nothing_is_kept_where_inductor_keeps_nothing(folder: Path) -> None:
     assert name(fx_graph_cache=False) is None
     assert name(force_disable_caches=True) is None

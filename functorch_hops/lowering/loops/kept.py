@@ -265,8 +265,14 @@ _SEQUENCES = "builtins", "torch", "torch.fx.immutable_collections", "torch.fx.no
 
 
 def _settings() -> tuple[Any, ...]:
-    environment = sorted(_torch.inductor_environment().items())
-    return _torch.compiler_settings("inductor"), torch.get_default_dtype(), environment
+    return _torch.compiler_settings("inductor"), torch.get_default_dtype(), sorted(_environment().items())
+
+
+def _environment() -> Mapping[str, str]:
+    environment = _torch.inductor_environment()
+    if environment is None:
+        raise _NotByContent
+    return environment
 
 
 @functools.cache
@@ -299,7 +305,7 @@ _KIND = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "C
 
 def _compiler() -> Any:
     """The program that would compile, and whether it was replaced."""
-    path = shutil.which(_torch.inductor_environment().get("CXX", "g++"))
+    path = shutil.which(_environment().get("CXX", "g++"))
     if path is None:
         return None
     state = os.stat(path)
