@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,38 @@ def test_what_has_no_description_has_no_name() -> None:
         patch.setattr(kept, "_imported_at", kept._imported_at - 1e9)  # its files have changed since
         assert name() is None
     assert name() is not None
+
+
+def test_files_that_were_replaced_since_the_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an installer that leaves their time as it was."""
+    file = tmp_path / "package" / "lowering" / "loops" / "kept.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("another version")
+    os.utime(file, (0, 0))
+    monkeypatch.setattr(kept, "__file__", str(file))
+    monkeypatch.setattr(kept, "_imported_at", time.time() - 60)
+    with pytest.raises(kept._NotByContent):
+        kept._own_files()
+    monkeypatch.setattr(kept, "_imported_at", time.time() + 60)
+    assert kept._own_files()
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_variables_that_changed_around_the_import_of_inductor(
+    is_imported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read them once, and nobody knows which."""
+    module = kept._torch.inductor_environment.__globals__
+    for attribute, value in [("_is_read", False), ("_config", lambda: None), ("_seen", {})]:
+        monkeypatch.setitem(module, attribute, value)
+    names = [name()]
+    if is_imported:
+        monkeypatch.setitem(module, "_config", lambda: config)
+    monkeypatch.setenv("TORCHINDUCTOR_EMULATE_PRECISION_CASTS", "1")
+    names.append(name())
+    assert names[0] is not None
+    assert names[1] != names[0]
+    assert (names[1] is None) == is_imported
 
 
 def test_nothing_is_kept_where_inductor_keeps_nothing(folder: Path) -> None:

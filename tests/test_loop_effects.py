@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -156,3 +157,68 @@ def test_a_check_in_a_kernel_raises_before_what_comes_behind_it() -> None:
     thread.start()
     thread.join()
     assert found == [2]
+
+
+class Interruption(BaseException):
+    def __str__(self) -> str:
+        raise TypeError("it has no words")
+
+
+def interrupting(xs, n):
+    """Each step computes without Python; a signal that comes meanwhile is handled where Python is called next."""
+
+    def body(c, x):
+        fh.debug.callback(log, "step", x)
+        c = fh.fori_loop(0, n, lambda i, c: torch.sin(c + x), c)
+        fh.debug.callback(log, "behind", x)
+        return c, None
+
+    return fh.scan(body, torch.tensor(0.5), xs)[0]
+
+
+def raising(make: Callable[[], None], xs: Tensor) -> BaseException:
+    def body(c, x):
+        fh.debug.callback(make)
+        return c + x, None
+
+    with pytest.raises(BaseException) as caught:
+        fh.jit(lambda xs: fh.scan(body, 0.0, xs)[0])(xs)
+    return caught.value
+
+
+def interrupted() -> None:
+    raise Interruption
+
+
+def caused() -> None:
+    raise ValueError("an effect") from KeyError("its cause")
+
+
+def test_what_is_raised_in_a_kernel_arrives_as_it_is() -> None:
+    assert type(raising(interrupted, XS)) is Interruption
+    error = raising(caused, XS)
+    assert type(error) is ValueError
+    assert type(error.__cause__) is KeyError
+
+
+@pytest.mark.parametrize(("n", "delay"), [(500_000, 0.002), (10_000_000, 0.02)])
+def test_a_signal_in_a_kernel_with_effects_is_raised(n: int, delay: float) -> None:
+    """Where an effect calls Python, or where the kernel looks for it; nothing happens behind."""
+    jitted = fh.jit(interrupting)
+    jitted(XS, torch.tensor(1))
+
+    def handler(*_: object) -> None:
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, handler)
+    log.taken()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        with pytest.raises(Interruption):
+            jitted(XS, torch.tensor(n))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert log.taken() in ([], [("step", 1.0)])
+    jitted(XS, torch.tensor(1))
+    assert len(log.taken()) == 2 * len(XS)

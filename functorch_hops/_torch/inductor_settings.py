@@ -67,18 +67,22 @@ def _is_set(value: Any) -> bool:
     return value is not _UNSET_SENTINEL
 
 
-def inductor_environment() -> Mapping[str, str]:
-    """The variables that configure Inductor and its compiler, as they were when Inductor read them, or would now."""
-    global _read
-    if _read is not None:
-        return _read
-    now = {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES) and name not in _PLACES}
-    if _config() is not None:
-        _read = now
-    return now
+def inductor_environment() -> Mapping[str, str] | None:
+    """The variables that configure Inductor and its compiler, as they were when Inductor read them, or would now; None
+    if they were others before its import than behind it, and nobody knows which it read.
+    """
+    global _seen, _is_read
+    if not _is_read:
+        now = _variables()
+        _is_read = _config() is not None
+        _seen = None if _is_read and _seen != now else now
+    return _seen
 
 
-_read: Mapping[str, str] | None = None
+def _variables() -> Mapping[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES) and name not in _PLACES}
+
+
 _PREFIXES = (
     "TORCHINDUCTOR_",
     "TORCH_COMPILE_",
@@ -93,6 +97,8 @@ _PREFIXES = (
     "OMP_PREFIX",
 )
 _PLACES = {"TORCHINDUCTOR_CACHE_DIR"}
+_seen: Mapping[str, str] | None = _variables()
+_is_read = False
 
 
 def inductor_keeps(options: Mapping[str, Any]) -> bool:

@@ -286,15 +286,15 @@ def _with_eager_errors(code: Code) -> Code:
             return code(operands)
         except RuntimeError as error:
             raised = raised_by(error)
-            if raised is not None:
-                raise raised from None
-            failure = _torch.matrix_failure(error)
-            if failure is not None:
-                raise torch.linalg.LinAlgError(failure) from None
-            bound = _torch.index_bound(error)
-            if bound is None:
-                raise
-            text = message("jit", "an index is out of bounds", expected=f"an index from 0 to {bound} (excluded)")
-            raise IndexError(text) from error
+            if raised is None:
+                failure = _torch.matrix_failure(error)
+                if failure is not None:
+                    raise torch.linalg.LinAlgError(failure) from None
+                bound = _torch.index_bound(error)
+                if bound is None:
+                    raise
+                text = message("jit", "an index is out of bounds", expected=f"an index from 0 to {bound} (excluded)")
+                raise IndexError(text) from error
+        raise raised  # behind the handler: its cause and context are its own
 
     return call

@@ -6,7 +6,9 @@ kernel. The statements of a step stand in the order of the body, all lanes take 
 one thread does; so the order is that of the loop in Python. What most steps do costs no Python: a check is looked at in
 C++, and told if it fails somewhere; what only sets or counts (the number of the step, the lanes that take a branch) is
 noted, the latest of each kind, and told before what may ask for it, and at the end of the kernel. An exception of
-Python's is kept here while C++ unwinds, and raised again by whoever called the kernel (``raised_by``).
+Python's is kept here while C++ unwinds, and raised again by whoever called the kernel (``raised_by``). It is C++ that
+keeps it: the handler of a signal may raise at any instruction of Python's, so no function of Python's catches all. In a
+kernel that was stopped values are not computed to their end, and nothing happens.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class _State(threading.local):
 
 
 _state = _State()
+"""Kernels write to it."""
 
 
 class _Handlers:
@@ -72,19 +75,15 @@ effect = torch.ops.functorch_hops.effect.default
 has_side_effect(effect)
 
 _RAISED = "Python raised "
+"""How kernels begin to say that they ended by an exception of Python's."""
 
 
-def happen(events: Sequence[tuple[int, str, Sequence[bytes], Sequence[int]]]) -> str | None:
-    """Called by kernels: perform these in order, and say what was raised. Each has a number, the dtypes and ranks of
-    its operands, their memory, and all their sizes.
+def happen(events: Sequence[tuple[int, str, Sequence[bytes], Sequence[int]]]) -> None:
+    """Called by kernels: perform these in order. Each has a number, the dtypes and ranks of its operands, their memory,
+    and all their sizes.
     """
-    try:
-        for number, kinds, values, sizes in events:
-            handlers.perform(number, _operands(kinds, values, sizes))
-    except BaseException as error:  # noqa: BLE001 - it is raised again behind the kernel
-        _state.raised = error
-        return f"{_RAISED}{type(error).__name__}: {error}"
-    return None
+    for number, kinds, values, sizes in events:
+        handlers.perform(number, _operands(kinds, values, sizes))
 
 
 def _operands(kinds: str, values: Sequence[bytes], sizes: Sequence[int]) -> list[Tensor]:
@@ -158,6 +157,26 @@ static Notes& notes_of(Control& control) {
   if (!control.notes) control.notes = std::make_shared<Notes>();
   return *static_cast<Notes*>(control.notes.get());
 }
+// Keep what Python raised; what it was, in words.
+static std::string raised(PyObject* module) {
+  PyObject *type, *error, *traceback;
+  PyErr_Fetch(&type, &error, &traceback);
+  PyErr_NormalizeException(&type, &error, &traceback);
+  if (traceback) PyException_SetTraceback(error, traceback);
+  if (PyObject* state = PyObject_GetAttrString(module, "_state")) {
+    PyObject_SetAttrString(state, "raised", error);
+    Py_DECREF(state);
+  }
+  std::string words = std::string("Python raised ") + Py_TYPE(error)->tp_name;
+  PyObject* message = PyObject_Str(error);
+  if (const char* text = message ? PyUnicode_AsUTF8(message) : nullptr) words += std::string(": ") + text;
+  Py_XDECREF(message);
+  Py_XDECREF(type);
+  Py_XDECREF(error);
+  Py_XDECREF(traceback);
+  PyErr_Clear();
+  return words;
+}
 // Python's answer to the notes: what it raised.
 static std::string answer(const Notes& notes) {
   PyObject* modules = PySys_GetObject("modules");
@@ -173,24 +192,24 @@ static std::string answer(const Notes& notes) {
   PyObject* result = PyObject_CallFunctionObjArgs(happen, events, nullptr);
   Py_DECREF(events);
   Py_DECREF(happen);
-  const char* text = !result ? "an effect failed" : result == Py_None ? "" : PyUnicode_AsUTF8(result);
-  std::string raised = text ? text : "Python raised ";
-  Py_XDECREF(result);
-  PyErr_Clear();
-  return raised;
+  if (!result) return raised(module);
+  Py_DECREF(result);
+  return "";
 }
 static C10_NOINLINE void tell(Control& control) {
+  if (control.stopped) return;
   Notes notes;
   notes.swap(notes_of(control));
   if (notes.empty()) return;
   auto state = PyGILState_Ensure();
-  std::string raised = answer(notes);
+  std::string words = answer(notes);
   PyGILState_Release(state);
-  if (raised.empty()) return;
+  if (words.empty()) return;
   control.stopped = true;
-  throw std::runtime_error(raised);
+  throw std::runtime_error(words);
 }
 [[maybe_unused]] static C10_NOINLINE void happened(Control& control, const Event& event) {
+  if (control.stopped) throw std::runtime_error("the kernel was stopped");
   notes_of(control).emplace_back(event);
   tell(control);
 }

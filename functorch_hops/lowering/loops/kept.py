@@ -265,8 +265,14 @@ _SEQUENCES = "builtins", "torch", "torch.fx.immutable_collections", "torch.fx.no
 
 
 def _settings() -> tuple[Any, ...]:
-    environment = sorted(_torch.inductor_environment().items())
-    return _torch.compiler_settings("inductor"), torch.get_default_dtype(), environment
+    return _torch.compiler_settings("inductor"), torch.get_default_dtype(), sorted(_environment().items())
+
+
+def _environment() -> Mapping[str, str]:
+    environment = _torch.inductor_environment()
+    if environment is None:
+        raise _NotByContent
+    return environment
 
 
 @functools.cache
@@ -281,7 +287,8 @@ def _own_files() -> str:
     root = Path(__file__).parents[2]
     files = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
     sources = sorted(path for path in files if path.suffix in (".py", ".h"))
-    if not sources or max(path.stat().st_mtime for path in sources) > _imported_at:
+    # Installers keep the time of modification of what they put in place.
+    if not sources or max(max(state.st_mtime, state.st_ctime) for state in map(os.stat, sources)) > _imported_at:
         raise _NotByContent  # they are in an archive, or others than those that were imported
     return _hash(repr([(os.path.relpath(path, root), _hash(path.read_bytes())) for path in sources]).encode())
 
@@ -298,7 +305,7 @@ _KIND = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "C
 
 def _compiler() -> Any:
     """The program that would compile, and whether it was replaced."""
-    path = shutil.which(_torch.inductor_environment().get("CXX", "g++"))
+    path = shutil.which(_environment().get("CXX", "g++"))
     if path is None:
         return None
     state = os.stat(path)

@@ -103,7 +103,9 @@ def run_kernel(
         raised = raised_by(error)
         if raised is None:
             raise
-        raise raised from None
+    else:
+        return
+    raise raised  # behind the handler: its cause and context are its own
 
 
 def _run(
