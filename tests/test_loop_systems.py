@@ -58,6 +58,27 @@ def nested(c: Tensor, x: Tensor) -> Any:
     return torch.tanh(c + sums.mean() * first), (sums, c)
 
 
+def deeper(c: Tensor, x: Tensor) -> Any:
+    """Loops in a loop inside, each of which stacks."""
+
+    def middle(c: Tensor, v: Tensor) -> Any:
+        c, ys = fh.scan(lambda c, u: (torch.tanh(c.flip(0) * 0.5 + u), c * 2), c, torch.stack([v, x]))
+        return torch.tanh(c + ys[1]), c * 3
+
+    c, ys = fh.scan(middle, c, torch.stack([x, x * 2]))
+    return torch.tanh(c + ys[1]), ys[0]
+
+
+def looked_up(c: Tensor, table: Tensor, i: Tensor) -> Any:
+    """At a place of each lane; no lane behind the last one reads behind the table."""
+
+    def step(carry: Any, _: None) -> Any:
+        c, i = carry
+        return (torch.tanh(c * c.sum(-1, True) + table[torch.arange(LANES) + i][:, None]), i + 1), c
+
+    return fh.scan(step, (c, i), None, length=STEPS)
+
+
 def halved(c: Tensor, x: Tensor) -> Any:
     c = fh.while_loop(lambda c: c.abs().sum() > 0.5, lambda c: c * 0.6 + 0.01 * x.flip(0), c + x)
     return c, c.amax()
@@ -120,6 +141,8 @@ SYSTEMS: dict[str, Program] = {
         (C, XS),
     ),
     "loops inside": (scan(nested), (C, XS)),
+    "loops in loops inside": (scan(deeper), (C, XS)),
+    "table": (looked_up, (C, normal(LANES + STEPS - 1), torch.tensor(0))),
     "while inside": (scan(halved), (C, XS)),
     "while": (
         fh.vmap(lambda c: fh.while_loop(lambda c: c.norm() > 0.5, lambda c: 0.8 * c + 0.01 * c.flip(0), c)),

@@ -185,16 +185,20 @@ class Step:
         from torch._inductor.loop_body import LoopBody
         from torch._inductor.utils import sympy_index_symbol_with_prefix
         from torch._inductor.virtualized import V
+        from torch.utils._sympy.functions import Min
         from torch.utils._sympy.symbol import SymT
 
         width, graph = self.block.width, self.graph
         lane = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
+        own = lane + _AT
+        if self.block.lanes % width:  # the last one, repeated, reads its own places too
+            own = Min(own, sympy.Integer(self.block.lanes - 1))
         names = [f"result_buf{i}" for i in range(len(written))]  # Inductor stores to what is called so only
         dtypes = {held.name: held_dtype(held.dtype) for held in self.scope.held.values()}
         dtypes |= {name: held_dtype(held.dtype) for name, (_, _, held) in zip(names, written)}
 
         def run(indices: Any) -> None:
-            handler = unrolled()(V.get_ops_handler(), self.scope, lane + _AT, lane)
+            handler = unrolled()(V.get_ops_handler(), self.scope, own, lane)
             for work in works:
                 handler.run(work)
             results = [

@@ -202,7 +202,7 @@ class _Block:
         consts = [self._held_later(source, meta) for source, meta in zip(sources[first:], metas[first:])]
         xs = [source for source, _ in beside]
         body_sources = [Source(None, held) for held in carries] + xs + [source for source, _ in consts]
-        outs = self._stacks(form, targets, inside)
+        outs, stacks = self._stacks(form, targets, inside)
         body, work = self.body(self.bodies(form), body_sources, [*carries, *outs])
         turned = [held for held in (*outs, *(x.held for x in xs if x.held and x.memory)) if held.rows.step > 1]
         if targets is not None and work < _LEAST_WORK * sum(held.rows.size for held in turned):
@@ -222,7 +222,7 @@ class _Block:
             self._leave(work, f"s + 1, {length}" if targets is not None else ""),
             "}",
         ]
-        results = [*carries, *self._whole_stacks]
+        results = [*carries, *stacks]
         if targets is not None:
             lines += [self.copied("collect", held.rows, held.name, t) for held, t in zip(carries, targets)]
         return lines, results, work * length
@@ -240,9 +240,10 @@ class _Block:
         inside.append(f"const auto* const {name} = {source.held.name} + t * {own.size * self.width};")
         return Source(None, Held(name, own, meta.dtype))
 
-    def _stacks(self, form: Scan, targets: Sequence[str] | None, inside: list[str]) -> list[Held]:
-        """Where a step puts its ys; those of an inner loop lie in an array for all steps."""
-        outs, self._whole_stacks = [], []
+    def _stacks(self, form: Scan, targets: Sequence[str] | None, inside: list[str]) -> tuple[list[Held], list[Held]]:
+        """Where a step puts its ys; those of an inner loop lie in arrays for all steps, which come second."""
+        outs: list[Held] = []
+        stacks: list[Held] = []
         for i, meta in enumerate(form.body.outputs[form.n_carry :]):
             rows = rows_of(meta.shape, self.lanes)
             if targets is not None:
@@ -250,11 +251,10 @@ class _Block:
                 continue
             if form.lead(i + form.n_carry) is not None:
                 raise Refused("a loop in its body stacks its first carry")
-            whole = self.array(Rows(self.lanes, rows.step, rows.size * number(form.length)), meta.dtype)
-            self._whole_stacks.append(whole)
+            stacks.append(self.array(Rows(self.lanes, rows.step, rows.size * number(form.length)), meta.dtype))
             outs.append(Held(self.name(), rows, meta.dtype))
-            inside.append(f"auto* const {outs[-1].name} = {whole.name} + t * {rows.size * self.width};")
-        return outs
+            inside.append(f"auto* const {outs[-1].name} = {stacks[-1].name} + t * {rows.size * self.width};")
+        return outs, stacks
 
     def _while(
         self, form: While, sources: Sequence[Source], targets: Sequence[str] | None
