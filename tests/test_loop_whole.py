@@ -70,6 +70,13 @@ def test_results_have_memory_of_their_own() -> None:
     same(f(c), ends(C))
 
 
+def test_an_operand_without_memory() -> None:
+    """Such as tangents that are zero, of which compiled code would read at address 0."""
+    f = fh.jit(lambda c: decaying(c, XS)[0])
+    for c in (C, torch._efficientzerotensor(C.shape)):
+        same(f(c), decaying(torch.zeros_like(C) + c, XS)[0])
+
+
 @pytest.mark.usefixtures("no_graph_around")
 def test_what_fails_outside_of_the_loops_raises() -> None:
     f = fh.jit(lambda c, n: (decaying(c, XS)[0], 6 // n))

@@ -104,6 +104,7 @@ OTHER = {
     "expanded": ((X,), (torch.ones(1).expand(2),)),
     "conjugated": ((X + 1j * Y,), ((Y + 1j * X).conj(),)),
     "negated": ((X,), ((Y + 1j * X).conj().imag,)),
+    "zero, without memory": ((X,), (torch._efficientzerotensor(2),)),
     "gradient": ((X,), (Y.clone().requires_grad_(),)),
     "parameter": ((X,), (P,)),
     "subclass": ((X,), (Y.as_subclass(Named),)),

@@ -23,6 +23,7 @@ __all__ = [
     "has_storage",
     "has_symbols",
     "is_dense",
+    "is_lazy",
     "known_constant",
     "known_number",
     "plain",
@@ -36,6 +37,11 @@ PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, int})
 
 empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 """``(sizes, strides, dtype)``: as Inductor's code makes tensors, in half of the time that ``torch.empty`` takes."""
+
+
+def is_lazy(t: Tensor) -> bool:
+    """Whether what lies in its memory, if it has any, are not its values."""
+    return t.is_neg() or t.is_conj() or t._is_zerotensor()
 
 
 def plain(t: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ def is_plain_call(operands: Sequence[Any]) -> bool:
     """Whether a call needs no dispatch: plain tensors, and nothing active but autograd."""
     if not _torch.no_modes() or _torch.in_dual_level() or not _torch.PLAIN_TYPES.issuperset(map(type, operands)):
         return False
-    return not any(type(x) is not int and (x.is_neg() or x.is_conj() or _torch.is_wrapped(x)) for x in operands)
+    return not any(type(x) is not int and (_torch.is_lazy(x) or _torch.is_wrapped(x)) for x in operands)
 
 
 def _operand(params: Params, x: Tensor) -> Tensor:
