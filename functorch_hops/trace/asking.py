@@ -235,6 +235,8 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     torch.as_strided: _as_strided,
     Tensor.__deepcopy__: _deepcopy,
     Tensor.__reduce_ex__: _refused("copy.copy() of a tensor, or its pickling,", "use clone()"),
+    Tensor.resize_: _refused("resize_()", "make a tensor of the new size"),
+    Tensor.resize_as_: _refused("resize_as_()", "make a tensor of the new size"),
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
-from ..ir.meta import is_differentiable
+from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
@@ -19,7 +19,7 @@ from .dtypes import check_dtypes
 from .inplace import FUNCTIONAL, REPLACED
 from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
-from .refusals import operator_of_torch, write_to_view
+from .refusals import operator_of_torch, refused_of_tensor, write_to_view
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -78,12 +78,13 @@ class Effects(_torch.TorchDispatchMode):
         if pure is not None:
             return self._batch_norm(func, pure, args, detached)
         if isinstance(func, _torch.OpOverload) and func._schema.is_mutable:
+            if func.overloadpacket is torch.ops.aten.set_:
+                remedy = "write values with copy_(), or use the other tensor itself"
+                raise refused_of_tensor(self.capture.context, "set_()", remedy, TensorMeta.of(args[0]))
             self._check_writes(func, args, kwargs)
             if (form := functional_form(func)) is not None:
                 return self._custom_write(form, args, kwargs)
-            writes_data = (
-                torch.Tag.inplace_view not in func.tags
-            )  # squeeze_ and its like leave values and history as they are
+            writes_data = torch.Tag.inplace_view not in func.tags  # squeeze_ leaves values and history as they are
             return self._write_detached(func, args, kwargs) if detached and writes_data else func(*args, **kwargs)
         if func is torch.ops.aten._new_zeros_with_same_feature_meta.default:
             with _torch.whole_storages(self.capture.session.fake_mode):

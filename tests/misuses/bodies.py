@@ -401,6 +401,21 @@ def body_copies_an_expanded_value():
 
 
 @misuse_captured(fh.CaptureError)
+def body_puts_a_tensor_on_other_memory():
+    def step(c, x):
+        y = torch.zeros(2).set_(c)
+        c.add_(x)  # which y would have to see
+        return c, y.sum()
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_resizes_a_tensor():
+    fh.scan(lambda c, x: (c * x, (c + x).resize_(1).sum()), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
 def body_retains_a_gradient():
     def step(c, x):
         y = c * x
