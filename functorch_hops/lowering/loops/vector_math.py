@@ -1,18 +1,19 @@
-"""How Inductor's code comes to call the functions of ``vector_math.h`` (torch 2.13)."""
+"""How Inductor's code comes to call the functions of ``cpp/vector_math.h`` (torch 2.13)."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .headers import header
+
 __all__ = ["VECTOR_MATH", "kernel_proxy"]
 
-VECTOR_MATH = Path(__file__).with_name("vector_math.h").read_text()
+VECTOR_MATH = header("vector_math")
 
 _FUNCTIONS = "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sin", "cos", "erf"
 
