@@ -201,6 +201,12 @@ def test_other_loops_are_functions_of_all_lanes(name: str) -> None:
     assert taken(check(f, *args)) == ["steps"]
 
 
+@pytest.mark.parametrize("lanes", [40, 300])
+def test_lanes_without_numbers(lanes: int) -> None:
+    c, xs = torch.zeros(lanes, 0), torch.zeros(STEPS, lanes, 0)
+    assert taken(check(twice(lambda c, x: c * c.sum() + x), c, xs)) == ["steps"]
+
+
 @pytest.mark.parametrize("shape", [(5, 16), (16, 5), (3, 16, 2), (4, 4, 3), (16,), (7,)])
 def test_every_element_is_one_number_of_one_lane(shape: tuple[int, ...]) -> None:
     rows = rows_of(shape, 16)
