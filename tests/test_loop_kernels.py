@@ -195,7 +195,7 @@ def test_a_scan_is_a_kernel() -> None:
 def test_a_carry_read_at_another_lane() -> None:
     f, args = BY_STEPS["another lane"]
     (report,) = check(f, *args)
-    assert report.taken == "steps" and report.reason == "a carry or an intermediate value is accessed at another lane"
+    assert report.taken == "steps" and "is accessed at another lane" in str(report.reason)
 
 
 @pytest.mark.slow

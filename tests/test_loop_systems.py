@@ -13,7 +13,7 @@ from torch import Tensor
 
 import functorch_hops as fh
 from functorch_hops.lowering.loops.lane_rows import LANE, Rows, rows_of
-from loop_plans import Program, check, normal, taken
+from loop_plans import Program, check, normal, plan, taken
 
 LANES, STEPS, N = 37, 3, 4  # more than two vectors of lanes, and a part of one
 
@@ -199,6 +199,18 @@ OTHERS: dict[str, Program] = {
 def test_other_loops_are_functions_of_all_lanes(name: str) -> None:
     f, args = OTHERS[name]
     assert taken(check(f, *args)) == ["steps"]
+
+
+def test_what_prevents_both_ways_is_told() -> None:
+    f, args = OTHERS["little work"]
+    (loop,) = plan(f, *args).loops
+    assert "is accessed at another lane" in str(loop.reason) and "little is computed" in str(loop.reason)
+
+
+@pytest.mark.parametrize("lanes", [40, 300])
+def test_lanes_without_numbers(lanes: int) -> None:
+    c, xs = torch.zeros(lanes, 0), torch.zeros(STEPS, lanes, 0)
+    assert taken(check(twice(lambda c, x: c * c.sum() + x), c, xs)) == ["steps"]
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (16, 5), (3, 16, 2), (4, 4, 3), (16,), (7,)])

@@ -87,7 +87,7 @@ class Step:
                 lines += stage  # type: ignore[arg-type]
                 continue
             kept = [self._kept(name) for name, made in self.made.items() if made == i and name in self.scope.held]
-            written = [*kept, *(outputs if i == last else [])]
+            written = [out for out in (*kept, *(outputs if i == last else [])) if out[2].rows.size > 0]
             if written:
                 lines.append(self._function(stage, written))  # type: ignore[arg-type]
         return lines, self.counter.count + self.work

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 import warnings
@@ -326,10 +325,13 @@ def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tupl
     bodies: Bodies = lambda loop: of_lanes(loop.body, isinstance(loop, While) and is_masked(loop))
     try:
         return _by_lanes(form, bodies, options), reports
-    except Refused as why:
-        with contextlib.suppress(Refused):
-            return systems(form, bodies, options), reports
-        raise why from None
+    except Refused as refused:
+        why = str(refused)
+    try:
+        return systems(form, bodies, options), reports
+    except Refused as refused:
+        reasons = dict.fromkeys((why, str(refused)))
+        raise Refused("; with the numbers of a lane side by side, ".join(reasons)) from None
 
 
 def _bodies(form: Scan | While) -> list[Subgraph]:

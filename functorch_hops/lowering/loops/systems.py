@@ -64,9 +64,13 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
 
 
 def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """What dimensions have in common, the largest first. Carries that have none are the same for all lanes."""
+    """What dimensions have in common, the largest first. Carries that have none are the same for all lanes; one without
+    elements says nothing of lanes.
+    """
     found: set[int] = set()
     for shape in shapes:
+        if 0 in shape:
+            continue
         ends = itertools.combinations(range(len(shape) + 1), 2)
         found |= {math.prod(shape[start:end]) for start, end in ends if start == 0 or end == start + 1}
     fitting = [n for n in found if n >= _FEWEST_LANES]
