@@ -207,6 +207,12 @@ def test_what_prevents_both_ways_is_told() -> None:
     assert "is accessed at another lane" in str(loop.reason) and "little is computed" in str(loop.reason)
 
 
+def test_parts_and_pads_of_half_precision() -> None:
+    """What is read under a condition known to be false has a dtype, too."""
+    f = twice(lambda c, x: torch.tanh(F.pad(c[1:], (0, 1), value=0.5) * x.sum() + torch.cat([x[1:], c[:1]])))
+    assert taken(check(f, C.bfloat16(), XS.bfloat16())) == ["lanes"]
+
+
 @pytest.mark.parametrize("lanes", [40, 300])
 def test_lanes_without_numbers(lanes: int) -> None:
     c, xs = torch.zeros(lanes, 0), torch.zeros(STEPS, lanes, 0)

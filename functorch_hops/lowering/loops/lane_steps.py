@@ -218,11 +218,10 @@ class Step:
         proxy = kernel_proxy()(group)
         graph.local_dtypes = dtypes
         try:
-            with graph.set_current_device(torch.device("cpu")):
-                length = sympy.Integer(width)
-                proxy.codegen_loop_bodies([LoopBody(run, ([lane],), {lane: length}, [lane], [])], [((length,), ())])
-                group.finalize_kernel(proxy, [])
-                group.stack.close()
+            length = sympy.Integer(width)
+            proxy.codegen_loop_bodies([LoopBody(run, ([lane],), {lane: length}, [lane], [])], [((length,), ())])
+            group.finalize_kernel(proxy, [])
+            group.stack.close()
         finally:
             graph.local_dtypes = {}
         definitions, arguments = [], []

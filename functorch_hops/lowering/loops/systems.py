@@ -287,5 +287,6 @@ class _Block:
     def body(self, body: Body, sources: Sequence[Source], targets: Sequence[Held]) -> tuple[list[str], int]:
         """The statements of a step, which writes to ``targets``, and the operations of a lane."""
         graph = body.lowered.graph
-        with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(self.options), handlers(graph):
+        work_here = graph.set_current_device(torch.device("cpu"))  # dtypes of half precision depend on it
+        with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(self.options), handlers(graph), work_here:
             return Step(self, body, sources, targets).statements()
