@@ -146,7 +146,7 @@ BY_STEPS: dict[str, Program] = {
     "a value under a condition": (scan(lambda c, x: (F.pad(torch.sin(c)[1:] * x[1:], (0, 1)), c)), (C, XS)),
     "transposed": (scan(lambda c, x: (torch.sin(c).t() + x, c)), (normal(8, 8), normal(STEPS, 8, 8))),
     "sizes": (
-        lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + x.sum()), c[1]), (c, c.sum()), xs),
+        lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + c[0].sum()), c[1]), (c, c.sum()), xs),
         (C, XS),
     ),
     "buffer": (

@@ -20,6 +20,7 @@ __all__ = [
     "assume_constant_result",
     "break_graph",
     "compilation",
+    "compile_lock",
     "dynamo_silent",
     "index_bound",
     "is_exporting",
@@ -36,17 +37,24 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Any)
 
 
+def compile_lock() -> contextlib.AbstractContextManager[Any]:
+    """One thread at a time generates code: torch's tracers, and what is patched meanwhile, are those of the process."""
+    from torch._dynamo.convert_frame import compile_lock
+
+    lock: contextlib.AbstractContextManager[Any] = compile_lock
+    return lock
+
+
 @contextlib.contextmanager
 def compilation(env: Any = None) -> Iterator[FakeTensorMode]:
     """What a compiler backend needs around it: a fake mode, a tracing context, and nothing of the caller's state.
 
     And torch's lock, under which Dynamo calls its backends too: what is patched during a compilation is for it alone.
     """
-    from torch._dynamo.convert_frame import compile_lock
     from torch._guards import TracingContext, tracing
 
     fake_mode = new_fake_mode(env)
-    with compile_lock, suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
+    with compile_lock(), suspended(keep_autocast=False), torch.no_grad(), tracing(TracingContext(fake_mode)):
         yield fake_mode
 
 

@@ -251,8 +251,8 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
                 return _with_eager_errors(whole)
             plan = _planned(body, options)
         body, record.reports = plan.body, lambda: plan.loops
-    kept = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
-    with _torch.compilation(body.shape_env) as fake_mode, kept, stage(GRAPH):
+    effects = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
+    with _torch.compilation(body.shape_env) as fake_mode, effects, stage(GRAPH):
         fakes = [meta.fake(fake_mode) for meta in body.inputs]
         module = fx.GraphModule(body.module, _copied(body))
         if backend.name == "inductor":

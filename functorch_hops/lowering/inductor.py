@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import profiler
 
-from .._torch import is_effectful
+from .._torch import compile_lock, is_effectful
 from ..ir.subgraph import Params, has_effect, params_of
 from .barrier import barriers, optimization_barrier, store_shared_sources, stored
 from .cures import cured, exact_arithmetic, graphs_in, replaced
@@ -220,11 +220,12 @@ def _settings(
 @contextlib.contextmanager
 def exact_code() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop: our operators are known, and faults cured."""
-    _register_operators()
-    register_kernels()
-    note_probes()
-    with exact_arithmetic():
-        yield
+    with compile_lock():
+        _register_operators()
+        register_kernels()
+        note_probes()
+        with exact_arithmetic():
+            yield
 
 
 def _operators(module: fx.GraphModule) -> Iterator[Params]:
