@@ -13,11 +13,10 @@ import torch
 from .body import Lowered
 from .forms import Form, Refused
 from .lane_rows import LANE, Rows
-from .lanes import held_dtype
+from .lanes import held_dtype, loop_code
 from .products import PRODUCTS, product_body
 from .source import c_type
 from .unrolled import Held, Scope, Work, counted, unrolled, work_of
-from .vector_math import kernel_proxy
 
 __all__ = ["Block", "Body", "Source", "Step"]
 
@@ -180,9 +179,6 @@ class Step:
 
     def _function(self, works: Sequence[Work], written: Sequence[tuple[str, list[tuple[Any, int]], Held]]) -> str:
         """The call of a function that does ``works`` and writes: all loads come before the stores."""
-        from torch._inductor.codegen.common import KernelArgs
-        from torch._inductor.codegen.cpp import KernelGroup
-        from torch._inductor.loop_body import LoopBody
         from torch._inductor.utils import sympy_index_symbol_with_prefix
         from torch._inductor.virtualized import V
         from torch.utils._sympy.functions import Min
@@ -211,19 +207,7 @@ class Step:
                         value = inner.where(value, *(inner.constant(x, torch.float32) for x in (1.0, 0.0)))
                     inner.store(out, i * width + lane, value, None)
 
-        group = KernelGroup()
-        group.args = KernelArgs()
-        for n, out in enumerate(names):
-            group.args.output_buffers[out] = f"o_{n}"
-        proxy = kernel_proxy()(group)
-        graph.local_dtypes = dtypes
-        try:
-            length = sympy.Integer(width)
-            proxy.codegen_loop_bodies([LoopBody(run, ([lane],), {lane: length}, [lane], [])], [((length,), ())])
-            group.finalize_kernel(proxy, [])
-            group.stack.close()
-        finally:
-            graph.local_dtypes = {}
+        group = loop_code(graph, dtypes, names, [sympy.Integer(width)], run)
         definitions, arguments = [], []
         for outer, inner_name in group.args.input_buffers.items():
             source = self.sources.get(outer)

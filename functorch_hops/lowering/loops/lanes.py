@@ -10,7 +10,7 @@ are written in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from .sizes import Size, expression_of, hint, size_of, symbols
 from .source import c_type, is_long, numel
 from .vector_math import kernel_proxy
 
-__all__ = ["LaneBody", "held_dtype", "lane_body", "lane_count", "lane_nodes", "position", "replayed"]
+__all__ = ["LaneBody", "held_dtype", "lane_body", "lane_count", "lane_nodes", "loop_code", "position", "replayed"]
 
 
 Held = Callable[[int, Any], Any]
@@ -208,16 +208,44 @@ def replayed(
         return [handler.load(out.get_name(), own) for out in graph.graph_outputs]
 
 
-def _printed(
-    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: Size, name: str
-) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
-    """The function for a block of ``rows``, the numbers of the inputs that it takes, and the sizes."""
+def loop_code(
+    graph: Any,
+    dtypes: Mapping[str, torch.dtype],
+    outputs: Sequence[str],
+    lengths: Sequence[sympy.Expr],
+    run: Callable[[Sequence[Any]], None],
+) -> Any:
+    """Inductor's code of the loop of ``run(indices)`` over these lengths, as the group of its kernel. It writes to
+    ``outputs``, arguments ``o_0``, ...; ``dtypes``: of buffers that are not the graph's.
+    """
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
     from torch._inductor.loop_body import LoopBody
     from torch._inductor.utils import sympy_index_symbol_with_prefix
-    from torch._inductor.virtualized import V
     from torch.utils._sympy.symbol import SymT
+
+    group = KernelGroup()
+    group.args = KernelArgs()
+    for i, out in enumerate(outputs):
+        group.args.output_buffers[out] = f"o_{i}"
+    proxy = kernel_proxy()(group)
+    variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(lengths))]
+    graph.local_dtypes = dtypes
+    try:
+        loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
+        proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
+        group.finalize_kernel(proxy, [])
+        group.stack.close()
+    finally:
+        graph.local_dtypes = {}
+    return group
+
+
+def _printed(
+    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: Size, name: str
+) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+    """The function for a block of ``rows``, the numbers of the inputs that it takes, and the sizes."""
+    from torch._inductor.virtualized import V
 
     body, graph = lowered.body, lowered.graph
     names = list(graph.graph_input_names)
@@ -229,7 +257,6 @@ def _printed(
         dtypes[out] = held_dtype(meta.dtype) if i < n_written else meta.dtype
 
     sizes = (rows, *cut.inner)
-    variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(sizes))]
     at = position(cut)
 
     def run(indices: Any) -> None:
@@ -250,21 +277,8 @@ def _printed(
             stored = inner.where(value, one, nothing) if is_mask else value
             inner.store(out, local if i < n_written else own, stored, None)
 
-    group = KernelGroup()
-    group.args = KernelArgs()
-    for i, out in enumerate(outputs):
-        group.args.output_buffers[out] = f"o_{i}"
-    proxy = kernel_proxy()(group)
-    graph.local_dtypes = dtypes
-    try:
-        with graph.set_current_device(torch.device("cpu")):
-            lengths = [*map(expression_of, sizes)]
-            loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
-            proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
-            group.finalize_kernel(proxy, [])
-            group.stack.close()
-    finally:
-        graph.local_dtypes = {}
+    with graph.set_current_device(torch.device("cpu")):
+        group = loop_code(graph, dtypes, outputs, [*map(expression_of, sizes)], run)
     numbers = {**{local: i for i, local in enumerate(carried.values())}, **{n: i for i, n in enumerate(names)}}
     definitions, places = [], []
     for outer, inner_name in group.args.input_buffers.items():
