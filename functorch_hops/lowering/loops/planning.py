@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -315,16 +315,19 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
     return function, [LoopReport(label, "steps", reason), *inner]
 
 
+Drafts = Callable[[Subgraph], Plan]
+
+
 def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
     """A loop whose lanes don't read one another."""
     if any(body.holds_effects for body in _bodies(form)):
         raise Refused("what is printed, checked or called in a step comes in all its lanes before the next step")
-    drafts = [_plan(body, options, is_inner=True, is_draft=True) for body in _bodies(form)]
-    reports = [LoopReport(label, "lanes"), *(report for plan in drafts for report in plan.loops)]
-    of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, options))
+    draft = functools.cache(lambda body: _plan(body, options, is_inner=True, is_draft=True))
+    reports = [LoopReport(label, "lanes"), *(report for body in _bodies(form) for report in draft(body).loops)]
+    of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, draft, options))
     bodies: Bodies = lambda loop: of_lanes(loop.body, isinstance(loop, While) and is_masked(loop))
     try:
-        return _by_lanes(form, bodies, options), reports
+        return _by_lanes(form, bodies, draft, options), reports
     except Refused as refused:
         why = str(refused)
     try:
@@ -338,19 +341,19 @@ def _bodies(form: Scan | While) -> list[Subgraph]:
     return [form.cond, form.body] if isinstance(form, While) else [form.body]
 
 
-def _body_of_lanes(body: Subgraph, is_open: bool, options: dict[str, Any]) -> Body:
-    plan = _plan(without_representatives(body) if is_open else body, options, is_inner=True, is_draft=True)
+def _body_of_lanes(body: Subgraph, is_open: bool, draft: Drafts, options: dict[str, Any]) -> Body:
+    plan = draft(without_representatives(body) if is_open else body)
     return Body(lowered(plan.body, options), plan.kernels)
 
 
-def _by_lanes(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Function:
+def _by_lanes(form: Scan | While, bodies: Bodies, draft: Drafts, options: dict[str, Any]) -> Function:
     n, body = form.n_carry, bodies(form).lowered
     if isinstance(form, Scan):
         return scan_by_lanes(form, lane_body(body, n, options, "step", steps=size_of(form.length)))
     step = lane_body(body, n, options, "step", steps=None)
     if is_masked(form):
         return while_by_lanes(form, None, step)
-    test = lowered(_plan(form.cond, options, is_inner=True, is_draft=True).body, options)
+    test = lowered(draft(form.cond).body, options)
     return while_by_lanes(form, lane_body(test, n, options, "test", steps=None, is_test=True), step)
 
 
