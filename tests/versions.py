@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WITH_TORCH = re.compile(r"(torch|triton|sympy|mpmath|networkx|fsspec|filelock)==")
+WITH_TORCH = re.compile(r"(torch|triton|setuptools|sympy|mpmath|networkx|fsspec|filelock)==")
 SETTINGS = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 

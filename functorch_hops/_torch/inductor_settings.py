@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch.compiler.config
@@ -52,7 +53,7 @@ def _changes(_hash: bytes) -> str:
         if name in config._compile_ignored_keys or entry.alias is not None:
             continue
         override = entry.user_override
-        override = override.get() if hasattr(override, "get") else override
+        override = override.get() if isinstance(override, ContextVar) else override  # not in torch 2.11
         forced, by_environment = entry.env_value_force, entry.env_value_default
         if _is_set(override) and not _is_set(forced):
             default = by_environment if _is_set(by_environment) else entry.default

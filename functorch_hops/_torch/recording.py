@@ -134,7 +134,7 @@ class CallRecorder:
             result = _results.get(call.key, _UNSEEN) if call.is_known else None
             if result is not None and result is not _UNSEEN:
                 return self._made(func, call, result)
-            last = next(reversed(self.tracer.graph.nodes), None)
+            last = next(iter(reversed(self.tracer.graph.nodes)), None)
         out = func(*args, **kwargs)
         if result is _UNSEEN:
             with torch._C.DisableTorchFunction():

@@ -109,7 +109,7 @@ class Lifting(_torch.ForwardRules):
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
-        last = next(reversed(capture.graph.nodes), None)
+        last = next(iter(reversed(capture.graph.nodes)), None)
         try:
             return self._call(form, args, kwargs)
         except RuntimeError as error:
