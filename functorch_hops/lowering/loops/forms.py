@@ -83,7 +83,7 @@ class Scan:
     @property
     def outputs(self) -> list[TensorMeta]:
         n, metas = self.n_carry, self.body.outputs
-        rows = [self.length + (self.lead(i) is not None) for i in range(len(metas))]
+        rows = [self.length + int(self.lead(i) is not None) for i in range(len(metas))]
         return [*metas[:n], *(meta.with_leading(size) for meta, size in zip(metas[n:], rows[n:]))]
 
 

@@ -136,7 +136,7 @@ def _kernel_class() -> Any:
         def _of_lanes(self, text: str, dtype: torch.dtype) -> Any:
             shape = tuple(self.dense_size_list())
             variable = self.cse.generate(self.compute, text, dtype=upcast_compute_type(dtype), shape=shape)
-            variable.mask_vars.update(tree.mask_name() for tree in self.range_trees)
+            variable.mask_vars.update(f"{tree.prefix}mask" for tree in self.range_trees)
             return variable
 
     return LaneKernel
