@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .levels import base_tensor, unwrap_if_dead
 __all__ = [
     "PLAIN_TYPES",
     "WeakTensorKeyDictionary",
+    "as_dtype",
     "as_plain_class",
     "become",
     "empty_strided_cpu",
@@ -81,6 +83,17 @@ def as_plain_class(t: Tensor) -> Tensor:
     if type(t) in PLAIN_TYPES or isinstance(t, (FakeTensor, FunctionalTensor)):
         return t
     return t.as_subclass(Tensor)
+
+
+def as_dtype(dtype: torch.dtype | int) -> torch.dtype:
+    """A dtype as an operator's kernel gets it: in a list it is a number, up to torch 2.12."""
+    return _numbered(dtype) if isinstance(dtype, int) else dtype
+
+
+@functools.cache
+def _numbered(number: int) -> torch.dtype:
+    made: Tensor = torch.ops.aten.empty.memory_format((0,), dtype=number)
+    return made.dtype
 
 
 def storage_key(t: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 
+from ... import _torch
 from ...ir.meta import TensorMeta
 from . import watching as _watching  # noqa: F401 - kernels look for it
 from .happening import raised_by
@@ -58,7 +59,7 @@ def output_metas(
 ) -> list[TensorMeta]:
     rest, metas = list(shapes), []
     for n, dtype in zip(ranks, dtypes):
-        metas.append(TensorMeta(tuple(rest[:n]), dtype, device))
+        metas.append(TensorMeta(tuple(rest[:n]), _torch.as_dtype(dtype), device))
         rest = rest[n:]
     return metas
 
