@@ -228,6 +228,11 @@ class Frozen:
         ("getattr(c, 'rate', getattr(c, 'other', 1 + x))", Config, lambda c: setattr(c, "other", 2)),
         ("getattr(c, x)", Config, lambda c: setattr(c, "rate", 2)),
         ("[getattr(c, n) for n in dir(c)]", Config, lambda c: setattr(c, "rate", 2)),
+        (
+            "(lambda name: (getattr(c, name(), 3), slice(0, 'other')))(lambda: 'missing')",
+            Config,
+            lambda c: setattr(c, "missing", 2),
+        ),
         ("operator.attrgetter('other.rate')(c)", Config, lambda c: setattr(c, "rate", 2)),
         ("vars(c)", Config, lambda c: setattr(c, "other", 2)),
         ("c.__dict__['other']", Config, lambda c: setattr(c, "other", 2)),

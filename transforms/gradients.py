@@ -230,7 +230,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
     with _torch.differentiated_again():
-        outputs, pull_flat, *aux = torch.func.vjp(flat, *arguments.tensors, has_aux=has_aux)
+        outputs, pull_flat, *aux = _torch.vjp(flat, arguments.tensors, None, has_aux)
     spec = flat.spec
 
     def pull(cotangents: Any) -> tuple[Any, ...]:
@@ -347,10 +347,10 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
     with _torch.differentiated_again():
-        outputs, pull, *_ = torch.func.vjp(flat, *arguments.tensors)
+        outputs, pull, *_ = _torch.vjp(flat, arguments.tensors, None, False)
     spec = flat.spec
     zeros = [torch.zeros_like(out) for out in outputs]
-    _, transposed, *_ = torch.func.vjp(lambda *cotangents: pull(cotangents), *zeros)
+    _, transposed, *_ = _torch.vjp(lambda *cotangents: pull(cotangents), zeros, None, False)
 
     def push(*tangents: Any) -> Any:
         leaves = matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")

@@ -36,7 +36,7 @@ _OF_A_CALL = (
 class JittedModule(nn.Module):
     """What ``jit`` makes of a module; see :func:`jit`. Only ``jit`` makes such modules."""
 
-    __slots__ = ("_jitted", "_hooks", *_OF_A_CALL)
+    __slots__ = ("_jitted_alone", "_hooks", *_OF_A_CALL)
     # What another jitted function reads of this one: the module and the hooks, not the cache.
     __environment__ = ("__wrapped__", *_OF_A_CALL)
 
@@ -46,6 +46,11 @@ class JittedModule(nn.Module):
             has_hooks = any(len(hooks) > 0 for hooks in self._hooks)
             return _call_with_hooks(self, args, kwargs) if has_hooks else self._jitted(*args, **kwargs)
         return nn.Module.__call__(self, *args, **kwargs)
+
+    @property
+    def _jitted(self) -> Any:
+        """In a tuple: what has ``__get__``, as a function does, Dynamo (torch 2.11) takes for a descriptor."""
+        return self._jitted_alone[0]
 
     @property
     def __wrapped__(self) -> Any:
@@ -71,7 +76,7 @@ class JittedModule(nn.Module):
         self.__wrapped__.__class__ = cls
 
     def __getattr__(self, name: str) -> Any:
-        if name in JittedModule.__slots__:
+        if name == "_jitted" or name in JittedModule.__slots__:
             raise AttributeError(name)
         return getattr(self.__wrapped__, name)
 
@@ -116,7 +121,7 @@ def module_of(jitted: Any, of_calls: dict[str, Any] | None = None) -> JittedModu
     for name, value in (of_calls or {**dict.fromkeys(_OF_A_CALL), **nn.Module().__dict__}).items():
         if name in _OF_A_CALL:
             object.__setattr__(view, name, value)
-    object.__setattr__(view, "_jitted", jitted)
+    object.__setattr__(view, "_jitted_alone", (jitted,))
     hooks = tuple(getattr(view, name) for name in _OF_A_CALL if isinstance(getattr(view, name), dict))
     object.__setattr__(view, "_hooks", hooks)
     return view

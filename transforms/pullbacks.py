@@ -37,7 +37,7 @@ class _Graphs:
     active: Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pullback:
     """From cotangents of the outputs to gradients of the inputs, both flat."""
 
@@ -92,7 +92,7 @@ class Signature:
         return cls(operation, root, spec, tuple(map(TensorMeta.of, like)), result)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PullData:
     """The pull function that ``vjp`` returns under Dynamo."""
 
@@ -104,7 +104,7 @@ class PullData:
         return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PushData:
     """The push function that ``linearize`` returns under Dynamo."""
 

@@ -20,6 +20,7 @@ from .legacy_vmap import *
 from .levels import *
 from .process import *
 from .recording import *
+from .shapes import *
 from .stepwise import *
 from .symbols import *
 from .tensors import *

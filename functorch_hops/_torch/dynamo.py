@@ -1,4 +1,4 @@
-"""Dynamo's private API (checked against torch 2.13.0): how it traces a call of this library.
+"""Dynamo's private API (checked against torch 2.11.0 and 2.13.0): how it traces a call of this library.
 
 Imported when Dynamo first meets such a call, never before: Dynamo takes a second to import.
 """
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.source import GlobalSource
-from torch._dynamo.utils import _make_inlined, get_unique_name_wrt, unpack_iterable
+from torch._dynamo.trace_rules import _force_inline
+from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
+from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -178,7 +180,7 @@ class _Call:
         call.node.meta["example_value"] = captured.call
         operands = map(self.proxy_of, captured.operands)
         node = tx.output.create_proxy("call_function", self.operator, (call, *operands), {}, name=name)
-        return self.to_dynamo(captured.result(unpack_iterable(tx, wrap_fx_proxy(tx, node))))
+        return self.to_dynamo(captured.result(wrap_fx_proxy(tx, node).unpack_var_sequence(tx)))
 
     def proxy_of(self, x: Tensor) -> fx.Proxy:
         known = self.backend.proxies.get(id(x))
@@ -309,14 +311,16 @@ class _Call:
             return tensor(variable)
         kind = _type_of(variable)
         if kind in (tuple, list, torch.Size):
-            return kind([self.to_python(x, tensor) for x in unpack_iterable(self.tx, variable)])
+            return kind([self.to_python(x, tensor) for x in variable.unpack_var_sequence(self.tx)])
         value = _value_of(variable)
         if self.library.is_own(value):
             return value
         if kind is not type(None) and self.library.is_node(kind):
             take, make = _NODES.get(kind) or self.functions_of(kind)
-            children, metadata = unpack_iterable(self.tx, _make_inlined(self.tx, take)(variable))
-            values = [self.to_python(x, tensor) for x in unpack_iterable(self.tx, children)]
+            with _force_inline():
+                taken = self.tx.inline_user_function_return(UserFunctionVariable(take), [variable], {})
+            children, metadata = taken.unpack_var_sequence(self.tx)
+            values = [self.to_python(x, tensor) for x in children.unpack_var_sequence(self.tx)]
             return make(metadata.as_python_constant(), values)
         if variable.is_python_constant() and (not callable(value) or isinstance(value, type)):
             return value

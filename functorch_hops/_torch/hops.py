@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
 
 __all__ = [
+    "SCAN_FORGETS_CARRIES",
     "attention_in_python",
     "dense",
     "is_operator_of_torch",
@@ -27,6 +29,9 @@ __all__ = [
     "underivable",
     "unshared",
 ]
+
+SCAN_FORGETS_CARRIES = TorchVersion(torch.__version__) < (2, 13)
+"""Whether torch's scan (2.11) takes a carry for constant in all steps whose initial value has no gradient."""
 
 
 def dense(t: Tensor) -> Tensor:

@@ -47,9 +47,11 @@ _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
 _KNOWN = _GLOBAL_LOADS | _CLOSURE_LOADS | _STORES | _ATTRIBUTE_LOADS
 _KNOWN |= frozenset({"IMPORT_NAME", "IMPORT_FROM", "STORE_NAME", "DELETE_NAME"})
 _KNOWN |= frozenset({"LOAD_CLOSURE", "MAKE_CELL", "COPY_FREE_VARS"})
-_NO_OPERATION = frozenset({"CACHE", "EXTENDED_ARG", "PUSH_NULL"})
+_NO_OPERATION = frozenset({"CACHE", "EXTENDED_ARG"})
 # In 3.11 the arguments leave the stack at the first of two instructions.
 _CALL = "PRECALL" if sys.version_info < (3, 12) else "CALL"
+# Up to 3.12 the place for `self` is made before a function is loaded, if not by the same instruction.
+_PLACE_FOLLOWS = sys.version_info >= (3, 13)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class _Reader:
         read any.
         """
         following: Sequence[dis.Instruction]
-        following = [i for i in instructions[at + 1 : at + 9] if i.opname not in ("PRECALL", "CALL")]
+        following = [i for i in instructions[at + 1 : at + 9] if i.opname not in ("PUSH_NULL", "PRECALL", "CALL")]
         if following and following[0].opname == "CONTAINS_OP":
             following = instructions[max(at - 1, 0) : at]
         if following and following[0].opname in _ATTRIBUTE_LOADS and following[0].argval == "get":
@@ -238,6 +240,12 @@ def _root(opname: str, argument: object, free: frozenset[str]) -> NameRoot | Non
     return None
 
 
+def _after(instructions: Sequence[dis.Instruction], call: int) -> Sequence[dis.Instruction]:
+    """What follows a function that instruction `call` loads."""
+    following = instructions[call + 1 :]
+    return following[1:] if _PLACE_FOLLOWS and following and following[0].opname == "PUSH_NULL" else following
+
+
 def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> list[str] | None:
     """The second argument, if it is a constant, of the call whose function instruction `call` loads.
 
@@ -245,7 +253,7 @@ def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> list
     touches it there: whatever does, brings the stack back to two.
     """
     depth, lifted = 0, None
-    for instruction in instructions[call + 1 :]:
+    for instruction in _after(instructions, call):
         if instruction.opname == _CALL and instruction.arg == depth:
             break
         if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
@@ -264,7 +272,7 @@ def _second_argument(instructions: Sequence[dis.Instruction], call: int) -> list
 def _arguments(instructions: Sequence[dis.Instruction], call: int) -> list[str] | None:
     """The arguments, if they are constants, of the call whose function instruction `call` loads."""
     constants: list[Any] = []
-    for instruction in instructions[call + 1 :]:
+    for instruction in _after(instructions, call):
         if instruction.opname != "LOAD_CONST":
             return constants if instruction.opname == _CALL else None
         constants.append(instruction.argval)

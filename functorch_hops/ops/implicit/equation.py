@@ -112,7 +112,7 @@ def _flat(operation: str, tree: OutputSpec, value: Any, producer: str) -> list[T
     return tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _At:
     """A function that a solver gets: a tree, so that what it closes over is an argument of the solver."""
 
@@ -123,7 +123,7 @@ class _At:
         return _value(self.equation, self.parameters, x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Linearized:
     """As :class:`_At`, the derivative at ``point``."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...lowering.exported import as_declared, as_floats, as_real, is_training
+from ...lowering.exported import as_declared, as_floats, as_real, is_training, tied
 from ...lowering.loops.forms import NativeLoop, Scan
 from .op import ScanParams, split_operands
 
@@ -25,6 +25,8 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     length, init, xs, consts = split_operands(params, operands)
     if isinstance(length, int) and length == 0:
         return [*(c.clone() for c in init), *(meta.with_leading(0).zeros() for meta in body.outputs[n:])]
+    if is_training() and _torch.SCAN_FORGETS_CARRIES:
+        init = tied(init, operands)
     if not xs:
         xs = [torch.arange(length)]
     if params.reverse:
