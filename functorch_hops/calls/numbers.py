@@ -62,17 +62,19 @@ def default_dtype(kind: type) -> torch.dtype:
     return dtype if kind is float else dtype.to_complex()
 
 
-def number_as_tensor(value: Any) -> Any:
-    """A number as a 0-d tensor (bool, int64, default dtype, default complex dtype); anything else as it is."""
+def number_as_tensor(value: Any, device: torch.device | None = None) -> Any:
+    """A number as a 0-d tensor (bool, int64, default dtype, default complex dtype); anything else as it is. ``device``:
+    where it is to be, the default device otherwise.
+    """
     number = as_number(value)
     kind = number_type(number)
     if kind is None:
         return value
     if isinstance(number, torch.SymBool):
-        return torch.scalar_tensor(torch.sym_ite(number, 1, 0), dtype=torch.bool)
+        return torch.scalar_tensor(torch.sym_ite(number, 1, 0), dtype=torch.bool, device=device)
     if isinstance(number, (torch.SymInt, torch.SymFloat)):
-        return torch.scalar_tensor(number, dtype=default_dtype(kind))  # type: ignore[arg-type]
-    return torch.full((), number, dtype=default_dtype(kind))
+        return torch.scalar_tensor(number, dtype=default_dtype(kind), device=device)  # type: ignore[arg-type]
+    return torch.full((), number, dtype=default_dtype(kind), device=device)
 
 
 def numbers_as_tensors(tree: Any) -> Any:

@@ -5,14 +5,24 @@ it computes is thrown away by a select, but its NaN would come back in the gradi
 never end. So it computes with the operands of a lane that does take the branch: then nothing happens in it that does
 not happen in that lane. The borrowed operands are detached, hence the borrowed lane's gradients hold no term of the
 others, and the select hands zero cotangents to the borrowing lanes only.
+
+NOTE [Numbers of lanes] torch combines a tensor without dimensions on the CPU, a number, with tensors of any device. If
+it differs between lanes it has one, and torch does not. So a number that lanes decide about is where they decide.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["borrow_operands", "expand_lanes", "select_lanes"]
+import torch
+from torch import Tensor, fx
+
+from ..derive.rewrite import rewritten
+from ..ir.meta import TensorMeta
+from ..ir.subgraph import Subgraph, params_of
+
+__all__ = ["borrow_operands", "expand_lanes", "select_lanes", "with_numbers_on"]
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:
@@ -34,3 +44,33 @@ def select_lanes(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def expand_lanes(x: Tensor, size: int) -> Tensor:
     """The same value for every lane, in memory of its own (a stride of 0 miscompiles in Inductor's loops)."""
     return x.expand(size, *x.shape).contiguous()
+
+
+def with_numbers_on(device: torch.device, body: Subgraph, n_inputs: int, n_outputs: int) -> Subgraph:
+    """``body`` with the numbers among its first inputs and outputs on ``device``: NOTE [Numbers of lanes]."""
+    if device.type == "cpu" or not any(_is_number(x) for x in (*body.inputs[:n_inputs], *body.outputs[:n_outputs])):
+        return body
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        outs = _Moved(body.module).run(*args)
+        return [*(x.to(device) if _is_number(x) else x for x in outs[:n_outputs]), *outs[n_outputs:]]
+
+    inputs = [x._replace(device=device) if _is_number(x) else x for x in body.inputs[:n_inputs]]
+    key = "numbers", device, n_inputs, n_outputs
+    return body.derive(key, lambda: rewritten(run, [*inputs, *body.inputs[n_inputs:]], "vmap"))
+
+
+def _is_number(x: Tensor | TensorMeta) -> bool:
+    return x.device.type == "cpu" and not x.shape
+
+
+class _Moved(fx.Interpreter):
+    """Runs a graph on inputs some of which moved: to the calls in it they are where they were."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if params_of(n, self.module) is None:  # type: ignore[arg-type]
+            return super().run_node(n)
+        params, *operands = self.map_nodes_to_values(n.args, n)
+        places = [x.meta["val"].device if isinstance(x, fx.Node) else None for x in n.args[1:]]
+        moved = [x if place is None else x.to(place) for x, place in zip(operands, places)]
+        return n.target(params, *moved)  # type: ignore[operator]

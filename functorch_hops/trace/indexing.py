@@ -171,7 +171,9 @@ def _is_traced_integer(index: Any) -> bool:
 
 
 def _first_traced_integer(x: Tensor, index: Any) -> tuple[int, Tensor, Any] | None:
-    """Dimension and row (a one-element index) of the first traced integer, and the index with 0 in its place."""
+    """Dimension and row (a one-element index) of the first traced integer, and the index with 0 in its place. It may be
+    on the CPU, as in eager Python, wherever ``x`` is.
+    """
     items = index if isinstance(index, tuple) else (index,)
     place = next((k for k, item in enumerate(items) if _is_traced_integer(item)), None)
     if place is None:
@@ -179,7 +181,7 @@ def _first_traced_integer(x: Tensor, index: Any) -> tuple[int, Tensor, Any] | No
     dim = _dims_taken(items[:place])
     if any(item is Ellipsis for item in items[:place]):
         dim += x.dim() - _dims_taken(items)
-    row = items[place].to(torch.int64)
+    row = items[place].to(x.device, torch.int64)
     row = torch.where(row < 0, row + x.shape[dim], row).reshape(1)
     return dim, row, (*items[:place], 0, *items[place + 1 :])
 

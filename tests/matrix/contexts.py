@@ -82,7 +82,7 @@ class OracleTools:
 
 def _basis(x: Tensor) -> list[Tensor]:
     n = x.numel()
-    return [torch.eye(n, dtype=torch.float64)[i].reshape(x.shape) for i in range(n)]
+    return [torch.eye(n, dtype=torch.float64, device=x.device)[i].reshape(x.shape) for i in range(n)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def scalar(tree: Any) -> Tensor:
     """A linear form of all floating-point leaves, with unlike coefficients."""
     total = torch.zeros((), dtype=torch.float64)
     for leaf in differentiable(tree):
-        coefficients = torch.linspace(0.5, 1.7, leaf.numel(), dtype=torch.float64)
+        coefficients = torch.linspace(0.5, 1.7, leaf.numel(), dtype=torch.float64, device=leaf.device)
         total = total + (leaf.reshape(-1) * coefficients).sum()
     return total
 
@@ -112,7 +112,7 @@ def _floats(f: Function) -> Function:
 
 def _tangents(p: Any, x: Tensor) -> Any:
     """A direction in the space of weights and x."""
-    direction = lambda t: torch.cos(torch.arange(t.numel(), dtype=torch.float64)).reshape(t.shape)
+    direction = lambda t: torch.cos(torch.arange(t.numel(), dtype=torch.float64, device=t.device)).reshape(t.shape)
     return optree.tree_map(direction, p), direction(x)
 
 

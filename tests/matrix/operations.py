@@ -140,7 +140,7 @@ def _is_small(state: Any) -> Tensor:
 
 
 def _while_oracle(p: Weights, x: Tensor, most: int = 1000) -> Any:
-    state = {"n": torch.tensor(0), "s": (x, p["b"])}
+    state = {"n": x.new_zeros((), dtype=torch.int64), "s": (x, p["b"])}
     while state["n"] < most and _is_small(state):
         state = _grow(p, state)
     return state
@@ -206,7 +206,7 @@ def _fori_body(p: Weights, i: Any, state: Any) -> Any:
 
 
 def _fori_oracle(p: Weights, x: Tensor, lower: int = 1, upper: int = 5) -> Any:
-    state = (x, torch.zeros((), dtype=torch.float64))
+    state = (x, x.new_zeros(()))
     for i in range(lower, upper):
         state = _fori_body(p, i, state)
     return state
@@ -214,12 +214,12 @@ def _fori_oracle(p: Weights, x: Tensor, lower: int = 1, upper: int = 5) -> Any:
 
 @operation("fori_loop", "fori_loop", oracle=_fori_oracle)
 def _fori(p: Weights, x: Tensor) -> Any:
-    return fh.fori_loop(1, 5, lambda i, s: _fori_body(p, i, s), (x, torch.zeros((), dtype=torch.float64)))
+    return fh.fori_loop(1, 5, lambda i, s: _fori_body(p, i, s), (x, x.new_zeros(())))
 
 
 @operation("fori_loop unroll", "fori_loop", oracle=_fori_oracle)
 def _fori_unroll(p: Weights, x: Tensor) -> Any:
-    init = (x, torch.zeros((), dtype=torch.float64))
+    init = (x, x.new_zeros(()))
     return fh.fori_loop(1, 5, lambda i, s: _fori_body(p, i, s), init, unroll=2)
 
 
@@ -234,7 +234,7 @@ def _positives(p: Weights, x: Tensor) -> Tensor:
     decision=_positives,
 )
 def _fori_tensor(p: Weights, x: Tensor) -> Any:
-    init = (x, torch.zeros((), dtype=torch.float64))
+    init = (x, x.new_zeros(()))
     return fh.fori_loop(0, _positives(p, x), lambda i, s: _fori_body(p, i, s), init)
 
 
@@ -243,7 +243,7 @@ def _fori_tensor(p: Weights, x: Tensor) -> Any:
 
 
 def _sequence(x: Tensor) -> dict[str, Tensor]:
-    return {"a": torch.stack([x, x * 2, x.sin(), x - 1, x.flip(0)]), "k": torch.arange(5)}
+    return {"a": torch.stack([x, x * 2, x.sin(), x - 1, x.flip(0)]), "k": torch.arange(5, device=x.device)}
 
 
 def _scan_step(p: Weights, carry: Any, x: Any) -> Any:
@@ -258,7 +258,7 @@ def _stack(rows: list[Any]) -> Any:
 
 def _scan_oracle(p: Weights, x: Tensor, order: range = range(5)) -> Any:
     xs = _sequence(x)
-    carry, rows = {"h": x, "count": torch.tensor(0)}, {}
+    carry, rows = {"h": x, "count": x.new_zeros((), dtype=torch.int64)}, {}
     for t in order:
         carry, rows[t] = _scan_step(p, carry, {"a": xs["a"][t], "k": xs["k"][t]})
     return carry, _stack([rows[t] for t in range(5)])
@@ -462,7 +462,7 @@ def _pull(p: Weights, x: Tensor, v: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _root_oracle(p: Weights, x: Tensor) -> Any:
-    v = {"v": torch.zeros_like(x), "s": torch.zeros((), dtype=x.dtype)}
+    v = {"v": torch.zeros_like(x), "s": x.new_zeros(())}
     for _ in range(80):
         v = _pull(p, x, v)
     return v
@@ -486,7 +486,7 @@ def _root(p: Weights, x: Tensor) -> Any:
         w = _pull(p, x, v)
         return {"v": v["v"] - w["v"], "s": v["s"] - w["s"]}
 
-    init = {"v": torch.zeros_like(x), "s": torch.zeros((), dtype=x.dtype)}
+    init = {"v": torch.zeros_like(x), "s": x.new_zeros(())}
     solve = lambda g, y: fh.custom_linear_solve(g, y, _settled_linear, _settled_linear)
     return fh.custom_root(residual, init, _settled, solve)
 
@@ -499,7 +499,7 @@ def _system(p: Weights, x: Tensor, v: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _linear_oracle(p: Weights, x: Tensor) -> Any:
     columns = []
-    for e in torch.eye(4, dtype=x.dtype):
+    for e in torch.eye(4, dtype=x.dtype, device=x.device):
         column = _system(p, x, {"v": e[:3], "s": e[3]})
         columns.append(torch.cat([column["v"], column["s"][None]]))
     solution = torch.linalg.inv(torch.stack(columns, dim=1)) @ torch.cat([x * p["b"], x[:1]])

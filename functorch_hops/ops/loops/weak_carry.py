@@ -79,7 +79,9 @@ class InitialCarry(NamedTuple):
             if spec is not None:
                 check_tensor_leaves(operation, parameter, tree)
             return cls(tree, weak, weak)
-        tensors = [_marked(number_as_tensor(leaf), kind) for leaf, kind in zip(leaves, weak)]
+        # Beside tensors of an accelerator: vmap makes tensors of several lanes of numbers, which torch does not mix.
+        device = next((x.device for x in leaves if isinstance(x, Tensor) and x.device.type != "cpu"), None)
+        tensors = [_marked(number_as_tensor(leaf, device), kind) for leaf, kind in zip(leaves, weak)]
         tree = tensors[0] if spec is None else pytree.unflatten(spec, tensors)
         check_tensor_leaves(operation, parameter, tree)
         return cls(tree, weak, tuple(None if isinstance(leaf, Tensor) else as_number(leaf) for leaf in leaves))

@@ -21,7 +21,7 @@ from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
 from ..effect.marking import enter_scope, in_scope, new_scope
-from ..lanes import borrow_operands, expand_lanes, select_lanes
+from ..lanes import borrow_operands, expand_lanes, select_lanes, with_numbers_on
 from ..loops.carry import carry_fixpoint
 from .op import WhileLoopParams, merge_flags, while_loop_op
 
@@ -63,11 +63,13 @@ def _in_step(
 def _per_lane(
     params: WhileLoopParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
+    n, flags, device = params.n_carry, params.flags, params.cond.outputs[0].device
+    cond, body = (with_numbers_on(device, *of) for of in ((params.cond, n, 1), (params.body, n, n)))
     masks = (*(True,) * n, *mapped[n:])
     lane_cond, _ = batched(cond, masks, size, randomness, (True,))
     lane_body, _ = batched(body, masks, size, randomness, (True,) * len(body.outputs))
-    init = [x if m else expand_lanes(x, size) for x, m in zip(operands[:n], mapped)]
+    placed = [x.to(meta.device) for x, meta in zip(operands, body.inputs[:n])]
+    init = [x if m else expand_lanes(x, size) for x, m in zip(placed, mapped)]
     (running,) = lane_cond(*init, *operands[n:])
     mask = TensorMeta((size,), torch.bool, cond.outputs[0].device)
     step = _masked_step(lane_cond, lane_body, mask, mapped[n:], n, bool(flags))
@@ -78,7 +80,7 @@ def _per_lane(
         return carry, (True,) * n
     # The step stacks its mask first. Where the flag of the loop itself is False, this is another one's, borrowed.
     happened, running, *ys = outs[n + 1 :]
-    valid = running & happened.unsqueeze(1)
+    valid = running & happened.to(running.device).unsqueeze(1)
     stacks = [s.movedim(1, 0) for s in merge_flags(flags, valid, ys)]
     return [*carry, *stacks], (True,) * (n + len(stacks))
 
