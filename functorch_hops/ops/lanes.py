@@ -68,9 +68,10 @@ class _Moved(fx.Interpreter):
     """Runs a graph on inputs some of which moved: to the calls in it they are where they were."""
 
     def run_node(self, n: fx.Node) -> Any:
-        if params_of(n, self.module) is None:  # type: ignore[arg-type]
+        if params_of(n, self.module) is None:
             return super().run_node(n)
-        params, *operands = self.map_nodes_to_values(n.args, n)
+        given: Any = self.map_nodes_to_values(n.args, n)
+        params, *operands = given
         places = [x.meta["val"].device if isinstance(x, fx.Node) else None for x in n.args[1:]]
         moved = [x if place is None else x.to(place) for x, place in zip(operands, places)]
         return n.target(params, *moved)  # type: ignore[operator]
