@@ -45,7 +45,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "determini
 
 
 # Helpers that assert: their failures show the values too.
-pytest.register_assert_rewrite("environments", "leftovers", "modes", "trees")
+pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes", "trees")
 
 
 def pytest_configure(config: pytest.Config) -> None:
