@@ -59,8 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     has_gpu = torch.cuda.is_available()
     can_run = {"cuda": has_gpu, "triton": not has_gpu and importlib.util.find_spec("triton") is not None}
     can_run["onnx"] = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
-    kept = [item for item in items if all(can_run.get(mark.name, True) for mark in item.iter_markers())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept, left = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (kept if all(can_run.get(mark.name, True) for mark in item.iter_markers()) else left).append(item)
+    config.hook.pytest_deselected(items=left)
     items[:] = kept
 
 
