@@ -91,4 +91,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed prints the stack, for each kind of device
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
