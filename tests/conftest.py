@@ -50,8 +50,9 @@ pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes"
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # Captures make many objects, and few cycles.
-    gc.set_threshold(50_000, 20, 20)
+    # Captures make many objects and few cycles. Traces and compiled code stay: hardly any cycle is found by full
+    # collections, which take seconds each in the end. Dynamo asks for one of two generations after each compilation.
+    gc.set_threshold(50_000, 20, 1_000)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
