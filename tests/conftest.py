@@ -45,13 +45,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "determini
 
 
 # Helpers that assert: their failures show the values too.
-pytest.register_assert_rewrite("environments", "leftovers", "modes", "trees")
+pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes", "trees")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # Captures make many objects, and few cycles.
-    gc.set_threshold(50_000, 20, 20)
+    # Captures make many objects and few cycles. Traces and compiled code stay: hardly any cycle is found by full
+    # collections, which take seconds each in the end. Dynamo asks for one of two generations after each compilation.
+    gc.set_threshold(50_000, 20, 1_000)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,8 +60,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     has_gpu = torch.cuda.is_available()
     can_run = {"cuda": has_gpu, "triton": not has_gpu and importlib.util.find_spec("triton") is not None}
     can_run["onnx"] = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript"))
-    kept = [item for item in items if all(can_run.get(mark.name, True) for mark in item.iter_markers())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    kept, left = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (kept if all(can_run.get(mark.name, True) for mark in item.iter_markers()) else left).append(item)
+    config.hook.pytest_deselected(items=left)
     items[:] = kept
 
 
@@ -89,4 +92,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed prints the stack, for each kind of device
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +34,18 @@ def state() -> dict[str, Any]:
         "capture": current_capture(),
         "capturing": is_capturing(),
     }
+
+
+def are_gone(*references: weakref.ref[Any]) -> bool:
+    """Whether nothing but cycles keeps the objects of a test alive.
+
+    Young objects are looked through first: all that other tests left behind takes seconds.
+    """
+    for generation in (1, 2):
+        gc.collect(generation)
+        if all(reference() is None for reference in references):
+            return True
+    return False
 
 
 def correct_call() -> None:

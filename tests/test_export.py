@@ -135,7 +135,12 @@ COMBINED = {
 
 @pytest.mark.parametrize(
     ("name", "is_open"),
-    [*((name, False) for name in COMBINED), *((n, True) for n in ("a product", "two tensors", "complex"))],
+    [
+        *((name, False) for name in COMBINED),
+        ("a product", True),
+        ("complex", True),
+        pytest.param("two tensors", True, marks=pytest.mark.slow),
+    ],
 )
 def test_prefixes_and_their_gradients(name, is_open):
     """torch's operator is right for pointwise functions of one tensor; every other function is exported otherwise."""

@@ -226,7 +226,7 @@ def test_complex_numbers_are_for_inference() -> None:
         gradients(run, list(run.parameters()), x)
 
 
-@both_ways
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "strict"])
 def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
     class Module(Growth):
         def forward(self, xs: Tensor) -> Any:

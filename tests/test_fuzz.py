@@ -19,9 +19,19 @@ def assert_right(seeds, mode):
     assert failure is None or failure.is_refused, "\n\n".join([str(failure), *map(str, programs)])
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_program(seed):
-    assert_right([seed], QUICK[seed % len(QUICK)])
+def _programs():
+    """AOTAutograd takes most of the time: every second program of it is slow."""
+    modes = [QUICK[seed % len(QUICK)] for seed in range(60)]
+    is_slow = lambda seed: modes[seed] == "aot_eager" and seed // len(QUICK) % 2
+    return [
+        pytest.param(seed, mode, id=str(seed), marks=pytest.mark.slow if is_slow(seed) else ())
+        for seed, mode in enumerate(modes)
+    ]
+
+
+@pytest.mark.parametrize(("seed", "mode"), _programs())
+def test_program(seed, mode):
+    assert_right([seed], mode)
 
 
 @pytest.mark.slow

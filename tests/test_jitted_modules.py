@@ -1,7 +1,6 @@
 """jit of a module: a module that is the same in all but its call."""
 
 import copy
-import gc
 import multiprocessing
 import pickle
 import weakref
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 import functorch_hops as fh
+from leftovers import are_gone
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
@@ -266,8 +266,7 @@ def test_it_is_freed():
     jitted(X)
     watched = weakref.ref(module), weakref.ref(jitted)
     del module, jitted
-    gc.collect()
-    assert [ref() for ref in watched] == [None, None]
+    assert are_gone(*watched)
 
 
 @pytest.fixture

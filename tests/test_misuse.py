@@ -5,7 +5,6 @@ unchanged. (The calls of ``misuses``, one by one, are in test_messages.py.)
 from __future__ import annotations
 
 import contextlib
-import gc
 import threading
 import time
 import weakref
@@ -16,7 +15,7 @@ import torch
 
 import functorch_hops as fh
 from functorch_hops.trace.capture import Capture
-from leftovers import correct_call, nothing_left_behind
+from leftovers import are_gone, correct_call, nothing_left_behind
 from misuses import MISUSES
 
 AROUND = {
@@ -125,7 +124,7 @@ def test_a_backend_that_fails_is_asked_again() -> None:
     torch.testing.assert_close(double(x), torch.full((2,), 4.0))
 
 
-def test_a_failed_capture_keeps_nothing_alive() -> None:
+def test_a_failed_capture_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the capture nor the tensors of the user that it lifted."""
 
     def fail() -> weakref.ref:
@@ -134,12 +133,13 @@ def test_a_failed_capture_keeps_nothing_alive() -> None:
             fh.cond(torch.tensor(True), lambda x: x * (x * weight).sum().item(), torch.sin, torch.ones(2))
         return weakref.ref(weight)
 
-    fail()
-    before = sum(type(o) is Capture for o in gc.get_objects())
+    captures = weakref.WeakSet[Capture]()
+    start = Capture.__init__
+    monkeypatch.setattr(Capture, "__init__", lambda self, *args: captures.add(self) or start(self, *args))
     references = [fail() for _ in range(3)]
-    gc.collect()
-    assert not any(r() is not None for r in references)
-    assert sum(type(o) is Capture for o in gc.get_objects()) <= before
+    assert captures
+    assert are_gone(*references)
+    assert not captures
 
 
 def test_printing_a_traced_tensor_works() -> None:

@@ -1,7 +1,6 @@
 """Modules: as functions, as bodies, with buffers that they update, shared, tied, parametrized, called functionally."""
 
 import copy
-import gc
 import weakref
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn.utils import parametrize
 from torch.testing._internal.two_tensor import TwoTensor
 
 import functorch_hops as fh
+from leftovers import are_gone
 from modes import same, while_capturing
 
 F64 = torch.float64
@@ -580,8 +580,7 @@ def test_a_jitted_module_dies_with_its_last_reference():
     compiled(XS[0]).sum().backward()
     reference = weakref.ref(module)
     del module, compiled
-    gc.collect()
-    assert reference() is None
+    assert are_gone(reference)
 
 
 @while_capturing

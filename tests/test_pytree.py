@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import gc
 import threading
 import time
 import weakref
@@ -16,6 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 import functorch_hops as fh
 from functorch_hops import pytree
+from leftovers import are_gone
 from modes import every_mode, same
 
 
@@ -138,8 +138,7 @@ def test_types_of_leaves_are_not_kept_alive():
     pytree.flatten([Leaf()])
     reference = weakref.ref(Leaf)
     del Leaf
-    gc.collect()
-    assert reference() is None
+    assert are_gone(reference)
 
 
 def test_the_context_of_a_torch_type_is_part_of_the_structure():

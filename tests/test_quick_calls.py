@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import threading
+import weakref
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import functorch_hops as fh
 from functorch_hops import _torch
 from functorch_hops.transforms.jit import JittedFunction
+from leftovers import are_gone
 
 
 def close(got, expected):
@@ -500,16 +502,12 @@ def test_threads_have_settings_of_their_own(searches):
 
 
 def test_nothing_is_kept_alive():
-    import gc
-    import weakref
-
     weights = [torch.ones(2)]
     argument = torch.ones(2)
     jitted = prepared(lambda x: x * weights[0], argument)
     held = [weakref.ref(weights[0]), weakref.ref(argument)]
     weights[0], argument = torch.zeros(2), None
-    gc.collect()
-    assert [ref() for ref in held] == [None, None]
+    assert are_gone(*held)
     close(jitted(X), X * 0)
 
 

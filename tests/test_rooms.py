@@ -3,6 +3,7 @@ files is left. Every import counts, those inside functions and those for type ch
 """
 
 import ast
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -82,7 +83,9 @@ def _start(path: Path, node: ast.ImportFrom) -> tuple[str, ...] | None:
     return (*folder[: len(folder) - node.level + 1], *names)
 
 
-IMPORTS = {module: {other for other in imports(module) if other != module} for module in SOURCES}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    return {module: {other for other in imports(module) if other != module} for module in SOURCES}
 
 
 def test_every_room_has_its_floor() -> None:
@@ -92,7 +95,7 @@ def test_every_room_has_its_floor() -> None:
 def test_no_import_points_up() -> None:
     upward = [
         f"{module} imports {other}"
-        for module, others in sorted(IMPORTS.items())
+        for module, others in sorted(all_imports().items())
         for other in sorted(others)
         if FLOORS[room_of(other)] > FLOORS[room_of(module)]
     ]
@@ -101,7 +104,7 @@ def test_no_import_points_up() -> None:
 
 def test_no_circle_of_files() -> None:
     """Files that import nothing which is left are taken away; in the end none is left."""
-    left = dict(IMPORTS)
+    left = dict(all_imports())
     while free := [module for module, others in left.items() if others.isdisjoint(left)]:
         for module in free:
             del left[module]

@@ -3,14 +3,13 @@
 What could hang runs in a process of its own, with little time between switches of threads.
 """
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 
 import functorch_hops as fh
+import processes
 
 PRELUDE = """
 import sys, threading, time, warnings
@@ -41,10 +40,7 @@ def on_threads(*functions):
 
 
 def in_a_process(program: str, seconds: int = 60) -> None:
-    text = PRELUDE.replace("SECONDS", str(seconds)) + textwrap.dedent(program)
-    command = [sys.executable, "-W", "ignore", "-c", text]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=2 * seconds)
-    assert run.returncode == 0, run.stderr[-3000:]
+    processes.in_a_process(PRELUDE.replace("SECONDS", str(seconds)) + textwrap.dedent(program), 2 * seconds)
 
 
 def test_jitted_functions_that_call_each_other() -> None:

@@ -45,7 +45,7 @@ _results: dict[Any, _Result | None] = {}
 """By what is equal in calls that are alike; None for what has to go through the modes."""
 
 
-class _Call:
+class _KeyedCall:
     """A call as a key and as arguments of a node. ``is_known``: the key holds all that the result follows from."""
 
     def __init__(self, recorder: CallRecorder, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class CallRecorder:
         if not _has_one_result(func) or not self._is_recording():
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            call = _Call(self, func, args, kwargs)
+            call = _KeyedCall(self, func, args, kwargs)
             result = _results.get(call.key, _UNSEEN) if call.is_known else None
             if result is not None and result is not _UNSEEN:
                 return self._made(func, call, result)
@@ -163,7 +163,7 @@ class CallRecorder:
             return False
         return self.fakes.cache_enabled and not self.mode.emulate_precision_casts and not has_preserved_node_meta()
 
-    def _made(self, func: OpOverload, call: _Call, result: _Result) -> Tensor:
+    def _made(self, func: OpOverload, call: _KeyedCall, result: _Result) -> Tensor:
         graph = self.tracer.graph
         name = graph._target_to_str(func.overloadpacket.__name__)
         node = graph.create_node("call_function", func, (), {}, name)
@@ -194,7 +194,7 @@ class CallRecorder:
         vars(fake).update(attributes)
         return fake
 
-    def _result_of_call(self, func: OpOverload, call: _Call, out: Any, last: fx.Node | None) -> _Result | None:
+    def _result_of_call(self, func: OpOverload, call: _KeyedCall, out: Any, last: fx.Node | None) -> _Result | None:
         """What a call gave, if another one like it can do without the modes: ``last`` was the last node before it."""
         entry = self.tracker.get(out) if type(out) is FakeTensor else None
         if entry is None or entry.constant is not None:

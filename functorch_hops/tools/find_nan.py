@@ -239,7 +239,7 @@ def _kind(value: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _WatchedCall:
     """A call of torch's, or of an operator of ours by name, and where it stands."""
 
     func: Any
@@ -250,7 +250,7 @@ class _Call:
     lane: tuple[int, ...]
 
     @classmethod
-    def of(cls, func: Any, operands: Sequence[Any]) -> _Call:
+    def of(cls, func: Any, operands: Sequence[Any]) -> _WatchedCall:
         loops = tuple((loop.operation, loop.steps) for loop in plain_loops())
         versions = tuple(map(_version, operands))
         return cls(func, tuple(operands), versions, user_place(), loops, _torch.lane_here())
@@ -338,10 +338,10 @@ class _Watch(_torch.CallMode):
         result = func(*args, **kwargs)
         outs = [x for x in _flat([args[:1] if is_write else (), result]) if isinstance(x, Tensor)]
         if outs and func not in _UNSEEN:
-            self._look(_Call.of(func, operands), outs)
+            self._look(_WatchedCall.of(func, operands), outs)
         return result
 
-    def _look(self, call: _Call, outs: Sequence[Tensor]) -> None:
+    def _look(self, call: _WatchedCall, outs: Sequence[Tensor]) -> None:
         given = [x for x in call.operands if isinstance(x, Tensor)]
         for x in given:
             self._close_over(x)
@@ -352,7 +352,9 @@ class _Watch(_torch.CallMode):
             self._judge(call, outs, call.operands)
         self._judge_tangents(call, outs, call.operands, "tangent")
 
-    def _judge_tangents(self, call: _Call, results: Sequence[Tensor], operands: Sequence[Any], node: str) -> None:
+    def _judge_tangents(
+        self, call: _WatchedCall, results: Sequence[Tensor], operands: Sequence[Any], node: str
+    ) -> None:
         tangents = [t for x in results for t in _torch.tangents_of(x)]
         if tangents and self._made is None:
             given = [t for x in operands if isinstance(x, Tensor) for t in _torch.tangents_of(x)]
@@ -360,7 +362,7 @@ class _Watch(_torch.CallMode):
 
     def _judge(
         self,
-        call: _Call,
+        call: _WatchedCall,
         results: Sequence[Any],
         operands: Sequence[Any],
         node: str | None = None,
@@ -380,17 +382,17 @@ class _Watch(_torch.CallMode):
             self._known.add(id(x))
             self.closed_over.append(x)
 
-    def _hook_all(self, call: _Call, results: Sequence[Tensor]) -> None:
+    def _hook_all(self, call: _WatchedCall, results: Sequence[Tensor]) -> None:
         for x in results:
             for value in (x, *_torch.tangents_of(x)):
                 for node in _torch.new_nodes(value, self._begin):
                     self._hook(call, node)
 
-    def _hook(self, call: _Call, node: Any) -> None:
+    def _hook(self, call: _WatchedCall, node: Any) -> None:
         name = "backward pass" if hasattr(node, "params") else node.name()
         node.register_hook(functools.partial(self._after, call, name))
 
-    def _after(self, call: _Call, name: str, grads: Sequence[Any], cotangents: Sequence[Any]) -> None:
+    def _after(self, call: _WatchedCall, name: str, grads: Sequence[Any], cotangents: Sequence[Any]) -> None:
         grads, cotangents = ([x for x in values if isinstance(x, Tensor)] for values in (grads, cotangents))
         if self._made is None:
             self._judge(call, grads, call.operands, name, cotangents)
@@ -398,7 +400,7 @@ class _Watch(_torch.CallMode):
         self._hook_all(call, grads)
 
 
-def _of_operator(call: _Call, node: Any) -> _Call:
+def _of_operator(call: _WatchedCall, node: Any) -> _WatchedCall:
     """The call that made a node, given one that read its result."""
     params = getattr(node, "params", None)
     if not isinstance(params, Params):

@@ -33,12 +33,13 @@ class LibraryTools:
 
 class OracleTools:
     """``torch.func`` where it can run a Python loop that looks at its data, and loops over lanes and directions where
-    not.
+    not. Only backward passes are batched: they look at no data.
     """
 
     grad = staticmethod(torch.func.grad)
     jvp = staticmethod(torch.func.jvp)
     vjp = staticmethod(torch.func.vjp)
+    jacrev = staticmethod(torch.func.jacrev)
 
     @staticmethod
     def vmap(f: Function, in_dims: tuple[int | None, ...]) -> Function:
@@ -61,23 +62,9 @@ class OracleTools:
         return columns
 
     @staticmethod
-    def jacrev(f: Function, argnums: int) -> Function:
-        def rows(*args: Any) -> Any:
-            at = lambda v: f(*args[:argnums], v, *args[argnums + 1 :])
-            outs, pull = torch.func.vjp(at, args[argnums])
-            leaves, spec = optree.tree_flatten(outs)
-            zeros = [torch.zeros_like(leaf) for leaf in leaves]
-            result = []
-            for i, leaf in enumerate(leaves):
-                cts = [spec.unflatten([*zeros[:i], e, *zeros[i + 1 :]]) for e in _basis(leaf)]
-                result.append(torch.stack([pull(ct)[0] for ct in cts]).reshape(*leaf.shape, *args[argnums].shape))
-            return spec.unflatten(result)
-
-        return rows
-
-    @staticmethod
     def hessian(f: Function, argnums: int) -> Function:
-        return OracleTools.jacfwd(OracleTools.jacrev(f, argnums), argnums)
+        # The program runs once, not once for each column.
+        return torch.func.jacrev(torch.func.jacrev(f, argnums), argnums)
 
 
 def _basis(x: Tensor) -> list[Tensor]:

@@ -31,8 +31,16 @@ def program(names: tuple[str, ...]) -> Any:
     return nested(Library, names)
 
 
-@pytest.mark.parametrize("mode", ["plain", "captured", "in jit"])
-@pytest.mark.parametrize("context", NESTED_CONTEXTS)
+def _cells() -> list[Any]:
+    """Second derivatives of captured calls are slow: quick are those in jit, and the first ones of captured calls."""
+    return [
+        pytest.param(c, m, id=f"{c}-{m}", marks=pytest.mark.slow if (c, m) == ("jvp(grad)", "captured") else ())
+        for c in NESTED_CONTEXTS
+        for m in ("plain", "captured", "in jit")
+    ]
+
+
+@pytest.mark.parametrize(("context", "mode"), _cells())
 @pytest.mark.parametrize("names", PAIRS, ids=" > ".join)
 def test_pair(names: tuple[str, ...], context: str, mode: str) -> None:
     got = MODES[mode](CONTEXTS[context], program(names), *arguments(CONTEXTS[context]))

@@ -5,10 +5,13 @@ The docstring of a test names those it stands for.
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 import functorch_hops as fh
+from leftovers import are_gone
 from modes import every_mode, same, same_derivatives, while_capturing
 
 F64 = torch.float64
@@ -313,8 +316,6 @@ def test_errors(run):
 
 def test_a_static_branch_does_not_keep_its_closure_alive():
     """test_cond_memory_leak (jax 12719)."""
-    import gc
-    import weakref
 
     def leak():
         data = torch.ones(1024)
@@ -322,6 +323,4 @@ def test_a_static_branch_does_not_keep_its_closure_alive():
         f()
         return weakref.ref(data)
 
-    reference = leak()
-    gc.collect()
-    assert reference() is None
+    assert are_gone(leak())

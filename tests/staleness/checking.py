@@ -75,7 +75,6 @@ def _compared(jitted: object, module: types.ModuleType, x: torch.Tensor, times: 
 @contextlib.contextmanager
 def _restored() -> Iterator[None]:
     functions, environ, before = (math.sqrt, torch.ones), dict(os.environ), sys.modules.get(MODULE)
-    gc.freeze()  # what other tests left behind takes seconds to look through
     try:
         yield
     finally:
@@ -83,5 +82,4 @@ def _restored() -> Iterator[None]:
         for name in os.environ.keys() - environ.keys():
             del os.environ[name]
         sys.modules.pop(MODULE, before)
-        gc.collect()
-        gc.unfreeze()
+        gc.collect(1)  # what other tests left behind takes seconds to look through
