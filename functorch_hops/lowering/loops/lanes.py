@@ -231,7 +231,7 @@ def loop_code(
     proxy = kernel_proxy()(group)
     variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(lengths))]
     graph.local_dtypes = dtypes
-    # torch 2.11 asks how large a size may be, and knows no answer but for those of the trace. Later versions assume this.
+    # torch 2.11 asks how large a size may be, and knows the answer for those of the trace. Later versions assume this.
     guesses = graph.sizevars.var_to_hint_override
     asked = {symbol for length in lengths for symbol in length.free_symbols}
     unknown = asked - {*graph.sizevars.backed_var_to_val, *guesses}

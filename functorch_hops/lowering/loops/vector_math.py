@@ -88,7 +88,7 @@ def kernel_proxy() -> Any:
         setattr(Functions, name, staticmethod(_call(name)))
 
     class OpenSums:
-        """torch 2.11 asks whether a sum is so long that it takes care of rounding, and learns the size if it is open."""
+        """torch 2.11 asks whether a sum is so long that it takes care of rounding, and learns that of an open size."""
 
         def need_use_acc_helper(self: Any, reduction_type: str, dtype: torch.dtype, use_scalar: bool) -> bool:
             size = math.prod(self.call_ranges[self.reduction_depth :])
