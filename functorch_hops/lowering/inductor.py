@@ -187,7 +187,7 @@ def mend_inductor() -> None:
     setattr(compile_fx, "_compile_fx_inner", functools.wraps(original)(compile_inner))  # noqa: B010
 
 
-_LOOPS_IN_CPP = TorchVersion(torch.__version__) >= (2, 13)
+_LOOPS_IN_CPP = TorchVersion(torch.__version__) >= "2.13"
 """See NOTE [Loops run from C++]."""
 _STACKING_LOOP = torch.ops.higher_order.while_loop_stack_output
 _NATIVE_LOOPS = {

@@ -97,7 +97,7 @@ def kernel_proxy() -> Any:
             needed: bool = super().need_use_acc_helper(reduction_type, dtype, use_scalar)  # type: ignore[misc]
             return needed
 
-    before = (OpenSums,) if TorchVersion(torch.__version__) < (2, 13) else ()
+    before = (OpenSums,) if TorchVersion(torch.__version__) < "2.13" else ()
 
     def with_functions(kernel: Any) -> Any:
         overrides = type(kernel.overrides.__name__, (Functions, kernel.overrides), {})
