@@ -110,8 +110,11 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 
+# Before, vmap of a product asks for the number of elements.
+FROM_2_13 = {"vmap(scan)", "vmap(grad(scan))", "hessian of a mean"}
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("name", [name for name in CASES if torch.__version__ >= (2, 13) or name not in FROM_2_13])
 def test_one_trace_for_all_sizes(name: str) -> None:
     f, calls = CASES[name]
     jitted = fh.jit(f, backend="eager", dynamic=True)

@@ -303,6 +303,11 @@ def test_masks_are_differentiated(function, derivative):
         return getattr(fh, derivative)(scalar if derivative in ("grad", "hessian") else function)
 
     jitted = fh.jit(derived(fh, function), backend="eager")
+    is_old = torch.__version__ < (2, 13)  # it asks how many elements the mask chooses for the tangent that it writes
+    if is_old and function in (adds_to_masked, scales_masked) and derivative in ("jvp", "jacfwd", "hessian"):
+        with pytest.raises(fh.DataDependentError):
+            jitted(torch.ones(4))
+        return
     oracle = function
     if function is sums_selected:  # torch's own masked_select warns under vmap
         oracle = lambda x: sums_selected(x, lambda y, mask: y[:, mask])

@@ -298,8 +298,9 @@ def test_an_integer_division_by_zero_raises() -> None:
     rows = torch.tensor([[7, 8], [3, 1], [1, 2]])
     same(f(rows[0], rows), fh.jit(scan(lambda c, x: (c // x, c)), backend="eager")(rows[0], rows))
     rows[1, 1] = 0
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        f(rows[0], rows)
+    if torch.__version__ >= (2, 13):  # before, Inductor's integer division by zero ends the process
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            f(rows[0], rows)
 
 
 @contextlib.contextmanager
@@ -358,8 +359,9 @@ def test_an_error_in_a_thread_is_raised(place: int, two_threads: None) -> None:
     rows = torch.full((2000, 6000), 3)
     f(rows[0], rows)
     rows[-1, place] = 0
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        f(rows[0], rows)
+    if torch.__version__ >= (2, 13):  # before, Inductor's integer division by zero ends the process
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            f(rows[0], rows)
 
 
 @pytest.mark.slow

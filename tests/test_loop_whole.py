@@ -81,8 +81,9 @@ def test_an_operand_without_memory() -> None:
 def test_what_fails_outside_of_the_loops_raises() -> None:
     f = fh.jit(lambda c, n: (decaying(c, XS)[0], 6 // n))
     same(f(C, torch.tensor([2, 3]))[1], torch.tensor([3, 2]))
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        f(C, torch.tensor([2, 0]))
+    if torch.__version__ >= (2, 13):  # before, Inductor's integer division by zero ends the process
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            f(C, torch.tensor([2, 0]))
 
 
 LEFT_TO_INDUCTOR: dict[str, Callable[..., Any]] = {

@@ -254,7 +254,7 @@ def _in_lanes(function: Function, basis: tuple[Tensor, ...], chunk_size: int | N
     if chunk_size == 1:
         derivatives, aux = function(*(vector.squeeze(0) for vector in basis))
         return tuple(t.unsqueeze(0) for t in derivatives), tuple(t.unsqueeze(0) for t in aux)
-    return torch.func.vmap(function)(*basis)
+    return _torch.outside_inference(torch.func.vmap(function))(*basis)
 
 
 def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ from .hooks import *
 from .hops import *
 from .imports import *
 from .inductor_settings import *
+from .inference import *
 from .interrupts import *
 from .legacy_vmap import *
 from .levels import *

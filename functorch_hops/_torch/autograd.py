@@ -19,6 +19,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction, once_differentiable
 
 from .forward_rules import differentiated_again
+from .inference import outside_inference
 from .levels import top_interpreter
 
 __all__ = [
@@ -65,28 +66,11 @@ def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int] | 
     """``torch.func.vjp`` for some of the arguments, None for all of them, which may all be updated in place. Inside of
     another transform it can be differentiated again, see NOTE [Right rules for forward mode].
     """
-    run = _outside_inference(eager_transforms._vjp_with_argnums)
+    run = outside_inference(eager_transforms._vjp_with_argnums)
     numbers = None if argnums is None else tuple(argnums)
     with contextlib.nullcontext() if top_interpreter() is None else differentiated_again():
         outputs, pull, *aux = run(func, *args, argnums=numbers, has_aux=has_aux)
-    return outputs, _outside_inference(pull), *aux
-
-
-def _outside_inference(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, run with inference mode off, in which torch 2.11 records nothing: gradients would be zero. Later
-    versions see to it themselves.
-    """
-    if hasattr(eager_transforms, "_disable_inference_mode"):
-        return function
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        reverse, forward = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(reverse), _set_fwd_grad_enabled(forward):
-            return function(*args, **kwargs)
-
-    return run
+    return outputs, outside_inference(pull), *aux
 
 
 def in_dual_level() -> bool:

@@ -317,8 +317,9 @@ class _Call:
             return value
         if kind is not type(None) and self.library.is_node(kind):
             take, make = _NODES.get(kind) or self.functions_of(kind)
+            function: Any = take
             with _force_inline():
-                taken = self.tx.inline_user_function_return(UserFunctionVariable(take), [variable], {})
+                taken = self.tx.inline_user_function_return(UserFunctionVariable(function), [variable], {})
             children, metadata = taken.unpack_var_sequence(self.tx)
             values = [self.to_python(x, tensor) for x in children.unpack_var_sequence(self.tx)]
             return make(metadata.as_python_constant(), values)

@@ -30,7 +30,7 @@ __all__ = [
     "unshared",
 ]
 
-SCAN_FORGETS_CARRIES = TorchVersion(torch.__version__) < (2, 13)
+SCAN_FORGETS_CARRIES = TorchVersion(torch.__version__) < "2.13"
 """Whether torch's scan (2.11) takes a carry for constant in all steps whose initial value has no gradient."""
 
 

@@ -24,6 +24,7 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 from .forward_rules import differentiated_again
+from .inference import outside_inference
 from .levels import base_tensor, in_forward_level
 
 __all__ = ["dual_level_known", "joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
@@ -144,4 +145,4 @@ def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any
     """``torch.func.jvp``, on any number of threads at once, and right: see NOTE [Right rules for forward mode]."""
     primals = tuple(map(_in_memory_of_its_own, primals))
     with _dual_level.used(), differentiated_again():
-        return torch.func.jvp(func, primals, tangents, has_aux=has_aux)
+        return outside_inference(torch.func.jvp)(func, primals, tangents, has_aux=has_aux)

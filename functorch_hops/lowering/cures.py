@@ -107,7 +107,7 @@ def _separate_loops() -> Iterator[None]:
         loop.carried_inputs, loop.additional_inputs = [*map(named, carried)], [*map(named, constant)]
         own = {output.get_name() for output in loop.outputs}
         try:
-            ends = wrapper._get_while_loop_carried_output_names(loop)
+            ends = _carried(wrapper, loop)
             original(wrapper, loop, *args, **kwargs)
             for start, end in zip(loop.carried_inputs, ends):
                 if end in own:  # and is no stack that the loop fills
@@ -120,6 +120,14 @@ def _separate_loops() -> Iterator[None]:
     original: Any = CppWrapperCpu.codegen_while_loop
     with replaced(CppWrapperCpu, "codegen_while_loop", generate):
         yield
+
+
+def _carried(wrapper: Any, loop: Any) -> list[str]:
+    """The variables in which a loop in C++ holds its carries."""
+    if hasattr(wrapper, "_get_while_loop_carried_output_names"):
+        names: list[str] = wrapper._get_while_loop_carried_output_names(loop)
+        return names
+    return [output.get_name() for output in loop.outputs]  # torch 2.11
 
 
 _COPIED = """\

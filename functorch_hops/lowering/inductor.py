@@ -1,11 +1,12 @@
-"""The room of Inductor's private API (checked against torch 2.13.0).
+"""The room of Inductor's private API (checked against torch 2.11.0 and 2.13.0).
 
 NOTE [Loops run from C++] A loop that is no kernel of its own (``loops``) is torch's: Inductor compiles its body to
 kernels, and the loop around them to a wrapper that launches these: in Python, which costs some microseconds for each
 kernel and step, or in C++. A graph with such a loop gets the latter. Four things are left to the former: a loop that
 stacks all its carries, which the C++ wrapper of torch 2.13 has no code for, one whose operators check something, since
 C++ loses the text of their errors, one that calls Python, at which C++ ends the process, and graphs on other devices,
-where this was not measured.
+where this was not measured. With torch 2.11, whose C++ wrapper has no code for a loop that writes to its carries, as a
+scan does, all loops are.
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.autograd import profiler
+from torch.torch_version import TorchVersion
 
 from .._torch import compile_lock, is_effectful
 from ..ir.subgraph import Params, has_effect, params_of
@@ -175,7 +177,8 @@ def mend_inductor() -> None:
         has_effects = any(isinstance(target, torch._ops.OpOverload) and is_effectful(target) for target in targets)
         patches = dict(_WITHOUT_REUSE) if is_loop else {}
         is_package = V.aot_compilation  # of AOTInductor's, which is C++ in any case
-        if not is_package and (taped_kernel in targets or (is_loop and (has_effects or _STACKING_LOOP in targets))):
+        in_python = not _LOOPS_IN_CPP or has_effects or _STACKING_LOOP in targets
+        if not is_package and (taped_kernel in targets or (is_loop and in_python)):
             patches["cpp_wrapper"] = kwargs["cpp_wrapper"] = False
         with config.patch(patches):
             return _compile_inner(original, has_effects, module, *args, **kwargs)
@@ -184,6 +187,8 @@ def mend_inductor() -> None:
     setattr(compile_fx, "_compile_fx_inner", functools.wraps(original)(compile_inner))  # noqa: B010
 
 
+_LOOPS_IN_CPP = TorchVersion(torch.__version__) >= "2.13"
+"""See NOTE [Loops run from C++]."""
 _STACKING_LOOP = torch.ops.higher_order.while_loop_stack_output
 _NATIVE_LOOPS = {
     torch.ops.higher_order.while_loop,
@@ -213,7 +218,8 @@ def _settings(
         return {"cpp_wrapper": False} if has_tapes or has_effects else {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
     is_quiet = not has_effects and not any(params.calls_python for params in _operators(module))
-    can_run = not is_stacking and not has_tapes and is_quiet and all(x.device.type == "cpu" for x in fakes)
+    is_on_cpu = all(x.device.type == "cpu" for x in fakes)
+    can_run = _LOOPS_IN_CPP and not is_stacking and not has_tapes and is_quiet and is_on_cpu
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 
 

@@ -231,6 +231,11 @@ def loop_code(
     proxy = kernel_proxy()(group)
     variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(lengths))]
     graph.local_dtypes = dtypes
+    # torch 2.11 asks how large a size may be, and knows the answer for those of the trace. Later versions assume this.
+    guesses = graph.sizevars.var_to_hint_override
+    asked = {symbol for length in lengths for symbol in length.free_symbols}
+    unknown = asked - {*graph.sizevars.backed_var_to_val, *guesses}
+    guesses.update(dict.fromkeys(unknown, 8192))
     try:
         loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
         proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
@@ -238,6 +243,8 @@ def loop_code(
         group.stack.close()
     finally:
         graph.local_dtypes = {}
+        for symbol in unknown:
+            del guesses[symbol]
     return group
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from .headers import header
 
@@ -86,9 +87,21 @@ def kernel_proxy() -> Any:
     for name in _FUNCTIONS:
         setattr(Functions, name, staticmethod(_call(name)))
 
+    class OpenSums:
+        """torch 2.11 asks whether a sum is so long that it takes care of rounding, and learns that of an open size."""
+
+        def need_use_acc_helper(self: Any, reduction_type: str, dtype: torch.dtype, use_scalar: bool) -> bool:
+            size = math.prod(self.call_ranges[self.reduction_depth :])
+            if reduction_type == "sum" and not isinstance(size, (int, sympy.Integer)):
+                return False
+            needed: bool = super().need_use_acc_helper(reduction_type, dtype, use_scalar)  # type: ignore[misc]
+            return needed
+
+    before = (OpenSums,) if TorchVersion(torch.__version__) < "2.13" else ()
+
     def with_functions(kernel: Any) -> Any:
         overrides = type(kernel.overrides.__name__, (Functions, kernel.overrides), {})
-        return type(kernel.__name__, (kernel,), {"overrides": overrides})
+        return type(kernel.__name__, (*before, kernel), {"overrides": overrides})
 
     class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
         """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours."""
