@@ -20,6 +20,7 @@ _SAME = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **_SAME,
     "atan2": np.arctan2,
+    "cospi": lambda x: np.cos(np.pi * x.astype(np.float64)),
     "erf": np.vectorize(math.erf),
     "nearbyint": np.rint,
     "pow": np.power,

@@ -223,7 +223,7 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
         if is_on_cuda(form):
-            check_form(form, params.random, params.has_effects, is_inner)
+            check_form(form, params.has_effects, is_inner)
     except Refused as why:
         return None, str(why)
     return form, None

@@ -14,7 +14,7 @@ from ..body import lowered
 from ..forms import Form, Prefixes, Refused, Scan, While
 from ..masked import is_masked, without_representatives
 from ..source import numel
-from .around import Launch, scan_by_lanes, scan_sources, while_by_lanes, while_sources
+from .around import Launch, lanes_of, scan_by_lanes, scan_sources, while_by_lanes, while_sources
 from .body import LaneStep, lane_step
 from .selects import with_selects
 
@@ -27,14 +27,12 @@ def is_on_cuda(form: Form | Subgraph) -> bool:
     return any(meta.device.type == "cuda" for meta in form.outputs)
 
 
-def check_form(form: Form, is_random: bool, has_effects: bool, is_inner: bool) -> None:
+def check_form(form: Form, has_effects: bool, is_inner: bool) -> None:
     """Refuse what is no single loop over lanes; NOTE [Kernels on CUDA]."""
     if has_effects:
         raise Refused("a kernel on CUDA can't check, print or call back")
     if is_inner:
         raise Refused("a kernel on CUDA has one loop")
-    if is_random:
-        raise Refused("it draws random numbers")
     sizes = [numel(meta) for meta in (*form.inputs, *form.outputs)]
     if not all(type(size) is int for size in sizes) or (isinstance(form, Scan) and type(form.length) is not int):
         raise Refused("a size is open")
@@ -50,9 +48,12 @@ def launch_of(form: Form, options: dict[str, Any]) -> Launch:
     """The kernel of a loop that ``check_form`` let pass."""
     assert isinstance(form, Scan | While)
     n, numbers = form.n_carry, itertools.count()
+    count = lanes_of(form)
 
     def step(body: Subgraph, sources: dict[int, str], first_const: int) -> LaneStep:
-        return lane_step(lowered(_on_cpu(with_selects(body)), options), n, sources, first_const, options, numbers)
+        return lane_step(
+            lowered(_on_cpu(with_selects(body)), options), count, n, sources, first_const, options, numbers
+        )
 
     if isinstance(form, Scan):
         return scan_by_lanes(form, step(form.body, scan_sources(form), n + form.n_xs))
