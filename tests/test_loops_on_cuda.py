@@ -369,7 +369,7 @@ def test_a_program_on_a_gpu(name: str) -> None:
     operands: Any = optree.tree_map(lambda x: x.cuda(), args)
     expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
     same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True)
-    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} == {"lanes"}
+    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} - {"inside"} == {"lanes"}
 
 
 @pytest.mark.cuda

@@ -50,8 +50,8 @@ def lane_step(
     options: dict[str, Any],
     numbers: itertools.count[int],
 ) -> LaneStep:
-    """A step of a program's lanes, of which there are ``count``. ``sources``: the pointers to the inputs behind the carries, which are ``now_i``; no
-    step changes the inputs from ``first_const`` on. ``numbers``: of variables.
+    """A step of a program's lanes, of which there are ``count``. ``sources``: the pointers to the inputs behind the
+    carries, which are ``now_i``; no step changes the inputs from ``first_const`` on. ``numbers``: of variables.
     """
     from torch._inductor.codegen.common import CSEProxy
     from torch._inductor.virtualized import V
