@@ -332,6 +332,33 @@ def test_python_numbers_are_operands_on_the_cpu() -> None:
     assert sorted(devices) == ["cpu", "cuda", "cuda"]
 
 
+COUNTING: dict[str, Program] = {
+    "an index": (lambda c: fh.fori_loop(0, STEPS, lambda i, c: c * 0.9 + i, c), (C,)),
+    "an index that is stacked": (lambda c: fh.scan(lambda c, i: (c * 0.9 + i, i), c, torch.arange(STEPS)), (C,)),
+    "a counter": (
+        lambda c: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1].sin() * s[0]), (0, c))[1],
+        (C,),
+    ),
+    "a counter that is returned": (
+        lambda c: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1].sin()), (0, c)),
+        (C,),
+    ),
+}
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", COUNTING)
+def test_numbers_of_steps_may_be_on_the_cpu(name: str) -> None:
+    """As in eager Python: a counter is no tensor of the GPU."""
+    f, args = COUNTING[name]
+    body = without_numbers(fh.jit(f).lower(*(TensorSpec(tuple(x.shape), x.dtype, "cuda") for x in args))._body)
+    with exact_code():
+        made = planned(body, {})
+    assert set(taken(list(made.loops))) == {"lanes"}
+    assert [x.device for x in made.body.outputs] == [x.device for x in body.outputs]
+    same(list(moved(made.body, "cpu")(*args)), optree.tree_leaves(fh.jit(f, backend="eager")(*args)))
+
+
 def test_a_compiler_that_fails_gives_one_warning_and_torch_s_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("ptxas fatal: no room")
@@ -363,9 +390,9 @@ def test_inductor_calls_the_operator_of_a_kernel() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS | COUNTING)
 def test_a_program_on_a_gpu(name: str) -> None:
-    f, args = PROGRAMS[name]
+    f, args = (PROGRAMS | COUNTING)[name]
     operands: Any = optree.tree_map(lambda x: x.cuda(), args)
     expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
     same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True)

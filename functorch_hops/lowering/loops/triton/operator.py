@@ -13,7 +13,7 @@ from ....ir.meta import TensorMeta
 from ..operator import empty_outputs
 from .around import Launch
 
-__all__ = ["Launcher", "compile_launch", "launch_arguments", "launch_options", "triton_loop"]
+__all__ = ["Launcher", "compile_launch", "device_of", "launch_arguments", "launch_options", "triton_loop"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
@@ -31,11 +31,16 @@ def launch_options(source: str, warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False, "debug": has_assertions}
 
 
+def device_of(outputs: Sequence[TensorMeta]) -> torch.device:
+    """The GPU of a loop, which may return numbers on the CPU too."""
+    return next(meta.device for meta in outputs if meta.device.type == "cuda")
+
+
 def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
     """The arguments of the operator that runs a kernel."""
     fields = launch.source, launch.name, launch.lanes, launch.block, launch.warps
     ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
-    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], outputs[0].device
+    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], device_of(outputs)
 
 
 @functools.lru_cache
@@ -63,7 +68,7 @@ def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequen
     """Compile for the GPU at hand, if there is one; Triton finds the binary in its cache."""
     if torch.cuda.is_available():
         dtypes = [meta.dtype for meta in (*inputs, *outputs)]
-        with torch.cuda.device(outputs[0].device):
+        with torch.cuda.device(device_of(outputs)):
             options = launch_options(launch.source, launch.warps)
             _loaded(launch.source, launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from ....ir.build import copy_of
+from ....ir.meta import TensorMeta
 from ....ir.subgraph import Subgraph
 from ..body import lowered
 from ..forms import Form, Prefixes, Refused, Scan, While
@@ -16,9 +19,10 @@ from ..masked import is_masked, without_representatives
 from ..source import numel
 from .around import Launch, lanes_of, scan_by_lanes, scan_sources, while_by_lanes, while_sources
 from .body import LaneStep, lane_step
+from .operator import device_of, launch_arguments, triton_loop
 from .selects import with_selects
 
-__all__ = ["check_form", "is_on_cuda", "launch_of"]
+__all__ = ["check_form", "is_on_cuda", "launch_of", "launched"]
 
 _CPU = torch.device("cpu")
 
@@ -61,6 +65,26 @@ def launch_of(form: Form, options: dict[str, Any]) -> Launch:
     if is_masked(form):
         return while_by_lanes(form, None, step(without_representatives(form.body), sources, n))
     return while_by_lanes(form, step(form.cond, sources, n), step(form.body, sources, n))
+
+
+def launched(
+    graph: fx.Graph, launch: Launch, operands: Sequence[fx.Node], outputs: Sequence[TensorMeta], mode: Any
+) -> list[fx.Node]:
+    """The call of a kernel, and its results. It writes to its GPU only: numbers that the loop keeps on the CPU, as
+    counters are, are copied there if anybody reads them.
+    """
+    new = graph.call_function(triton_loop, launch_arguments(launch, operands, outputs))
+    device = device_of(outputs)
+    new.meta["val"] = [meta._replace(device=device).fake(mode) for meta in outputs]
+    results = []
+    for i, (meta, value) in enumerate(zip(outputs, new.meta["val"])):
+        result = graph.call_function(operator.getitem, (new, i))
+        result.meta["val"] = value
+        if meta.device != device:
+            result = graph.call_function(torch.ops.aten._to_copy.default, (result,), {"device": meta.device})
+            result.meta["val"] = meta.fake(mode)
+        results.append(result)
+    return results
 
 
 def _on_cpu(body: Subgraph) -> Subgraph:
