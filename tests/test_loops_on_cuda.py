@@ -111,6 +111,10 @@ PROGRAMS: dict[str, Program] = {
     ),
     "many lanes": (scan(cell), (normal(1500), normal(3, 1500))),
     "read from a table": (lambda c, xs: fh.fori_loop(0, STEPS, lambda i, c: torch.tanh(c + xs[i]), c), (C, XS)),
+    "a row that is padded": (
+        scan(lambda c, x: (c * 0.9 + torch.nn.functional.pad(x[3:].sin(), (0, 3), value=0.5), c)),
+        (C, XS),
+    ),
     "nothing carried": (lambda xs: fh.map(lambda x: torch.sin(x) * 2, xs), (XS,)),
     "vmapped scan": (fh.vmap(scan(cell), in_dims=(0, 1)), (C, XS)),
     "time that lanes share": (lambda t, c, xs: scan(timed)((t, c), xs), (torch.tensor(1.0), C, XS)),

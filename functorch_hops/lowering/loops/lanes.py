@@ -204,6 +204,8 @@ def replayed(
                 with V.set_ops_handler(Fused(V.get_ops_handler())):
                     return body()
 
+            vars(inside).update(vars(body))  # its graph, which the printer for Triton looks at
+
             return self._inner.masked(mask, inside, other)
 
     handler = Fused(V.get_ops_handler())

@@ -19,6 +19,8 @@ __all__ = ["Launch", "lanes_of", "scan_by_lanes", "scan_sources", "while_by_lane
 _WARP = 32
 _MANY = 1 << 16
 """Lanes from which on a program has four warps; fewer are spread over as many multiprocessors as they can be."""
+_MOST = 1 << 20
+"""From which on a thread has two lanes: there are enough of them to hide what memory takes."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _launch(
     """A kernel with a name of its content."""
     arguments = [*(f"in_{i}" for i in range(len(inputs))), *(f"out_{i}" for i in range(len(outputs)))]
     warps = 1 if lanes < _MANY else 4
-    block = min(_WARP * warps, 1 << (lanes - 1).bit_length())
+    block = min(_WARP * warps * (1 if lanes < _MOST else 2), 1 << (lanes - 1).bit_length())
     code = "\n".join(_indented([f"xnumel = {lanes}", *before, *lines]))
     name = f"{label}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     head = f"@triton.jit\ndef {name}({', '.join(arguments)}, XBLOCK: tl.constexpr):"
