@@ -22,6 +22,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "atan2": np.arctan2,
     "cospi": lambda x: np.cos(np.pi * x.astype(np.float64)),
     "erf": np.vectorize(math.erf),
+    "hypot": np.hypot,
     "nearbyint": np.rint,
     "pow": np.power,
     "rsqrt": lambda x: 1 / np.sqrt(x),
