@@ -5,7 +5,7 @@ through all steps with its carries in registers: NOTE [Lanes]. What the body com
 tensors of the CPU, so no GPU is needed to make a kernel, and no choice of Inductor's depends on it; only the printer is
 another. Other loops stay torch's own there: a step that takes several kernels is launched from outside anyway.
 
-NOTE [Shared numbers] A carry or an output may be one number for all lanes: a counter, a time, the key of random numbers.
+NOTE [Shared numbers] A carry or an output may be one number for all lanes: a counter, a time, a key of random numbers.
 Each lane computes it for itself, so no lane reads another, and the first one stores it. What it is computed of must be
 shared too: a node of one element reads no lane, which the same look at indices proves. Counters are mostly on the CPU;
 a number goes to the GPU with the launch, without waiting, and comes back only if it is returned.

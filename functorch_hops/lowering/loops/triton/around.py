@@ -44,7 +44,7 @@ def while_sources(form: While) -> dict[int, str]:
 
 
 def lanes_of(form: Scan | While) -> int:
-    """How many lanes a loop has. Each computes what all share, too: what is carried or returned may be one number."""
+    """How many lanes a loop has; what it carries or returns may be one number: NOTE [Shared numbers]."""
     n, outputs = form.n_carry, form.body.outputs
     counts = {*map(_count, (*form.body.inputs[:n], *outputs))}
     if not counts:

@@ -99,7 +99,7 @@ def _kernel_class() -> Any:
         def select_index_dtype(self) -> torch.dtype:  # type: ignore[override]
             return torch.int64 if self.is_large else torch.int32
 
-    class Operators(TritonKernelOverrides):  # type: ignore[misc]
+    class Operators(TritonKernelOverrides):
         """With numbers by count (NOTE [Numbers by count]), those of the kernels on CPUs."""
 
         @staticmethod
