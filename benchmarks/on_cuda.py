@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     given = parser.parse_args()
+    torch.set_default_device(given.device)
     start = time.perf_counter()
     forms = [word for word in given.words if word in ("value", "gradient")] or ["value", "gradient"]
     words = [word for word in given.words if word not in ("value", "gradient")] or [""]
@@ -137,7 +138,11 @@ def main() -> None:
             is_late = time.perf_counter() - start > given.seconds
             if is_late or not any(word in name for word in words) or (is_gradient and not program.has_gradient):
                 continue
-            rows.append(measure(name, program, is_gradient, given.device))
+            try:
+                rows.append(measure(name, program, is_gradient, given.device))
+            except Exception as error:  # noqa: BLE001 - a run on a lent GPU goes on with the next program
+                lines = str(error).strip().splitlines() or [""]
+                rows.append([f"{name}, {form}", *["-"] * 6, f"{type(error).__name__}: {lines[0][:90]}"])
             print(*rows[-1], sep=", ", flush=True)
     where = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
     print_table(f"{where}, torch {torch.__version__}", header, rows)

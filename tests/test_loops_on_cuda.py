@@ -28,7 +28,7 @@ from functorch_hops.lowering.inductor import compile_graph, exact_code
 from functorch_hops.lowering.loops import planning
 from functorch_hops.lowering.loops.planning import LoopReport, planned
 from functorch_hops.lowering.loops.triton.operator import launch_options
-from loop_plans import Program, normal, taken
+from loop_plans import Program, normal, plan, taken
 from modes import same
 
 N, STEPS = 40, 7
@@ -70,6 +70,16 @@ def apart(steps: int, reverse: bool) -> Program:
     return f, (C, XS[:steps])
 
 
+def timed(s: Any, x: Tensor) -> Any:
+    """With a time that all lanes share."""
+    t, c = s
+    return (t * 0.9 + 0.1, torch.sin(c) * t + x), (t, t * 0.9 + 0.1, c)
+
+
+def counted(n: Tensor, c: Tensor) -> Any:
+    return fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, torch.sin(s[1]) * s[0]), (n, c))
+
+
 PROGRAMS: dict[str, Program] = {
     "scan": (scan(cell), (C, XS)),
     "backwards in time": (scan(cell, reverse=True), (C, XS)),
@@ -101,8 +111,28 @@ PROGRAMS: dict[str, Program] = {
     ),
     "many lanes": (scan(cell), (normal(1500), normal(3, 1500))),
     "read from a table": (lambda c, xs: fh.fori_loop(0, STEPS, lambda i, c: torch.tanh(c + xs[i]), c), (C, XS)),
+    "a row that is padded": (
+        scan(lambda c, x: (c * 0.9 + torch.nn.functional.pad(x[3:].sin(), (0, 3), value=0.5), c)),
+        (C, XS),
+    ),
     "nothing carried": (lambda xs: fh.map(lambda x: torch.sin(x) * 2, xs), (XS,)),
     "vmapped scan": (fh.vmap(scan(cell), in_dims=(0, 1)), (C, XS)),
+    "time that lanes share": (lambda t, c, xs: scan(timed)((t, c), xs), (torch.tensor(1.0), C, XS)),
+    "shared time, reversed": (lambda t, c, xs: scan(timed, reverse=True)((t, c), xs), (torch.tensor(1.0), C, XS)),
+    "gradient at a shared time": (
+        fh.grad(lambda c, xs, t: scan(timed)((t, c), xs)[0][1].sum(), argnums=(0, 1)),
+        (C, XS, torch.tensor(1.0)),
+    ),
+    "while that counts": (counted, (torch.tensor(0), C)),
+    "outputs of lanes, a carry of one": (scan(lambda c, x: (c * 0.5 + 0.1, c * x)), (torch.tensor(1.0), XS)),
+    "gradient of a closed-over number": (
+        gradient(lambda w, c, xs: scan(lambda c, x: (torch.tanh(c * w + x), c))(c, xs), 3),
+        (torch.tensor(0.7), C, XS),
+    ),
+    "gradient of a closed-over row": (
+        gradient(lambda w, c, xs: scan(lambda c, x: (torch.tanh(c * w + x), c))(c, xs), 3),
+        (normal(8), normal(5, 8), normal(STEPS, 5, 8)),
+    ),
     "cond": (scan(clipped), (C, (XS, T))),
     "gradient of a cond": (gradient(lambda c, xs, t: scan(clipped)(c, (xs, t))), (C, XS, T)),
     "switch around a cond": (scan(chosen), (C, (XS, T))),
@@ -179,7 +209,7 @@ def large() -> Any:
 @pytest.mark.slow
 @pytest.mark.triton
 def test_each_kernel_compiles_to_a_binary_that_keeps_its_carries_in_registers() -> None:
-    nodes = [node for f, args in PROGRAMS.values() for node in kernels(on_cuda(f, *args))]
+    nodes = [node for f, args in (PROGRAMS | DRAWING).values() for node in kernels(on_cuda(f, *args))]
     given = json.dumps([compilable(node) for node in [*nodes, large()]])
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = [sys.executable, "-c", _COMPILE]
@@ -233,8 +263,12 @@ NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (torch.tensor(1.0),),
         "takes a tape",
     ),
-    "carries of several sizes": (scan(lambda c, x: ((c[0] + x, c[1] * 2), x)), ((C, C[:1]), XS), "differ in size"),
-    "random numbers": (scan(lambda c, x: (c + torch.rand_like(x), c)), (C, XS), "random numbers"),
+    "carries of several sizes": (scan(lambda c, x: ((c[0] + x, c[1] * 2), x)), ((C, C[:5]), XS), "differ in size"),
+    "a shared carry of one lane": (
+        lambda t, c, xs: scan(lambda s, x: ((s[1][0], s[1] * s[0] + x), s[0]))((t, c), xs),
+        (torch.tensor(1.0), C, XS),
+        "at another lane",
+    ),
     "complex": (scan(lambda c, x: (c * x, c)), (C.cfloat(), XS), "complex64"),
 }
 
@@ -244,6 +278,39 @@ def test_other_loops_are_torch_s_own_and_say_why(name: str) -> None:
     f, args, reason = NATIVE[name]
     reports = on_cuda(f, *args).loops
     assert any(report.taken == "native" and reason in str(report.reason) for report in reports), reports
+
+
+def drawn(c: Tensor, _: Any) -> Any:
+    return c, (torch.rand_like(c), torch.randn_like(c), torch.randint(3, 10, c.shape), torch.rand_like(c.double()))
+
+
+DRAWING: dict[str, Program] = {
+    "each kind": (lambda c: fh.scan(drawn, c, length=STEPS), (C,)),
+    "gradient of dropout": (
+        fh.grad(lambda c: fh.fori_loop(0, STEPS, lambda _, c: torch.dropout(c, 0.3, True).sin(), c).square().sum()),
+        (C,),
+    ),
+    "while": (
+        lambda n, c: fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] + torch.randn_like(s[1])), (n, c)),
+        (torch.tensor(0), C),
+    ),
+}
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", DRAWING)
+def test_random_numbers_are_those_of_a_kernel_on_a_cpu(name: str) -> None:
+    import triton_libdevice
+
+    triton_libdevice.provide()
+    f, args = DRAWING[name]
+    on_gpu, on_cpu = on_cuda(f, *args), plan(f, *args)
+    assert set(taken(list(on_gpu.loops))) == {"lanes"}
+    results = []
+    for body in (moved(on_gpu.body, "cpu"), on_cpu.body):
+        torch.manual_seed(0)
+        results.append(list(body(*args)))
+    same(*results)
 
 
 def test_a_loop_in_a_native_loop_is_a_kernel() -> None:
@@ -267,6 +334,28 @@ def test_python_numbers_are_operands_on_the_cpu() -> None:
         (node,) = kernels(planned(body, {}))
     devices = [x.meta["val"].device.type for x in node.args[0]]
     assert sorted(devices) == ["cpu", "cuda", "cuda"]
+
+
+COUNTING: dict[str, Program] = {
+    "an index": (lambda c: fh.fori_loop(0, STEPS, lambda i, c: c * 0.9 + i, c), (C,)),
+    "an index that is stacked": (lambda c: fh.scan(lambda c, i: (c * 0.9 + i, i), c, torch.arange(STEPS)), (C,)),
+    "a counter": (lambda n, c: counted(n, c)[1], (torch.tensor(0), C)),
+    "a counter that is returned": (counted, (torch.tensor(0), C)),
+}
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", COUNTING)
+def test_numbers_of_steps_may_be_on_the_cpu(name: str) -> None:
+    """As in eager Python: a counter is no tensor of the GPU."""
+    f, args = COUNTING[name]
+    specs = [TensorSpec(tuple(x.shape), x.dtype, "cuda" if x.shape else "cpu") for x in args]
+    body = without_numbers(fh.jit(f).lower(*specs)._body)
+    with exact_code():
+        made = planned(body, {})
+    assert set(taken(list(made.loops))) == {"lanes"}
+    assert [x.device for x in made.body.outputs] == [x.device for x in body.outputs]
+    same(list(moved(made.body, "cpu")(*args)), optree.tree_leaves(fh.jit(f, backend="eager")(*args)))
 
 
 def test_a_compiler_that_fails_gives_one_warning_and_torch_s_own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,10 +389,23 @@ def test_inductor_calls_the_operator_of_a_kernel() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", PROGRAMS | COUNTING)
 def test_a_program_on_a_gpu(name: str) -> None:
-    f, args = PROGRAMS[name]
-    operands: Any = optree.tree_map(lambda x: x.cuda(), args)
+    f, args = (PROGRAMS | COUNTING)[name]
+    operands: Any = optree.tree_map(lambda x: x if name in COUNTING and not x.shape else x.cuda(), args)
     expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
     same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True)
-    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} == {"lanes"}
+    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} - {"inside"} == {"lanes"}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", DRAWING)
+def test_random_numbers_on_a_gpu_follow_the_seed(name: str) -> None:
+    f, args = DRAWING[name]
+    run, operands = fh.jit(f), [x.cuda() for x in args]
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(optree.tree_leaves(run(*operands)))
+    same(results[0], results[1])
+    assert not all(torch.equal(a, b) for a, b in zip(results[0], results[2]))

@@ -20,7 +20,9 @@ _SAME = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **_SAME,
     "atan2": np.arctan2,
+    "cospi": lambda x: np.cos(np.pi * x.astype(np.float64)),
     "erf": np.vectorize(math.erf),
+    "hypot": np.hypot,
     "nearbyint": np.rint,
     "pow": np.power,
     "rsqrt": lambda x: 1 / np.sqrt(x),

@@ -40,6 +40,7 @@ from .loops.happening import effect
 from .loops.operator import effectful_kernel, loop_kernel
 from .loops.probing import note_probes
 from .loops.tapes import taped_kernel
+from .loops.triton.extern import register_launches
 from .loops.triton.operator import triton_loop
 from .stages import generated
 
@@ -47,7 +48,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 16
+_LOWERINGS = 17
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -178,7 +179,7 @@ def mend_inductor() -> None:
         patches = dict(_WITHOUT_REUSE) if is_loop else {}
         is_package = V.aot_compilation  # of AOTInductor's, which is C++ in any case
         in_python = not _LOOPS_IN_CPP or has_effects or _STACKING_LOOP in targets
-        if not is_package and (taped_kernel in targets or (is_loop and in_python)):
+        if not is_package and (not _OF_PYTHON.isdisjoint(targets) or (is_loop and in_python)):
             patches["cpp_wrapper"] = kwargs["cpp_wrapper"] = False
         with config.patch(patches):
             return _compile_inner(original, has_effects, module, *args, **kwargs)
@@ -196,6 +197,7 @@ _NATIVE_LOOPS = {
     torch.ops.higher_order.scan,
     torch.ops.higher_order.associative_scan,
 }
+_OF_PYTHON = {taped_kernel, triton_loop}
 _OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
 
 
@@ -213,13 +215,13 @@ def _settings(
     """What the loops of a graph ask of Inductor's configuration, if it has any."""
     kinds = [(params, params.operator.rules.native_loop(params)) for params in _operators(module)]
     loops = [(params, kind) for params, kind in kinds if kind is not None]
-    has_tapes = _has_tapes(module)
+    of_python = _is_of_python(module)
     if not loops:
-        return {"cpp_wrapper": False} if has_tapes or has_effects else {}
+        return {"cpp_wrapper": False} if of_python or has_effects else {}
     is_stacking = any(kind is NativeLoop.STACKED_CARRIES for _, kind in loops)
     is_quiet = not has_effects and not any(params.calls_python for params in _operators(module))
     is_on_cpu = all(x.device.type == "cpu" for x in fakes)
-    can_run = _LOOPS_IN_CPP and not is_stacking and not has_tapes and is_quiet and is_on_cpu
+    can_run = _LOOPS_IN_CPP and not is_stacking and not of_python and is_quiet and is_on_cpu
     return {"cpp_wrapper": can_run and options.get("cpp_wrapper", True), **_WITHOUT_REUSE}
 
 
@@ -229,6 +231,7 @@ def exact_code() -> Iterator[None]:
     with compile_lock():
         _register_operators()
         register_kernels()
+        register_launches()
         note_probes()
         with exact_arithmetic():
             yield
@@ -244,11 +247,11 @@ def _operators(module: fx.GraphModule) -> Iterator[Params]:
                 yield from _operators(body.module)
 
 
-def _has_tapes(module: fx.GraphModule) -> bool:
-    """Whether a loop hands a tape on, by an operator that code in C++ can't call."""
-    if any(node.target is taped_kernel for node in module.graph.nodes):
+def _is_of_python(module: fx.GraphModule) -> bool:
+    """Whether a loop is a kernel that code in C++ can't call."""
+    if any(node.target in _OF_PYTHON for node in module.graph.nodes):
         return True
-    return any(_has_tapes(body.module) for params in _operators(module) for body in params.bodies)
+    return any(_is_of_python(body.module) for params in _operators(module) for body in params.bodies)
 
 
 def _compile_inner(

@@ -83,4 +83,4 @@ def _by_count(body: Subgraph, count: int, state: Tensor, *operands: Tensor) -> t
     place = torch.arange(STATE.shape[0])
     key = (state[:_BYTES].to(torch.int64) << (place[:_BYTES] * 8)).sum()
     after = ((key + count) >> (place.clamp(max=_BYTES - 1) * 8)) & 255
-    return torch.where(place < _BYTES, after.to(torch.uint8), state), *body(key, *operands)
+    return torch.where(place < _BYTES, after.to(torch.uint8), state), *body(key.to(body.inputs[0].device), *operands)

@@ -39,7 +39,6 @@ torch.library.register_fake(
     lib=_library,
 )
 
-_KEY = TensorMeta((), torch.int64, torch.device("cpu"))
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -59,8 +58,8 @@ def _keyed_scan(form: Scan, nodes: _Nodes, length: Any, operands: Sequence[fx.No
     """With a key for each step among the xs."""
     at = form.n_carry + form.n_xs
     body, count = keyed_body(form.body, at)
-    steps = nodes.add(aten.arange.default, (length,), {"dtype": torch.int64, "device": torch.device("cpu")})
-    keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed()))
+    steps = nodes.add(aten.arange.default, (length,), {"dtype": torch.int64, "device": body.inputs[at].device})
+    keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed(body.inputs[at].device)))
     return replace(form, body=body, n_xs=form.n_xs + 1), [*operands[:at], keys, *operands[at:]]
 
 
@@ -75,7 +74,8 @@ def _keyed_while(form: While, nodes: _Nodes, operands: Sequence[fx.Node]) -> tup
         return [*outs[:n], args[n] + (in_body + in_cond), *outs[n:]]
 
     stepped = rewritten(step, body.inputs, "while_loop")
-    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], nodes.seed(), *operands[n:]]
+    seed = nodes.seed(body.inputs[n].device)
+    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], seed, *operands[n:]]
 
 
 class _Nodes:
@@ -95,8 +95,8 @@ class _Nodes:
         self._added.append(node)
         return node
 
-    def seed(self) -> fx.Node:
-        return self.add(aten.randint.low, (0, _LARGEST_SEED, []), {"device": torch.device("cpu")})
+    def seed(self, device: torch.device) -> fx.Node:
+        return self.add(aten.randint.low, (0, _LARGEST_SEED, []), {"device": device})
 
 
 def _check(body: Subgraph) -> None:
@@ -109,6 +109,12 @@ def _check(body: Subgraph) -> None:
                 raise Refused(f"it draws random numbers by {node.target}")
             if tree_leaves(node.meta["val"])[0].dtype.is_complex:
                 raise Refused("it draws complex numbers")
+
+
+def _device(body: Subgraph) -> torch.device:
+    """Where a body computes, hence where its key is: on a GPU if it does anything there."""
+    devices = [meta.device for meta in (*body.inputs, *body.outputs)]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
 
 
 def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
@@ -134,7 +140,8 @@ def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
     def run(*args: Tensor) -> Any:
         return Keyed(args[at]).run(*args[:at], *args[at + 1 :])
 
-    inputs = [*body.inputs[:at], _KEY, *body.inputs[at:]]
+    key = TensorMeta((), torch.int64, _device(body))
+    inputs = [*body.inputs[:at], key, *body.inputs[at:]]
     return rewritten(run, inputs, "scan"), len(drawing)
 
 

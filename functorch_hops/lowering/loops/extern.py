@@ -15,7 +15,7 @@ from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
 
-__all__ = ["in_turn", "plain_input", "register_kernels", "writing_kernel"]
+__all__ = ["contiguous_input", "in_turn", "plain_input", "register_kernels", "writing_kernel"]
 
 
 def in_turn(operation: Any) -> None:
@@ -37,7 +37,7 @@ def writing_kernel() -> Any:
         """Writes into buffers that were allocated for it, as a user's Triton kernel does."""
 
         def __init__(self, inputs: Any, outputs: Any, sizes: Sequence[Any] = ()) -> None:
-            self.device = torch.device("cpu")
+            self.device = outputs[0].get_device() if outputs else torch.device("cpu")
             layout = ir.NoneLayout(device=self.device)
             super().__init__(None, layout, self.unwrap_storage([*outputs, *inputs]), tuple(sizes))
             self.arguments = [x.get_name() for x in (*inputs, *outputs)]
@@ -111,7 +111,7 @@ def register_kernels() -> None:
         dtypes: Any,
         has_effects: bool = False,
     ) -> Any:
-        inputs = [_contiguous(x) for x in inputs]
+        inputs = [contiguous_input(x) for x in inputs]
         outputs = []
         for meta in output_metas(ranks, shapes, dtypes):
             out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
@@ -155,11 +155,11 @@ def plain_input(x: Any) -> Any:
     """An input whose memory is its elements, one after the other from the first."""
     from torch._inductor.ir import ExternKernel
 
-    x = _contiguous(x)
+    x = contiguous_input(x)
     return ExternKernel.copy_input(x) if x.get_layout().offset != 0 else x
 
 
-def _contiguous(x: Any) -> Any:
+def contiguous_input(x: Any) -> Any:
     """An input whose elements lie one after the other, from a place that is known."""
     from torch._inductor.ir import ExternKernel
 

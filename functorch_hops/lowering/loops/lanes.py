@@ -101,11 +101,13 @@ def lane_count(body: Subgraph, n_carry: int) -> Size:
     return count
 
 
-def lane_nodes(graph: Any, count: Size) -> tuple[list[Any], tuple[Size, ...]]:
-    """What a body computes for each of ``count`` lanes, checked, and the dimensions of the lanes."""
+def lane_nodes(graph: Any, count: Size, *, has_shared: bool = False) -> tuple[list[Any], tuple[Size, ...]]:
+    """What a body computes for each of ``count`` lanes, checked, and the dimensions of the lanes. ``has_shared``:
+    whether it may return a number for all of them.
+    """
     nodes = [part for node in graph.scheduler.nodes for part in node.get_nodes()]
     nodes = [node for node in nodes if not _is_nothing(node)]
-    _check_lanes(graph, nodes, count)
+    _check_lanes(graph, nodes, count, (count, 1) if has_shared else (count,))
     return nodes, lane_shape(count, [_ranges(node) for node in nodes if math.prod(_ranges(node)) == count])
 
 
@@ -121,11 +123,11 @@ def _is_nothing(node: Any) -> bool:
     return isinstance(node, NopKernelSchedulerNode)
 
 
-def _check_lanes(graph: Any, nodes: Sequence[Any], count: Size) -> None:
-    """Check what nodes are; ``replayed`` looks at where they read and write."""
+def _check_lanes(graph: Any, nodes: Sequence[Any], count: Size, sizes: Sequence[Size]) -> None:
+    """Check what nodes are; ``replayed`` looks at where they read and write. ``sizes`` of what is returned."""
     for out in graph.graph_outputs:
         layout = out.get_layout()
-        if size_of(graph.get_numel(out.get_name())) != count or layout.offset != 0:
+        if size_of(graph.get_numel(out.get_name())) not in sizes or layout.offset != 0:
             raise Refused("an output is part of another value")
     from torch._inductor.dependencies import MemoryDep
     from torch._inductor.scheduler import SchedulerNode
@@ -169,6 +171,11 @@ def replayed(
     from torch._inductor.virtualized import V
 
     (own,) = _merged(place, shape, [math.prod(shape)])
+
+    def place_in(name: str) -> Any:
+        """Of the lane, in a value of all lanes or in a number that they share."""
+        return sympy.Integer(0) if graph.get_numel(name) == 1 else own
+
     given = frozenset(graph.graph_input_names)
     carries = {name: i for i, name in enumerate(graph.graph_input_names[:n_carry])}
 
@@ -182,7 +189,7 @@ def replayed(
                 if name not in given:
                     raise Refused("a value is put together of parts, or read under a condition")
                 return self._inner.load(name, index)
-            place, value = self.values.get(name, (own, None))
+            place, value = self.values[name] if name in self.values else (place_in(name), None)
             if sympy.expand(index - place) != 0:
                 raise Refused("a carry or an intermediate value is accessed at another lane")
             return value if name in self.values else held(carries[name], self._inner)
@@ -197,6 +204,8 @@ def replayed(
                 with V.set_ops_handler(Fused(V.get_ops_handler())):
                     return body()
 
+            vars(inside).update(vars(body))  # its graph, which the printer for Triton looks at
+
             return self._inner.masked(mask, inside, other)
 
     handler = Fused(V.get_ops_handler())
@@ -205,7 +214,7 @@ def replayed(
             ranges = _ranges(node)
             is_single = math.prod(ranges) == 1
             node._body([sympy.Integer(0)] * len(ranges) if is_single else _merged(place, shape, ranges), [])
-        return [handler.load(out.get_name(), own) for out in graph.graph_outputs]
+        return [handler.load(out.get_name(), place_in(out.get_name())) for out in graph.graph_outputs]
 
 
 def loop_code(

@@ -40,8 +40,8 @@ from .stacks import Place, shifted, with_leads
 from .systems import Bodies, systems
 from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
-from .triton.operator import compile_launch, launch_arguments, triton_loop
-from .triton.planning import check_form, is_on_cuda, launch_of
+from .triton.operator import compile_launch
+from .triton.planning import check_form, is_on_cuda, launch_of, launched
 from .whole import whole
 
 __all__ = ["LoopReport", "Plan", "Whole", "loops_of_whole", "planned", "planned_whole"]
@@ -219,11 +219,12 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             raise Refused("one of its operators checks or does something unknown")
         if params.holds_effects and isinstance(form, Prefixes):
             raise Refused("what happens in an associative function happens in many elements at once")
-        _check_metas((*form.inputs, *form.outputs))
+        seen = form.body if isinstance(form, Scan) else form  # rows may be numbers
+        _check_metas((*seen.inputs, *seen.outputs))
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
         if is_on_cuda(form):
-            check_form(form, params.random, params.has_effects, is_inner)
+            check_form(form, params.has_effects, is_inner)
     except Refused as why:
         return None, str(why)
     return form, None
@@ -452,12 +453,12 @@ def _replace(
     graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
         if isinstance(kernel, Launch):
-            new = graph.call_function(triton_loop, launch_arguments(kernel, tensors, form.outputs))
+            elements = launched(graph, kernel, tensors, form.outputs, mode)
         else:
             operation = effectful_kernel if has_effects else loop_kernel
             new = graph.call_function(operation, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
-        new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
-        elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
+            new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
+            elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
     for old, place in places.items():
         value = elements[place.output]
         if place.start is not None:

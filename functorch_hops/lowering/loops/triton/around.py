@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....ir.meta import TensorMeta
-from ..forms import Scan, While
+from ..forms import Refused, Scan, While
 from ..sizes import number
 from ..source import numel
 from .body import LaneStep, compute_type
+from .numbers import DRAWN, NUMBERS
 
-__all__ = ["Launch", "scan_by_lanes", "scan_sources", "while_by_lanes", "while_sources"]
+__all__ = ["Launch", "lanes_of", "scan_by_lanes", "scan_sources", "while_by_lanes", "while_sources"]
 
 _WARP = 32
 _MANY = 1 << 16
 """Lanes from which on a program has four warps; fewer are spread over as many multiprocessors as they can be."""
+_MOST = 1 << 20
+"""From which on a thread has two lanes: there are enough of them to hide what memory takes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ def while_sources(form: While) -> dict[int, str]:
     return {i: f"in_{i}" for i in range(form.n_carry, len(form.body.inputs))}
 
 
+def lanes_of(form: Scan | While) -> int:
+    """How many lanes a loop has; what it carries or returns may be one number: NOTE [Shared numbers]."""
+    n, outputs = form.n_carry, form.body.outputs
+    counts = {*map(_count, (*form.body.inputs[:n], *outputs))}
+    if not counts:
+        raise Refused("it computes nothing")
+    if len(counts - {1}) > 1:
+        raise Refused("carries and outputs differ in size")
+    return max(counts)
+
+
 def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
     n, metas, length = form.n_carry, form.body.inputs, number(form.length)
     starts, moves = _rows(form)
@@ -48,15 +62,15 @@ def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
         size, lead = _count(meta), form.lead(i)
         first = 0 if not form.reverse else length - 1
         if lead is not None:
-            starts.append(_store(_at(f"out_{i}", length * size if form.reverse else 0), f"now_{lead}"))
+            starts.append(_store(_at(f"out_{i}", length * size if form.reverse else 0), f"now_{lead}", size))
             first += not form.reverse
         starts.append(f"to_{i} = {_at(f'out_{i}', first * size)}")
-        stores.append(_store(f"to_{i}", step.results[i]))
+        stores.append(_store(f"to_{i}", step.results[i], size))
         moves.append(f"to_{i} {'-' if form.reverse else '+'}= {size}")
     lines = [*_loaded(metas[:n]), *starts]
     lines += [f"for s in range({length}):", *_indented([*step.lines, *stores, *_carried(step, n), *moves])]
-    lanes = _count((*metas[:n], *form.body.outputs)[0])
-    return _launch("scan", form.inputs, form.outputs, lanes, step.before, [*lines, *_returned(n)])
+    lines += _returned(metas[:n])
+    return _launch("scan", form.inputs, form.outputs, lanes_of(form), step.before, lines)
 
 
 def _rows(form: Scan) -> tuple[list[str], list[str]]:
@@ -81,17 +95,17 @@ def _rows(form: Scan) -> tuple[list[str], list[str]]:
 
 
 def while_by_lanes(form: While, test: LaneStep | None, step: LaneStep) -> Launch:
-    """``test`` of a loop of one lane, or None: NOTE [Lanes end by themselves]."""
+    """``test`` of what all lanes share, or None: NOTE [Lanes end by themselves]."""
     n, metas = form.n_carry, form.inputs
     lines = _loaded(metas[:n])
     if test is None:
         lines.append("now_0 = now_0 & xmask")
         go = ["go = tl.max(now_0.to(tl.int32), 0) > 0"]
     else:
-        go = [*test.lines, f"go = tl.max(({test.results[0]}).to(tl.int32), 0) > 0"]
-    lines += [*go, "while go:", *_indented([*step.lines, *_carried(step, n), *go]), *_returned(n)]
+        go = [*test.lines, f"go = tl.max(({test.results[0]} & xmask).to(tl.int32), 0) > 0"]
+    lines += [*go, "while go:", *_indented([*step.lines, *_carried(step, n), *go]), *_returned(metas[:n])]
     before = list(dict.fromkeys([*(test.before if test else []), *step.before]))
-    return _launch("while_loop", form.inputs, form.outputs, _count(metas[0]), before, lines)
+    return _launch("while_loop", form.inputs, form.outputs, lanes_of(form), before, lines)
 
 
 def _count(meta: TensorMeta) -> int:
@@ -104,7 +118,7 @@ def _at(pointer: str, offset: int) -> str:
 
 def _loaded(metas: Sequence[TensorMeta]) -> list[str]:
     def value(i: int, meta: TensorMeta) -> str:
-        return f"tl.load(in_{i} + xindex, xmask).to({compute_type(meta.dtype)})"
+        return f"tl.load(in_{i} + {_place(_count(meta))}, xmask).to({compute_type(meta.dtype)})"
 
     return [f"now_{i} = {value(i, meta)}" for i, meta in enumerate(metas)]
 
@@ -113,12 +127,18 @@ def _carried(step: LaneStep, n: int) -> list[str]:
     return [f"now_{i} = {step.results[i]}" for i in range(n)]
 
 
-def _returned(n: int) -> list[str]:
-    return [_store(f"out_{i}", f"now_{i}") for i in range(n)]
+def _returned(metas: Sequence[TensorMeta]) -> list[str]:
+    return [_store(f"out_{i}", f"now_{i}", _count(meta)) for i, meta in enumerate(metas)]
 
 
-def _store(pointer: str, value: str) -> str:
-    return f"tl.store({pointer} + xindex, {value}, xmask)"
+def _store(pointer: str, value: str, size: int) -> str:
+    mask = "xmask & (xindex == 0)" if size == 1 else "xmask"
+    return f"tl.store({pointer} + {_place(size)}, {value}, {mask})"
+
+
+def _place(size: int) -> str:
+    """Where a lane finds its own value, or the one that all share."""
+    return "0 * xindex" if size == 1 else "xindex"
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
@@ -136,11 +156,12 @@ def _launch(
     """A kernel with a name of its content."""
     arguments = [*(f"in_{i}" for i in range(len(inputs))), *(f"out_{i}" for i in range(len(outputs)))]
     warps = 1 if lanes < _MANY else 4
-    block = min(_WARP * warps, 1 << (lanes - 1).bit_length())
+    block = min(_WARP * warps * (1 if lanes < _MOST else 2), 1 << (lanes - 1).bit_length())
     code = "\n".join(_indented([f"xnumel = {lanes}", *before, *lines]))
     name = f"{label}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     head = f"@triton.jit\ndef {name}({', '.join(arguments)}, XBLOCK: tl.constexpr):"
-    return Launch(f"{_IMPORTS}\n\n{head}\n{code}\n", name, lanes, block, warps)
+    parts = [_IMPORTS, *([NUMBERS] if DRAWN in code else []), f"{head}\n{code}\n"]
+    return Launch("\n\n".join(parts), name, lanes, block, warps)
 
 
 _IMPORTS = textwrap.dedent("""\

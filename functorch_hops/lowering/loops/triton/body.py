@@ -14,9 +14,10 @@ import torch
 from .... import _torch
 from ..body import Lowered, handlers, settings
 from ..forms import Refused
-from ..lanes import lane_count, lane_nodes, replayed
+from ..lanes import lane_nodes, replayed
 from ..sizes import number
 from ..source import computed_dtype, numel
+from .numbers import DRAWN
 
 __all__ = ["LaneStep", "compute_type", "lane_step"]
 
@@ -42,20 +43,20 @@ def compute_type(dtype: torch.dtype) -> str:
 
 def lane_step(
     lowered: Lowered,
+    count: int,
     n_carry: int,
     sources: Mapping[int, str],
     first_const: int,
     options: dict[str, Any],
     numbers: itertools.count[int],
 ) -> LaneStep:
-    """A step of a program's lanes. ``sources``: the pointers to the inputs behind the carries, which are ``now_i``; no
-    step changes the inputs from ``first_const`` on. ``numbers``: of variables.
+    """A step of a program's lanes, of which there are ``count``. ``sources``: the pointers to the inputs behind the
+    carries, which are ``now_i``; no step changes the inputs from ``first_const`` on. ``numbers``: of variables.
     """
     from torch._inductor.codegen.common import CSEProxy
     from torch._inductor.virtualized import V
 
     body, graph = lowered.body, lowered.graph
-    count = number(lane_count(body, n_carry))
     with (
         _torch.suspended(keep_autocast=False),
         torch.no_grad(),
@@ -63,7 +64,7 @@ def lane_step(
         handlers(graph),
         graph.set_current_device(torch.device("cuda")),
     ):
-        nodes, shape = lane_nodes(graph, count)
+        nodes, shape = lane_nodes(graph, count, has_shared=True)
         names = graph.graph_input_names
         is_large = any(number(numel(meta)) >= _LARGE for meta in (*body.inputs, *body.outputs))
         kernel = _kernel_class()(count, frozenset(names[first_const:]), is_large, numbers)
@@ -87,7 +88,7 @@ def _lines(code: Any) -> list[str]:
 @functools.cache
 def _kernel_class() -> Any:
     from torch._inductor.codegen.simd_kernel_features import SIMDKernelFeatures
-    from torch._inductor.codegen.triton import TritonKernel
+    from torch._inductor.codegen.triton import TritonKernel, TritonKernelOverrides
     from torch._inductor.utils import triton_type, upcast_compute_type
 
     class Features(SIMDKernelFeatures):
@@ -98,10 +99,27 @@ def _kernel_class() -> Any:
         def select_index_dtype(self) -> torch.dtype:  # type: ignore[override]
             return torch.int64 if self.is_large else torch.int32
 
+    class Operators(TritonKernelOverrides):
+        """With numbers by count (NOTE [Numbers by count]), those of the kernels on CPUs."""
+
+        @staticmethod
+        def rand(key: Any, count: Any) -> str:
+            return f"{DRAWN}uniform({key}, {count})"
+
+        @staticmethod
+        def randn(key: Any, count: Any) -> str:
+            return f"{DRAWN}normal({key}, {count})"
+
+        @staticmethod
+        def randint64(key: Any, count: Any, low: Any, high: Any) -> str:
+            return f"{DRAWN}integer({key}, {count}, {low}, {high})"
+
     class LaneKernel(TritonKernel):
         """Inductor's generator of Triton kernels, for ``count`` lanes. What no step changes is read before the first,
         and what a lane carries is a variable.
         """
+
+        overrides = Operators
 
         def __init__(self, count: int, consts: frozenset[str], is_large: bool, numbers: itertools.count[int]) -> None:
             super().__init__({"x": sympy.Integer(count)}, features=Features(is_large, count))

@@ -13,7 +13,7 @@ from ....ir.meta import TensorMeta
 from ..operator import empty_outputs
 from .around import Launch
 
-__all__ = ["compile_launch", "launch_arguments", "launch_options", "triton_loop"]
+__all__ = ["Launcher", "compile_launch", "device_of", "launch_arguments", "launch_options", "triton_loop"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
@@ -31,11 +31,16 @@ def launch_options(source: str, warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "enable_fp_fusion": False, "sanitize_overflow": False, "debug": has_assertions}
 
 
+def device_of(outputs: Sequence[TensorMeta]) -> torch.device:
+    """The GPU of a loop, which may return numbers on the CPU too."""
+    return next(meta.device for meta in outputs if meta.device.type == "cuda")
+
+
 def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
     """The arguments of the operator that runs a kernel."""
     fields = launch.source, launch.name, launch.lanes, launch.block, launch.warps
     ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
-    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], outputs[0].device
+    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], device_of(outputs)
 
 
 @functools.lru_cache
@@ -45,11 +50,25 @@ def _loaded(source: str, name: str) -> Any:
     return getattr(PyCodeCache.load(source), name)
 
 
+class Launcher:
+    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one."""
+
+    def __init__(self, source: str, name: str, lanes: int, block: int, warps: int) -> None:
+        self._kernel = _loaded(source, name)
+        self._grid, self._block, self._options = (-(-lanes // block),), block, launch_options(source, warps)
+
+    def __call__(self, *tensors: Tensor) -> None:
+        device = tensors[-1].device
+        # Numbers may be on the CPU: waiting for them would be waiting for all that the device still has to do.
+        given = (x if x.device == device else x.to(device, non_blocking=True) for x in tensors)
+        self._kernel[self._grid](*given, self._block, **self._options)
+
+
 def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
     """Compile for the GPU at hand, if there is one; Triton finds the binary in its cache."""
     if torch.cuda.is_available():
         dtypes = [meta.dtype for meta in (*inputs, *outputs)]
-        with torch.cuda.device(outputs[0].device):
+        with torch.cuda.device(device_of(outputs)):
             options = launch_options(launch.source, launch.warps)
             _loaded(launch.source, launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
 
@@ -66,11 +85,9 @@ def _run(
     dtypes: list[torch.dtype],
     device: torch.device,
 ) -> list[Tensor]:
-    given = [x.to(device).contiguous() for x in inputs]  # numbers may be on the CPU
     outputs = empty_outputs(ranks, shapes, dtypes, device)
-    grid = (-(-lanes // block),)
     with torch.cuda.device_of(outputs[0]):
-        _loaded(source, name)[grid](*given, *outputs, block, **launch_options(source, warps))
+        Launcher(source, name, lanes, block, warps)(*map(Tensor.contiguous, inputs), *outputs)
     return outputs
 
 

@@ -1,0 +1,57 @@
+"""The operator of a Triton kernel as Inductor runs it: a call in Python (torch 2.13 and 2.11).
+
+A call through torch's dispatcher hands over the source each time, which takes longer than the launch; and Inductor
+quotes its arguments in a comment of one line.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..extern import contiguous_input, writing_kernel
+from ..operator import output_metas
+from .operator import Launcher, triton_loop
+
+__all__ = ["register_launches"]
+
+
+@functools.cache
+def register_launches() -> None:
+    from torch._inductor.lowering import empty_strided, register_lowering
+
+    class TritonLoop(writing_kernel()):  # type: ignore[misc]
+        def __init__(self, inputs: Any, outputs: Any, launch: Sequence[Any]) -> None:
+            super().__init__(inputs, outputs)
+            self.tensors, self.launch = [*inputs, *outputs], launch
+
+        def codegen(self, wrapper: Any) -> None:
+            name = f"triton_loop_{wrapper.next_kernel_suffix()}"
+            module = f"__import__({Launcher.__module__!r}, fromlist=['Launcher'])"  # a branch's code has no imports
+            wrapper.define_kernel(name, f"{module}.Launcher{tuple(self.launch)!r}", gpu=False)
+            wrapper.writeline(f"{name}({', '.join(x.codegen_reference() for x in self.tensors)})")
+
+    def lower(
+        inputs: Any,
+        source: str,
+        name: str,
+        lanes: int,
+        block: int,
+        warps: int,
+        ranks: Any,
+        shapes: Any,
+        dtypes: Any,
+        device: torch.device,
+    ) -> Any:
+        outputs = []
+        for meta in output_metas(ranks, shapes, dtypes, device):
+            out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
+            out.realize()
+            outputs.append(out)
+        TritonLoop([contiguous_input(x) for x in inputs], outputs, (source, name, lanes, block, warps))
+        return outputs
+
+    register_lowering(triton_loop, type_promotion_kind=None)(lower)
