@@ -196,7 +196,7 @@ _LARGE = TensorSpec((3 << 30,), torch.float32, "cuda")
 def compilable(node: Any) -> tuple[Any, ...]:
     inputs, source, name, _, block, warps, _, _, dtypes, _ = node.args
     types = [_POINTERS[dtype] for dtype in (*(x.meta["val"].dtype for x in inputs), *dtypes)]
-    return source, name, types, block, launch_options(source, warps)
+    return json.loads(source), name, types, block, launch_options(source, warps)
 
 
 def large() -> Any:
@@ -221,7 +221,7 @@ def test_each_kernel_compiles_to_a_binary_that_keeps_its_carries_in_registers() 
 
 
 def test_places_beyond_2_to_the_31_are_numbers_of_64_bits() -> None:
-    source = large().args[1]
+    source = json.loads(large().args[1])
     assert "tl.program_id(0).to(tl.int64) * XBLOCK" in source
     assert f"row_1 += {3 << 30}" in source
 
@@ -229,7 +229,7 @@ def test_places_beyond_2_to_the_31_are_numbers_of_64_bits() -> None:
 def test_lanes_behind_the_last_one_read_and_assert_nothing() -> None:
     table = lambda i, xs: fh.fori_loop(0, STEPS, lambda _, i: (xs[i] * 3).long() % STEPS, i)
     (node,) = kernels(on_cuda(table, torch.arange(N) % STEPS, normal(STEPS)))
-    source = node.args[1]
+    source = json.loads(node.args[1])
     assert re.search(r"device_assert\(.* \| ~\(xmask\)", source)
     assert re.search(r"tl.load\(in_1 \+ \(tmp\d+\), xmask", source)
 

@@ -1,7 +1,6 @@
 """The operator of a Triton kernel as Inductor runs it: a call in Python (torch 2.13 and 2.11).
 
-A call through torch's dispatcher hands over the source each time, which takes longer than the launch; and Inductor
-quotes its arguments in a comment of one line.
+A call through torch's dispatcher hands over the source each time, which takes longer than the launch.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,17 +38,20 @@ def device_of(outputs: Sequence[TensorMeta]) -> torch.device:
 
 
 def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
-    """The arguments of the operator that runs a kernel."""
-    fields = launch.source, launch.name, launch.lanes, launch.block, launch.warps
+    """The arguments of the operator that runs a kernel. Its source has one line there: Inductor quotes calls of operators
+    in comments of one line, wherever what they return is read.
+    """
+    fields = json.dumps(launch.source), launch.name, launch.lanes, launch.block, launch.warps
     ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
     return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], device_of(outputs)
 
 
 @functools.lru_cache
 def _loaded(source: str, name: str) -> Any:
+    """The kernel, whose source is in one line."""
     from torch._inductor.codecache import PyCodeCache
 
-    return getattr(PyCodeCache.load(source), name)
+    return getattr(PyCodeCache.load(json.loads(source)), name)
 
 
 class Launcher:
@@ -70,7 +74,7 @@ def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequen
         dtypes = [meta.dtype for meta in (*inputs, *outputs)]
         with torch.cuda.device(device_of(outputs)):
             options = launch_options(launch.source, launch.warps)
-            _loaded(launch.source, launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
+            _loaded(json.dumps(launch.source), launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
 
 
 def _run(
