@@ -285,8 +285,6 @@ class Capture:
     def rebind(self, t: Tensor, new: Tensor) -> None:
         """Let ``t`` stand for the value of ``new`` from now on."""
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
-            if TensorMeta.of(t) != TensorMeta.of(new) or t.stride() != new.stride():
-                t.data = new
             _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
 
     # -- checks

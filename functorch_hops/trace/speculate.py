@@ -33,6 +33,7 @@ from .lifting import Lifting
 from .normalize import normalize
 from .outliving import make_real
 from .refusals import in_our_words
+from .settings import settings_kept
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
@@ -138,7 +139,8 @@ def _trace(
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
             with in_our_words(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
-                outputs = function(*fakes)
+                with settings_kept(capture.context):
+                    outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
