@@ -40,13 +40,13 @@ def check_settings(context: ErrorContext, before: tuple[object, ...]) -> None:
 
 
 def _changed(context: ErrorContext, problem: str, name: str) -> CaptureError:
-    remedy = "set it around the call; inside, for a part of the function, use a `with` statement for gradient modes, "
+    remedy = "set it around the call; inside, use `with` statements for gradient modes, autocast and attention kernels, "
     return CaptureError(
         message(
             context.operation,
             problem,
             parameter=context.parameter,
             got=name,
-            remedy=remedy + "autocast or attention kernels, and dtype= or device= for new tensors",
+            remedy=remedy + "and dtype= and device= of new tensors",
         )
     )

@@ -27,7 +27,7 @@ from .buffers import Buffers
 from .capture import Capture, current_capture
 from .detached import separate_detached
 from .effects import Effects
-from .history import HistoryAsked, Source, check_carries
+from .history import HistoryAsked, Source, check_carries, check_leaves
 from .inplace import has_writes, restride_windows, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
@@ -145,6 +145,8 @@ def _trace(
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
                 check_carries(capture.history, outputs)
+                if keep_autocast:
+                    check_leaves(capture, outputs)
                 module = capture.finish(outputs)
         if keep_autocast:
             del outputs, fakes
