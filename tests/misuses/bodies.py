@@ -668,3 +668,8 @@ def body_changes_the_default_dtype():
         fh.scan(step, X, torch.ones(3))
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@misuse_captured(fh.CaptureError)
+def body_fills_an_expanded_value():
+    fh.scan(lambda c, x: (c * (x * 1).expand(2).zero_(), x), X, torch.ones(3))
