@@ -66,7 +66,7 @@ class Capture:
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
-        self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError]] = {}
+        self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError | None]] = {}
         self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
@@ -289,8 +289,10 @@ class Capture:
 
     # -- checks
 
-    def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError]) -> None:
-        """Refuse writes to a value that this capture made; ``refuse(context, the writing function)``."""
+    def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError | None]) -> None:
+        """Refuse writes to a value that this capture made; ``refuse(context, the writing function)`` gives the error,
+        or None for a write that is right after all.
+        """
         with _torch.without_torch_function():
             self._protected[_torch.storage_key(_torch.base_tensor(t))] = refuse
 
@@ -300,7 +302,9 @@ class Capture:
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
         if storage in self._protected:
-            raise self._protected[storage](self.context, func.overloadpacket.__name__)
+            error = self._protected[storage](self.context, func.overloadpacket.__name__)
+            if error is not None:
+                raise error
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 

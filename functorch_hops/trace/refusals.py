@@ -161,11 +161,11 @@ def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
     return InputMutationError(
         message(
             context.operation,
-            f"{context.parameter} writes to a value, or to a view() of it, whose layout follows that of inputs which "
-            "are not contiguous, or of the lanes of a vmap, and may be another in the compiled graph",
+            f"{context.parameter} writes to a value, or to a view() or reshape() of it, whose layout follows that of "
+            "inputs which are not contiguous, or of the lanes of a vmap, and may be another in the compiled graph",
             parameter=context.parameter,
             got=function,
-            remedy="call .contiguous() before view(), or use reshape() if nothing is written",
+            remedy="call .contiguous() before view() or reshape(), or write to a clone() of either",
         )
     )
 
