@@ -15,6 +15,7 @@ from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import current_capture
 from ..trace.history import Itself, Question
+from ..trace.regrouping import check_regrouped
 from ..trace.settings import settings_kept
 from ..trace.speculate import capture_function
 from .arguments import Arguments, is_operand
@@ -93,6 +94,7 @@ def _trace_call(
             result = func(*args, **kwargs)
         changed.extend(_changes(arguments, leaves, args, kwargs))
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
+        check_regrouped(capture, tensors)  # all of them: some are not computed by the graph
         tensors, returned = separated(tensors, capture) if may_share else (tensors, None)
         outputs.append((output, returned))
         made, values = buffers.updates(capture)

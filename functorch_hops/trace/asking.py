@@ -6,22 +6,23 @@ function mode of the capture (``lifting``) looks them up. See NOTE [A traced val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _torch
-from ..errors import CaptureError, ErrorContext, InputMutationError
+from ..errors import CaptureError
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import rebound
 from .detached import depends_on_input, memory_chains
 from .history import Question, layout_unknown
 from .hooks import handlers
 from .refusals import refused_of_tensor, write_to_view
+from .regrouping import note_regrouped
 
-__all__ = ["OF_THE_TENSOR", "note_regrouped"]
+__all__ = ["OF_THE_TENSOR"]
 
 
 def _requires_grad(capture: Any, t: Tensor) -> bool:
@@ -180,34 +181,6 @@ def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     for value in (t, copy):
         capture.protect(value, write_to_view)
     return copy
-
-
-def note_regrouped(capture: Any, t: Tensor, result: Tensor) -> None:
-    """Whether ``reshape`` and the like give a view or a copy is a question of layout, which only a write makes a
-    difference of: it is asked then.
-    """
-    if not (isinstance(result, Tensor) and not _only_splits(t.shape, result.shape)):
-        return
-
-    def refuse(context: ErrorContext, function: str) -> InputMutationError | None:
-        return None if capture.history.knows_layout(t) else write_to_view(context, function)
-
-    for value in (t, result):
-        capture.protect(value, refuse)
-
-
-def _only_splits(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    """Whether each dimension becomes some of its own, which is a view whatever the layout."""
-    if not all(isinstance(n, int) for n in (*old, *new)):
-        return False
-    rest = iter([n for n in new if n != 1])
-    for size in old:
-        product = 1
-        while product < size:
-            product *= next(rest, size + 1)
-        if product != size and size != 0:
-            return False
-    return True
 
 
 def _as_strided(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -63,10 +63,12 @@ class Capture:
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
+        self.regrouped: list[tuple[Tensor, fx.Node, fx.Node]] = []
+        """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
-        self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError | None]] = {}
+        self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError]] = {}
         self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
@@ -289,10 +291,8 @@ class Capture:
 
     # -- checks
 
-    def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError | None]) -> None:
-        """Refuse writes to a value that this capture made; ``refuse(context, the writing function)`` gives the error,
-        or None for a write that is right after all.
-        """
+    def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError]) -> None:
+        """Refuse writes to a value that this capture made; ``refuse(context, the writing function)``."""
         with _torch.without_torch_function():
             self._protected[_torch.storage_key(_torch.base_tensor(t))] = refuse
 
@@ -302,9 +302,7 @@ class Capture:
         if storage in self._input_storages or (is_buffer and self.in_transform):
             raise self.refuse_write(func.overloadpacket.__name__, [target])
         if storage in self._protected:
-            error = self._protected[storage](self.context, func.overloadpacket.__name__)
-            if error is not None:
-                raise error
+            raise self._protected[storage](self.context, func.overloadpacket.__name__)
         if is_buffer:
             self.buffers.note_write(storage)  # type: ignore[union-attr]
 

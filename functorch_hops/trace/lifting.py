@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .. import _torch
 from ..ir.meta import TensorMeta
-from .asking import OF_THE_TENSOR, note_regrouped
+from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, check_collective, generator_inside, unreadable
+from .regrouping import note_regrouped
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 

@@ -33,6 +33,7 @@ from .lifting import Lifting
 from .normalize import normalize
 from .outliving import make_real
 from .refusals import in_our_words
+from .regrouping import check_regrouped
 from .settings import settings_kept
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
@@ -147,6 +148,7 @@ def _trace(
                 check_carries(capture.history, outputs)
                 if keep_autocast:
                     check_leaves(capture, outputs)
+                    check_regrouped(capture, outputs)
                 module = capture.finish(outputs)
         if keep_autocast:
             del outputs, fakes
