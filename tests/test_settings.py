@@ -1,4 +1,4 @@
-"""Settings of the thread and the process that a captured function changes: see NOTE [Settings are outside of graphs]."""
+"""Settings that a captured function changes: see NOTE [Settings are outside of graphs]."""
 
 import contextlib
 

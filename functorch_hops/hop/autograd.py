@@ -210,7 +210,7 @@ def _reached_operands(ctx: Any, given: list[bool]) -> Mask:
     def reached() -> Mask:
         return tuple(a and is_reached(i) for i, a in enumerate(active))
 
-    return params.derive(("reached operands", active, outputs), reached)  # type: ignore[no-any-return]
+    return params.derive(("reached operands", active, outputs), reached)
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

@@ -47,8 +47,8 @@ __all__ = [
     "check_behind_leaves",
     "check_carries",
     "check_leaves",
-    "own_leaves",
     "layout_unknown",
+    "own_leaves",
 ]
 
 
@@ -310,7 +310,7 @@ def check_carries(history: History, outputs: Sequence[Tensor]) -> None:
 
 
 def own_leaves(capture: Any, values: Sequence[Tensor]) -> list[int]:
-    """Which of these values a gradient history begins at: those made inside of which ``requires_grad_()`` was called."""
+    """At which of these values a gradient history begins: made inside, and ``requires_grad_()`` was called on them."""
     with _torch.without_torch_function():
         return [
             i

@@ -1,7 +1,7 @@
 """Dimensions that ``reshape`` and the like put together.
 
-NOTE [A view or a copy] Whether ``y.reshape(-1)`` is a view of ``y`` or a copy is for the layout of ``y`` to say, and in a
-graph that is not always the layout of the call. A program can tell by a write to the one and a read of the other
+NOTE [A view or a copy] Whether ``y.reshape(-1)`` is a view of ``y`` or a copy is for the layout of ``y`` to say, and in
+a graph that is not always the layout of the call. A program can tell by a write to the one and a read of the other
 afterwards. So when a capture ends, its writes are looked at; where one is followed by such a read, the layout is asked
 for, and becomes an assumption of the trace or is refused (NOTE [A traced value answers as the real one]).
 """

@@ -40,9 +40,7 @@ def check_settings(context: ErrorContext, before: tuple[object, ...]) -> None:
 
 
 def _changed(context: ErrorContext, problem: str, name: str) -> CaptureError:
-    remedy = (
-        "set it around the call; inside, use `with` statements for gradient modes, autocast and attention kernels, "
-    )
+    remedy = "set it around the call; inside, use `with` for gradient modes, autocast and attention kernels, "
     return CaptureError(
         message(
             context.operation,

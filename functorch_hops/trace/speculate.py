@@ -139,9 +139,13 @@ def _trace(
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
-            with in_our_words(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
-                with settings_kept(capture.context):
-                    outputs = function(*fakes)
+            with (
+                in_our_words(capture.context),
+                _recursion_refused(capture),
+                torch.set_grad_enabled(enabled),
+                settings_kept(capture.context),
+            ):
+                outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():

@@ -91,8 +91,8 @@ class {name}(torch.autograd.Function):
 
 
 def _function_of_torch(s: Scope, depth: int) -> None:
-    """A ``torch.autograd.Function``, mostly where a loop calls it. torch (2.13) loses the second derivative of its rule in
-    forward mode over forward mode, so the oracle is the function written out.
+    """A ``torch.autograd.Function``, mostly where a loop calls it. torch (2.13) loses the second derivative of its rule
+    in forward mode over forward mode, so the oracle is the function written out.
     """
     a = s.pick(where=lambda x: x.numel() > 0 and x.is_floating_point())
     name = s.new("Rule")
