@@ -270,8 +270,47 @@ def siblings(c):
     return y * a * b
 
 
+def data_shared(c):
+    """What has the memory of another value is written to with it, and both ways."""
+    y, z = c * 2, c * 3
+    y.data = z
+    y.add_(1)
+    z.mul_(c)
+    return y + z.square()
+
+
+def data_shared_and_written_without_grad(c):
+    y, z = c.sin(), c * 3
+    y.data = z
+    with torch.no_grad():
+        z[0] = 5
+        y[1:].mul_(2)
+    return y * z * c
+
+
+def data_shared_with_a_part(c):
+    y, z = torch.zeros(()), c * 3
+    y.data = z[0]
+    y.add_(1)
+    return y + z
+
+
+def data_shared_one_after_the_other(c):
+    y, z, w = c * 1, c.sin(), c.cos()
+    y.data = z
+    z.add_(1)
+    y.data = w
+    w.mul_(2)
+    z.sub_(3)
+    return y * z + w
+
+
 WRITES = [
     data_assigned,
+    data_shared,
+    data_shared_and_written_without_grad,
+    data_shared_with_a_part,
+    data_shared_one_after_the_other,
     data_assigned_and_written,
     data_written,
     written_without_grad,

@@ -254,7 +254,7 @@ def test_a_write_through_such_a_view_is_refused():
         y.view(-1)[1:].tanh_()
         return y
 
-    with pytest.raises(fh.InputMutationError, match=r"or to a view\(\) of it, whose layout"):
+    with pytest.raises(fh.InputMutationError, match=r"or to a view\(\) or reshape\(\) of it, whose layout"):
         fh.jit(f, backend="eager")(TURNED)
 
 
@@ -313,3 +313,55 @@ def test_gradients_through_writes_to_parts_of_lanes(transforms):
     else:
         derived = lambda fh: fh.hessian(lambda x: fh.vmap(f)(x).sum())
     same(fh.jit(derived(fh), backend="eager")(x), derived(torch.func)(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is a view in one layout and a copy in another: NOTE [A view or a copy]
+
+
+def raveled_and_written(x):
+    y = x + 1
+    y.ravel()[0] = 9
+    return y
+
+
+def written_and_raveled(x):
+    y = x + 1
+    flat = y.reshape(-1)
+    y.mul_(2)
+    return y, flat
+
+
+def raveled_in_a_loop(x):
+    def step(c, _):
+        c = c * 1
+        torch.flatten(c).mul_(2)
+        return c, None
+
+    return fh.scan(step, x, length=2)[0]
+
+
+HIDDEN_COPIES = [raveled_and_written, written_and_raveled, raveled_in_a_loop]
+
+
+@pytest.mark.parametrize("f", HIDDEN_COPIES)
+def test_a_write_to_a_view_that_may_be_a_copy(f):
+    x, jitted = torch.arange(6.0).reshape(2, 3), fh.jit(f, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(jitted(x), f(x))
+        with pytest.raises(fh.InputMutationError, match="not contiguous"):
+            jitted(x.mT)
+
+
+USES_OF_ONE = {
+    "activation": lambda x: torch.relu_(torch.flatten(x - 2)),
+    "read before": lambda x: (y := x + 1)[y.reshape(-1)[0].long() % 2].add_(1) * y,
+    "split": lambda x: (y := x + 1, y.reshape(3, 1, 2).mul_(2))[0],
+}
+
+
+@pytest.mark.parametrize("name", USES_OF_ONE)
+def test_a_write_that_nobody_could_miss(name):
+    f = USES_OF_ONE[name]
+    x = torch.arange(6.0).reshape(2, 3).mT
+    torch.testing.assert_close(fh.jit(f, backend="eager")(x), f(x))

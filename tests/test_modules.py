@@ -601,3 +601,43 @@ def test_embedding_bags_and_sparse_embeddings(run, mode):
     got = torch.autograd.grad(run(f, x).sum(), weights)
     expected = torch.autograd.grad(table(table(x)).sum(), weights)
     same(got, tuple(g.to_dense() for g in expected))
+
+
+def test_old_spectral_norm_keeps_a_weight_with_a_history():
+    torch.manual_seed(0)
+    module = nn.utils.spectral_norm(nn.Linear(2, 3)).double()
+    expected, x = copy.deepcopy(module), torch.randn(4, 2, dtype=F64)
+    compiled = jit(module)
+    for _ in range(2):
+        got, wanted = compiled(x), expected(x)
+        torch.testing.assert_close(got, wanted)
+        gradients = [torch.autograd.grad(y.sum(), m.weight_orig)[0] for y, m in ((got, module), (wanted, expected))]
+        torch.testing.assert_close(*gradients)
+        assert_same_state(module, expected)
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_a_parameter_without_a_gradient_has_none(in_loop):
+    """None, where no gradient leads: an optimizer with momentum or decay would move a parameter of zero gradient."""
+    p, q, r = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    body = lambda c: (c[0] * p, c[1] * q + r.detach())
+    f = (lambda x: fh.scan(lambda c, _: (body(c), None), (x, x), length=2)[0]) if in_loop else lambda x: body((x, x))
+    for loss in (lambda y, z: y.sum(), lambda y, z: z.sum(), lambda y, z: (y * z).sum()):
+        found = []
+        for function in (jit(f), f):
+            p.grad = q.grad = r.grad = None
+            loss(*function(torch.ones(2))).backward()
+            found.append([None if t.grad is None else t.grad.tolist() for t in (p, q, r)])
+        assert found[0] == found[1]
+
+
+def test_a_penalty_on_gradients_leaves_the_last_bias_without():
+    module = nn.Sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 1)).double()
+    x, found = torch.ones(1, 2, dtype=F64, requires_grad=True), []
+    for function in (jit(module), module):
+        module.zero_grad()
+        (g,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+        g.square().sum().backward()
+        found.append([None if p.grad is None else p.grad.clone() for p in module.parameters()])
+    assert found[0][-1] is None
+    torch.testing.assert_close(found[0][:-1], found[1][:-1])

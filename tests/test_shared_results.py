@@ -6,6 +6,7 @@ in it, and which have a gradient history.
 
 from __future__ import annotations
 
+import optree
 import pytest
 import torch
 from torch import Tensor, nn
@@ -227,3 +228,42 @@ def test_a_graph_holds_what_is_computed():
     lowered = jit(lambda x: (x, x * 2, x[0])).lower(W)
     same(lowered.graph(W), (W * 2,))
     same(lowered.compile()(W), (W, W * 2, W[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# results at which a gradient history begins
+
+LEAVES = {
+    "of a detached value": lambda x: (x.detach().requires_grad_(), x * 2),
+    "made inside": lambda x: {"p": torch.ones(2, requires_grad=True), "y": x.sum()},
+    "twice": lambda x: (x.detach().clone().requires_grad_(),) * 2,
+    "a parameter": lambda x: nn.Parameter(x * 2),
+    "with its gradient": lambda x: _force(x.detach().requires_grad_()),
+}
+
+
+def _force(x):
+    return x, torch.autograd.grad(x.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_result_begins_a_history(name):
+    f = LEAVES[name]
+    jitted = jit(f)
+    for x in (W.clone(), W.clone().requires_grad_()):
+        for got, expected in zip(optree.tree_leaves(jitted(x)), optree.tree_leaves(f(x)), strict=True):
+            same(got, expected)
+            assert (got.requires_grad, got.is_leaf) == (expected.requires_grad, expected.is_leaf)
+
+
+def test_what_is_computed_from_such_a_result_outside_is_differentiated():
+    x = W.clone().requires_grad_()
+    y, z = jit(LEAVES["of a detached value"])(x)
+    (y.square().sum() + z.sum()).backward()
+    same(y.grad, 2 * y.detach())
+    same(x.grad, torch.full_like(W, 2))
+
+
+def test_the_shapes_of_parameters_are_no_question_of_history():
+    shapes = fh.eval_shape(lambda: dict(nn.Linear(2, 3).named_parameters()))
+    assert [tuple(s.shape) for s in shapes.values()] == [(3, 2), (3,)]

@@ -149,6 +149,7 @@ def eval_shape(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     check_callable("eval_shape", "func", func)
     buffers = Buffers(environment.snapshot(func).buffers, "eval_shape", writable=True)
-    output = trace_call(func, Arguments(args, kwargs), "eval_shape", buffers).output
+    # Nothing is computed: results may share memory and begin a gradient history, as a module's parameters do.
+    output = trace_call(func, Arguments(args, kwargs), "eval_shape", buffers, may_share=True).output
     specs: list[Any] = [TensorSpec(*meta) for meta in output.metas]
     return output.unflatten(specs)

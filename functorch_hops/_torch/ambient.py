@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,8 +22,12 @@ __all__ = [
     "ambient_checks",
     "ambient_state",
     "autocast_enabled",
+    "changed_setting",
+    "changed_setting_of_kernels",
     "compiler_settings",
+    "default_device",
     "global_module_hooks",
+    "settings_of_kernels",
     "shown_in_profile",
     "tensor_check",
     "tensor_states",
@@ -31,19 +36,24 @@ __all__ = [
 
 def ambient_state() -> tuple[Any, ...]:
     """Settings outside a function's arguments and environment that its trace depends on."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.get_default_dtype(),
-        autocast_enabled() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
-        _autocast_dtype("cpu"),
-        _autocast_dtype("cuda"),
-        _default_device() if torch._C._len_torch_function_stack() else None,
-        _anomaly(),
-        mha._is_fastpath_enabled,
-        *[get() for get in _SWITCHES],
-        *[_precision(*place) for place in _PRECISIONS],
-    )
+    return tuple([get() for _, get in _SETTINGS])
+
+
+def changed_setting(before: tuple[Any, ...]) -> str | None:
+    """What is not as it was when `ambient_state` gave this, by a name that users know."""
+    now = ambient_state()
+    return next((name for (name, _), old, new in zip(_SETTINGS, before, now) if old != new), None)
+
+
+def settings_of_kernels() -> tuple[Any, ...]:
+    """What operators do otherwise under another value of, and no node says: the default dtype, precision, and so on."""
+    return tuple([get() for get in _OF_KERNELS])
+
+
+def changed_setting_of_kernels(before: tuple[Any, ...]) -> str:
+    """As `changed_setting`, of `settings_of_kernels`, one of which is another now."""
+    names = {get: name for name, get in _SETTINGS}
+    return next(names[get] for get, old in zip(_OF_KERNELS, before) if get() != old)
 
 
 Check = tuple[Callable[..., Any], tuple[Any, ...], Any]
@@ -59,9 +69,8 @@ def ambient_checks(backend: Any) -> list[Check]:
     settings: list[tuple[Callable[..., Any], *tuple[Any, ...]]] = [
         (torch.is_inference_mode_enabled,),
         (_anomaly,),
-        (operator.getitem, vars(mha), "_is_fastpath_enabled"),
+        (_fast_path,),
         *[(get,) for get in _SWITCHES if get not in _SEEN_SWITCHES],
-        *[(_precision, *place) for place in _PRECISIONS],
     ]
     if backend == "inductor":
         settings += inductor_checks()
@@ -82,43 +91,83 @@ def ambient_checks(backend: Any) -> list[Check]:
 
 def compiler_settings(backend: Any) -> tuple[Any, ...]:
     """What the code that a backend makes depends on, besides the graph and the options."""
-    switches, precisions = [get() for get in _SWITCHES], [_precision(*place) for place in _PRECISIONS]
-    return (*switches, *precisions, inductor_settings() if backend == "inductor" else None)
+    return (*[get() for get in _SWITCHES], inductor_settings() if backend == "inductor" else None)
 
 
 _GlobalState = torch._C._dynamo.guards.GlobalStateGuard
 autocast_enabled = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device."""
-_autocast_dtype = torch.get_autocast_dtype
 _anomaly = torch.is_anomaly_enabled
-_precision = torch._C._get_fp32_precision_getter
+_fast_path = functools.partial(operator.getitem, vars(mha), "_is_fastpath_enabled")
 _has_cuda = torch.backends.cuda.is_built()
-# The older getters refuse to answer where the newer setters have been used.
-_PRECISIONS = tuple((library, kind) for library in ("cuda", "mkldnn")[not _has_cuda :] for kind in ("matmul", "conv"))
-_SWITCHES = (
-    torch._C._get_deterministic_algorithms,
-    torch._C._get_deterministic_algorithms_warn_only,
-    torch._C._get_deterministic_fill_uninitialized_memory,
-    torch.get_num_threads,
-    torch._C._get_mkldnn_enabled,
-    # Composite operators choose their kernels by these.
-    torch._C._get_flash_sdp_enabled,
-    torch._C._get_mem_efficient_sdp_enabled,
-    torch._C._get_math_sdp_enabled,
-    *((torch._C._get_cudnn_enabled, torch._C._get_cudnn_deterministic, torch._C._get_cudnn_benchmark) * _has_cuda),
+
+
+def _precision(library: str, kind: str) -> tuple[str, Callable[[], Any]]:
+    """The older getters refuse to answer where the newer setters have been used."""
+    get = functools.partial(torch._C._get_fp32_precision_getter, library, kind)
+    return f"torch.backends.{library}.{kind}.fp32_precision, or torch.set_float32_matmul_precision()", get
+
+
+_NAMED_SWITCHES: tuple[tuple[str, Callable[[], Any]], ...] = (
+    ("torch.use_deterministic_algorithms()", torch._C._get_deterministic_algorithms),
+    ("torch.use_deterministic_algorithms(warn_only=)", torch._C._get_deterministic_algorithms_warn_only),
+    (
+        "torch.utils.deterministic.fill_uninitialized_memory",
+        torch._C._get_deterministic_fill_uninitialized_memory,
+    ),
+    ("torch.set_num_threads()", torch.get_num_threads),
+    ("torch.backends.mkldnn.enabled", torch._C._get_mkldnn_enabled),
+    *(_precision(library, kind) for library in ("cuda", "mkldnn")[not _has_cuda :] for kind in ("matmul", "conv")),
+    *(
+        (
+            ("torch.backends.cudnn.enabled", torch._C._get_cudnn_enabled),
+            ("torch.backends.cudnn.deterministic", torch._C._get_cudnn_deterministic),
+            ("torch.backends.cudnn.benchmark", torch._C._get_cudnn_benchmark),
+        )
+        * _has_cuda
+    ),
 )
+_CHOICES: tuple[tuple[str, Callable[[], Any]], ...] = (
+    ("torch.backends.cuda.enable_flash_sdp()", torch._C._get_flash_sdp_enabled),
+    ("torch.backends.cuda.enable_mem_efficient_sdp()", torch._C._get_mem_efficient_sdp_enabled),
+    ("torch.backends.cuda.enable_math_sdp()", torch._C._get_math_sdp_enabled),
+)
+"""By which composite operators choose their kernels when they are captured."""
+_SWITCHES = tuple(get for _, get in (*_NAMED_SWITCHES, *_CHOICES))
 _SEEN_SWITCHES = _SWITCHES[:2] + (torch.get_num_threads,)
 """What ``GlobalStateGuard`` compares."""
+_OF_KERNELS = (torch.get_default_dtype, *(get for _, get in _NAMED_SWITCHES))
+
+
+def _autocast() -> Any:
+    return autocast_enabled() and (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+
+
+def default_device() -> torch.device | None:
+    """What `torch.set_default_device` or a ``with torch.device(...)`` has set."""
+    modes = function_modes() if torch._C._len_torch_function_stack() else ()
+    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
+
+
+_SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
+    ("gradient mode (torch.set_grad_enabled)", torch.is_grad_enabled),
+    ("inference mode", torch.is_inference_mode_enabled),
+    ("torch.set_default_dtype()", torch.get_default_dtype),
+    ("autocast (torch.set_autocast_enabled)", _autocast),
+    ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cpu")),
+    ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cuda")),
+    ("torch.set_default_device()", default_device),
+    ("torch.autograd.set_detect_anomaly()", _anomaly),
+    ("torch.backends.mha.set_fastpath_enabled()", _fast_path),
+    *_NAMED_SWITCHES,
+    *_CHOICES,
+)
+"""Each with its name and what tells it."""
 
 
 def _devices() -> list[torch.device | None]:
     """What each function mode makes the default device."""
     return [mode.device if isinstance(mode, DeviceContext) else None for mode in function_modes()]
-
-
-def _default_device() -> torch.device | None:
-    modes = function_modes()
-    return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
 
 
 def global_module_hooks() -> dict[str, dict[Any, Any]]:

@@ -25,6 +25,7 @@ from ..ir.memory import is_copy, is_view_operator
 from ..ir.nodes import size_at, untracked
 from ..trace.capture import Capture, current_capture
 from ..trace.detached import BARRIERS, memory_chains, written
+from ..trace.history import check_behind_leaves, own_leaves
 
 __all__ = ["Returned", "separated"]
 
@@ -84,7 +85,9 @@ def separated(results: list[Tensor], capture: Capture) -> tuple[list[Tensor], Re
     with _torch.without_torch_function():
         values = [capture.lift(t) for t in results]
         memory = [_torch.storage_key(_torch.base_tensor(t)) for t in values]
-        if len({*memory}) == len(memory) and not any(map(capture.is_from_outside, memory)):
+        leaves = own_leaves(capture, values)
+        check_behind_leaves(capture, values, leaves)
+        if len({*memory}) == len(memory) and not leaves and not any(map(capture.is_from_outside, memory)):
             return results, None
         return _Separation(capture).of(values)
 
@@ -106,7 +109,7 @@ class _Separation:
         self._known = {node: self._item(self._operands, i) for node, i in self._places.items()}
 
     def of(self, values: Sequence[Tensor]) -> tuple[list[Tensor], Returned | None]:
-        order = {node: i for i, node in enumerate(self._chains)}
+        order, leaves = {node: i for i, node in enumerate(self._chains)}, own_leaves(self._capture, values)
         made = [self._memory(self._capture.node_of(t)) if self._is_plain(t) else None for t in values]
         computed: list[Tensor] = []
         results: dict[int, fx.Node] = {}
@@ -117,6 +120,9 @@ class _Separation:
             except _NoView:
                 results[i] = self._item(self._outputs, len(computed))
                 computed.append(values[i])
+                if i in leaves:
+                    results[i] = self._graph.call_function(Tensor.requires_grad_, (results[i],))
+                    computed[-1] = values[i].detach()
                 if node is not None:
                     self._known[node] = results[i]
         self._graph.output(tuple(results[i] for i in range(len(values))))

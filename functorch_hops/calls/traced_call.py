@@ -15,6 +15,8 @@ from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import current_capture
 from ..trace.history import Itself, Question
+from ..trace.regrouping import check_regrouped
+from ..trace.settings import settings_kept
 from ..trace.speculate import capture_function
 from .arguments import Arguments, is_operand
 from .numbers import number_as_tensor
@@ -87,11 +89,12 @@ def _trace_call(
             value = flat[first]  # equal objects among the arguments are one inside
             leaves[place] = _torch.read_scalar(value) if is_traced_float[place] else value
         args, kwargs = pytree.unflatten(arguments.spec, leaves)
-        with torch.set_grad_enabled(enabled), unannotated():
+        capture: Any = current_capture()
+        with torch.set_grad_enabled(enabled), unannotated(), settings_kept(capture.context):
             result = func(*args, **kwargs)
         changed.extend(_changes(arguments, leaves, args, kwargs))
         tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
-        capture: Any = current_capture()
+        check_regrouped(capture, tensors)  # all of them: some are not computed by the graph
         tensors, returned = separated(tensors, capture) if may_share else (tensors, None)
         outputs.append((output, returned))
         made, values = buffers.updates(capture)

@@ -109,7 +109,8 @@ class RecordedCall(_torch.SingleLevelFunction):
                     grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
                 else:
                     grads = pull(*cotangents)
-        grads = [g if a else None for g, a in zip(grads, ctx.active)]
+        reached = _reached_operands(ctx, [c is not None for c in cotangents])
+        grads = [g if r else None for g, r in zip(grads, reached)]
         if torch.is_anomaly_enabled() and current_capture() is None:
             check_gradients(ctx.params, grads, lambda: pull(*cotangents))
         return None, None, None, None, None, None, *grads
@@ -192,6 +193,24 @@ def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
         return tuple(g or t for g, t in zip(gradients, tangents))
 
     return params.derive(("have derivatives", active, has_tangent), derivatives)
+
+
+def _reached_operands(ctx: Any, given: list[bool]) -> Mask:
+    """The active operands to which a gradient leads from the outputs with cotangents. The rules give zeros for others,
+    which autograd knows as None: an optimizer leaves a parameter alone that has no gradient, and not one of zero.
+    """
+    n, active, outputs = ctx.params.n_outputs, ctx.active, tuple(given)
+    params, outputs = (ctx.augmented, outputs) if True in outputs[n:] else (ctx.params, outputs[:n])
+    dependent = operator_of(params).rules.dependent_outputs
+
+    def is_reached(place: int) -> bool:
+        alone = tuple(i == place for i in range(len(active)))
+        return any(g and d for g, d in zip(outputs, dependent(params, alone, Through.GRADIENT)))
+
+    def reached() -> Mask:
+        return tuple(a and is_reached(i) for i, a in enumerate(active))
+
+    return params.derive(("reached operands", active, outputs), reached)
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

@@ -21,6 +21,7 @@ __all__ = [
     "inverted",
     "meta_of",
     "packed",
+    "rebound",
     "size_at",
     "untracked",
 ]
@@ -66,6 +67,11 @@ def assigned(value: Tensor, target: Tensor) -> Tensor:
     """
     result: Tensor = _Assigned.apply(value, target)
     return result
+
+
+def rebound(value: Tensor, target: Tensor) -> Tensor:
+    """What ``target.data = value`` makes of ``target``: the memory of ``value``, with the history that it had."""
+    return assigned(value, target)
 
 
 def conjugated(x: Tensor) -> Tensor:

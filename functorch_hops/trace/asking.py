@@ -15,11 +15,12 @@ from torch import Tensor
 from .. import _torch
 from ..errors import CaptureError
 from ..ir.meta import TensorMeta, is_differentiable
-from ..ir.nodes import assigned
+from ..ir.nodes import rebound
 from .detached import depends_on_input, memory_chains
 from .history import Question, layout_unknown
 from .hooks import handlers
 from .refusals import refused_of_tensor, write_to_view
+from .regrouping import note_regrouped
 
 __all__ = ["OF_THE_TENSOR"]
 
@@ -60,7 +61,7 @@ def _set_requires_grad(capture: Any, t: Tensor, value: bool = True) -> Any:
 
 
 def _set_data(capture: Any, t: Tensor, value: Tensor) -> None:
-    """``t.data = value``: from now on ``t`` has these values, and the history that it had."""
+    """``t.data = value``: from now on ``t`` has the memory of ``value``, and the history that it had."""
     if _torch.is_wrapped(t) or _torch.is_wrapped(value):
         t.data = value
         return
@@ -68,15 +69,18 @@ def _set_data(capture: Any, t: Tensor, value: Tensor) -> None:
         raise refused_of_tensor(
             capture.context, "`.data = ...`", "return the new value, and assign it after the call", TensorMeta.of(t)
         )
-    node = capture.node_of(t)
+    has_history = is_differentiable(t.dtype) and depends_on_input(capture.node_of(t))
+    if has_history and TensorMeta.of(value) != TensorMeta.of(t):
+        remedy = "assign a value of the same shape and dtype, or bind the name anew"
+        raise refused_of_tensor(capture.context, "`.data = ...`", remedy, TensorMeta.of(t))
     with torch.no_grad():
-        new = value.detach().clone()
-    if is_differentiable(t.dtype) and depends_on_input(node):
-        if new.shape != t.shape or new.dtype != t.dtype:
-            remedy = "assign a value of the same shape and dtype, or bind the name anew"
-            raise refused_of_tensor(capture.context, "`.data = ...`", remedy, TensorMeta.of(t))
-        new = assigned(new, t)
-    capture.rebind(t, new)
+        new = value.detach()
+    proxy = capture.proxy_of(new)
+    if has_history:
+        proxy = capture.tracer.create_proxy("call_function", rebound, (proxy, capture.proxy_of(t)), {})
+    with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
+        t.data = new
+        _torch.track_tensor_tree(t, proxy, constant=None, tracer=capture.tracer)
 
 
 def _register_hook(capture: Any, t: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Any:
@@ -167,7 +171,9 @@ def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     long as nobody writes to either. So it is where the lanes of a vmap lie in memory as some batching rule left them.
     """
     try:
-        return t.view(*args, **kwargs)
+        result = t.view(*args, **kwargs)
+        note_regrouped(capture, t, result)
+        return result
     except (RuntimeError, ValueError):
         if capture.history.knows_layout(t) and not _torch.is_batched(t):
             raise

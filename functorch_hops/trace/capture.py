@@ -63,6 +63,8 @@ class Capture:
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
+        self.regrouped: list[tuple[Tensor, fx.Node, fx.Node]] = []
+        """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
@@ -285,8 +287,6 @@ class Capture:
     def rebind(self, t: Tensor, new: Tensor) -> None:
         """Let ``t`` stand for the value of ``new`` from now on."""
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
-            if TensorMeta.of(t) != TensorMeta.of(new) or t.stride() != new.stride():
-                t.data = new
             _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
 
     # -- checks

@@ -6,7 +6,7 @@ other stays what it was. torch's functionalization knows one value for each piec
 through ``d`` would detach ``y``, or the next read of ``d`` would be differentiated. So before it runs, such an alias
 gets memory of its own (a *region*: what was allocated at once, or begins at a barrier), and each write is followed by
 assignments of the new values to the regions around it (``assigned``, which keeps the history of its target). Those that
-nobody reads afterwards are dead code.
+nobody reads afterwards are dead code. What ``y.data = z`` makes of ``y`` is an alias of ``z``, too (``rebound``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from torch import fx
 
 from .._torch import OpOverload
 from ..ir.meta import is_differentiable
-from ..ir.nodes import assigned, behind, untracked
+from ..ir.nodes import assigned, behind, rebound, untracked
 
 __all__ = ["BARRIERS", "depends_on_input", "memory_chains", "separate_detached", "written"]
 
-BARRIERS = (torch.ops.aten.detach.default, untracked)
+_DETACHED = (torch.ops.aten.detach.default, untracked)
+BARRIERS = (*_DETACHED, rebound)
 
 
 def separate_detached(graph: fx.Graph) -> None:
@@ -94,7 +95,7 @@ def memory_chains(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 def _shares_memory_of(node: fx.Node) -> fx.Node | None:
     """The argument that a result is a view of, or that was written to."""
     source: object = None
-    if node.target in (untracked, operator.getitem):
+    if node.target in (untracked, rebound, operator.getitem):
         source = node.args[0]
     elif isinstance(node.target, OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns):
         arguments = node.target._schema.arguments
@@ -116,5 +117,5 @@ def written(node: fx.Node) -> list[fx.Node]:
 
 def depends_on_input(node: fx.Node) -> bool:
     """Whether a gradient may lead from a value to an input."""
-    ends = behind([node], lambda n: n.target in BARRIERS)
+    ends = behind([node], lambda n: n.target in _DETACHED)
     return any(n.op == "placeholder" and is_differentiable(n.meta["val"].dtype) for n in ends)

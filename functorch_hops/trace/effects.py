@@ -19,7 +19,8 @@ from .dtypes import check_dtypes
 from .inplace import FUNCTIONAL, REPLACED
 from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
-from .refusals import operator_of_torch, refused_of_tensor, write_to_view
+from .refusals import check_overlap, operator_of_torch, refused_of_tensor, write_to_view
+from .settings import check_settings
 from .zeros import SymbolicZeros
 
 __all__ = ["Effects"]
@@ -57,6 +58,7 @@ class Effects(_torch.TorchDispatchMode):
                     return _ASKED[func](*args)
         if self.capture.recording_off:
             return func(*args, **kwargs)
+        check_settings(self.capture.context, self.capture.session.settings)
         if _torch.is_operator_of_torch(func):
             raise operator_of_torch(self.capture.context, func.name())
         check_dtypes(func, args, kwargs)
@@ -164,6 +166,7 @@ class Effects(_torch.TorchDispatchMode):
             for target in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(target, Tensor):
                     self.capture.check_write(func, target)
+                    check_overlap(self.capture.context, func, target)
                     self.capture.rows.note_write(target)
                     self.zeros.forget(target)
 

@@ -44,8 +44,11 @@ __all__ = [
     "Part",
     "Question",
     "Source",
+    "check_behind_leaves",
     "check_carries",
+    "check_leaves",
     "layout_unknown",
+    "own_leaves",
 ]
 
 
@@ -304,6 +307,53 @@ def check_carries(history: History, outputs: Sequence[Tensor]) -> None:
             for question, answer in list(source.answers.items()):
                 if history.answer(question, outputs[source.place]) != answer:
                     raise _changing(history.capture, question)
+
+
+def own_leaves(capture: Any, values: Sequence[Tensor]) -> list[int]:
+    """At which of these values a gradient history begins: made inside, and ``requires_grad_()`` was called on them."""
+    with _torch.without_torch_function():
+        return [
+            i
+            for i, t in enumerate(values)
+            if t.requires_grad and t.is_leaf and capture.owns(t) and capture.node_of(t).op != "placeholder"
+        ]
+
+
+def check_leaves(capture: Any, outputs: Sequence[Tensor]) -> None:
+    """A graph has no place for a history that begins at one of its results."""
+    if own_leaves(capture, outputs):
+        raise _leaf_returned(capture.context, "call requires_grad_() on the result of the call")
+
+
+def check_behind_leaves(capture: Any, outputs: Sequence[Tensor], leaves: Sequence[int]) -> None:
+    """Whether the histories that begin at results lead to no other one."""
+    with _torch.without_torch_function():
+        behind = _leaves_behind([t.grad_fn for i, t in enumerate(outputs) if i not in leaves])
+        if any(outputs[i] is leaf for i in leaves for leaf in behind):
+            raise _leaf_returned(capture.context, "compute outside what is to be differentiated by it")
+
+
+def _leaves_behind(functions: Sequence[Any]) -> list[Tensor]:
+    """The leaves to which these nodes of autograd lead."""
+    todo, seen = [f for f in functions if f is not None], set[Any]()
+    while todo:
+        function = todo.pop()
+        if function not in seen:
+            seen.add(function)
+            todo += [f for f, _ in function.next_functions if f is not None]
+    return [function.variable for function in seen if hasattr(function, "variable")]
+
+
+def _leaf_returned(context: ErrorContext, remedy: str) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            f"{context.parameter} returns a tensor that requires_grad_() made the beginning of a gradient history, "
+            "which no graph holds",
+            parameter=context.parameter,
+            remedy=remedy,
+        )
+    )
 
 
 def layout_unknown(context: ErrorContext) -> CaptureError:

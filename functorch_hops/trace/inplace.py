@@ -10,14 +10,16 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload
 from ..errors import CaptureError, message
-from ..ir.nodes import by_stride, inverted
+from ..ir.nodes import by_stride, inverted, rebound
 from .detached import BARRIERS, memory_chains, written
 
 __all__ = ["FUNCTIONAL", "REPLACED", "has_writes", "restride_windows", "unwrite_views"]
 
 
 def has_writes(graph: fx.Graph) -> bool:
-    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.nodes)
+    """Whether something is written to, or made to share memory, which no functional graph says."""
+    targets = [node.target for node in graph.nodes]
+    return rebound in targets or any(isinstance(t, OpOverload) and t._schema.is_mutable for t in targets)
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

@@ -18,6 +18,7 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .refusals import READS, backward_inside, check_collective, generator_inside, unreadable
+from .regrouping import note_regrouped
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
@@ -36,6 +37,12 @@ _DETACHED = (
 
 _RAVEL = (Tensor.ravel, torch.ravel)
 """What gives a view of a contiguous tensor, and a copy of another."""
+
+_REGROUPING = (
+    *_RAVEL,
+    *(Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.reshape_as, Tensor.view_as),
+)
+"""What may give a view of a tensor or a copy, as its layout allows."""
 
 _BACKWARD: dict[Any, str] = {
     torch.autograd.backward: "torch.autograd.backward()",
@@ -142,6 +149,8 @@ class Lifting(_torch.ForwardRules):
             self._detach(args[0])
         if func in _RAVEL or "memory_format" in kwargs:
             self.capture.take_as_contiguous(result)
+        if func in _REGROUPING:
+            note_regrouped(self.capture, args[0], result)
         rows.write_through()
         return result
 

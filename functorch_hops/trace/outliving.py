@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
+from ..ir.nodes import untracked
 from ..ir.subgraph import has_effect, is_random_node
 from .capture import Capture, outside_of_captures, tables
 from .detached import memory_chains, written
@@ -84,5 +85,7 @@ def _computed(capture: Capture, known: dict[fx.Node, Tensor | None]) -> dict[fx.
             values[node] = getattr(capture.root, str(node.target))
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            # A view that is taken without gradients could not be written to here, where they are tracked.
+            target: Any = torch.detach if node.target is untracked else node.target
+            values[node] = target(*args, **kwargs)
     return values

@@ -23,6 +23,7 @@ __all__ = [
     "READS",
     "backward_inside",
     "check_collective",
+    "check_overlap",
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
@@ -160,11 +161,11 @@ def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
     return InputMutationError(
         message(
             context.operation,
-            f"{context.parameter} writes to a value, or to a view() of it, whose layout follows that of inputs which "
-            "are not contiguous, or of the lanes of a vmap, and may be another in the compiled graph",
+            f"{context.parameter} writes to a value, or to a view() or reshape() of it, whose layout follows that of "
+            "inputs which are not contiguous, or of the lanes of a vmap, and may be another in the compiled graph",
             parameter=context.parameter,
             got=function,
-            remedy="call .contiguous() before view(), or use reshape() if nothing is written",
+            remedy="call .contiguous() before view() or reshape(), or write to a clone() of either",
         )
     )
 
@@ -237,6 +238,18 @@ def unknown_shape(context: ErrorContext) -> CaptureError:
             remedy="use torch.where or a mask of fixed size instead of boolean indexing or nonzero()",
         )
     )
+
+
+def check_overlap(context: ErrorContext, func: Any, target: Tensor) -> None:
+    """torch's kernels refuse most writes to an expanded tensor, whose elements share memory. Its functionalization adds
+    the differences up.
+    """
+    if torch.Tag.inplace_view in func.tags:
+        return
+    name = func.overloadpacket.__name__
+    if any(type(step) is int and step == 0 and size != 1 for step, size in zip(target.stride(), target.shape)):
+        meta = TensorMeta.of(target)
+        raise refused_of_tensor(context, f"a write to an expanded tensor ({name})", "write to a clone() of it", meta)
 
 
 def check_collective(context: ErrorContext, func: Any, args: tuple[Any, ...]) -> None:

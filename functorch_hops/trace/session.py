@@ -21,6 +21,7 @@ class Session:
         self.context = context
         self.fake_mode = _torch.new_fake_mode(env)
         self.has_open_sizes = env is not None
+        self.settings = _torch.settings_of_kernels()
         self.history_depth = 0
         """How deep captures are that record gradients: see NOTE [Gradients asked for inside]."""
         self.level = _torch.current_level()

@@ -27,12 +27,14 @@ from .buffers import Buffers
 from .capture import Capture, current_capture
 from .detached import separate_detached
 from .effects import Effects
-from .history import HistoryAsked, Source, check_carries
+from .history import HistoryAsked, Source, check_carries, check_leaves
 from .inplace import has_writes, restride_windows, unwrite_views
 from .lifting import Lifting
 from .normalize import normalize
 from .outliving import make_real
 from .refusals import in_our_words
+from .regrouping import check_regrouped
+from .settings import settings_kept
 
 __all__ = ["capture_function", "lift_operands", "observed", "speculate_subgraph"]
 
@@ -137,12 +139,20 @@ def _trace(
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
             own = capture.outermost().buffers if parent is not None else None
             bound = own.bound() if own is not None else []
-            with in_our_words(capture.context), _recursion_refused(capture), torch.set_grad_enabled(enabled):
+            with (
+                in_our_words(capture.context),
+                _recursion_refused(capture),
+                torch.set_grad_enabled(enabled),
+                settings_kept(capture.context),
+            ):
                 outputs = function(*fakes)
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
                 check_carries(capture.history, outputs)
+                if keep_autocast:
+                    check_leaves(capture, outputs)
+                    check_regrouped(capture, outputs)
                 module = capture.finish(outputs)
         if keep_autocast:
             del outputs, fakes

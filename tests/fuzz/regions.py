@@ -70,6 +70,48 @@ def _by_hand(s: Scope, depth: int) -> None:
     run(s, lines, f"{name}({a})")
 
 
+_FUNCTION = """\
+class {name}(torch.autograd.Function):
+    generate_vmap_rule = True
+    @staticmethod
+    def forward(x, factor):
+        return x.sin() * factor
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+        ctx.factor = inputs[1]
+    @staticmethod
+    def backward(ctx, ct):
+        return ct * ctx.saved_tensors[0].cos() * ctx.factor, None
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent * ctx.saved_tensors[0].cos() * ctx.factor
+"""
+
+
+def _function_of_torch(s: Scope, depth: int) -> None:
+    """A ``torch.autograd.Function``, mostly where a loop calls it. torch (2.13) loses the second derivative of its rule
+    in forward mode over forward mode, so the oracle is the function written out.
+    """
+    a = s.pick(where=lambda x: x.numel() > 0 and x.is_floating_point())
+    name = s.new("Rule")
+    factor = s.one_of("0.7", "2", "-0.4")
+    written_out = f"{a}.sin() * {factor} if isinstance(ns, type) else"
+    run(s, _FUNCTION.format(name=name).splitlines(), f"({written_out} {name}.apply({a}, {factor}))")
+
+
+def _shared_data(s: Scope, depth: int) -> None:
+    """Values of one memory and of histories of their own, written to in turn."""
+    a = s.pick(where=lambda x: x.numel() > 0 and x.is_floating_point())
+    y, z = s.new("y"), s.new("z")
+    write = s.one_of("{y}.mul_(0.5)", "{z}.add_({a})", "{y}.reshape(-1)[0] = 0.3", "{z}.clamp_(max=0.4)", "pass")
+    without = s.one_of("{y}.sub_(0.2)", "{z}.mul_(1.5)", "{y}.detach().zero_()", "pass")
+    lines = [f"{y}, {z} = {a}.sin(), {a} * 0.7", f"{y}.data = {z}", write.format(y=y, z=z, a=a)]
+    lines += ["with torch.no_grad():", f"    {without.format(y=y, z=z)}"]
+    run(s, lines, f"({y} * 1, {z} * {y})")
+
+
 def _nothing(s: Scope, depth: int) -> None:
     """A branch whose result has parts that are no tensors."""
     a = s.pick(where=lambda x: x.numel() > 0)
@@ -83,3 +125,4 @@ def _nothing(s: Scope, depth: int) -> None:
 
 
 REGIONS: list[Callable[[Scope, int], Any]] = [_region, _region, _jitted, _jitted, _in_place, _by_hand, _nothing]
+REGIONS += [_function_of_torch, _function_of_torch, _shared_data]

@@ -644,3 +644,32 @@ def write_through_a_view_of_what_is_strided():
         return y
 
     fh.checkpoint(turned)(torch.ones(2, 3).mT)
+
+
+@misuse_captured(fh.CaptureError)
+def body_leaves_gradients_off():
+    def step(c, x):
+        torch.set_grad_enabled(False)
+        return c * x, x
+
+    try:
+        fh.scan(step, X, torch.ones(3))
+    finally:
+        torch.set_grad_enabled(True)
+
+
+@misuse_captured(fh.CaptureError)
+def body_changes_the_default_dtype():
+    def step(c, x):
+        torch.set_default_dtype(torch.float64)
+        return c * x, torch.zeros(2)
+
+    try:
+        fh.scan(step, X, torch.ones(3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@misuse_captured(fh.CaptureError)
+def body_fills_an_expanded_value():
+    fh.scan(lambda c, x: (c * (x * 1).expand(2).zero_(), x), X, torch.ones(3))

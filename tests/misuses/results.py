@@ -307,3 +307,8 @@ def map_output_changes_its_tree():
 def map_constant_changes_between_chunks():
     names = iter("abc")
     fh.map(lambda x: (x, next(names)), torch.ones(3), batch_size=2)
+
+
+@misuse_captured(fh.CaptureError)
+def branch_returns_a_tensor_that_begins_a_history():
+    fh.cond(YES, lambda x: x.detach().requires_grad_(), lambda x: x * 2, X)
