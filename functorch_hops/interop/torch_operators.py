@@ -65,6 +65,11 @@ def _map(function: Callable[..., Any], xs: Values, constants: Values) -> Any:
     return map_rows(lambda row: function(*row, *constants), list(xs))
 
 
+def _invoke_subgraph(subgraph: Callable[..., Any], identifier: str | None, *operands: Any) -> Any:
+    """A region that is compiled once for all its calls: in a captured body a call like any other."""
+    return subgraph(*operands)
+
+
 def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
     return _torch.attention_in_python()(*args, **kwargs)
 
@@ -76,5 +81,6 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "scan": _scan,
     "map_impl": _map,
     "flex_attention": _attention,
+    "invoke_subgraph": _invoke_subgraph,
 }
 """By the names of torch's operators."""
