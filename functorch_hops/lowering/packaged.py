@@ -1,8 +1,8 @@
 """Loops of a program that AOTInductor packages, as kernels (torch 2.13).
 
-NOTE [Kernels in packages] An exported program holds loops of torch's own, with their bodies as graphs. Where AOTInductor
-is about to compile such a graph, each loop is captured once more, as a call of ours: torch's operators in a captured
-body become ours, those inside of the loop too. So passes, decision and code are those of ``jit``, and the kernel's
+NOTE [Kernels in packages] An exported program holds loops of torch's own, with their bodies as graphs. Where
+AOTInductor is about to compile such a graph, each loop is captured once more, as a call of ours: torch's operators in a
+captured body become ours, those inside of the loop too. So passes, decision and code are those of ``jit``, and the kernel's
 source becomes a part of the package, which needs this library no more. The loop is captured for the program's own
 symbols, of which nothing new is assumed. What can't be had so stays as it is, and the loops in its body are asked by
 themselves; which became what is logged, with the reason.
@@ -55,7 +55,7 @@ def put_kernels(module: fx.GraphModule) -> None:
             else:
                 _log.info("%s is a kernel", _described(node))
                 continue
-        graphs |= {part: None for part in _parts(node, module)}
+        graphs |= dict.fromkeys(_parts(node, module))
     for part in graphs:
         put_kernels(part)
     _forget_unused(module)
@@ -152,7 +152,7 @@ def _captured(node: fx.Node, module: fx.GraphModule, operands: Sequence[fx.Node]
         body, lifted = speculate_subgraph(call, metas, operation="aot_inductor", parameter="program")
     except _torch.NewFactError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the capture of a foreign graph raises
+    except Exception as error:  # whatever the capture of a foreign graph raises
         raise Refused(f"it can't be captured: {error}") from error
     if lifted:
         raise Refused("its body holds a tensor")
