@@ -1,11 +1,11 @@
 """Loops of a program that AOTInductor packages, as kernels (torch 2.13).
 
 NOTE [Kernels in packages] An exported program holds loops of torch's own, with their bodies as graphs. Where
-AOTInductor is about to compile such a graph, each loop is captured once more, as a call of ours: torch's operators in a
-captured body become ours, those inside of the loop too. So passes, decision and code are those of ``jit``, and the kernel's
-source becomes a part of the package, which needs this library no more. The loop is captured for the program's own
-symbols, of which nothing new is assumed. What can't be had so stays as it is, and the loops in its body are asked by
-themselves; which became what is logged, with the reason.
+AOTInductor is about to compile such a graph, each loop is captured once more, as a call of ours: torch's operators in
+a captured body become ours, those inside of the loop too. So passes, decision and code are those of ``jit``, and the
+kernel's source becomes a part of the package, which needs this library no more. The loop is captured for the
+program's own symbols, of which nothing new is assumed. What can't be had so stays as it is, and the loops in its body
+are asked by themselves; which became what is logged, with the reason.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOOPS = {
 
 def put_kernels(module: fx.GraphModule) -> None:
     """Put kernels in the place of loops, where they can be, in a graph of ATen operators and in those inside of it."""
-    graphs: dict[fx.GraphModule, None] = {}
+    graphs: dict[fx.GraphModule, Any] = {}
     for node in list(module.graph.nodes):
         if node.target in _LOOPS:
             try:
@@ -93,18 +93,22 @@ def _put_kernel(node: fx.Node, module: fx.GraphModule) -> None:
     with _torch.no_new_facts(shape_env_of(x.shape for x in values)):
         try:
             kernel = _traced(_planned(_captured(node, module, operands)), values)
-            results = [x.meta["val"] for x in kernel.graph.output_node().args[0]]
-            if not all(map(_is_like, results, node.meta["val"])):
+            if not all(map(_is_like, _results(kernel), node.meta["val"])):
                 raise Refused("its results lie in memory in an order of their own")
         except _torch.NewFactError as fact:
             raise Refused(f"its code would hold for some sizes only: {fact}") from fact
     with node.graph.inserting_before(node):
         new = dict(zip(kernel.graph.find_nodes(op="placeholder"), operands, strict=True))
-        outputs = node.graph.graph_copy(kernel.graph, new)
+        outputs: Any = node.graph.graph_copy(kernel.graph, new)
     for user in list(node.users):
         user.replace_all_uses_with(outputs[user.args[1]])
         node.graph.erase_node(user)
     node.graph.erase_node(node)
+
+
+def _results(module: fx.GraphModule) -> list[Tensor]:
+    (nodes,) = module.graph.output_node().args
+    return [x.meta["val"] for x in nodes]  # type: ignore[union-attr]
 
 
 def _holders(node: fx.Node, operands: Sequence[fx.Node]) -> list[fx.Node]:
@@ -174,7 +178,8 @@ def _traced(plan: Plan, values: Sequence[Tensor]) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     run = plan.body.module
-    with values[0].fake_mode:
+    mode: Any = values[0].fake_mode  # type: ignore[attr-defined]
+    with mode:
         return make_fx(lambda *args: list(run(*args)), decomposition_table=decompositions())(*values)
 
 

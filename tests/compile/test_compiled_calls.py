@@ -305,14 +305,9 @@ def test_a_rule_that_reads_an_attribute_of_a_closed_over_matrix() -> None:
     torch.testing.assert_close(gradients(compiled), gradients(run))
 
 
-def test_a_region_that_is_compiled_once_inside_and_around() -> None:
-    @torch.compiler.nested_compile_region
-    def layer(c, r):
-        return torch.tanh(c + r)
-
-    @torch.compiler.nested_compile_region
-    def layers(c, rows):
-        return fh.scan(lambda c, r: (layer(c, r), c.sum()), c, rows)
-
+def test_regions_that_are_compiled_once_inside_and_around() -> None:
+    layer = torch.compiler.nested_compile_region(lambda c, r: torch.tanh(c + r))
+    around = torch.compiler.nested_compile_region(lambda c, rows: fh.scan(lambda c, r: (c * r, c.sum()), c, rows))
     rows = torch.stack([x(), x() + 1])
-    same(lambda c: (layers(c, rows), layers(layer(c, rows[0]), rows)), x())
+    same(lambda c: fh.scan(lambda c, r: (layer(c, r), c.sum()), layer(c, rows[0]), rows), x())
+    same(lambda c: (around(c, rows), around(c + 1, rows)), x())
