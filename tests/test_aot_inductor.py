@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +44,35 @@ EXAMPLES = [
 ]
 
 
+N_LOOPS = 3
+"""Not in one another, the loop backwards included."""
+
+
+@contextlib.contextmanager
+def told_of_loops() -> Iterator[list[str]]:
+    """What becomes of loops, as the logger of the library tells it."""
+    log, lines = logging.getLogger("functorch_hops"), list[str]()
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: Any) -> Path:
     path = tmp_path_factory.mktemp("package") / "model.pt2"
     model = Model().requires_grad_(False)
     program = torch.export.export(model, EXAMPLES[0], dynamic_shapes=({}, {0: torch.export.Dim("T", min=2)}))
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    with told_of_loops() as told:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    assert len(told) == N_LOOPS
+    assert all(line.endswith("is a kernel") for line in told)
     torch.save([(given, model(*given)) for given in EXAMPLES], path.with_suffix(".cases"))
     return path
 
@@ -116,3 +142,17 @@ def test_loops_without_a_step_and_side_by_side(tmp_path: Path) -> None:
     run = torch._inductor.aoti_load_package(path)
     for n in (0, 1, 3):
         torch.testing.assert_close(tuple(run(x, torch.tensor(n))), Module()(x, torch.tensor(n)))
+
+
+def test_what_a_kernel_finds_wrong_is_an_error_of_the_package(tmp_path: Path) -> None:
+    class Module(nn.Module):
+        def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+            return fh.scan(lambda c, i: (c + x[i], None), x[0], rows)[0]
+
+    x, rows, path = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 2]), str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(torch.export.export(Module(), (x, rows)), package_path=path)
+    run = torch._inductor.aoti_load_package(path)
+    torch.testing.assert_close(run(x, rows), Module()(x, rows))
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        run(x, torch.tensor([0, 3]))
+    torch.testing.assert_close(run(x, rows), Module()(x, rows))

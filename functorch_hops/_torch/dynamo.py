@@ -140,9 +140,12 @@ class _Backend:
         self.__name__ = getattr(backend, "__name__", self.compiler.name)
         self.proxies: dict[int, tuple[Any, fx.Proxy]] = {}
         """The values of Dynamo's that the library got, by identity, and their proxies."""
+        self.attributes: dict[Any, tuple[Any, fx.Proxy]] = {}
+        """Those among them that are an attribute of another value, by that value and the name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
+        self.attributes.clear()
         with self.library.compiling(self.compiler):
             return self.backend(*args, **kwargs)
 
@@ -286,6 +289,8 @@ class _Call:
             return bool(value)
         if not isinstance(value, Tensor):
             return self.open_number(proxy, value)
+        if proxy.node.target is getattr:  # ``x.T``: a node of the graph around, made again for each trace
+            value, proxy = self.backend.attributes.setdefault(proxy.node.args, (value, proxy))
         self.backend.proxies[id(value)] = value, proxy
         return value
 

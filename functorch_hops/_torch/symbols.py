@@ -18,6 +18,7 @@ from .levels import top_interpreter
 __all__ = [
     "LiftedSymbols",
     "NewFactError",
+    "env_around",
     "expression",
     "expression_node",
     "facts",
@@ -38,6 +39,17 @@ __all__ = [
 def new_shape_env() -> Any:
     """What the symbols of a trace belong to, and where it records what it assumes about them."""
     return _shape_env_class()(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+
+
+def env_around() -> Any:
+    """Where the open sizes of the trace of torch's that goes on here belong, None if there are none."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    mode = None if context is None else context.fake_mode
+    mode = mode or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    env = None if mode is None else mode.shape_env
+    return env if env is not None and env.var_to_range else None
 
 
 @functools.cache

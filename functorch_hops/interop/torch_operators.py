@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from .. import _torch
+from ..ops.associative_scan.api import associative_scan
 from ..ops.cond.api import cond
 from ..ops.map.api import map as map_rows
 from ..ops.scan.api import scan
@@ -41,19 +42,32 @@ def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: 
 
 def _scan(combine_fn: Callable[..., Any], init: Values, xs: Values, additional_inputs: Values) -> Any:
     specs: list[Any] = []
+    is_graph, n = isinstance(combine_fn, fx.GraphModule), len(init)  # which returns carry and y in one tuple
 
     def step(carry: Values, x: Values) -> tuple[Values, Values]:
-        results = [_torch.tree_flatten(part) for part in combine_fn(*carry, *x, *additional_inputs)]
+        outs = combine_fn(*carry, *x, *additional_inputs)
+        results = [_torch.tree_flatten(part) for part in ((outs[:n], outs[n:]) if is_graph else outs)]
         specs[:] = [spec for _, spec in results]
         (new, _), (y, _) = results
         return new, y
 
     carry, ys = scan(step, list(init), list(xs))
-    return tuple(_torch.tree_unflatten(part, spec) for part, spec in zip((carry, ys), specs, strict=True))
+    parts = [_torch.tree_unflatten(part, spec) for part, spec in zip((carry, ys), specs, strict=True)]
+    return (*parts[0], *parts[1]) if is_graph else tuple(parts)
+
+
+def _associative_scan(combine_fn: Callable[..., Any], xs: Values, additional_inputs: Values = ()) -> Any:
+    combine = lambda a, b: list(combine_fn(*a, *b, *additional_inputs))
+    return associative_scan(combine, list(xs))
 
 
 def _map(function: Callable[..., Any], xs: Values, constants: Values) -> Any:
     return map_rows(lambda row: function(*row, *constants), list(xs))
+
+
+def _invoke_subgraph(subgraph: Callable[..., Any], identifier: str | None, *operands: Any) -> Any:
+    """A region that is compiled once for all its calls: in a captured body a call like any other."""
+    return subgraph(*operands)
 
 
 def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -61,10 +75,12 @@ def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
+    "associative_scan": _associative_scan,
     "cond": _cond,
     "while_loop": _while_loop,
     "scan": _scan,
     "map_impl": _map,
     "flex_attention": _attention,
+    "invoke_subgraph": _invoke_subgraph,
 }
 """By the names of torch's operators."""

@@ -16,7 +16,16 @@ aten = torch.ops.aten
 def decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.decomposition import select_decomp_table
 
-    return {**select_decomp_table(), aten.pow.Scalar: _integer_power}
+    table = select_decomp_table()
+    select = table[aten.index_select.default]
+
+    def selected(x: Tensor, dim: int, index: Tensor) -> Tensor:
+        """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
+        size = x.shape[dim] if x.dim() else 1
+        result: Tensor = select(x, dim, torch.where(index < 0, size, index))
+        return result
+
+    return {**table, aten.pow.Scalar: _integer_power, aten.index_select.default: selected}
 
 
 def _integer_power(base: Any, exponent: Tensor) -> Any:

@@ -129,7 +129,8 @@ def _trace(
     history_depth: int = 0,
 ) -> tuple[fx.GraphModule, Capture]:
     parent = current_capture()
-    capture = Capture(operation, parameter, parent, shape_env_of(meta.shape for meta in inputs), buffers)
+    env = shape_env_of(meta.shape for meta in inputs) or _torch.env_around()  # what is closed over may be open, too
+    capture = Capture(operation, parameter, parent, env, buffers)
     capture.lifting = Lifting(capture)
     capture.is_functionalizing = is_functionalizing
     capture.session.history_depth = max(capture.session.history_depth, history_depth)

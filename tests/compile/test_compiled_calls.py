@@ -286,3 +286,28 @@ def test_a_float_that_changes(name) -> None:
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     for a in (0.5, 0.7, 1.5):  # at the second value Dynamo leaves it open
         torch.testing.assert_close(gradient(compiled, a), gradient(f, a))
+
+
+# -- what a function closes over
+
+
+def test_a_rule_that_reads_an_attribute_of_a_closed_over_matrix() -> None:
+    """Dynamo makes a node of ``a.T`` in the graph around, again whenever it traces the rule."""
+
+    def run(a, b):
+        solve = lambda _, b: torch.linalg.solve(a, b)
+        transposed = lambda _, b: torch.linalg.solve(a.T, b)
+        return fh.custom_linear_solve(lambda x: a @ x, b, solve, transpose_solve=transposed)
+
+    a, b = torch.tensor([[3.0, 1.0], [0.5, 2.0]], requires_grad=True), torch.tensor([1.0, -1.0], requires_grad=True)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    gradients = lambda f: torch.autograd.grad(f(a, b).sum(), (a, b))
+    torch.testing.assert_close(gradients(compiled), gradients(run))
+
+
+def test_regions_that_are_compiled_once_inside_and_around() -> None:
+    layer = torch.compiler.nested_compile_region(lambda c, r: torch.tanh(c + r))
+    around = torch.compiler.nested_compile_region(lambda c, rows: fh.scan(lambda c, r: (c * r, c.sum()), c, rows))
+    rows = torch.stack([x(), x() + 1])
+    same(lambda c: fh.scan(lambda c, r: (layer(c, r), c.sum()), layer(c, rows[0]), rows), x())
+    same(lambda c: (around(c, rows), around(c + 1, rows)), x())

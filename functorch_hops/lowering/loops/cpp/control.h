@@ -26,6 +26,9 @@
 #pragma weak PyList_Reverse
 #pragma weak Py_BuildValue
 #pragma weak PyObject_CallFunction
+// Before Python 3.13 macros give these two other names, which a pragma does not see.
+#pragma weak _Py_BuildValue_SizeT
+#pragma weak _PyObject_CallFunction_SizeT
 #pragma weak PyErr_Clear
 #pragma weak PyErr_Occurred
 #pragma weak _Py_Dealloc
