@@ -287,13 +287,15 @@ def _graph_class() -> Any:
             self.statements += product_statements(node, node.inputs, self._dense, self._scratch, self.constants)
             self.needs[PRODUCT] = None
 
-        def _dense(self, matrix: Factor, count: Size) -> Factor:
-            """A copy, row after row, made before the first step if no step changes the matrix."""
+        def _dense(self, matrix: Factor, count: Size, in_panels: bool) -> Factor:
+            """A copy, row after row or in panels, made before the first step if no step changes the matrix."""
             rows, columns = matrix.shape
             name, step = matrix.buffer, rows * columns if matrix.step else 0
             place = list(V.graph.graph_input_names).index(name) if name in self.constants else -1
             count = count if matrix.step else 1
-            copy = Dense(place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides)
+            copy = Dense(
+                place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides, in_panels
+            )
             if name not in self.constants:
                 target = self._scratch(count * rows * columns, computed_dtype(matrix.dtype))
                 self.statements.append(copy.copied(name, target))

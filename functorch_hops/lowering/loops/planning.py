@@ -33,7 +33,7 @@ from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, effectful_kernel, load, loop_kernel
-from .sinking import sunk
+from .sinking import sunk, sunk_products
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
@@ -161,6 +161,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     form, tensors = keyed(form, node, tensors, seeds)
                 if isinstance(form, Scan):
                     form, places = with_leads(form, node)
+                    form, tensors = sunk_products(form, node, tensors)
                     form, tensors = shifted(*sunk(form, node, tensors, module))
                 if reader is not None and isinstance(form, While):
                     made = _plan_tape(node, form, tensors, reader, params, module, options, sizes, is_inner)
