@@ -155,14 +155,14 @@ template <class F> FH_INLINE F expm1(F x) {
   return with_sign_of(x, 2.0f * fma(half, expm1_of_small(e.r), half - 0.5f));
 }
 
-// x P(x^2) / Q(x^2), up to where tanh is rounded to 1
-constexpr float TANH_P[] = {1.3384044983411059e-08f, 2.0635652617784217e-05f, 0.003497447818517685f,
-                            0.13382679224014282f, 1.0f};
-constexpr float TANH_Q[] = {7.790150675646146e-07f, 0.00032885008840821683f, 0.025884322822093964f,
-                            0.46716001629829407f, 1.0f};
+// (e^2x - 1) / (e^2x + 1). The larger n is, the less it matters that n ln 2 is not exact.
+constexpr float TANH[] = {0.0013946554390713573f, 0.008366644382476807f, 0.04166628047823906f, 0.16666541993618011f, 0.5f};
 template <class F> FH_INLINE F tanh(F x) {
-  F size = at_most(absolute(x), 9.02f), square = size * size;
-  return with_sign_of(x, at_most(size * polynomial(square, TANH_P) / polynomial(square, TANH_Q), 1.0f));
+  F size = at_most(absolute(x), 10.0f);
+  F shifted = fma(size, 0x1.715476p1f, SHIFT), r = fma(shifted - SHIFT, -0x1.62e43p-1f, size + size);
+  F power = power_of_2(shifted);
+  F d = fma(power, fma(r * r, polynomial(r, TANH), r), power - 1.0f);
+  return with_sign_of(x, d / (d + 2.0f));
 }
 
 // e^x / (1 + e^x)
