@@ -179,7 +179,7 @@ _c = ctypes.CDLL(None)
 _c.free.argtypes, _c.free.restype = [ctypes.c_void_p], None
 
 
-class _Memory(ctypes.Array):  # type: ignore[type-arg]
+class _Memory(ctypes.Array):
     """Memory of ``malloc``, freed with the last tensor in it."""
 
     _type_, _length_ = ctypes.c_int64, 1 << 40
