@@ -38,7 +38,7 @@ from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 from . import watching as _watching  # noqa: F401 - kernels look for it
-from .tapes import empty_tape, free_tape, owner_of, tapes_made
+from .tape_values import empty_tape, free_tape, owner_of, tapes_made
 
 __all__ = ["Library", "found", "is_noted", "keep", "name_of", "note"]
 

@@ -10,8 +10,6 @@ the loop backwards asks no flag.
 
 from __future__ import annotations
 
-import ctypes
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,19 +28,16 @@ from .headers import header
 from .operator import empty_outputs, loop_kernel, run_kernel
 from .sizes import Size, aligned
 from .source import n_bytes
+from .tape_values import empty_tape, owner_of
 
 __all__ = [
     "TAPE",
     "Layout",
     "Reader",
-    "empty_tape",
-    "free_tape",
     "has_kernels",
     "layout_of",
-    "owner_of",
     "reader_of",
     "taped_kernel",
-    "tapes_made",
 ]
 
 TAPE = header("tape")
@@ -133,17 +128,6 @@ def has_kernels(body: Subgraph) -> bool:
     return any(node.target in (loop_kernel, taped_kernel) for node in body.module.graph.nodes)
 
 
-def tapes_made(body: Subgraph) -> tuple[int, ...]:
-    """Which outputs of a graph are tapes that a kernel in it writes."""
-    return body.derive("tapes", lambda: tuple(i for i, node in enumerate(body.output_nodes()) if _is_tape(node)))
-
-
-def _is_tape(node: fx.Node) -> bool:
-    kernel = node.args[0] if node.target is operator.getitem else None
-    is_writer = isinstance(kernel, fx.Node) and kernel.target is taped_kernel and kernel.args[1] is None
-    return is_writer and node.args[1] == len(kernel.args[-1])  # type: ignore[union-attr, arg-type]
-
-
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
     "taped_kernel(Tensor[] inputs, Tensor? tape, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
@@ -173,35 +157,6 @@ def _run(
         raise RuntimeError("the tape of a loop was copied")
     run_kernel([*inputs, tape], outputs, sizes, workspace, parts, name)
     return outputs
-
-
-_c = ctypes.CDLL(None)
-_c.free.argtypes, _c.free.restype = [ctypes.c_void_p], None
-
-
-class _Memory(ctypes.Array):
-    """Memory of ``malloc``, freed with the last tensor in it."""
-
-    _type_, _length_ = ctypes.c_int64, 1 << 40
-
-    def __del__(self, free: Any = _c.free, address: Any = ctypes.addressof) -> None:
-        free(address(self))
-
-
-def empty_tape() -> Tensor:
-    """The place of no tape, for a kernel that hands one over."""
-    return torch.zeros(2, dtype=torch.int64)
-
-
-def owner_of(place: Tensor) -> Tensor:
-    """The tape that a kernel handed over, as a value of a graph, which owns it."""
-    address, size = place.tolist()
-    return torch.frombuffer(_Memory.from_address(address), dtype=torch.int64, count=size // 8)[:2]
-
-
-def free_tape(place: Tensor) -> None:
-    """Free the tape, if one was handed over."""
-    _c.free(place.tolist()[0])
 
 
 def _fake(

@@ -22,7 +22,7 @@ from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...lowering.backends import with_tapes
 from ...lowering.loops.forms import is_whole
-from ...lowering.loops.tapes import tapes_made
+from ...lowering.loops.tape_values import tapes_made
 from ...passes.effects import silenced
 from .op import ClosedCallParams, TapedCallParams, closed_call_op
 from .rules import closed_call_vjp_backward, closed_call_vjp_forward
