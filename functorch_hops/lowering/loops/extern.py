@@ -207,5 +207,5 @@ def contiguous_input(x: Any) -> Any:
     x = ExternKernel.realize_input(x)
     if 0 in x.get_size():
         return x  # nobody reads it, and Inductor does not lay it out anew
-    x = ExternKernel.requirecontiguous_input(x)
+    x = ExternKernel.require_contiguous(x)
     return x if getattr(x.get_layout().offset, "is_Integer", True) else ExternKernel.copy_input(x)
