@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.lowering.inductor import exact_code
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.passes.products import batch_products
 from loop_plans import Program, check, normal, taken
+from modes import same
 
 
 def repeat(step: Callable[[Any], Any], carry: Any) -> Any:
@@ -63,6 +67,47 @@ PRODUCTS: dict[str, Program] = {
         (normal(16, 48) / 4, normal(16, 48) / 4, normal(9, 3, 16)),
     ),
 }
+
+
+def returned(w: Tensor, u: Tensor, xs: Tensor) -> Any:
+    """Fission takes the product of the rows out of the loop, whose kernel takes it back."""
+    c = torch.zeros(xs.shape[1], w.shape[0], dtype=xs.dtype)
+    return fh.scan(lambda c, x: (torch.tanh(c @ w + x @ u), c[0]), c, xs)
+
+
+RETURNED: dict[str, Program] = {
+    "few columns": (returned, (normal(13, 13) / 7, normal(40, 13) / 7, normal(7, 9, 40))),
+    "in panels": (returned, (normal(189, 189) / 15, normal(200, 189) / 15, normal(7, 10, 200))),
+    "in panels, double": (
+        returned,
+        (normal(188, 188).double() / 15, normal(200, 188).double() / 15, normal(7, 10, 200).double()),
+    ),
+    "turned, in panels": (
+        lambda w, u, xs: returned(w.t(), u.t(), xs),
+        (normal(189, 189) / 15, normal(189, 200) / 15, normal(7, 10, 200)),
+    ),
+}
+
+
+def parted(f: Callable[..., Any], args: tuple[Tensor, ...]) -> list[str]:
+    """How the loop is lowered from which fission took a product; all is compared with eager."""
+    body = batch_products(fh.jit(f).lower(*args)._body)
+    assert any(node.target is torch.ops.aten.mm.default for node in body.module.graph.nodes)
+    with exact_code():
+        made = planned(body, {})
+    same(list(made.body(*args)), list(f(*args)), rtol=1e-4, atol=1e-5)
+    has_product = any(node.target is torch.ops.aten.mm.default for node in made.body.module.graph.nodes)
+    return [*taken(list(made.loops)), *(["product"] if has_product else [])]
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_products_return_to_a_loop_that_multiplies(name: str) -> None:
+    assert parted(*RETURNED[name]) == ["steps"]
+
+
+def test_a_loop_over_lanes_stays_one() -> None:
+    gated = lambda u, xs: fh.scan(lambda c, x: (c * torch.sigmoid(x @ u), c), torch.ones(9, 13), xs)
+    assert parted(gated, (normal(40, 13) / 7, normal(7, 9, 40))) == ["lanes", "product"]
 
 
 def layers(x: Tensor, w: Tensor, v: Tensor) -> Tensor:

@@ -24,6 +24,12 @@ def decaying(c: Tensor, xs: Tensor) -> Any:
 WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "work before and behind": (lambda c, xs: decaying(c.exp() + 1, xs * 2)[1].sum(0).softmax(0), (C, XS)),
     "a gradient": (lambda c, xs: fh.grad(lambda c: decaying(c, xs)[1].square().mean())(c), (C, XS)),
+    "a while and its gradient": (
+        lambda c, xs: fh.grad(
+            lambda c: fh.while_loop(lambda y: y.abs().max() > 0.1, lambda y: torch.sin(y) * 0.8 + xs[0] * 0, c).sum()
+        )(c),
+        (C, XS),
+    ),
     "two loops": (lambda c, xs: decaying(decaying(c, xs)[0], xs.flip(0)), (C, XS)),
     "lanes that end at different steps": (
         fh.vmap(lambda a: fh.while_loop(lambda y: abs(y**3 - a) > 1e-3, lambda y: y - (y**3 - a) / (3 * y**2), a)),

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.ir.meta import TensorMeta
 from functorch_hops.ir.subgraph import params_of
+from functorch_hops.lowering import inductor
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.forms import TAPE_META, is_whole
 from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
@@ -125,13 +127,52 @@ def test_gradients_by_tapes(name: str) -> None:
     assert [report.taken for report in check(name).loops][:2] == ["tape", "tape"]
 
 
-@pytest.mark.slow
-def test_a_tape_in_a_loop_of_torchs() -> None:
+@pytest.fixture
+def no_graph_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_graph(*args: Any) -> Any:
+        raise AssertionError("Inductor was asked for a graph")
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
+
+
+@pytest.mark.usefixtures("no_graph_around")
+def test_tapes_in_the_steps_of_a_loop() -> None:
+    """Each step writes a tape, reads it, and frees it; by autograd the loop backwards does."""
     args = normal(N), torch.tensor(0.9)
     expected = gradients(loss(in_a_loop, python_while), args)
     f = loss(in_a_loop, fh.while_loop)
+    g = fh.value_and_grad(f, argnums=(0, 1))
+    assert [report.taken for report in plan(g, *args).loops].count("tape") == 2
+    same(fh.jit(g)(*args), expected, rtol=1e-4, atol=1e-5)
     same(gradients(fh.jit(f), args), expected, rtol=1e-4, atol=1e-5)
-    same(fh.jit(fh.value_and_grad(f, argnums=(0, 1)))(*args), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_graph_around")
+def test_the_forward_graph_hands_its_tape_to_the_backward_graph() -> None:
+    """Each is one kernel; what fails behind a tape frees it."""
+
+    def f(x: Tensor, w: Tensor, n: Tensor) -> Any:
+        y = fh.while_loop(lambda s: s[0] < 4, lambda s: (s[0] + 1, torch.sin(s[1] * w)), (0, x))[1]
+        return y.sum(), 6 // n
+
+    x, w = normal(N).requires_grad_(), torch.tensor(0.9, requires_grad=True)
+    expected = torch.autograd.grad(f(x, w, torch.tensor([2]))[0], (x, w))
+    jitted = fh.jit(f)
+    same(torch.autograd.grad(jitted(x, w, torch.tensor([2]))[0], (x, w)), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        jitted(x, w, torch.tensor([0]))
+
+
+@pytest.mark.slow
+def test_tapes_in_a_kernel_are_freed() -> None:
+    step = lambda s: (s[0] + 1, torch.sin(s[1]))
+    g = fh.jit(fh.grad(lambda x: fh.while_loop(lambda s: s[0] < 100, step, (0, x))[1].sum()))
+    x = torch.ones(100_000)  # 40 MB a tape
+    g(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(20):
+        g(x)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 @pytest.mark.slow
@@ -149,7 +190,7 @@ def test_the_loop_runs_once() -> None:
         nodes = body.module.graph.nodes
         (kernel,) = (node for node in nodes if node.target is taped_kernel)
         assert (kernel.args[1] is not None) is tape and not any(params_of(node, body.module) for node in nodes)
-    (tape,) = (x for x in value.grad_fn.saved_tensors if x.dtype is torch.uint8)  # type: ignore[union-attr]
+    (tape,) = (x for x in value.grad_fn.saved_tensors if TensorMeta.of(x) == TAPE_META)  # type: ignore[union-attr]
     assert is_whole(tape)
 
 

@@ -9,7 +9,8 @@ loop, and the loop takes the native path.
 ``body``: a body as a function, ``lanes``: the same for a block of lanes, ``lane_blocks``: how to cut it,
 ``systems``: lanes of several numbers, ``lane_steps``, ``unrolled`` and ``lane_rows``: their steps,
 numbers and places, ``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
-makes the rows of a loop, and where they lie, ``tapes``: loops of unknown length that save for their gradient,
+makes the rows of a loop, and where they lie, ``tapes`` and ``tape_values``: loops of unknown length that save for
+their gradient,
 ``vector_math``: the functions that kernels call,
 ``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;
 ``whole``: a graph with what is around its loops as one kernel, ``kept``: the same from disk, ``probing``: what

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...ir.meta import TensorMeta
-from .forms import Branches, Prefixes, Scan, While
+from .forms import TAPE_META, Branches, Prefixes, Scan, While
 from .lane_blocks import REST, Blocks
 from .lanes import LaneBody, held_dtype, position
 from .sizes import OpenSize, Size, largest, size_of
 from .source import Function, c_type, computed_dtype, defined, n_bytes, nanoseconds_of, numel, offset_after
-from .tapes import TAPE, TAPE_PLACE, Layout
+from .tapes import TAPE, Layout
 
 __all__ = [
     "LOOK_AFTER",
@@ -234,7 +234,7 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
     return defined(
         "while_loop",
         form.inputs,
-        [*form.outputs, *([TAPE_PLACE] if record else [])],
+        [*form.outputs, *([TAPE_META] if record else [])],
         lines,
         needs=[TAPE] if record else [],
         calls=[cond, body],
@@ -274,7 +274,7 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
     ]
     return defined(
         "scan",
-        [*metas[:n], *consts, TAPE_PLACE],
+        [*metas[:n], *consts, TAPE_META],
         form.body.outputs,
         lines,
         needs=[TAPE],

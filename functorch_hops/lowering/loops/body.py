@@ -28,6 +28,7 @@ from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .sizes import OpenSize, Size, largest, size_of, symbols
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
+from .tapes import TAPE, taped_kernel
 from .vector_math import kernel_proxy
 
 __all__ = ["Lowered", "lowered", "statements"]
@@ -115,7 +116,7 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
             c_type(meta.dtype)
             if meta.device.type != "cpu":
                 raise Refused(f"it computes on {meta.device.type}")
-        if node.target in (loop_kernel, effectful_kernel):
+        if node.target in (loop_kernel, effectful_kernel, taped_kernel):
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
@@ -178,6 +179,8 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
             offset = offset_after(offset, count * dtype.itemsize)
     head = [f"auto* {name} = in_{i};" for i, name in enumerate(graph.graph_input_names)]
     head += [f"auto* {name} = out_{i};" for name, i in names.items()]
+    # What it hands on is the caller's.
+    places += [f"fh::TapeOwner owner_of_{name}({name});" for name in code.tapes if name not in names]
     has_inner = isinstance(code.inner_workspace, OpenSize) or code.inner_workspace > 0
     inner = [f"char* const inner = workspace + {offset};"] if has_inner else []
     return defined(
@@ -270,6 +273,7 @@ def _graph_class() -> Any:
             self.needs: dict[str, None] = {}
             self.dense: list[Dense] = []
             self.constants: Sequence[str] = ()
+            self.tapes: list[str] = []
 
         def writeline(self, line: Any) -> None:
             raise Refused(f"Inductor writes a {type(line).__name__} for it")
@@ -283,13 +287,15 @@ def _graph_class() -> Any:
             self.statements += product_statements(node, node.inputs, self._dense, self._scratch, self.constants)
             self.needs[PRODUCT] = None
 
-        def _dense(self, matrix: Factor, count: Size) -> Factor:
-            """A copy, row after row, made before the first step if no step changes the matrix."""
+        def _dense(self, matrix: Factor, count: Size, in_panels: bool) -> Factor:
+            """A copy, row after row or in panels, made before the first step if no step changes the matrix."""
             rows, columns = matrix.shape
             name, step = matrix.buffer, rows * columns if matrix.step else 0
             place = list(V.graph.graph_input_names).index(name) if name in self.constants else -1
             count = count if matrix.step else 1
-            copy = Dense(place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides)
+            copy = Dense(
+                place, matrix.dtype, matrix.offset, count, matrix.step, matrix.shape, matrix.strides, in_panels
+            )
             if name not in self.constants:
                 target = self._scratch(count * rows * columns, computed_dtype(matrix.dtype))
                 self.statements.append(copy.copied(name, target))
@@ -361,6 +367,10 @@ def _graph_class() -> Any:
             self.functions.append(function)
             pointer = "inner" if function.has_workspace else "nullptr"
             self.statements.append(f"{name}({', '.join([*arguments, pointer, 'control'])});")
+
+        def own_tape(self, place: str) -> None:
+            self.tapes.append(place)
+            self.needs[TAPE] = None
 
     class BodyGraph(GraphLowering):
         """Inductor's graph of a body, traced in ``mode``. ``local_dtypes``: of buffers that a block of lanes has

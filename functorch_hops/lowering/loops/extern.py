@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from sympy import sympify
 
+from ...ir.meta import TensorMeta
 from .drawing import draw
+from .forms import TAPE_META
 from .happening import effect
 from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
 
-__all__ = ["contiguous_input", "in_turn", "plain_input", "register_kernels", "writing_kernel"]
+__all__ = ["contiguous_input", "in_turn", "lower_taped", "plain_input", "register_kernels", "writing_kernel"]
 
 
 def in_turn(operation: Any) -> None:
@@ -58,12 +60,14 @@ def writing_kernel() -> Any:
 
 
 @functools.cache
-def register_kernels() -> None:
-    from torch._inductor import ir
-    from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering
-    from torch._inductor.virtualized import V, ops
+def _loop_kernel() -> Any:
+    from torch._inductor.virtualized import V
 
     class LoopKernel(writing_kernel()):  # type: ignore[misc]
+        """``tape``: the buffer among its outputs that says where the tape lies which it writes, if it does."""
+
+        tape: str | None = None
+
         def __init__(
             self,
             inputs: Any,
@@ -72,7 +76,7 @@ def register_kernels() -> None:
             workspace: Any,
             parts: Sequence[str],
             name: str,
-            has_effects: bool,
+            has_effects: bool = False,
         ) -> None:
             super().__init__(inputs, outputs, [*sizes, workspace])
             self.has_effects = has_effects
@@ -89,6 +93,8 @@ def register_kernels() -> None:
                 places = [f"{x} + {offset}" for x, offset in zip(self.arguments, self.offsets)]
                 places += [str(size_of(size)) for size in self.sizes]
                 wrapper.call_function(self.parts, self.function, size_of(self.workspace), places)
+                if self.tape is not None:
+                    wrapper.own_tape(self.tape)
                 return
             is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
@@ -100,27 +106,62 @@ def register_kernels() -> None:
             arguments = [*self.arguments, *map(wrapper.codegen_sizevar, (*self.sizes, self.workspace))]
             wrapper.generate_kernel_call(name, arguments, triton=False, arg_types=types)
 
-    def lower(
-        inputs: Any,
-        sizes: Any,
-        workspace: Any,
-        parts: Any,
-        name: str,
-        ranks: Any,
-        shapes: Any,
-        dtypes: Any,
-        has_effects: bool = False,
-    ) -> Any:
-        inputs = [contiguous_input(x) for x in inputs]
-        outputs = []
-        for meta in output_metas(ranks, shapes, dtypes):
-            out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
-            out.realize()
-            outputs.append(out)
-        kernel = LoopKernel(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name, has_effects)
-        if has_effects:
-            in_turn(kernel)
-        return outputs
+    return LoopKernel
+
+
+def _outputs(metas: Sequence[TensorMeta]) -> list[Any]:
+    from torch._inductor.lowering import empty_strided
+
+    outputs = [empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device) for meta in metas]
+    for out in outputs:
+        out.realize()
+    return outputs
+
+
+def _lower(
+    inputs: Any,
+    sizes: Any,
+    workspace: Any,
+    parts: Any,
+    name: str,
+    ranks: Any,
+    shapes: Any,
+    dtypes: Any,
+    has_effects: bool = False,
+) -> Any:
+    inputs = [contiguous_input(x) for x in inputs]
+    outputs = _outputs(output_metas(ranks, shapes, dtypes))
+    kernel = _loop_kernel()(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name, has_effects)
+    if has_effects:
+        in_turn(kernel)
+    return outputs
+
+
+def lower_taped(
+    inputs: Any,
+    tape: Any,
+    sizes: Any,
+    workspace: Any,
+    parts: Any,
+    name: str,
+    ranks: Any,
+    shapes: Any,
+    dtypes: Any,
+) -> Any:
+    """Of a kernel in a function of C++: there a tape is the place where it lies."""
+    metas = output_metas(ranks, shapes, dtypes)
+    outputs = _outputs(metas if tape is not None else [*metas, TAPE_META])
+    given = [contiguous_input(x) for x in (*inputs, *([] if tape is None else [tape]))]
+    kernel = _loop_kernel()(given, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
+    kernel.tape = outputs[-1].get_name() if tape is None else None
+    return outputs
+
+
+@functools.cache
+def register_kernels() -> None:
+    from torch._inductor import ir
+    from torch._inductor.lowering import fallback_handler, register_lowering
+    from torch._inductor.virtualized import V, ops
 
     def lower_effect(*args: Any) -> None:
         fallback_handler(effect, add_to_fallback_set=False)(*args)
@@ -145,8 +186,8 @@ def register_kernels() -> None:
         result.realize()
         return result
 
-    register_lowering(loop_kernel, type_promotion_kind=None)(lower)
-    register_lowering(effectful_kernel, type_promotion_kind=None)(functools.partial(lower, has_effects=True))
+    register_lowering(loop_kernel, type_promotion_kind=None)(_lower)
+    register_lowering(effectful_kernel, type_promotion_kind=None)(functools.partial(_lower, has_effects=True))
     register_lowering(effect, type_promotion_kind=None)(lower_effect)
     register_lowering(draw, type_promotion_kind=None)(lower_draw)
 

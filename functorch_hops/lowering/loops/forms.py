@@ -176,12 +176,12 @@ class Again:
 Form = Scan | While | Prefixes | Branches
 
 
-TAPE_META = TensorMeta((1,), torch.uint8, torch.device("cpu"))
-"""What a graph knows of a tape: see NOTE [Tapes]."""
+TAPE_META = TensorMeta((2,), torch.int64, torch.device("cpu"))
+"""What a graph knows of a tape, where it lies, and its bytes: see NOTE [Tapes]."""
 
 
 def is_whole(tape: Tensor) -> bool:
-    """Whether a tape is itself, and no copy of its one byte."""
+    """Whether a tape is itself, and no copy of its two numbers."""
     return tape.untyped_storage().nbytes() > tape.nbytes
 
 

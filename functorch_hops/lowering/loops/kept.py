@@ -38,6 +38,7 @@ from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 from . import watching as _watching  # noqa: F401 - kernels look for it
+from .tape_values import empty_tape, free_tape, owner_of, tapes_made
 
 __all__ = ["Library", "found", "is_noted", "keep", "name_of", "note"]
 
@@ -63,7 +64,19 @@ class Library(NamedTuple):
             kernel(*operands, *outputs, workspace)
             return outputs
 
-        return run
+        tapes = tapes_made(body)
+
+        def run_with_tapes(operands: Sequence[Tensor]) -> list[Tensor]:
+            outputs = [empty_tape() if i in tapes else empty(*layout) for i, layout in enumerate(layouts)]
+            try:
+                kernel(*operands, *outputs, workspace)
+            except BaseException:
+                for i in tapes:
+                    free_tape(outputs[i])
+                raise
+            return [owner_of(out) if i in tapes else out for i, out in enumerate(outputs)]
+
+        return run_with_tapes if tapes else run
 
 
 def _dense_strides(shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,13 +10,14 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ...ir.meta import TensorMeta
-from .extern import in_turn, plain_input, writing_kernel
+from .extern import in_turn, lower_taped, plain_input, writing_kernel
 from .forms import Refused
 from .happening import EVENTS, HAPPENING_STATEMENTS
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
 from .sizes import expression_of, size_of
 from .source import c_type, numel
+from .tapes import taped_kernel
 
 __all__ = ["own_lowering"]
 
@@ -26,6 +27,8 @@ Statement = Callable[..., str]
 
 def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
     """How Inductor lowers a node inside a loop, if it is one of these operators."""
+    if node.target is taped_kernel:
+        return lower_taped
     for statements, part in _STATEMENTS:
         if node.target in statements:
             return functools.partial(_lower, node, statements[node.target], part)

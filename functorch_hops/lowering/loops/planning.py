@@ -33,12 +33,12 @@ from .lanes import lane_body
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, effectful_kernel, load, loop_kernel
-from .sinking import sunk
+from .sinking import sunk, sunk_products
 from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
 from .systems import Bodies, systems
-from .tapes import TAPE_PLACE, Reader, layout_of, reader_of, taped_kernel
+from .tapes import Reader, has_kernels, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch
 from .triton.planning import check_form, is_on_cuda, launch_of, launched
@@ -112,7 +112,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         if is_on_cuda(body):
             return None
         plan = _plan(body, options, is_inner=True)
-        if not plan.loops:
+        if not (plan.loops or has_kernels(body)):
             return None
         made, workspace = whole(lowered(plan.body, options), options)
         generated(made.source)
@@ -154,16 +154,18 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                 places = {user: Place(int(user.args[1])) for user in node.users}
                 reader = None
                 if isinstance(form, While) and form.flags:
-                    if is_inner or params.has_effects:
-                        raise Refused("it stacks values for a gradient, and has effects or is in another loop")
+                    if is_draft or params.has_effects:
+                        raise Refused("it stacks values for a gradient, and has effects or lanes that take turns")
                     reader = reader_of(form, node, module)
                 if params.random:
                     form, tensors = keyed(form, node, tensors, seeds)
                 if isinstance(form, Scan):
                     form, places = with_leads(form, node)
+                    form, tensors = sunk_products(form, node, tensors)
                     form, tensors = shifted(*sunk(form, node, tensors, module))
                 if reader is not None and isinstance(form, While):
-                    reports += _plan_tape(node, form, tensors, reader, params, module, options, sizes)
+                    made = _plan_tape(node, form, tensors, reader, params, module, options, sizes, is_inner)
+                    reports += made
                     done.add(reader.node)
                     continue
                 if is_draft:
@@ -381,6 +383,7 @@ def _plan_tape(
     module: fx.GraphModule,
     options: dict[str, Any],
     sizes: GraphSizes,
+    is_inner: bool,
 ) -> list[LoopReport]:
     """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
     again = params_of(reader.node, module)
@@ -397,8 +400,9 @@ def _plan_tape(
     reads = scan_of_tape(scan, back, record, reader.rows)
     graph, mode = node.graph, sizes.new_mode()
     sizes.check([*writes.sizes, *reads.sizes])
-    _compile(writes, form.inputs, [*form.outputs, TAPE_PLACE])
-    _compile(reads, [*map(meta_of, reader.operands), TAPE_PLACE], scan.body.outputs)
+    if not is_inner:
+        _compile(writes, form.inputs, [*form.outputs, TAPE_META])
+        _compile(reads, [*map(meta_of, reader.operands), TAPE_META], scan.body.outputs)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
         with graph.inserting_before(old):

@@ -18,12 +18,18 @@ from .headers import header
 from .sizes import OpenSize, Size, hint, size_of
 from .source import c_type, computed_dtype
 
-__all__ = ["PRODUCT", "PRODUCTS", "Factor", "product_body", "product_statements"]
+__all__ = ["FULL_TILE", "LARGEST_PRODUCT", "PRODUCT", "PRODUCTS", "Factor", "product_body", "product_statements"]
 
 PRODUCT = header("product")
 
-_LARGEST = 1 << 23
+LARGEST_PRODUCT = 1 << 23
 """Multiplications, a seventh of a millisecond, from which on BLAS, which may use more threads, is no slower."""
+
+FULL_TILE = 8
+"""Rows from which on a product is as fast as with many."""
+
+_STRIDED = 1 << 15
+"""Elements of a factor from which on it is worth a copy, once for all steps, in the order in which it is read."""
 
 aten = torch.ops.aten
 
@@ -57,13 +63,13 @@ class Factor(NamedTuple):
 def product_statements(
     out: Any,
     inputs: Sequence[Any],
-    dense: Callable[[Factor, Size], Factor],
+    dense: Callable[[Factor, Size, bool], Factor],
     scratch: Callable[[Size, torch.dtype], str],
     constants: Sequence[str],
 ) -> list[str]:
     """``out = a @ b``, or ``out = bias + a @ b``: nodes of Inductor's. ``dense`` makes a copy of so many matrices, row
-    after row, in the precision of products; ``scratch``: a place for numbers; ``constants``: the buffers that no step
-    changes.
+    after row, or in panels, in the precision of products; ``scratch``: a place for numbers; ``constants``: the buffers
+    that no step changes.
     """
     lines, result = [], _factor(out)
     count = _sizes(out.get_layout().size)[0] if len(out.get_layout().size) == 3 else 1
@@ -80,7 +86,7 @@ def product_statements(
         lines.append(_filled(sums, count, bias))
     a, b, c = _factor(inputs[0]), _factor(inputs[1]), sums
     (m, k), n = a.shape, b.shape[1]
-    if hint(m * n * k) > _LARGEST:
+    if hint(m * n * k) > LARGEST_PRODUCT:
         raise Refused(f"BLAS computes a product of {m} x {k} and {k} x {n}")
     if 0 in (m, n, k, count):
         raise Refused("a product of empty matrices")
@@ -89,10 +95,11 @@ def product_statements(
         a, b, c = b.turned(), a.turned(), c.turned()
     if not c.has_rows:
         raise Refused("the result of a product is laid out with gaps")
-    if not b.has_rows or is_half:
-        b = dense(b, count)
+    in_panels = b.buffer in constants and hint(c.shape[0]) >= FULL_TILE and hint(k * c.shape[1]) >= _STRIDED
+    if not b.has_rows or is_half or in_panels:
+        b = dense(b, count, in_panels)
     if is_half:
-        a = dense(a, count)
+        a = dense(a, count, False)
     sizes = *c.shape, k
     known = ", ".join("0" if isinstance(size, OpenSize) else str(size) for size in sizes)
     places = ", ".join(
@@ -100,9 +107,9 @@ def product_statements(
     )
     if any(isinstance(size, OpenSize) for size in sizes):
         places += ", " + ", ".join(map(str, sizes))
-    adds = "true" if lines else "false"
+    adds, panels = ("true" if flag else "false" for flag in (lines, in_panels))
     lines.append(f"for (int64_t batch = 0; batch < {count}; ++batch)")
-    lines.append(f"fh::product<{c_type(c.dtype)}, {known}, {adds}>({places});")
+    lines.append(f"fh::product<{c_type(c.dtype)}, {known}, {adds}, {panels}>({places});")
     if is_half:
         (rows, columns), (s0, s1) = result.shape, result.strides
         lines.append(

@@ -1,16 +1,20 @@
-"""Pointwise work before a loop, done in the loop.
+"""Work before a loop, done in the loop.
 
 NOTE [Sunk producers] What makes the rows of a loop element by element - the cotangents of a stack are mostly so, an
 expanded number or ``2 * y`` - need not be stored for all steps: a step computes its row. That takes no more bytes, if
 nobody else reads the rows. A producer stays outside where it reads a part of its operand for several elements: then
 lanes of the loop would not be those of the row.
+
+NOTE [Sunk products] A product that fission took out of a loop (``passes/products.py``) returns to it where a step has
+rows enough to fill the tiles of a kernel: it is as fast there, and what it makes stays in the cache. So it does only
+where the loop multiplies by a matrix anyway, hence is none over lanes, and where several threads would be no help.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -22,8 +26,9 @@ from ...ir.nodes import meta_of
 from ...ir.sizes import size_key
 from ...ir.subgraph import is_pinned
 from .forms import Scan
+from .products import FULL_TILE, LARGEST_PRODUCT
 
-__all__ = ["sunk"]
+__all__ = ["sunk", "sunk_products"]
 
 aten = torch.ops.aten
 
@@ -61,6 +66,68 @@ def sunk(form: Scan, loop: fx.Node, operands: Sequence[fx.Node], module: torch.n
     body = rewritten(run, inputs, "scan")
     new = replace(form, body=body, n_xs=len(rows))
     return new, [*operands[:n], *rows, *consts, *numbers]
+
+
+def sunk_products(form: Scan, loop: fx.Node, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
+    """The loop with products for all steps in its body: see NOTE [Sunk products]. ``loop``: its node."""
+    n, first_const = form.n_carry, form.n_carry + form.n_xs
+    xs, consts = operands[n:first_const], operands[first_const:]
+    multiplies = any(node.target is aten.mm.default for node in form.body.module.graph.nodes)
+    found = {x: _product_of_rows(x, loop, form.length) for x in xs} if multiplies else {}
+    made = {x: factors for x, factors in found.items() if factors is not None}
+    if not made:
+        return form, list(operands)
+    rows = list(dict.fromkeys(made[x].rows if x in made else x for x in xs))
+    matrices = list(dict.fromkeys(factors.matrix for factors in made.values()))
+
+    def run(*args: Tensor) -> Sequence[Tensor]:
+        m, k = n + len(rows), n + len(rows) + len(consts)
+        values = dict(zip([*rows, *matrices], [*args[n:m], *args[k:]]))
+        for x, (row, matrix) in made.items():
+            values[x] = aten.mm.default(values[row], values[matrix])
+        return form.body(*args[:n], *(values[x] for x in xs), *args[m:k])
+
+    inputs = [*form.body.inputs[:n], *map(_row_meta, rows), *form.body.inputs[first_const:], *map(meta_of, matrices)]
+    new = replace(form, body=rewritten(run, inputs, "scan"), n_xs=len(rows))
+    return new, [*operands[:n], *rows, *consts, *matrices]
+
+
+class _Factors(NamedTuple):
+    rows: fx.Node
+    matrix: fx.Node
+
+
+def _product_of_rows(x: fx.Node, loop: fx.Node, length: Any) -> _Factors | None:
+    """The factors of a product for all steps that is as fast step by step, and that nobody else reads."""
+    shaped, product, flat = x, *_chain(x)
+    if product is None or flat is None or list(shaped.users) != [loop] or list(product.users) != [shaped]:
+        return None
+    rows, matrix = flat.args[0], product.args[1]
+    shape, (_, size, columns) = rows.meta["val"].shape, shaped.meta["val"].shape  # type: ignore[union-attr]
+    if not all(type(extent) is int for extent in (length, *shape, columns)):
+        return None
+    work = size * shape[-1] * columns
+    is_row_by_row = shape == (length, size, shape[-1]) and rows.meta["val"].dtype in _EXACT  # type: ignore[union-attr]
+    if not is_row_by_row or size < FULL_TILE or work > LARGEST_PRODUCT:
+        return None
+    if torch.get_num_threads() > 1 and length * work > _WORTH_THREADS:
+        return None
+    return _Factors(rows, matrix)  # type: ignore[arg-type]
+
+
+def _chain(shaped: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The product of which a node is the rows by steps, and its first factor, rows of all steps."""
+    product = shaped.args[0] if shaped.target is aten.reshape.default and shaped.meta["val"].dim() == 3 else None
+    if not isinstance(product, fx.Node) or product.target is not aten.mm.default:
+        return None, None
+    flat = product.args[0]
+    is_flat = isinstance(flat, fx.Node) and flat.target is aten.reshape.default
+    return product, flat if is_flat and flat.args[0].meta["val"].dim() == 3 else None  # type: ignore[return-value, union-attr]
+
+
+_EXACT = torch.float32, torch.float64
+_WORTH_THREADS = 1 << 26
+"""Multiplications, some milliseconds."""
 
 
 def _producers(length: Any, loop: fx.Node, xs: Sequence[fx.Node], module: torch.nn.Module) -> list[fx.Node]:

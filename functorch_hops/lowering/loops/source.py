@@ -93,7 +93,7 @@ _ENOUGH = 2_000_000
 @dataclass(frozen=True)
 class Dense:
     """Input ``place`` from element ``offset`` on as ``count`` matrices, ``step`` elements apart, to be copied row after
-    row.
+    row, or panel after panel.
     """
 
     place: int
@@ -103,6 +103,7 @@ class Dense:
     step: Size
     shape: tuple[Size, Size]
     strides: tuple[Size, Size]
+    in_panels: bool
 
     @property
     def size(self) -> Size:
@@ -111,7 +112,8 @@ class Dense:
     def copied(self, source: str, target: str) -> str:
         sizes = ", ".join(map(str, (self.count, *self.shape)))
         steps = ", ".join(map(str, (self.step, *self.strides)))
-        return f"fh::copy_dense({source} + {self.offset}, {steps}, {target}, {sizes});"
+        copy = "fh::copy_panels" if self.in_panels else "fh::copy_dense"
+        return f"{copy}({source} + {self.offset}, {steps}, {target}, {sizes});"
 
 
 @dataclass(frozen=True)

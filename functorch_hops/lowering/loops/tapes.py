@@ -2,15 +2,14 @@
 
 NOTE [Tapes] What a while loop stacks for its gradient has a length that nobody knows before it ends. So its kernel
 writes a tape, a record for each step, in memory that grows; and the one loop that reads the stacks is a kernel that
-reads the tape. In the graph between them the tape is a tensor of one byte, whose storage is the tape: there is no size
-that only a run knows, and the tape lives as long as the tensor does. All steps on it happened, so the loop backwards
-asks no flag.
+reads the tape. In the graph between them the tape is a tensor of two numbers, the place of the tape, whose storage is
+the tape: there is no size that only a run knows, and the tape lives as long as the tensor does. Where both kernels are
+calls in one function of C++, that function has the place, and frees the tape at its end. All steps on it happened, so
+the loop backwards asks no flag.
 """
 
 from __future__ import annotations
 
-import ctypes
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,20 +23,26 @@ from ...ir.nodes import meta_of, size_at
 from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from ...passes.rewiring import restricted
-from .forms import Branches, Refused, Scan, While
+from .forms import TAPE_META, Branches, Refused, Scan, While, is_whole
 from .headers import header
-from .operator import empty_outputs, run_kernel
+from .operator import empty_outputs, loop_kernel, run_kernel
 from .sizes import Size, aligned
 from .source import n_bytes
+from .tape_values import empty_tape, owner_of
 
-__all__ = ["TAPE", "TAPE_PLACE", "Layout", "Reader", "layout_of", "reader_of", "taped_kernel"]
+__all__ = [
+    "TAPE",
+    "Layout",
+    "Reader",
+    "has_kernels",
+    "layout_of",
+    "reader_of",
+    "taped_kernel",
+]
 
 TAPE = header("tape")
 
 _ALIGNMENT = 16
-
-TAPE_PLACE = TensorMeta((2,), torch.int64, torch.device("cpu"))
-"""Where a tape lies, and its bytes, for a kernel."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ def _where_steps_happened(body: Subgraph, flags: Sequence[int]) -> Subgraph:
     return restricted(happened, tuple(i not in flags for i in range(len(inputs))), (True,) * len(body.outputs))
 
 
+def has_kernels(body: Subgraph) -> bool:
+    """Whether loops of a graph are kernels already: it is a part of one that has tapes."""
+    return any(node.target in (loop_kernel, taped_kernel) for node in body.module.graph.nodes)
+
+
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
     "taped_kernel(Tensor[] inputs, Tensor? tape, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
@@ -140,23 +150,13 @@ def _run(
 ) -> list[Tensor]:
     outputs = empty_outputs(ranks, shapes, dtypes)
     if tape is None:
-        place = torch.zeros(2, dtype=torch.int64)
-        given, results = [*inputs], [*outputs, place]
-    else:
-        memory = tape.untyped_storage()
-        given, results = [*inputs, torch.tensor([memory.data_ptr(), memory.nbytes()])], outputs
-    run_kernel(given, results, sizes, workspace, parts, name)
-    return outputs if tape is not None else [*outputs, _owner(*place.tolist())]
-
-
-_free = ctypes.CDLL(None).free
-
-
-def _owner(address: int, size: int) -> Tensor:
-    """A tensor of one byte, whose storage is this memory of ``malloc``."""
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    weakref.finalize(memory, _free, ctypes.c_void_p(address)).atexit = False
-    return torch.frombuffer(memory, dtype=torch.uint8)[:1]
+        place = empty_tape()
+        run_kernel(inputs, [*outputs, place], sizes, workspace, parts, name)
+        return [*outputs, owner_of(place)]
+    if not is_whole(tape):
+        raise RuntimeError("the tape of a loop was copied")
+    run_kernel([*inputs, tape], outputs, sizes, workspace, parts, name)
+    return outputs
 
 
 def _fake(
@@ -171,7 +171,7 @@ def _fake(
     dtypes: list[torch.dtype],
 ) -> list[Tensor]:
     outputs = empty_outputs(ranks, shapes, dtypes)
-    return outputs if tape is not None else [*outputs, torch.empty(1, dtype=torch.uint8)]
+    return outputs if tape is not None else [*outputs, TAPE_META.empty()]
 
 
 _library.impl("taped_kernel", _run, "CPU")

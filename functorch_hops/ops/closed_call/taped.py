@@ -21,7 +21,8 @@ from ...ir.active import state
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
 from ...lowering.backends import with_tapes
-from ...lowering.loops.forms import TAPE_META, is_whole
+from ...lowering.loops.forms import is_whole
+from ...lowering.loops.tape_values import tapes_made
 from ...passes.effects import silenced
 from .op import ClosedCallParams, TapedCallParams, closed_call_op
 from .rules import closed_call_vjp_backward, closed_call_vjp_forward
@@ -41,7 +42,7 @@ def taped_call_vjp_backward(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     part = partition_of(params, active)
-    if TAPE_META not in part.residuals:
+    if not _tapes(part):
         return closed_call_vjp_backward(params, active, operands, residuals, cotangents)
     given = [*operands, *residuals, *(ct for ct in cotangents if ct is not None)]
     is_for_tape = is_plain_call(given) and are_whole(part, residuals)
@@ -60,7 +61,13 @@ def partition_of(params: ClosedCallParams, active: Mask) -> Partition:
 
 def are_whole(part: Partition, residuals: Sequence[Tensor]) -> bool:
     """Whether the tapes among the residuals are themselves."""
-    return all(is_whole(x) for x, meta in zip(residuals, part.residuals) if meta == TAPE_META)
+    return all(is_whole(residuals[i]) for i in _tapes(part))
+
+
+def _tapes(part: Partition) -> tuple[int, ...]:
+    """Which residuals are tapes."""
+    n = len(part.forward.outputs) - len(part.residuals)
+    return tuple(i - n for i in tapes_made(part.forward))
 
 
 def _partition_of(params: ClosedCallParams, active: Mask) -> Partition:
@@ -69,6 +76,6 @@ def _partition_of(params: ClosedCallParams, active: Mask) -> Partition:
     if isinstance(params, TapedCallParams):
         graph = with_tapes(joint(body, active, reached), params.backend)
         part = None if graph is None else partition_of_joint(body, graph, active, reached)
-        if part is not None and TAPE_META in part.residuals:
+        if part is not None and _tapes(part):
             return part
     return partition(body, active, reached)

@@ -25,6 +25,27 @@ static void copy_dense(
   }
 }
 #if INDUCTOR_USE_VECTOR_TYPES()
+// How many columns of the rest a product takes at once.
+template <class T>
+static C10_ALWAYS_INLINE int64_t panel_width(int64_t rest) {
+  constexpr int S = at::vec::Vectorized<T>::size();
+  return rest >= 2 * S ? 2 * S : rest >= S ? S : rest;
+}
+#else
+template <class T>
+static C10_ALWAYS_INLINE int64_t panel_width(int64_t rest) { return rest; }
+#endif
+// The same in panels, one after the other: a product reads each from its first element to its last.
+template <class F, class T>
+static void copy_panels(
+    const F* from, int64_t step, int64_t s0, int64_t s1, T* to, int64_t count, int64_t rows, int64_t columns) {
+  for (int64_t b = 0; b < count; ++b, from += step, to += rows * columns)
+    for (int64_t j = 0, width; j < columns; j += width) {
+      width = panel_width<T>(columns - j);
+      copy_dense(from + j * s1, 0, s0, s1, to + j * rows, 1, rows, width);
+    }
+}
+#if INDUCTOR_USE_VECTOR_TYPES()
 // MR rows by NR vectors of c (+)= a b; of the last vector ``count`` elements if PART.
 template <class T, int MR, int NR, int K, bool ADD, bool PART>
 static C10_ALWAYS_INLINE void tile(
@@ -78,26 +99,30 @@ static inline void panel(
     take(std::integral_constant<int, M % MR>());
   }
 }
-// A size that is 0 is open, and an argument.
-template <class T, int M, int N, int K, bool ADD>
+// A size that is 0 is open, and an argument. PANELS: b is laid out so.
+template <class T, int M, int N, int K, bool ADD, bool PANELS = false>
 static void product(
     const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,
     int64_t open_n = 0, int64_t open_k = 0) {
   constexpr int S = at::vec::Vectorized<T>::size();
-  const int64_t columns = N ? N : open_n;
+  const int64_t columns = N ? N : open_n, terms = K ? K : open_k;
+  auto first = [&](int64_t j) { return PANELS ? b + j * terms : b + j; };
   int64_t j = 0;
   for (; j + 2 * S <= columns; j += 2 * S)
-    panel<T, M, 2, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S, open_m, open_k);
+    panel<T, M, 2, K, ADD, false>(a, a0, a1, first(j), PANELS ? 2 * S : b0, c + j, c0, S, open_m, open_k);
   if constexpr (N == 0 || N % (2 * S) >= S)
     if (j + S <= columns) {
-      panel<T, M, 1, K, ADD, false>(a, a0, a1, b + j, b0, c + j, c0, S, open_m, open_k);
+      panel<T, M, 1, K, ADD, false>(a, a0, a1, first(j), PANELS ? S : b0, c + j, c0, S, open_m, open_k);
       j += S;
     }
   if constexpr (N == 0 || N % S > 0)
-    if (j < columns) panel<T, M, 1, K, ADD, true>(a, a0, a1, b + j, b0, c + j, c0, columns - j, open_m, open_k);
+    if (j < columns) {
+      const int64_t rest = columns - j;
+      panel<T, M, 1, K, ADD, true>(a, a0, a1, first(j), PANELS ? rest : b0, c + j, c0, rest, open_m, open_k);
+    }
 }
 #else
-template <class T, int M, int N, int K, bool ADD>
+template <class T, int M, int N, int K, bool ADD, bool PANELS = false>
 static void product(
     const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,
     int64_t open_n = 0, int64_t open_k = 0) {

@@ -134,16 +134,20 @@ FH_INLINE Floats scaled(Floats x, Floats n) { return (Floats)_mm512_scalef_ps((_
 constexpr float EXPM1[] = {0.00019762571901082993f, 0.0013932330766692758f, 0.008333545178174973f,
                            0.04166649281978607f, 0.1666666567325592f, 0.5f};
 template <class F> FH_INLINE F expm1_of_small(F r) { return fma(r * r, polynomial(r, EXPM1), r); }
+constexpr float EXP[] = {0.0013814467238262296f, 0.008368780836462975f, 0.04166839271783829f,
+                         0.1666651964187622f, 0.4999999403953552f, 1.0f, 1.0f};
 // For -126 ln 2 < x < 127 ln 2.
 template <class F> FH_INLINE F exp_of_moderate(F x) {
   auto e = exponent(x);
-  return (1.0f + expm1_of_small(e.r)) * power_of_2(e.shifted);
+  return polynomial(e.r, EXP) * power_of_2(e.shifted);
+}
+// From -104 on, what is smaller is taken for it.
+template <class F> FH_INLINE F exp_up_to(F x, float high) {
+  auto e = exponent(at_least(at_most(x, high), -104.0f));
+  return scaled(polynomial(e.r, EXP), e.n);
 }
 
-template <class F> FH_INLINE F exp(F x) {
-  auto e = exponent(at_least(at_most(x, 89.0f), -104.0f));
-  return scaled(1.0f + expm1_of_small(e.r), e.n);
-}
+template <class F> FH_INLINE F exp(F x) { return exp_up_to(x, 89.0f); }
 
 template <class F> FH_INLINE F expm1(F x) {
   auto e = exponent(at_least(at_most(x, 89.0f), -20.0f));
@@ -151,18 +155,20 @@ template <class F> FH_INLINE F expm1(F x) {
   return with_sign_of(x, 2.0f * fma(half, expm1_of_small(e.r), half - 0.5f));
 }
 
-// (e^2x - 1) / (e^2x + 1)
+// (e^2x - 1) / (e^2x + 1). The larger n is, the less it matters that n ln 2 is not exact.
+constexpr float TANH[] = {0.0013946554390713573f, 0.008366644382476807f, 0.04166628047823906f, 0.16666541993618011f, 0.5f};
 template <class F> FH_INLINE F tanh(F x) {
-  auto e = exponent(2.0f * at_most(absolute(x), 10.0f));
-  F power = power_of_2(e.shifted);
-  F d = fma(power, expm1_of_small(e.r), power - 1.0f);
+  F size = at_most(absolute(x), 10.0f);
+  F shifted = fma(size, 0x1.715476p1f, SHIFT), r = fma(shifted - SHIFT, -0x1.62e43p-1f, size + size);
+  F power = power_of_2(shifted);
+  F d = fma(power, fma(r * r, polynomial(r, TANH), r), power - 1.0f);
   return with_sign_of(x, d / (d + 2.0f));
 }
 
-// 1 / (1 + e^-x), of the negative e^x / (1 + e^x)
+// e^x / (1 + e^x)
 template <class F> FH_INLINE F sigmoid(F x) {
-  F e = exp(with_sign_of(all<F>(-1.0f), x));
-  return (x < 0.0f ? e : all<F>(1.0f)) / (1.0f + e);
+  F e = exp_up_to(x, 88.0f);
+  return e / (1.0f + e);
 }
 
 // (log(1 + f) - f) / f^2 from sqrt(1/2) to sqrt(2)
