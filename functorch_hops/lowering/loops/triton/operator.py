@@ -38,8 +38,8 @@ def device_of(outputs: Sequence[TensorMeta]) -> torch.device:
 
 
 def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
-    """The arguments of the operator that runs a kernel. Its source has one line there: Inductor quotes calls of operators
-    in comments of one line, wherever what they return is read.
+    """The arguments of the operator that runs a kernel. Its source has one line there: Inductor quotes calls of
+    operators in comments of one line, wherever what they return is read.
     """
     fields = json.dumps(launch.source), launch.name, launch.lanes, launch.block, launch.warps
     ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
