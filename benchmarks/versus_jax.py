@@ -32,7 +32,8 @@ from timing import interleaved, print_table
 
 import functorch_hops as fh
 from functorch_hops.lowering.inductor import exact_code
-from functorch_hops.lowering.loops.planning import LoopReport, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import LoopReport
 
 OURS = Library(torch, torch.nn.functional, fh, fh)
 THEIRS = Library(jnp, jax.nn, SimpleNamespace(**vars(jax.lax)), jax)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import functorch_hops as fh
 from functorch_hops.lowering.inductor import exact_code
-from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import LoopReport, Plan
 from modes import same
 
 __all__ = ["Program", "check", "normal", "plan", "taken"]

@@ -15,7 +15,8 @@ import functorch_hops as fh
 from functorch_hops.ir.subgraph import Subgraph, params_of
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.operator import loop_kernel
-from functorch_hops.lowering.loops.planning import Plan, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import Plan
 from functorch_hops.passes.hoisting import hoist_loops
 from functorch_hops.passes.products import batch_products
 from modes import same

@@ -16,7 +16,7 @@ from torch import Tensor
 import functorch_hops as fh
 from functorch_hops.lowering.loops import planning
 from functorch_hops.lowering.loops.operator import loop_kernel
-from functorch_hops.lowering.loops.planning import LoopReport
+from functorch_hops.lowering.loops.plans import LoopReport
 from loop_plans import Program, check, normal, plan, taken
 from modes import same
 

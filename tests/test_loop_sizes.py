@@ -14,7 +14,8 @@ import functorch_hops as fh
 from functorch_hops.lowering import inductor
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.operator import effectful_kernel, loop_kernel
-from functorch_hops.lowering.loops.planning import Plan, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import Plan
 from functorch_hops.lowering.loops.sizes import OpenSize, aligned, largest, quotient, ratio, size_of
 from loop_plans import check, normal, taken
 from modes import same

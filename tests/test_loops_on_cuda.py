@@ -26,7 +26,8 @@ from functorch_hops import TensorSpec
 from functorch_hops.derive.numbers import without_numbers
 from functorch_hops.lowering.inductor import compile_graph, exact_code
 from functorch_hops.lowering.loops import planning
-from functorch_hops.lowering.loops.planning import LoopReport, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import LoopReport
 from functorch_hops.lowering.loops.triton.operator import launch_options
 from loop_plans import Program, normal, plan, taken
 from modes import same
@@ -394,7 +395,9 @@ def test_a_program_on_a_gpu(name: str) -> None:
     f, args = (PROGRAMS | COUNTING)[name]
     operands: Any = optree.tree_map(lambda x: x if name in COUNTING and not x.shape else x.cuda(), args)
     expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
-    same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True)
+    # Within a step a kernel computes in single precision, which eager's operators round to half.
+    tolerances = {"rtol": 1e-2, "atol": 1e-2} if name == "half" else {}
+    same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True, **tolerances)
     assert {loop.lowering for loop in fh.explain(f)(*operands).loops} - {"inside"} == {"lanes"}
 
 

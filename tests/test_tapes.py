@@ -17,7 +17,8 @@ from functorch_hops.ir.subgraph import params_of
 from functorch_hops.lowering import inductor
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.forms import TAPE_META, is_whole
-from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import LoopReport, Plan
 from functorch_hops.lowering.loops.tapes import taped_kernel
 from functorch_hops.ops.closed_call.op import ClosedCallParams
 from functorch_hops.ops.closed_call.taped import partition_of

@@ -17,7 +17,8 @@ from functorch_hops.ir.build import copy_of
 from functorch_hops.ir.meta import TensorMeta
 from functorch_hops.ir.subgraph import Subgraph, params_of
 from functorch_hops.lowering.inductor import exact_code
-from functorch_hops.lowering.loops.planning import LoopReport, Plan, planned
+from functorch_hops.lowering.loops.planning import planned
+from functorch_hops.lowering.loops.plans import LoopReport, Plan
 from functorch_hops.lowering.loops.triton.operator import triton_loop
 from functorch_hops.passes.hoisting import hoist_loops
 from functorch_hops.passes.products import batch_products

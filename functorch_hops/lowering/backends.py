@@ -29,7 +29,7 @@ from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
 if TYPE_CHECKING:
-    from .loops.planning import LoopReport, Plan, Whole
+    from .loops.plans import LoopReport, Plan, Whole
 
 __all__ = [
     "Backend",

@@ -28,7 +28,8 @@ from ..passes.products import batch_products
 from ..trace.speculate import speculate_subgraph
 from .decompositions import decompositions
 from .loops.forms import Refused
-from .loops.planning import Plan, planned
+from .loops.planning import planned
+from .loops.plans import Plan
 from .loops.sizes import OpenSize, size_of, symbols
 
 __all__ = ["put_kernels"]

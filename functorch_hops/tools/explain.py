@@ -23,7 +23,7 @@ from ..transforms import jit
 from ..transforms.jitted_function import JittedFunction
 
 if TYPE_CHECKING:  # it imports what compiles
-    from ..lowering.loops.planning import LoopReport
+    from ..lowering.loops.plans import LoopReport
 
 __all__ = ["Explanation", "LoopExplanation", "explain"]
 

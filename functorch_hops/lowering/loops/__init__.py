@@ -5,7 +5,8 @@ lowered, fused and printed by Inductor, and the loop around it some lines of C++
 that carries its source. What can't be had so raises ``Refused`` with the reason, before anything is traced around the
 loop, and the loop takes the native path.
 
-``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not.
+``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not;
+``plans``: what became of each.
 ``body``: a body as a function, ``lanes``: the same for a block of lanes, ``lane_blocks``: how to cut it,
 ``systems``: lanes of several numbers, ``lane_steps``, ``unrolled`` and ``lane_rows``: their steps,
 numbers and places, ``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what

@@ -1,0 +1,53 @@
+"""What becomes of the loops of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ...ir.subgraph import Params, Subgraph
+from .forms import Form
+from .kept import Library
+
+__all__ = ["LoopReport", "Plan", "Whole"]
+
+
+@dataclass(frozen=True)
+class LoopReport:
+    """How a loop is lowered. ``taken``: "lanes" (one kernel, a block of lanes runs through all steps), "steps" (one
+    kernel, its body a function), "tape" (the same, and its steps are written to a tape or read from one) or "native"
+    (torch's own operator). ``reason``: what prevented the one before.
+    ``trips``: how many steps it takes, if that is known; ``depth``: how many loops are around it.
+    """
+
+    operator: str
+    taken: str
+    reason: str | None = None
+    params: Params | None = field(default=None, compare=False, repr=False)
+    trips: int | None = field(default=None, compare=False)
+    depth: int = field(default=0, compare=False)
+
+    def of(self, params: Params, trips: int | None) -> LoopReport:
+        """The report as that of a call, or of a loop inside of it."""
+        if self.params is None:
+            return replace(self, params=params, trips=trips)
+        return replace(self, depth=self.depth + 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph in which loops are kernels where they can be, and what became of each, in the order of the graph.
+    ``kernels``: the loops that they are, by the names of their functions.
+    """
+
+    body: Subgraph
+    loops: tuple[LoopReport, ...]
+    kernels: Mapping[str, Form] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A graph that is one kernel, and what became of its loops."""
+
+    library: Library
+    loops: tuple[LoopReport, ...]
