@@ -63,7 +63,7 @@ from .transforms import (
 
 interop.install()
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AnomalyError",

@@ -353,6 +353,11 @@ def test_a_write_to_a_view_that_may_be_a_copy(f):
             jitted(x.mT)
 
 
+def test_a_reshape_of_nothing():
+    f = lambda x: (x.reshape(2, 0, 3) + 1, x.view(3, 0).mul_(2))
+    torch.testing.assert_close(fh.jit(f, backend="eager")(torch.zeros(6, 0)), f(torch.zeros(6, 0)))
+
+
 USES_OF_ONE = {
     "activation": lambda x: torch.relu_(torch.flatten(x - 2)),
     "read before": lambda x: (y := x + 1)[y.reshape(-1)[0].long() % 2].add_(1) * y,

@@ -69,14 +69,16 @@ def _write_between(
 
 
 def _only_splits(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    """Whether each dimension becomes some of its own, which is a view whatever the layout."""
+    """Whether each dimension becomes some of its own, which is a view whatever the layout, or there are no elements."""
     if not all(isinstance(n, int) for n in (*old, *new)):
         return False
+    if 0 in old:
+        return True
     rest = iter([n for n in new if n != 1])
     for size in old:
         product = 1
         while product < size:
             product *= next(rest, size + 1)
-        if product != size and size != 0:
+        if product != size:
             return False
     return True
