@@ -43,7 +43,7 @@ class _Memory(ctypes.Array):
 
 def empty_tape() -> Tensor:
     """The place of no tape, for a kernel that hands one over."""
-    return torch.zeros(2, dtype=torch.int64)
+    return torch.zeros(2, dtype=torch.int64, device="cpu")
 
 
 def owner_of(place: Tensor) -> Tensor:
