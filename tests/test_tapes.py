@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 from collections.abc import Callable
 from typing import Any
@@ -177,6 +178,14 @@ def test_tapes_in_a_kernel_are_freed() -> None:
 
 
 @pytest.mark.slow
+def test_a_default_device_is_not_that_of_a_tape() -> None:
+    f, args = PROGRAMS["vector"]
+    with torch.device("meta"):
+        found = gradients(fh.jit(loss(f, fh.while_loop)), args)
+    same(found, gradients(loss(f, python_while), args), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_the_loop_runs_once() -> None:
     """The forward graph writes the tape, the backward graph reads it and has no other loop."""
     f, args = PROGRAMS["vector"]
@@ -195,6 +204,14 @@ def test_the_loop_runs_once() -> None:
     assert is_whole(tape)
 
 
+def on_disk(x: Tensor) -> io.BytesIO:
+    """The whole storage of a tensor, as ``torch.save`` writes it."""
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return file
+
+
 @pytest.mark.slow
 def test_what_reads_a_tape_again_and_what_can_not() -> None:
     f, args = PROGRAMS["vector"]
@@ -210,8 +227,12 @@ def test_what_reads_a_tape_again_and_what_can_not() -> None:
         second = torch.autograd.grad(first[0].square().sum() + first[1], (x, w))
         with torch.autograd.graph.save_on_cpu():
             copied = torch.autograd.grad(jitted(x, w), (x, w))
+        with torch.autograd.graph.saved_tensors_hooks(on_disk, torch.load):
+            stored = jitted(x, w)
+        jitted(2 * x, w)  # another tape, where the first one was
+        loaded = torch.autograd.grad(stored, (x, w))
         of_gradient = fh.grad(jitted)(*args), fh.vmap(fh.grad(jitted), in_dims=(0, None))(args[0].expand(2, N), args[1])
-        found.append([once, twice, rows, [y.detach() for y in first], second, copied, of_gradient])
+        found.append([once, twice, rows, [y.detach() for y in first], second, copied, loaded, of_gradient])
     same(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 

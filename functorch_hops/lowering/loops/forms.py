@@ -181,8 +181,8 @@ TAPE_META = TensorMeta((2,), torch.int64, torch.device("cpu"))
 
 
 def is_whole(tape: Tensor) -> bool:
-    """Whether a tape is itself, and no copy of its two numbers."""
-    return tape.untyped_storage().nbytes() > tape.nbytes
+    """Whether a tape is itself, and no copy: neither of its two numbers nor of its whole storage."""
+    return tape.untyped_storage().nbytes() > tape.nbytes and tape.tolist()[0] == tape.data_ptr()
 
 
 def no_form(params: Params, operands: Sequence[Any]) -> None:
