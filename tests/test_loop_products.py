@@ -105,6 +105,19 @@ def test_products_return_to_a_loop_that_multiplies(name: str) -> None:
     assert parted(*RETURNED[name]) == ["steps"]
 
 
+def test_a_product_of_rows_of_another_size_stays() -> None:
+    """Each row of the product is a part of a row of the loop."""
+
+    def halves(w: Tensor, u: Tensor, c: Tensor, xs: Tensor) -> Any:
+        rows = (xs.reshape(-1, u.shape[0]) @ u).reshape(xs.shape)
+        return fh.scan(lambda c, x: (torch.tanh(c @ w + x), c[0]), c, rows)
+
+    assert parted(halves, (normal(16, 16) / 7, normal(8, 8) / 7, normal(8, 16), normal(5, 8, 16))) == [
+        "steps",
+        "product",
+    ]
+
+
 def test_a_loop_over_lanes_stays_one() -> None:
     gated = lambda u, xs: fh.scan(lambda c, x: (c * torch.sigmoid(x @ u), c), torch.ones(9, 13), xs)
     assert parted(gated, (normal(40, 13) / 7, normal(7, 9, 40))) == ["lanes", "product"]

@@ -103,11 +103,12 @@ def _product_of_rows(x: fx.Node, loop: fx.Node, length: Any) -> _Factors | None:
     if product is None or flat is None or list(shaped.users) != [loop] or list(product.users) != [shaped]:
         return None
     rows, matrix = flat.args[0], product.args[1]
-    shape, (_, size, columns) = rows.meta["val"].shape, shaped.meta["val"].shape  # type: ignore[union-attr]
-    if not all(type(extent) is int for extent in (length, *shape, columns)):
+    shape, (terms, _) = rows.meta["val"].shape, matrix.meta["val"].shape  # type: ignore[union-attr]
+    _, size, columns = shaped.meta["val"].shape
+    if not all(type(extent) is int for extent in (length, *shape, terms, columns)):
         return None
-    work = size * shape[-1] * columns
-    is_row_by_row = shape == (length, size, shape[-1]) and rows.meta["val"].dtype in _EXACT  # type: ignore[union-attr]
+    work = size * terms * columns
+    is_row_by_row = shape == (length, size, terms) and rows.meta["val"].dtype in _EXACT  # type: ignore[union-attr]
     if not is_row_by_row or size < FULL_TILE or work > LARGEST_PRODUCT:
         return None
     if torch.get_num_threads() > 1 and length * work > _WORTH_THREADS:
