@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -16,17 +17,24 @@ def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
     """The graph, for a capture; ``outer`` levels of functorch were around when Dynamo traced it.
 
     No fake of Dynamo's is left in it: torch prints graphs for its log, and a capture would take what it reads there for
-    values that the user's function closes over.
+    values that the user's function closes over. Graphs inside are copies: Dynamo keeps that of a region that it compiles
+    once (``nested_compile_region``), and reads its fakes at the next call.
     """
     _number_levels(module.graph, outer)
-    for part in module.modules():
+    return _without_fakes(module)
+
+
+def _without_fakes(module: fx.GraphModule) -> fx.GraphModule:
+    graph = copy.deepcopy(module.graph)
+    for node in graph.nodes:
+        node.meta.pop("example_value", None)
+        if node.target is autograd_function_apply:
+            node.target = _apply_function
+    made = fx.GraphModule(module, graph)
+    for name, part in list(made._modules.items()):
         if isinstance(part, fx.GraphModule):
-            for node in part.graph.nodes:
-                node.meta.pop("example_value", None)
-                if node.target is autograd_function_apply:
-                    node.target = _apply_function
-            part.recompile()
-    return module
+            setattr(made, name, _without_fakes(part))
+    return made
 
 
 _ARITHMETIC = {

@@ -311,3 +311,4 @@ def test_regions_that_are_compiled_once_inside_and_around() -> None:
     rows = torch.stack([x(), x() + 1])
     same(lambda c: fh.scan(lambda c, r: (layer(c, r), c.sum()), layer(c, rows[0]), rows), x())
     same(lambda c: (around(c, rows), around(c + 1, rows)), x())
+    same(lambda c: layer(fh.scan(lambda c, r: (layer(c, r), None), c, rows)[0], rows[0]), x())
