@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._functorch.aot_autograd import aot_module_simplified, make_boxed_func
 from torch._guards import TracingContext, tracing
+from torch._higher_order_ops.while_loop import while_loop
 from torch._inductor.decomposition import select_decomp_table
 
 import functorch_hops as fh
@@ -123,6 +124,10 @@ def test_a_loop_in_what_no_kernel_computes_is_a_kernel_by_itself(caplog: pytest.
     assert scan.endswith("stays torch's own: kernels do not compute in torch.complex64")
     assert loop.startswith("while_loop")
     assert loop.endswith("is a kernel")
+
+
+def test_a_loop_of_torchs_own_that_carries_a_number_stays() -> None:
+    check(lambda w, xs: while_loop(lambda i, v: i < 4, lambda i, v: (i + 1, v * w + i), (0, xs))[1], {"while_loop"})
 
 
 def test_random_numbers_stay_torchs_own() -> None:

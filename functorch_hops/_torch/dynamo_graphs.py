@@ -17,8 +17,8 @@ def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
     """The graph, for a capture; ``outer`` levels of functorch were around when Dynamo traced it.
 
     No fake of Dynamo's is left in it: torch prints graphs for its log, and a capture would take what it reads there for
-    values that the user's function closes over. Graphs inside are copies: Dynamo keeps that of a region that it compiles
-    once (``nested_compile_region``), and reads its fakes at the next call.
+    values that the user's function closes over. Graphs inside are copies: Dynamo keeps that of a region that is
+    compiled once (``nested_compile_region``), and reads its fakes at the next call.
     """
     _number_levels(module.graph, outer)
     return _without_fakes(module)

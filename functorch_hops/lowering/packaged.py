@@ -88,6 +88,8 @@ def _parts(node: fx.Node, module: fx.GraphModule) -> list[fx.GraphModule]:
 
 
 def _put_kernel(node: fx.Node, module: fx.GraphModule) -> None:
+    if not all(isinstance(x, Tensor) for x in node.meta["val"]):
+        raise Refused("it carries numbers that are no tensors")
     operands = [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
     operands += _holders(node, operands)
     values = [x.meta["val"] for x in operands]
