@@ -104,7 +104,7 @@ def accepted(x: Any) -> Any:
         x, count = fh.cond(x.sum() < 1, lambda: (x + 1, count + 1), lambda: (x, count))
         return (x * count, count), count
 
-    return fh.scan(step, (x, number(0.0)), length=4)
+    return fh.scan(step, (x, number(0.0)), length=4)[0][0]
 
 
 def rule_beside_a_number(x: Any) -> Any:
