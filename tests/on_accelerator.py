@@ -18,6 +18,7 @@ from torch.utils import backend_registration
 import functorch_hops as fh
 from functorch_hops import TensorSpec
 from functorch_hops._torch import new_fake_mode
+from functorch_hops.ir.subgraph import Params
 
 DEVICE = "fakegpu"
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -72,6 +73,49 @@ def counted_on_the_cpu(x: Any) -> Any:
     return fh.while_loop(lambda s: s[0] > 1e-3, step, (x, torch.ones((), device="cpu")))[0]
 
 
+def number(value: float) -> Any:
+    """A tensor without dimensions on the CPU, made where it is captured."""
+    return torch.full((), value, device="cpu")
+
+
+def counted_for_a_branch(x: Any) -> Any:
+    branch = lambda n, x: fh.cond(x.sum() > 0, lambda n, x: x * n, lambda n, x: x + 1, n, x)
+    return fh.while_loop(lambda s: s[1].sum() < 3, lambda s: (s[0] + 1, branch(*s)), (number(0), x))[1]
+
+
+def bisection(x: Any) -> Any:
+    def halve(s: Any) -> Any:
+        low, high = s
+        middle = (low + high) / 2
+        return fh.cond((x - middle).sum() > 0, lambda: (middle, high), lambda: (low, middle))
+
+    return x * fh.while_loop(lambda s: s[1] - s[0] > 1e-3, halve, (0.0, 10.0))[0]
+
+
+def table_on_the_cpu(x: Any) -> Any:
+    table = torch.arange(5.0, device="cpu")
+    step = lambda s: ((s[0] + 1) % 5, s[1] * table[s[0]] + 1)
+    return fh.while_loop(lambda s: s[1].sum() < 3, step, (number(0), x))[1]
+
+
+def accepted(x: Any) -> Any:
+    def step(c: Any, _: Any) -> Any:
+        x, count = c
+        x, count = fh.cond(x.sum() < 1, lambda: (x + 1, count + 1), lambda: (x, count))
+        return (x * count, count), count
+
+    return fh.scan(step, (x, number(0.0)), length=4)[0][0]
+
+
+def rule_beside_a_number(x: Any) -> Any:
+    @fh.custom_vjp
+    def scaled(x: Any, n: Any) -> Any:
+        return x * n
+
+    scaled.defvjp(lambda x, n: (x * n, n), lambda n, ct: (ct * n, None))
+    return fh.while_loop(lambda s: s[1].sum() < 3, lambda s: (s[0] + 1, scaled(s[1], s[0])), (number(1.0), x))[1]
+
+
 X, XS = torch.zeros(5), torch.zeros(3, 5)
 FUNCTIONS: dict[str, Program] = {
     "collatz": (collatz, (torch.tensor(1),)),
@@ -79,6 +123,11 @@ FUNCTIONS: dict[str, Program] = {
     "early end": (early_end, (XS,)),
     "numbers of branches": (numbers_of_branches, (X,)),
     "counted on the CPU": (counted_on_the_cpu, (torch.tensor(1.0),)),
+    "counted for a branch": (counted_for_a_branch, (X,)),
+    "bisection": (bisection, (X,)),
+    "table on the CPU": (table_on_the_cpu, (X,)),
+    "accepted": (accepted, (X,)),
+    "rule beside a number": (rule_beside_a_number, (X,)),
     "read by index": (lambda c, xs: fh.fori_loop(0, 3, lambda i, c: c + xs[i], c), (X, XS)),
     "written by index": (lambda c, xs: fh.fori_loop(0, 3, lambda i, c: put(c, i, xs[i].sum()), c), (X, XS)),
     "compared with an index": (
@@ -99,6 +148,17 @@ def put(c: Any, i: Any, value: Any) -> Any:
     return c
 
 
+def check_carries(module: Any) -> None:
+    """Loops return their carries where they got them."""
+    for params in vars(module).values():
+        if isinstance(params, Params):
+            if n := getattr(params, "n_carry", 0):
+                before, after = ([x.device for x in metas[:n]] for metas in (params.body.inputs, params.body.outputs))
+                assert before == after, f"{params.operator.label}: {before} becomes {after}"
+            for body in params.bodies:
+                check_carries(body.module)
+
+
 def quick() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     for name, (f, args) in FUNCTIONS.items():
         lanes = tuple(torch.stack([x, x]) for x in args)
@@ -111,8 +171,7 @@ def quick() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
 
             gradient = fh.grad(loss, argnums=tuple(range(len(args))))
             yield f"grad of {name}", gradient, args
-            if name != "counted on the CPU":
-                yield f"vmap of grad of {name}", fh.vmap(gradient), lanes
+            yield f"vmap of grad of {name}", fh.vmap(gradient), lanes
 
 
 def grid() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -134,7 +193,8 @@ if __name__ == "__main__":
     for name, f, args in {"quick": quick, "grid": grid}[sys.argv[1]]():
         count += 1
         try:
-            fh.jit(f, backend="eager").lower(*there(args))
+            graph = fh.jit(f, backend="eager").lower(*there(args)).graph
+            check_carries(graph)
         except Exception as error:  # noqa: BLE001 - whatever torch says of devices
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
     print(f"{count} captured")

@@ -9,6 +9,7 @@ from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import Mask
 from ..ir.sizes import size_key
 from ..ir.subgraph import Subgraph
+from .placing import Placing, is_mixed
 from .rewrite import rewritten
 
 __all__ = ["batched"]
@@ -25,8 +26,10 @@ def batched(body: Subgraph, mapped: Mask, size: int, randomness: str, out: Mask 
 
     def run(*args: Tensor) -> list[Tensor]:
         in_dims = tuple(0 if m else None for m in mapped)
-        results, dims = _torch.restore_vmap(body, in_dims, size, randomness)(*args)
-        return [_at_front(r, d, size) if o else r for r, d, o in zip(results, dims, outputs)]
+        lane = Placing(body.module).run if is_mixed(body) else body
+        results, dims = _torch.restore_vmap(lane, in_dims, size, randomness)(*args)
+        placed = [r.to(meta.device) for r, meta in zip(results, body.outputs)]
+        return [_at_front(r, d, size) if o else r for r, d, o in zip(placed, dims, outputs)]
 
     def make() -> Subgraph:
         inputs = [meta.with_leading(size) if m else meta for meta, m in zip(body.inputs, mapped)]

@@ -5,24 +5,22 @@ it computes is thrown away by a select, but its NaN would come back in the gradi
 never end. So it computes with the operands of a lane that does take the branch: then nothing happens in it that does
 not happen in that lane. The borrowed operands are detached, hence the borrowed lane's gradients hold no term of the
 others, and the select hands zero cotangents to the borrowing lanes only.
-
-NOTE [Numbers of lanes] torch combines a tensor without dimensions on the CPU, a number, with tensors of any device. If
-it differs between lanes it has one, and torch does not. So a number that lanes decide about is where they decide.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from ..derive.placing import Placing
 from ..derive.rewrite import rewritten
 from ..ir.meta import TensorMeta
-from ..ir.subgraph import Subgraph, params_of
+from ..ir.subgraph import Subgraph
 
-__all__ = ["borrow_operands", "expand_lanes", "select_lanes", "with_numbers_on"]
+__all__ = ["borrow_operands", "expand_lanes", "place_of", "select_lanes", "with_numbers_on"]
 
 
 def _column(mask: Tensor, like: Tensor) -> Tensor:
@@ -46,32 +44,28 @@ def expand_lanes(x: Tensor, size: int) -> Tensor:
     return x.expand(size, *x.shape).contiguous()
 
 
+def place_of(decided: Tensor | TensorMeta, *values: Sequence[Tensor | TensorMeta]) -> torch.device:
+    """Where lanes compute what they decide about: on the accelerator if they have anything there, otherwise where they
+    decide.
+    """
+    return next((x.device for x in (decided, *itertools.chain(*values)) if x.device.type != "cpu"), decided.device)
+
+
 def with_numbers_on(device: torch.device, body: Subgraph, n_inputs: int, n_outputs: int) -> Subgraph:
     """``body`` with the numbers among its first inputs and outputs on ``device``: NOTE [Numbers of lanes]."""
     if device.type == "cpu" or not any(_is_number(x) for x in (*body.inputs[:n_inputs], *body.outputs[:n_outputs])):
         return body
 
     def run(*args: Tensor) -> Sequence[Tensor]:
-        outs = _Moved(body.module).run(*args)
-        return [*(x.to(device) if _is_number(x) else x for x in outs[:n_outputs]), *outs[n_outputs:]]
+        outs = Placing(body.module).run(*args)
+        places = [device if _is_number(x) else x.device for x in body.outputs[:n_outputs]]
+        places += [x.device for x in body.outputs[n_outputs:]]
+        return [x.to(place) for x, place in zip(outs, places)]
 
     inputs = [x._replace(device=device) if _is_number(x) else x for x in body.inputs[:n_inputs]]
     key = "numbers", device, n_inputs, n_outputs
     return body.derive(key, lambda: rewritten(run, [*inputs, *body.inputs[n_inputs:]], "vmap"))
 
 
-def _is_number(x: Tensor | TensorMeta) -> bool:
+def _is_number(x: TensorMeta) -> bool:
     return x.device.type == "cpu" and not x.shape
-
-
-class _Moved(fx.Interpreter):
-    """Runs a graph on inputs some of which moved: to the calls in it they are where they were."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        if params_of(n, self.module) is None:
-            return super().run_node(n)
-        given: Any = self.map_nodes_to_values(n.args, n)
-        params, *operands = given
-        places = [x.meta["val"].device if isinstance(x, fx.Node) else None for x in n.args[1:]]
-        moved = [x if place is None else x.to(place) for x, place in zip(operands, places)]
-        return n.target(params, *moved)  # type: ignore[operator]

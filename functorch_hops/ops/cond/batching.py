@@ -17,7 +17,7 @@ from ...derive.rewrite import rewritten
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
 from ..effect.marking import enter_scope, in_scope, new_scope
-from ..lanes import borrow_operands, select_lanes, with_numbers_on
+from ..lanes import borrow_operands, place_of, select_lanes, with_numbers_on
 from .op import CondParams, cond_op
 
 __all__ = ["cond_batch"]
@@ -46,7 +46,8 @@ def _per_lane(
 ) -> tuple[Sequence[Tensor], Mask]:
     selector, *rest = operands
     everywhere = (True,) * params.n_outputs
-    params = params.with_bodies(lambda body: with_numbers_on(selector.device, body, 0, params.n_outputs))
+    device = place_of(selector, rest)
+    params = params.with_bodies(lambda body: with_numbers_on(device, body, 0, params.n_outputs))
     batched_params, _ = _batched_branches(params, mapped[1:], size, randomness, everywhere)
     results: list[Tensor] | None = None
     for i, branch in enumerate(batched_params.branches):

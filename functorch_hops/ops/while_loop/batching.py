@@ -21,7 +21,7 @@ from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
 from ..effect.marking import enter_scope, in_scope, new_scope
-from ..lanes import borrow_operands, expand_lanes, select_lanes, with_numbers_on
+from ..lanes import borrow_operands, expand_lanes, place_of, select_lanes, with_numbers_on
 from ..loops.carry import carry_fixpoint
 from .op import WhileLoopParams, merge_flags, while_loop_op
 
@@ -63,7 +63,8 @@ def _in_step(
 def _per_lane(
     params: WhileLoopParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    n, flags, device = params.n_carry, params.flags, params.cond.outputs[0].device
+    n, flags = params.n_carry, params.flags
+    device = place_of(params.cond.outputs[0], params.body.inputs)
     cond, body = (with_numbers_on(device, *of) for of in ((params.cond, n, 1), (params.body, n, n)))
     masks = (*(True,) * n, *mapped[n:])
     lane_cond, _ = batched(cond, masks, size, randomness, (True,))
