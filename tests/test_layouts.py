@@ -42,7 +42,7 @@ def test_of_lanes_and_under_derivatives(name):
     f = READERS[name]
     lanes = torch.stack([STRIDED, STRIDED + 1], -1)
     if "dtype" in name and torch.__version__ < (2, 13):  # torch.func.vmap had no rule for it
-        with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::view.dtype"):
+        with pytest.raises(RuntimeError, match=r"Batching rule not implemented for aten::view.dtype"):
             fh.jit(fh.vmap(f, in_dims=-1), backend="eager")(lanes)
         return
     same(fh.jit(fh.vmap(f, in_dims=-1), backend="eager")(lanes), torch.stack([f(x) for x in lanes.unbind(-1)]))
@@ -53,7 +53,7 @@ def test_of_lanes_and_under_derivatives(name):
 
 def test_a_view_as_another_dtype_that_is_none_raises_as_in_eager():
     for run in (lambda f: f, lambda f: fh.jit(f, backend="eager")):
-        with pytest.raises(RuntimeError, match="to view|view.dtype"):
+        with pytest.raises(RuntimeError, match=r"to view|view.dtype"):
             run(fh.vmap(lambda x: x.T.view(torch.float32)))(torch.ones(2, 4, 3, dtype=F64))
 
 
