@@ -41,10 +41,20 @@ def test_of_a_strided_operand(name, operand, run):
 def test_of_lanes_and_under_derivatives(name):
     f = READERS[name]
     lanes = torch.stack([STRIDED, STRIDED + 1], -1)
+    if "dtype" in name and torch.__version__ < (2, 13):  # torch.func.vmap had no rule for it
+        with pytest.raises(RuntimeError, match=r"Batching rule not implemented for aten::view.dtype"):
+            fh.jit(fh.vmap(f, in_dims=-1), backend="eager")(lanes)
+        return
     same(fh.jit(fh.vmap(f, in_dims=-1), backend="eager")(lanes), torch.stack([f(x) for x in lanes.unbind(-1)]))
     if f(STRIDED).dtype in (F64, torch.complex128):
         loss = lambda x: (f(x) * f(x).conj()).real.sin().sum()
         same(fh.jit(fh.grad(loss), backend="eager")(STRIDED), torch.func.grad(loss)(STRIDED))
+
+
+def test_a_view_as_another_dtype_that_is_none_raises_as_in_eager():
+    for run in (lambda f: f, lambda f: fh.jit(f, backend="eager")):
+        with pytest.raises(RuntimeError, match=r"to view|view.dtype"):
+            run(fh.vmap(lambda x: x.T.view(torch.float32)))(torch.ones(2, 4, 3, dtype=F64))
 
 
 @every_mode

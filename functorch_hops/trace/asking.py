@@ -169,13 +169,15 @@ def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = to
 def _view(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Where the layout is not that of the graph, the view may be there in eager and not here: a copy is as good, as
     long as nobody writes to either. So it is where the lanes of a vmap lie in memory as some batching rule left them.
+    A view as another dtype has no such copy: what torch says of it stands.
     """
     try:
         result = t.view(*args, **kwargs)
         note_regrouped(capture, t, result)
         return result
     except (RuntimeError, ValueError):
-        if capture.history.knows_layout(t) and not _torch.is_batched(t):
+        is_of_dtype = any(isinstance(given, torch.dtype) for given in (*args, *kwargs.values()))
+        if is_of_dtype or (capture.history.knows_layout(t) and not _torch.is_batched(t)):
             raise
     copy = t.reshape(*args, **kwargs)
     for value in (t, copy):
