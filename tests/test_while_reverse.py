@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import functorch_hops as fh
-from functorch_hops.ir.meta import TensorMeta
 from functorch_hops.ops.while_loop.reuse import reusing
 from functorch_hops.ops.while_loop.schedule import empty_table, latest, offer, written
 
@@ -104,7 +103,7 @@ def test_the_body_runs_no_more_often_than_promised(k):
 def runs_of_the_schedule(k: int, trips: int) -> list[int]:
     """How often each step runs, forwards and backwards, if ``offer`` and ``latest`` decide what is saved."""
     runs = [0] * trips
-    steps, levels = empty_table(TensorMeta((k,), torch.int64, torch.device("cpu")))
+    steps, levels = empty_table(k)
     slots, init = [torch.full((k,), -1)], [torch.tensor(0)]  # a slot holds the number of its step
 
     def take(step: int, wanted: bool) -> None:

@@ -34,7 +34,7 @@ from ..loops.backward import BackwardPlan, backward_step
 from ..loops.carry import carry_fixpoint
 from .op import WhileLoopParams, while_loop_op
 from .replaying import after_loop, draws_elsewhere, replaying
-from .schedule import empty_table, latest, offer, written
+from .schedule import NUMBER, empty_table, latest, offer, table, written
 
 __all__ = ["checkpointed_vjp_backward", "checkpointed_vjp_forward"]
 
@@ -44,14 +44,13 @@ class _Step:
     """A step of the loop, to be taken again and to be differentiated.
 
     ``values``: which carries that reads; these are saved. ``again: (values, consts) -> values``; ``residuals: (values,
-    consts) -> what the step's backward reads``. ``count``: of steps, where the condition is: NOTE [Numbers of lanes].
+    consts) -> what the step's backward reads``.
     """
 
     plan: BackwardPlan
     values: Mask
     again: Subgraph
     residuals: Subgraph
-    count: TensorMeta
 
     @classmethod
     def make(cls, params: WhileLoopParams, active: Mask) -> _Step:
@@ -62,15 +61,10 @@ class _Step:
         read = [a or b for a, b in zip(needed_inputs(forward, emitted), plan.part.kept)]
         values = carry_fixpoint(read[:n], lambda c: needed_inputs(body, c)[:n])
         inputs = (*values, *(True,) * (len(body.inputs) - n))
-        count = TensorMeta((), torch.int64, params.cond.outputs[0].device)
-        return cls(plan, values, restricted(body, inputs, values), restricted(forward, inputs, emitted), count)
+        return cls(plan, values, restricted(body, inputs, values), restricted(forward, inputs, emitted))
 
     def of_carry(self, carry: Sequence[Any]) -> list[Any]:
         return [x for x, v in zip(carry, self.values) if v]
-
-    def column(self, k: int) -> TensorMeta:
-        """One of the table of slots."""
-        return self.count.with_leading(k)
 
     def slots(self, k: int) -> list[TensorMeta]:
         return [meta.with_leading(k) for meta in self.of_carry(self.plan.body.inputs)]
@@ -143,7 +137,7 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
     levels), slots, residuals``.
     """
     body, n, slot_metas, residual_metas = one.plan.body, one.plan.n_carry, one.slots(k), one.residuals.outputs
-    state = [one.count, one.column(k), one.column(k)]
+    state = [NUMBER, table(k), table(k)]
     metas = [body.inputs[:n], state, slot_metas, residual_metas, body.inputs[n:]]
 
     def condition(*args: Tensor) -> Sequence[Tensor]:
@@ -159,11 +153,7 @@ def _saving_loop(cond: Subgraph, one: _Step, k: int) -> Subgraph:
     loop = _loop(condition, step, metas)
 
     def run(*operands: Tensor) -> list[Tensor]:
-        start = [
-            one.count.zeros(),
-            *empty_table(one.column(k)),
-            *(meta.zeros() for meta in (*slot_metas, *residual_metas)),
-        ]
+        start = [NUMBER.zeros(), *empty_table(k), *(meta.zeros() for meta in (*slot_metas, *residual_metas))]
         outs = while_loop_op(loop, *operands[:n], *start, *operands[n:])
         carry, (trips, steps, _), slots, residuals = _split(outs, metas[:4])
         return [*carry, trips, steps, *slots, *residuals]
@@ -187,7 +177,7 @@ def checkpointed_vjp_backward(
     n = params.n_carry
     one = _Step.make(params, active)
     given = [m.or_zeros(ct) for ct, m, c in zip(cotangents, body.outputs, one.plan.cotangents) if c]
-    backwards = body.derive(("loop backwards", n, active, k, one.count), lambda: _loop_backwards(one, k))
+    backwards = body.derive(("loop backwards", n, active, k), lambda: _loop_backwards(one, k))
     call = CheckpointParams(backwards, nothing)
     grads = iter(checkpoint_op(call, *residuals, *one.of_carry(operands[:n]), *given, *operands[n:]))
     return [next(grads) if a else None for a in one.plan.active]
@@ -202,9 +192,9 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
     """
     body, n, slot_metas = one.plan.body, one.plan.n_carry, one.slots(k)
     value_metas, grad_metas, const_metas = one.of_carry(body.inputs[:n]), one.gradients(), body.inputs[n:]
-    state = [one.count, one.count, one.column(k), one.column(k)]
+    state = [NUMBER, NUMBER, table(k), table(k)]
     residual_metas = one.residuals.outputs
-    metas = [state, value_metas, grad_metas, slot_metas, [one.count], residual_metas, value_metas, const_metas]
+    metas = [state, value_metas, grad_metas, slot_metas, [NUMBER], residual_metas, value_metas, const_metas]
 
     def again(*args: Tensor) -> list[Tensor]:
         (end, at, *columns), values, grads, *_, consts = _split(args, metas)
@@ -228,7 +218,7 @@ def _loop_backwards(one: _Step, k: int) -> Subgraph:
 
     loop = _loop(lambda end, *_: [end > 0], step, metas)
     ct_metas = grad_metas[: sum(one.plan.cotangents)]
-    inputs = [[one.count, one.column(k)], slot_metas, residual_metas, value_metas, ct_metas, const_metas]
+    inputs = [[NUMBER, table(k)], slot_metas, residual_metas, value_metas, ct_metas, const_metas]
 
     def run(*args: Tensor) -> Sequence[Tensor]:
         (trips, steps), slots, residuals, init, cts, consts = _split(args, inputs)

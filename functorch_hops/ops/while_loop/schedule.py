@@ -27,7 +27,10 @@ from torch import Tensor
 
 from ...ir.meta import TensorMeta
 
-__all__ = ["empty_table", "latest", "offer", "written"]
+__all__ = ["NUMBER", "empty_table", "latest", "offer", "table", "written"]
+
+NUMBER = TensorMeta((), torch.int64, torch.device("cpu"))
+"""A count of steps."""
 
 _FIXED = 1 << 40
 """A level above all others."""
@@ -36,8 +39,13 @@ _FREE = -1
 """The level of a slot that is empty or dispensable."""
 
 
-def empty_table(column: TensorMeta) -> list[Tensor]:
-    return [column.zeros(), torch.full_like(column.zeros(), _FREE)]
+def table(k: int) -> TensorMeta:
+    """One column of the table."""
+    return NUMBER.with_leading(k)
+
+
+def empty_table(k: int) -> list[Tensor]:
+    return [table(k).zeros(), torch.full_like(table(k).zeros(), _FREE)]
 
 
 def offer(step: Tensor, wanted: Tensor, steps: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
