@@ -95,3 +95,13 @@ def _seeded() -> None:
     torch.default_generator.manual_seed(0)  # torch.manual_seed prints the stack, for each kind of device
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture
+def no_graph_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is compiled is one kernel."""
+
+    def compile_graph(*args: Any) -> Any:
+        raise AssertionError("Inductor was asked for a graph")
+
+    monkeypatch.setattr("functorch_hops.lowering.inductor.compile_graph", compile_graph)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
-from functorch_hops.lowering import inductor
 from loop_plans import normal
 from modes import same
 
@@ -46,14 +45,6 @@ WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "a tensor without elements": (lambda c, xs: (decaying(c, xs)[0], c[:0], c[:0].sum()), (C, XS)),
     "a product outside": (lambda c, xs: decaying(c, xs)[1] @ xs.t(), (C, XS)),
 }
-
-
-@pytest.fixture
-def no_graph_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graph(*args: Any) -> Any:
-        raise AssertionError("Inductor was asked for a graph")
-
-    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
 
 
 @pytest.mark.usefixtures("no_graph_around")

@@ -15,7 +15,6 @@ from torch import Tensor
 import functorch_hops as fh
 from functorch_hops.ir.meta import TensorMeta
 from functorch_hops.ir.subgraph import params_of
-from functorch_hops.lowering import inductor
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.forms import TAPE_META, is_whole
 from functorch_hops.lowering.loops.planning import planned
@@ -127,14 +126,6 @@ def test_a_tape_goes_from_one_kernel_to_another() -> None:
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name != "vector"])
 def test_gradients_by_tapes(name: str) -> None:
     assert [report.taken for report in check(name).loops][:2] == ["tape", "tape"]
-
-
-@pytest.fixture
-def no_graph_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graph(*args: Any) -> Any:
-        raise AssertionError("Inductor was asked for a graph")
-
-    monkeypatch.setattr(inductor, "compile_graph", compile_graph)
 
 
 @pytest.mark.usefixtures("no_graph_around")

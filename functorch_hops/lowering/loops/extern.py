@@ -17,7 +17,15 @@ from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
 
-__all__ = ["contiguous_input", "in_turn", "lower_taped", "plain_input", "register_kernels", "writing_kernel"]
+__all__ = [
+    "allocated",
+    "contiguous_input",
+    "in_turn",
+    "lower_taped",
+    "plain_input",
+    "register_kernels",
+    "writing_kernel",
+]
 
 
 def in_turn(operation: Any) -> None:
@@ -109,7 +117,8 @@ def _loop_kernel() -> Any:
     return LoopKernel
 
 
-def _outputs(metas: Sequence[TensorMeta]) -> list[Any]:
+def allocated(metas: Sequence[TensorMeta]) -> list[Any]:
+    """Buffers that a kernel writes."""
     from torch._inductor.lowering import empty_strided
 
     outputs = [empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device) for meta in metas]
@@ -130,7 +139,7 @@ def _lower(
     has_effects: bool = False,
 ) -> Any:
     inputs = [contiguous_input(x) for x in inputs]
-    outputs = _outputs(output_metas(ranks, shapes, dtypes))
+    outputs = allocated(output_metas(ranks, shapes, dtypes))
     kernel = _loop_kernel()(inputs, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name, has_effects)
     if has_effects:
         in_turn(kernel)
@@ -150,7 +159,7 @@ def lower_taped(
 ) -> Any:
     """Of a kernel in a function of C++: there a tape is the place where it lies."""
     metas = output_metas(ranks, shapes, dtypes)
-    outputs = _outputs(metas if tape is not None else [*metas, TAPE_META])
+    outputs = allocated(metas if tape is not None else [*metas, TAPE_META])
     given = [contiguous_input(x) for x in (*inputs, *([] if tape is None else [tape]))]
     kernel = _loop_kernel()(given, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
     kernel.tape = outputs[-1].get_name() if tape is None else None

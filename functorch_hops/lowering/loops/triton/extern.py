@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..extern import contiguous_input, writing_kernel
+from ..extern import allocated, contiguous_input, writing_kernel
 from ..operator import output_metas
 from .operator import Launcher, triton_loop
 
@@ -20,7 +20,7 @@ __all__ = ["register_launches"]
 
 @functools.cache
 def register_launches() -> None:
-    from torch._inductor.lowering import empty_strided, register_lowering
+    from torch._inductor.lowering import register_lowering
 
     class TritonLoop(writing_kernel()):  # type: ignore[misc]
         def __init__(self, inputs: Any, outputs: Any, launch: Sequence[Any]) -> None:
@@ -45,11 +45,7 @@ def register_launches() -> None:
         dtypes: Any,
         device: torch.device,
     ) -> Any:
-        outputs = []
-        for meta in output_metas(ranks, shapes, dtypes, device):
-            out = empty_strided(list(meta.shape), None, dtype=meta.dtype, device=meta.device)
-            out.realize()
-            outputs.append(out)
+        outputs = allocated(output_metas(ranks, shapes, dtypes, device))
         TritonLoop([contiguous_input(x) for x in inputs], outputs, (source, name, lanes, block, warps))
         return outputs
 
