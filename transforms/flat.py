@@ -26,7 +26,7 @@ from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
 from functorch_hops.trace.capture import current_capture
-from functorch_hops.trace.hooks import handlers
+from functorch_hops.trace.hooks import handlers, is_symbolic
 
 
 class Recipe(NamedTuple):
@@ -46,6 +46,8 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
             if torch.compiler.is_dynamo_compiling():
                 handlers.register_leaf()
                 return handlers.leaf(_made_anew, (*recipe, args, kwargs), {})
+            if is_symbolic():
+                return handlers.symbolic.transformed(*recipe, args, kwargs)
             try:
                 return _as_python(recipe, run, args, kwargs)
             except Exception as error:

@@ -18,6 +18,7 @@ from functorch_hops.calls.arguments import Function, P, R
 from functorch_hops.calls.leaf import one_node, traced_through
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, message
+from functorch_hops.trace.hooks import handlers, is_symbolic
 from functorch_hops.transforms.flat import (
     Auxiliary,
     DifferentiableArguments,
@@ -226,6 +227,8 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     require_callable("vjp", func)
     if torch.compiler.is_dynamo_compiling():
         return _vjp_as_data("vjp", func, primals, has_aux)
+    if is_symbolic():
+        return handlers.symbolic.operation(vjp, (func, *primals), {"has_aux": has_aux})
     refuse_under_torchs_tracer("vjp", "pull functions")
     arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
@@ -343,6 +346,8 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     require_callable("linearize", func)
     if torch.compiler.is_dynamo_compiling():
         return _linearize_as_data("linearize", func, primals)
+    if is_symbolic():
+        return handlers.symbolic.operation(linearize, (func, *primals), {})
     refuse_under_torchs_tracer("linearize", "push functions")
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)

@@ -27,6 +27,7 @@ from functorch_hops.ops.closed_call.op import ClosedCallParams
 from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
 from functorch_hops.trace.capture import current_capture
+from functorch_hops.trace.hooks import handlers, is_symbolic
 from functorch_hops.trace.refusals import check_tensor_class
 from functorch_hops.trace.session import is_left_over, refuse_state
 from functorch_hops.transforms.compiled_trace import CompiledTrace
@@ -71,6 +72,9 @@ class JittedFunction(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             return self._func(*args, **kwargs)
+        if is_symbolic():
+            result: R = handlers.symbolic.jitted(self._func, self._after, args, kwargs)
+            return result
         try:
             return self._call(args, kwargs)
         except Exception as error:
@@ -133,6 +137,11 @@ class JittedFunction(Generic[P, R]):
     def around(self, func: Callable[P, R]) -> JittedFunction[P, R]:
         """Another function, jitted with the same options."""
         return JittedFunction(func, *self._options)
+
+    def _after(self, func: Callable[..., R], first: int) -> JittedFunction[..., R]:
+        """A function with the same options, which takes `first` operands before the arguments."""
+        numbers, *options = self._options
+        return JittedFunction(func, tuple(n + first if n >= 0 else n for n in numbers), *options)
 
     @property
     def _options(self) -> tuple[Any, ...]:

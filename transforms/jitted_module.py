@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from functorch_hops.calls.leaf import left_to_python
+from functorch_hops.trace.hooks import handlers, is_symbolic
 
 __all__ = ["JittedModule", "jitted_inside", "module_of"]
 
@@ -45,6 +46,8 @@ class JittedModule(nn.Module):
         if torch.compiler.is_dynamo_compiling():  # it looks for the hooks in __dict__, where those of the module are
             has_hooks = any(len(hooks) > 0 for hooks in self._hooks)
             return _call_with_hooks(self, args, kwargs) if has_hooks else self._jitted(*args, **kwargs)
+        if is_symbolic():
+            return handlers.symbolic.module(self, args, kwargs)
         return nn.Module.__call__(self, *args, **kwargs)
 
     @property

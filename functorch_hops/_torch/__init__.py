@@ -23,6 +23,7 @@ from .process import *
 from .recording import *
 from .shapes import *
 from .stepwise import *
+from .symbolic import *
 from .symbols import *
 from .tensors import *
 from .tracing import *

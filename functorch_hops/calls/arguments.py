@@ -63,6 +63,10 @@ class TensorSpec:
     def __repr__(self) -> str:
         return f"TensorSpec(shape={self.shape}, dtype={self.dtype}, device={self.device})"
 
+    def __fx_create_arg__(self, tracer: Any) -> Any:
+        """What ``torch.fx.symbolic_trace`` makes of it as an argument."""
+        return tracer.create_node("call_function", TensorSpec, self._key(), {})
+
 
 _NODES_OF_A_CALL = 3
 """In the tree of a call without trees: the pair, the tuple of positional arguments, the dict of the others."""

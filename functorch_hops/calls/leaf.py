@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from .. import _torch
-from ..trace.hooks import handlers
+from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
 from .tracebacks import shorten
 
@@ -30,6 +30,9 @@ def one_node(function: Callable[P, R]) -> Callable[P, R]:
             handlers.register_leaf()
             result: R = handlers.leaf(function, args, kwargs)  # here and not in a function: this frame may be skipped
             return result
+        if is_symbolic():
+            node: R = handlers.symbolic.operation(function, args, kwargs)
+            return node
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -56,6 +59,9 @@ def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             _torch.break_graph(reason)
+        if is_symbolic() and _torch.is_proxied((args, kwargs)):
+            node: R = handlers.symbolic.effect(function, args, kwargs)
+            return node
         try:
             return function(*args, **kwargs)
         except Exception as error:

@@ -7,6 +7,7 @@ from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
 from .dynamo import leaf_call, register_leaf
 from .library_operator import call_library_operator
+from .symbolic import SymbolicLeaves
 from .torch_operators import OPERATORS
 from .vmap_refusals import call_on_lanes
 
@@ -26,5 +27,6 @@ def install() -> None:
     handlers.control_flow = OPERATORS
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call
+    handlers.symbolic = SymbolicLeaves()
     # An exported program that AOTInductor compiles holds loops of torch's, and nothing that would call this library.
     _torch.when_inductor_is_imported(_mend_inductor)

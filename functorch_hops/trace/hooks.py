@@ -5,17 +5,65 @@ How a capture sees torch's own ways to give derivatives is known to ``interop``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _torch
 from ..errors import CaptureError, message
 from .capture import current_capture
 from .refusals import refused_of_tensor, seed_inside
 
-__all__ = ["handlers"]
+__all__ = ["SymbolicCalls", "handlers", "is_symbolic"]
+
+
+class SymbolicCalls:
+    """What a call of the library becomes under ``torch.fx.symbolic_trace`` (``interop/symbolic.py``)."""
+
+    def operation(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a public operation, all of whose functions are traced."""
+        raise NotImplementedError
+
+    def effect(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a tool whose functions are run as they are."""
+        raise NotImplementedError
+
+    def transformed(
+        self,
+        transform: Callable[..., Any],
+        func: Callable[..., Any],
+        options: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """``transform(func, **options)(*args, **kwargs)``."""
+        raise NotImplementedError
+
+    def jitted(
+        self,
+        func: Callable[..., Any],
+        jit: Callable[[Callable[..., Any], int], Callable[..., Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A call of a jitted function. ``jit(f, n)``: another, which takes `n` operands before the arguments."""
+        raise NotImplementedError
+
+    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a module into which FX does not look."""
+        raise NotImplementedError
+
+    def held(
+        self,
+        operation: str,
+        function: Callable[..., Any],
+        parts: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A call of a function into which FX can't look; `parts` are the functions that it holds."""
+        raise NotImplementedError
 
 
 class _Handlers:
@@ -24,6 +72,7 @@ class _Handlers:
     ``control_flow``: what to call in the place of operators of torch's own that hold functions, by their names.
     ``on_lanes(func, args, kwargs, error)``: a call that torch's vmap refused.
     ``leaf(function, args, kwargs)``: a call of the library that Dynamo traces, after ``register_leaf()``.
+    ``symbolic``: calls under ``torch.fx.symbolic_trace``.
     """
 
     function: Callable[..., Any]
@@ -32,9 +81,15 @@ class _Handlers:
     on_lanes: Callable[[Any, Sequence[Any], dict[str, Any], RuntimeError], Any]
     register_leaf: Callable[[], None]
     leaf: Any
+    symbolic: SymbolicCalls
 
 
 handlers = _Handlers()
+
+
+def is_symbolic() -> bool:
+    """Whether ``torch.fx.symbolic_trace`` is to see a call, and no capture of this library inside of it."""
+    return _torch.symbolic_tracer() is not None and current_capture() is None
 
 
 def _lift(t: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
 from ...ir.meta import TensorMeta
 from ...trace.history import Itself
+from ...trace.hooks import handlers, is_symbolic
 from ...trace.speculate import speculate_subgraph
 from ..effect.running import effects_off
 from ..mode import is_capturing, is_stepwise
@@ -80,6 +81,9 @@ def checkpoint(func: Any = None, /, *, policy: CheckpointPolicy | None = None, p
     check_callable("checkpoint", "func", func)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_dynamo_compiling() and is_symbolic():
+            options = {"policy": policy, "preserve_rng_state": preserve_rng_state}
+            return handlers.symbolic.transformed(checkpoint, func, options, args, kwargs)
         return _checkpointed_call("checkpoint", func, saved, policy is None, preserve_rng_state, args, kwargs)
 
     # Dynamo finds no attributes of a partial function.

@@ -13,6 +13,7 @@ from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
+from ...trace.hooks import handlers, is_symbolic
 from .call import as_python_or_graph
 from .tree_call import JvpCall, TreeCall, VjpCall
 
@@ -67,6 +68,10 @@ class _CustomFunction(Generic[P, R]):
             positional = self._positional(args, kwargs)
             made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, positional)
             return made
+        if is_symbolic():
+            parts = [getattr(self, name) for name in ("fun", *self.rules)]
+            held: R = handlers.symbolic.held(self.operation, self, parts, args, kwargs)
+            return held
         return self._call(args, kwargs)
 
     @traced_through
