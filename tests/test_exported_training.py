@@ -15,6 +15,7 @@ from matrix.operations import OPERATIONS, Operation, examples, weights
 from matrix.test_grid import assert_same
 from torch import Tensor, nn
 from torch._higher_order_ops.cond import cond_op
+from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
 import functorch_hops as fh
@@ -244,6 +245,39 @@ def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
         for length in (2, 5, 6, 9):
             given = torch.randn(length, 2, dtype=torch.float64)
             torch.testing.assert_close(version.module()(given), model(given))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda xs: fh.associative_scan(torch.mul, xs),
+        lambda xs: fh.map(lambda x: x.sin() * xs.shape[0], xs),
+        lambda xs: fh.while_loop(lambda c: c.sum() < 20, lambda c: c.square() + xs.shape[0], xs),
+    ],
+    ids=["associative_scan", "map", "while_loop"],
+)
+def test_a_program_with_open_sizes_is_exported_again_strictly(function: Any) -> None:
+    class Module(nn.Module):
+        def forward(self, xs: Tensor) -> Any:
+            return function(xs)
+
+    xs, sizes = torch.linspace(0.5, 1.5, 8).reshape(4, 2), ({0: torch.export.Dim("T", min=2, max=64)},)
+    program = torch.export.export(Module(), (xs,), dynamic_shapes=sizes)
+    again = torch.export.export(program.module(), (xs,), dynamic_shapes=sizes, strict=True)
+    for given in (xs, xs[:2]):
+        torch.testing.assert_close(again.module()(given), function(given))
+
+
+def test_torchs_strict_export_takes_no_scan_with_a_size_among_its_operands() -> None:
+    class Module(nn.Module):
+        def forward(self, xs: Tensor) -> Any:
+            return scan_op(lambda c, x, n: [c + x * n, c + 0], [xs[0]], [xs], (xs.shape[0],))
+
+    xs, sizes = torch.ones(4, 2), ({0: torch.export.Dim("T", min=2, max=64)},)
+    program = torch.export.export(Module(), (xs,), dynamic_shapes=sizes)
+    torch.testing.assert_close(program.module()(xs)[0], torch.full((2,), 17.0))
+    with pytest.raises(Exception, match=r"Expected all leaves to be of torch.Tensor type"):
+        torch.export.export(program.module(), (xs,), dynamic_shapes=sizes, strict=True)
 
 
 def test_a_program_runs_without_the_library(tmp_path: Any) -> None:

@@ -28,7 +28,8 @@ def associative_scan_lower(params: AssociativeScanParams, operands: Sequence[Ten
     body = params.body
     if not _torch.is_exporting() or operands[0].shape[0] == 0 or not _is_native(body):
         return associative_scan_impl(params, operands)
-    return _torch.native_associative_scan(lambda a, b: body(a, b), [_torch.dense(operands[0])], ())
+    # A list, since Dynamo, for a strict export of the program, compares the tree of results with that of the elements.
+    return _torch.native_associative_scan(lambda a, b: list(body(a, b)), [_torch.dense(operands[0])], ())
 
 
 def _is_native(body: Subgraph) -> bool:
