@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch._C import DispatchKey
@@ -16,12 +17,14 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._python_dispatch import _push_mode as _push_dispatch_mode
+from torch.utils.checkpoint import CheckpointPolicy, _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 from .forward_rules import once
 from .levels import below_transforms, top_interpreter
 from .process import joining_dual_level, without_validation
 
 __all__ = [
+    "SELECTIVE_CHECKPOINT_MODES",
     "DispatchKey",
     "HigherOrderOperator",
     "OpOverload",
@@ -36,6 +39,7 @@ __all__ = [
     "no_modes",
     "observer",
     "only_asks_for_shapes",
+    "saved_by_checkpoint",
     "suspended",
     "without_saved_tensor_hooks",
     "without_torch_function",
@@ -44,6 +48,8 @@ __all__ = [
 _CLEAN_INCLUDE = torch._C._dispatch_tls_local_include_set()
 _CLEAN_EXCLUDE = torch._C._dispatch_tls_local_exclude_set()
 _AUTOCAST_KEYS = (DispatchKey.AutocastCPU, DispatchKey.AutocastCUDA)
+SELECTIVE_CHECKPOINT_MODES = (_CachedTorchDispatchMode, _CachingTorchDispatchMode)
+"""Those in which ``torch.utils.checkpoint`` runs a function under AOTAutograd, to say what may be computed again."""
 function_modes = _get_current_function_mode_stack
 without_torch_function = torch._C.DisableTorchFunction
 
@@ -125,10 +131,10 @@ def _without_function_modes() -> Iterator[None]:
 @contextlib.contextmanager
 def without_saved_tensor_hooks() -> Iterator[None]:
     """Suspend hooks on saved tensors (``save_on_cpu``, ``torch.utils.checkpoint``): functorch refuses to run with
-    them.
+    them, also while AOTAutograd traces, which hides them.
     """
     autograd, hooks = torch._C._autograd, []
-    while (hook := autograd._top_saved_tensors_default_hooks(False)) is not None:
+    while (hook := autograd._top_saved_tensors_default_hooks(True)) is not None:
         autograd._pop_saved_tensors_default_hooks()
         hooks.append(hook)
     try:
@@ -136,6 +142,16 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for hook in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
+
+
+@contextlib.contextmanager
+def saved_by_checkpoint(mode: Any) -> Iterator[None]:
+    """Let ``torch.utils.checkpoint`` save the results of operators, one of the modes of which this is."""
+    policy, mode.policy_fn = mode.policy_fn, lambda *args, **kwargs: CheckpointPolicy.MUST_SAVE
+    try:
+        yield
+    finally:
+        mode.policy_fn = policy
 
 
 @contextlib.contextmanager

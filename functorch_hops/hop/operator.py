@@ -74,6 +74,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         self.py_impl(_torch.DispatchKey.CompositeExplicitAutograd)(self.run_eagerly)
         self.py_impl(_torch.ProxyTorchDispatchMode)(self._proxy)
         self.py_impl(_torch.FakeTensorMode)(self._fake)
+        for mode in _torch.SELECTIVE_CHECKPOINT_MODES:
+            self.py_impl(mode)(self._under_checkpoint)
         self.py_functionalize_impl(self._functionalize)
         self.fallthrough(_torch.LEGACY_VMAP)
 
@@ -149,6 +151,12 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         lower: Any = functools.partial(self.rules.lower, params)
         result: Sequence[Tensor] = exported(params, operands, lower) if _torch.is_exporting() else lower(operands)
         return result
+
+    def _under_checkpoint(self, mode: Any, params: P, *operands: Any) -> Any:
+        """Of random numbers in a loop AOTAutograd would not keep the state, and effects happen once."""
+        once = params.draws or params.holds_effects
+        with _torch.saved_by_checkpoint(mode) if once else contextlib.nullcontext():
+            return mode.__torch_dispatch__(self, [], (params, *operands), {})
 
     def _functionalize(self, ctx: Any, params: P, *operands: Any) -> Any:
         unwrapped = ctx.unwrap_tensors(operands)
