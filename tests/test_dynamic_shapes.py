@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 import functorch_hops as fh
@@ -312,3 +312,64 @@ def test_dynamic_shapes_of_keywords_alone() -> None:
 def test_dynamic_shapes_that_do_not_fit(shapes: Any) -> None:
     with pytest.raises((fh.ArgumentTypeError, fh.ArgumentValueError), match="dynamic_shapes"):
         fh.export(lambda x: x, (random(4),), dynamic_shapes=shapes)
+
+
+CELLS = {"gru": nn.GRUCell, "lstm": nn.LSTMCell, "gru without biases": lambda *sizes: nn.GRUCell(*sizes, bias=False)}
+
+
+class Recurrent(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.cell = CELLS[name](3, 4)
+        self.n_states = 2 if name == "lstm" else 1
+
+    def forward(self, xs, loop=fh.scan):
+        zeros = xs.new_zeros(xs.shape[1], 4)
+
+        def step(states, x):
+            new = self.cell(x, states if self.n_states == 2 else states[0])
+            return (new if self.n_states == 2 else (new,)), None
+
+        return torch.cat(loop(step, (zeros,) * self.n_states, xs)[0], 1)
+
+
+def python_loop(step, carry, xs):
+    for x in xs:
+        carry, _ = step(carry, x)
+    return carry, None
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_recurrent_cells_keep_their_batch_open(name):
+    """torch's own operators make a number of it."""
+    model = Recurrent(name)
+    parameters = list(model.parameters())
+    run = fh.jit(model, dynamic=True, backend="eager")
+    for batch in (5, 6, 9):
+        xs = torch.randn(7, batch, 3)
+        expected, value = model(xs, python_loop), run(xs)
+        torch.testing.assert_close(value, expected)
+        gradients = [torch.autograd.grad(y.square().sum(), parameters) for y in (value, expected)]
+        torch.testing.assert_close(*gradients)
+    assert run.cache_info().misses == 1
+
+
+def test_a_recurrent_cell_refuses_states_of_another_batch():
+    cell = nn.GRUCell(3, 4)
+    run = fh.jit(lambda x, h: cell(x, h), dynamic=True, backend="eager")
+    for h in (torch.zeros(5, 4), torch.zeros(1, 4), torch.zeros(6, 4)):
+        if len(h) == 5:
+            run(torch.zeros(5, 3), h)
+        else:
+            with pytest.raises(RuntimeError, match="batch size"):
+                run(torch.zeros(5, 3), h)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_recurrent_network_takes_any_batch(strict):
+    model, xs = Recurrent("gru"), torch.randn(7, 5, 3)
+    sizes = ({0: torch.export.Dim("T", min=2, max=64), 1: torch.export.Dim("B", min=2, max=64)},)
+    program = torch.export.export(model, (xs,), dynamic_shapes=sizes, strict=strict)
+    for given in (xs, torch.randn(3, 8, 3)):
+        torch.testing.assert_close(program.module()(given), model(given))

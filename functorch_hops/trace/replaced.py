@@ -139,6 +139,36 @@ def _polygamma(x: Tensor, n: int) -> Any:
     return x.copy_(torch.polygamma(n, x.clone()))
 
 
+def _gru_cell(
+    x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+) -> Any:
+    """torch's own (2.13) makes numbers of open sizes where it cuts its gates (``unsafe_chunk``)."""
+    if not _is_open(x, h) or x.shape[0] != h.shape[0]:
+        return NotImplemented
+    given = torch.nn.functional.linear(x, w_x, b_x).split(h.shape[1], 1)
+    kept = torch.nn.functional.linear(h, w_h, b_h).split(h.shape[1], 1)
+    reset, update = ((k + g).sigmoid() for k, g in zip(kept[:2], given[:2]))
+    new = (given[2] + kept[2] * reset).tanh()
+    return (h - new) * update + new
+
+
+def _lstm_cell(
+    x: Tensor, state: Any, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+) -> Any:
+    """As :func:`_gru_cell`."""
+    h, c = state
+    if not _is_open(x, h, c) or not x.shape[0] == h.shape[0] == c.shape[0]:
+        return NotImplemented
+    gates = torch.nn.functional.linear(h, w_h, b_h) + torch.nn.functional.linear(x, w_x, b_x)
+    written, kept, new, shown = gates.split(c.shape[1], 1)
+    c = kept.sigmoid() * c + written.sigmoid() * new.tanh()
+    return shown.sigmoid() * c.tanh(), c
+
+
+def _is_open(*tensors: Tensor) -> bool:
+    return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
+
+
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
     """torch's operator (2.13) knows no transform."""
     inputs = [a.dtype for a in args if isinstance(a, Tensor)]
@@ -161,6 +191,8 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.combinations: _combinations,
     Tensor.random_: _random,
     Tensor.polygamma_: _polygamma,
+    torch.gru_cell: _gru_cell,
+    torch.lstm_cell: _lstm_cell,
     torch.flip: _flip,
     Tensor.flip: _flip,
 }
