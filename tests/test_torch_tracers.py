@@ -100,6 +100,14 @@ def test_functions_that_a_transform_returns_are_refused(operation):
 
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda w: f(w).sum())])
+def test_a_refused_strict_export_leaves_no_transform_active(transform):
+    program = transform(lambda v: fh.fori_loop(0, 3, lambda i, c: c.sin(), v))
+    with pytest.raises(fh.CaptureError, match=r"fori_loop: torch\.export can't trace torch\.func's own transforms"):
+        torch.export.export(Module(program), (W,), strict=True)
+    assert torch._C._functorch.peek_interpreter_stack() is None
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda w: f(w).sum())])
 def test_torchs_own_transforms_are_refused_by_export(transform):
     """torch.export records what they wrap (torch 2.13): an obscure error, or a program that fails when it runs."""
 

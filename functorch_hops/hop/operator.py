@@ -21,7 +21,6 @@ from torch.autograd import forward_ad
 
 from .. import _torch
 from ..derive.numbers import without_numbers
-from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
 from ..ir.subgraph import P, Params
@@ -29,7 +28,7 @@ from ..lowering.empty import without_empty
 from ..lowering.exported import exported
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
-from ..trace.refusals import check_tensor_class
+from ..trace.refusals import check_tensor_class, unknown_to_export
 from ..trace.speculate import lift_operands
 from .autograd import (
     PlainCall,
@@ -99,20 +98,10 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         operands = tuple(lift_operands([_operand(params, x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
-                raise self._unknown_to_export()
+                raise unknown_to_export(self.label)
             with _torch.dual_level_known():
                 return _torch.dispatch_functorch(self, (params, *operands), {})
         return super().__call__(params, *operands)
-
-    def _unknown_to_export(self) -> CaptureError:
-        """torch.export records what a transform of torch's own wraps, not what it holds: a loop can't look inside."""
-        return CaptureError(
-            message(
-                self.label,
-                "torch.export can't trace torch.func's own transforms around it",
-                remedy="use the transform of the same name of this library, or wrap the transformed function in fh.jit",
-            )
-        )
 
     def dispatch(self, dispatch_key: Any, *args: Any, **kwargs: Any) -> Any:
         """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""

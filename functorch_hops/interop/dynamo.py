@@ -32,7 +32,7 @@ from ..lowering.backends import Backend, Options
 from ..ops.closed_call.op import ClosedCallParams, closed_call_op
 from ..trace.buffers import Buffers
 from ..trace.capture import current_capture, outside_of_captures
-from ..trace.refusals import check_tensor_class
+from ..trace.refusals import check_tensor_class, unknown_to_export
 
 if TYPE_CHECKING:
     from .._torch.dynamo_library import Compiler
@@ -160,6 +160,9 @@ class _Library:
     def capture(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
     ) -> Captured:
+        if torch.compiler.is_exporting() and _torch.top_interpreter() is not None:
+            # Later, where the graph is traced, torch (2.13) would leave the transform active.
+            raise unknown_to_export(self.operation(function, args))
         leaves, spec = pytree.flatten((args, kwargs))
         for leaf in leaves:
             if isinstance(leaf, Tensor):

@@ -31,6 +31,7 @@ __all__ = [
     "refused_of_tensor",
     "seed_inside",
     "unknown_shape",
+    "unknown_to_export",
     "unreadable",
     "write_to_closed_over",
     "write_to_input",
@@ -307,3 +308,14 @@ def check_tensor_class(operation: str, t: Tensor) -> None:
             "before fully_shard, as in fully_shard(fh.jit(module)); loops in plain eager take DTensors"
         )
     raise CaptureError(message(operation, problem, expected=expected, got=got, remedy=remedy))
+
+
+def unknown_to_export(operation: str) -> CaptureError:
+    """torch.export records what a transform of torch's own wraps, not what it holds: a loop can't look inside."""
+    return CaptureError(
+        message(
+            operation,
+            "torch.export can't trace torch.func's own transforms around it",
+            remedy="use the transform of the same name of this library, or wrap the transformed function in fh.jit",
+        )
+    )
