@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiled_models import MODELS, training_step
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 
@@ -312,3 +313,24 @@ def test_regions_that_are_compiled_once_inside_and_around() -> None:
     same(lambda c: fh.scan(lambda c, r: (layer(c, r), c.sum()), layer(c, rows[0]), rows), x())
     same(lambda c: (around(c, rows), around(c + 1, rows)), x())
     same(lambda c: layer(fh.scan(lambda c, r: (layer(c, r), None), c, rows)[0], rows[0]), x())
+
+
+def test_torch_differentiates_by_buffers_after_their_update() -> None:
+    """AOTAutograd (torch 2.13) computes a product's gradient from the changed buffer, and changes it once more."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count.add_(1)
+            return x * self.count
+
+    found = []
+    compiled, jitted = torch.compile(Counting(), backend="aot_eager"), fh.jit(Counting(), backend="aot_eager")
+    for run in (Counting(), compiled, jitted):
+        x = torch.ones(3, requires_grad=True)
+        run(x).sum().backward()
+        found.append(x.grad[0].item())
+    assert found == [1.0, 2.0, 1.0]
