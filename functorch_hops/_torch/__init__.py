@@ -19,6 +19,7 @@ from .inference import *
 from .interrupts import *
 from .legacy_vmap import *
 from .levels import *
+from .logs import *
 from .process import *
 from .recording import *
 from .shapes import *

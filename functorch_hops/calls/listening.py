@@ -1,12 +1,19 @@
-"""Captures and compilations, told to those who listen: ``fh.log_captures``, ``fh.assert_max_captures``."""
+"""Captures and compilations, told to those who listen: ``fh.log_captures``, ``fh.assert_max_captures``, the logger
+``functorch_hops`` at level DEBUG (``TORCH_LOGS="+functorch_hops"``), and torch's structured trace (``TORCH_TRACE``).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from .. import _torch
 
 __all__ = ["CaptureEvent", "announce", "is_heard", "listening", "timed"]
 
@@ -44,16 +51,19 @@ class CaptureEvent:
 
 _Listener = Callable[[CaptureEvent, Any], None]
 _listeners: list[_Listener] = []
+_log = logging.getLogger("functorch_hops")
 
 
 def is_heard() -> bool:
-    return bool(_listeners)
+    return bool(_listeners) or _log.isEnabledFor(logging.DEBUG) or _torch.is_traced()
 
 
 def announce(event: CaptureEvent, subject: Any = None) -> None:
     """``subject``: the jitted function that was captured, if it is one."""
     for listener in list(_listeners):
         listener(event, subject)
+    _log.debug("%s", event)
+    _torch.add_to_trace(f"functorch_hops_{event.what}", lambda: json.dumps(dataclasses.asdict(event)))
 
 
 @contextlib.contextmanager

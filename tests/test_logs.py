@@ -1,0 +1,35 @@
+"""What is captured and compiled, in the logs that torch's environment variables ask for."""
+
+import json
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import torch, functorch_hops as fh
+
+def total(xs):
+    return fh.scan(lambda c, x: (c + x, None), xs[0], xs)[0]
+
+jitted = fh.jit(total, backend="eager")
+jitted(torch.ones(3)), jitted(torch.ones(4))
+"""
+
+
+def run(**environment: str) -> str:
+    given = {name: value for name, value in os.environ.items() if name not in ("TORCH_LOGS", "TORCH_TRACE")}
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, env=given | environment, capture_output=True, text=True, check=True).stderr
+
+
+def test_what_torchs_variables_ask_for(tmp_path) -> None:
+    printed = run(TORCH_LOGS="+functorch_hops", TORCH_TRACE=str(tmp_path))
+    first, again = [line for line in printed.splitlines() if "captured total" in line]
+    assert "again" not in first
+    assert "again because arguments changed from (float32[3]@cpu) to (float32[4]@cpu)" in again
+    (trace,) = tmp_path.iterdir()
+    entries = trace.read_text().splitlines()
+    places = [i for i, line in enumerate(entries) if '"name": "functorch_hops_capture"' in line]
+    events = [json.loads(entries[i + 1].strip()) for i in places]
+    assert [event["name"] for event in events] == ["total", "total"]
+    assert events[1]["reasons"] == ["arguments changed from (float32[3]@cpu) to (float32[4]@cpu)"]
