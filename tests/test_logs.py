@@ -13,6 +13,7 @@ def total(xs):
 
 jitted = fh.jit(total, backend="eager")
 jitted(torch.ones(3)), jitted(torch.ones(4))
+torch.compile(lambda x: fh.map(torch.sin, x), backend="eager", fullgraph=True)(torch.ones(3))
 """
 
 
@@ -26,10 +27,11 @@ def test_what_torchs_variables_ask_for(tmp_path) -> None:
     printed = run(TORCH_LOGS="+functorch_hops", TORCH_TRACE=str(tmp_path))
     first, again = [line for line in printed.splitlines() if "captured total" in line]
     assert "again" not in first
+    assert "captured map (<string>:9) in" in printed  # by torch.compile
     assert "again because arguments changed from (float32[3]@cpu) to (float32[4]@cpu)" in again
     (trace,) = tmp_path.iterdir()
     entries = trace.read_text().splitlines()
     places = [i for i, line in enumerate(entries) if '"name": "functorch_hops_capture"' in line]
     events = [json.loads(entries[i + 1].strip()) for i in places]
-    assert [event["name"] for event in events] == ["total", "total"]
+    assert [event["name"] for event in events] == ["total", "total", "map"]
     assert events[1]["reasons"] == ["arguments changed from (float32[3]@cpu) to (float32[4]@cpu)"]

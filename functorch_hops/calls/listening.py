@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .. import _torch
+from ..errors import user_place
 
-__all__ = ["CaptureEvent", "announce", "is_heard", "listening", "timed"]
+__all__ = ["CaptureEvent", "announce", "caller", "is_heard", "listening", "timed"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ _log = logging.getLogger("functorch_hops")
 
 def is_heard() -> bool:
     return bool(_listeners) or _log.isEnabledFor(logging.DEBUG) or _torch.is_traced()
+
+
+def caller() -> str | None:
+    """The user's line that called the library, if somebody listens."""
+    place = user_place() if is_heard() else None
+    return None if place is None else f"{place[0]}:{place[1]}"
 
 
 def announce(event: CaptureEvent, subject: Any = None) -> None:

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from .. import _torch, environment
 from ..environment.keys import KeyMakers, by_value
-from ..errors import user_place, warn
+from ..errors import warn
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import answer, current_capture
 from .arguments import Arguments
-from .listening import is_heard, timed
+from .listening import caller, timed
 from .output import Constant, OutputSpec
 from .recent import Recent
 from .returned import Returned
@@ -154,7 +154,7 @@ def kept_trace(
     if before.unwatched or not _failures.may_try(before):
         return None
     buffers = Buffers(before.buffers, operation, writable=False)
-    with timed("capture", operation, _place()):
+    with timed("capture", operation, caller()):
         call = trace_call(lambda *args: captured(functions, args, *static), arguments, operation, buffers)
     trace = Trace.of(call, before)
     if _is_repeatable(trace, before, environment.snapshot(root)):
@@ -163,11 +163,6 @@ def kept_trace(
     else:
         _failures.add(before)
     return trace, [*arguments.operands, *call.lifted]
-
-
-def _place() -> str | None:
-    place = user_place() if is_heard() else None
-    return None if place is None else f"{place[0]}:{place[1]}"
 
 
 def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import _torch, pytree
 from ..calls.arguments import Arguments
+from ..calls.listening import caller, timed
 from ..calls.traced_call import trace_call
 from ..errors import CaptureError, DataDependentError, FunctorchHopsError, message, traced_from
 from ..ir.dependence import Through, dependent_outputs
@@ -181,6 +182,7 @@ class _Library:
         operation = self.operation(function, args)
         args, kwargs = carried
         arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
-        traced = trace_call(call, arguments, operation, Buffers((), operation, writable=False))
+        with timed("capture", operation, caller()):
+            traced = trace_call(call, arguments, operation, Buffers((), operation, writable=False))
         params = ClosedCallParams.of(traced.body, Backend("eager", Options(compiler.options), around=compiler.name))
         return Captured(CallModule(params), [*arguments.operands, *traced.lifted], traced.output.unflatten)
