@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .generator import generator_state
 from .meta import Mask, is_differentiable
-from .nodes import behind, untracked
+from .nodes import behind, unfilled, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
@@ -101,6 +101,8 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
 
 def passes(node: fx.Node, through: Through) -> bool:
     """Whether a dependence on a node goes on from there."""
+    if node.target is unfilled:
+        return False
     if through.is_of_values:
         return True
     value = node.meta.get("val")

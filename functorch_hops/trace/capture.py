@@ -61,6 +61,8 @@ class Capture:
         """Whether a call of the user's detaches; autograd does so by itself."""
         self.is_functionalizing = False
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
+        self.is_of_user = True
+        """Whether a user's function is captured, and not one over graphs."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self.regrouped: list[tuple[Tensor, fx.Node, fx.Node]] = []
