@@ -82,6 +82,13 @@ class Lifting(_torch.ForwardRules):
         self.capture = capture
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return self._result(func, types, args, kwargs)
+        except BaseException as error:
+            self.capture.note_refusal(error)
+            raise
+
+    def _result(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         for cls in types:
             if not issubclass(cls, Tensor):
                 with self:  # what an object of the user's calls is seen too

@@ -15,6 +15,7 @@ from ..errors import (
     DataDependentError,
     ErrorContext,
     InputMutationError,
+    LeakedTensorError,
     message,
 )
 from ..ir.meta import TensorMeta
@@ -27,6 +28,7 @@ __all__ = [
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
+    "is_refusal",
     "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
@@ -89,6 +91,14 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
         if _torch.refused_write(error):
             raise written_by_lanes(context, error) from error
         raise
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a captured function may not do what works in eager Python."""
+    if isinstance(error, (CaptureError, InputMutationError, LeakedTensorError)):
+        return True
+    is_of_lanes = type(error) is RuntimeError  # which torch raises in eager Python, too
+    return not is_of_lanes and _torch.refused_read(error) is not None
 
 
 def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:

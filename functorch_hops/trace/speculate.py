@@ -147,6 +147,7 @@ def _trace(
                 settings_kept(capture.context),
             ):
                 outputs = function(*fakes)
+                capture.check_refusals()
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
@@ -161,6 +162,10 @@ def _trace(
         return module, capture
     except HistoryAsked:
         make_real(capture)
+        raise
+    except Exception as error:
+        if parent is not None:
+            parent.note_refusal(error)
         raise
     finally:
         state.capture = parent
