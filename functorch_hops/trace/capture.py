@@ -1,7 +1,7 @@
 """One function being captured: its inputs, what it closes over, its nodes, and what it may not do.
 
-NOTE [A refusal is not caught] What a capture refuses works in eager Python, where a ``try`` around it never comes to its
-``except``. Captured code that went on there would be another program. So a capture remembers what it refused, and
+NOTE [A refusal is not caught] What a capture refuses works in eager Python, where a ``try`` around it never comes to
+its ``except``. Captured code that went on there would be another program. So a capture remembers what it refused, and
 raises it when its function returns all the same.
 """
 

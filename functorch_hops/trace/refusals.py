@@ -305,6 +305,9 @@ def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
 def check_tensor_class(operation: str, t: Tensor) -> None:
     if not _torch.has_own_operators(t):
         return
+    if isinstance(t, torch.nn.parameter.UninitializedTensorMixin):
+        remedy = "call the module once outside of the captured function, which makes its parameters"
+        raise CaptureError(message(operation, "a lazy module has no parameters yet", remedy=remedy))
     expected = (
         "a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or __torch_dispatch__ of its own"
     )
