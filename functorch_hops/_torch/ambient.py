@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.backends import mha
 from torch.nn.modules import module as nn_module
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._device import DeviceContext
 
 from .dispatch import function_modes
@@ -183,8 +184,12 @@ def shown_in_profile(name: Callable[[], str]) -> contextlib.AbstractContextManag
 
 def tensor_states(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """What a trace knows of tensors without asking them, unseen by modes."""
+    tensors = list(tensors)
     with torch._C.DisableTorchFunction():
-        return [(t.shape, t.dtype, t.device) for t in tensors]
+        try:
+            return [(t.shape, t.dtype, t.device) for t in tensors]
+        except RuntimeError:  # a lazy module's parameters have no shape yet
+            return [(None if isinstance(t, UninitializedTensorMixin) else t.shape, t.dtype, t.device) for t in tensors]
 
 
 def tensor_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:

@@ -337,8 +337,7 @@ class Capture:
     def refuse_write(self, function: str, targets: Sequence[Any]) -> InputMutationError:
         """The error for a write to one of these values of the capture."""
         buffers = self.outermost().buffers
-        written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
-        path = next(filter(None, written), None)
+        path = next(filter(None, map(self.path_of_buffer, targets)), None)
         if path is not None and buffers is not None and self.parent is None and buffers.carries_gradients(path):
             return refuse_history(self.operation, path)
         if path is not None:
@@ -347,6 +346,11 @@ class Capture:
         place = next(self._input_storages[storage] for storage in storages if storage in self._input_storages)
         refuse = write_to_input if place < len(self.inputs) - len(self.lifted) else write_to_closed_over
         return refuse(self.context, f"{function} on {self.inputs[place]}")
+
+    def path_of_buffer(self, t: Any) -> str | None:
+        """The name of the buffer for which a value stands."""
+        buffers = self.outermost().buffers
+        return next(filter(None, map(buffers.path_of, self.lifted_among([t]))), None) if buffers is not None else None
 
     def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors from outside that these values stand for."""

@@ -24,6 +24,8 @@ from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
 __all__ = ["Lifting"]
 
+_AS_TENSOR = (torch.as_tensor, torch.asarray)
+"""What reads numbers in a list, and gives a tensor as it is."""
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
 _DETACH = (Tensor.detach_, torch.detach_)
@@ -117,8 +119,9 @@ class Lifting(_torch.ForwardRules):
         if _torch.is_operator_of_torch(func) and func.name() in handlers.control_flow:
             with self:
                 return handlers.control_flow[func.name()](*args, **kwargs)
-        if func in READS and _is_unknown(args[0]):
-            raise unreadable(capture.context, *READS[func])
+        is_read = func in READS and not (func in _AS_TENSOR and isinstance(args[0], Tensor))
+        if is_read and _is_unknown(args[0]):
+            raise unreadable(capture.context, *READS[func], buffer=capture.path_of_buffer(args[0]))
         check_collective(capture.context, func, args)
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)
