@@ -150,7 +150,7 @@ def test_printing_a_traced_tensor_works() -> None:
         seen.append((f"{c}", str(x), repr(fh.vmap(lambda v: seen.append(repr(v)) or v)(c))))
         return c + x, None
 
-    with nothing_left_behind(), fh.eager_capture():
+    with nothing_left_behind(), fh.eager_capture(), pytest.warns(RuntimeWarning, match="changes closure '.*seen'"):
         fh.scan(step, torch.ones(2), torch.ones(3))
     vector, scalar = "Traced(float32[2]@cpu)", "Traced(float32[]@cpu)"
     assert seen == [scalar, (vector, scalar, vector)]

@@ -110,6 +110,7 @@ def as_graph(
     several calls of its function, which runs once.
     """
     observers: list[environment.Observer] | None = [] if repeats else None
+    captured = _told(operation, captured) if repeats else captured
     found = kept_trace(operation, captured, functions, operands, *static, observers=observers)
     if found is None:
         with contextlib.ExitStack() as stack:
@@ -170,12 +171,37 @@ def _place() -> str | None:
     return None if place is None else f"{place[0]}:{place[1]}"
 
 
+def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
+    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of the one there."""
+
+    def capture(functions: Sequence[Callable[..., Any]], *rest: Any) -> Any:
+        root = functools.partial(*functions)
+        with _torch.without_torch_function():
+            before = environment.snapshot(root)
+        result = captured(functions, *rest)
+        with _torch.without_torch_function():
+            changes = environment.effects(before, environment.snapshot(root), before.observer())
+        around = current_capture()
+        if around is not None and around.outermost().operation == "jit":
+            around.session.effects.update(changes)
+        else:
+            _warn(operation, changes)
+        return result
+
+    return capture
+
+
 def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:
+    for seen in observers:
+        _warn(operation, seen.calls)
+
+
+def _warn(operation: str, effects: dict[str, str]) -> None:
     """A body is captured once and may run many times."""
-    told = [f"{call} ({line})" for seen in observers for call, line in seen.calls.items()]
-    if told:
+    if effects:
+        told = ", ".join(f"{effect} ({line})" for effect, line in effects.items())
         what = "does what no graph does, so it is done at the capture and not in every step"
-        warn(f"{operation}: a body {what}: {', '.join(told)}", once=True)
+        warn(f"{operation}: a body {what}: {told}", once=True)
 
 
 def _without_objects(arguments: Arguments) -> Hashable:
