@@ -172,10 +172,11 @@ def _place() -> str | None:
 
 
 def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
-    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of the one there."""
+    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of that one's."""
 
     def capture(functions: Sequence[Callable[..., Any]], *rest: Any) -> Any:
-        root = functools.partial(*functions)
+        first, *others = functions
+        root = functools.partial(first, *others)
         with _torch.without_torch_function():
             before = environment.snapshot(root)
         result = captured(functions, *rest)

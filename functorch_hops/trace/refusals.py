@@ -319,7 +319,7 @@ def check_tensor_class(operation: str, t: Tensor) -> None:
         raise CaptureError(message(operation, "a captured function can't take a quantized tensor", remedy=remedy))
     if not _torch.has_own_operators(t):
         return
-    if isinstance(t, torch.nn.parameter.UninitializedTensorMixin):
+    if _torch.is_uninitialized(t):
         remedy = "call the module once outside of the captured function, which makes its parameters"
         raise CaptureError(message(operation, "a lazy module has no parameters yet", remedy=remedy))
     expected = (
