@@ -278,6 +278,54 @@ def test_gradients_that_are_none_or_broadcast(run):
     same(run(fh.grad(in_body(lambda x: Broadcast.apply(x).sum())), X), f64(3.0))
 
 
+class OnlyTheFirst(Function):
+    """A product, of which the second factor has no gradient."""
+
+    @staticmethod
+    def forward(x, y):
+        return x * y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, ct):
+        return ct * ctx.saved_tensors[0], None
+
+
+LEADING_NOWHERE = {
+    "a call": OnlyTheFirst.apply,
+    "both ways": lambda x, y: OnlyTheFirst.apply(x, y) * y,
+    "an argument alone": lambda x, y: OnlyTheFirst.apply(x.detach(), y),
+    "a body": in_body(OnlyTheFirst.apply),
+    "a branch": lambda x, y: fh.cond(x.sum() > 9, lambda: x * 2, lambda: OnlyTheFirst.apply(x, y.exp())),
+    "steps": lambda x, y: fh.scan(lambda c, _: (OnlyTheFirst.apply(c, y), c), x, length=2)[0],
+    "steps of a while_loop": lambda x, y: fh.while_loop(
+        lambda s: s[0] < 3, lambda s: (s[0] + 1, OnlyTheFirst.apply(s[1], y)), (0, x)
+    )[1],
+    "a checkpoint": lambda x, y: fh.checkpoint(OnlyTheFirst.apply)(x, y),
+    "lanes": lambda x, y: fh.vmap(lambda a: OnlyTheFirst.apply(a * x, y.sin()))(torch.ones(2)),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("name", LEADING_NOWHERE)
+def test_no_gradient_is_none_and_not_zero(run, name):
+    """An optimizer passes over a parameter that has no gradient; one of zero decays, and moves by its momentum."""
+    found = []
+    for call in (lambda f, *args: f(*args), run):
+        x, y = (t.detach().clone().requires_grad_() for t in (X, Y))
+        out = call(LEADING_NOWHERE[name], x, y)
+        assert out.requires_grad
+        out.sum().backward()
+        found.append((x.grad, y.grad))
+    for expected, got in zip(*found):
+        assert (got is None) == (expected is None)
+        if got is not None:
+            same(got, expected)
+
+
 class NoBackward(Function):
     @staticmethod
     def forward(x):

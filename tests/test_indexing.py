@@ -385,3 +385,19 @@ def test_polygamma_of_whole_numbers_does_not_fit_into_them():
     for call in (f, fh.jit(f, backend="eager")):
         with pytest.raises(RuntimeError, match="cast"):
             call(torch.tensor([3, 4]))
+
+
+@pytest.mark.parametrize("derivative", [fh.jacfwd, lambda f: fh.jacfwd(fh.jacfwd(f))], ids=["jacfwd", "jacfwd twice"])
+@pytest.mark.parametrize("run", [plain, lambda f, *a: fh.jit(f, backend="eager")(*a)], ids=["plain", "jit"])
+def test_tangents_of_lanes_that_write_to_rows_of_their_own(run, derivative):
+    """The tangents are lanes as well, in which the index is the same."""
+
+    def writes_where_it_says(x, i):
+        table = x * x
+        table[i] = x.sum() * x[0]
+        return table
+
+    x, rows = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(4, 3), torch.tensor([0, 2, 1, 2])
+    one = lambda v, i: derivative(lambda u: torch.where(torch.arange(3) == i, u.sum() * u[0], u * u))(v)
+    got = run(fh.vmap(lambda v, i: derivative(lambda u: writes_where_it_says(u, i))(v)), x, rows)
+    same(got, torch.stack([one(v, i) for v, i in zip(x, rows.tolist())]))

@@ -199,3 +199,40 @@ def test_what_is_drawn_into_a_value_ends_its_history(run, draw) -> None:
     x = torch.ones(3, requires_grad=True)
     out = run(lambda x: fh.scan(lambda c, r: (c, getattr(r * 2, draw)() * r), 0.0, x)[1], x)
     same(torch.autograd.grad(out.sum(), x)[0], out.detach())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# values that are not contiguous
+
+DRAWN_BY_LAYOUT = {
+    "dropout": lambda x: F.dropout(x, 0.5),
+    "dropout of a result": lambda x: F.dropout((x * 2).T, 0.5),
+    "alpha dropout": lambda x: F.alpha_dropout(x.T, 0.5, training=True),
+    "empty_like": lambda x: torch.empty_like(x.T).normal_(),
+    "a contiguous one": lambda x: torch.empty_like(x.T, memory_format=torch.contiguous_format).uniform_(),
+    "rand_like": lambda x: torch.rand_like(x.T),
+    "a write": lambda x: (x.T * 1).bernoulli_(0.3),
+    "bernoulli, by indices": lambda x: torch.bernoulli(x.T.sigmoid(), p=0.3),
+    "exponential": lambda x: x.T.clone().exponential_(),
+    "a row": lambda x: fh.scan(lambda c, row: (c, F.dropout(row.T, 0.5)), x, torch.ones(2, 5, 3))[1],
+    "a branch": lambda x: fh.cond(x.sum() < 99, lambda x: F.dropout(x.T, 0.5), lambda x: x.T * 1, x),
+    "a gradient": fh.grad(lambda x: F.dropout(x.T, 0.5).square().sum()),
+    "lanes": fh.vmap(lambda x: F.dropout(x.T, 0.5), randomness="different"),
+    "lanes that share": fh.vmap(lambda x: F.dropout(x.T, 0.5), randomness="same"),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("name", DRAWN_BY_LAYOUT)
+def test_numbers_come_by_the_layout_of_the_call(run, name):
+    """A layout is drawn into in its own order, whatever the trace was made for."""
+    table = torch.arange(24.0).reshape(2, 3, 4)
+    for x in (table, table.transpose(1, 2), table[:, :, ::2]):
+        x = x if "lanes" in name else x[0]
+        same(drawn(run, DRAWN_BY_LAYOUT[name], x), drawn(MODES["plain"], DRAWN_BY_LAYOUT[name], x))
+
+
+def test_a_transformer_layer_drops_what_eager_drops():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
+    x = torch.randn(3, 5, 8)
+    same(drawn(MODES["jit"], layer, x), drawn(MODES["plain"], layer, x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import optree
@@ -351,10 +352,17 @@ def test_views_of_a_transposed_carry(run):
 
 
 W = torch.tensor([0.5, 2.0])
+NORM = torch.nn.BatchNorm1d(2).eval()
 HANDED_ON = {
     "operand of a branch": lambda x: fh.cond(True, lambda x: x, lambda x: x + 1, x),
     "closed over": lambda x: fh.cond(torch.tensor(True), lambda: x, lambda: x + 1),
     "global": lambda x: fh.switch(0, [lambda x: W, lambda x: x], x),
+    "in a container": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held["x"][0], lambda: x + 1))({"x": [x]}),
+    "in an object": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held.x, lambda: x + 1))(SimpleNamespace(x=x)),
+    "of a module": lambda x: fh.cond(x.sum() > -9, lambda: NORM.running_var, lambda: x + 1),
+    "of a checkpoint": lambda x: fh.checkpoint(lambda x: x)(x),
+    "closed over by a checkpoint": lambda x: fh.checkpoint(lambda: (x, x[:1]))(),
+    "closed over by a step": lambda x: fh.scan(lambda c, _: (W, c), x * 0, length=2)[0],
     "view": lambda x: fh.cond(True, lambda x: x[:1], lambda x: x[1:], x),
     "carry": lambda x: fh.scan(lambda c, _: (c, None), x, length=2)[0],
     "row": lambda x: fh.scan(lambda c, r: (r, None), x[0], x)[0],
@@ -374,12 +382,12 @@ def test_a_result_is_memory_of_its_own(run, f):
         result = f(x)
         for i, part in enumerate(result if isinstance(result, tuple) else (result,)):
             part.add_(i + 1)
-        return result, x * 1, W * 1
+        return result, x * 1, W * 1, NORM.running_var * 1
 
     x = torch.tensor([1.0, 3.0])
     fresh = f(x.clone())
     expected = tuple(p + i + 1 for i, p in enumerate(fresh)) if isinstance(fresh, tuple) else fresh + 1
-    same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0])))
+    same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(2)))
 
 
 @every_mode

@@ -247,6 +247,7 @@ class JittedFunction(Generic[P, R]):
                 refuse_state("jit", path)
         effects = {f"changes {place}, which is a copy": "" for place in call.changed}
         effects.update(environment.effects(before, after, seen))
+        effects.update({effect: line for effect, line in call.effects.items() if line not in effects.values()})
         self._warn_of_effects(effects, environment.not_seen(after, seen))
         changed = environment.written(before, after)
         # What a function sets once is watched; what each capture sets anew would never stay.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.backends import mha
 from torch.nn.modules import module as nn_module
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._device import DeviceContext
 
 from .dispatch import function_modes
@@ -27,6 +28,7 @@ __all__ = [
     "compiler_settings",
     "default_device",
     "global_module_hooks",
+    "is_uninitialized",
     "settings_of_kernels",
     "shown_in_profile",
     "tensor_check",
@@ -181,10 +183,19 @@ def shown_in_profile(name: Callable[[], str]) -> contextlib.AbstractContextManag
     return profiler.record_function(name()) if profiler._is_profiler_enabled else contextlib.nullcontext()
 
 
+def is_uninitialized(t: Tensor) -> bool:
+    """Whether ``t`` has no shape yet, as what a lazy module holds before its first call."""
+    return isinstance(t, (UninitializedParameter, UninitializedBuffer))
+
+
 def tensor_states(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
     """What a trace knows of tensors without asking them, unseen by modes."""
+    tensors = list(tensors)
     with torch._C.DisableTorchFunction():
-        return [(t.shape, t.dtype, t.device) for t in tensors]
+        try:
+            return [(t.shape, t.dtype, t.device) for t in tensors]
+        except RuntimeError:  # a lazy module's parameters have no shape yet
+            return [(None if is_uninitialized(t) else t.shape, t.dtype, t.device) for t in tensors]
 
 
 def tensor_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:

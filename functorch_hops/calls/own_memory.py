@@ -7,8 +7,8 @@ does the same: what a body only handed on is copied, so that work in place on a 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -46,15 +46,37 @@ def _memory(t: Tensor) -> Any:
 
 
 def _closed_over(functions: Iterable[Callable[..., Any]]) -> Iterator[Tensor]:
-    """The tensors that a function names from outside of itself."""
+    """The tensors that a function names from outside of itself, in containers and as attributes too."""
     for function in functions:
+        owner = [function.__self__] if isinstance(function, MethodType) else []
+        function = function.__func__ if isinstance(function, MethodType) else function
         if isinstance(function, FunctionType):
             names = function.__code__.co_names
-            values = [function.__globals__[name] for name in names if name in function.__globals__]
+            values = owner + [function.__globals__[name] for name in names if name in function.__globals__]
             for cell in function.__closure__ or ():
                 with contextlib.suppress(ValueError):  # not assigned yet
                     values.append(cell.cell_contents)
-            yield from (value for value in values if isinstance(value, Tensor))
+            yield from _tensors_in(values, names)
+
+
+def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
+    """The tensors among these values and in them, as attributes under these names."""
+    seen = set[int]()
+    while values:
+        value = values.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif id(value) not in seen and not isinstance(value, (ModuleType, FunctionType, type)):
+            seen.add(id(value))
+            if type(value) in (list, tuple, dict):
+                values += pytree.flatten(value)[0]
+            else:
+                spaces = [space for name in _SPACES if isinstance(space := getattr(value, name, None), dict)]
+                values += [space[name] for space in spaces for name in names if name in space]
+
+
+_SPACES = ("__dict__", "_parameters", "_buffers", "_modules")
+"""Where an object, or a module, keeps its attributes."""
 
 
 class InputVersions:

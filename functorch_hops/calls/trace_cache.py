@@ -110,6 +110,7 @@ def as_graph(
     several calls of its function, which runs once.
     """
     observers: list[environment.Observer] | None = [] if repeats else None
+    captured = _told(operation, captured) if repeats else captured
     found = kept_trace(operation, captured, functions, operands, *static, observers=observers)
     if found is None:
         with contextlib.ExitStack() as stack:
@@ -165,12 +166,38 @@ def kept_trace(
     return trace, [*arguments.operands, *call.lifted]
 
 
+def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
+    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of that one's."""
+
+    def capture(functions: Sequence[Callable[..., Any]], *rest: Any) -> Any:
+        first, *others = functions
+        root = functools.partial(first, *others)
+        with _torch.without_torch_function():
+            before = environment.snapshot(root)
+        result = captured(functions, *rest)
+        with _torch.without_torch_function():
+            changes = environment.effects(before, environment.snapshot(root), before.observer())
+        around = current_capture()
+        if around is not None and around.outermost().operation == "jit":
+            around.session.effects.update(changes)
+        else:
+            _warn(operation, changes)
+        return result
+
+    return capture
+
+
 def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:
+    for seen in observers:
+        _warn(operation, seen.calls)
+
+
+def _warn(operation: str, effects: dict[str, str]) -> None:
     """A body is captured once and may run many times."""
-    told = [f"{call} ({line})" for seen in observers for call, line in seen.calls.items()]
-    if told:
+    if effects:
+        told = ", ".join(f"{effect} ({line})" for effect, line in effects.items())
         what = "does what no graph does, so it is done at the capture and not in every step"
-        warn(f"{operation}: a body {what}: {', '.join(told)}", once=True)
+        warn(f"{operation}: a body {what}: {told}", once=True)
 
 
 def _without_objects(arguments: Arguments) -> Hashable:

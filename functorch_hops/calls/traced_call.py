@@ -47,6 +47,8 @@ class TracedCall:
     assumed: list[Assumed]
     changed: list[str]
     """The places in containers among the arguments that the function changed, which are not the caller's."""
+    effects: dict[str, str]
+    """What bodies of loops changed, once for all their steps, and where."""
     returned: Returned | None
     """See NOTE [Results that share memory]; None if the results are the outputs."""
 
@@ -115,7 +117,8 @@ def _trace_call(
     places = {id(x): i for i, x in enumerate([*arguments.operands, *capture.lifted])}
     assumed = [Assumed(places[id(a.tensor)], a.question, a.answer) for a in capture.history.assumed.values()]
     output, returned = outputs[-1]
-    return TracedCall(body, output, capture.lifted, capture.constants, updates, assumed, changed, returned)
+    facts = updates, assumed, changed, capture.session.effects
+    return TracedCall(body, output, capture.lifted, capture.constants, *facts, returned)
 
 
 def _changes(arguments: Arguments, leaves: list[Any], args: Any, kwargs: Any) -> list[str]:

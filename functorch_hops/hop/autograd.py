@@ -205,7 +205,7 @@ def _reached_operands(ctx: Any, given: list[bool]) -> Mask:
 
     def is_reached(place: int) -> bool:
         alone = tuple(i == place for i in range(len(active)))
-        return any(g and d for g, d in zip(outputs, dependent(params, alone, Through.GRADIENT)))
+        return any(g and d for g, d in zip(outputs, dependent(params, alone, Through.COTANGENT)))
 
     def reached() -> Mask:
         return tuple(a and is_reached(i) for i, a in enumerate(active))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .generator import generator_state
 from .meta import Mask, is_differentiable
-from .nodes import behind, untracked
+from .nodes import behind, unfilled, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
@@ -39,6 +39,9 @@ class Through(enum.Enum):
     """Operators on differentiable values, which ``detach`` stops."""
     GRADIENT = "gradient"
     """The same, which ``no_grad`` stops too."""
+    COTANGENT = "cotangent"
+    """The same, which a backward rule of the user's stops too where it returns None: the way that a gradient takes back
+    along a history."""
 
     @classmethod
     def of_vmap(cls, randomness: str) -> Through:
@@ -62,7 +65,11 @@ _WITHOUT_HISTORY = frozenset(
 )
 """Operators of which autograd knows no derivative: most take the shape of their operand and none of its values."""
 
-_BARRIERS = {Through.GRADIENT: _WITHOUT_HISTORY | {untracked}, Through.TANGENT: _WITHOUT_HISTORY}
+_BARRIERS = {
+    Through.TANGENT: _WITHOUT_HISTORY,
+    Through.GRADIENT: _WITHOUT_HISTORY | {untracked},
+    Through.COTANGENT: _WITHOUT_HISTORY | {untracked},
+}
 
 
 def dependent_outputs(body: Subgraph, sources: Sequence[bool], through: Through) -> Mask:
@@ -101,6 +108,8 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
 
 def passes(node: fx.Node, through: Through) -> bool:
     """Whether a dependence on a node goes on from there."""
+    if node.target is unfilled:
+        return False
     if through.is_of_values:
         return True
     value = node.meta.get("val")

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import dense, foreign_tracer_active, in_forward_level
+from .._torch import dense, foreign_tracer_active, in_forward_level, is_batched
 from .active import state
 from .meta import TensorMeta
 
 __all__ = [
     "assigned",
     "behind",
+    "bernoulli_like",
     "by_stride",
     "conjugated",
     "frozen",
@@ -23,6 +24,7 @@ __all__ = [
     "packed",
     "rebound",
     "size_at",
+    "unfilled",
     "untracked",
 ]
 
@@ -121,6 +123,28 @@ def frozen(a: Any, index: dict[fx.Node, int] | None = None) -> Hashable:
 def size_at(x: Tensor, dim: int) -> Any:
     """``x.shape[dim]``; torch's operator for it has no batching rule."""
     return x.shape[dim]
+
+
+def unfilled(x: Tensor, **options: Any) -> Tensor:
+    """``torch.empty_like(x, **options)``: numbers drawn into it have their turn by the layout of ``x``.
+
+    It takes no value of ``x``, so it is one for all lanes of a vmap, which may get the same numbers (dropout); these
+    are drawn in the order of indices.
+    """
+    if is_batched(x):
+        options = {"dtype": options.get("dtype") or x.dtype, "device": options.get("device") or x.device}
+        return torch.ops.aten.empty.memory_format(x.shape, **options)
+    return torch.ops.aten.empty_like.default(x, **options)
+
+
+def bernoulli_like(x: Tensor, p: float = 0.5) -> Tensor:
+    """What ``x.bernoulli_(p)`` makes of ``x``: the numbers have their turn by the layout of ``x``, where those of
+    ``torch.bernoulli(x, p)`` (torch 2.13) don't. Where a graph is recorded it is the latter, which transforms know; a
+    capture makes this node of it.
+    """
+    if state.capture is not None or foreign_tracer_active():
+        return torch.ops.aten.bernoulli.p(x, p)
+    return torch.empty_like(x).bernoulli_(p)
 
 
 def meta_of(node: fx.Node) -> TensorMeta:

@@ -26,7 +26,7 @@ from .._torch import OpOverload, facts, is_effectful, one_at_a_time, released, r
 from .active import state
 from .first_nan import looked_at
 from .meta import TensorMeta
-from .nodes import frozen
+from .nodes import bernoulli_like, frozen
 from .origin import Origin, Scope, made_for, origin_here
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
 
@@ -314,7 +314,7 @@ def is_random_node(node: fx.Node, module: torch.nn.Module) -> bool:
     if isinstance(node.target, OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags and not _drops_nothing(node)
     params = params_of(node, module)
-    return params is not None and params.random
+    return node.target is bernoulli_like or (params is not None and params.random)
 
 
 def _drops_nothing(node: fx.Node) -> bool:

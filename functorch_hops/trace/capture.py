@@ -1,4 +1,9 @@
-"""One function being captured: its inputs, what it closes over, its nodes, and what it may not do."""
+"""One function being captured: its inputs, what it closes over, its nodes, and what it may not do.
+
+NOTE [A refusal is not caught] What a capture refuses works in eager Python, where a ``try`` around it never comes to
+its ``except``. Captured code that went on there would be another program. So a capture remembers what it refused, and
+raises it when its function returns all the same.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +23,20 @@ from ..ir.meta import TensorMeta
 from ..ir.nodes import size_at
 from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
-from .history import Carried, History, Itself, Question, Source
+from .history import Carried, History, HistoryAsked, Itself, Question, Source
 from .indexing import Rows
-from .refusals import check_tensor_class, refused_of_tensor, unknown_shape, write_to_closed_over, write_to_input
+from .refusals import (
+    check_tensor_class,
+    is_refusal,
+    refused_of_tensor,
+    unknown_shape,
+    write_to_closed_over,
+    write_to_input,
+)
 from .session import Session, origins_of, refuse_leak
 from .sparse import refuse_sparse
 
-__all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "tables"]
+__all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "refusals_left", "tables"]
 
 
 tables = _torch.WeakTensorKeyDictionary()
@@ -61,8 +73,12 @@ class Capture:
         """Whether a call of the user's detaches; autograd does so by itself."""
         self.is_functionalizing = False
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
+        self.is_of_user = True
+        """Whether a user's function is captured, and not one over graphs."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
+        self.refused: BaseException | None = None
+        """See NOTE [A refusal is not caught]."""
         self.regrouped: list[tuple[Tensor, fx.Node, fx.Node]] = []
         """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
         self._fakes: dict[int, Tensor] = {}
@@ -291,6 +307,18 @@ class Capture:
 
     # -- checks
 
+    def note_refusal(self, error: BaseException) -> None:
+        """Remember an error that leaves a call in the captured function, if eager Python would not raise it."""
+        if isinstance(error, HistoryAsked) or is_refusal(error):
+            self.refused = error
+
+    def check_refusals(self) -> None:
+        """The function has returned."""
+        if self.refused is not None:
+            if not isinstance(self.refused, HistoryAsked):
+                self.refused.add_note("The captured function caught this error, which eager Python would not raise.")
+            raise self.refused
+
     def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError]) -> None:
         """Refuse writes to a value that this capture made; ``refuse(context, the writing function)``."""
         with _torch.without_torch_function():
@@ -309,8 +337,7 @@ class Capture:
     def refuse_write(self, function: str, targets: Sequence[Any]) -> InputMutationError:
         """The error for a write to one of these values of the capture."""
         buffers = self.outermost().buffers
-        written = map(buffers.path_of, self.lifted_among(targets)) if buffers is not None else ()
-        path = next(filter(None, written), None)
+        path = next(filter(None, map(self.path_of_buffer, targets)), None)
         if path is not None and buffers is not None and self.parent is None and buffers.carries_gradients(path):
             return refuse_history(self.operation, path)
         if path is not None:
@@ -319,6 +346,11 @@ class Capture:
         place = next(self._input_storages[storage] for storage in storages if storage in self._input_storages)
         refuse = write_to_input if place < len(self.inputs) - len(self.lifted) else write_to_closed_over
         return refuse(self.context, f"{function} on {self.inputs[place]}")
+
+    def path_of_buffer(self, t: Any) -> str | None:
+        """The name of the buffer for which a value stands."""
+        buffers = self.outermost().buffers
+        return next(filter(None, map(buffers.path_of, self.lifted_among([t]))), None) if buffers is not None else None
 
     def lifted_among(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors from outside that these values stand for."""
@@ -392,6 +424,18 @@ def outside_of_captures() -> Iterator[None]:
         yield
     finally:
         state.capture = capture
+
+
+@contextlib.contextmanager
+def refusals_left() -> Iterator[None]:
+    """What is refused here, the library catches itself."""
+    capture = current_capture()
+    before = capture.refused if capture is not None else None
+    try:
+        yield
+    finally:
+        if capture is not None:
+            capture.refused = before
 
 
 def answer(question: Question, t: Tensor) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _torch
 from ..ir.meta import TensorMeta, is_differentiable
-from ..ir.nodes import untracked
+from ..ir.nodes import bernoulli_like, untracked
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
@@ -91,6 +91,8 @@ class Effects(_torch.TorchDispatchMode):
         if func is torch.ops.aten._new_zeros_with_same_feature_meta.default:
             with _torch.whole_storages(self.capture.session.fake_mode):
                 out = func(*args, **kwargs)
+        elif func is torch.ops.aten.bernoulli.p:
+            out = self._bernoulli(*args, **kwargs)
         else:
             other = REPLACED.get(func)
             out = self.capture.recorder.call(func, args, kwargs) if other is None else other(*args, **kwargs)
@@ -131,6 +133,21 @@ class Effects(_torch.TorchDispatchMode):
         with _torch.disable_proxy_modes_tracing():
             alias = out.detach()
         return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
+
+    def _bernoulli(self, x: Tensor, p: float = 0.5, *, generator: None = None) -> Tensor:
+        """Numbers drawn into ``x``, on whose values they don't depend. A call of the user's draws them in the order of
+        indices.
+        """
+        tracer, empty_like = self.capture.tracer, torch.ops.aten.empty_like.default
+        if self.capture.is_of_user:
+            x = empty_like(x, memory_format=torch.contiguous_format)
+        elif self.capture.node_of(x).target is not empty_like:
+            x = empty_like(x)
+        proxy = tracer.create_proxy("call_function", bernoulli_like, (self.capture.proxy_of(x), p), {})
+        with _torch.disable_proxy_modes_tracing():
+            drawn = torch.empty_like(x)
+        result: Tensor = _torch.track_tensor_tree(drawn, proxy, constant=None, tracer=tracer)
+        return result
 
     def _batch_norm(self, func: _torch.OpOverload, pure: Any, args: Any, detached: bool) -> Any:
         """The normalisation without running statistics, and the update of these as if the user had written it."""

@@ -114,7 +114,7 @@ def set_part(x: Tensor, index: Any, value: Any) -> None:
     part = _selected(x, dim, row)
     set_part(part, rest, value)
     if is_batched(row):
-        x.movedim(dim, 0)[row] = part.movedim(dim, 0)
+        x.movedim(dim, 0).index_put_((row.reshape(()),), part.movedim(dim, 0).squeeze(0))
     else:
         x.index_copy_(dim, row, part)
 

@@ -101,7 +101,6 @@ def _rrelu(
 
 _WITHOUT_FORMULA: tuple[Any, ...] = (
     torch.ops.aten.normal_functional.default,
-    torch.ops.aten.bernoulli.p,
     torch.ops.aten.bernoulli.Tensor,
 )
 REPLACED: dict[Any, Callable[..., Any]] = {

@@ -24,6 +24,8 @@ from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
 
 __all__ = ["Lifting"]
 
+_AS_TENSOR = (torch.as_tensor, torch.asarray)
+"""What reads numbers in a list, and gives a tensor as it is."""
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
 _DETACH = (Tensor.detach_, torch.detach_)
@@ -82,6 +84,13 @@ class Lifting(_torch.ForwardRules):
         self.capture = capture
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return self._result(func, types, args, kwargs)
+        except BaseException as error:
+            self.capture.note_refusal(error)
+            raise
+
+    def _result(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         for cls in types:
             if not issubclass(cls, Tensor):
                 with self:  # what an object of the user's calls is seen too
@@ -110,8 +119,9 @@ class Lifting(_torch.ForwardRules):
         if _torch.is_operator_of_torch(func) and func.name() in handlers.control_flow:
             with self:
                 return handlers.control_flow[func.name()](*args, **kwargs)
-        if func in READS and _is_unknown(args[0]):
-            raise unreadable(capture.context, *READS[func])
+        is_read = func in READS and not (func in _AS_TENSOR and isinstance(args[0], Tensor))
+        if is_read and _is_unknown(args[0]):
+            raise unreadable(capture.context, *READS[func], buffer=capture.path_of_buffer(args[0]))
         check_collective(capture.context, func, args)
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)

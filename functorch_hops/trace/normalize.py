@@ -11,7 +11,7 @@ from torch import fx
 
 from ..ir.dependence import Through, depends, passes
 from ..ir.memory import base_of
-from ..ir.nodes import by_stride, conjugated, packed, size_at, untracked
+from ..ir.nodes import by_stride, conjugated, packed, size_at, unfilled, untracked
 from ..passes.cleaning import clean
 
 __all__ = ["normalize"]
@@ -24,8 +24,9 @@ _PLAIN_FORMS: dict[Any, Any] = {
     _aten.sym_size.int: size_at,
     _aten._conj.default: conjugated,
     _aten._neg_view.default: _aten.neg.default,
+    _aten.empty_like.default: unfilled,
 }
-"""Operators that assume a layout or make a lazy tensor, and what means the same without."""
+"""Operators that assume a layout, belong to a lane or make a lazy tensor, and what means the same without."""
 
 
 _OF_NUMBERS: dict[Any, Callable[[Any], Any]] = {
@@ -48,8 +49,6 @@ _MISREADERS: dict[Any, range] = {_aten.native_batch_norm_backward.default: range
 def normalize(module: fx.GraphModule) -> None:
     """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
-        if node.target is _aten.empty_like.default:
-            replace_empty_like(node)
         if node.target in _OF_NUMBERS and not node.all_input_nodes:
             _replace_by_number(node, _OF_NUMBERS[node.target](node.args[0]))
         node.target = _PLAIN_FORMS.get(node.target, node.target)
@@ -100,14 +99,6 @@ def _replace_by_number(node: fx.Node, number: Any) -> None:
         user.args, user.kwargs = fx.map_arg(
             (user.args, user.kwargs), lambda argument: number if argument is node else argument
         )
-
-
-def replace_empty_like(node: fx.Node) -> None:
-    """``empty_like(x)`` takes no value of ``x``: what is drawn into it (dropout) can be the same for all lanes of x."""
-    value = node.meta["val"]
-    if all(isinstance(size, int) for size in value.shape):
-        node.target = _aten.empty.memory_format
-        node.args, node.kwargs = (list(value.shape),), {"dtype": value.dtype, "device": value.device}
 
 
 _NO_END = 2**63 - 1

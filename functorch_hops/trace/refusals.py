@@ -15,6 +15,7 @@ from ..errors import (
     DataDependentError,
     ErrorContext,
     InputMutationError,
+    LeakedTensorError,
     message,
 )
 from ..ir.meta import TensorMeta
@@ -27,6 +28,7 @@ __all__ = [
     "check_tensor_class",
     "generator_inside",
     "in_our_words",
+    "is_refusal",
     "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
@@ -50,6 +52,7 @@ _SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for
 _REMEDIES = {
     ".item()": _COMPUTE,
     _torch.READ_AS_SIZE: _SIZE,
+    "num_batches_tracked": "give BatchNorm a momentum: the average over all batches, momentum=None, counts in Python",
     "the operator linalg_lstsq": "use torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b)",
     "the operator _ctc_loss": "give the lengths as tuples of ints",
 }
@@ -69,6 +72,8 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.data_ptr: (".data_ptr()", _COMPUTE),
     Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
     torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
+    torch.as_tensor: ("torch.as_tensor() of tensors", "use torch.stack"),
+    torch.asarray: ("torch.asarray() of tensors", "use torch.stack"),
 }
 
 
@@ -92,7 +97,21 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
         raise
 
 
-def unreadable(context: ErrorContext, what: str, remedy: str, cause: Exception | None = None) -> DataDependentError:
+def is_refusal(error: BaseException) -> bool:
+    """Whether a captured function may not do what works in eager Python."""
+    if isinstance(error, (CaptureError, InputMutationError, LeakedTensorError)):
+        return True
+    is_of_lanes = type(error) is RuntimeError  # which torch raises in eager Python, too
+    return not is_of_lanes and _torch.refused_read(error) is not None
+
+
+def unreadable(
+    context: ErrorContext, what: str, remedy: str, cause: Exception | None = None, buffer: str | None = None
+) -> DataDependentError:
+    """``buffer``: of which a value is asked for."""
+    if buffer is not None:
+        what = f"{what}, of the buffer {buffer}"
+        remedy = _REMEDIES.get(buffer.rpartition(".")[2], remedy)
     return DataDependentError(
         message(
             context.operation,
@@ -294,8 +313,16 @@ def compiled_inside(context: ErrorContext, cause: Exception) -> CaptureError:
 
 
 def check_tensor_class(operation: str, t: Tensor) -> None:
+    with _torch.without_torch_function():
+        is_quantized = t.is_quantized
+    if is_quantized:
+        remedy = "dequantize it, by .dequantize()"
+        raise CaptureError(message(operation, "a captured function can't take a quantized tensor", remedy=remedy))
     if not _torch.has_own_operators(t):
         return
+    if _torch.is_uninitialized(t):
+        remedy = "call the module once outside of the captured function, which makes its parameters"
+        raise CaptureError(message(operation, "a lazy module has no parameters yet", remedy=remedy))
     expected = (
         "a torch.Tensor, an nn.Parameter, or a subclass without __torch_function__ or __torch_dispatch__ of its own"
     )

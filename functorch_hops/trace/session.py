@@ -26,6 +26,8 @@ class Session:
         """How deep captures are that record gradients: see NOTE [Gradients asked for inside]."""
         self.level = _torch.current_level()
         """Of functorch, around the outermost capture."""
+        self.effects: dict[str, str] = {}
+        """What bodies of loops changed while they were captured, and where."""
         self.ended: list[tuple[ErrorContext, Any]] = []
         self.deepest = 0
         self.parts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}

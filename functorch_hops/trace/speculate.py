@@ -132,7 +132,7 @@ def _trace(
     env = shape_env_of(meta.shape for meta in inputs) or _torch.env_around()  # what is closed over may be open, too
     capture = Capture(operation, parameter, parent, env, buffers)
     capture.lifting = Lifting(capture)
-    capture.is_functionalizing = is_functionalizing
+    capture.is_functionalizing, capture.is_of_user = is_functionalizing, keep_autocast
     capture.session.history_depth = max(capture.session.history_depth, history_depth)
     enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
     try:
@@ -147,6 +147,7 @@ def _trace(
                 settings_kept(capture.context),
             ):
                 outputs = function(*fakes)
+                capture.check_refusals()
             if own is not None:
                 own.check_bound(bound, operation)
             with _torch.without_torch_function():
@@ -161,6 +162,10 @@ def _trace(
         return module, capture
     except HistoryAsked:
         make_real(capture)
+        raise
+    except Exception as error:
+        if parent is not None:
+            parent.note_refusal(error)
         raise
     finally:
         state.capture = parent

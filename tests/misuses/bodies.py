@@ -54,6 +54,22 @@ def body_with_float():
 
 
 @misuse_captured(fh.DataDependentError)
+def body_that_catches_what_is_refused():
+    def step(c, x):
+        try:
+            return c * x.item(), x
+        except RuntimeError:
+            return c, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.DataDependentError)
+def body_with_a_list_of_tensors():
+    fh.scan(lambda c, x: (c + torch.as_tensor([c.sum(), x]).sum(), x), X, torch.ones(3))
+
+
+@misuse_captured(fh.DataDependentError)
 def body_with_math():
     fh.map(lambda x: x * math.sin(x), torch.ones(3))
 

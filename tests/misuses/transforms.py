@@ -268,6 +268,16 @@ def jit_with_item_in_a_body():
     fh.jit(lambda x: fh.fori_loop(0, 3, lambda i, c: c * c.sum().item(), x), backend="eager")(X)
 
 
+@misuse(fh.DataDependentError, "plain captured")
+def jit_with_a_cumulative_batch_norm():
+    fh.jit(torch.nn.BatchNorm1d(3, momentum=None), backend="eager")(torch.ones(2, 3))
+
+
+@misuse(fh.CaptureError, "plain captured")
+def jit_of_a_lazy_module():
+    fh.jit(torch.nn.LazyLinear(2), backend="eager")(X)
+
+
 @misuse(fh.LeakedTensorError)
 def jit_leaks():
     kept = []

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ... import _torch
 from ...derive.rewrite import rewritten
 from ...ir.meta import TensorMeta
+from ...ir.nodes import bernoulli_like
 from ...ir.sizes import shape_env_of
 from ...ir.subgraph import Subgraph, is_random_node, params_of
 from .forms import Form, Refused, Scan, While
@@ -197,7 +198,7 @@ _DRAWS: dict[Any, Callable[..., Any]] = {
     aten.randint_like.default: lambda source, x, high, **_: source.integer(0, high, x.shape),
     aten.randint_like.low_dtype: lambda source, x, low, high, **_: source.integer(low, high, x.shape),
     aten.bernoulli.default: _bernoulli,
-    aten.bernoulli.p: _bernoulli,
+    bernoulli_like: _bernoulli,
     aten.bernoulli.Tensor: _bernoulli,
     aten.native_dropout.default: _dropout,
     aten.normal_functional.default: lambda source, x, mean=0.0, std=1.0, **_: source.normal(x.shape) * std + mean,

@@ -14,6 +14,7 @@ from ... import _torch, pytree
 from ...calls.arguments import P, R, is_operand
 from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
+from ...calls.own_memory import with_own_memory
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
@@ -101,10 +102,12 @@ def _checkpointed_call(
     kwargs: dict[str, Any],
 ) -> Any:
     if is_stepwise():
-        return func(*args, **kwargs)
-    if is_default and not is_capturing() and _torch.top_interpreter() is None:
-        return checkpointed_plainly(func, args, kwargs, preserve_rng_state)
-    return as_graph(operation, _captured_checkpoint, (func,), (args, kwargs), saved)
+        result = func(*args, **kwargs)
+    elif is_default and not is_capturing() and _torch.top_interpreter() is None:
+        result = checkpointed_plainly(func, args, kwargs, preserve_rng_state)
+    else:
+        return as_graph(operation, _captured_checkpoint, (func,), (args, kwargs), saved)
+    return with_own_memory(result, (x for x in pytree.flatten((args, kwargs))[0] if isinstance(x, Tensor)), func)
 
 
 def checkpointed_plainly(

@@ -14,6 +14,7 @@ from ...errors import CaptureError, message
 from ...ir.build import with_inputs
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
+from ...trace.capture import refusals_left
 from ...trace.speculate import capture_function
 from ..missing_derivative.op import FailedRule, missing
 from ..mode import is_capturing
@@ -138,7 +139,8 @@ class _CapturedCall:
 
     def attempt(self, capture: Callable[[], list[_Graph]]) -> tuple[list[_Graph], FailedRule | None]:
         try:
-            return capture(), None
+            with refusals_left():
+                return capture(), None
         except Exception as error:  # noqa: BLE001  it is raised where the derivative is asked for
             return [], FailedRule.of(self.rule.name, error)
 

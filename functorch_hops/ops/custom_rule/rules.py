@@ -179,10 +179,14 @@ def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, throu
     rule, hit = _rule_of(params), any(sources) or (through is Through.LANE and params.draws)
     if rule is None or not hit:
         return (hit,) * params.n_outputs
-    differentiable = rule.layout.differentiable
+    layout = rule.layout
+    differentiable = layout.differentiable
+    if through is Through.COTANGENT and layout.has_backward:
+        closed_over = (not layout.constant_closure,) * (len(sources) - layout.n_inputs)  # the error of ``_closed_over``
+        hit = any(s and g for s, g in zip(sources, (*layout.gradients, *closed_over)))
     if not through.is_of_values:
-        return differentiable
-    if rule.layout.vmap is not None:
+        return tuple(hit and d for d in differentiable)
+    if layout.vmap is not None:
         return (True,) * params.n_outputs
     # The lanes of a differentiable output have cotangents of their own, even where its value is shared.
     reached = dependent_outputs(params.function, sources, through)

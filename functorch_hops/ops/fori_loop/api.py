@@ -88,7 +88,7 @@ def _run(
         indices = torch.arange(lower, upper)
         leaves, spec = pytree.flatten(indices)
         return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
-    carries, value = PlainCarry(context, init, length=max(upper - lower, 0)), init.tree
+    carries, value = PlainCarry(context, body_fn, init, length=max(upper - lower, 0)), init.tree
     try:
         for i in range(lower, upper):
             value = carries.follow(body_fn(torch.tensor(i), value))

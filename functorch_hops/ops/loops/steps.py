@@ -31,6 +31,7 @@ class PlainCarry:
     """The carry of a loop that runs as Python: ``follow`` takes what a body returned to the next carry, or raises."""
 
     __slots__ = (
+        "_body",
         "_context",
         "_expected",
         "_init",
@@ -47,9 +48,15 @@ class PlainCarry:
     )
 
     def __init__(
-        self, context: ErrorContext, init: InitialCarry, xs: Sequence[Tensor] = (), length: int | None = None
+        self,
+        context: ErrorContext,
+        body: Callable[..., Any],
+        init: InitialCarry,
+        xs: Sequence[Tensor] = (),
+        length: int | None = None,
     ) -> None:
         """``xs``: what the steps get rows of; ``length``: how many there are, if that is known."""
+        self._body = body
         self._inputs = [*pytree.flatten(init.tree)[0], *xs]
         self._versions = InputVersions(self._inputs)
         self._context, self._init, self._value = context, init, init.tree
@@ -126,10 +133,10 @@ class PlainCarry:
         return self.own(value)
 
     def own(self, value: Any) -> Any:
-        """A carry that shares no memory with what the loop began with; the loop has ended."""
+        """A carry that shares no memory with what the loop began with, or closes over; the loop has ended."""
         if self._watch is not None:
             self._watch.end(self)
-        return with_own_memory(value, self._inputs)
+        return with_own_memory(value, self._inputs, self._body)
 
 
 def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: bool) -> Iterator[Any]:

@@ -197,7 +197,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    carries = PlainCarry(context, init, leaves, length)
+    carries = PlainCarry(context, f, init, leaves, length)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []

@@ -131,7 +131,7 @@ def _plain_while_loop(
     init: InitialCarry,
     max_steps: int | None,
 ) -> Any:
-    carries = PlainCarry(context, init)
+    carries = PlainCarry(context, body_fn, init)
     try:
         return _plain_steps(carries, context, cond_fn, body_fn, init, max_steps)
     except Exception as error:

@@ -1,0 +1,102 @@
+"""What a loop's body changes outside of itself, local to a captured function or not, is named: it happens once."""
+
+from __future__ import annotations
+
+import types
+import warnings
+
+import pytest
+import torch
+
+import functorch_hops as fh
+from modes import captured, jitted, plain
+
+X = torch.ones(2)
+COUNTS: list[int] = []
+
+
+def with_a_counter():
+    n = 0
+
+    def step(c, _):
+        nonlocal n
+        n += 1
+        return c + n, None
+
+    return step
+
+
+def with_an_attribute():
+    state = types.SimpleNamespace(n=0)
+
+    def step(c, _):
+        state.n += 1
+        return c + state.n, None
+
+    return step
+
+
+def with_a_dict():
+    seen = {}
+
+    def step(c, _):
+        seen["n"] = seen.get("n", 0) + 1
+        return c + seen["n"], None
+
+    return step
+
+
+def with_a_global():
+    COUNTS.clear()
+
+    def step(c, _):
+        COUNTS.append(1)
+        return c + len(COUNTS), None
+
+    return step
+
+
+LOOPS = {
+    "scan": lambda step, x: fh.scan(step, x, length=3)[0],
+    "fori_loop": lambda step, x: fh.fori_loop(0, 3, lambda i, c: step(c, i)[0], x),
+    "while_loop": lambda step, x: fh.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1], 0)[0]), (0, x))[1],
+    "map": lambda step, x: fh.map(lambda e: step(e, 0)[0], x),
+    "a scan in a branch": lambda step, x: fh.cond(
+        x.sum() > 0, lambda x: fh.scan(step, x, length=3)[0], lambda x: x * 1, x
+    ),
+}
+NAMES = {with_a_counter: "n'", with_an_attribute: ".n'", with_a_dict: "seen'", with_a_global: "'COUNTS'"}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("make", NAMES)
+def test_what_a_step_changes_is_said_once(loop, make):
+    program = lambda x: LOOPS[loop](make(), x)
+    for run in (captured, jitted):
+        with pytest.warns(RuntimeWarning) as found:
+            run(program, X.clone())
+        (text,) = [str(w.message) for w in found]
+        assert NAMES[make] in text, text
+        assert f"{__file__}:" in text
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_of_one_step_alone_is_not(loop):
+    """Nor what the function around a loop does for itself, nor plain Python, which runs each step."""
+
+    def step(c, _):
+        parts = {"all": []}
+        for _ in range(2):
+            parts["all"].append(c * 2)
+        return torch.stack(parts["all"]).sum(0), None
+
+    def program(x):
+        sizes = [1]
+        sizes.append(2)
+        return LOOPS[loop](step, x) + len(sizes)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for run in (captured, jitted):
+            run(program, X)
+        plain(lambda x: LOOPS[loop](with_a_counter(), x), X)

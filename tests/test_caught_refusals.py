@@ -1,0 +1,75 @@
+"""A captured function that catches what the capture refuses: eager Python would never come to its ``except``."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+import functorch_hops as fh
+from modes import every_mode, same, while_capturing
+
+X = torch.tensor([1.0, 2.0])
+
+
+def tried(f):
+    """What ``f`` gives, zeros where it raises."""
+
+    def g(x):
+        try:
+            return f(x)
+        except Exception:  # noqa: BLE001
+            return x * 0
+
+    return g
+
+
+def writing(x):
+    with contextlib.suppress(RuntimeError):
+        x.add_(1)
+    return x * 2
+
+
+REFUSED = {
+    "a value": (tried(lambda x: x * x.sum().item()), fh.DataDependentError),
+    "a branch of Python's": (tried(lambda x: x if x.sum() > 9 else -x), fh.DataDependentError),
+    "a write": (writing, fh.InputMutationError),
+    "a gradient": (tried(lambda x: x.grad), fh.CaptureError),
+    "in a body": (
+        tried(lambda x: fh.scan(lambda c, _: (c * float(c.sum()), None), x, length=2)[0]),
+        fh.DataDependentError,
+    ),
+    "around one": (lambda x: fh.map(tried(lambda e: e * float(e)), x), fh.DataDependentError),
+    "inside of another": (tried(tried(lambda x: x * float(x.sum()))), fh.DataDependentError),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_raised_when_the_function_returns(run, name):
+    f, error = REFUSED[name]
+    with pytest.raises(error) as caught:
+        run(lambda x: fh.cond(torch.tensor(True), f, torch.sin, x), X.clone())
+    assert "caught this error" in "".join(caught.value.__notes__)
+    assert f"at {__file__}" in str(caught.value)
+
+
+@every_mode
+def test_what_eager_python_raises_may_be_caught(run):
+    f = lambda x: fh.cond(torch.tensor(True), tried(lambda x: x.reshape(3)), torch.sin, x)
+    same(run(f, X), X * 0)
+    known = tried(lambda x: x.unknown)
+    same(run(lambda x: fh.cond(torch.tensor(True), known, torch.sin, x), X), X * 0)
+
+
+def test_gradients_that_are_asked_for_under_a_bare_except():
+    """The capture begins again, with gradients."""
+
+    def f(x):
+        try:
+            return torch.autograd.grad(x.square().sum(), x)[0]
+        except:  # noqa: E722
+            return x * 0
+
+    same(fh.jit(f, backend="eager")(X.clone().requires_grad_()), 2 * X)
