@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
@@ -208,10 +209,11 @@ def _kept() -> Iterator[None]:
     """Keep loops and branches that nobody reads: Inductor (torch 2.13) does not look into them for effects."""
     from torch._inductor import ir
 
-    if "has_side_effects" in vars(ir.Conditional):  # in the middle of another compilation, which keeps them
+    branch: Any = getattr(ir, "Switch" if TorchVersion(torch.__version__) >= "2.14" else "Conditional")
+    if "has_side_effects" in vars(branch):  # in the middle of another compilation, which keeps them
         yield
         return
-    kinds = ir.Conditional, ir.WhileLoop
+    kinds = branch, ir.WhileLoop
     for kind in kinds:
         setattr(kind, "has_side_effects", lambda self: True)  # noqa: B010
     try:
