@@ -319,7 +319,7 @@ def _graph_class() -> Any:
         def codegen_free(self, buffer: Any) -> None:
             self.freed.add(buffer.get_name())
 
-        def codegen_deferred_alignment_copies(self, names: Any) -> None:
+        def codegen_deferred_alignment_copies(self, names: Any, stream: int = 0) -> None:
             pass
 
         def register_alignment_check_inputs(self) -> None:
