@@ -1,4 +1,4 @@
-"""What Inductor (torch 2.13) gets wrong of a graph, each put right while that graph is compiled.
+"""What Inductor (torch 2.13, or what a function names) gets wrong of a graph, put right while that graph is compiled.
 
 Faults that its configuration can avoid are avoided there (``inductor``); these need a hand in its code. Each function
 says what goes wrong without it.
