@@ -87,6 +87,8 @@ print(json.dumps(sorted({*changed, *(new_names - names)})))
 BY_VERSION = {
     "torch.autograd.function._SingleLevelFunction.apply",
     "torch.autograd.function.BackwardCFunction.__init__",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator_impl",
 }
 
 

@@ -136,9 +136,7 @@ def test_a_module_with_transforms_keeps_its_parameters_and_open_sizes():
     torch.testing.assert_close(program.module()(XS[:2] + 1), net(XS[:2] + 1))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.torch.jit.trace. is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
-)
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated", "ignore::torch.jit.TracerWarning")
 def test_torch_jit_trace_is_refused() -> None:
     """It would record the branch that is taken, and the steps that are."""
     x = torch.ones(3)

@@ -1,8 +1,8 @@
 """Every private torch API that this package uses, in one file for each subsystem of torch.
 
-Checked against torch 2.13.0 and 2.11.0. Nothing outside this room imports a ``torch._*`` name, so a new torch release
-is checked here; Inductor's API has a room of its own (``lowering/inductor.py``). The rest of the package writes
-``_torch.name`` and does not ask in which file that is.
+Checked against torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0. Nothing outside this room imports a ``torch._*`` name, so a new
+torch release is checked here; Inductor's API has a room of its own (``lowering/inductor.py``). The rest of the package
+writes ``_torch.name`` and does not ask in which file that is.
 """
 
 from .ambient import *

@@ -1,4 +1,4 @@
-"""Dynamo's private API (checked against torch 2.11.0 and 2.13.0): how it traces a call of this library.
+"""Dynamo's private API (checked against torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0): how it traces a call of this library.
 
 Imported when Dynamo first meets such a call, never before: Dynamo takes a second to import.
 """

@@ -1,4 +1,4 @@
-"""Dynamo's graph of a user's function, made ready to run in a capture of the library (checked against torch 2.13.0)."""
+"""Dynamo's graph of a user's function, made ready to run in a capture of the library (torch 2.13.0 to 2.15.0)."""
 
 from __future__ import annotations
 

@@ -89,7 +89,9 @@ def _wraps(function: Any, original: Any) -> bool:
 
 def _hook_checkpoint(is_capturing: Callable[[], bool]) -> None:
     module: Any = torch.utils.checkpoint
-    original = module._checkpoint_without_reentrant_generator
+    name = "_checkpoint_without_reentrant_generator"
+    name = f"{name}_impl" if hasattr(module, f"{name}_impl") else name  # torch 2.15
+    original = getattr(module, name)
 
     @functools.wraps(original)
     def run(*args: Any, **kwargs: Any) -> Iterator[None]:
@@ -99,7 +101,7 @@ def _hook_checkpoint(is_capturing: Callable[[], bool]) -> None:
         else:
             yield from original(*args, **kwargs)
 
-    module._checkpoint_without_reentrant_generator = run
+    setattr(module, name, run)
 
 
 def _hook_control_flow(is_capturing: Callable[[], bool]) -> None:

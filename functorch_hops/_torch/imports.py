@@ -1,4 +1,4 @@
-"""What waits for a part of torch that this library does not import itself (checked against torch 2.13.0)."""
+"""What waits for a part of torch that this library does not import itself (torch 2.13.0 to 2.15.0)."""
 
 from __future__ import annotations
 

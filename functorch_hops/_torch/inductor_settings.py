@@ -1,4 +1,4 @@
-"""Inductor's configuration, without importing Inductor (checked against torch 2.13.0).
+"""Inductor's configuration, without importing Inductor (checked against torch 2.13.0, 2.14.1 and 2.15.0).
 
 Importing it takes seconds. Until somebody does, it is configured by the environment alone; what is compared is what
 was changed since, which is nothing at the time of its import.

@@ -1,4 +1,4 @@
-"""Derivatives in inference mode (checked against torch 2.11.0 and 2.13.0)."""
+"""Derivatives in inference mode (checked against torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0)."""
 
 from __future__ import annotations
 

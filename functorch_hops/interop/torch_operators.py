@@ -3,6 +3,9 @@
 torch hands such a call to Dynamo, which calls the operator with graphs. In a capture the operator gets the user's
 functions instead (``_torch.install_hooks``), on flat tensors, and comes to the function mode as any other function of
 torch. What attention with a user's function for its scores computes, torch has in its own Python code.
+
+From torch 2.15 on loops also get `mutated_arg_indices`: to which operands their functions write. Captures see that
+themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +31,13 @@ def _cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], 
     return cond(pred, true_fn, false_fn, *operands)
 
 
-def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: Values, constants: Values) -> Any:
+def _while_loop(
+    cond_fn: Callable[..., Any],
+    body_fn: Callable[..., Any],
+    init: Values,
+    constants: Values,
+    mutated_arg_indices: str = "",
+) -> Any:
     spec: Any = None
 
     def step(carry: Values) -> Values:
@@ -40,7 +49,13 @@ def _while_loop(cond_fn: Callable[..., Any], body_fn: Callable[..., Any], init: 
     return _torch.tree_unflatten(result, spec)
 
 
-def _scan(combine_fn: Callable[..., Any], init: Values, xs: Values, additional_inputs: Values) -> Any:
+def _scan(
+    combine_fn: Callable[..., Any],
+    init: Values,
+    xs: Values,
+    additional_inputs: Values,
+    mutated_arg_indices: str = "",
+) -> Any:
     specs: list[Any] = []
     is_graph, n = isinstance(combine_fn, fx.GraphModule), len(init)  # which returns carry and y in one tuple
 
@@ -61,7 +76,7 @@ def _associative_scan(combine_fn: Callable[..., Any], xs: Values, additional_inp
     return associative_scan(combine, list(xs))
 
 
-def _map(function: Callable[..., Any], xs: Values, constants: Values) -> Any:
+def _map(function: Callable[..., Any], xs: Values, constants: Values, mutated_arg_indices: str = "") -> Any:
     return map_rows(lambda row: function(*row, *constants), list(xs))
 
 

@@ -1,4 +1,4 @@
-"""What Inductor (torch 2.13) gets wrong of a graph, each put right while that graph is compiled.
+"""What Inductor (torch 2.13, or what a function names) gets wrong of a graph, put right while that graph is compiled.
 
 Faults that its configuration can avoid are avoided there (``inductor``); these need a hand in its code. Each function
 says what goes wrong without it.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
 __all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
@@ -41,7 +43,7 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop."""
-    with _reads_after_writes(), _rounded_constants():
+    with _reads_after_writes(), _rounded_constants(), _exact_scalars():
         yield
 
 
@@ -194,8 +196,34 @@ def _rounded_constants() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _exact_scalars() -> Iterator[None]:
+    """Leave a number that is an operand beside a half-precision tensor as it is. Inductor (torch 2.15) rounds it where
+    all eager kernels do, and then once more with the operator's other operands, which a product in eager does not do.
+    """
+    from torch._inductor.index_propagation import SymPyOps, TypedExpr
+
+    class Scalar(TypedExpr):
+        """A number that nothing was computed of."""
+
+    def to_dtype(value: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, Scalar) and value.dtype == dtype:
+            return value
+        return original(value, dtype, *args, **kwargs)
+
+    def constant(value: Any, dtype: torch.dtype) -> Any:
+        return Scalar(value, dtype)
+
+    original: Any = SymPyOps.to_dtype
+    with (
+        replaced(SymPyOps, "constant", staticmethod(constant)),
+        replaced(SymPyOps, "to_dtype", staticmethod(to_dtype)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(owner, name)
+    original = inspect.getattr_static(owner, name)
     setattr(owner, name, value)
     try:
         yield
@@ -208,10 +236,11 @@ def _kept() -> Iterator[None]:
     """Keep loops and branches that nobody reads: Inductor (torch 2.13) does not look into them for effects."""
     from torch._inductor import ir
 
-    if "has_side_effects" in vars(ir.Conditional):  # in the middle of another compilation, which keeps them
+    branch: Any = getattr(ir, "Switch" if TorchVersion(torch.__version__) >= "2.14" else "Conditional")
+    if "has_side_effects" in vars(branch):  # in the middle of another compilation, which keeps them
         yield
         return
-    kinds = ir.Conditional, ir.WhileLoop
+    kinds = branch, ir.WhileLoop
     for kind in kinds:
         setattr(kind, "has_side_effects", lambda self: True)  # noqa: B010
     try:

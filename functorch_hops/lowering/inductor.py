@@ -1,4 +1,4 @@
-"""The room of Inductor's private API (checked against torch 2.11.0 and 2.13.0).
+"""The room of Inductor's private API (checked against torch 2.11.0, 2.13.0, 2.14.1 and 2.15.0).
 
 NOTE [Loops run from C++] A loop that is no kernel of its own (``loops``) is torch's: Inductor compiles its body to
 kernels, and the loop around them to a wrapper that launches these: in Python, which costs some microseconds for each
@@ -49,7 +49,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 19
+_LOWERINGS = 20
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 

@@ -208,7 +208,7 @@ def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
     for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
         layout, name = out.get_layout(), out.get_name()
         dense = ir.FlexibleLayout.contiguous_strides(layout.size)
-        assert all(a == b for a, b, size in zip(layout.stride, dense, layout.size) if size not in (0, 1))
+        assert 0 in layout.size or all(a == b for a, b, size in zip(layout.stride, dense, layout.size) if size != 1)
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
             names[name] = i
         else:
@@ -319,7 +319,7 @@ def _graph_class() -> Any:
         def codegen_free(self, buffer: Any) -> None:
             self.freed.add(buffer.get_name())
 
-        def codegen_deferred_alignment_copies(self, names: Any) -> None:
+        def codegen_deferred_alignment_copies(self, names: Any, stream: int = 0) -> None:
             pass
 
         def register_alignment_check_inputs(self) -> None:
