@@ -39,7 +39,7 @@ from .loops.forms import NativeLoop
 from .loops.happening import effect
 from .loops.operator import effectful_kernel, loop_kernel
 from .loops.probing import note_probes
-from .loops.tapes import taped_kernel
+from .loops.tapes import TAPED_KERNELS
 from .loops.triton.extern import register_launches
 from .loops.triton.operator import triton_loop
 from .packaged import put_kernels
@@ -49,7 +49,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 19
+_LOWERINGS = 20
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -201,8 +201,8 @@ _NATIVE_LOOPS = {
     torch.ops.higher_order.scan,
     torch.ops.higher_order.associative_scan,
 }
-_OF_PYTHON = {taped_kernel, triton_loop}
-_OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
+_OF_PYTHON = {*TAPED_KERNELS, triton_loop}
+_OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, *_OF_PYTHON}
 
 
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}
