@@ -173,7 +173,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), left(length, length)),
     ]
     return defined(
-        "scan",
+        form.label,
         form.inputs,
         form.outputs,
         lines,
@@ -182,6 +182,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         work=body.work,
         loops=True,
         sizes=[length],
+        steps=length,
     )
 
 
@@ -232,7 +233,7 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
     ]
     size = offset + largest([cond.workspace, body.workspace])
     return defined(
-        "while_loop",
+        form.label,
         form.inputs,
         [*form.outputs, *([TAPE_META] if record else [])],
         lines,
@@ -273,7 +274,7 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
         *_step(body, arguments, dense, metas[:n], leave, left("head.rows", "head.rows")),
     ]
     return defined(
-        "scan",
+        form.label,
         [*metas[:n], *consts, TAPE_META],
         form.body.outputs,
         lines,
@@ -302,8 +303,9 @@ def prefixes(form: Prefixes, scan: Function) -> Function:
     lines.append(f"[[maybe_unused]] char* const inner = workspace + {offset};")
     lines.append(_call(scan, [*firsts, *xs, *consts, *lasts, *ys]))
     size = offset + scan.workspace
-    inputs, outputs = form.inputs, form.outputs
-    return defined("associative_scan", inputs, outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True)
+    return defined(
+        form.label, form.inputs, form.outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True
+    )
 
 
 def branches(form: Branches, functions: Sequence[Function]) -> Function:
@@ -394,8 +396,17 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
         ]
 
     lines = [*filled(form), *led(form), *_each_block(lanes, length, block), left(length, length)]
-    sizes, code = [length], lanes.code
-    return defined("scan", form.inputs, form.outputs, lines, before=code, work=lanes.work, loops=True, sizes=sizes)
+    return defined(
+        form.label,
+        form.inputs,
+        form.outputs,
+        lines,
+        before=lanes.code,
+        work=lanes.work,
+        loops=True,
+        sizes=[length],
+        steps=length,
+    )
 
 
 def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Function:
@@ -424,4 +435,4 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
 
     code = body.code if cond is None else f"{cond.code}\n{body.code}"
     lines = _each_block(body, None, block)
-    return defined("while_loop", form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)
+    return defined(form.label, form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)

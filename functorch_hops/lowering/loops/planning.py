@@ -186,6 +186,8 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             raise Refused("it takes no step")
         if is_on_cuda(form):
             check_form(form, params.has_effects, is_inner)
+        if params.scope.names and isinstance(form, Scan | While | Prefixes):
+            form = replace(form, label=params.scope.named(form.label))
     except Refused as why:
         return None, str(why)
     return form, None

@@ -122,7 +122,7 @@ class _Block:
             *([left(length, length)] if is_scan else []),
         ]
         return defined(
-            "scan" if is_scan else "while_loop",
+            form.label,
             form.inputs,
             form.outputs,
             all_lines,
@@ -130,6 +130,7 @@ class _Block:
             needs=[SYSTEMS],
             work=work * self.lanes,
             loops=True,
+            steps=length,
         )
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:
