@@ -89,7 +89,7 @@ def test_loops_of_a_kernel_are_functions_and_ranges_of_that_name() -> None:
             for node in planned(fh.jit(f).lower(XS)._body, {}).body.module.graph.nodes
             if node.target is loop_kernel
         }
-    assert label.endswith("::_2nd__layer______scan")
+    assert label.endswith("::_2nd__layer_______scan")
     assert "C10_NOINLINE" in source
     jitted = fh.jit(f)
     same(jitted(XS), f(XS))
