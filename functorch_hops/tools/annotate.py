@@ -34,7 +34,7 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     have the name where graphs are printed (:func:`make_graph`), drawn (:func:`draw`) and explained (:func:`explain`),
     and in ``torch.profiler``, and so has whatever a transform makes of them, their backward passes included. Names of
     annotated functions that call one another are joined: ``"decoder/attention"``. Plain calls are ranges of that name
-    in a profile. A loop that is a kernel is a function of that name in it, for ``perf`` and debuggers, and such a range.
+    in a profile. So are loops in kernels, where they are functions of that name, too, for ``perf`` and debuggers.
     Kernels of loops under one name, or under none, share their code where they are equal.
 
     Arguments:
