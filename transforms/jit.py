@@ -181,18 +181,18 @@ def _both_ways(
     return tuple(dict.fromkeys((*numbers, *by_name))), tuple(dict.fromkeys((*names, *by_number)))
 
 
-def _check_static(parameter: str, given: tuple[Any, ...], known: Sequence[Any], *, is_open: bool) -> None:
+def _check_static(parameter: str, given: tuple[Any, ...], known: range | list[str], *, is_open: bool) -> None:
     """``is_open``: the function takes others than those that it names."""
     unknown = [x for x in given if x not in known]
     if is_open or not unknown:
         return
-    expected = f"from {known.start} to {known.stop - 1}" if isinstance(known, range) and known else ", ".join(known)
+    expected = f"from {known.start} to {known.stop - 1}" if isinstance(known, range) else ", ".join(known)
     raise ArgumentValueError(
         message(
             "jit",
             "the function has no such argument",
             parameter=parameter,
-            expected=expected or "nothing: it has no arguments of this kind",
+            expected=expected if known else "nothing: it has no arguments of this kind",
             got=repr(unknown[0]),
             remedy="name an argument of the function, as it is called",
         )
