@@ -6,7 +6,7 @@ kernel and step, or in C++. A graph with such a loop gets the latter. Four thing
 stacks all its carries, which the C++ wrapper of torch 2.13 has no code for, one whose operators check something, since
 C++ loses the text of their errors, one that calls Python, at which C++ ends the process, and graphs on other devices,
 where this was not measured. With torch 2.11, whose C++ wrapper has no code for a loop that writes to its carries, as a
-scan does, all loops are.
+scan does, all loops are. Python handles no signal while C++ runs, so each step looks for them (``cures``).
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
