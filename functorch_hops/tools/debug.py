@@ -19,7 +19,7 @@ from .. import pytree
 from ..calls.leaf import left_to_python
 from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
-from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
+from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
 from ..errors import ArgumentTypeError, ArgumentValueError, CheckError, message
 from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
@@ -203,7 +203,10 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     step 1: 1.0 + 2.0
     """
     if not isinstance(fmt, str):
-        text = message("debug.print", "the format is no string", parameter="fmt", expected="a str", got=kind_of(fmt))
+        remedy, got = 'write fh.debug.print("{}", x)', kind_of(fmt)
+        text = message(
+            "debug.print", "the format is no string", parameter="fmt", expected="a str", got=got, remedy=remedy
+        )
         raise ArgumentTypeError(text)
     _check_format("debug.print", "fmt", fmt, args, kwargs)
     _happens(lambda call: _Print(call, fmt), [], args, kwargs)
@@ -282,7 +285,12 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     """
     if not isinstance(text, str):
         problem = message(
-            "debug.check", "the message is no string", parameter="text", expected="a str", got=kind_of(text)
+            "debug.check",
+            "the message is no string",
+            parameter="text",
+            expected="a str",
+            got=kind_of(text),
+            remedy=order_of("debug.check"),
         )
         raise ArgumentTypeError(problem)
     _check_format("debug.check", "text", text, args, kwargs)
