@@ -45,13 +45,15 @@ static inline int64_t now() {
 // A loop that has loops in its steps. ``length``: -1 if unknown.
 struct Level { int64_t step, length; Level* outer; };
 // Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
-// ``block``: that of the lanes which run now, or how many are done; ``last``: the outermost loop as it ended.
+// ``block``: that of the lanes which run now, or how many are done; ``last``: the latest loop as it ended; ``ended``: the
+// outermost ones that did, if anybody watches.
 // ``notes``: what Python does not know yet of effects. ``released``: the thread without Python's lock, as it was with it.
 struct Control {
   int64_t work = 0;  // elements computed since the last look
   int64_t block = 0, blocks = 1;
   Level* level = nullptr;
   Level last{0, -1, nullptr};
+  std::vector<Level> ended;
   bool is_watched = false;
   std::atomic<bool> stopped{false};
   int64_t next_look = 0;
@@ -102,7 +104,8 @@ static bool told(Control& control, const Level* inner, bool has_ended) {
   PyObject* levels = module ? PyList_New(0) : nullptr;
   if (!levels) return true;
   if (inner) add_level(levels, inner->step, inner->length);
-  for (const Level* level = control.level; level; level = level->outer) add_level(levels, level->step, level->length);
+  const Level* around = has_ended ? nullptr : control.level;
+  for (const Level* level = around; level; level = level->outer) add_level(levels, level->step, level->length);
   PyList_Reverse(levels);
   PyObject* report = PyObject_GetAttrString(module, "report");
   PyObject* result = report ? PyObject_CallFunction(report, "Oi", levels, int(has_ended)) : nullptr;
@@ -110,6 +113,17 @@ static bool told(Control& control, const Level* inner, bool has_ended) {
   Py_DECREF(levels);
   Py_XDECREF(result);
   return result != nullptr;
+}
+// Behind a loop. ``own``: whether it is a level itself.
+static inline void ended(Control& control, bool own) {
+  if (control.is_watched && !(own ? control.level->outer : control.level)) control.ended.push_back(control.last);
+}
+static bool told_ended(Control& control) {
+  std::vector<Level> levels;
+  levels.swap(control.ended);
+  for (const Level& level : levels)
+    if (!told(control, &level, true)) return false;
+  return true;
 }
 // What Python raised is raised again as soon as the kernel has returned, before anybody reads what it left.
 static void raise_later() {
@@ -127,7 +141,7 @@ static void release_python(Control& control) {
 static bool handler_raised(Control& control, const Level* inner) {
   if (!has_python()) return false;
   auto state = PyGILState_Ensure();
-  bool raised = PyErr_CheckSignals() != 0 || (control.is_watched && !told(control, inner, false));
+  bool raised = PyErr_CheckSignals() != 0 || (control.is_watched && !(told_ended(control) && told(control, inner, false)));
   if (raised) raise_later();
   PyGILState_Release(state);
   return raised;
@@ -267,7 +281,7 @@ struct Call {
     if (control.released) PyEval_RestoreThread(control.released);
     if (!control.is_watched || !has_python()) return;
     auto state = PyGILState_Ensure();
-    if (!PyErr_Occurred() && !told(control, &control.last, true)) raise_later();
+    if (!PyErr_Occurred() && !told_ended(control)) raise_later();
     PyGILState_Release(state);
   }
 };
