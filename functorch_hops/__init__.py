@@ -1,8 +1,11 @@
 """JAX-style control flow and transforms for PyTorch."""
 
+from typing import TYPE_CHECKING, NoReturn
+
 from . import interop
 from .calls.arguments import TensorSpec
 from .calls.listening import CaptureEvent
+from .calls.spelling import named
 from .calls.tracebacks import full_tracebacks
 from .errors import (
     AnomalyError,
@@ -136,3 +139,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted((*__all__, "__version__"))
+
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> NoReturn:
+        raise named(name)

@@ -7,6 +7,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import functorch_hops as fh
+from functorch_hops.lowering.inductor import exact_code
+from functorch_hops.lowering.loops.operator import loop_kernel
+from functorch_hops.lowering.loops.planning import planned
 from modes import every_mode, same
 
 XS = torch.tensor([1.0, 2.0, 3.0])
@@ -75,6 +78,36 @@ def test_names_in_profiles() -> None:
     for _ in range(2):
         found = [name for name in profiled(jitted, XS) if "scan" in name]
         assert found and all(name.startswith("decoder/attention/scan, ") and "3 steps" in name for name in found)
+
+
+def test_loops_of_a_kernel_are_functions_and_ranges_of_that_name() -> None:
+    name = '2nd "layer"? \\ \u00e9'
+    f = fh.annotate(attention.__wrapped__, name=name)  # type: ignore[attr-defined]
+    with exact_code():
+        ((label, source),) = {
+            (node.args[4], node.args[3][-1])
+            for node in planned(fh.jit(f).lower(XS)._body, {}).body.module.graph.nodes
+            if node.target is loop_kernel
+        }
+    assert label.endswith("::_2nd__layer_______scan")
+    assert "C10_NOINLINE" in source
+    jitted = fh.jit(f)
+    same(jitted(XS), f(XS))
+    assert f"{name}/scan, 3 steps" in profiled(jitted, XS)
+
+
+def test_loops_without_a_name_share_their_code() -> None:
+    """Wherever they are; names split it."""
+
+    def code(f) -> str:
+        with exact_code():
+            nodes = planned(fh.jit(f).lower(XS)._body, {}).body.module.graph.nodes
+        return str([node.args[3:5] for node in nodes if node.target is loop_kernel])
+
+    first = code(lambda xs: fh.scan(lambda c, x: (c * x, None), xs[0], xs)[0])
+    second = code(lambda xs: fh.scan(lambda c, x: (c * x, None), xs[0], xs)[0])
+    assert first == second
+    assert code(fh.annotate(lambda xs: fh.scan(lambda c, x: (c * x, None), xs[0], xs)[0], name="mine")) != first
 
 
 def test_a_trace_knows_the_names_inside_of_it() -> None:

@@ -1,6 +1,8 @@
 """The exceptions and their messages."""
 
 import functools
+import inspect
+import operator
 import pathlib
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import torch
 
 import functorch_hops as fh
 from functorch_hops import errors
+from functorch_hops.calls.validate import ORDERS
 
 BASES = {
     "TreeMismatchError": (TypeError,),
@@ -130,3 +133,11 @@ def test_mixed_dtypes_that_are_right():
     x = torch.ones(2, 2)
     f = lambda x: (x + DOUBLE, x.gather(0, DOUBLE.long() * 0), torch.where(x > 0, x, DOUBLE), torch.cat([x, DOUBLE]))
     torch.testing.assert_close(fh.make_graph(f)(x)(x), f(x))
+
+
+@pytest.mark.parametrize("operation", ORDERS)
+def test_the_order_of_arguments_that_a_message_names(operation: str) -> None:
+    parameters = inspect.signature(operator.attrgetter(operation)(fh)).parameters.values()
+    names = [("*" if p.kind is p.VAR_POSITIONAL else "") + p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    order = ORDERS[operation].split(", ")
+    assert names[: len(order)] == order

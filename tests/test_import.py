@@ -168,3 +168,13 @@ def test_nothing_is_observed_outside_of_captures() -> None:
     assert "RuntimeError" in outputs[0]
     assert "num_users" in outputs[0]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("lax", "fh.scan"), ("grad_and_value", "fh.value_and_grad"), ("nada", "")]
+)
+def test_names_that_are_elsewhere(name: str, remedy: str) -> None:
+    assert not hasattr(fh, name)
+    with pytest.raises(AttributeError, match=f"^module 'functorch_hops' has no attribute '{name}'") as caught:
+        getattr(fh, name)
+    assert remedy in str(caught.value) and ("help" in str(caught.value)) is bool(remedy)

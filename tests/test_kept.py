@@ -117,6 +117,13 @@ def test_other_graphs_have_other_names() -> None:
     assert len({*names.values()}) == len(names)
 
 
+def test_annotations_of_loops_change_the_name() -> None:
+    """By name loops are functions of a kernel, and whether they may be kernels is said there."""
+    names = {name(fh.annotate(decaying, name=x)) for x in ("a", "b")}
+    names |= {name(), name(fh.annotate(decaying, name="a", loop_kernels=False))}
+    assert len(names) == 4
+
+
 def test_equal_graphs_have_one_name() -> None:
     assert name(lambda c, xs: decaying(c, xs)) == name(lambda a, b: decaying(a, b)) == name()
 

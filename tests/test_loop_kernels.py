@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -325,6 +327,39 @@ def test_a_signal_ends_a_loop_that_does_not(shape: tuple[int, ...]) -> None:
 
     with pytest.raises(KeyboardInterrupt), interrupted_in(0.5):
         compiled(torch.ones(shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [fh.jit, torch.compile])
+def test_a_signal_ends_loops_of_torch_in_cpp(wrap: Callable[..., Any]) -> None:
+    """And the next call is right."""
+
+    def f(x: Tensor, n: Tensor) -> Tensor:
+        return fh.fori_loop(0, n, lambda _, x: (torch.linalg.qr(x)[0] + x) / 4, x)
+
+    compiled, x = wrap(f), torch.eye(3)
+    few = torch.tensor(3)
+    same(compiled(x, few), f(x, few), rtol=1e-4, atol=1e-5)
+    with pytest.raises(KeyboardInterrupt), interrupted_in(0.5):
+        compiled(x, torch.tensor(10**12))
+    same(compiled(x, few), f(x, few), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_kernel_that_takes_long_leaves_python_to_other_threads() -> None:
+    """So the main thread handles a signal that comes meanwhile."""
+    f = fh.jit(lambda x, n: fh.fori_loop(0, n, lambda _, x: torch.sin(x * 1.01 + 0.1), x))
+    f(torch.tensor(1.0), torch.tensor(1))
+    steps = torch.tensor(3 * 10**7)
+    results: list[Tensor] = []
+    thread = threading.Thread(target=lambda: results.append(f(torch.tensor(1.0), steps)))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        time.sleep(0.005)
+        turns += 1
+    assert turns > 5
+    same(results, [f(torch.tensor(1.0), steps)])
 
 
 @pytest.fixture

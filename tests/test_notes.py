@@ -78,6 +78,7 @@ def test_operands_in_a_tuple_as_for_torch_cond(run) -> None:
     calls = (
         lambda: fh.cond(torch.tensor(True), lambda x: x.sin(), lambda x: x.cos(), (X,)),
         lambda: fh.cond(torch.tensor(True), lambda x, y: x + y, lambda x, y: x - y, (X, X)),
+        lambda: fh.cond(torch.tensor(True), torch.sin, torch.cos, (X,)),
     )
     for call in calls:
         assert any("takes operands one by one" in note for note in notes_of(lambda call=call: run(call)))

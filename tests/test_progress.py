@@ -57,6 +57,28 @@ def test_a_loop_of_unknown_length_has_no_total(run) -> None:
     assert (done.steps, done.total) == (4, 9)
 
 
+def in_sequence(xs):
+    """Loops behind one another, with loops in their steps, without a length, and of lanes that end by themselves."""
+    c = fh.scan(lambda c, x: (torch.tanh(c + x), None), xs, xs)[0]
+    c = fh.fori_loop(0, 3, lambda i, c: fh.fori_loop(0, 7, lambda i, c: torch.sin(c), c), c)
+    c = fh.while_loop(lambda s: s[1] < 4, lambda s: (s[0] + 1, s[1] + 1), (c, 0))[0]
+    return fh.vmap(lambda x: fh.while_loop(lambda x: x < 6, lambda x: x + 2, x))(c.floor() * 0)
+
+
+@every_run
+def test_loops_behind_one_another_are_counted_each(run) -> None:
+    with fh.progress(show=False) as done:
+        run(in_sequence)(XS)
+    assert (done.steps, done.total, done.inner) == (6 + 3 + 4 + 3, None, ())
+
+
+@pytest.mark.slow
+def test_each_loop_of_one_kernel_is_counted() -> None:
+    jitted = fh.jit(in_sequence)
+    same(jitted(XS), in_sequence(XS))
+    test_loops_behind_one_another_are_counted_each(lambda f: jitted)
+
+
 def test_what_is_inside_is_seen_while_it_runs() -> None:
     seen = []
 

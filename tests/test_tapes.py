@@ -259,6 +259,74 @@ def test_tapes_are_freed_with_the_graph() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+def _backward(x: Tensor, ct: Tensor) -> tuple[Tensor]:
+    fh.debug.print("back {:.3f}", ct[1])
+    return (ct * x.cos(),)
+
+
+watched = fh.custom_vjp(torch.sin)
+watched.defvjp(lambda x: (x.sin(), x), _backward)
+
+
+def eventful(x: Tensor, w: Tensor) -> Tensor:
+    """Effects in the test, in the step, in a loop in it, and in its gradient."""
+
+    def goes_on(s: Tensor) -> Tensor:
+        fh.debug.print("test {:.3f}", s.abs().max())
+        return s.abs().max() > 0.3
+
+    def inner(i: Any, s: Tensor) -> Tensor:
+        fh.debug.print("  inner {iteration} {i} {:.3f}", s[0], i=i)
+        return torch.sin(s * w)
+
+    def step(s: Tensor) -> Tensor:
+        fh.debug.check(s.abs().max() < 2, "{:.1f} is too large", s.max())
+        return watched(fh.fori_loop(0, 2, inner, s)) * 0.9
+
+    return fh.while_loop(goes_on, step, x).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("around", [0.0, 1.0], ids=["one kernel", "a graph around"])
+def test_what_happens_in_a_loop_with_a_tape_happens_once(around: float, capsys: pytest.CaptureFixture[str]) -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return eventful(x, w) + (torch.linalg.svdvals(x.reshape(2, -1)).sum() if around else 0)
+
+    args = torch.linspace(-1, 1.2, N), torch.tensor(0.9)
+    expected = gradients(f, args)[1]
+    printed = capsys.readouterr().out
+    assert "inner (1, 1)" in printed and "back" in printed
+    of_gradient, jitted = fh.jit(fh.grad(f, argnums=(0, 1))), fh.jit(f)
+    assert [loop.lowering for loop in fh.explain(of_gradient)(*args).loops].count("tape") == 2
+    for found in (of_gradient, lambda *args: gradients(jitted, args)[1]):
+        for _ in range(2):
+            capsys.readouterr()
+            same(found(*args), expected, rtol=1e-4, atol=1e-5)
+            assert capsys.readouterr().out == printed
+        with pytest.raises(fh.CheckError, match=r"^3\.6 is too large\n  iteration: 0\n"):
+            found(3 * args[0], args[1])
+
+
+@pytest.mark.slow
+def test_what_ends_a_loop_frees_its_tape() -> None:
+    def f(x: Tensor) -> Tensor:
+        def step(s: tuple[int, Tensor]) -> tuple[int, Tensor]:
+            fh.debug.check(s[0] < 100, "it goes on")
+            return s[0] + 1, torch.sin(s[1])
+
+        return fh.while_loop(lambda s: s[0] < 200, step, (0, x))[1].sum()
+
+    x = torch.ones(100_000, requires_grad=True)  # 40 MB a tape
+    found = fh.jit(f), fh.jit(fh.grad(f))
+    before = 0
+    for _ in range(20):
+        for g in found:
+            with pytest.raises(fh.CheckError):
+                g(x)
+        before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
 @pytest.mark.slow
 def test_an_effect_happens_once_where_the_forward_graph_runs_again() -> None:
     seen: list[float] = []

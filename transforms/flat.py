@@ -302,6 +302,19 @@ def _holds_tensors(tree: Any) -> bool:
     return isinstance(tree, Tensor) or any(isinstance(leaf, Tensor) for leaf in pytree.flatten(tree)[0])
 
 
+def require_argnums(operation: str, argnums: int | Sequence[int]) -> None:
+    """Refuse now what no call could use: most often the arguments of the function."""
+    if torch.compiler.is_dynamo_compiling():
+        return
+    for number in one_or_several(as_number(argnums)):
+        if isinstance(number, Tensor):
+            remedy = f"write {operation}(func)(*args): its arguments are passed to what it returns"
+            got = kind_of(number)
+            text = message(operation, "not an int", parameter="argnums", expected="an int", got=got, remedy=remedy)
+            raise ArgumentTypeError(text)
+        as_int(operation, "argnums", number)
+
+
 def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     """The positions that `argnums` means, counted from the left."""
     numbers = [as_int(operation, "argnums", number) for number in one_or_several(argnums)]

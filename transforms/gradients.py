@@ -27,6 +27,7 @@ from functorch_hops.transforms.flat import (
     is_inexact,
     is_tensor,
     refuse_under_torchs_tracer,
+    require_argnums,
     require_callable,
     split_pair,
     traced_as_one_graph,
@@ -84,6 +85,7 @@ def grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = Fal
     if func is None:
         return functools.partial(grad, argnums=argnums, has_aux=has_aux)
     require_callable("grad", func)
+    require_argnums("grad", argnums)
 
     @transformed(Recipe(grad, func, {"argnums": argnums, "has_aux": has_aux}))
     def gradient_of(*args: Any, **kwargs: Any) -> Any:
@@ -136,6 +138,7 @@ def value_and_grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: 
     if func is None:
         return functools.partial(value_and_grad, argnums=argnums, has_aux=has_aux)
     require_callable("value_and_grad", func)
+    require_argnums("value_and_grad", argnums)
 
     @transformed(Recipe(value_and_grad, func, {"argnums": argnums, "has_aux": has_aux}))
     def value_and_gradient_of(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import fx
 from functorch_hops import environment
 from functorch_hops.calls.arguments import Arguments, P, TensorSpec
 from functorch_hops.calls.leaf import left_to_python
+from functorch_hops.calls.spelling import spelled
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message
@@ -81,6 +82,7 @@ class CapturedGraph(fx.GraphModule):
         return self.as_text()
 
 
+@spelled()
 @left_to_python
 def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     """Capture a function as a graph.

@@ -17,6 +17,7 @@ from functorch_hops.transforms.flat import (
     Recipe,
     is_real,
     is_tensor,
+    require_argnums,
     require_callable,
     require_chunk_size,
     transformed,
@@ -89,6 +90,7 @@ def jacrev(
     if func is None:
         return functools.partial(jacrev, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacrev", func)
+    require_argnums("jacrev", argnums)
     chunk_size = require_chunk_size("jacrev", chunk_size)
     recipe = Recipe(jacrev, func, {"argnums": argnums, "has_aux": has_aux, "chunk_size": chunk_size})
     return _by_rows(recipe, func, argnums, has_aux, chunk_size)
@@ -186,6 +188,7 @@ def jacfwd(
     if func is None:
         return functools.partial(jacfwd, argnums=argnums, has_aux=has_aux, chunk_size=chunk_size)
     require_callable("jacfwd", func)
+    require_argnums("jacfwd", argnums)
     chunk_size = require_chunk_size("jacfwd", chunk_size)
     recipe = Recipe(jacfwd, func, {"argnums": argnums, "has_aux": has_aux, "chunk_size": chunk_size})
     return _by_columns(recipe, func, argnums, has_aux, chunk_size)
@@ -310,5 +313,6 @@ def hessian(func: Any = None, argnums: int | Sequence[int] = 0) -> Any:
     if func is None:
         return functools.partial(hessian, argnums=argnums)
     require_callable("hessian", func)
+    require_argnums("hessian", argnums)
     recipe = Recipe(hessian, func, {"argnums": argnums})
     return _by_columns(recipe, _by_rows(recipe, func, argnums, False, None), argnums, False, None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter
 from typing import Any, Protocol, overload
 
 import torch
@@ -17,7 +18,7 @@ from functorch_hops.calls.arguments import P, R, one_or_several, signature_of
 from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.spelling import spelled
 from functorch_hops.calls.validate import check_callable, kind_of
-from functorch_hops.errors import ArgumentTypeError, message
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 from functorch_hops.lowering.backends import Backend, Options
 from functorch_hops.transforms.jitted import Jitted
 from functorch_hops.transforms.jitted_function import JittedFunction
@@ -120,6 +121,7 @@ def jit(
 
     Raises:
         ArgumentTypeError: ``func`` is not callable, a static argument is not hashable.
+        ArgumentValueError: a static argument is none of ``func``.
         CaptureError, DataDependentError: ``func`` can't be captured.
         InputMutationError: ``func`` writes to a tensor from outside that is no buffer, or can't be written back to.
 
@@ -165,10 +167,33 @@ def _both_ways(
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The static arguments by position and by name: a caller may pass them either way."""
     try:
-        parameters = signature_of(func).parameters.values()
+        parameters = list(signature_of(func).parameters.values())
     except (TypeError, ValueError):
         return numbers, names
+    kinds = {p.kind for p in parameters}
+    count = len([p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)])
+    _check_static("static_argnums", numbers, range(-count, count), is_open=Parameter.VAR_POSITIONAL in kinds)
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    _check_static("static_argnames", names, named, is_open=Parameter.VAR_KEYWORD in kinds)
     either = {i: p.name for i, p in enumerate(parameters) if p.kind is p.POSITIONAL_OR_KEYWORD}
     by_name = (i for i, name in either.items() if name in names)
     by_number = (name for i, name in either.items() if i in numbers)
     return tuple(dict.fromkeys((*numbers, *by_name))), tuple(dict.fromkeys((*names, *by_number)))
+
+
+def _check_static(parameter: str, given: tuple[Any, ...], known: range | list[str], *, is_open: bool) -> None:
+    """``is_open``: the function takes others than those that it names."""
+    unknown = [x for x in given if x not in known]
+    if is_open or not unknown:
+        return
+    expected = f"from {known.start} to {known.stop - 1}" if isinstance(known, range) else ", ".join(known)
+    raise ArgumentValueError(
+        message(
+            "jit",
+            "the function has no such argument",
+            parameter=parameter,
+            expected=expected if known else "nothing: it has no arguments of this kind",
+            got=repr(unknown[0]),
+            remedy="name an argument of the function, as it is called",
+        )
+    )

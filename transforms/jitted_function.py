@@ -283,7 +283,10 @@ class JittedFunction(Generic[P, R]):
         try:
             hash(tuple(static.values()))
         except TypeError as error:
-            text = message("jit", "a static argument is not hashable", parameter="static_argnums", got=str(error))
+            remedy = "pass a tuple in the place of a list, or leave the argument out of static_argnums"
+            text = message(
+                "jit", "a static argument is not hashable", parameter="static_argnums", got=str(error), remedy=remedy
+            )
             raise ArgumentTypeError(text) from error
         func = self._func
 

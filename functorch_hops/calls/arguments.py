@@ -148,7 +148,7 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature:
 
 
 def one_or_several(given: Any) -> tuple[Any, ...]:
-    """``argnums=0`` says the same as ``argnums=(0,)``, and a name the same as a tuple with it."""
-    if isinstance(given, Iterable) and not isinstance(given, str):
+    """``argnums=0`` says the same as ``argnums=(0,)``, and a name as a tuple with it. A tensor is no sequence."""
+    if isinstance(given, Iterable) and not isinstance(given, (str, Tensor)):
         return tuple(given)
     return (given,)

@@ -38,16 +38,19 @@ def note_body(
 
 def _hints(operation: str, function: Callable[..., Any], given: tuple[Any, ...]) -> list[str]:
     """What to do, if the function would take the parts of a tuple that came as one argument."""
-    if len(given) != 1 or type(given[0]) not in (tuple, list) or not _takes(function, given[0]):
+    if len(given) != 1 or type(given[0]) not in (tuple, list) or _takes(function, given[0]) is False:
         return []
     if operation in ("cond", "switch"):
         return [f"help: fh.{operation} takes operands one by one, not in a tuple as torch.cond does: pass *operands"]
     return [] if _takes(function, given) else [f"help: {operation} hands the carry on as one argument, a tuple"]
 
 
-def _takes(function: Callable[..., Any], arguments: Any) -> bool:
+def _takes(function: Callable[..., Any], arguments: Any) -> bool | None:
+    """None of a function that has no signature, such as torch's own."""
     try:
         inspect.signature(function).bind(*arguments)
-    except (TypeError, ValueError):  # other arguments, or a function that has no signature
+    except ValueError:
+        return None
+    except TypeError:
         return False
     return True

@@ -1,22 +1,60 @@
-"""Keywords that a function has elsewhere, in JAX or in torch, and what to write here."""
+"""Arguments that a function has elsewhere, in JAX or in torch, and what to write here."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
 from .. import _torch
 from ..errors import ArgumentTypeError, message
 from .arguments import P, R
 
-__all__ = ["spelled"]
+__all__ = ["named", "spelled"]
+
+_ONLY, _EITHER = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("lax", "control_flow"), "fh.scan, fh.while_loop, fh.cond and the like are in fh itself"),
+    **dict.fromkeys(
+        ("numpy", "jnp", "np", "nn", "random"), "write torch's own: its functions and modules are used as they are"
+    ),
+    **dict.fromkeys(("pmap", "shard_map", "pjit"), "write fh.sharded_scan, or torch.distributed around fh.jit"),
+    **dict.fromkeys(("tree", "tree_map", "tree_util"), "write optree.tree_map and the like"),
+    **dict.fromkeys(("remat", "ad_checkpoint"), "write fh.checkpoint"),
+    **dict.fromkeys(("named_call", "named_scope"), "write fh.annotate"),
+    "jacobian": "write fh.jacrev, or fh.jacfwd where there are few inputs",
+    **dict.fromkeys(("functional_call", "stack_module_state", "functionalize"), "write torch.func's own"),
+    "compile": "write fh.jit",
+    "grad_and_value": "write fh.value_and_grad, which returns (value, gradient)",
+    "make_jaxpr": "write fh.make_graph",
+    "make_fx": "write fh.make_graph",
+    "stop_gradient": "write x.detach()",
+    "log_compiles": "write fh.log_captures",
+    "ShapeDtypeStruct": "write fh.TensorSpec",
+    "checkify": "write fh.debug.check",
+    "device_put": "write x.to(device)",
+    "block_until_ready": "leave it out: on a CPU results are there when the call ends; torch.cuda.synchronize() waits",
+}
+"""Names that JAX or torch has, and what to write here."""
+
+
+def named(name: str) -> AttributeError:
+    """What to raise where this library has no such name."""
+    text = f"module 'functorch_hops' has no attribute {name!r}"
+    return AttributeError(f"{text}\n  help: {_ELSEWHERE[name]}" if name in _ELSEWHERE else text, name=name)
 
 
 def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A function that says what to write in the place of these keywords, which it does not have."""
+    """A function that says what to write in the place of these keywords, which it does not have; and, of a function
+    that takes no more than another one, where the arguments of that belong.
+    """
 
     def around(function: Callable[P, R]) -> Callable[P, R]:
         name = function.__name__
+        kinds = [p.kind for p in inspect.signature(function).parameters.values()]
+        takes_one = inspect.Parameter.VAR_POSITIONAL not in kinds and kinds.count(_ONLY) + kinds.count(_EITHER) == 1
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -24,6 +62,11 @@ def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 if keyword in remedies:
                     remedy = remedies[keyword]
                     raise ArgumentTypeError(message(name, f"there is no argument {keyword}=", remedy=remedy))
+            if takes_one and len(args) > 1:
+                remedy = f"write {name}(func)(*args): its arguments are passed to what it returns"
+                raise ArgumentTypeError(
+                    message(name, "it takes the function alone", got=f"{len(args)} arguments", remedy=remedy)
+                )
             return function(*args, **kwargs)
 
         checked.__fh_own__ = True  # type: ignore[attr-defined]  # for Dynamo, it closes over nothing of the user's

@@ -25,6 +25,7 @@ from .numbers import as_number
 from .output import Constant, OutputSpec
 
 __all__ = [
+    "ORDERS",
     "PYTHON_NUMBERS",
     "as_flag",
     "as_int",
@@ -33,16 +34,49 @@ __all__ = [
     "check_carry",
     "check_tensor_leaves",
     "kind_of",
+    "order_of",
 ]
 
 PYTHON_NUMBERS = (bool, int, float, complex, torch.SymBool, torch.SymInt, torch.SymFloat)
 """What decides like a Python number; whoever asks a traced one for its value is told that it has none yet."""
 
 
+ORDERS = {
+    "cond": "pred, true_fn, false_fn, *operands",
+    "switch": "index, branches, *operands",
+    "while_loop": "cond_fn, body_fn, init_val",
+    "fori_loop": "lower, upper, body_fn, init_val",
+    "scan": "f, init, xs",
+    "map": "f, xs",
+    "associative_scan": "fn, elems",
+    "sharded_scan": "f, init, xs",
+    "sharded_associative_scan": "fn, elems",
+    "vjp": "func, *primals",
+    "jvp": "func, primals, tangents",
+    "linearize": "func, *primals",
+    "eval_shape": "func, *args",
+    "export": "func, args",
+    "custom_root": "f, init, solve, tangent_solve",
+    "custom_linear_solve": "matvec, b, solve",
+    "pure_callback": "f, result_shape, *args",
+    "debug.callback": "func, *args",
+    "debug.check": "pred, text, *args",
+}
+"""How functions are called that take another one together with its arguments."""
+
+
+def order_of(operation: str) -> str | None:
+    """What to do where arguments may have been given in another order."""
+    return f"the order is fh.{operation}({ORDERS[operation]})" if operation in ORDERS else None
+
+
 def check_callable(operation: str, parameter: str, value: Any) -> None:
     if not callable(value):
+        later = f"write {operation}(func)(*args): its arguments are passed to what it returns"
+        remedy = order_of(operation) or (later if parameter == "func" else None)
+        got = kind_of(value)
         raise ArgumentTypeError(
-            message(operation, "not callable", parameter=parameter, expected="a function", got=kind_of(value))
+            message(operation, "not callable", parameter=parameter, expected="a function", got=got, remedy=remedy)
         )
 
 

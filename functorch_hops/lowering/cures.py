@@ -18,6 +18,8 @@ from torch import Tensor, fx
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
+from .loops.happening import LOOK
+
 __all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
 
 aten = torch.ops.aten
@@ -109,8 +111,9 @@ def _separate_loops() -> Iterator[None]:
         loop.carried_inputs, loop.additional_inputs = [*map(named, carried)], [*map(named, constant)]
         own = {output.get_name() for output in loop.outputs}
         try:
-            ends = _carried(wrapper, loop)
+            ends, begin = _carried(wrapper, loop), len(wrapper.lines)
             original(wrapper, loop, *args, **kwargs)
+            _look_for_signals(wrapper, begin)
             for start, end in zip(loop.carried_inputs, ends):
                 if end in own:  # and is no stack that the loop fills
                     wrapper.writeline(_COPIED.format(start=start.codegen_reference(), end=end))
@@ -122,6 +125,18 @@ def _separate_loops() -> Iterator[None]:
     original: Any = CppWrapperCpu.codegen_while_loop
     with replaced(CppWrapperCpu, "codegen_while_loop", generate):
         yield
+
+
+def _look_for_signals(wrapper: Any, begin: int) -> None:
+    """In each step of the loop in C++ that was written from line ``begin`` on: nobody else does while it runs."""
+    from torch._inductor.virtualized import V
+
+    if V.graph.aot_mode:  # a program without Python
+        return
+    if not getattr(wrapper, "has_look", False):
+        wrapper.header.splice(LOOK)
+        wrapper.has_look = True
+    wrapper.lines.insert(wrapper.lines.index("while (1) {", begin) + 1, "fh::look();")
 
 
 def _carried(wrapper: Any, loop: Any) -> list[str]:

@@ -6,7 +6,7 @@ kernel and step, or in C++. A graph with such a loop gets the latter. Four thing
 stacks all its carries, which the C++ wrapper of torch 2.13 has no code for, one whose operators check something, since
 C++ loses the text of their errors, one that calls Python, at which C++ ends the process, and graphs on other devices,
 where this was not measured. With torch 2.11, whose C++ wrapper has no code for a loop that writes to its carries, as a
-scan does, all loops are.
+scan does, all loops are. Python handles no signal while C++ runs, so each step looks for them (``cures``).
 
 NOTE [A loop's memory is its own] Inductor gives the memory of a value that nobody reads any more to a later one, and
 lets a kernel write over what it reads for the last time. Around loops it miscounts who reads what (torch 2.13): a loop
@@ -39,7 +39,7 @@ from .loops.forms import NativeLoop
 from .loops.happening import effect
 from .loops.operator import effectful_kernel, loop_kernel
 from .loops.probing import note_probes
-from .loops.tapes import taped_kernel
+from .loops.tapes import TAPED_KERNELS
 from .loops.triton.extern import register_launches
 from .loops.triton.operator import triton_loop
 from .packaged import put_kernels
@@ -201,8 +201,8 @@ _NATIVE_LOOPS = {
     torch.ops.higher_order.scan,
     torch.ops.higher_order.associative_scan,
 }
-_OF_PYTHON = {taped_kernel, triton_loop}
-_OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, taped_kernel, triton_loop}
+_OF_PYTHON = {*TAPED_KERNELS, triton_loop}
+_OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, stored, *_OF_PYTHON}
 
 
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}

@@ -34,7 +34,8 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     have the name where graphs are printed (:func:`make_graph`), drawn (:func:`draw`) and explained (:func:`explain`),
     and in ``torch.profiler``, and so has whatever a transform makes of them, their backward passes included. Names of
     annotated functions that call one another are joined: ``"decoder/attention"``. Plain calls are ranges of that name
-    in a profile.
+    in a profile. So are loops in kernels, where they are functions of that name, too, for ``perf`` and debuggers.
+    Kernels of loops under one name, or under none, share their code where they are equal.
 
     Arguments:
         func: a function of any arguments.
@@ -51,7 +52,7 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     Raises:
         ArgumentTypeError: ``func`` is not callable, ``name`` is no string, ``loop_kernels`` no bool.
 
-    Cost: a microsecond a call in plain eager; none in compiled code.
+    Cost: a microsecond a call in plain eager; in compiled code some nanoseconds a loop.
 
     Source: ``jax.named_call``; ``torch.profiler.record_function``; torch's ``hints_wrapper``.
 

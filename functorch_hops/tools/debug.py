@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import linecache
+import re
+import string
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,8 +19,8 @@ from .. import pytree
 from ..calls.leaf import left_to_python
 from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
-from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of
-from ..errors import ArgumentTypeError, CheckError, message
+from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
+from ..errors import ArgumentTypeError, ArgumentValueError, CheckError, message
 from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
@@ -111,8 +114,44 @@ def _stop(at: str, args: tuple[Any, ...], kwargs: dict[str, Any], iteration: Any
 
 
 def _formatted(fmt: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    args, kwargs = pytree.map(lambda x: x.tolist() if isinstance(x, Tensor) and x.dim() == 0 else x, (args, kwargs))
+    args, kwargs = pytree.map(lambda x: x.item() if isinstance(x, Tensor) and x.numel() == 1 else x, (args, kwargs))
     return fmt.format(*args, **kwargs)
+
+
+def _check_format(operation: str, parameter: str, fmt: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse now what would fail in the step that is to be printed."""
+
+    def refuse(problem: str, remedy: str, got: str | None = None) -> None:
+        raise ArgumentValueError(message(operation, problem, parameter=parameter, got=got, remedy=remedy))
+
+    if "Traced(" in fmt:
+        refuse(
+            "a tensor that has no value yet was formatted",
+            f"write no f-string: fh.{operation} formats values itself",
+            fmt,
+        )
+    counted = itertools.count()
+    try:
+        fields = [*_fields(fmt)]
+    except ValueError as error:
+        refuse(f"no format string: {error}", "write {{ and }} for braces", fmt)
+    for field, spec, conversion in fields:
+        first = re.match(r"[^.\[]*", field)[0]  # type: ignore[index]
+        key = next(counted) if first == "" else int(first) if first.isdigit() else first
+        if not (key < len(args) if isinstance(key, int) else key in kwargs or key in ("iteration", "lane")):
+            refuse("the format asks for a value that is not given", "pass it behind the format", f"{{{field}}}")
+        value = args[key] if isinstance(key, int) else kwargs.get(key)
+        if spec and not conversion and field == first and isinstance(value, Tensor) and value.numel() != 1:
+            got = f"{{{field}:{spec}}} for {kind_of(value)}"
+            refuse("a tensor of several elements is formatted as a number", "write {} for it, or reduce it", got)
+
+
+def _fields(fmt: str) -> Iterator[tuple[str, str, str | None]]:
+    """What a format string asks for, how it is formatted, by which conversion; in the order of automatic numbers."""
+    for _, field, spec, conversion in string.Formatter().parse(fmt):
+        if field is not None:
+            yield field, spec or "", conversion
+            yield from _fields(spec or "")
 
 
 def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: Any, kwargs: Any) -> None:
@@ -144,6 +183,7 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         ArgumentTypeError: ``fmt`` is no string.
+        ArgumentValueError: ``fmt`` asks for a value that is not given, or holds one of a tensor that had none yet.
 
     Cost: what is printed is copied, lane by lane. A kernel of a loop asks Python in each step, and takes
     all lanes of a step before the next one.
@@ -163,8 +203,12 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     step 1: 1.0 + 2.0
     """
     if not isinstance(fmt, str):
-        text = message("debug.print", "the format is no string", parameter="fmt", expected="a str", got=kind_of(fmt))
+        remedy, got = 'write fh.debug.print("{}", x)', kind_of(fmt)
+        text = message(
+            "debug.print", "the format is no string", parameter="fmt", expected="a str", got=got, remedy=remedy
+        )
         raise ArgumentTypeError(text)
+    _check_format("debug.print", "fmt", fmt, args, kwargs)
     _happens(lambda call: _Print(call, fmt), [], args, kwargs)
 
 
@@ -222,6 +266,7 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
         CheckError: ``pred`` is false. It is raised by the call of the compiled function, names the line of the check,
             the iteration and the lane, and has the latter two as attributes. It is an AssertionError.
         ArgumentTypeError: ``pred`` has several elements, ``text`` is no string.
+        ArgumentValueError: ``text`` asks for a value that is not given.
 
     Cost: the predicate is read in each step, in the kernel of a loop without Python. That kernel takes all lanes of a
     step before the next one, see ``"steps"`` of :func:`explain`.
@@ -240,9 +285,15 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     """
     if not isinstance(text, str):
         problem = message(
-            "debug.check", "the message is no string", parameter="text", expected="a str", got=kind_of(text)
+            "debug.check",
+            "the message is no string",
+            parameter="text",
+            expected="a str",
+            got=kind_of(text),
+            remedy=order_of("debug.check"),
         )
         raise ArgumentTypeError(problem)
+    _check_format("debug.check", "text", text, args, kwargs)
     value = pred if isinstance(pred, Tensor) else as_number(pred)
     if not isinstance(value, (Tensor, *PYTHON_NUMBERS)) or (isinstance(value, Tensor) and value.numel() != 1):
         problem = message(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..calls.arguments import P
 from ..calls.leaf import left_to_python
+from ..calls.spelling import spelled
 from ..calls.validate import check_callable
 from ..ir.subgraph import Params, Subgraph, params_of
 from ..lowering.backends import compilation_of, compiled
@@ -136,6 +137,7 @@ class Explanation:
         return "\n".join([*head, *(map(str, self.loops) if self.loops else ("no loops and no branches",))])
 
 
+@spelled()
 @left_to_python
 def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
     """Say how each loop and branch of a function is lowered and why, and what compiling it takes.

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..calls.arguments import P
 from ..calls.leaf import left_to_python
+from ..calls.spelling import spelled
 from ..calls.validate import check_callable
 from ..errors import user_place
 from ..ir.meta import is_differentiable
@@ -140,6 +141,7 @@ class NanReport:
         return "\n".join(lines)
 
 
+@spelled()
 @left_to_python
 def find_nan(func: Callable[P, Any]) -> Callable[P, NanReport]:
     """Find the operation that makes the first NaN or infinity, in the values and in the gradients of a function.

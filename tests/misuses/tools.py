@@ -3,7 +3,7 @@
 import torch
 
 import functorch_hops as fh
-from misuses.registry import X, misuse
+from misuses.registry import YES, X, misuse, misuse_captured
 
 
 @misuse(fh.ArgumentTypeError, "plain")
@@ -51,6 +51,31 @@ def pure_callback_without_a_derivative():
 @misuse(fh.CaptureError, "plain captured")
 def pure_callback_in_an_exported_program():
     fh.export(lambda x: fh.pure_callback(lambda x: x, x, x), (X,))
+
+
+@misuse(fh.ArgumentTypeError)
+def explain_with_the_arguments():
+    fh.explain(torch.sin, X)
+
+
+@misuse_captured(fh.ArgumentValueError)
+def debug_print_of_an_f_string():
+    fh.cond(YES, lambda x: (fh.debug.print(f"{x}"), x)[1], torch.sin, X)
+
+
+@misuse(fh.ArgumentValueError)
+def debug_print_of_what_is_not_given():
+    fh.debug.print("{} of {total}", X)
+
+
+@misuse(fh.ArgumentValueError)
+def debug_print_of_many_numbers_as_one():
+    fh.debug.print("{:.2f}", X)
+
+
+@misuse(fh.ArgumentValueError)
+def debug_print_with_a_brace():
+    fh.debug.print("{ {}", X)
 
 
 @misuse(fh.ArgumentTypeError)

@@ -24,6 +24,16 @@ def grad_of_an_integer_in_a_tree():
 
 
 @misuse(fh.ArgumentTypeError)
+def grad_with_the_argument():
+    fh.grad(torch.sum, X)
+
+
+@misuse(fh.ArgumentTypeError)
+def checkpoint_with_the_argument():
+    fh.checkpoint(torch.sin, X)
+
+
+@misuse(fh.ArgumentTypeError)
 def grad_of_no_scalar():
     fh.grad(torch.sin)(X)
 
@@ -303,6 +313,16 @@ def jit_with_backward():
         return loss
 
     fh.jit(train, backend="eager")(torch.ones(2, requires_grad=True), X)
+
+
+@misuse(fh.ArgumentValueError)
+def jit_static_argument_beyond_the_last():
+    fh.jit(lambda x, sizes: x.sum(), static_argnums=2, backend="eager")
+
+
+@misuse(fh.ArgumentValueError)
+def jit_static_argument_of_another_name():
+    fh.jit(lambda x, *, size: x.sum(), static_argnames="sizes", backend="eager")
 
 
 @misuse(fh.ArgumentTypeError)

@@ -18,6 +18,7 @@ __all__ = [
     "LOOK_AFTER",
     "ONCE",
     "branches",
+    "ended",
     "filled",
     "led",
     "left",
@@ -59,6 +60,11 @@ def _leave(work: Size, loops: bool, done: str, length: Size | str) -> str:
 def left(done: Size | str, length: Size | str) -> str:
     """Behind a loop."""
     return f"control.last = {{{done}, {length}, nullptr}};"
+
+
+def ended(loops: bool) -> str:
+    """Behind a loop that a function is. ``loops``: whether there are loops in its steps. NOTE [Watched steps]."""
+    return f"fh::ended(control, {str(loops).lower()});"
 
 
 def _row(name: str, meta: TensorMeta) -> str:
@@ -171,9 +177,10 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         f"for (int64_t s = 0; s < {length}; ++s) {{",
         time_of(form),
         *_step(body, arguments, dense, metas[:n], _leave(body.work, body.loops, "s + 1", length), left(length, length)),
+        ended(body.loops),
     ]
     return defined(
-        "scan",
+        form.label,
         form.inputs,
         form.outputs,
         lines,
@@ -182,6 +189,7 @@ def scan_by_steps(form: Scan, body: Function) -> Function:
         work=body.work,
         loops=True,
         sizes=[length],
+        steps=length,
     )
 
 
@@ -228,11 +236,12 @@ def while_by_steps(form: While, cond: Function, body: Function, record: Layout |
             f"++s; {_leave(work, loops, 's', -1)}",
             left("s", -1),
         ),
+        ended(loops),
         *([f"tape.hand_over(out_{n});"] if record else []),
     ]
     size = offset + largest([cond.workspace, body.workspace])
     return defined(
-        "while_loop",
+        form.label,
         form.inputs,
         [*form.outputs, *([TAPE_META] if record else [])],
         lines,
@@ -271,9 +280,10 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
         f"const int64_t t = {'head.rows - 1 - s' if form.reverse else 's'};",
         f"[[maybe_unused]] const char* const row = reinterpret_cast<const char*>(&head + 1) + t * {record.size};",
         *_step(body, arguments, dense, metas[:n], leave, left("head.rows", "head.rows")),
+        ended(body.loops),
     ]
     return defined(
-        "scan",
+        form.label,
         [*metas[:n], *consts, TAPE_META],
         form.body.outputs,
         lines,
@@ -302,8 +312,9 @@ def prefixes(form: Prefixes, scan: Function) -> Function:
     lines.append(f"[[maybe_unused]] char* const inner = workspace + {offset};")
     lines.append(_call(scan, [*firsts, *xs, *consts, *lasts, *ys]))
     size = offset + scan.workspace
-    inputs, outputs = form.inputs, form.outputs
-    return defined("associative_scan", inputs, outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True)
+    return defined(
+        form.label, form.inputs, form.outputs, lines, calls=[scan], workspace=size, work=scan.work, loops=True
+    )
 
 
 def branches(form: Branches, functions: Sequence[Function]) -> Function:
@@ -393,9 +404,18 @@ def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
             *_stored(metas[:n], k),
         ]
 
-    lines = [*filled(form), *led(form), *_each_block(lanes, length, block), left(length, length)]
-    sizes, code = [length], lanes.code
-    return defined("scan", form.inputs, form.outputs, lines, before=code, work=lanes.work, loops=True, sizes=sizes)
+    lines = [*filled(form), *led(form), *_each_block(lanes, length, block), left(length, length), ended(False)]
+    return defined(
+        form.label,
+        form.inputs,
+        form.outputs,
+        lines,
+        before=lanes.code,
+        work=lanes.work,
+        loops=True,
+        sizes=[length],
+        steps=length,
+    )
 
 
 def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Function:
@@ -423,5 +443,5 @@ def while_by_lanes(form: While, cond: LaneBody | None, body: LaneBody) -> Functi
         ]
 
     code = body.code if cond is None else f"{cond.code}\n{body.code}"
-    lines = _each_block(body, None, block)
-    return defined("while_loop", form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)
+    lines = [*_each_block(body, None, block), ended(False)]
+    return defined(form.label, form.inputs, form.outputs, lines, before=code, work=body.work, loops=True)

@@ -28,7 +28,7 @@ from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .sizes import OpenSize, Size, largest, size_of, symbols
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
-from .tapes import TAPE, taped_kernel
+from .tapes import TAPE, TAPED_KERNELS
 from .vector_math import kernel_proxy
 
 __all__ = ["Lowered", "lowered", "statements"]
@@ -116,7 +116,7 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
             c_type(meta.dtype)
             if meta.device.type != "cpu":
                 raise Refused(f"it computes on {meta.device.type}")
-        if node.target in (loop_kernel, effectful_kernel, taped_kernel):
+        if node.target in (loop_kernel, effectful_kernel, *TAPED_KERNELS):
             loops = True
         elif node.op == "call_function":
             read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]

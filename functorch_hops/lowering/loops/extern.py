@@ -16,6 +16,7 @@ from .happening import effect
 from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
 from .source import ENTRY, program
+from .tapes import effectful_taped_kernel
 
 __all__ = [
     "allocated",
@@ -156,12 +157,15 @@ def lower_taped(
     ranks: Any,
     shapes: Any,
     dtypes: Any,
+    has_effects: bool = False,
 ) -> Any:
     """Of a kernel in a function of C++: there a tape is the place where it lies."""
     metas = output_metas(ranks, shapes, dtypes)
     outputs = allocated(metas if tape is not None else [*metas, TAPE_META])
     given = [contiguous_input(x) for x in (*inputs, *([] if tape is None else [tape]))]
-    kernel = _loop_kernel()(given, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name)
+    kernel = _loop_kernel()(given, outputs, [*map(sympify, sizes)], sympify(workspace), parts, name, has_effects)
+    if has_effects:
+        in_turn(kernel)
     kernel.tape = outputs[-1].get_name() if tape is None else None
     return outputs
 
@@ -172,9 +176,11 @@ def register_kernels() -> None:
     from torch._inductor.lowering import fallback_handler, register_lowering
     from torch._inductor.virtualized import V, ops
 
-    def lower_effect(*args: Any) -> None:
-        fallback_handler(effect, add_to_fallback_set=False)(*args)
-        in_turn(V.graph.operations[-1])  # behind those that make its operands
+    def lower_by_python(operator: Any, *args: Any) -> Any:
+        before = len(V.graph.operations)
+        results = fallback_handler(operator, add_to_fallback_set=False)(*args)
+        in_turn(next(x for x in V.graph.operations[before:] if isinstance(x, ir.FallbackKernel)))
+        return results
 
     def lower_draw(key: Any, size: Any, kind: str) -> Any:
         key.realize()
@@ -197,7 +203,8 @@ def register_kernels() -> None:
 
     register_lowering(loop_kernel, type_promotion_kind=None)(_lower)
     register_lowering(effectful_kernel, type_promotion_kind=None)(functools.partial(_lower, has_effects=True))
-    register_lowering(effect, type_promotion_kind=None)(lower_effect)
+    for operator in (effect, effectful_taped_kernel):
+        register_lowering(operator, type_promotion_kind=None)(functools.partial(lower_by_python, operator))
     register_lowering(draw, type_promotion_kind=None)(lower_draw)
 
 

@@ -70,6 +70,7 @@ class Scan:
     length: Any
     leads: tuple[int | None, ...] = ()
     shifts: tuple[Shift | None, ...] = ()
+    label: str = "scan"
 
     def lead(self, output: int) -> int | None:
         return self.leads[output - self.n_carry] if self.leads and output >= self.n_carry else None
@@ -99,6 +100,7 @@ class While:
     body: Subgraph
     n_carry: int
     flags: tuple[int, ...] = ()
+    label: str = "while_loop"
 
     @property
     def inputs(self) -> list[TensorMeta]:
@@ -119,6 +121,7 @@ class Prefixes:
     body: Subgraph
     n_leaves: int
     length: Any
+    label: str = "associative_scan"
 
     @property
     def inputs(self) -> list[TensorMeta]:

@@ -26,9 +26,12 @@ from torch.fx.node import has_side_effect
 from .headers import header
 from .sizes import size_of
 
-__all__ = ["EVENTS", "HAPPENING_STATEMENTS", "When", "effect", "handlers", "happen", "raised_by"]
+__all__ = ["EVENTS", "HAPPENING_STATEMENTS", "LOOK", "When", "effect", "handlers", "happen", "raised_by"]
 
-EVENTS = header("events")
+RAISED = header("raised")
+EVENTS = RAISED + header("events")
+LOOK = RAISED + header("look")
+"""For code that calls ``fh::look()``: in the steps of a loop that is no kernel."""
 
 
 class When(enum.Enum):

@@ -230,7 +230,9 @@ _SMALL = 64
 
 def _params(params: Params) -> Any:
     kind = type(params)
-    return kind.__module__, kind.__qualname__, _content(params.attributes), [_digest(body) for body in params.bodies]
+    said = params.scope.names, params.scope.loop_kernels
+    content = _content(params.attributes), _content(said)
+    return kind.__module__, kind.__qualname__, *content, [_digest(body) for body in params.bodies]
 
 
 def _function(target: Any) -> str:

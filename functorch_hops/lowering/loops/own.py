@@ -17,7 +17,7 @@ from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
 from .sizes import expression_of, size_of
 from .source import c_type, numel
-from .tapes import taped_kernel
+from .tapes import TAPED_KERNELS, effectful_taped_kernel
 
 __all__ = ["own_lowering"]
 
@@ -27,8 +27,8 @@ Statement = Callable[..., str]
 
 def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
     """How Inductor lowers a node inside a loop, if it is one of these operators."""
-    if node.target is taped_kernel:
-        return lower_taped
+    if node.target in TAPED_KERNELS:
+        return functools.partial(lower_taped, has_effects=node.target is effectful_taped_kernel)
     for statements, part in _STATEMENTS:
         if node.target in statements:
             return functools.partial(_lower, node, statements[node.target], part)

@@ -39,7 +39,7 @@ from .sizes import size_of
 from .source import ENTRY, Function, c_type, program
 from .stacks import Place, shifted, with_leads
 from .systems import Bodies, systems
-from .tapes import Reader, has_kernels, layout_of, reader_of, taped_kernel
+from .tapes import Reader, effectful_taped_kernel, has_kernels, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch
 from .triton.planning import check_form, is_on_cuda, launch_of, launched
@@ -113,8 +113,8 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                 places = {user: Place(int(user.args[1])) for user in node.users}
                 reader = None
                 if isinstance(form, While) and form.flags:
-                    if is_draft or params.has_effects:
-                        raise Refused("it stacks values for a gradient, and has effects or lanes that take turns")
+                    if is_draft:
+                        raise Refused("it stacks values for a gradient, and its lanes take turns")
                     reader = reader_of(form, node, module)
                 if params.random:
                     form, tensors = keyed(form, node, tensors, seeds)
@@ -186,6 +186,8 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
             raise Refused("it takes no step")
         if is_on_cuda(form):
             check_form(form, params.has_effects, is_inner)
+        if params.scope.names and isinstance(form, Scan | While | Prefixes):
+            form = replace(form, label=params.scope.named(form.label))
     except Refused as why:
         return None, str(why)
     return form, None
@@ -347,8 +349,8 @@ def _plan_tape(
     """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
     again = params_of(reader.node, module)
     assert again is not None
-    if again.random or again.has_effects:
-        raise Refused("the loop of its gradient has effects")
+    if again.random:
+        raise Refused("the loop of its gradient draws random numbers")
     n, scan = form.n_carry, reader.form
     _check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
     plans = [_plan(body, options, is_inner=True) for body in (form.cond, form.body, scan.body)]
@@ -364,9 +366,10 @@ def _plan_tape(
         _compile(reads, [*map(meta_of, reader.operands), TAPE_META], scan.body.outputs)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
+        operation = effectful_taped_kernel if has_effect(old, module) else taped_kernel
         with graph.inserting_before(old):
             inputs, *rest = call_arguments(kernel, tensors, metas, sizes.node_of)
-            new = graph.call_function(taped_kernel, (inputs, tape, *rest))
+            new = graph.call_function(operation, (inputs, tape, *rest))
             values = [*metas, *([] if tape else [TAPE_META])]
             new.meta["val"] = [meta.fake(mode) for meta in values]
             elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
@@ -380,6 +383,8 @@ def _plan_tape(
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
     _erase(reader.node)
     _erase(node)
+    for effect in _effects_of_user((*params.bodies, *again.bodies)):
+        keep_named(effect)
     inner = [report.of(params, None) for plan in plans for report in plan.loops]
     return [*(LoopReport(loop.operator.label, "tape", params=loop) for loop in (params, again)), *inner]
 

@@ -1,9 +1,15 @@
-"""The C++ that all kernels share: functions, their signature, and the entry of a kernel."""
+"""The C++ that all kernels share: functions, their signature, and the entry of a kernel.
+
+NOTE [Names in kernels] A loop under a name of the user's (``fh.annotate``) is a C++ function of that name, which is not
+inlined, and a range of that name in a profile of torch's. So such loops share no code with equal ones of other names;
+all others do, whatever their lines are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +31,7 @@ __all__ = [
     "c_type",
     "computed_dtype",
     "defined",
+    "identifier",
     "is_long",
     "n_bytes",
     "nanoseconds_of",
@@ -34,6 +41,7 @@ __all__ = [
 ]
 
 _CONTROL = header("control")
+_RANGES = header("ranges")
 
 ENTRY = "kernel"
 """What Inductor's loader calls the C++ function of a library."""
@@ -152,12 +160,18 @@ def defined(
     work: Size,
     loops: bool,
     sizes: Iterable[Size] = (),
+    steps: Size = -1,
 ) -> Function:
     """A function with a name of its content, so that equal ones are one, and their source is the same in every run.
 
     ``before``: functions of its own; ``needs``: parts that it uses; ``sizes``: open ones that no input, output or
-    function that it calls has.
+    function that it calls has; ``steps``: of the loop that it is, -1 if unknown. See NOTE [Names in kernels].
     """
+    is_named = "/" in label
+    if is_named:
+        statements = [f'fh::Range range("{_escaped(label)}", {steps});', *statements]
+        needs = [*needs, _RANGES]
+    label, inlined = identifier(label), "C10_NOINLINE" if is_named else "C10_ALWAYS_INLINE"
     shapes = (size for meta in (*inputs, *outputs) for size in meta.shape)
     called = (size for function in calls for size in function.sizes)
     open_sizes = symbols([*sizes, *shapes, *called, workspace, work])
@@ -166,12 +180,23 @@ def defined(
     arguments += [f"const {c_type(computed_dtype(d.dtype))}* dense_{i}" for i, d in enumerate(dense)]
     arguments += [f"[[maybe_unused]] const int64_t {name}" for name in open_sizes]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
-    code = "\n".join([before, f"static C10_ALWAYS_INLINE {head}", "{", *statements, "}"])
+    code = "\n".join([before, f"static {inlined} {head}", "{", *statements, "}"])
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     parts = [*needs, *(part for function in calls for part in function.parts)]
     parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")
     name = f"{space}_::{label}"
     return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense), open_sizes)
+
+
+def identifier(label: str) -> str:
+    """A name for a function."""
+    name = re.sub(r"\W", "_", label, flags=re.ASCII)
+    return f"_{name}" if name[0].isdigit() else name
+
+
+def _escaped(text: str) -> str:
+    """As C++ writes it between quotes."""
+    return "".join(chr(x) if 32 <= x < 127 and chr(x) not in '"?\\' else f"\\{x:03o}" for x in text.encode())
 
 
 class Program(NamedTuple):

@@ -21,7 +21,7 @@ import torch
 
 from ... import _torch
 from ...ir.meta import TensorMeta
-from .around import LOOK_AFTER, ONCE, filled, led, left, length_of, sources_of, targets_of, time_of
+from .around import LOOK_AFTER, ONCE, ended, filled, led, left, length_of, sources_of, targets_of, time_of
 from .body import handlers, settings
 from .forms import Form, Refused, Scan, While
 from .headers import header
@@ -119,10 +119,10 @@ class _Block:
             *arrays,
             *lines,
             "});",
-            *([left(length, length)] if is_scan else []),
+            *([left(length, length), ended(False)] if is_scan else []),
         ]
         return defined(
-            "scan" if is_scan else "while_loop",
+            form.label,
             form.inputs,
             form.outputs,
             all_lines,
@@ -130,6 +130,7 @@ class _Block:
             needs=[SYSTEMS],
             work=work * self.lanes,
             loops=True,
+            steps=length,
         )
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:

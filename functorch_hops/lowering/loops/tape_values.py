@@ -19,12 +19,12 @@ def tapes_made(body: Subgraph) -> tuple[int, ...]:
     return body.derive("tapes", lambda: tuple(i for i, node in enumerate(body.output_nodes()) if _is_tape(node)))
 
 
-_WRITER = "functorch_hops.taped_kernel.default"
+_WRITERS = "functorch_hops.taped_kernel.default", "functorch_hops.effectful_taped_kernel.default"
 
 
 def _is_tape(node: fx.Node) -> bool:
     kernel = node.args[0] if node.target is operator.getitem else None
-    is_writer = isinstance(kernel, fx.Node) and str(kernel.target) == _WRITER and kernel.args[1] is None
+    is_writer = isinstance(kernel, fx.Node) and str(kernel.target) in _WRITERS and kernel.args[1] is None
     return is_writer and node.args[1] == len(kernel.args[-1])  # type: ignore[union-attr, arg-type]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import has_side_effect
 
 from ...ir.build import copy_of, replace_call
 from ...ir.meta import TensorMeta
@@ -25,15 +26,17 @@ from ...passes.cleaning import clean
 from ...passes.rewiring import restricted
 from .forms import TAPE_META, Branches, Refused, Scan, While, is_whole
 from .headers import header
-from .operator import empty_outputs, loop_kernel, run_kernel
+from .operator import effectful_kernel, empty_outputs, loop_kernel, run_kernel
 from .sizes import Size, aligned
 from .source import n_bytes
-from .tape_values import empty_tape, owner_of
+from .tape_values import empty_tape, free_tape, owner_of
 
 __all__ = [
     "TAPE",
+    "TAPED_KERNELS",
     "Layout",
     "Reader",
+    "effectful_taped_kernel",
     "has_kernels",
     "layout_of",
     "reader_of",
@@ -125,16 +128,23 @@ def _where_steps_happened(body: Subgraph, flags: Sequence[int]) -> Subgraph:
 
 def has_kernels(body: Subgraph) -> bool:
     """Whether loops of a graph are kernels already: it is a part of one that has tapes."""
-    return any(node.target in (loop_kernel, taped_kernel) for node in body.module.graph.nodes)
+    kernels = loop_kernel, effectful_kernel, *TAPED_KERNELS
+    return any(node.target in kernels for node in body.module.graph.nodes)
 
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
-_library.define(
-    "taped_kernel(Tensor[] inputs, Tensor? tape, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
+_SIGNATURE = (
+    "(Tensor[] inputs, Tensor? tape, SymInt[] sizes, SymInt workspace, str[] parts, str name, int[] ranks,"
     " SymInt[] shapes, ScalarType[] dtypes) -> Tensor[]"
 )
+_library.define(f"taped_kernel{_SIGNATURE}")
+_library.define(f"effectful_taped_kernel{_SIGNATURE}")
 taped_kernel = torch.ops.functorch_hops.taped_kernel.default
 """The kernel of a loop that reads ``tape``, or that writes one, which is its last output then."""
+effectful_taped_kernel = torch.ops.functorch_hops.effectful_taped_kernel.default
+"""One that does something besides its results: see ``effectful_kernel``."""
+has_side_effect(effectful_taped_kernel)
+TAPED_KERNELS = taped_kernel, effectful_taped_kernel
 
 
 def _run(
@@ -151,7 +161,11 @@ def _run(
     outputs = empty_outputs(ranks, shapes, dtypes)
     if tape is None:
         place = empty_tape()
-        run_kernel(inputs, [*outputs, place], sizes, workspace, parts, name)
+        try:
+            run_kernel(inputs, [*outputs, place], sizes, workspace, parts, name)
+        except BaseException:
+            free_tape(place)
+            raise
         return [*outputs, owner_of(place)]
     if not is_whole(tape):
         raise RuntimeError("the tape of a loop was copied")
@@ -174,5 +188,6 @@ def _fake(
     return outputs if tape is not None else [*outputs, TAPE_META.empty()]
 
 
-_library.impl("taped_kernel", _run, "CPU")
-torch.library.register_fake("functorch_hops::taped_kernel", _fake, lib=_library)
+for _name in ("taped_kernel", "effectful_taped_kernel"):
+    _library.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"functorch_hops::{_name}", _fake, lib=_library)

@@ -1,8 +1,9 @@
 """Who watches the steps of the loops that run on this thread (``fh.progress``).
 
 NOTE [Watched steps] A loop says where it is to the watch of its thread, if there is one: loops that run as Python after
-each step, kernels every 50 ms, when they look for signals, and when they end. A kernel learns by a flag, found through
-this module once a library, whether anybody watches: that is a load in each call. Nothing is compiled anew.
+each step, kernels every 50 ms, when they look for signals, and when they end: of each loop that ended. A kernel learns
+by a flag, found through this module once a library, whether anybody watches: that is a load in each call. Nothing is
+compiled anew.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from ...calls.validate import (
     check_callable,
     check_tensor_leaves,
     kind_of,
+    order_of,
 )
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...ir.build import merge_lifted
@@ -128,7 +129,12 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     """
     if not isinstance(branches, Iterable):
         text = message(
-            "switch", "not a sequence", parameter="branches", expected="a list of functions", got=kind_of(branches)
+            "switch",
+            "not a sequence",
+            parameter="branches",
+            expected="a list of functions",
+            got=kind_of(branches),
+            remedy=order_of("switch"),
         )
         raise ArgumentTypeError(text)
     branches = list(branches)

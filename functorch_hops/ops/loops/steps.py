@@ -132,10 +132,18 @@ class PlainCarry:
             value = converted(value, step_kinds(self._context, step, self._init, slices, spec)[0])
         return self.own(value)
 
-    def own(self, value: Any) -> Any:
-        """A carry that shares no memory with what the loop began with, or closes over; the loop has ended."""
+    def go_on(self) -> None:
+        """The rest of the loop runs as a graph, a loop of its own for who watches."""
+        self.goes_on = True
+        self._end()
+
+    def _end(self) -> None:
         if self._watch is not None:
             self._watch.end(self)
+
+    def own(self, value: Any) -> Any:
+        """A carry that shares no memory with what the loop began with, or closes over; the loop has ended."""
+        self._end()
         return with_own_memory(value, self._inputs, self._body)
 
 

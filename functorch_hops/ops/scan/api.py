@@ -137,6 +137,7 @@ def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: 
                 parameter="length",
                 expected="an int, or a tensor in xs",
                 got="neither",
+                remedy="pass length=",
             )
             raise ArgumentValueError(text)
         return length

@@ -158,7 +158,7 @@ def _plain_steps(
             if _torch.is_batched(pred):
                 rest = None if max_steps is None else max_steps - carries.steps
                 functions, static = (cond_fn, body_fn), (context, init.weak, rest, None, carries.steps)
-                carries.goes_on = True
+                carries.go_on()
                 return as_graph("while_loop", _captured_while_loop, functions, (value,), *static, repeats=True)
             pred = _torch.read_number(pred)
         for effect in effects:

@@ -12,6 +12,9 @@
 #pragma weak Py_IsInitialized
 #pragma weak PyGILState_Ensure
 #pragma weak PyGILState_Release
+#pragma weak PyGILState_Check
+#pragma weak PyEval_SaveThread
+#pragma weak PyEval_RestoreThread
 #pragma weak PyErr_CheckSignals
 #pragma weak PyErr_Fetch
 #pragma weak PyErr_Restore
@@ -42,18 +45,21 @@ static inline int64_t now() {
 // A loop that has loops in its steps. ``length``: -1 if unknown.
 struct Level { int64_t step, length; Level* outer; };
 // Of one thread. ``caller``: that of the thread that waits for it, the only one that may call Python.
-// ``block``: that of the lanes which run now, or how many are done; ``last``: the outermost loop as it ended.
-// ``notes``: what Python does not know yet of effects.
+// ``block``: that of the lanes which run now, or how many are done; ``last``: the latest loop as it ended; ``ended``: the
+// outermost ones that did, if anybody watches.
+// ``notes``: what Python does not know yet of effects. ``released``: the thread without Python's lock, as it was with it.
 struct Control {
   int64_t work = 0;  // elements computed since the last look
   int64_t block = 0, blocks = 1;
   Level* level = nullptr;
   Level last{0, -1, nullptr};
+  std::vector<Level> ended;
   bool is_watched = false;
   std::atomic<bool> stopped{false};
   int64_t next_look = 0;
   Control* caller = nullptr;
   std::shared_ptr<void> notes;
+  PyThreadState* released = nullptr;
 };
 struct Raised { PyObject *type, *value, *traceback; };
 static int raise_again(void* argument) {
@@ -98,7 +104,8 @@ static bool told(Control& control, const Level* inner, bool has_ended) {
   PyObject* levels = module ? PyList_New(0) : nullptr;
   if (!levels) return true;
   if (inner) add_level(levels, inner->step, inner->length);
-  for (const Level* level = control.level; level; level = level->outer) add_level(levels, level->step, level->length);
+  const Level* around = has_ended ? nullptr : control.level;
+  for (const Level* level = around; level; level = level->outer) add_level(levels, level->step, level->length);
   PyList_Reverse(levels);
   PyObject* report = PyObject_GetAttrString(module, "report");
   PyObject* result = report ? PyObject_CallFunction(report, "Oi", levels, int(has_ended)) : nullptr;
@@ -107,6 +114,17 @@ static bool told(Control& control, const Level* inner, bool has_ended) {
   Py_XDECREF(result);
   return result != nullptr;
 }
+// Behind a loop. ``own``: whether it is a level itself.
+static inline void ended(Control& control, bool own) {
+  if (control.is_watched && !(own ? control.level->outer : control.level)) control.ended.push_back(control.last);
+}
+static bool told_ended(Control& control) {
+  std::vector<Level> levels;
+  levels.swap(control.ended);
+  for (const Level& level : levels)
+    if (!told(control, &level, true)) return false;
+  return true;
+}
 // What Python raised is raised again as soon as the kernel has returned, before anybody reads what it left.
 static void raise_later() {
   auto e = std::make_unique<Raised>();
@@ -114,11 +132,16 @@ static void raise_later() {
   if (Py_AddPendingCall(raise_again, e.get()) == 0) e.release();
   else PyErr_SetInterrupt();
 }
+// A kernel that takes long leaves Python to other threads: the main one has to handle signals that come meanwhile. One
+// that does not, keeps the lock, as it might have to wait for it longer than it takes.
+static void release_python(Control& control) {
+  if (!control.released && has_python() && PyGILState_Check()) control.released = PyEval_SaveThread();
+}
 // Run the handlers of signals that have come, as Python does between its instructions.
 static bool handler_raised(Control& control, const Level* inner) {
   if (!has_python()) return false;
   auto state = PyGILState_Ensure();
-  bool raised = PyErr_CheckSignals() != 0 || (control.is_watched && !told(control, inner, false));
+  bool raised = PyErr_CheckSignals() != 0 || (control.is_watched && !(told_ended(control) && told(control, inner, false)));
   if (raised) raise_later();
   PyGILState_Release(state);
   return raised;
@@ -129,7 +152,8 @@ static C10_NOINLINE bool interrupted(Control& control, int64_t step = -1, int64_
   if (control.caller) return control.stopped = control.caller->stopped.load();
   const int64_t time = now();
   if (time < control.next_look) return false;
-  control.next_look = time + 50'000'000;
+  if (control.next_look) release_python(control);
+  control.next_look = time + (control.next_look ? 50'000'000 : 5'000'000);
   if (length >= 0) step = (control.block * length + step) / control.blocks;
   const Level here{step, length, nullptr};
   return control.stopped = handler_raised(control, step < 0 ? nullptr : &here);
@@ -254,9 +278,10 @@ struct Call {
     control.is_watched = is_watched();
   }
   ~Call() {
+    if (control.released) PyEval_RestoreThread(control.released);
     if (!control.is_watched || !has_python()) return;
     auto state = PyGILState_Ensure();
-    if (!PyErr_Occurred() && !told(control, &control.last, true)) raise_later();
+    if (!PyErr_Occurred() && !told_ended(control)) raise_later();
     PyGILState_Release(state);
   }
 };

@@ -37,26 +37,6 @@ static Notes& notes_of(Control& control) {
   if (!control.notes) control.notes = std::make_shared<Notes>();
   return *static_cast<Notes*>(control.notes.get());
 }
-// Keep what Python raised; what it was, in words.
-static std::string raised(PyObject* module) {
-  PyObject *type, *error, *traceback;
-  PyErr_Fetch(&type, &error, &traceback);
-  PyErr_NormalizeException(&type, &error, &traceback);
-  if (traceback) PyException_SetTraceback(error, traceback);
-  if (PyObject* state = PyObject_GetAttrString(module, "_state")) {
-    PyObject_SetAttrString(state, "raised", error);
-    Py_DECREF(state);
-  }
-  std::string words = std::string("Python raised ") + Py_TYPE(error)->tp_name;
-  PyObject* message = PyObject_Str(error);
-  if (const char* text = message ? PyUnicode_AsUTF8(message) : nullptr) words += std::string(": ") + text;
-  Py_XDECREF(message);
-  Py_XDECREF(type);
-  Py_XDECREF(error);
-  Py_XDECREF(traceback);
-  PyErr_Clear();
-  return words;
-}
 // Python's answer to the notes: what it raised.
 static std::string answer(const Notes& notes) {
   PyObject* modules = PySys_GetObject("modules");
@@ -72,7 +52,7 @@ static std::string answer(const Notes& notes) {
   PyObject* result = PyObject_CallFunctionObjArgs(happen, events, nullptr);
   Py_DECREF(events);
   Py_DECREF(happen);
-  if (!result) return raised(module);
+  if (!result) return raised();
   Py_DECREF(result);
   return "";
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ....ir.meta import TensorMeta
 from ..forms import Refused, Scan, While
 from ..sizes import number
-from ..source import numel
+from ..source import identifier, numel
 from .body import LaneStep, compute_type
 from .numbers import DRAWN, NUMBERS
 
@@ -70,7 +70,7 @@ def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
     lines = [*_loaded(metas[:n]), *starts]
     lines += [f"for s in range({length}):", *_indented([*step.lines, *stores, *_carried(step, n), *moves])]
     lines += _returned(metas[:n])
-    return _launch("scan", form.inputs, form.outputs, lanes_of(form), step.before, lines)
+    return _launch(form.label, form.inputs, form.outputs, lanes_of(form), step.before, lines)
 
 
 def _rows(form: Scan) -> tuple[list[str], list[str]]:
@@ -105,7 +105,7 @@ def while_by_lanes(form: While, test: LaneStep | None, step: LaneStep) -> Launch
         go = [*test.lines, f"go = tl.max(({test.results[0]} & xmask).to(tl.int32), 0) > 0"]
     lines += [*go, "while go:", *_indented([*step.lines, *_carried(step, n), *go]), *_returned(metas[:n])]
     before = list(dict.fromkeys([*(test.before if test else []), *step.before]))
-    return _launch("while_loop", form.inputs, form.outputs, lanes_of(form), before, lines)
+    return _launch(form.label, form.inputs, form.outputs, lanes_of(form), before, lines)
 
 
 def _count(meta: TensorMeta) -> int:
@@ -158,7 +158,7 @@ def _launch(
     warps = 1 if lanes < _MANY else 4
     block = min(_WARP * warps * (1 if lanes < _MOST else 2), 1 << (lanes - 1).bit_length())
     code = "\n".join(_indented([f"xnumel = {lanes}", *before, *lines]))
-    name = f"{label}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+    name = f"{identifier(label)}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     head = f"@triton.jit\ndef {name}({', '.join(arguments)}, XBLOCK: tl.constexpr):"
     parts = [_IMPORTS, *([NUMBERS] if DRAWN in code else []), f"{head}\n{code}\n"]
     return Launch("\n\n".join(parts), name, lanes, block, warps)
