@@ -176,7 +176,7 @@ dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 for source, name, types, block, options in json.load(sys.stdin):
     kernel = getattr(PyCodeCache.load(source), name)
     signature = dict(zip(kernel.arg_names, [*types, "constexpr"]))
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types) if kind[0] == "*"}
     source = ASTSource(kernel, signature, {"XBLOCK": block}, aligned)
     binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
     with tempfile.NamedTemporaryFile() as file:
@@ -195,8 +195,8 @@ _LARGE = TensorSpec((3 << 30,), torch.float32, "cuda")
 
 
 def compilable(node: Any) -> tuple[Any, ...]:
-    inputs, source, name, _, block, warps, _, _, dtypes, _ = node.args
-    types = [_POINTERS[dtype] for dtype in (*(x.meta["val"].dtype for x in inputs), *dtypes)]
+    inputs, source, name, _, block, warps, sizes, _, _, dtypes, _ = node.args
+    types = [_POINTERS[dtype] for dtype in (*(x.meta["val"].dtype for x in inputs), *dtypes)] + ["i32"] * len(sizes)
     return json.loads(source), name, types, block, launch_options(source, warps)
 
 

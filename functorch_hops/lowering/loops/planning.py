@@ -131,9 +131,8 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
                 else:
                     kernel, inner = _kernel(form, params.operator.label, options)
-                if isinstance(kernel, Function):
-                    sizes.check(kernel.sizes)
-                    kernels[kernel.name] = form
+                sizes.check(kernel.sizes)
+                kernels[kernel.name] = form
                 if not is_inner:
                     _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
@@ -416,7 +415,7 @@ def _replace(
     graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
         if isinstance(kernel, Launch):
-            elements = launched(graph, kernel, tensors, form.outputs, mode)
+            elements = launched(graph, kernel, tensors, form.outputs, sizes)
         else:
             operation = effectful_kernel if has_effects else loop_kernel
             new = graph.call_function(operation, call_arguments(kernel, tensors, form.outputs, sizes.node_of))

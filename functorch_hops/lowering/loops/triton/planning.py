@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +14,16 @@ from ....ir.meta import TensorMeta
 from ....ir.subgraph import Subgraph
 from ..body import lowered
 from ..forms import Form, Prefixes, Refused, Scan, While
+from ..graph_sizes import GraphSizes
+from ..lane_rows import Rows
 from ..masked import is_masked, without_representatives
 from ..source import numel
-from .around import Launch, lanes_of, scan_by_lanes, scan_sources, while_by_lanes, while_sources
-from .body import LaneStep, lane_step
+from ..unrolled import Held
+from .around import Launch, kernel_of, lanes_of, returned, scan_lines, targets_of, while_lines
+from .body import LaneStep, Programs
 from .operator import device_of, launch_arguments, triton_loop
 from .selects import with_selects
+from .values import copied
 
 __all__ = ["check_form", "is_on_cuda", "launch_of", "launched"]
 
@@ -37,10 +40,7 @@ def check_form(form: Form, has_effects: bool, is_inner: bool) -> None:
         raise Refused("a kernel on CUDA can't check, print or call back")
     if is_inner:
         raise Refused("a kernel on CUDA has one loop")
-    sizes = [numel(meta) for meta in (*form.inputs, *form.outputs)]
-    if not all(type(size) is int for size in sizes) or (isinstance(form, Scan) and type(form.length) is not int):
-        raise Refused("a size is open")
-    if 0 in sizes:
+    if 0 in map(numel, (*form.inputs, *form.outputs)):
         raise Refused("a tensor is empty")
     if isinstance(form, Prefixes):
         raise Refused("on CUDA, operators on all elements at once are faster than one after the other")
@@ -51,31 +51,41 @@ def check_form(form: Form, has_effects: bool, is_inner: bool) -> None:
 def launch_of(form: Form, options: dict[str, Any]) -> Launch:
     """The kernel of a loop that ``check_form`` let pass."""
     assert isinstance(form, Scan | While)
-    n, numbers = form.n_carry, itertools.count()
-    count = lanes_of(form)
+    lanes, n, body = lanes_of(form), form.n_carry, form.body
+    programs = Programs(lanes, [*body.inputs, *body.outputs], options)
+    targets = targets_of(form, lanes)
+    pointers = [f"in_{i}" for i in range(len(form.inputs))]
+    begin = [line for held, pointer in zip(targets[:n], pointers) for line in copied(held, pointer)]
 
-    def step(body: Subgraph, sources: dict[int, str], first_const: int) -> LaneStep:
-        return lane_step(
-            lowered(_on_cpu(with_selects(body)), options), count, n, sources, first_const, options, numbers
-        )
+    def step(body: Subgraph, rows: Sequence[str], targets: Sequence[Held]) -> LaneStep:
+        consts = pointers[n + len(rows) : len(body.inputs)]
+        lowered_body = lowered(_on_cpu(with_selects(body)), options)
+        return programs.step(lowered_body, [*carries, *rows, *consts], targets, len(consts))
 
+    carries = targets[:n]
     if isinstance(form, Scan):
-        return scan_by_lanes(form, step(form.body, scan_sources(form), n + form.n_xs))
-    sources = while_sources(form)
+        rows = [f"row_{i}" for i in range(n, n + form.n_xs)]
+        outputs = [f"out_{i}" for i in range(len(targets))]
+        loop = scan_lines(form, targets, pointers, outputs, step(body, rows, targets))
+        return kernel_of("scan", form, programs, [*begin, *loop, *returned(carries)])
     if is_masked(form):
-        return while_by_lanes(form, None, step(without_representatives(form.body), sources, n))
-    return while_by_lanes(form, step(form.cond, sources, n), step(form.body, sources, n))
+        loop = while_lines(carries[0], None, step(without_representatives(body), [], targets))
+    else:
+        answer = Held("answer", Rows(lanes, 0, 1), torch.bool)
+        loop = while_lines(answer, step(form.cond, [], [answer]), step(body, [], targets))
+    return kernel_of("while_loop", form, programs, [*begin, *loop, *returned(carries)])
 
 
 def launched(
-    graph: fx.Graph, launch: Launch, operands: Sequence[fx.Node], outputs: Sequence[TensorMeta], mode: Any
+    graph: fx.Graph, launch: Launch, operands: Sequence[fx.Node], outputs: Sequence[TensorMeta], sizes: GraphSizes
 ) -> list[fx.Node]:
     """The call of a kernel, and its results. It writes to its GPU only: numbers that the loop keeps on the CPU, as
     counters are, are copied there if anybody reads them.
     """
-    new = graph.call_function(triton_loop, launch_arguments(launch, operands, outputs))
-    device = device_of(outputs)
-    new.meta["val"] = [meta._replace(device=device).fake(mode) for meta in outputs]
+    device, mode = device_of(outputs), sizes.new_mode()
+    written = [meta._replace(device=device) for meta in (*outputs, *launch.scratch)]
+    new = graph.call_function(triton_loop, launch_arguments(launch, operands, written, sizes.node_of))
+    new.meta["val"] = [meta.fake(mode) for meta in written]
     results = []
     for i, (meta, value) in enumerate(zip(outputs, new.meta["val"])):
         result = graph.call_function(operator.getitem, (new, i))
