@@ -29,7 +29,7 @@ __all__ = ["check", "kernels", "moved", "on_cuda"]
 
 def moved(body: Subgraph, device: str) -> Subgraph:
     """A graph on another device, with all that its operators run."""
-    module, place, mode = copy_of(body), torch.device(device), new_fake_mode()
+    module, place, mode = copy_of(body), torch.device(device), new_fake_mode(body.shape_env)
     elsewhere = lambda value: place if isinstance(value, torch.device) else value
     for node in module.graph.nodes:
         params = params_of(node, module)
@@ -44,9 +44,9 @@ def moved(body: Subgraph, device: str) -> Subgraph:
     return Subgraph.intern(module, *metas)
 
 
-def on_cuda(f: Callable[..., Any], *args: Any) -> Plan:
-    """What becomes of ``f`` if its tensors are on a GPU."""
-    body = batch_products(hoist_loops(fh.jit(f).lower(*args)._body))
+def on_cuda(f: Callable[..., Any], *args: Any, dynamic: bool = False) -> Plan:
+    """What becomes of ``f`` if its tensors are on a GPU. ``dynamic``: their sizes are open."""
+    body = batch_products(hoist_loops(fh.jit(f, dynamic=dynamic).lower(*args)._body))
     with exact_code():
         return planned(moved(body, "cuda:0"), {})
 

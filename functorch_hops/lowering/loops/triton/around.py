@@ -107,7 +107,7 @@ def _rows(form: Scan, inputs: Sequence[str], label: str) -> tuple[list[str], lis
 def while_lines(answer: Held, test: LaneStep | None, step: LaneStep, label: str = "") -> list[str]:
     """``test`` of what all lanes share, or None: NOTE [Lanes end by themselves]. ``answer``: where it is."""
     (running,) = variables(answer)
-    go = [f"go{label} = tl.max(({running} & xmask).to(tl.int32), 0) > 0"]
+    go = [f"go{label} = tl.max({f'({running} & xmask)' if test is None else running}.to(tl.int32), 0) > 0"]
     if test is not None:
         go = [*test.lines, *go]
     before = [*(test.before if test else []), *step.before]

@@ -70,19 +70,19 @@ def _loaded(source: str, name: str) -> Any:
 
 
 class Launcher:
-    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one."""
+    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one. What lanes share is
+    computed even if there are none.
+    """
 
     def __init__(self, source: str, name: str, block: int, warps: int) -> None:
         self._kernel = _loaded(source, name)
         self._block, self._options = block, launch_options(source, warps)
 
     def __call__(self, lanes: int, sizes: Sequence[int], *tensors: Tensor) -> None:
-        if lanes == 0:
-            return
         device = tensors[-1].device
         # Numbers may be on the CPU: waiting for them would be waiting for all that the device still has to do.
         given = (x if x.device == device else x.to(device, non_blocking=True) for x in tensors)
-        self._kernel[(-(-lanes // self._block),)](*given, *sizes, self._block, **self._options)
+        self._kernel[(-(-lanes // self._block) or 1,)](*given, *sizes, self._block, **self._options)
 
 
 def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:

@@ -42,12 +42,13 @@ def text(size: Size) -> str:
 
 
 def copied(target: Held, source: str | Held) -> list[str]:
-    """``source``: a pointer to a tensor, or what lanes hold."""
+    """``source``: a pointer to a tensor, or what lanes hold. Lanes behind the last one hold what lanes share, too."""
     if isinstance(source, Held) and not isinstance(source, Stored):
         return [f"{new} = {old}" for new, old in zip(variables(target), variables(source))]
     pointer, kind = source.name if isinstance(source, Held) else source, compute_type(target.dtype)
     places = (_place(target.rows, number) for number in range(target.rows.size))
-    loads = [f"tl.load({pointer} + {place}, xmask).to({kind})" for place in places]
+    mask = "xmask" if target.rows.step else "None"
+    loads = [f"tl.load({pointer} + {place}, {mask}).to({kind})" for place in places]
     return [f"{new} = {load}" for new, load in zip(variables(target), loads)]
 
 
@@ -55,7 +56,7 @@ def assigned(target: Held, values: Sequence[str]) -> list[str]:
     """Numbers that lanes share are written by the first lane of each program: all write the same."""
     if not isinstance(target, Stored):
         return [f"{name} = {value}" for name, value in zip(variables(target), values)]
-    mask = "xmask" if target.rows.step else "xmask & (xindex == xoffset)"
+    mask = "xmask" if target.rows.step else "xindex == xoffset"
     places = [_place(target.rows, number) for number in range(target.rows.size)]
     return [f"tl.store({target.name} + {place}, {value}, {mask})" for place, value in zip(places, values)]
 
