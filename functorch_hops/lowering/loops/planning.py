@@ -184,7 +184,7 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
         if is_on_cuda(form):
-            check_form(form, params.has_effects, is_inner)
+            check_form(form, params.has_effects)
     except Refused as why:
         return None, str(why)
     return form, None
@@ -255,7 +255,9 @@ def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[
 
 def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
     if is_on_cuda(form):
-        return launch_of(form, options), [LoopReport(label, "lanes")]
+        draft = functools.cache(lambda body: _plan(body, options, is_inner=True, is_draft=True))
+        launch, plans = launch_of(form, draft, options)
+        return launch, [LoopReport(label, "lanes"), *(report for plan in plans for report in plan.loops)]
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports

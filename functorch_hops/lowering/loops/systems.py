@@ -34,7 +34,7 @@ from .sizes import number
 from .source import Function, c_type, defined, nanoseconds_of
 from .unrolled import Held, Work, unrolled
 
-__all__ = ["Bodies", "systems"]
+__all__ = ["Bodies", "lane_counts", "systems"]
 
 SYSTEMS = header("systems")
 
@@ -58,7 +58,7 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
     """The loop for blocks of lanes, of which each has several numbers."""
     shapes = [tuple(map(number, meta.shape)) for meta in form.body.inputs[: form.n_carry]]
     why: Refused | None = None
-    for lanes in _lane_counts(shapes):
+    for lanes in lane_counts(shapes, _FEWEST_LANES):
         try:
             return _Block(lanes, _width(form, lanes), bodies, options).kernel(form)
         except Refused as refused:
@@ -66,9 +66,9 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
     raise why or Refused("its carries have no dimension of many lanes")
 
 
-def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """What dimensions have in common, the largest first. Carries that have none are the same for all lanes; one without
-    elements says nothing of lanes.
+def lane_counts(shapes: Sequence[tuple[int, ...]], fewest: int) -> list[int]:
+    """What dimensions have in common, ``fewest`` lanes at least, the largest first. Carries that have none are the same
+    for all lanes; one without elements says nothing of lanes.
     """
     found: set[int] = set()
     for shape in shapes:
@@ -76,7 +76,7 @@ def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
             continue
         ends = itertools.combinations(range(len(shape) + 1), 2)
         found |= {math.prod(shape[start:end]) for start, end in ends if start == 0 or end == start + 1}
-    fitting = [n for n in found if n >= _FEWEST_LANES]
+    fitting = [n for n in found if n >= fewest]
     return sorted(fitting, reverse=True)
 
 

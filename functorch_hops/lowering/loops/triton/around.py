@@ -61,10 +61,10 @@ def targets_of(form: Scan | While, lanes: Size, label: str = "") -> list[Held]:
 
 
 def scan_lines(
-    form: Scan, targets: Sequence[Held], inputs: Sequence[str], outputs: Sequence[str], step: LaneStep, label: str = ""
+    form: Scan, targets: Sequence[Held], inputs: Sequence[str], stacks: Sequence[str], step: LaneStep, label: str = ""
 ) -> list[str]:
     """The loop, which begins with the carries in ``targets``. Pointers to the ``inputs`` that are stacks or single
-    rows, and to the stacks among ``outputs``; a step finds its rows at ``row_i``.
+    rows, and to the ``stacks`` of its ys; a step finds its rows at ``row_i``.
     """
     n, length = form.n_carry, size_of(form.length)
     starts, moves = _rows(form, inputs, label)
@@ -72,10 +72,10 @@ def scan_lines(
         size, lead = numel(form.body.outputs[i]), form.lead(i)
         first = length - 1 if form.reverse else 0
         if lead is not None:
-            starts.append(f"{target.name} = {_at(outputs[i], length * size if form.reverse else 0)}")
+            starts.append(f"{target.name} = {_at(stacks[i - n], length * size if form.reverse else 0)}")
             starts += assigned(target, variables(targets[lead]))
             first = first if form.reverse else 1
-        starts.append(f"{target.name} = {_at(outputs[i], first * size)}")
+        starts.append(f"{target.name} = {_at(stacks[i - n], first * size)}")
         moves.append(f"{target.name} {'-' if form.reverse else '+'}= {text(size)}")
     head = f"for s{label} in range({text(length)}):"
     return [*starts, *step.before, head, *_indented([*step.lines, *moves])]

@@ -86,7 +86,7 @@ class Programs:
                 results = replayed(graph, nodes, shape, place, len(names) - len(pointers), carry)
                 values = [kernel.held(value, meta.dtype) for value, meta in zip(results, lowered.body.outputs)]
         lines = [line for target, value in zip(targets, values) for line in assigned(target, [value])]
-        return LaneStep(kernel.lines_before(), [*_lines(kernel.compute), *lines])
+        return LaneStep(kernel.lines_before(), [*kernel.lines(), *lines])
 
 
 def _lines(code: Any) -> list[str]:
@@ -138,12 +138,15 @@ def _kernel_class() -> Any:
 
         def lane(self, shape: Sequence[Any]) -> list[Any]:
             """The place of a lane in each dimension."""
-            return self.range_trees[0].construct(shape) if self.count != 1 else [sympy.Integer(0)]
+            return self.range_trees[0].construct([*shape]) if self.count != 1 else [sympy.Integer(0)]
 
         def lines_before(self) -> list[str]:
             """Behind the header, before the first step."""
             sizes = [f"{inner} = {text(size_of(outer))}" for outer, inner in self.args.sizevars.items()]
             return [*sizes, *_lines(self.body)[len(self.header) :]]
+
+        def lines(self) -> list[str]:
+            return _lines(self.compute)
 
         def indexing(
             self, index: Any, *, block_ptr: bool = False, tma_compatibility_checker: Any = None, **how: Any

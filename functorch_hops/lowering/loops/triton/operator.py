@@ -70,8 +70,8 @@ def _loaded(source: str, name: str) -> Any:
 
 
 class Launcher:
-    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one. What lanes share is
-    computed even if there are none.
+    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one. What lanes share
+    is computed even if there are none.
     """
 
     def __init__(self, source: str, name: str, block: int, warps: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,16 @@ from ..body import lowered
 from ..forms import Form, Prefixes, Refused, Scan, While
 from ..graph_sizes import GraphSizes
 from ..lane_rows import Rows
+from ..lane_steps import Body
 from ..masked import is_masked, without_representatives
+from ..plans import Plan
 from ..source import numel
 from ..unrolled import Held
 from .around import Launch, kernel_of, lanes_of, returned, scan_lines, targets_of, while_lines
 from .body import LaneStep, Programs
 from .operator import device_of, launch_arguments, triton_loop
 from .selects import with_selects
+from .systems import Bodies, systems
 from .values import copied
 
 __all__ = ["check_form", "is_on_cuda", "launch_of", "launched"]
@@ -34,12 +37,10 @@ def is_on_cuda(form: Form | Subgraph) -> bool:
     return any(meta.device.type == "cuda" for meta in form.outputs)
 
 
-def check_form(form: Form, has_effects: bool, is_inner: bool) -> None:
-    """Refuse what is no single loop over lanes; NOTE [Kernels on CUDA]."""
+def check_form(form: Form, has_effects: bool) -> None:
+    """Refuse what is no loop over lanes; NOTE [Kernels on CUDA]."""
     if has_effects:
         raise Refused("a kernel on CUDA can't check, print or call back")
-    if is_inner:
-        raise Refused("a kernel on CUDA has one loop")
     if 0 in map(numel, (*form.inputs, *form.outputs)):
         raise Refused("a tensor is empty")
     if isinstance(form, Prefixes):
@@ -48,31 +49,57 @@ def check_form(form: Form, has_effects: bool, is_inner: bool) -> None:
         raise Refused("it stacks values for a gradient, which takes a tape, and CUDA has none")
 
 
-def launch_of(form: Form, options: dict[str, Any]) -> Launch:
-    """The kernel of a loop that ``check_form`` let pass."""
+def launch_of(form: Form, draft: Callable[[Subgraph], Plan], options: dict[str, Any]) -> tuple[Launch, Sequence[Plan]]:
+    """The kernel of a loop that ``check_form`` let pass, and what became of the loops in its bodies. ``draft``: names
+    for these.
+    """
     assert isinstance(form, Scan | While)
-    lanes, n, body = lanes_of(form), form.n_carry, form.body
-    programs = Programs(lanes, [*body.inputs, *body.outputs], options)
+    made: dict[tuple[Subgraph, bool], tuple[Body, Plan]] = {}
+
+    def body(given: Subgraph, is_open: bool) -> Body:
+        if (given, is_open) not in made:
+            selecting = with_selects(given)
+            plan = draft(without_representatives(selecting) if is_open else selecting)
+            made[given, is_open] = Body(lowered(_on_cpu(plan.body), options), plan.kernels), plan
+        return made[given, is_open][0]
+
+    try:
+        launch = _by_lanes(form, body, options)
+    except Refused as refused:
+        why = str(refused)
+        try:
+            launch = systems(form, body, options)
+        except Refused as again:
+            reasons = dict.fromkeys((why, str(again)))
+            raise Refused("; with the numbers of a lane in registers, ".join(reasons)) from None
+    own = [form.body] if isinstance(form, Scan) else [form.cond, form.body]
+    return launch, [plan for (body, _), (_, plan) in made.items() if body in own]
+
+
+def _by_lanes(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Launch:
+    """With one number of each value for a lane."""
+    lanes, n, metas = lanes_of(form), form.n_carry, form.body.inputs
+    programs = Programs(lanes, [*metas, *form.body.outputs], options)
     targets = targets_of(form, lanes)
-    pointers = [f"in_{i}" for i in range(len(form.inputs))]
-    begin = [line for held, pointer in zip(targets[:n], pointers) for line in copied(held, pointer)]
-
-    def step(body: Subgraph, rows: Sequence[str], targets: Sequence[Held]) -> LaneStep:
-        consts = pointers[n + len(rows) : len(body.inputs)]
-        lowered_body = lowered(_on_cpu(with_selects(body)), options)
-        return programs.step(lowered_body, [*carries, *rows, *consts], targets, len(consts))
-
     carries = targets[:n]
+    pointers = [f"in_{i}" for i in range(len(form.inputs))]
+    begin = [line for held, pointer in zip(carries, pointers) for line in copied(held, pointer)]
+
+    def step(body: Subgraph, rows: Sequence[str], targets: Sequence[Held], is_open: bool = False) -> LaneStep:
+        consts = pointers[n + len(rows) : len(metas)]
+        return programs.step(bodies(body, is_open).lowered, [*carries, *rows, *consts], targets, len(consts))
+
     if isinstance(form, Scan):
-        rows = [f"row_{i}" for i in range(n, n + form.n_xs)]
-        outputs = [f"out_{i}" for i in range(len(targets))]
-        loop = scan_lines(form, targets, pointers, outputs, step(body, rows, targets))
+        rows, stacks = (
+            [f"{x}_{i}" for i in range(n, end)] for x, end in (("row", n + form.n_xs), ("out", len(targets)))
+        )
+        loop = scan_lines(form, targets, pointers, stacks, step(form.body, rows, targets))
         return kernel_of("scan", form, programs, [*begin, *loop, *returned(carries)])
     if is_masked(form):
-        loop = while_lines(carries[0], None, step(without_representatives(body), [], targets))
+        loop = while_lines(carries[0], None, step(form.body, [], targets, is_open=True))
     else:
         answer = Held("answer", Rows(lanes, 0, 1), torch.bool)
-        loop = while_lines(answer, step(form.cond, [], [answer]), step(body, [], targets))
+        loop = while_lines(answer, step(form.cond, [], [answer]), step(form.body, [], targets))
     return kernel_of("while_loop", form, programs, [*begin, *loop, *returned(carries)])
 
 
