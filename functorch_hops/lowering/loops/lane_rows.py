@@ -53,21 +53,22 @@ def rows_of(shape: Sequence[Size], lanes: Size) -> Rows:
     return Rows(lanes, 0, int(math.prod(shape)))
 
 
-def places(ranges: Sequence[int], lanes: int) -> list[list[list[Any]]]:
-    """How ``ranges`` may run over lanes and what each has: for each way, the indices of all numbers of ``LANE``. The
-    last way has no lanes.
-    """
-    ways = []
+Way = list[list[Any]]
+"""The indices of all numbers of a lane."""
+
+
+def places(ranges: Sequence[int], lanes: int) -> tuple[list[Way], list[Way]]:
+    """How ``ranges`` may run over lanes and what each has, and how over numbers that are the same for all lanes."""
+    ways: list[Way] = []
+    around = [[sympy.Integer(i) for i in range(n)] for n in ranges]
     for dim, size in enumerate(ranges if lanes > 1 else ()):
         for step in range(1, size // lanes + 1) if size % lanes == 0 else ():
             if (size // lanes) % step == 0:
                 rows = Rows(lanes, step, size // lanes)
                 own = [rows.index(number) for number in range(rows.size)]
-                around = [[sympy.Integer(i) for i in range(n)] for n in ranges]
                 ways.append([*map(list, itertools.product(*around[:dim], own, *around[dim + 1 :]))])
-    if lanes == 1 or not any(size % lanes == 0 for size in ranges) or math.prod(ranges) <= _MOST_OF_ALL:
-        ways.append([*map(list, itertools.product(*([sympy.Integer(i) for i in range(n)] for n in ranges)))])
-    return ways
+    has_shared = not ways or math.prod(ranges) <= _MOST_OF_ALL
+    return ways, [[*map(list, itertools.product(*around))]] if has_shared else []
 
 
 _MOST_OF_ALL = 256

@@ -334,8 +334,8 @@ def work_of(
     why: Refused | None = None
     sums = [*itertools.product(*([sympy.Integer(i) for i in range(n)] for n in reduced))]
     reads = frozenset(scope.place(name, sympy.Integer(0))[0] for name in names)
-    for handler.only_guessed in (True, False):
-        for points in places(ranges, scope.lanes):
+    for ways in places(ranges, scope.lanes):
+        for handler.only_guessed, points in itertools.product((True, False), ways):
             work = Work(body, points, sums, reads)
             rows, values = dict(scope.rows), {name: dict(found) for name, found in handler.values.items()}
             try:

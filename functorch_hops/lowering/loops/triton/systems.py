@@ -39,6 +39,8 @@ _MOST_KEPT = 16
 """Numbers of a value that a lane keeps in registers behind a loop in its body; more are in memory."""
 _MOST_WORK = 2000
 """Operations of a lane in a step: more take Triton long."""
+_MOST_ALONE = 500
+"""Of one that is alone, whose operators each run on many threads otherwise."""
 _BARRIER = "tl.debug_barrier()"
 
 Bodies = Callable[[Subgraph, bool], Body]
@@ -78,7 +80,7 @@ class _Program:
         sources = [Source(f"in_{i}", None) for i in range(len(form.inputs))]
         targets = targets_of(form, self.lanes)
         lines, work = self._loop(form, sources, targets, [f"out_{i}" for i in range(n, self.n_results)])
-        if work > _MOST_WORK:
+        if work > (_MOST_WORK if self.lanes > 1 else _MOST_ALONE):
             raise Refused("a step of one lane is long")
         name = "scan" if isinstance(form, Scan) else "while_loop"
         return kernel_of(name, form, self.programs, [*lines, *returned(targets[:n])], [*self.memory.values()])
@@ -135,7 +137,7 @@ class _Program:
         """Lines that leave the last values in the carries among ``targets``, and the operations of a lane."""
         n = form.n_carry
         carries = targets[:n]
-        if sum(held.rows.size for held in carries) > _MOST_CARRIED:
+        if sum(held.rows.size for held in carries) > (_MOST_CARRIED if self.lanes > 1 else _MOST_KEPT):
             raise Refused("a lane carries many numbers")
         lines = [line for held, source in zip(carries, sources) for line in copied(held, _value(source))]
         begin = [Source(None, held) for held in carries]
