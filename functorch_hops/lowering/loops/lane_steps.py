@@ -12,7 +12,7 @@ import torch
 
 from .body import Lowered
 from .forms import Form, Refused
-from .lane_rows import LANE, Rows
+from .lane_rows import LANE, Rows, rows_of
 from .products import PRODUCTS, product_body
 from .unrolled import Held, Scope, Work, counted, unrolled, work_of
 
@@ -70,7 +70,8 @@ class Step:
         self.graph = body.lowered.graph
         self.sources = dict(zip(self.graph.graph_input_names, sources))
         held = {name: source.held for name, source in self.sources.items() if source.held is not None}
-        memory = frozenset(name for name, source in self.sources.items() if source.memory is not None)
+        metas = zip(self.sources.items(), body.lowered.body.inputs)
+        memory = {name: rows_of(x.shape, block.lanes) for (name, source), x in metas if source.memory is not None}
         self.scope = Scope(block.lanes, block.width, held, memory, {}, block.any_order)
         self.counter = counted()
         self.handler = unrolled()(self.counter, self.scope, LANE, sympy.Integer(0))

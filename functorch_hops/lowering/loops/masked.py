@@ -8,12 +8,13 @@ what a finished lane computes meanwhile does not matter either: it needs no oper
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 
 from ..._torch import OpOverload
 from ...ir.build import copy_of
-from ...ir.nodes import meta_of
 from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from .forms import Refused, Scan, While
@@ -110,13 +111,17 @@ def _check_total(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         params = params_of(node, module)
         if params is not None:
-            form = params.operator.rules.form(params, [meta_of(x) for x in node.args[1:]])
+            form = params.operator.rules.form(
+                params, [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
+            )
             if not isinstance(form, Scan):
                 raise Refused(f"lanes that have finished must not run {params.operator.label}")
             _check_total(form.body.module)
-        elif node.op == "call_function" and not isinstance(node.meta.get("val"), int | torch.SymInt):
-            if node.target not in _NUMBERS_OF_A_LANE and not is_total(node):
-                raise Refused(f"lanes that have finished must not run {node.target}")
+            continue
+        is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
+        may_fail = node.target not in _NUMBERS_OF_A_LANE and not is_total(node)
+        if node.op == "call_function" and not is_size and may_fail:
+            raise Refused(f"lanes that have finished must not run {node.target}")
 
 
 def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
@@ -131,7 +136,7 @@ def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
 
 def is_total(node: fx.Node) -> bool:
     """Whether an operator computes each element by itself and never fails."""
-    if node.target in _SHAPES_ONLY:
+    if node.target in _SHAPES_ONLY or node.target is operator.getitem:
         return True
     if not isinstance(node.target, OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return False

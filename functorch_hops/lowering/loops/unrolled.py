@@ -38,14 +38,15 @@ class Held:
 @dataclass
 class Scope:
     """What nodes of a body may read: ``held`` buffers; ``memory``: inputs of the body that hold the same for all lanes,
-    or are read where values say; with ``any_order`` wherever a lane reads. ``parts`` of buffers: the buffer that each
-    is in, and from which element on. ``rows``: of the buffers that nodes computed.
+    or are read where values say; with ``any_order`` wherever a lane reads. How their numbers lie, if they are those of
+    lanes. ``parts`` of buffers: the buffer that each is in, and from which element on. ``rows``: of the buffers that
+    nodes computed.
     """
 
     lanes: int
     width: int
     held: dict[str, Held]
-    memory: frozenset[str]
+    memory: Mapping[str, Rows]
     parts: Mapping[str, tuple[str, int]]
     any_order: bool = False
     rows: dict[str, Rows] = field(default_factory=dict)
@@ -126,7 +127,7 @@ def unrolled() -> Any:
             self.values: dict[str, dict[Any, Any]] = {}
             self.sums: list[Any] = []
             self.n_reduced = self.place = 0
-            self.only_guessed = False
+            self.only_guessed = self.only_own = False
 
         def run(self, work: Work) -> None:
             with V.set_ops_handler(self):
@@ -153,6 +154,8 @@ def unrolled() -> Any:
                 return self.held(name, held, number)
             if name not in self.scope.memory:
                 raise Refused("a carry or an intermediate value is accessed at another lane")
+            if self.only_own and self.scope.memory[name].number(index) is None:
+                raise Refused("a lane reads an input at another lane")
             return self._inner.load(name, self._given(index))
 
         def _given(self, index: Any) -> Any:
@@ -335,7 +338,8 @@ def work_of(
     sums = [*itertools.product(*([sympy.Integer(i) for i in range(n)] for n in reduced))]
     reads = frozenset(scope.place(name, sympy.Integer(0))[0] for name in names)
     for ways in places(ranges, scope.lanes):
-        for handler.only_guessed, points in itertools.product((True, False), ways):
+        own = (True, False) if scope.any_order else (False,)
+        for handler.only_guessed, handler.only_own, points in itertools.product((True, False), own, ways):
             work = Work(body, points, sums, reads)
             rows, values = dict(scope.rows), {name: dict(found) for name, found in handler.values.items()}
             try:

@@ -54,7 +54,7 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Laun
         try:
             return _Program(form, lanes, bodies, options).launch(form)
         except Refused as refused:
-            why = why or refused
+            why = refused if why is None or lanes > 1 else why
     raise why or Refused("it computes nothing")
 
 
