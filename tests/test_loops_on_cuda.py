@@ -218,7 +218,6 @@ NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (torch.tensor(1.0),),
         "takes a tape",
     ),
-    "carries of several sizes": (scan(lambda c, x: ((c[0] + x, c[1] * 2), x)), ((C, C[:5]), XS), "differ in size"),
     "a shared carry of one lane": (
         lambda t, c, xs: scan(lambda s, x: ((s[1][0], s[1] * s[0] + x), s[0]))((t, c), xs),
         (torch.tensor(1.0), C, XS),

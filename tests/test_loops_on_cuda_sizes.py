@@ -103,3 +103,15 @@ def test_inductor_calls_it_with_the_sizes() -> None:
     for sizes in SIZES[:3]:
         given = lanes(*sizes)
         same(list(run(list(given))), list(f(*given)))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_one_kernel_for_all_sizes_on_a_gpu(name: str) -> None:
+    f, arguments = PROGRAMS[name]
+    jitted = fh.jit(f, dynamic=True)
+    tolerances = {"rtol": 1e-2, "atol": 1e-2} if name == "half" else {"rtol": 1e-4, "atol": 1e-4}
+    for sizes in SIZES:
+        given = [x.cuda() for x in arguments(*sizes)]
+        expected = optree.tree_leaves(fh.jit(f, backend="eager")(*given))
+        same(optree.tree_leaves(jitted(*given)), expected, **tolerances)

@@ -16,6 +16,7 @@ from triton_plans import check, compiled, kernels, on_cuda
 
 import functorch_hops as fh
 from loop_plans import Program, normal, taken
+from modes import same
 
 N, STEPS = 40, 5
 
@@ -174,6 +175,10 @@ PROGRAMS: dict[str, Program] = {
     "while of shared steps in a scan": (together, (COUNTER, C)),
     "branches in a loop in the body": (chosen, (C, XS)),
     "gradient of branches in a loop in the body": (gradient(chosen), (C, XS)),
+    "numbers that all lanes share": (
+        lambda c, s, xs: fh.scan(lambda c, x: ((c[0] + x * c[1].sum(), c[1] * 2), c[1].amax()), (c, s), xs),
+        (C, C[:5], XS),
+    ),
     "half": (nested, (C.half(), XS.half())),
 }
 
@@ -282,3 +287,14 @@ def test_random_programs(seed: int) -> None:
     f, args = random_program(seed)
     reports = check(f, *args, rtol=1e-4, atol=1e-4)
     assert set(taken(reports)) == {"lanes"}, reports
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_on_a_gpu(name: str) -> None:
+    f, args = PROGRAMS[name]
+    operands: Any = optree.tree_map(lambda x: x.cuda() if x.shape else x, args)
+    expected = optree.tree_leaves(fh.jit(f, backend="eager")(*operands))
+    tolerances = {"rtol": 1e-2, "atol": 1e-2} if name == "half" else {}
+    same(optree.tree_leaves(fh.jit(f)(*operands)), expected, equal_nan=True, **tolerances)
+    assert {loop.lowering for loop in fh.explain(f)(*operands).loops} - {"inside"} == {"lanes"}
