@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from .counters import counted_by_torch, is_on_accelerator
+
 __all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
 
 aten = torch.ops.aten
@@ -32,9 +34,11 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     # tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     kept = _kept() if has_effects else contextlib.nullcontext()
-    for part in graphs_in(module):
+    graphs = graphs_in(module)
+    for part in graphs:
         _unexpand_written(part.graph)
-    with _no_remarks(), _exact_operands(), _separate_loops(), kept, config.patch(assume):
+    counted = counted_by_torch() if is_on_accelerator(graphs) else contextlib.nullcontext()
+    with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
         yield
 
 
