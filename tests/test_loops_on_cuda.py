@@ -213,11 +213,6 @@ NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         "cond is in its body, and not all lanes may run",
     ),
     "prefixes": (lambda xs: fh.associative_scan(torch.add, xs), (XS,), "all elements at once"),
-    "a tape": (
-        gradient(lambda c: fh.while_loop(lambda c: c < 9, lambda c: c * 1.5, c), 1),
-        (torch.tensor(1.0),),
-        "takes a tape",
-    ),
     "a shared carry of one lane": (
         lambda t, c, xs: scan(lambda s, x: ((s[1][0], s[1] * s[0] + x), s[0]))((t, c), xs),
         (torch.tensor(1.0), C, XS),

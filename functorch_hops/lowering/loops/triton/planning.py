@@ -14,7 +14,6 @@ from ....ir.meta import TensorMeta
 from ....ir.subgraph import Subgraph
 from ..body import lowered
 from ..forms import Form, Prefixes, Refused, Scan, While
-from ..graph_sizes import GraphSizes
 from ..lane_rows import Rows
 from ..lane_steps import Body
 from ..masked import is_masked, without_representatives
@@ -45,8 +44,6 @@ def check_form(form: Form, has_effects: bool) -> None:
         raise Refused("a tensor is empty")
     if isinstance(form, Prefixes):
         raise Refused("on CUDA, operators on all elements at once are faster than one after the other")
-    if isinstance(form, While) and form.flags:
-        raise Refused("it stacks values for a gradient, which takes a tape, and CUDA has none")
 
 
 def launch_of(form: Form, draft: Callable[[Subgraph], Plan], options: dict[str, Any]) -> tuple[Launch, Sequence[Plan]]:
@@ -104,7 +101,7 @@ def _by_lanes(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> La
 
 
 def launched(
-    graph: fx.Graph, launch: Launch, operands: Sequence[fx.Node], outputs: Sequence[TensorMeta], sizes: GraphSizes
+    graph: fx.Graph, launch: Launch, operands: Sequence[fx.Node], outputs: Sequence[TensorMeta], sizes: Any
 ) -> list[fx.Node]:
     """The call of a kernel, and its results. It writes to its GPU only: numbers that the loop keeps on the CPU, as
     counters are, are copied there if anybody reads them.
