@@ -23,7 +23,7 @@ def test_a_loop_of_torch_s_counts_by_its_operators(monkeypatch: pytest.MonkeyPat
     """The graph is on a CPU, and taken for one of an accelerator."""
     from torch._inductor.utils import run_and_get_code
 
-    monkeypatch.setattr(cures, "is_on_accelerator", lambda graphs: True)
+    monkeypatch.setattr(cures, "_is_on_accelerator", lambda graphs: True)
     args = normal(4, 4), normal(3, 4, 4)
     compiled = fh.jit(recurrent, options={"loop_kernels": False, "cpp_wrapper": False, "force_disable_caches": True})
     result, codes = run_and_get_code(compiled, *args)

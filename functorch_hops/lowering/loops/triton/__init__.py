@@ -13,5 +13,6 @@ mostly on the CPU; a number goes to the GPU with the launch, without waiting, an
 ``body``: what a lane computes, printed by Inductor's operators for Triton; ``values``: what it holds; ``systems``:
 lanes of several numbers, and loops in loops; ``numbers``: random ones; ``around``: the loop around a step; ``extern``:
 the call of a kernel in Inductor's code; ``operator``: the operator that carries the source; ``selects``: branches;
-``tapes``: loops of unknown length that stack for their gradient; ``planning``: a loop as a kernel, or the reason why not.
+``tapes``: loops of unknown length that stack for their gradient; ``planning``: a loop as a kernel, or the reason why
+not.
 """
