@@ -4,7 +4,9 @@ does, in Triton's interpreter, and that it compiles.
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -240,6 +242,19 @@ def test_a_stack_that_is_returned_is_written_in_its_place() -> None:
     sizes = [value.numel() for value in node.meta["val"]]
     assert sizes[:2] == [N, STEPS * 3 * N]
     assert max(sizes[2:]) < N
+
+
+def test_programs_do_not_share_memory_for_what_differs_between_their_steps() -> None:
+    """Rows of a loop in the body, made of a time that all lanes share: each program may be at another step."""
+
+    def step(s: tuple[Tensor, Tensor], x: Tensor) -> Any:
+        t, c = s
+        return (t + 1, fh.scan(lambda c, r: (c * r + x, None), c, torch.stack([t, t * 2]))[0]), None
+
+    (node,) = kernels(on_cuda(lambda t, c, xs: fh.scan(step, (t, c), xs), C[0], C, XS))
+    (source,) = re.findall(r"own_0 = out_\d+ \+ tl.program_id\(0\).*", json.loads(node.args[1]))  # type: ignore[arg-type]
+    assert source.endswith("* 2")
+    assert node.meta["val"][-1].shape == (2 * 2,)
 
 
 _UNARY = [

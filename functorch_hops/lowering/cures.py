@@ -268,9 +268,9 @@ def _is_on_accelerator(graphs: list[fx.GraphModule]) -> bool:
 
 @contextlib.contextmanager
 def _counted_by_torch() -> Iterator[None]:
-    """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it goes
-    on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the first
-    call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.
+    """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it
+    goes on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the
+    first call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.
     """
     from torch._inductor.graph import GraphLowering
     from torch._inductor.lowering import fallback_handler

@@ -16,7 +16,7 @@ from .body import LaneStep, Programs
 from .numbers import DRAWN, NUMBERS
 from .values import Stored, assigned, rows_in, text, variables
 
-__all__ = ["Launch", "kernel_of", "lanes_of", "returned", "scan_lines", "targets_of", "while_lines"]
+__all__ = ["Launch", "block_of", "kernel_of", "lanes_of", "returned", "scan_lines", "targets_of", "while_lines"]
 
 _WARP = 32
 _MANY = 1 << 16
@@ -129,9 +129,7 @@ def kernel_of(
     shapes = (size for meta in (*form.inputs, *form.outputs) for size in meta.shape)
     sizes, lanes = symbols([*shapes, *([form.length] if isinstance(form, Scan) else [])]), programs.lanes
     arguments = [*(f"in_{i}" for i in range(len(form.inputs))), *_results(len(form.outputs) + len(scratch))]
-    warps = 1 if hint(lanes) < _MANY else 4
-    most = _WARP * warps * (1 if hint(lanes) < _MOST else 2)
-    block = most if isinstance(lanes, OpenSize) else min(most, 1 << (lanes - 1).bit_length())
+    block, warps = block_of(lanes)
     wide = [f"{size} = {size}.to(tl.int64)" for size in sizes]
     code = "\n".join(_indented([*wide, f"xnumel = {text(lanes)}", *programs.header, *lines]))
     name = f"{label}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
@@ -139,6 +137,13 @@ def kernel_of(
     head = f"@triton.jit{any_size}\ndef {name}({', '.join([*arguments, *map(str, sizes), 'XBLOCK: tl.constexpr'])}):"
     parts = [_IMPORTS, *([NUMBERS] if DRAWN in code else []), f"{head}\n{code}\n"]
     return Launch("\n\n".join(parts), name, lanes, block, warps, sizes, tuple(scratch))
+
+
+def block_of(lanes: Size) -> tuple[int, int]:
+    """The lanes of a program, and its warps."""
+    warps = 1 if hint(lanes) < _MANY else 4
+    most = _WARP * warps * (1 if hint(lanes) < _MOST else 2)
+    return most if isinstance(lanes, OpenSize) else min(most, 1 << (lanes - 1).bit_length()), warps
 
 
 def _results(n: int) -> list[str]:

@@ -26,7 +26,7 @@ from ..masked import is_masked
 from ..sizes import number
 from ..systems import lane_counts
 from ..unrolled import Held, Work, unrolled
-from .around import Launch, kernel_of, returned, scan_lines, targets_of, while_lines
+from .around import Launch, block_of, kernel_of, returned, scan_lines, targets_of, while_lines
 from .body import LaneStep, Programs
 from .operator import device_of
 from .values import Stored, assigned, copied, rows_in, variables
@@ -59,8 +59,8 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Laun
 
 
 class _Program:
-    """The code of a loop. ``memory``: its own, behind its results. ``before`` and ``consts``: lines before the first of
-    the steps that are printed, and the inputs that none of them changes.
+    """The code of a loop. ``memory``: its own, behind its results; ``own``: lines that say where that of a program is.
+    ``before`` and ``consts``: lines before the first of the steps that are printed, and the inputs that none changes.
     """
 
     width, any_order, largest_product = 1, True, 512
@@ -72,6 +72,7 @@ class _Program:
         self.memory: dict[str, TensorMeta] = {}
         self.n_results, self.device = len(form.outputs), device_of(form.outputs)
         self.names, self.loops = itertools.count(), itertools.count()
+        self.own: list[str] = []
         self.before: list[str] = []
         self.consts: list[str] = []
 
@@ -83,14 +84,21 @@ class _Program:
         if work > (_MOST_WORK if self.lanes > 1 else _MOST_ALONE):
             raise Refused("a step of one lane is long")
         name = "scan" if isinstance(form, Scan) else "while_loop"
-        return kernel_of(name, form, self.programs, [*lines, *returned(targets[:n])], [*self.memory.values()])
+        return kernel_of(
+            name, form, self.programs, [*self.own, *lines, *returned(targets[:n])], [*self.memory.values()]
+        )
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:
         return Held(f"held_{next(self.names)}", rows, dtype) if rows.size <= _MOST_KEPT else self._memory(rows, dtype)
 
     def _memory(self, rows: Rows, dtype: torch.dtype) -> Stored:
-        size, name = rows.size * (self.lanes if rows.step else 1), f"out_{self.n_results + len(self.memory)}"
-        self.memory[name] = TensorMeta((size,), dtype, self.device)
+        """Each program has a place for what its lanes share: others are at other steps."""
+        pointer, copies = f"out_{self.n_results + len(self.memory)}", self.lanes
+        name = pointer
+        if rows.step == 0:
+            copies, name = -(-self.lanes // block_of(self.lanes)[0]), f"own_{len(self.memory)}"
+            self.own.append(f"{name} = {pointer} + tl.program_id(0).to(tl.int64) * {rows.size}")
+        self.memory[name] = TensorMeta((rows.size * copies,), dtype, self.device)
         return Stored(name, rows, dtype)
 
     def inner(
