@@ -1,4 +1,6 @@
-"""NVIDIA's library of functions for Triton's interpreter, which has none: by NumPy."""
+"""What Triton's interpreter lacks: NVIDIA's library of functions, by NumPy, and loops of as many steps as a number says
+that is computed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 from torch._inductor.runtime.triton_helpers import libdevice
+from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle
 
 __all__ = ["provide"]
@@ -42,6 +45,15 @@ def _interpreted(name: str) -> Callable[..., Any]:
     return call
 
 
+_patch = interpreter._patch_lang_tensor
+
+
+def _patched(tensor: Any, scope: Any) -> None:
+    _patch(tensor, scope)
+    tensor.__index__ = lambda self: self.handle.data.item()  # NumPy makes no number of an array of one
+
+
 def provide() -> None:
     for name in _FUNCTIONS:
         setattr(libdevice, name, _interpreted(name))
+    interpreter._patch_lang_tensor = _patched

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
+from .._torch import OpOverload
 from .loops.happening import LOOK
 
 __all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
@@ -36,9 +37,11 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     # tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
     assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
     kept = _kept() if has_effects else contextlib.nullcontext()
-    for part in graphs_in(module):
+    graphs = graphs_in(module)
+    for part in graphs:
         _unexpand_written(part.graph)
-    with _no_remarks(), _exact_operands(), _separate_loops(), kept, config.patch(assume):
+    counted = _counted_by_torch() if _is_on_accelerator(graphs) else contextlib.nullcontext()
+    with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
         yield
 
 
@@ -299,6 +302,42 @@ def _overlaps_itself(x: Tensor) -> bool:
     return any(
         stride == 0 for stride, size in zip(x.stride(), x.shape) if type(stride) is int and type(size) is not int
     )
+
+
+def _is_on_accelerator(graphs: list[fx.GraphModule]) -> bool:
+    values = tree_leaves([node.meta.get("val") for part in graphs for node in part.graph.nodes])
+    return any(isinstance(x, Tensor) and x.device.type not in ("cpu", "meta") for x in values)
+
+
+@contextlib.contextmanager
+def _counted_by_torch() -> Iterator[None]:
+    """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it
+    goes on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the
+    first call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.
+    """
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.lowering import fallback_handler
+
+    def call_function(graph: Any, target: Any, args: Any, kwargs: Any) -> Any:
+        if not graph.cpp_wrapper and _computes_numbers(graph.current_node):
+            return fallback_handler(target, add_to_fallback_set=False)(*args, **kwargs)
+        return original(graph, target, args, kwargs)
+
+    original: Any = GraphLowering.call_function
+    with replaced(GraphLowering, "call_function", call_function):
+        yield
+
+
+def _computes_numbers(node: fx.Node) -> bool:
+    if not isinstance(node.target, OpOverload):
+        return False
+    is_simple = torch.Tag.pointwise in node.target.tags or node.target is aten.full.default
+    return is_simple and all(map(_is_number, (node, *node.all_input_nodes)))
+
+
+def _is_number(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or (value.dim() == 0 and value.device.type == "cpu")
 
 
 def _has_complex(module: fx.GraphModule) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 import sympy
 
+from .sizes import Size, expression_of
+
 __all__ = ["LANE", "Rows", "places", "rows_of"]
 
 LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
@@ -19,7 +21,7 @@ LANE = sympy.Symbol("lane", integer=True, nonnegative=True)
 class Rows:
     """``size`` numbers of each of ``lanes`` lanes, which lie ``step`` apart. ``step`` 0: the same numbers for all."""
 
-    lanes: int
+    lanes: Size
     step: int
     size: int
 
@@ -28,7 +30,7 @@ class Rows:
         if self.step == 0:
             return sympy.Integer(number)
         outer, inner = divmod(number, self.step)
-        return outer * self.step * self.lanes + LANE * self.step + inner
+        return outer * self.step * expression_of(self.lanes) + LANE * self.step + inner
 
     def number(self, index: Any) -> int | None:
         """Which number of lane ``LANE`` lies at ``index``, if it is one of its own."""
@@ -37,34 +39,36 @@ class Rows:
             return None
         if self.step == 0:
             return int(rest) if rest < self.size else None
-        outer, inner = divmod(int(rest), self.step * self.lanes)
+        outer, inner = divmod(int(rest), self.step * self.lanes) if isinstance(self.lanes, int) else (0, int(rest))
         number = outer * self.step + inner
         return number if inner < self.step and number < self.size else None
 
 
-def rows_of(shape: Sequence[int], lanes: int) -> Rows:
+def rows_of(shape: Sequence[Size], lanes: Size) -> Rows:
     """Of a buffer without gaps: the first dimensions of ``lanes`` elements are those of the lanes, if there are any."""
     for start, end in itertools.combinations(range(len(shape) + 1), 2):
         if math.prod(shape[start:end]) == lanes and shape[start] != 1:
-            return Rows(lanes, math.prod(shape[end:]), math.prod(shape) // lanes)
-    return Rows(lanes, 0, math.prod(shape))
+            step, size = math.prod(shape[end:]), math.prod((*shape[:start], *shape[end:]))
+            return Rows(lanes, int(step), int(size))
+    return Rows(lanes, 0, int(math.prod(shape)))
 
 
-def places(ranges: Sequence[int], lanes: int) -> list[list[list[Any]]]:
-    """How ``ranges`` may run over lanes and what each has: for each way, the indices of all numbers of ``LANE``. The
-    last way has no lanes.
-    """
-    ways = []
-    for dim, size in enumerate(ranges):
+Way = list[list[Any]]
+"""The indices of all numbers of a lane."""
+
+
+def places(ranges: Sequence[int], lanes: int) -> tuple[list[Way], list[Way]]:
+    """How ``ranges`` may run over lanes and what each has, and how over numbers that are the same for all lanes."""
+    ways: list[Way] = []
+    around = [[sympy.Integer(i) for i in range(n)] for n in ranges]
+    for dim, size in enumerate(ranges if lanes > 1 else ()):
         for step in range(1, size // lanes + 1) if size % lanes == 0 else ():
             if (size // lanes) % step == 0:
                 rows = Rows(lanes, step, size // lanes)
                 own = [rows.index(number) for number in range(rows.size)]
-                around = [[sympy.Integer(i) for i in range(n)] for n in ranges]
                 ways.append([*map(list, itertools.product(*around[:dim], own, *around[dim + 1 :]))])
-    if not any(size % lanes == 0 for size in ranges) or math.prod(ranges) <= _MOST_OF_ALL:
-        ways.append([*map(list, itertools.product(*([sympy.Integer(i) for i in range(n)] for n in ranges)))])
-    return ways
+    has_shared = not ways or math.prod(ranges) <= _MOST_OF_ALL
+    return ways, [[*map(list, itertools.product(*around))]] if has_shared else []
 
 
 _MOST_OF_ALL = 256

@@ -12,18 +12,14 @@ import torch
 
 from .body import Lowered
 from .forms import Form, Refused
-from .lane_rows import LANE, Rows
-from .lanes import held_dtype, loop_code
+from .lane_rows import LANE, Rows, rows_of
 from .products import PRODUCTS, product_body
-from .source import c_type
 from .unrolled import Held, Scope, Work, counted, unrolled, work_of
 
-__all__ = ["Block", "Body", "Source", "Step"]
+__all__ = ["Block", "Body", "Source", "Step", "Written"]
 
-_LARGEST_PRODUCT = 16
-"""Multiplications of a lane with a matrix that is the same for all: from there on it is a product of matrices."""
-
-_AT = sympy.Symbol("at", integer=True, nonnegative=True)
+Written = tuple[str, list[tuple[Any, int]], Held]
+"""A name, where numbers are in it, and the array where they belong."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,27 @@ class Source:
 
 
 class Block(Protocol):
-    """The code of a block of lanes: its functions, and the arrays of ``width`` lanes that they use."""
+    """The code of a block of lanes: its functions, and the arrays of ``width`` lanes that they use.
+
+    ``largest_product``: multiplications of a lane with a matrix that is the same for all; from there on it is a product
+    of matrices. ``any_order``: whether a lane may read an input anywhere.
+    """
 
     lanes: int
     width: int
-    code: list[str]
+    largest_product: int
+    any_order: bool
     used: set[str]
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held: ...
 
-    def loop(
-        self, form: Form, sources: Sequence[Source], targets: Sequence[str] | None
-    ) -> tuple[list[str], list[Held], int]: ...
+    def part(self, step: Step, works: Sequence[Work], written: Sequence[Written]) -> list[str]:
+        """Statements that do ``works`` and then write."""
+
+    def inner(
+        self, form: Form, sources: Sequence[Source], targets: Sequence[Held | None]
+    ) -> tuple[list[str], list[Held], int]:
+        """A loop in a step: statements, results, operations. ``targets``: what its results are for the step."""
 
 
 class Step:
@@ -65,8 +70,9 @@ class Step:
         self.graph = body.lowered.graph
         self.sources = dict(zip(self.graph.graph_input_names, sources))
         held = {name: source.held for name, source in self.sources.items() if source.held is not None}
-        memory = frozenset(name for name, source in self.sources.items() if source.memory is not None)
-        self.scope = Scope(block.lanes, block.width, held, memory, {})
+        metas = zip(self.sources.items(), body.lowered.body.inputs)
+        memory = {name: rows_of(x.shape, block.lanes) for (name, source), x in metas if source.memory is not None}
+        self.scope = Scope(block.lanes, block.width, held, memory, {}, block.any_order)
         self.counter = counted()
         self.handler = unrolled()(self.counter, self.scope, LANE, sympy.Integer(0))
         self.stages: list[list[Work] | list[str]] = [[]]
@@ -78,7 +84,7 @@ class Step:
         for node in self.graph.scheduler.nodes:
             for part in node.get_nodes():
                 self._add(part)
-        outputs = [self._output(i) for i in range(len(self.targets))]
+        outputs = [self._output(i) for i in range(len(self.targets)) if not self._is_there(i)]
         lines: list[str] = []
         last = len(self.stages) - 1
         for i, stage in enumerate(self.stages):
@@ -88,7 +94,7 @@ class Step:
             kept = [self._kept(name) for name, made in self.made.items() if made == i and name in self.scope.held]
             written = [out for out in (*kept, *(outputs if i == last else [])) if out[2].rows.size > 0]
             if written:
-                lines.append(self._function(stage, written))  # type: ignore[arg-type]
+                lines += self.block.part(self, stage, written)  # type: ignore[arg-type]
         return lines, self.counter.count + self.work
 
     def _parts(self) -> None:
@@ -119,7 +125,7 @@ class Step:
         elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
             body, ranges, reduced = product_body(node.node)
             of_many = any(getattr(self.scope.rows_in(name), "step", 0) == 0 for name in names)
-            if of_many and math.prod([*ranges, *reduced]) > _LARGEST_PRODUCT * self.block.lanes:
+            if of_many and math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes:
                 raise Refused("a product of all lanes with one matrix")
         else:
             raise Refused(f"{type(node.node).__name__} is no work of one lane")
@@ -155,14 +161,18 @@ class Step:
                 if offset != 0 or self.scope.rows_in(buffer) is None:
                     raise Refused("a loop in its body reads part of a value")
                 sources.append(Source(None, self._keep(buffer)))
-        lines, results, work = self.block.loop(form, sources, None)
+        own = {out.get_name(): target for out, target in zip(self.graph.graph_outputs, self.targets)}
+        lines, results, work = self.block.inner(form, sources, [own.get(name) for name in kernel.arguments[n:]])
         self.work += work
-        self.stages += [["{", *lines, "}"], []]
+        self.stages += [lines, []]
         for name, held in zip(kernel.arguments[n:], results):
             self.scope.held[name] = held
 
-    def _output(self, place: int) -> tuple[str, list[tuple[Any, int]], Held]:
-        """A name, where the numbers of an output are in it, and the array where they belong."""
+    def _is_there(self, place: int) -> bool:
+        """Whether a loop in the step wrote an output where it belongs."""
+        return self.scope.held.get(self.graph.graph_outputs[place].get_name()) is self.targets[place]
+
+    def _output(self, place: int) -> Written:
         out, target = self.graph.graph_outputs[place], self.targets[place]
         layout = out.get_layout()
         name, offset = self.scope.place(out.get_name(), sympy.Integer(int(layout.offset)))
@@ -173,54 +183,6 @@ class Step:
             self.handler.load(name, index)
         return name, places, target
 
-    def _kept(self, name: str) -> tuple[str, list[tuple[Any, int]], Held]:
+    def _kept(self, name: str) -> Written:
         held = self.scope.held[name]
         return name, [(held.rows.index(i), i) for i in range(held.rows.size)], held
-
-    def _function(self, works: Sequence[Work], written: Sequence[tuple[str, list[tuple[Any, int]], Held]]) -> str:
-        """The call of a function that does ``works`` and writes: all loads come before the stores."""
-        from torch._inductor.utils import sympy_index_symbol_with_prefix
-        from torch._inductor.virtualized import V
-        from torch.utils._sympy.functions import Min
-        from torch.utils._sympy.symbol import SymT
-
-        width, graph = self.block.width, self.graph
-        lane = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
-        own = lane + _AT
-        if self.block.lanes % width:  # the last one, repeated, reads its own places too
-            own = Min(own, sympy.Integer(self.block.lanes - 1))
-        names = [f"result_buf{i}" for i in range(len(written))]  # Inductor stores to what is called so only
-        dtypes = {held.name: held_dtype(held.dtype) for held in self.scope.held.values()}
-        dtypes |= {name: held_dtype(held.dtype) for name, (_, _, held) in zip(names, written)}
-
-        def run(indices: Any) -> None:
-            handler = unrolled()(V.get_ops_handler(), self.scope, own, lane)
-            for work in works:
-                handler.run(work)
-            results = [
-                [(i, handler.stored(name, index, held.dtype)) for index, i in places] for name, places, held in written
-            ]
-            inner = V.get_ops_handler()
-            for out, numbers, (_, _, held) in zip(names, results, written):
-                for i, value in numbers:
-                    if held.dtype is torch.bool:
-                        value = inner.where(value, *(inner.constant(x, torch.float32) for x in (1.0, 0.0)))
-                    inner.store(out, i * width + lane, value, None)
-
-        group = loop_code(graph, dtypes, names, [sympy.Integer(width)], run)
-        definitions, arguments = [], []
-        for outer, inner_name in group.args.input_buffers.items():
-            source = self.sources.get(outer)
-            arguments.append(outer if source is None else str(source.memory))
-            definitions.append(f"const {c_type(graph.get_dtype(outer) if source else dtypes[outer])}* {inner_name}")
-            self.block.used.add(outer)
-        for i, (name, (_, _, held)) in enumerate(zip(names, written)):
-            definitions.append(f"{c_type(dtypes[name])}* o_{i}")
-            arguments.append(held.name)
-        if group.args.sizevars:
-            definitions += [f"const int64_t {inner_name}" for inner_name in group.args.sizevars.values()]
-            arguments += [str(outer) for outer in group.args.sizevars]
-        name = f"part_{len(self.block.code)}"
-        head = f"static C10_ALWAYS_INLINE void {name}({', '.join([*definitions, f'[[maybe_unused]] int64_t {_AT}'])})"
-        self.block.code.append(f"{head}\n{{\n{group.loops_code.getvalue()}\n}}")
-        return f"{name}({', '.join([*arguments, str(_AT)])});"

@@ -8,14 +8,16 @@ what a finished lane computes meanwhile does not matter either: it needs no oper
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 
 from ..._torch import OpOverload
 from ...ir.build import copy_of
-from ...ir.subgraph import Subgraph
+from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
-from .forms import Refused, While
+from .forms import Refused, Scan, While
 
 __all__ = ["is_masked", "is_total", "without_representatives"]
 
@@ -31,6 +33,8 @@ _SAME_VALUES = (
 )
 _SHAPES_ONLY = (
     *_SAME_VALUES,
+    aten.arange.default,
+    aten.arange.start,
     aten.expand.default,
     aten.full.default,
     aten.permute.default,
@@ -98,12 +102,26 @@ def without_representatives(body: Subgraph) -> Subgraph:
         if node.target is aten.where.self and _is_borrowed(node, running):
             node.replace_all_uses_with(node.args[1])
     clean(module)
+    _check_total(module)
+    return Subgraph.intern(module, body.inputs, body.outputs)
+
+
+def _check_total(module: fx.GraphModule) -> None:
+    """Refuse what may fail, or never end: a loop in the body whose steps are not counted."""
     for node in module.graph.nodes:
+        params = params_of(node, module)
+        if params is not None:
+            form = params.operator.rules.form(
+                params, [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
+            )
+            if not isinstance(form, Scan):
+                raise Refused(f"lanes that have finished must not run {params.operator.label}")
+            _check_total(form.body.module)
+            continue
         is_size = isinstance(node.meta.get("val"), int | torch.SymInt)
         may_fail = node.target not in _NUMBERS_OF_A_LANE and not is_total(node)
         if node.op == "call_function" and not is_size and may_fail:
             raise Refused(f"lanes that have finished must not run {node.target}")
-    return Subgraph.intern(module, body.inputs, body.outputs)
 
 
 def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
@@ -118,7 +136,7 @@ def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
 
 def is_total(node: fx.Node) -> bool:
     """Whether an operator computes each element by itself and never fails."""
-    if node.target in _SHAPES_ONLY:
+    if node.target in _SHAPES_ONLY or node.target is operator.getitem:
         return True
     if not isinstance(node.target, OpOverload) or torch.Tag.pointwise not in node.target.tags:
         return False

@@ -36,13 +36,14 @@ from .operator import call_arguments, effectful_kernel, load, loop_kernel
 from .plans import LoopReport, Plan, Whole
 from .sinking import sunk, sunk_products
 from .sizes import size_of
-from .source import ENTRY, Function, c_type, program
+from .source import ENTRY, Function, check_metas, program
 from .stacks import Place, shifted, with_leads
 from .systems import Bodies, systems
-from .tapes import Reader, effectful_taped_kernel, has_kernels, layout_of, reader_of, taped_kernel
+from .tapes import Reader, effectful_taped_kernel, erase, has_kernels, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch
 from .triton.planning import check_form, is_on_cuda, launch_of, launched
+from .triton.tapes import TAKEN, counted, put_stacks
 from .whole import whole
 
 __all__ = ["loops_of_whole", "planned", "planned_whole"]
@@ -67,7 +68,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
     if body.shape_env is not None or _unknown_effects([body]):
         return None
     try:
-        _check_metas((*body.inputs, *body.outputs))
+        check_metas((*body.inputs, *body.outputs))
         if is_on_cuda(body):
             return None
         plan = _plan(body, options, is_inner=True)
@@ -123,17 +124,16 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     form, tensors = sunk_products(form, node, tensors)
                     form, tensors = shifted(*sunk(form, node, tensors, module))
                 if reader is not None and isinstance(form, While):
-                    made = _plan_tape(node, form, tensors, reader, params, module, options, sizes, is_inner)
-                    reports += made
+                    plan = _plan_counted if is_on_cuda(form) else _plan_tape
+                    reports += plan(node, form, tensors, reader, params, module, options, sizes, is_inner)
                     done.add(reader.node)
                     continue
                 if is_draft:
                     kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
                 else:
                     kernel, inner = _kernel(form, params.operator.label, options)
-                if isinstance(kernel, Function):
-                    sizes.check(kernel.sizes)
-                    kernels[kernel.name] = form
+                sizes.check(kernel.sizes)
+                kernels[kernel.name] = form
                 if not is_inner:
                     _compile(kernel, form.inputs, form.outputs)
             except Refused as why:
@@ -181,11 +181,11 @@ def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form
         if params.holds_effects and isinstance(form, Prefixes):
             raise Refused("what happens in an associative function happens in many elements at once")
         seen = form.body if isinstance(form, Scan) else form  # rows may be numbers
-        _check_metas((*seen.inputs, *seen.outputs))
+        check_metas((*seen.inputs, *seen.outputs))
         if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
             raise Refused("it takes no step")
         if is_on_cuda(form):
-            check_form(form, params.has_effects, is_inner)
+            check_form(form, params.has_effects)
         if params.scope.names and isinstance(form, Scan | While | Prefixes):
             form = replace(form, label=params.scope.named(form.label))
     except Refused as why:
@@ -211,19 +211,6 @@ def _unknown_effects(bodies: Iterable[Subgraph]) -> bool:
 
 def _effects_of_user(bodies: Iterable[Subgraph]) -> Iterator[Params]:
     return (effect for effect in _effects(bodies) if isinstance(effect, Params))
-
-
-def _check_metas(metas: Iterable[TensorMeta]) -> None:
-    """On one device, or on a GPU and numbers on the CPU."""
-    devices = set()
-    for meta in metas:
-        c_type(meta.dtype)
-        if meta.device.type not in ("cpu", "cuda"):
-            raise Refused(f"it runs on {meta.device.type}")
-        if meta.device.type == "cuda" or meta.shape:
-            devices.add((meta.device.type, meta.device.index or 0))
-    if len(devices) > 1:
-        raise Refused("it runs on several devices")
 
 
 def _plan_inside(
@@ -258,7 +245,9 @@ def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[
 
 def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
     if is_on_cuda(form):
-        return launch_of(form, options), [LoopReport(label, "lanes")]
+        draft = functools.cache(lambda body: _plan(body, options, is_inner=True, is_draft=True))
+        launch, plans = launch_of(form, draft, options)
+        return launch, [LoopReport(label, "lanes"), *(report for plan in plans for report in plan.loops)]
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports
@@ -352,7 +341,7 @@ def _plan_tape(
     if again.random:
         raise Refused("the loop of its gradient draws random numbers")
     n, scan = form.n_carry, reader.form
-    _check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
+    check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
     plans = [_plan(body, options, is_inner=True) for body in (form.cond, form.body, scan.body)]
     firsts = n, n, scan.n_carry + scan.n_xs
     cond, body, back = [statements(lowered(p.body, options), options, first) for p, first in zip(plans, firsts)]
@@ -381,19 +370,38 @@ def _plan_tape(
 
     tape = replaced(node, writes, tensors, form.outputs, None)
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
-    _erase(reader.node)
-    _erase(node)
+    erase(reader.node)
+    erase(node)
     for effect in _effects_of_user((*params.bodies, *again.bodies)):
         keep_named(effect)
     inner = [report.of(params, None) for plan in plans for report in plan.loops]
     return [*(LoopReport(loop.operator.label, "tape", params=loop) for loop in (params, again)), *inner]
 
 
-def _erase(node: fx.Node) -> None:
-    """Remove a node and what reads it, which nobody else reads."""
-    for user in list(node.users):
-        _erase(user)
-    node.graph.erase_node(node)
+def _plan_counted(
+    node: fx.Node,
+    form: While,
+    tensors: Sequence[fx.Node],
+    reader: Reader,
+    params: Params,
+    module: fx.GraphModule,
+    options: dict[str, Any],
+    sizes: GraphSizes,
+    is_inner: bool,
+) -> list[LoopReport]:
+    """The same on CUDA: NOTE [Counted, then stacked]."""
+    assert not is_inner
+    again = params_of(reader.node, module)
+    assert again is not None
+    loops = counted(form, reader)
+    forms: list[Form] = [loops.counting, loops.writing, loops.reading]
+    owners = params, params, again
+    made = [_kernel(loop, owner.operator.label, options) for loop, owner in zip(forms, owners)]
+    for loop, (kernel, _) in zip(forms, made):
+        sizes.check(size for size in kernel.sizes if size != TAKEN)
+        _compile(kernel, loop.inputs, loop.outputs)
+    put_stacks(node, form, tensors, reader, loops, [kernel for kernel, _ in made], sizes)
+    return [report.of(owner, None) for owner, (_, reports) in zip(owners[1:], made[1:]) for report in reports]
 
 
 def _failed(label: str, error: Exception) -> str:
@@ -421,7 +429,7 @@ def _replace(
     graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
         if isinstance(kernel, Launch):
-            elements = launched(graph, kernel, tensors, form.outputs, mode)
+            elements = launched(graph, kernel, tensors, form.outputs, sizes)
         else:
             operation = effectful_kernel if has_effects else loop_kernel
             new = graph.call_function(operation, call_arguments(kernel, tensors, form.outputs, sizes.node_of))

@@ -29,6 +29,7 @@ __all__ = [
     "Function",
     "Program",
     "c_type",
+    "check_metas",
     "computed_dtype",
     "defined",
     "identifier",
@@ -65,6 +66,19 @@ def c_type(dtype: torch.dtype) -> str:
     if dtype not in _TYPES:
         raise Refused(f"kernels do not compute in {dtype}")
     return _TYPES[dtype]
+
+
+def check_metas(metas: Iterable[TensorMeta]) -> None:
+    """On one device, or on a GPU and numbers on the CPU."""
+    devices = set()
+    for meta in metas:
+        c_type(meta.dtype)
+        if meta.device.type not in ("cpu", "cuda"):
+            raise Refused(f"it runs on {meta.device.type}")
+        if meta.device.type == "cuda" or meta.shape:
+            devices.add((meta.device.type, meta.device.index or 0))
+    if len(devices) > 1:
+        raise Refused("it runs on several devices")
 
 
 def computed_dtype(dtype: torch.dtype) -> torch.dtype:

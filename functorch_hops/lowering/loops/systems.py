@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
 
 from ... import _torch
@@ -26,14 +27,14 @@ from .body import handlers, settings
 from .forms import Form, Refused, Scan, While
 from .headers import header
 from .lane_rows import Rows, rows_of
-from .lane_steps import Body, Source, Step
-from .lanes import held_dtype
+from .lane_steps import Body, Source, Step, Written
+from .lanes import held_dtype, loop_code
 from .masked import is_masked
 from .sizes import number
 from .source import Function, c_type, defined, nanoseconds_of
-from .unrolled import Held
+from .unrolled import Held, Work, unrolled
 
-__all__ = ["Bodies", "systems"]
+__all__ = ["Bodies", "lane_counts", "systems"]
 
 SYSTEMS = header("systems")
 
@@ -47,6 +48,8 @@ _MOST_BYTES = 1 << 16
 _LEAST_WORK = 2
 """Operations for each number that is laid out anew in a step."""
 
+_AT = sympy.Symbol("at", integer=True, nonnegative=True)
+
 Bodies = Callable[[Scan | While], Body]
 """The body of a loop; of a masked while loop, without representatives."""
 
@@ -55,7 +58,7 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
     """The loop for blocks of lanes, of which each has several numbers."""
     shapes = [tuple(map(number, meta.shape)) for meta in form.body.inputs[: form.n_carry]]
     why: Refused | None = None
-    for lanes in _lane_counts(shapes):
+    for lanes in lane_counts(shapes, _FEWEST_LANES):
         try:
             return _Block(lanes, _width(form, lanes), bodies, options).kernel(form)
         except Refused as refused:
@@ -63,9 +66,9 @@ def systems(form: Scan | While, bodies: Bodies, options: dict[str, Any]) -> Func
     raise why or Refused("its carries have no dimension of many lanes")
 
 
-def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """What dimensions have in common, the largest first. Carries that have none are the same for all lanes; one without
-    elements says nothing of lanes.
+def lane_counts(shapes: Sequence[tuple[int, ...]], fewest: int) -> list[int]:
+    """What dimensions have in common, ``fewest`` lanes at least, the largest first. Carries that have none are the same
+    for all lanes; one without elements says nothing of lanes.
     """
     found: set[int] = set()
     for shape in shapes:
@@ -73,7 +76,7 @@ def _lane_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
             continue
         ends = itertools.combinations(range(len(shape) + 1), 2)
         found |= {math.prod(shape[start:end]) for start, end in ends if start == 0 or end == start + 1}
-    fitting = [n for n in found if n >= _FEWEST_LANES]
+    fitting = [n for n in found if n >= fewest]
     return sorted(fitting, reverse=True)
 
 
@@ -91,6 +94,8 @@ def _width(form: Scan | While, lanes: int) -> int:
 
 class _Block:
     """The code of a loop for one block of lanes: functions, and the arrays that they work on."""
+
+    largest_product, any_order = 16, False
 
     def __init__(self, lanes: int, width: int, bodies: Bodies, options: dict[str, Any]) -> None:
         self.lanes, self.bodies, self.options = lanes, bodies, options
@@ -160,6 +165,12 @@ class _Block:
         if isinstance(form, While) and is_masked(form) and not form.flags:
             return self._while(form, sources, targets)
         raise Refused("a loop in its body is not over lanes")
+
+    def inner(
+        self, form: Form, sources: Sequence[Source], targets: Sequence[Held | None]
+    ) -> tuple[list[str], list[Held], int]:
+        lines, results, work = self.loop(form, sources, None)
+        return ["{", *lines, "}"], results, work
 
     def _carries(self, form: Scan | While, sources: Sequence[Source]) -> tuple[list[Held], list[str]]:
         carries, lines = [], []
@@ -291,3 +302,51 @@ class _Block:
         work_here = graph.set_current_device(torch.device("cpu"))  # dtypes of half precision depend on it
         with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(self.options), handlers(graph), work_here:
             return Step(self, body, sources, targets).statements()
+
+    def part(self, step: Step, works: Sequence[Work], written: Sequence[Written]) -> list[str]:
+        """The call of a function: all loads come before the stores."""
+        from torch._inductor.utils import sympy_index_symbol_with_prefix
+        from torch._inductor.virtualized import V
+        from torch.utils._sympy.functions import Min
+        from torch.utils._sympy.symbol import SymT
+
+        width, graph, scope = self.width, step.graph, step.scope
+        lane = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
+        own = lane + _AT
+        if self.lanes % width:  # the last one, repeated, reads its own places too
+            own = Min(own, sympy.Integer(self.lanes - 1))
+        names = [f"result_buf{i}" for i in range(len(written))]  # Inductor stores to what is called so only
+        dtypes = {held.name: held_dtype(held.dtype) for held in scope.held.values()}
+        dtypes |= {name: held_dtype(held.dtype) for name, (_, _, held) in zip(names, written)}
+
+        def run(indices: Any) -> None:
+            handler = unrolled()(V.get_ops_handler(), scope, own, lane)
+            for work in works:
+                handler.run(work)
+            results = [
+                [(i, handler.stored(name, index, held.dtype)) for index, i in places] for name, places, held in written
+            ]
+            inner = V.get_ops_handler()
+            for out, numbers, (_, _, held) in zip(names, results, written):
+                for i, value in numbers:
+                    if held.dtype is torch.bool:
+                        value = inner.where(value, *(inner.constant(x, torch.float32) for x in (1.0, 0.0)))
+                    inner.store(out, i * width + lane, value, None)
+
+        group = loop_code(graph, dtypes, names, [sympy.Integer(width)], run)
+        definitions, arguments = [], []
+        for outer, inner_name in group.args.input_buffers.items():
+            source = step.sources.get(outer)
+            arguments.append(outer if source is None else str(source.memory))
+            definitions.append(f"const {c_type(graph.get_dtype(outer) if source else dtypes[outer])}* {inner_name}")
+            self.used.add(outer)
+        for i, (name, (_, _, held)) in enumerate(zip(names, written)):
+            definitions.append(f"{c_type(dtypes[name])}* o_{i}")
+            arguments.append(held.name)
+        if group.args.sizevars:
+            definitions += [f"const int64_t {inner_name}" for inner_name in group.args.sizevars.values()]
+            arguments += [str(outer) for outer in group.args.sizevars]
+        name = f"part_{len(self.code)}"
+        head = f"static C10_ALWAYS_INLINE void {name}({', '.join([*definitions, f'[[maybe_unused]] int64_t {_AT}'])})"
+        self.code.append(f"{head}\n{{\n{group.loops_code.getvalue()}\n}}")
+        return [f"{name}({', '.join([*arguments, str(_AT)])});"]

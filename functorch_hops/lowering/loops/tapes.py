@@ -37,6 +37,7 @@ __all__ = [
     "Layout",
     "Reader",
     "effectful_taped_kernel",
+    "erase",
     "has_kernels",
     "layout_of",
     "reader_of",
@@ -124,6 +125,13 @@ def _where_steps_happened(body: Subgraph, flags: Sequence[int]) -> Subgraph:
     clean(module)
     happened = Subgraph.intern(module, body.inputs, body.outputs)
     return restricted(happened, tuple(i not in flags for i in range(len(inputs))), (True,) * len(body.outputs))
+
+
+def erase(node: fx.Node) -> None:
+    """Remove a node and what reads it, which nobody else reads."""
+    for user in list(node.users):
+        erase(user)
+    node.graph.erase_node(node)
 
 
 def has_kernels(body: Subgraph) -> bool:

@@ -38,15 +38,17 @@ class Held:
 @dataclass
 class Scope:
     """What nodes of a body may read: ``held`` buffers; ``memory``: inputs of the body that hold the same for all lanes,
-    or are read where values say. ``parts`` of buffers: the buffer that each is in, and from which element on. ``rows``:
-    of the buffers that nodes computed.
+    or are read where values say; with ``any_order`` wherever a lane reads. How their numbers lie, if they are those of
+    lanes. ``parts`` of buffers: the buffer that each is in, and from which element on. ``rows``: of the buffers that
+    nodes computed.
     """
 
     lanes: int
     width: int
     held: dict[str, Held]
-    memory: frozenset[str]
+    memory: Mapping[str, Rows]
     parts: Mapping[str, tuple[str, int]]
+    any_order: bool = False
     rows: dict[str, Rows] = field(default_factory=dict)
 
     def place(self, name: str, index: Any) -> tuple[str, Any]:
@@ -125,7 +127,7 @@ def unrolled() -> Any:
             self.values: dict[str, dict[Any, Any]] = {}
             self.sums: list[Any] = []
             self.n_reduced = self.place = 0
-            self.only_guessed = False
+            self.only_guessed = self.only_own = False
 
         def run(self, work: Work) -> None:
             with V.set_ops_handler(self):
@@ -149,14 +151,21 @@ def unrolled() -> Any:
             held = self.scope.held.get(name)
             number = held.rows.number(index) if held is not None else None
             if held is not None and number is not None:
-                return self._held(held, number)
+                return self.held(name, held, number)
             if name not in self.scope.memory:
                 raise Refused("a carry or an intermediate value is accessed at another lane")
-            if LANE in index.free_symbols:
-                raise Refused("lanes read an input in no order")
-            return self._inner.load(name, index)
+            if self.only_own and self.scope.memory[name].number(index) is None:
+                raise Refused("a lane reads an input at another lane")
+            return self._inner.load(name, self._given(index))
 
-        def _held(self, held: Held, number: int) -> Any:
+        def _given(self, index: Any) -> Any:
+            """Where an input is read."""
+            if LANE in index.free_symbols and not self.scope.any_order:
+                raise Refused("lanes read an input in no order")
+            return index.subs(LANE, self.lane)
+
+        def held(self, name: str, held: Held, number: int) -> Any:
+            """A number of the lane, which the block holds of buffer ``name``."""
             value = self._inner.load(held.name, number * self.scope.width + self.at)
             is_mask = held.dtype is torch.bool
             return self._inner.ne(value, self._inner.constant(0.0, torch.float32)) if is_mask else value
@@ -199,7 +208,7 @@ def unrolled() -> Any:
                     return _Known(other, body().dtype)
 
             def inside() -> Any:
-                handler = Unrolled(V.get_ops_handler(), self.scope, self.lane, self.at)
+                handler = type(self)(V.get_ops_handler(), self.scope, self.lane, self.at)
                 with V.set_ops_handler(handler):
                     return handler.plain(body())
 
@@ -226,10 +235,7 @@ def unrolled() -> Any:
             return self._inner.indirect_indexing(x, size, check, wrap_neg)
 
         def check_bounds(self, index: Any, size: Any, lower: bool, upper: bool) -> None:
-            index = sympy.expand(index)
-            if LANE in index.free_symbols:
-                raise Refused("lanes read an input in no order")
-            self._inner.check_bounds(index, size, lower, upper)
+            self._inner.check_bounds(self._given(sympy.expand(index)), size, lower, upper)
 
         def where(self, mask: Any, a: Any, b: Any) -> Any:
             if isinstance(mask, _Known):
@@ -331,8 +337,9 @@ def work_of(
     why: Refused | None = None
     sums = [*itertools.product(*([sympy.Integer(i) for i in range(n)] for n in reduced))]
     reads = frozenset(scope.place(name, sympy.Integer(0))[0] for name in names)
-    for handler.only_guessed in (True, False):
-        for points in places(ranges, scope.lanes):
+    for ways in places(ranges, scope.lanes):
+        own = (True, False) if scope.any_order else (False,)
+        for handler.only_guessed, handler.only_own, points in itertools.product((True, False), own, ways):
             work = Work(body, points, sums, reads)
             rows, values = dict(scope.rows), {name: dict(found) for name, found in handler.values.items()}
             try:

@@ -1,4 +1,4 @@
-"""The loop around what a lane computes, as a function in Triton."""
+"""The loop around what a lane computes, as lines of Triton."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from ....ir.meta import TensorMeta
 from ..forms import Refused, Scan, While
-from ..sizes import number
+from ..sizes import OpenSize, Size, hint, size_of, symbols
 from ..source import identifier, numel
-from .body import LaneStep, compute_type
+from ..unrolled import Held
+from .body import LaneStep, Programs
 from .numbers import DRAWN, NUMBERS
+from .values import Stored, assigned, rows_in, text, variables
 
-__all__ = ["Launch", "lanes_of", "scan_by_lanes", "scan_sources", "while_by_lanes", "while_sources"]
+__all__ = ["Launch", "block_of", "kernel_of", "lanes_of", "returned", "scan_lines", "targets_of", "while_lines"]
 
 _WARP = 32
 _MANY = 1 << 16
@@ -25,143 +27,133 @@ _MOST = 1 << 20
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel ``name`` in ``source``, a program for each ``block`` of its ``lanes``."""
+    """A kernel ``name`` in ``source``, a program for each ``block`` of its ``lanes``. It takes its inputs, its outputs,
+    memory like ``scratch`` of its own, and the open ``sizes``.
+    """
 
     source: str
     name: str
-    lanes: int
+    lanes: Size
     block: int
     warps: int
+    sizes: tuple[OpenSize, ...] = ()
+    scratch: tuple[TensorMeta, ...] = ()
 
 
-def scan_sources(form: Scan) -> dict[int, str]:
-    n, first_const = form.n_carry, form.n_carry + form.n_xs
-    return {i: f"row_{i}" if i < first_const else f"in_{i}" for i in range(n, len(form.body.inputs))}
-
-
-def while_sources(form: While) -> dict[int, str]:
-    return {i: f"in_{i}" for i in range(form.n_carry, len(form.body.inputs))}
-
-
-def lanes_of(form: Scan | While) -> int:
+def lanes_of(form: Scan | While) -> Size:
     """How many lanes a loop has; what it carries or returns may be one number: NOTE [Shared numbers]."""
     n, outputs = form.n_carry, form.body.outputs
-    counts = {*map(_count, (*form.body.inputs[:n], *outputs))}
+    counts = {*map(numel, (*form.body.inputs[:n], *outputs))}
     if not counts:
         raise Refused("it computes nothing")
     if len(counts - {1}) > 1:
         raise Refused("carries and outputs differ in size")
-    return max(counts)
+    return max(counts, key=lambda count: count != 1)
 
 
-def scan_by_lanes(form: Scan, step: LaneStep) -> Launch:
-    n, metas, length = form.n_carry, form.body.inputs, number(form.length)
-    starts, moves = _rows(form)
-    stores = []
-    for i, meta in enumerate(form.body.outputs[n:], n):
-        size, lead = _count(meta), form.lead(i)
-        first = 0 if not form.reverse else length - 1
+def targets_of(form: Scan | While, lanes: Size, label: str = "") -> list[Held]:
+    """What a step writes to: the carries, and the places of its ys."""
+    n, held = form.n_carry, []
+    for i, meta in enumerate(form.body.outputs):
+        kind, name = (Held, "now") if i < n else (Stored, "to")
+        held.append(kind(f"{name}{label}_{i}", rows_in(meta, lanes), meta.dtype))
+    return held
+
+
+def scan_lines(
+    form: Scan, targets: Sequence[Held], inputs: Sequence[str], stacks: Sequence[str], step: LaneStep, label: str = ""
+) -> list[str]:
+    """The loop, which begins with the carries in ``targets``. Pointers to the ``inputs`` that are stacks or single
+    rows, and to the ``stacks`` of its ys; a step finds its rows at ``row_i``.
+    """
+    n, length = form.n_carry, size_of(form.length)
+    starts, moves = _rows(form, inputs, label)
+    for i, target in enumerate(targets[n:], n):
+        size, lead = numel(form.body.outputs[i]), form.lead(i)
+        first = length - 1 if form.reverse else 0
         if lead is not None:
-            starts.append(_store(_at(f"out_{i}", length * size if form.reverse else 0), f"now_{lead}", size))
-            first += not form.reverse
-        starts.append(f"to_{i} = {_at(f'out_{i}', first * size)}")
-        stores.append(_store(f"to_{i}", step.results[i], size))
-        moves.append(f"to_{i} {'-' if form.reverse else '+'}= {size}")
-    lines = [*_loaded(metas[:n]), *starts]
-    lines += [f"for s in range({length}):", *_indented([*step.lines, *stores, *_carried(step, n), *moves])]
-    lines += _returned(metas[:n])
-    return _launch(form.label, form.inputs, form.outputs, lanes_of(form), step.before, lines)
+            starts.append(f"{target.name} = {_at(stacks[i - n], length * size if form.reverse else 0)}")
+            starts += assigned(target, variables(targets[lead]))
+            first = first if form.reverse else 1
+        starts.append(f"{target.name} = {_at(stacks[i - n], first * size)}")
+        moves.append(f"{target.name} {'-' if form.reverse else '+'}= {text(size)}")
+    head = f"for s{label} in range({text(length)}):"
+    return [*starts, *step.before, head, *_indented([*step.lines, *moves])]
 
 
-def _rows(form: Scan) -> tuple[list[str], list[str]]:
+def _rows(form: Scan, inputs: Sequence[str], label: str) -> tuple[list[str], list[str]]:
     """Pointers to the rows of the first step, and how they move to those of the next one: no product overflows."""
-    length = number(form.length)
+    length = size_of(form.length)
     sign, first = ("-", length - 1) if form.reverse else ("+", 0)
     starts, moves = [], []
     for i, shift in enumerate(form.shifts or (None,) * form.n_xs, form.n_carry):
-        size = _count(form.body.inputs[i])
+        size = numel(form.body.inputs[i])
+        row, later, move = f"row{label}_{i}", f"next{label}_{i}", f"{sign}= {text(size)}"
         if shift is None:
-            starts.append(f"row_{i} = {_at(f'in_{i}', first * size)}")
-            moves.append(f"row_{i} {sign}= {size}")
+            starts.append(f"{row} = {_at(inputs[i], first * size)}")
+            moves.append(f"{row} {move}")
         elif (shift.by < 0) is not form.reverse:  # the first step reads the head, and the next one the first row
-            starts += [f"row_{i} = in_{shift.head}", f"next_{i} = {_at(f'in_{i}', first * size)}"]
-            moves += [f"row_{i} = next_{i}", f"next_{i} {sign}= {size}"]
+            starts += [f"{row} = {inputs[shift.head]}", f"{later} = {_at(inputs[i], first * size)}"]
+            moves += [f"{row} = {later}", f"{later} {move}"]
         else:  # the last step reads the head
-            start = _at(f"in_{i}", (first + shift.by) * size) if length > 1 else f"in_{shift.head}"
-            starts += [f"row_{i} = {start}", f"next_{i} = row_{i}"]
-            moves += [f"next_{i} {sign}= {size}"]
-            moves += [f"row_{i} = tl.where(s < {length - 2}, next_{i}, in_{shift.head})"]
+            head, start = inputs[shift.head], _at(inputs[i], (first + shift.by) * size)
+            if isinstance(length, OpenSize):
+                start = f"tl.where({text(length)} > 1, {start}, {head})"
+            starts += [f"{row} = {start if length != 1 else head}", f"{later} = {row}"]
+            moves += [f"{later} {move}", f"{row} = tl.where(s{label} < {text(length - 2)}, {later}, {head})"]
     return starts, moves
 
 
-def while_by_lanes(form: While, test: LaneStep | None, step: LaneStep) -> Launch:
-    """``test`` of what all lanes share, or None: NOTE [Lanes end by themselves]."""
-    n, metas = form.n_carry, form.inputs
-    lines = _loaded(metas[:n])
-    if test is None:
-        lines.append("now_0 = now_0 & xmask")
-        go = ["go = tl.max(now_0.to(tl.int32), 0) > 0"]
-    else:
-        go = [*test.lines, f"go = tl.max(({test.results[0]} & xmask).to(tl.int32), 0) > 0"]
-    lines += [*go, "while go:", *_indented([*step.lines, *_carried(step, n), *go]), *_returned(metas[:n])]
-    before = list(dict.fromkeys([*(test.before if test else []), *step.before]))
-    return _launch(form.label, form.inputs, form.outputs, lanes_of(form), before, lines)
+def while_lines(answer: Held, test: LaneStep | None, step: LaneStep, label: str = "") -> list[str]:
+    """``test`` of what all lanes share, or None: NOTE [Lanes end by themselves]. ``answer``: where it is."""
+    (running,) = variables(answer)
+    go = [f"go{label} = tl.max({f'({running} & xmask)' if test is None else running}.to(tl.int32), 0) > 0"]
+    if test is not None:
+        go = [*test.lines, *go]
+    before = [*(test.before if test else []), *step.before]
+    return [*before, *go, f"while go{label}:", *_indented([*step.lines, *go])]
 
 
-def _count(meta: TensorMeta) -> int:
-    return number(numel(meta))
-
-
-def _at(pointer: str, offset: int) -> str:
-    return f"{pointer} + {offset}" if offset else pointer
-
-
-def _loaded(metas: Sequence[TensorMeta]) -> list[str]:
-    def value(i: int, meta: TensorMeta) -> str:
-        return f"tl.load(in_{i} + {_place(_count(meta))}, xmask).to({compute_type(meta.dtype)})"
-
-    return [f"now_{i} = {value(i, meta)}" for i, meta in enumerate(metas)]
-
-
-def _carried(step: LaneStep, n: int) -> list[str]:
-    return [f"now_{i} = {step.results[i]}" for i in range(n)]
-
-
-def _returned(metas: Sequence[TensorMeta]) -> list[str]:
-    return [_store(f"out_{i}", f"now_{i}", _count(meta)) for i, meta in enumerate(metas)]
-
-
-def _store(pointer: str, value: str, size: int) -> str:
-    mask = "xmask & (xindex == 0)" if size == 1 else "xmask"
-    return f"tl.store({pointer} + {_place(size)}, {value}, {mask})"
-
-
-def _place(size: int) -> str:
-    """Where a lane finds its own value, or the one that all share."""
-    return "0 * xindex" if size == 1 else "xindex"
+def _at(pointer: str, offset: Size) -> str:
+    return f"{pointer} + {text(offset)}" if isinstance(offset, OpenSize) or offset else pointer
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _launch(
-    label: str,
-    inputs: Sequence[TensorMeta],
-    outputs: Sequence[TensorMeta],
-    lanes: int,
-    before: Sequence[str],
-    lines: Sequence[str],
+def kernel_of(
+    form: Scan | While, programs: Programs, lines: Sequence[str], scratch: Sequence[TensorMeta] = ()
 ) -> Launch:
-    """A kernel with a name of its content."""
-    arguments = [*(f"in_{i}" for i in range(len(inputs))), *(f"out_{i}" for i in range(len(outputs)))]
-    warps = 1 if lanes < _MANY else 4
-    block = min(_WARP * warps * (1 if lanes < _MOST else 2), 1 << (lanes - 1).bit_length())
-    code = "\n".join(_indented([f"xnumel = {lanes}", *before, *lines]))
-    name = f"{identifier(label)}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
-    head = f"@triton.jit\ndef {name}({', '.join(arguments)}, XBLOCK: tl.constexpr):"
+    """The kernel of a loop, with a name of its content."""
+    shapes = (size for meta in (*form.inputs, *form.outputs) for size in meta.shape)
+    sizes, lanes = symbols([*shapes, *([form.length] if isinstance(form, Scan) else [])]), programs.lanes
+    arguments = [*(f"in_{i}" for i in range(len(form.inputs))), *_results(len(form.outputs) + len(scratch))]
+    block, warps = block_of(lanes)
+    wide = [f"{size} = {size}.to(tl.int64)" for size in sizes]
+    code = "\n".join(_indented([*wide, f"xnumel = {text(lanes)}", *programs.header, *lines]))
+    name = f"{identifier(form.label)}_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
+    any_size = f"(do_not_specialize={[*map(str, sizes)]})" if sizes else ""
+    head = f"@triton.jit{any_size}\ndef {name}({', '.join([*arguments, *map(str, sizes), 'XBLOCK: tl.constexpr'])}):"
     parts = [_IMPORTS, *([NUMBERS] if DRAWN in code else []), f"{head}\n{code}\n"]
-    return Launch("\n\n".join(parts), name, lanes, block, warps)
+    return Launch("\n\n".join(parts), name, lanes, block, warps, sizes, tuple(scratch))
+
+
+def block_of(lanes: Size) -> tuple[int, int]:
+    """The lanes of a program, and its warps."""
+    warps = 1 if hint(lanes) < _MANY else 4
+    most = _WARP * warps * (1 if hint(lanes) < _MOST else 2)
+    return most if isinstance(lanes, OpenSize) else min(most, 1 << (lanes - 1).bit_length()), warps
+
+
+def _results(n: int) -> list[str]:
+    return [f"out_{i}" for i in range(n)]
+
+
+def returned(carries: Sequence[Held]) -> list[str]:
+    """Lines that return the last values."""
+    targets = [Stored(name, held.rows, held.dtype) for name, held in zip(_results(len(carries)), carries)]
+    return [line for target, held in zip(targets, carries) for line in assigned(target, variables(held))]
 
 
 _IMPORTS = textwrap.dedent("""\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,18 @@ from torch import Tensor
 
 from ....ir.meta import TensorMeta
 from ..operator import empty_outputs
+from ..sizes import Size, hint, size_of
 from .around import Launch
 
 __all__ = ["Launcher", "compile_launch", "device_of", "launch_arguments", "launch_options", "triton_loop"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define(
-    "triton_loop(Tensor[] inputs, str source, str name, int lanes, int block, int warps, int[] ranks, "
-    "int[] shapes, ScalarType[] dtypes, Device device) -> Tensor[]"
+    "triton_loop(Tensor[] inputs, str source, str name, SymInt lanes, int block, int warps, SymInt[] sizes, "
+    "int[] ranks, SymInt[] shapes, ScalarType[] dtypes, Device device) -> Tensor[]"
 )
 triton_loop = torch.ops.functorch_hops.triton_loop.default
+"""``sizes``: the open ones, see NOTE [Open sizes of kernels]; ``shapes``: of what it writes, one after the other."""
 
 
 def launch_options(source: str, warps: int) -> dict[str, Any]:
@@ -37,13 +39,26 @@ def device_of(outputs: Sequence[TensorMeta]) -> torch.device:
     return next(meta.device for meta in outputs if meta.device.type == "cuda")
 
 
-def launch_arguments(launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta]) -> tuple[Any, ...]:
+def launch_arguments(
+    launch: Launch, inputs: Sequence[Any], outputs: Sequence[TensorMeta], made: Callable[[Size], Any]
+) -> tuple[Any, ...]:
     """The arguments of the operator that runs a kernel. Its source has one line there: Inductor quotes calls of
-    operators in comments of one line, wherever what they return is read.
+    operators in comments of one line, wherever what they return is read. ``made``: an open size as a value of it.
     """
-    fields = json.dumps(launch.source), launch.name, launch.lanes, launch.block, launch.warps
-    ranks, shapes = [len(meta.shape) for meta in outputs], [size for meta in outputs for size in meta.shape]
-    return list(inputs), *fields, ranks, shapes, [meta.dtype for meta in outputs], device_of(outputs)
+    sizes, shapes = launch.sizes, [size_of(size) for meta in outputs for size in meta.shape]
+    return (
+        list(inputs),
+        json.dumps(launch.source),
+        launch.name,
+        made(launch.lanes),
+        launch.block,
+        launch.warps,
+        [*map(made, sizes)],
+        [len(meta.shape) for meta in outputs],
+        [*map(made, shapes)],
+        [meta.dtype for meta in outputs],
+        device_of(outputs),
+    )
 
 
 @functools.lru_cache
@@ -55,26 +70,29 @@ def _loaded(source: str, name: str) -> Any:
 
 
 class Launcher:
-    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one."""
+    """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one. What lanes share
+    is computed even if there are none.
+    """
 
-    def __init__(self, source: str, name: str, lanes: int, block: int, warps: int) -> None:
+    def __init__(self, source: str, name: str, block: int, warps: int) -> None:
         self._kernel = _loaded(source, name)
-        self._grid, self._block, self._options = (-(-lanes // block),), block, launch_options(source, warps)
+        self._block, self._options = block, launch_options(source, warps)
 
-    def __call__(self, *tensors: Tensor) -> None:
+    def __call__(self, lanes: int, sizes: Sequence[int], *tensors: Tensor) -> None:
         device = tensors[-1].device
         # Numbers may be on the CPU: waiting for them would be waiting for all that the device still has to do.
         given = (x if x.device == device else x.to(device, non_blocking=True) for x in tensors)
-        self._kernel[self._grid](*given, self._block, **self._options)
+        self._kernel[(-(-lanes // self._block) or 1,)](*given, *sizes, self._block, **self._options)
 
 
 def compile_launch(launch: Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
     """Compile for the GPU at hand, if there is one; Triton finds the binary in its cache."""
     if torch.cuda.is_available():
-        dtypes = [meta.dtype for meta in (*inputs, *outputs)]
+        dtypes = [meta.dtype for meta in (*inputs, *outputs, *launch.scratch)]
         with torch.cuda.device(device_of(outputs)):
             options = launch_options(launch.source, launch.warps)
-            _loaded(json.dumps(launch.source), launch.name).warmup(*dtypes, launch.block, grid=(1,), **options)
+            kernel = _loaded(json.dumps(launch.source), launch.name)
+            kernel.warmup(*dtypes, *map(hint, launch.sizes), launch.block, grid=(1,), **options)
 
 
 def _run(
@@ -84,6 +102,7 @@ def _run(
     lanes: int,
     block: int,
     warps: int,
+    sizes: list[int],
     ranks: list[int],
     shapes: list[int],
     dtypes: list[torch.dtype],
@@ -91,7 +110,7 @@ def _run(
 ) -> list[Tensor]:
     outputs = empty_outputs(ranks, shapes, dtypes, device)
     with torch.cuda.device_of(outputs[0]):
-        Launcher(source, name, lanes, block, warps)(*map(Tensor.contiguous, inputs), *outputs)
+        Launcher(source, name, block, warps)(lanes, sizes, *map(Tensor.contiguous, inputs), *outputs)
     return outputs
 
 
@@ -99,11 +118,12 @@ def _fake(
     inputs: list[Tensor],
     source: str,
     name: str,
-    lanes: int,
+    lanes: Any,
     block: int,
     warps: int,
+    sizes: list[Any],
     ranks: list[int],
-    shapes: list[int],
+    shapes: list[Any],
     dtypes: list[torch.dtype],
     device: torch.device,
 ) -> list[Tensor]:
