@@ -20,5 +20,6 @@ Inductor asks each process, asked once;
 ``source``: the C++ that all kernels share, ``operator`` and ``extern``: the operator, and how Inductor runs it.
 ``watching``: who is told where a loop is.
 ``own``: operators that Inductor makes no C++ of; ``rewritten``: operators that are others inside a loop;
-``products``; ``convolution``; ``linear``: solves and factorizations of small matrices; ``ordering``: sorts, running sums and searches.
+``products``; ``convolution``; ``linear``: solves and factorizations of small matrices;
+``ordering``: sorts, running sums and searches.
 """

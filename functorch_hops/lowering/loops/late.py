@@ -63,12 +63,12 @@ class Late:
             if not isinstance(node, fx.Node):
                 return node
             if node not in made:
+                target: Any = _REDUCTIONS.get(node.target, node.target)  # type: ignore[arg-type]
                 if node.target in _REDUCTIONS:
                     stack = results[self.stacks[node.args[0]]]  # type: ignore[index]
                     args: tuple[Any, ...] = (stack, list(range(1, stack.meta["val"].ndim)))
-                    target = _REDUCTIONS[node.target]
                 else:
-                    target, args = node.target, tuple(map(number, node.args))
+                    args = tuple(map(number, node.args))
                 made[node] = graph.call_function(target, args)
                 with mode:
                     fakes = [meta_of(x).fake(mode) if isinstance(x, fx.Node) else x for x in args]
