@@ -38,8 +38,8 @@ REMARKS = {
     "pointwise": "Bound by memory: a row is read and one is written for each step; the stack that is summed after the "
     "loop is read again.",
     "transcendental": "Bound by the vector units: a step of 16 lanes is 83 instructions of 64 bytes, 3 of them "
-    "divisions, and takes 50 cycles of the time stamp counter (2.6 GHz). The same three functions by hand, four vectors "
-    "interleaved, take 47; reciprocals with a step of Newton's in the place of divisions, 51.",
+    "divisions, and takes 50 cycles of the time stamp counter (2.6 GHz). The same three functions by hand, four "
+    "vectors interleaved, take 47; reciprocals with a step of Newton's in the place of divisions, 51.",
     "tanh RNN": "Bound by multiplications, as the LSTM.",
     "GRU": "Bound by multiplications, as the LSTM.",
     "LSTM": "Bound by multiplications: with 256 units and gradient, 86 of 100 samples are in the products of the "
@@ -113,9 +113,9 @@ def text(data: dict[str, Any]) -> str:
             "",
             "## Where the time goes",
             "",
-            "Instructions of the transcendental loop were counted, and samples of the LSTM taken (`perf`, by the clock:",
-            "the machine is virtual and has no counters); the others are estimates, from the times above and a count of",
-            "the main operations.",
+            "Instructions of the transcendental loop were counted, and samples of the LSTM taken (`perf`, by the",
+            "clock: the machine is virtual and has no counters); the others are estimates, from the times above and",
+            "a count of the main operations.",
             "",
             *(f"- **{name}.** {said}" for name, said in remarks.items()),
         ]

@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 _MOST_BYTES = 1 << 20
 
-_REDUCTIONS = {
+_REDUCTIONS: dict[Any, Any] = {
     aten.amax.default: aten.amax.default,
     aten.amin.default: aten.amin.default,
     aten.mean.default: aten.mean.dim,
@@ -63,7 +63,7 @@ class Late:
             if not isinstance(node, fx.Node):
                 return node
             if node not in made:
-                target: Any = _REDUCTIONS.get(node.target, node.target)  # type: ignore[arg-type]
+                target: Any = _REDUCTIONS.get(node.target, node.target)
                 if node.target in _REDUCTIONS:
                     stack = results[self.stacks[node.args[0]]]  # type: ignore[index]
                     args: tuple[Any, ...] = (stack, list(range(1, stack.meta["val"].ndim)))
