@@ -27,14 +27,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from loop_programs import PROGRAMS, Library
+from loop_programs import PROGRAMS as LOOP_PROGRAMS
+from loop_programs import Library
 from timing import interleaved, print_table
+from user_programs import PROGRAMS as USER_PROGRAMS
 
 import functorch_hops as fh
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.planning import planned
 from functorch_hops.lowering.loops.plans import LoopReport
 
+PROGRAMS = {**LOOP_PROGRAMS, **USER_PROGRAMS}
 OURS = Library(torch, torch.nn.functional, fh, fh)
 THEIRS = Library(jnp, jax.nn, SimpleNamespace(**vars(jax.lax)), jax)
 

@@ -139,6 +139,12 @@ BY_STEPS: dict[str, Program] = {
         (normal(9), normal(9, 9), normal(STEPS, 9, 9)),
     ),
     "another lane": (scan(lambda c, x: (torch.tanh(c.flip(0) + x), c * 2)), (C, XS)),
+    "rolls": (
+        lambda c: fh.fori_loop(
+            0, 3, lambda _, c: c.roll(1, 0) + c.roll((-1, 7), (1, -1)) * 0.5 + c.roll(5) + c.roll(0, 1), c
+        ),
+        (torch.arange(35.0).reshape(5, 7),),
+    ),
     "another lane, later": (scan(lambda c, x: ((c + x).roll(1) * 0.5, c)), (C, XS)),
     "a lane for all": (scan(lambda c, x: (c * 0.5 + (c + x)[:1], c)), (C, XS)),
     "looked up in the carry": (scan(lambda c, x: (c[(c.abs() * 3).long() % 7] + x, c)), (C, XS)),

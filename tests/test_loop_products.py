@@ -44,6 +44,28 @@ PRODUCTS: dict[str, Program] = {
         lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(w @ c + x), c @ x), c, xs),
         (normal(37, 37) / 7, normal(37), normal(9, 37)),
     ),
+    "many vectors of columns": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(w @ c + x), c @ w), c, xs),
+        (normal(200, 200) / 15, normal(200), normal(3, 200)),
+    ),
+    "two rows": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(c @ w + x), c), c, xs),
+        (normal(120, 120) / 11, normal(2, 120), normal(3, 2, 120)),
+    ),
+    "rows that change": (
+        lambda a, c: fh.fori_loop(0, 3, lambda _, s: (s[0] * 0.9, torch.tanh(s[0] @ s[1]), s[1] @ s[0].t()), (a, c, c)),
+        (normal(37, 37) / 6, normal(37)),
+    ),
+    "rows that change, double": (
+        lambda a, c: fh.fori_loop(0, 3, lambda _, s: (s[0] * 0.9, torch.tanh(s[0] @ s[1])), (a, c)),
+        (normal(19, 19).double() / 6, normal(19).double()),
+    ),
+    "rows that change, in a batch": (
+        lambda a, c: fh.fori_loop(
+            0, 3, lambda _, s: (s[0] * 0.9, torch.tanh(torch.einsum("bij,bj->bi", s[0], s[1]))), (a, c)
+        ),
+        (normal(4, 20, 20) / 5, normal(4, 20)),
+    ),
     "bias": (
         lambda w, b, c, xs: fh.scan(lambda c, x: (torch.tanh(torch.nn.functional.linear(c, w, b) + x), c), c, xs),
         (normal(12, 12) / 7, normal(12), normal(3, 12), normal(9, 3, 12)),

@@ -26,6 +26,7 @@ from .forms import Refused
 from .operator import effectful_kernel, loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
+from .rewritten import rewritten
 from .sizes import OpenSize, Size, largest, size_of, symbols
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 from .tapes import TAPE, TAPED_KERNELS
@@ -57,9 +58,9 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
 
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
-        module = make_fx(
-            lambda *args: list(body.module(*args)), decomposition_table={**decompositions(), **convolutions()}
-        )(*fakes)
+        table = decompositions()
+        table |= {**convolutions(), **rewritten(table)}
+        module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)
     module.recompile()

@@ -225,7 +225,8 @@ def loop_code(
     run: Callable[[Sequence[Any]], None],
 ) -> Any:
     """Inductor's code of the loop of ``run(indices)`` over these lengths, as the group of its kernel. It writes to
-    ``outputs``, arguments ``o_0``, ...; ``dtypes``: of buffers that are not the graph's.
+    ``outputs``, arguments ``o_0``, ...; ``dtypes``: of buffers that are not the graph's. Over a single element there is
+    no loop: Inductor would cut a vector of one, which passes through memory.
     """
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
@@ -238,7 +239,8 @@ def loop_code(
     for i, out in enumerate(outputs):
         group.args.output_buffers[out] = f"o_{i}"
     proxy = kernel_proxy()(group)
-    variables = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(lengths))]
+    indices = [sympy_index_symbol_with_prefix(SymT.INDEX, i) for i in range(len(lengths))]
+    variables = indices if any(length != 1 for length in lengths) else []
     graph.local_dtypes = dtypes
     # torch 2.11 asks how large a size may be, and knows the answer for those of the trace. Later versions assume this.
     guesses = graph.sizevars.var_to_hint_override
@@ -246,8 +248,9 @@ def loop_code(
     unknown = asked - {*graph.sizevars.backed_var_to_val, *guesses}
     guesses.update(dict.fromkeys(unknown, 8192))
     try:
-        loop = LoopBody(run, (variables,), dict(zip(variables, lengths)), variables, [])
-        proxy.codegen_loop_bodies([loop], [(tuple(lengths), ())])
+        over = lambda variables: run(variables or [sympy.Integer(0)] * len(lengths))
+        loop = LoopBody(over, (variables,), dict(zip(variables, lengths)), variables, [])
+        proxy.codegen_loop_bodies([loop], [(tuple(lengths[: len(variables)]), ())])
         group.finalize_kernel(proxy, [])
         group.stack.close()
     finally:

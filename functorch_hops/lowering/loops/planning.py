@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, fx
 
 from ... import _torch
 from ...derive.numbers import without_numbers
-from ...errors import message
 from ...ir.build import add_params, copy_of
 from ...ir.meta import TensorMeta
 from ...ir.nodes import meta_of
@@ -30,10 +28,11 @@ from .graph_sizes import GraphSizes
 from .kept import Library
 from .lane_steps import Body
 from .lanes import lane_body
+from .late import Late, late_reductions
 from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, effectful_kernel, load, loop_kernel
-from .plans import LoopReport, Plan, Whole
+from .plans import LoopReport, Plan, Whole, failed
 from .sinking import sunk, sunk_products
 from .sizes import size_of
 from .source import ENTRY, Function, check_metas, program
@@ -47,8 +46,6 @@ from .triton.tapes import TAKEN, counted, put_stacks
 from .whole import whole
 
 __all__ = ["loops_of_whole", "planned", "planned_whole"]
-
-_TOLD_LINES = 5
 
 
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
@@ -128,8 +125,12 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     reports += plan(node, form, tensors, reader, params, module, options, sizes, is_inner)
                     done.add(reader.node)
                     continue
+                late = None
                 if is_draft:
                     kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
+                elif (found := _with_late_reductions(form, params.operator.label, options)) is not None:
+                    late, kernel, inner = found
+                    form = late.form
                 else:
                     kernel, inner = _kernel(form, params.operator.label, options)
                 sizes.check(kernel.sizes)
@@ -143,10 +144,10 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
             except Exception as error:  # whatever Inductor or the C++ compiler raises
                 if is_inner:
                     raise
-                reason = _failed(params.operator.label, error)
+                reason = failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
-                _replace(node, kernel, form, tensors, places, sizes, has_effects=params.has_effects)
+                _replace(node, kernel, form, late, tensors, places, sizes, has_effects=params.has_effects)
                 for effect in _effects_of_user(params.bodies):
                     keep_named(effect)
                 continue
@@ -233,6 +234,17 @@ def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[
     known = replace(form, length=size_key(form.length)) if isinstance(form, Scan | Prefixes) else form
     key = "kernel", known, label, repr(sorted(options.items())), torch.get_num_threads()
     return body.derive_apart(key, lambda: _made(form, label, options))
+
+
+def _with_late_reductions(
+    form: Form, label: str, options: dict[str, Any]
+) -> tuple[Late, Function, list[LoopReport]] | None:
+    """A loop over lanes, once what its steps return is reduced later: NOTE [Late reductions]."""
+    late = late_reductions(form) if isinstance(form, Scan) and not is_on_cuda(form) else None
+    if late is None:
+        return None
+    kernel, reports = _kernel(late.form, label, options)
+    return (late, kernel, reports) if reports[0].taken == "lanes" else None
 
 
 def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[Function, list[LoopReport]]:
@@ -404,21 +416,11 @@ def _plan_counted(
     return [report.of(owner, None) for owner, (_, reports) in zip(owners[1:], made[1:]) for report in reports]
 
 
-def _failed(label: str, error: Exception) -> str:
-    """Warn that a loop runs as torch's own, with what Inductor or the C++ compiler said: its errors, or its end."""
-    lines = str(error).strip().splitlines()
-    errors = [line for line in lines if "error:" in line]
-    reason = "\n".join([type(error).__name__, *(errors[:_TOLD_LINES] or lines[-_TOLD_LINES:])])
-    problem = f"its kernel could not be made, and torch's own loop runs in its place: {reason}"
-    remedy = 'options={"loop_kernels": False} compiles without kernels of loops'
-    warnings.warn(message(label, problem, remedy=remedy), RuntimeWarning, stacklevel=2)
-    return reason
-
-
 def _replace(
     node: fx.Node,
     kernel: Function | Launch,
     form: Form,
+    late: Late | None,
     tensors: Sequence[fx.Node],
     places: Mapping[fx.Node, Place],
     sizes: GraphSizes,
@@ -435,6 +437,8 @@ def _replace(
             new = graph.call_function(operation, call_arguments(kernel, tensors, form.outputs, sizes.node_of))
             new.meta["val"] = [meta.fake(mode) for meta in form.outputs]
             elements = [_added(graph, operator.getitem, (new, i), val) for i, val in enumerate(new.meta["val"])]
+        if late is not None:
+            elements = late.outputs(graph, elements, tensors, mode)
     for old, place in places.items():
         value = elements[place.output]
         if place.start is not None:

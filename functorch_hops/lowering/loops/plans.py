@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ...errors import message
 from ...ir.subgraph import Params, Subgraph
 from .forms import Form
 from .kept import Library
 
-__all__ = ["LoopReport", "Plan", "Whole"]
+__all__ = ["LoopReport", "Plan", "Whole", "failed"]
+
+_TOLD_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,14 @@ class Whole:
 
     library: Library
     loops: tuple[LoopReport, ...]
+
+
+def failed(label: str, error: Exception) -> str:
+    """Warn that a loop runs as torch's own, with what Inductor or the C++ compiler said: its errors, or its end."""
+    lines = str(error).strip().splitlines()
+    errors = [line for line in lines if "error:" in line]
+    reason = "\n".join([type(error).__name__, *(errors[:_TOLD_LINES] or lines[-_TOLD_LINES:])])
+    problem = f"its kernel could not be made, and torch's own loop runs in its place: {reason}"
+    remedy = 'options={"loop_kernels": False} compiles without kernels of loops'
+    warnings.warn(message(label, problem, remedy=remedy), RuntimeWarning, stacklevel=2)
+    return reason

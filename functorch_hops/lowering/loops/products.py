@@ -90,6 +90,13 @@ def product_statements(
         raise Refused(f"BLAS computes a product of {m} x {k} and {k} x {n}")
     if 0 in (m, n, k, count):
         raise Refused("a product of empty matrices")
+    adds = "true" if lines else "false"
+    for matrix, vector, sums_of in (a, b, c), (b.turned(), a.turned(), c.turned()):
+        if _is_read_by_rows(matrix, vector) and matrix.buffer not in constants and not is_half:
+            call = f"product_with_vector<{c_type(c.dtype)}, {_known(sums_of.shape[0])}, {_known(k)}, {adds}>"
+            places = f"{matrix.place}, {matrix.strides[0]}, {vector.place}, {sums_of.place}, {sums_of.strides[0]}"
+            lines.append(_each(count, f"fh::{call}({places}{_open(sums_of.shape[0], k)});"))
+            return lines
     is_cheaply_turned = a.turned().has_rows or a.buffer in constants
     if not c.has_rows or (n == 1 and m != 1 and is_cheaply_turned and c.turned().has_rows):
         a, b, c = b.turned(), a.turned(), c.turned()
@@ -101,15 +108,11 @@ def product_statements(
     if is_half:
         a = dense(a, count, False)
     sizes = *c.shape, k
-    known = ", ".join("0" if isinstance(size, OpenSize) else str(size) for size in sizes)
     places = ", ".join(
         [f"{a.place}, {a.strides[0]}, {a.strides[1]}", f"{b.place}, {b.strides[0]}", f"{c.place}, {c.strides[0]}"]
     )
-    if any(isinstance(size, OpenSize) for size in sizes):
-        places += ", " + ", ".join(map(str, sizes))
-    adds, panels = ("true" if flag else "false" for flag in (lines, in_panels))
-    lines.append(f"for (int64_t batch = 0; batch < {count}; ++batch)")
-    lines.append(f"fh::product<{c_type(c.dtype)}, {known}, {adds}, {panels}>({places});")
+    call = f"product<{c_type(c.dtype)}, {', '.join(map(_known, sizes))}, {adds}, {'true' if in_panels else 'false'}>"
+    lines.append(_each(count, f"fh::{call}({places}{_open(*sizes)});"))
     if is_half:
         (rows, columns), (s0, s1) = result.shape, result.strides
         lines.append(
@@ -118,6 +121,25 @@ def product_statements(
             f"({result.place})[i * {s0} + j * {s1}] = ({sums.place})[i * {columns} + j];"
         )
     return lines
+
+
+def _is_read_by_rows(matrix: Factor, vector: Factor) -> bool:
+    """Whether a product with one vector is that of each row, as both lie."""
+    one = vector.shape[1] == 1 and matrix.shape[0] != 1
+    return one and matrix.strides[1] == 1 and vector.strides[0] == 1
+
+
+def _known(size: Size) -> str:
+    return "0" if isinstance(size, OpenSize) else str(size)
+
+
+def _open(*sizes: Size) -> str:
+    """Arguments for what is no parameter of the template."""
+    return "".join(f", {size}" for size in sizes) if any(isinstance(size, OpenSize) for size in sizes) else ""
+
+
+def _each(count: Size, statement: str) -> str:
+    return f"for (int64_t batch = 0; batch < {count}; ++batch) {statement}"
 
 
 def product_body(node: Any) -> tuple[Callable[[Any, Any], None], list[int], list[int]]:

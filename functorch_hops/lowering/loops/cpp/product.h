@@ -28,8 +28,7 @@ static void copy_dense(
 // How many columns of the rest a product takes at once.
 template <class T>
 static C10_ALWAYS_INLINE int64_t panel_width(int64_t rest) {
-  constexpr int S = at::vec::Vectorized<T>::size();
-  return rest >= 2 * S ? 2 * S : rest >= S ? S : rest;
+  return std::min<int64_t>(rest, 2 * at::vec::Vectorized<T>::size());
 }
 #else
 template <class T>
@@ -99,29 +98,90 @@ static inline void panel(
     take(std::integral_constant<int, M % MR>());
   }
 }
+// c (+)= a b of a vector b, where the rows of a and b have no gaps: MR rows at a time, each in a vector of sums.
+template <class T, int MR, int K, bool ADD>
+static C10_ALWAYS_INLINE void row_sums(const T* a, int64_t a0, const T* b, T* c, int64_t c0, int64_t open_k) {
+  using V = at::vec::Vectorized<T>;
+  constexpr int S = V::size();
+  const int64_t terms = K ? K : open_k;
+  V sums[MR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) sums[i] = V(T(0));
+  int64_t k = 0;
+  for (; k + S <= terms; k += S) {
+    V x = V::loadu(b + k);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) sums[i] = at::vec::fmadd(V::loadu(a + i * a0 + k), x, sums[i]);
+  }
+  if (const int rest = int(terms - k)) {
+    V x = V::loadu(b + k, rest);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) sums[i] = at::vec::fmadd(V::loadu(a + i * a0 + k, rest), x, sums[i]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    T sum = at::vec::vec_reduce_all<T, 1>([](V& x, V& y) { return x + y; }, sums[i]);
+    c[i * c0] = ADD ? c[i * c0] + sum : sum;
+  }
+}
+template <class T, int M, int K, bool ADD>
+static void product_with_vector(
+    const T* a, int64_t a0, const T* b, T* c, int64_t c0, int64_t open_m = 0, int64_t open_k = 0) {
+  const int64_t rows = M ? M : open_m;
+  int64_t i = 0;
+  for (; i + 8 <= rows; i += 8) row_sums<T, 8, K, ADD>(a + i * a0, a0, b, c + i * c0, c0, open_k);
+  for (; i < rows; ++i) row_sums<T, 1, K, ADD>(a + i * a0, a0, b, c + i * c0, c0, open_k);
+}
+// As many vectors of columns as keep the multipliers busy: each sum waits for the one before.
+constexpr int vectors_at_once(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 // A size that is 0 is open, and an argument. PANELS: b is laid out so.
 template <class T, int M, int N, int K, bool ADD, bool PANELS = false>
 static void product(
     const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,
     int64_t open_n = 0, int64_t open_k = 0) {
-  constexpr int S = at::vec::Vectorized<T>::size();
+  constexpr int S = at::vec::Vectorized<T>::size(), MOST = vectors_at_once(M);
   const int64_t columns = N ? N : open_n, terms = K ? K : open_k;
-  auto first = [&](int64_t j) { return PANELS ? b + j * terms : b + j; };
   int64_t j = 0;
-  for (; j + 2 * S <= columns; j += 2 * S)
-    panel<T, M, 2, K, ADD, false>(a, a0, a1, first(j), PANELS ? 2 * S : b0, c + j, c0, S, open_m, open_k);
-  if constexpr (N == 0 || N % (2 * S) >= S)
-    if (j + S <= columns) {
-      panel<T, M, 1, K, ADD, false>(a, a0, a1, first(j), PANELS ? S : b0, c + j, c0, S, open_m, open_k);
-      j += S;
+  auto take = [&]<int NR, bool PART>(std::integral_constant<int, NR>, std::bool_constant<PART>) {
+    const int64_t width = std::min<int64_t>(NR * S, columns - j);
+    panel<T, M, NR, K, ADD, PART>(
+        a, a0, a1, PANELS ? b + j * terms : b + j, PANELS ? width : b0, c + j, c0, int(width - (NR - 1) * S), open_m,
+        open_k);
+    j += width;
+  };
+  constexpr std::true_type in_part;
+  constexpr std::false_type whole;
+  if constexpr (N == 0) {
+    while (j + MOST * S <= columns) take(std::integral_constant<int, MOST>(), whole);
+    if constexpr (MOST > 2)
+      while (j + 2 * S <= columns) take(std::integral_constant<int, 2>(), whole);
+    if (j + S < columns) take(std::integral_constant<int, 2>(), in_part);
+    else if (j < columns) take(std::integral_constant<int, 1>(), in_part);
+  } else {
+    // Strips of nearly one width: the wide ones, and those of one vector less.
+    constexpr int VECTORS = (N + S - 1) / S, STRIPS = (VECTORS + MOST - 1) / MOST;
+    constexpr int WIDE = (VECTORS + STRIPS - 1) / STRIPS, N_WIDE = VECTORS - STRIPS * (WIDE - 1);
+    constexpr int IN_PART = N % S > 0, IS_LAST_WIDE = N_WIDE == STRIPS;
+    for (int i = 0; i < N_WIDE - IN_PART * IS_LAST_WIDE; ++i) take(std::integral_constant<int, WIDE>(), whole);
+    if constexpr (IS_LAST_WIDE) {
+      if constexpr (IN_PART) take(std::integral_constant<int, WIDE>(), in_part);
+    } else {
+      for (int i = N_WIDE; i < STRIPS - IN_PART; ++i) take(std::integral_constant<int, WIDE - 1>(), whole);
+      if constexpr (IN_PART) take(std::integral_constant<int, WIDE - 1>(), in_part);
     }
-  if constexpr (N == 0 || N % S > 0)
-    if (j < columns) {
-      const int64_t rest = columns - j;
-      panel<T, M, 1, K, ADD, true>(a, a0, a1, first(j), PANELS ? rest : b0, c + j, c0, rest, open_m, open_k);
-    }
+  }
 }
 #else
+template <class T, int M, int K, bool ADD>
+static void product_with_vector(
+    const T* a, int64_t a0, const T* b, T* c, int64_t c0, int64_t open_m = 0, int64_t open_k = 0) {
+  const int64_t rows = M ? M : open_m, terms = K ? K : open_k;
+  for (int64_t i = 0; i < rows; ++i) {
+    T sum = ADD ? c[i * c0] : T(0);
+    for (int64_t k = 0; k < terms; ++k) sum += a[i * a0 + k] * b[k];
+    c[i * c0] = sum;
+  }
+}
 template <class T, int M, int N, int K, bool ADD, bool PANELS = false>
 static void product(
     const T* a, int64_t a0, int64_t a1, const T* b, int64_t b0, T* c, int64_t c0, int64_t open_m = 0,

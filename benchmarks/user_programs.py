@@ -1,0 +1,134 @@
+"""Programs of other fields that ``versus_jax.py`` times: particles, sequences, chains, stencils, linear algebra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from loop_programs import Library, Program, normal, uniform, weights
+
+__all__ = ["PROGRAMS"]
+
+
+def largest(x: Any, dim: int) -> Any:
+    return x.amax(dim) if hasattr(x, "amax") else x.max(dim)
+
+
+def n_body(bodies: int, steps: int) -> Program:
+    """All pairs, in three dimensions."""
+
+    def make(lib: Library) -> Any:
+        def run(x: Any, v: Any, mass: Any) -> Any:
+            def step(_: Any, state: Any) -> Any:
+                x, v = state
+                away = x[None, :, :] - x[:, None, :]
+                square = (away * away).sum(-1) + 0.01
+                force = away * (mass[None, :] / (square * lib.np.sqrt(square)))[:, :, None]
+                v = v + 0.01 * force.sum(1)
+                return x + 0.01 * v, v
+
+            return lib.loops.fori_loop(0, steps, step, (x, v))[0].sum()
+
+        return run
+
+    return Program(make, lambda: [normal(bodies, 3), 0.1 * normal(bodies, 3, seed=1), uniform(bodies, seed=2)])
+
+
+def viterbi(states: int, steps: int) -> Program:
+    """The most likely path through a hidden Markov model, and back along it."""
+
+    def make(lib: Library) -> Any:
+        def run(start: Any, moves: Any, seen: Any) -> Any:
+            def step(score: Any, row: Any) -> Any:
+                by_way = score[:, None] + moves
+                return largest(by_way, 0) + row, lib.np.argmax(by_way, 0)
+
+            score, ways = lib.loops.scan(step, start, seen)
+            return lib.loops.scan(lambda at, way: (way[at], at), lib.np.argmax(score), ways, reverse=True)[1]
+
+        return run
+
+    return Program(make, lambda: [normal(states), normal(states, states, seed=1), normal(steps, states, seed=2)], False)
+
+
+def metropolis(chains: int, d: int, steps: int) -> Program:
+    """Chains with numbers drawn before, and the mean place of all of them after each step."""
+
+    def make(lib: Library) -> Any:
+        def run(x: Any, moves: Any, draws: Any) -> Any:
+            density = lambda x: -(x * x).sum(1) / 2
+
+            def step(x: Any, row: Any) -> Any:
+                proposed = x + 0.5 * row[0]
+                accepted = lib.np.log(row[1]) < density(proposed) - density(x)
+                x = lib.np.where(accepted[:, None], proposed, x)
+                return x, x.mean()
+
+            return lib.loops.scan(step, x, (moves, draws))[1].sum()
+
+        return run
+
+    return Program(make, lambda: [normal(chains, d), normal(steps, chains, d, seed=1), uniform(steps, chains)])
+
+
+def heat(n: int, steps: int) -> Program:
+    """The heat equation on a torus."""
+
+    def make(lib: Library) -> Any:
+        def run(u: Any) -> Any:
+            roll = lib.np.roll
+            around = lambda u: roll(u, 1, 0) + roll(u, -1, 0) + roll(u, 1, 1) + roll(u, -1, 1)
+            u = lib.loops.fori_loop(0, steps, lambda _, u: u + 0.1 * (around(u) - 4 * u), u)
+            return (u * u).sum()
+
+        return run
+
+    return Program(make, lambda: [normal(n, n)])
+
+
+def power_iteration(n: int, steps: int) -> Program:
+    """The largest eigenvalue of a matrix."""
+
+    def make(lib: Library) -> Any:
+        def run(a: Any, x: Any) -> Any:
+            def step(_: Any, x: Any) -> Any:
+                x = a @ x
+                return x / lib.np.sqrt((x * x).sum())
+
+            x = lib.loops.fori_loop(0, steps, step, x)
+            return x @ (a @ x)
+
+        return run
+
+    return Program(make, lambda: [weights(n, n), normal(n)])
+
+
+def common_subsequence(n: int) -> Program:
+    """The length of the longest common subsequence of two texts: a loop over cells in a loop over rows."""
+
+    def make(lib: Library) -> Any:
+        def run(a: Any, b: Any) -> Any:
+            def row(above: Any, letter: Any) -> Any:
+                def cell(left: Any, place: Any) -> Any:
+                    up, before, other = place
+                    best = lib.np.where(letter == other, before + 1, lib.np.maximum(left, up))
+                    return best, best
+
+                before = lib.np.concatenate([above[:1] * 0, above[:-1]], 0)
+                return lib.loops.scan(cell, above[0] * 0, (above, before, b))[1], None
+
+            return lib.loops.scan(row, b * 0, a)[0][-1]
+
+        return run
+
+    return Program(make, lambda: [np.floor(4 * uniform(n)), np.floor(4 * uniform(n, seed=1))], False)
+
+
+PROGRAMS: dict[str, Program] = {
+    "N-body, 64 bodies": n_body(64, 50),
+    "Viterbi, 32 states": viterbi(32, 200),
+    "Metropolis, 128 chains": metropolis(128, 2, 500),
+    "heat equation, 64 x 64": heat(64, 100),
+    "power iteration, 128": power_iteration(128, 100),
+    "longest common subsequence": common_subsequence(64),
+}
