@@ -94,7 +94,9 @@ def main() -> None:
         for how, seconds in zip(("compiled", "found"), zip(*runs)):
             middle = map(statistics.median, zip(*seconds))
             rows.append([f"{name}, {how}", *(f"{x:.2f}" for x in middle)])
-    print_table("Seconds of CPU (target: 2 for a call that compiles its kernel, 0.5 for one that finds it)", HEADER, rows)
+    print_table(
+        "Seconds of CPU (target: 2 for a call that compiles its kernel, 0.5 for one that finds it)", HEADER, rows
+    )
 
 
 HEADER = ["first call", "import of the compilers", "the call"]

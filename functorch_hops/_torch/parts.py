@@ -23,6 +23,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch._logging import trace_structured
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer
 
 from .imports import Execute, run_instead, when_imported
@@ -31,7 +32,7 @@ __all__ = ["collections_paused", "load_parts", "new_proxy_mode"]
 
 _PARTS = {"torch._dynamo": ("config", "exc", "utils"), "torch._inductor": ("config", "compiler_bisector")}
 _BEFORE = "torch._refs", "torch._decomp", "torch._higher_order_ops.triton_kernel_wrap"
-"""What the modes import, or expect to be there."""
+"""What the modes import at their first operator, or expect to be there."""
 _IS_KNOWN = torch.__version__.startswith("2.13.")
 _MARK = "__dynamo_disable"
 """Where torch keeps the function that Dynamo made of one that it is to leave alone."""
@@ -49,10 +50,13 @@ def load_parts() -> None:
             return
         for name in _BEFORE:
             import_module(name)
+        if torch.distributed.is_available():
+            import_module("torch.distributed.tensor")
         for package, names in _PARTS.items():
             _load(package, names)
     for function in _kept_from_dynamo():
         setattr(function, _MARK, function)
+    trace_structured("functorch_hops", suppress_context=True)  # who does so first names lines, which imports Inductor
 
 
 def _load(package: str, names: tuple[str, ...]) -> None:
@@ -63,11 +67,13 @@ def _load(package: str, names: tuple[str, ...]) -> None:
     def load(module: ModuleType, execute: Execute) -> None:
         for name in names:
             import_module(f"{package}.{name}")
-        if "torch._inductor" == package:
+        if package == "torch._inductor":
             _proxy_modes.append(ProxyTorchDispatchMode(None, "fake"))  # type: ignore[arg-type]
         parts = {name: part for name, part in vars(module).items() if isinstance(part, ModuleType)}
         when_imported(package, functools.partial(_complete, parts))
-        vars(torch)[package.rpartition(".")[2]] = _NotImported(package, {**parts, **_NOTHING_TO_DISABLE.get(package, {})})
+        vars(torch)[package.rpartition(".")[2]] = _NotImported(
+            package, {**parts, **_NOTHING_TO_DISABLE.get(package, {})}
+        )
 
     run_instead(package, load)
 
@@ -105,7 +111,7 @@ _NOTHING_TO_DISABLE = {
 
 
 def _kept_from_dynamo() -> list[Any]:
-    """The functions that ``torch._disable_dynamo`` was given: those that it made close over them, and share their code."""
+    """The functions that ``torch._disable_dynamo`` was given; those that it made of them share their code."""
     code = torch._disable_dynamo(_kept_from_dynamo).__code__
     made = [function for function in gc.get_referrers(code) if isinstance(function, FunctionType)]
     return [inspect.getclosurevars(function).nonlocals["fn"] for function in made]
@@ -117,17 +123,24 @@ def new_proxy_mode(tracer: PythonKeyTracer) -> ProxyTorchDispatchMode:
         return ProxyTorchDispatchMode(tracer, "fake")
     mode = copy.deepcopy(_proxy_modes[0])  # its constructor imports Inductor for this setting
     mode.tracer = tracer
-    mode.emulate_precision_casts = sys.modules["torch._inductor.config"].emulate_precision_casts  # type: ignore[attr-defined]
+    mode.emulate_precision_casts = sys.modules["torch._inductor.config"].emulate_precision_casts
     return mode
 
 
 @contextlib.contextmanager
 def collections_paused() -> Iterator[None]:
-    """Imports make many objects that stay: looking among them for garbage takes a third of their time."""
-    was_enabled = gc.isenabled()
+    """Imports make many objects that stay: looking for garbage among them, again and again, takes a third of the time.
+    What was made meanwhile counts as old, and is looked at when all is.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.collect(1)
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            gc.unfreeze()
+        gc.enable()
