@@ -56,7 +56,7 @@ class LoopExplanation:
         reason: why there is nothing better; None where nothing is, and for a part of another loop's kernel.
         trip_count: how many steps it takes, None where only a run knows.
         saved_bytes: what the forward pass keeps of each step for the backward pass; None for all other parts.
-        traffic_bytes: the size of its operands and results, which it reads and writes at least; None where a size is open.
+        traffic_bytes: of its operands and results, which it reads and writes at least; None where a size is open.
         depth: how many loops and branches are around it.
 
     >>> import torch, functorch_hops as fh
