@@ -3,9 +3,8 @@
 The body is a layer of an RNN (batch 32, width 256; a carry of 32 KiB), and the trip count is known to the run only. The
 contenders: the Python loop under autograd (in plain eager, `fh.while_loop` is just that), and `fh.jit(backend="eager")`
 of the library's loop, with everything saved and with `checkpoints=k`; and the same compiled by Inductor, where a loop
-saves everything on a tape. "kept" is what autograd holds between forward and backward, the operands left out; it does
-not know what a kernel keeps. "peak" is how much the resident memory grows over a run of 8 steps, in a process of its
-own.
+saves everything on a tape. "kept" is what autograd holds between forward and backward, the operands left out; "peak" is
+how much the resident memory grows over a run of 8 steps, in a process of its own.
 
 Target: with checkpoints, what is kept does not depend on the trip count.
 """
@@ -107,8 +106,6 @@ def main() -> None:
             found = in_a_process_of_its_own(choice, trips)
             python = python or found
             figures = [f"{found[column]:.1f}" for column in ("kept", "peak", "forward", "both")]
-            if choice.startswith("compiled"):
-                figures[0] = "-"
             rows.append([f"{trips} steps, {NAMES[choice]}", *figures, f"{found['both'] / python['both']:.1f}"])
     header = ["loop", "kept, MiB", "peak, MiB", "forward, ms", "forward and backward, ms", "ratio to Python"]
     print_table("Reverse mode of a while loop", header, rows)
