@@ -2,9 +2,9 @@
 
 The body is a layer of an RNN (batch 32, width 256; a carry of 32 KiB), and the trip count is known to the run only. The
 contenders: the Python loop under autograd (in plain eager, `fh.while_loop` is just that), and `fh.jit(backend="eager")`
-of the library's loop, with everything saved and with `checkpoints=k`. "kept" is what autograd holds between forward and
-backward, the operands left out; "peak" is how much the resident memory grows over a run of 8 steps, in a process of its
-own.
+of the library's loop, with everything saved and with `checkpoints=k`; and the same compiled by Inductor, where a loop
+saves everything on a tape. "kept" is what autograd holds between forward and backward, the operands left out; "peak" is
+how much the resident memory grows over a run of 8 steps, in a process of its own.
 
 Target: with checkpoints, what is kept does not depend on the trip count.
 """
@@ -26,7 +26,14 @@ from torch import Tensor
 import functorch_hops as fh
 
 TRIPS = (64, 256, 1024)
-CHOICES = ("Python", "all", "64", "16", "4")
+CHOICES = ("Python", "all", "64", "16", "4", "compiled all", "compiled 16")
+NAMES = {
+    "Python": "Python loop",
+    "all": "`while_loop`",
+    **{k: f"`checkpoints={k}`" for k in ("64", "16", "4")},
+    "compiled all": "compiled, on a tape",
+    "compiled 16": "compiled, `checkpoints=16`",
+}
 X = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
 WEIGHT = 0.06 * torch.randn(256, 256, generator=torch.Generator().manual_seed(1))
 
@@ -38,14 +45,15 @@ def python_loop(x: Tensor, w: Tensor, trips: Tensor) -> Tensor:
 
 
 def library_loop(choice: str) -> Callable[..., Tensor]:
-    checkpoints = None if choice == "all" else int(choice)
+    how, _, saved = choice.rpartition(" ")
+    checkpoints = None if saved == "all" else int(saved)
 
     def loop(x: Tensor, w: Tensor, trips: Tensor) -> Tensor:
         body = lambda s: (s[0] + 1, torch.tanh(s[1] @ w) + s[1] * 0.5)
         out: Tensor = fh.while_loop(lambda s: s[0] < trips, body, (0, x), checkpoints=checkpoints)[1].sum()
         return out
 
-    return fh.jit(loop, backend="eager")
+    return fh.jit(loop, backend="inductor" if how else "eager")
 
 
 def run(loop: Callable[..., Tensor], trips: int) -> tuple[float, float]:
@@ -97,9 +105,8 @@ def main() -> None:
         for choice in CHOICES:
             found = in_a_process_of_its_own(choice, trips)
             python = python or found
-            name = {"Python": "Python loop", "all": "while_loop"}.get(choice, f"checkpoints={choice}")
-            figures = (f"{found[column]:.1f}" for column in ("kept", "peak", "forward", "both"))
-            rows.append([f"{trips} steps, {name}", *figures, f"{found['both'] / python['both']:.1f}"])
+            figures = [f"{found[column]:.1f}" for column in ("kept", "peak", "forward", "both")]
+            rows.append([f"{trips} steps, {NAMES[choice]}", *figures, f"{found['both'] / python['both']:.1f}"])
     header = ["loop", "kept, MiB", "peak, MiB", "forward, ms", "forward and backward, ms", "ratio to Python"]
     print_table("Reverse mode of a while loop", header, rows)
 

@@ -88,6 +88,16 @@ def test_the_parts_of_a_gradient_and_what_is_saved() -> None:
     assert "saves 16 bytes per step" in str(forward) and "backward pass" in str(backward)
 
 
+def test_traffic_is_that_of_operands_and_results() -> None:
+    (scan,) = explained(running, XS).loops
+    assert scan.traffic_bytes == 4 * (4 + 5 * 4 + 4 + 5)  # the carry, xs, the last carry, ys
+    assert f"reads and writes {scan.traffic_bytes} bytes" in str(scan)
+    (scan,) = fh.explain(fh.jit(running, backend="eager", dynamic=True))(XS).loops
+    assert scan.traffic_bytes is None
+    scan, cond, loop = explained(branching, XS).loops
+    assert (cond.traffic_bytes, loop.traffic_bytes) == (1 + 16 + 16, 16 + 16)
+
+
 def test_kernels_and_what_prevents_them() -> None:
     def f(xs):
         def step(c, x):

@@ -273,7 +273,7 @@ results = [*value(c, xs), *fh.jit(fh.grad(lambda c, xs: decaying(c, xs)[1].squar
 needs_grad = c.clone().requires_grad_()
 fh.jit(lambda c, xs: decaying(c, xs)[1].square().mean())(needs_grad, xs).backward()
 results.append(needs_grad.grad)
-has_inductor = "torch._inductor.graph" in sys.modules
+has_inductor = "torch._dynamo" in sys.modules
 import torch._inductor.compile_fx
 value(c, xs)  # of a trace that Inductor's import leaves valid
 print(json.dumps([[x.tolist() for x in results], has_inductor, value.cache_info().misses]))
@@ -281,7 +281,7 @@ print(json.dumps([[x.tolist() for x in results], has_inductor, value.cache_info(
 
 
 @pytest.mark.slow
-def test_another_process_does_not_import_inductor(folder: Path) -> None:
+def test_another_process_imports_no_compiler(folder: Path) -> None:
     def run() -> Any:
         command = [sys.executable, "-c", PROGRAM, str(folder)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)

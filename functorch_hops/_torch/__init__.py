@@ -20,6 +20,7 @@ from .interrupts import *
 from .legacy_vmap import *
 from .levels import *
 from .logs import *
+from .parts import *
 from .process import *
 from .recording import *
 from .shapes import *

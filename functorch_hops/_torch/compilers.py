@@ -14,6 +14,7 @@ from torch._C._dynamo import eval_frame
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .dispatch import suspended
+from .parts import collections_paused
 from .tracing import new_fake_mode
 
 __all__ = [
@@ -39,7 +40,8 @@ F = TypeVar("F", bound=Any)
 
 def compile_lock() -> contextlib.AbstractContextManager[Any]:
     """One thread at a time generates code: torch's tracers, and what is patched meanwhile, are those of the process."""
-    from torch._dynamo.convert_frame import compile_lock
+    with collections_paused():
+        from torch._dynamo.convert_frame import compile_lock
 
     lock: contextlib.AbstractContextManager[Any] = compile_lock
     return lock

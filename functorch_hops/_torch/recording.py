@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, PythonKeyTracer, _ProxyTensor, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import PythonKeyTracer, _ProxyTensor, track_tensor_tree
 from torch.fx.traceback import has_preserved_node_meta
+
+from .parts import new_proxy_mode
 
 __all__ = ["CallRecorder"]
 
@@ -116,7 +118,7 @@ class CallRecorder:
     """torch's proxy mode for one capture, and a shorter way to record what it would."""
 
     def __init__(self, tracer: PythonKeyTracer, fakes: FakeTensorMode) -> None:
-        self.mode = ProxyTorchDispatchMode(tracer, "fake")
+        self.mode = new_proxy_mode(tracer)
         self.tracer = tracer
         self.fakes = fakes
         self.tracker = tracer.tensor_tracker

@@ -54,6 +54,7 @@ def env_around() -> Any:
 
 @functools.cache
 def _shape_env_class() -> Any:
+    from torch._guards import SLoc
     from torch.fx.experimental.sym_node import SymNode
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
@@ -73,6 +74,12 @@ def _shape_env_class() -> Any:
                 if asking[:2] != questions or asking[2] is SymNode.bool_.__code__ or top_interpreter() is None:
                     raise
                 return super().evaluate_sym_node(sym_node, size_oblivious=True)
+
+        def _get_stack_summary(self, is_debug: bool = False, framework_loc: str | None = None) -> Any:
+            """For logs: which files are not the user's, torch asks Dynamo, and imports it for that."""
+            if "torch._dynamo" in sys.modules:
+                return super()._get_stack_summary(is_debug, framework_loc)
+            return SLoc(framework_loc, None), ""
 
     return Env
 

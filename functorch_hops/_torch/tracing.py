@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import (
     track_tensor_tree,
 )
 
+from .parts import load_parts
 from .symbols import new_shape_env
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
 
 def new_fake_mode(env: Any = None) -> FakeTensorMode:
     """A FakeTensorMode with a ShapeEnv, which open sizes and unbacked ones (saved carries of a while loop) need."""
+    load_parts()
     return FakeTensorMode(shape_env=env or new_shape_env(), allow_non_fake_inputs=False, static_shapes=True)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 from torch.autograd import profiler
 from torch.torch_version import TorchVersion
 
-from .._torch import compile_lock, is_effectful
+from .._torch import collections_paused, compile_lock, is_effectful
 from ..ir.subgraph import Params, has_effect, params_of
 from .barrier import barriers, optimization_barrier, store_shared_sources, stored
 from .cures import cured, exact_arithmetic, graphs_in, replaced
@@ -233,10 +233,11 @@ def _settings(
 def exact_code() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop: our operators are known, and faults cured."""
     with compile_lock():
-        _register_operators()
-        register_kernels()
-        register_launches()
-        note_probes()
+        with collections_paused():  # Inductor is imported
+            _register_operators()
+            register_kernels()
+            register_launches()
+            note_probes()
         with exact_arithmetic():
             yield
 

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch import Tensor, fx
+
 from ..calls.arguments import P
 from ..calls.leaf import left_to_python
 from ..calls.spelling import spelled
 from ..calls.validate import check_callable
+from ..ir.meta import TensorMeta
 from ..ir.subgraph import Params, Subgraph, params_of
 from ..lowering.backends import compilation_of, compiled
 from ..lowering.stages import COMPILED, GRAPH, KERNELS, PASSES
@@ -54,6 +57,7 @@ class LoopExplanation:
         reason: why there is nothing better; None where nothing is, and for a part of another loop's kernel.
         trip_count: how many steps it takes, None where only a run knows.
         saved_bytes: what the forward pass keeps of each step for the backward pass; None for all other parts.
+        traffic_bytes: of its operands and results, which it reads and writes at least; None where a size is open.
         depth: how many loops and branches are around it.
 
     >>> import torch, functorch_hops as fh
@@ -74,6 +78,7 @@ class LoopExplanation:
     reason: str | None
     trip_count: int | None
     saved_bytes: int | None
+    traffic_bytes: int | None
     depth: int
 
     def __str__(self) -> str:
@@ -89,6 +94,8 @@ class LoopExplanation:
         if self.saved_bytes is not None:
             each = "" if self.operator == "cond" else " per step"
             lines.append(f"  saves {self.saved_bytes} bytes{each} for the backward pass")
+        if self.traffic_bytes is not None:
+            lines.append(f"  reads and writes {self.traffic_bytes} bytes, its operands and results")
         return "\n".join("  " * self.depth + line for line in lines)
 
 
@@ -166,6 +173,7 @@ def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
     scan at <doctest ...>:2...
       lowered to the operators of the graph, called from Python
       steps: 9
+      reads and writes 80 bytes, its operands and results
     """
     check_callable("explain", "func", func)
     jitted: Any = getattr(func, "_jitted", func)
@@ -216,13 +224,13 @@ class _Loops:
                 continue
             inner, lowering = depth, around
             if isinstance(params, _KINDS):
-                found = self._explained(params, params.trip_count(node.args[1:]), depth, around)
+                found = self._explained(params, node, depth, around)
                 yield found
                 inner, lowering = depth + 1, found.lowering
             for part in params.run_bodies:
                 yield from self.of(part, inner, lowering)
 
-    def _explained(self, params: Params, trips: int | None, depth: int, around: Lowering | None) -> LoopExplanation:
+    def _explained(self, params: Params, node: fx.Node, depth: int, around: Lowering | None) -> LoopExplanation:
         origin, label = params.origin, params.operator.label
         is_inside = around in ("lanes", "steps", "tape", "inside")
         report = next((r for r in self.reports if _is_of(r, params)), None)
@@ -239,10 +247,19 @@ class _Loops:
             part=origin.part if origin else None,
             lowering=lowering,
             reason=report.reason if report is not None and not is_inside else None,
-            trip_count=trips,
+            trip_count=params.trip_count(node.args[1:]),
             saved_bytes=origin.saved if origin else None,
+            traffic_bytes=_traffic(node),
             depth=depth,
         )
+
+
+def _traffic(node: fx.Node) -> int | None:
+    """The bytes of the operands, each once, and of the results."""
+    values = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
+    values += node.meta.get("val", ())
+    metas = [TensorMeta.of(value) for value in values if isinstance(value, Tensor)]
+    return sum(x.nbytes for x in metas) if all(type(size) is int for x in metas for size in x.shape) else None
 
 
 def _is_of(report: LoopReport, params: Params) -> bool:
