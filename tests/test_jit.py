@@ -290,7 +290,9 @@ class Scaled:
 def test_methods_belong_to_one_object():
     x, first, second = torch.ones(()), Scaled(2.0), Scaled(torch.tensor(3.0))
     assert (first.times(x), second.times(x)) == (2, 3)
-    assert (first.times(x, "twice"), second.times(x, "twice")) == (4, 9)
+    with fh.log_captures(quiet=True) as events:
+        assert (first.times(x, "twice"), second.times(x, "twice")) == (4, 9)
+    assert any("is new: a method" in reason for event in events for reason in event.reasons)
     first.times(x)
     assert first.times.cache_info() == (1, 2, 128, 2)
     assert first.linear(torch.ones(2)).shape == (3,)

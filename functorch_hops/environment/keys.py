@@ -156,6 +156,8 @@ def describe_key(key: Any) -> str:
     if isinstance(key, ByIdentity):
         return repr(key)
     first, *rest = key
+    if not rest:
+        return f"a {first}"
     if isinstance(first, enum.EnumMeta):
         return f"{first.__name__}.{rest[0]}"
     if isinstance(first, type):
