@@ -115,6 +115,7 @@ def test_while_loop_whose_condition_is_constantly_false(run):
 # leaves
 
 
+@pytest.mark.filterwarnings("ignore:.*seen")  # what the bodies record
 @every_mode
 @pytest.mark.parametrize(
     ("number", "dtype"), [(True, torch.bool), (3, torch.int64), (0.5, torch.float32), (1j, torch.complex64)]

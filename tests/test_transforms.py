@@ -554,6 +554,9 @@ def test_names_and_wrapped_function(transform):
     assert callable(transform(functools.partial(model)))
 
 
+CALLED = {name: f"the order is fh.{name}(func, *primals)" for name in ("vjp", "linearize")}
+
+
 @pytest.mark.parametrize("name", ["vmap", "grad", "value_and_grad", "vjp", "linearize", "jacfwd", "jacrev", "hessian"])
 def test_not_callable(name):
     with pytest.raises(fh.ArgumentTypeError) as caught:
@@ -563,6 +566,7 @@ def test_not_callable(name):
         "  where: func",
         "  expected: a function",
         "  got: int 3",
+        f"  help: {CALLED.get(name, f'write {name}(func)(*args): its arguments are passed to what it returns')}",
     ]
 
 
