@@ -513,7 +513,7 @@ def test_a_loop_that_takes_no_step_has_a_finite_gradient(inside):
 
 
 def test_a_bound_that_loops_within_loops_share():
-    """The outer body reads it for the inner loop only, the outer condition for itself: two operands, which become one."""
+    """The outer condition reads one operand, the outer body another one, and both are the bound."""
     inner = lambda n, x: fh.fori_loop(0, n, lambda i, x: 0.5 * x + i, x)
     f = lambda x, n: fh.fori_loop(0, n, lambda i, x: inner(n, x) + i, x)
     x, n = torch.ones(3), torch.tensor(3)
