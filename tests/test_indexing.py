@@ -237,6 +237,37 @@ def test_indexing_under_vmap(run):
     same(run(fh.vmap(f), t, k), expected)
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_what_is_no_row_is_found_out(backend):
+    def put(t, i):
+        t = t.clone()
+        t[i] = 7.0
+        return t
+
+    t = torch.arange(3.0)
+    lanes, place = fh.jit(fh.vmap(lambda i: t[i]), backend=backend), fh.jit(fh.vmap(put), backend=backend)
+    same(lanes(torch.arange(-3, 3)), t.repeat(2))
+    for i in (-4, -6, -7, 3):
+        with pytest.raises(IndexError, match="out of bounds"):
+            lanes(torch.tensor([i]))
+        with pytest.raises(IndexError, match="out of bounds"):
+            place(t[None], torch.tensor([i]))
+
+
+def test_what_is_no_row_is_found_out_where_inductor_compiles_torchs_operators():
+    class Module(torch.nn.Module):
+        def forward(self, t, i):
+            return fh.jit(lambda t, i: t[i])(t, i)
+
+    t = torch.arange(3.0)
+    program = torch.export.export(Module(), (t, torch.tensor(1)))
+    compiled = torch.compile(program.module())
+    same(compiled(t, torch.tensor(-3)), t[0])
+    for i in (-4, -6, 3):
+        with pytest.raises(RuntimeError, match="out of bounds"):
+            compiled(t, torch.tensor(i))
+
+
 @every_mode
 def test_indexing_by_an_argmax(run):
     def f(t):

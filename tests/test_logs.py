@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+from torch._logging._internal import LazyTraceHandler, trace_log
+
+from functorch_hops.calls.listening import is_heard
+
 PROGRAM = """
 import torch, functorch_hops as fh
 
@@ -35,3 +39,10 @@ def test_what_torchs_variables_ask_for(tmp_path) -> None:
     events = [json.loads(entries[i + 1].strip()) for i in places]
     assert [event["name"] for event in events] == ["total", "total", "map"]
     assert events[1]["reasons"] == ["arguments changed from (float32[3]@cpu) to (float32[4]@cpu)"]
+
+
+def test_without_them_nobody_listens(monkeypatch) -> None:
+    monkeypatch.setattr(trace_log, "handlers", [LazyTraceHandler(None)])
+    assert not is_heard()
+    monkeypatch.setattr(trace_log, "handlers", [LazyTraceHandler("somewhere")])
+    assert is_heard()

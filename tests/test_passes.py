@@ -512,6 +512,14 @@ def test_a_loop_that_takes_no_step_has_a_finite_gradient(inside):
     torch.testing.assert_close(g(torch.zeros(3), torch.zeros(3)), torch.zeros(3))
 
 
+def test_a_bound_that_loops_within_loops_share():
+    """The outer condition reads one operand, the outer body another one, and both are the bound."""
+    inner = lambda n, x: fh.fori_loop(0, n, lambda i, x: 0.5 * x + i, x)
+    f = lambda x, n: fh.fori_loop(0, n, lambda i, x: inner(n, x) + i, x)
+    x, n = torch.ones(3), torch.tensor(3)
+    torch.testing.assert_close(fh.jit(f)(x, n), f(x, n))
+
+
 def test_an_unchanged_carry_is_not_saved_for_the_backward_pass():
     """JAX-style code carries its parameters; each step of a scan would save them."""
     w, xs = torch.randn(50, 50), torch.randn(7, 50)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch._logging import trace_structured
-from torch._logging._internal import trace_log
+from torch._logging._internal import LazyTraceHandler, trace_log
 
 __all__ = ["add_to_trace", "is_traced"]
 
 
 def is_traced() -> bool:
-    """Whether somebody reads the trace."""
-    return bool(trace_log.handlers)
+    """Whether somebody reads the trace. torch's own handler is there without ``TORCH_TRACE`` too: it has no directory
+    then, and goes when it first hears something.
+    """
+    return any(not isinstance(h, LazyTraceHandler) or h.root_dir is not None for h in trace_log.handlers)
 
 
 def add_to_trace(name: str, text: Callable[[], str]) -> None:

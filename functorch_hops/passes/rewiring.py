@@ -39,8 +39,9 @@ def rewired(body: Subgraph, inputs: Sequence[int], outputs: Mask, more: Sequence
         nodes = body.input_nodes()
         for new in range(max(inputs, default=-1) + 1):
             olds = [i for i, place in enumerate(inputs) if place == new]
-            builder.placeholder(nodes[olds[0]], body.inputs[olds[0]])
-            builder.new.update({nodes[i]: builder.new[nodes[olds[0]]] for i in olds})
+            first = next((i for i in olds if "val" in nodes[i].meta), olds[0])  # one that is read knows its value
+            builder.placeholder(nodes[first], body.inputs[first])
+            builder.new.update({nodes[i]: builder.new[nodes[first]] for i in olds})
         for meta in more:
             builder.placeholder(None, meta)
         kept = [n for n, o in zip(body.output_nodes(), outputs) if o]

@@ -182,8 +182,14 @@ def _first_traced_integer(x: Tensor, index: Any) -> tuple[int, Tensor, Any] | No
     if any(item is Ellipsis for item in items[:place]):
         dim += x.dim() - _dims_taken(items)
     row = items[place].to(x.device, torch.int64)
-    row = torch.where(row < 0, row + x.shape[dim], row).reshape(1)
-    return dim, row, (*items[:place], 0, *items[place + 1 :])
+    return dim, _counted(row, x.shape[dim]).reshape(1), (*items[:place], 0, *items[place + 1 :])
+
+
+def _counted(row: Tensor, size: Any) -> Tensor:
+    """A row counted from the start. What is no row stays as far below zero as it was: an operator that counts from the
+    end itself, as Inductor's ``index_select`` does, must not find another row by it.
+    """
+    return torch.where((row < 0) & (row >= -size), row + size, row)
 
 
 def _dims_taken(items: tuple[Any, ...]) -> int:
