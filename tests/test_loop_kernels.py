@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -366,6 +368,20 @@ def test_a_kernel_that_takes_long_leaves_python_to_other_threads() -> None:
         turns += 1
     assert turns > 5
     same(results, [f(torch.tensor(1.0), steps)])
+
+
+_ENDS_FIRST = """
+import threading, time, torch, functorch_hops as fh
+f = fh.jit(lambda x, n: fh.fori_loop(0, n, lambda _, x: torch.sin(x * 1.01 + 0.1), x))
+f(torch.ones(64), torch.tensor(1))
+slow = type("Slow", (), {"__del__": lambda self, sleep=time.sleep: sleep(3)})()
+threading.Thread(target=f, args=(torch.ones(64), torch.tensor(10**7)), daemon=True).start(); time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_python_may_end_before_a_kernel() -> None:
+    subprocess.run([sys.executable, "-c", _ENDS_FIRST], check=True, timeout=300)
 
 
 @pytest.fixture

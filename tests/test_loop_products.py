@@ -56,6 +56,13 @@ PRODUCTS: dict[str, Program] = {
         lambda a, c: fh.fori_loop(0, 3, lambda _, s: (s[0] * 0.9, torch.tanh(s[0] @ s[1]), s[1] @ s[0].t()), (a, c, c)),
         (normal(37, 37) / 6, normal(37)),
     ),
+    **{
+        f"rows that change, {dtype}": (
+            lambda a, c: fh.fori_loop(0, 3, lambda _, s: ((s[0] + 1) % 5, (s[0] @ s[1]) % 5), (a, c)),
+            ((normal(10, 10) * 3).to(dtype), (normal(10) * 3).to(dtype)),
+        )
+        for dtype in (torch.int64, torch.int32, torch.int8)
+    },
     "rows that change, double": (
         lambda a, c: fh.fori_loop(0, 3, lambda _, s: (s[0] * 0.9, torch.tanh(s[0] @ s[1])), (a, c)),
         (normal(19, 19).double() / 6, normal(19).double()),

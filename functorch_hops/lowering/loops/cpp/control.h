@@ -137,6 +137,11 @@ static void raise_later() {
 static void release_python(Control& control) {
   if (!control.released && has_python() && PyGILState_Check()) control.released = PyEval_SaveThread();
 }
+// Python, while it ends, ends each thread that asks for its lock, which C++ does not survive: such a thread waits.
+static void take_python(Control& control) {
+  for (const timespec second{1, 0}; !has_python();) nanosleep(&second, nullptr);
+  PyEval_RestoreThread(control.released);
+}
 // Run the handlers of signals that have come, as Python does between its instructions.
 static bool handler_raised(Control& control, const Level* inner) {
   if (!has_python()) return false;
@@ -278,7 +283,7 @@ struct Call {
     control.is_watched = is_watched();
   }
   ~Call() {
-    if (control.released) PyEval_RestoreThread(control.released);
+    if (control.released) take_python(control);
     if (!control.is_watched || !has_python()) return;
     auto state = PyGILState_Ensure();
     if (!PyErr_Occurred() && !told_ended(control)) raise_later();

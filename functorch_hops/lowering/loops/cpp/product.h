@@ -115,6 +115,7 @@ static C10_ALWAYS_INLINE void row_sums(const T* a, int64_t a0, const T* b, T* c,
   }
   if (const int rest = int(terms - k)) {
     V x = V::loadu(b + k, rest);
+    if constexpr (std::is_integral_v<T>) x = V::set(V(T(0)), x, rest);  // torch fills what is left with ones
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) sums[i] = at::vec::fmadd(V::loadu(a + i * a0 + k, rest), x, sums[i]);
   }
