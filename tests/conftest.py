@@ -50,6 +50,10 @@ pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes"
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        # torch 2.11 for CUDA gives what then guards devices to the first thread that makes fake tensors; when that
+        # ends, the next one to make some reads freed memory.
+        torch._C._ensureCUDADeviceGuardSet()
     # Captures make many objects and few cycles. Traces and compiled code stay: hardly any cycle is found by full
     # collections, which take seconds each in the end. Dynamo asks for one of two generations after each compilation.
     gc.set_threshold(50_000, 20, 1_000)

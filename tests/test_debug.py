@@ -82,7 +82,9 @@ def test_each_step_happens_once_and_in_order(run, loop, transform) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_each_step_happens_once_and_in_order_for_a_backend(loop) -> None:
     same(compiled(fh.value_and_grad(LOOPS[loop]), XS), fh.value_and_grad(torch.prod)(XS))
-    assert log.taken() == STEPS
+    # A scan of torch's 2.11 that is interpreted runs its first step once more, for the shapes.
+    again = torch.__version__ < (2, 12) and loop != "while_loop"
+    assert log.taken() == STEPS[:again] + STEPS
 
 
 @every_way

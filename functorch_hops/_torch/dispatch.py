@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.fx.traceback as fx_traceback
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -40,6 +41,7 @@ __all__ = [
     "observer",
     "only_asks_for_shapes",
     "saved_by_checkpoint",
+    "saved_by_tags",
     "suspended",
     "without_saved_tensor_hooks",
     "without_torch_function",
@@ -152,6 +154,20 @@ def saved_by_checkpoint(mode: Any) -> Iterator[None]:
         yield
     finally:
         mode.policy_fn = policy
+
+
+@contextlib.contextmanager
+def saved_by_tags() -> Iterator[None]:
+    """Let it save what is recorded here: torch 2.11 has no mode for what is not selective, it marks nodes."""
+    meta = fx_traceback.current_meta
+    if meta.get("recompute") is None:
+        yield
+        return
+    policy, meta["recompute"] = meta["recompute"], CheckpointPolicy.MUST_SAVE
+    try:
+        yield
+    finally:
+        meta["recompute"] = policy
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""torch's structured trace (``TORCH_TRACE``), which tools such as tlparse read. Checked against torch 2.13.0."""
+"""torch's structured trace (``TORCH_TRACE``), for tools such as tlparse (checked against torch 2.11.0 and 2.13.0)."""
 
 from __future__ import annotations
 

@@ -142,14 +142,13 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return result
 
     def _under_checkpoint(self, mode: Any, params: P, *operands: Any) -> Any:
-        """Of random numbers in a loop AOTAutograd would not keep the state, and effects happen once."""
-        once = params.draws or params.holds_effects
-        with _torch.saved_by_checkpoint(mode) if once else contextlib.nullcontext():
+        with _torch.saved_by_checkpoint(mode) if _is_once(params) else contextlib.nullcontext():
             return mode.__torch_dispatch__(self, [], (params, *operands), {})
 
     def _functionalize(self, ctx: Any, params: P, *operands: Any) -> Any:
         unwrapped = ctx.unwrap_tensors(operands)
-        with ctx.redispatch_to_next():
+        saved = _torch.saved_by_tags() if _is_once(params) else contextlib.nullcontext()
+        with saved, ctx.redispatch_to_next():
             return ctx.wrap_tensors(self(params, *unwrapped))
 
     # -- transforms
@@ -243,3 +242,8 @@ def _dual(x: Any) -> tuple[Any, Tensor | None]:
 
 def _below(interpreter: Any) -> Any:
     return _torch.below_autograd() if interpreter is None else interpreter.lower()
+
+
+def _is_once(params: Params) -> bool:
+    """Of random numbers in a loop AOTAutograd would not keep the state for a checkpoint, and effects happen once."""
+    return params.draws or params.holds_effects
