@@ -103,6 +103,28 @@ assert not any(getattr(finder, "name", None) == "torch._dynamo" for finder in sy
     in_a_process(CAPTURE + MARKS + before + meanwhile + program, 120)
 
 
+def test_dynamo_imported_in_a_capture_leaves_it_alone() -> None:
+    """A function compiled in the first capture of a process runs as Python there, and is compiled behind it."""
+    program = """
+import torch
+import functorch_hops as fh
+
+kinds = []
+
+def g(x):
+    kinds.append(type(x))
+    return x.sin()
+
+x = torch.ones(2)
+f = fh.jit(lambda x: 2 * torch.compile(g, backend="eager")(x), backend="eager")
+assert f(x).equal(2 * x.sin()) and len(kinds) == 1 and kinds[0] is not torch.Tensor
+assert torch._dynamo.eval_frame._stance.stance == "default"
+torch.compile(torch.sin, backend="eager", fullgraph=True)(x)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+    in_a_process(program, 120)
+
+
 def test_a_first_capture_that_was_interrupted_can_be_repeated() -> None:
     program = """
 import sys, torch
