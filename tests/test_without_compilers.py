@@ -40,6 +40,11 @@ for g, x in ((f, c), (fh.grad(f), c), (fh.hessian(f), c), (fh.vmap(fh.grad(f)), 
     torch.testing.assert_close(fh.jit(g, backend="eager")(x), g(x))
 fh.make_graph(f)(c)
 """
+CAPTURE = """
+import sys, torch
+import functorch_hops as fh
+fh.jit(torch.sin, backend="eager")(torch.ones(2))
+"""
 UNTOUCHED = """
 assert not {"torch._dynamo", "torch._inductor"} & {*sys.modules}
 """
@@ -47,6 +52,19 @@ MARKS = """
 import gc
 from functorch_hops._torch.parts import _kept_from_dynamo
 marks = {hasattr(f, "__dynamo_disable") for f in _kept_from_dynamo()}
+"""
+INTERRUPTED = """
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "torch._dynamo.symbolic_convert":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+try:
+    import torch._dynamo
+except KeyboardInterrupt:
+    assert "torch._dynamo" not in sys.modules
 """
 
 
@@ -69,13 +87,95 @@ fh.jit(fh.grad(f), backend="eager")(c + 1)
     in_a_process(CAPTURES + UNTOUCHED + program, 120)
 
 
-def test_functions_are_kept_from_dynamo_as_soon_as_there_is_one() -> None:
+@pytest.mark.parametrize(
+    "meanwhile", ["", "import importlib.util; importlib.util.find_spec('torch._dynamo')", "gc.freeze()", INTERRUPTED]
+)
+def test_functions_are_kept_from_dynamo_as_soon_as_there_is_one(meanwhile: str) -> None:
     """The marks of the first capture are gone; torch sets its own when a function is called."""
     program = """
 import torch._dynamo
+gc.unfreeze()
 assert not any(vars(f).get("__dynamo_disable") is f for f in _kept_from_dynamo())
+assert torch._dynamo.config is sys.modules["torch._dynamo.config"]
+assert not any(getattr(finder, "name", None) == "torch._dynamo" for finder in sys.meta_path)
 """
-    in_a_process(CAPTURES + MARKS + "assert True in marks" + program, 120)
+    before = "assert True in marks\n"
+    in_a_process(CAPTURE + MARKS + before + meanwhile + program, 120)
+
+
+def test_dynamo_imported_in_a_capture_leaves_it_alone() -> None:
+    """A function compiled in the first capture of a process runs as Python there, and is compiled behind it."""
+    program = """
+import torch
+import functorch_hops as fh
+
+kinds = []
+
+def g(x):
+    kinds.append(type(x))
+    return x.sin()
+
+x = torch.ones(2)
+f = fh.jit(lambda x: 2 * torch.compile(g, backend="eager")(x), backend="eager")
+assert f(x).equal(2 * x.sin()) and len(kinds) == 1 and kinds[0] is not torch.Tensor
+assert torch._dynamo.eval_frame._stance.stance == "default"
+torch.compile(torch.sin, backend="eager", fullgraph=True)(x)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+"""
+    in_a_process(program, 120)
+
+
+def test_a_first_capture_that_was_interrupted_can_be_repeated() -> None:
+    program = """
+import sys, torch
+import functorch_hops as fh
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == "torch._inductor.compiler_bisector":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+f = fh.jit(torch.sin, backend="eager")
+try:
+    f(torch.ones(2))
+except KeyboardInterrupt:
+    assert f(torch.ones(2)).equal(torch.ones(2).sin())
+else:
+    raise AssertionError
+"""
+    in_a_process(program + UNTOUCHED + "import torch._dynamo; torch._dynamo.exc, torch._inductor.config", 120)
+
+
+def test_a_thread_imports_dynamo_while_another_captures_first() -> None:
+    """Python gives it the module whose import failed."""
+    program = """
+import sys, threading, time
+import torch
+import functorch_hops as fh
+
+is_loading = threading.Event()
+
+class Wait:
+    def find_spec(self, name, path, target=None):
+        if name == "torch._dynamo.utils":
+            is_loading.set()
+            time.sleep(0.5)
+
+def use():
+    is_loading.wait()
+    from torch._dynamo import optimize
+    found.append(optimize)
+
+sys.meta_path.insert(0, Wait())
+found, thread = [], threading.Thread(target=use)
+thread.start()
+fh.jit(torch.sin, backend="eager")(torch.ones(2))
+thread.join()
+assert found == [torch._dynamo.optimize]
+"""
+    in_a_process(program, 120)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +185,14 @@ assert not any(vars(f).get("__dynamo_disable") is f for f in _kept_from_dynamo()
         "import torch._dynamo.source",
         "from torch._dynamo import optimize",
         "from torch._inductor import compile_fx",
-        "torch._dynamo.added = 3; assert sys.modules['torch._dynamo'].added == 3",
+        "torch._dynamo.added = 3; assert sys.modules['torch._dynamo'].added == 3; del torch._dynamo.added",
+        "from unittest import mock\nwith mock.patch.object(torch._dynamo, 'reset'): torch._dynamo.reset()",
+        "assert 'optimize' in dir(torch._dynamo)",
         "assert torch._dynamo.config.patch(verbose=True) and torch._inductor.config.patch(debug=True)",
     ],
 )
 def test_every_way_to_a_package_leads_to_it(use: str) -> None:
-    program = f"""
-import sys, torch
-import functorch_hops as fh
-fh.jit(torch.sin, backend="eager")(torch.ones(2))
+    program = f"""{CAPTURE}
 {use}
 import torch._dynamo, torch._inductor
 assert torch._dynamo is sys.modules["torch._dynamo"] and torch._inductor is sys.modules["torch._inductor"]

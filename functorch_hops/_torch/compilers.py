@@ -14,6 +14,7 @@ from torch._C._dynamo import eval_frame
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .dispatch import suspended
+from .imports import Execute, when_imported
 from .parts import collections_paused
 from .tracing import new_fake_mode
 
@@ -30,6 +31,7 @@ __all__ = [
     "matrix_failure",
     "native_graph",
     "never_compiled",
+    "silence_dynamo_at_its_import",
     "with_own_code",
 ]
 
@@ -105,23 +107,46 @@ def is_refused_by_dynamo(error: Exception) -> bool:
     return dynamo is not None and isinstance(error, dynamo.Unsupported)
 
 
+_EVAL_FRAME = "torch._dynamo.eval_frame"
+_silences = 0
+
+
 @contextlib.contextmanager
 def dynamo_silent() -> Iterator[None]:
     """Functions that ``torch.compile`` compiled, as a whole too, run as Python: what records operators sees them, and
     Dynamo does not come to know their code as something that can't be compiled. What is called meanwhile it does not
-    compile either, were it at work around this.
+    compile either, were it at work around this, or imported only now.
     """
-    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
-    is_imported = hasattr(dynamo, "_stance")  # to its end
-    if is_imported:
-        before, dynamo._stance = dynamo._stance, dynamo.DynamoStance("force_eager")
+    global _silences
+    before = getattr(sys.modules.get(_EVAL_FRAME), "_stance", None)  # None: it is not imported, or not to its end
+    if before is not None:
+        _silence(sys.modules[_EVAL_FRAME])
+    _silences += 1
     callback = eval_frame.set_eval_frame(None)
     try:
         yield
     finally:
         eval_frame.set_eval_frame(callback)
-        if is_imported:
-            dynamo._stance = before
+        _silences -= 1
+        dynamo: Any = sys.modules.get(_EVAL_FRAME)
+        if hasattr(dynamo, "_stance"):
+            dynamo._stance = before or dynamo.DynamoStance()
+
+
+def silence_dynamo_at_its_import() -> None:
+    """Let ``dynamo_silent`` hold for Dynamo where it is imported meanwhile."""
+    if _EVAL_FRAME not in sys.modules:
+        when_imported(_EVAL_FRAME, _import_dynamo)
+
+
+def _import_dynamo(module: Any, execute: Execute) -> None:
+    execute(module)
+    if _silences:
+        _silence(module)
+
+
+def _silence(dynamo: Any) -> None:
+    dynamo._stance = dynamo.DynamoStance("force_eager")
 
 
 def break_graph(reason: str) -> None:

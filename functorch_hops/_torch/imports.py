@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -47,10 +48,10 @@ def run_instead(name: str, run: Run) -> None:
     waiting = _Waiting(name, run_and_fail, threading.get_ident())
     sys.meta_path.insert(0, waiting)
     try:
-        import_module(name)
-    except _Done:
-        return
-    sys.meta_path.remove(waiting)
+        with contextlib.suppress(_Done):
+            import_module(name)
+    finally:
+        waiting.leave()
 
 
 class _Done(Exception):
@@ -58,7 +59,9 @@ class _Done(Exception):
 
 
 class _Waiting(MetaPathFinder):
-    """It finds one module, as it would have been found, and is gone."""
+    """It finds one module as the finders behind it do, and is gone when the module is imported. Until then it may be
+    asked more than once: by who wants to know whether there is such a module, or after an import that failed.
+    """
 
     def __init__(self, name: str, run: Run, thread: int | None = None) -> None:
         self.name, self.run, self.thread = name, run, thread
@@ -66,10 +69,20 @@ class _Waiting(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.name or self.thread not in (None, threading.get_ident()):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        behind = itertools.islice(itertools.dropwhile(lambda finder: finder is not self, [*sys.meta_path]), 1, None)
+        found = (finder.find_spec(name, path, target) for finder in behind)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
-            loader.exec_module = lambda module: self.run(module, execute)
+
+            def run(module: ModuleType) -> None:
+                self.run(module, execute)
+                self.leave()
+
+            loader.exec_module = run
         return spec
+
+    def leave(self) -> None:
+        """In a list of its own: another thread may be asking one finder after the other."""
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]

@@ -17,7 +17,8 @@ import functools
 import gc
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator
 from importlib import import_module
 from types import FunctionType, ModuleType
 from typing import Any
@@ -37,6 +38,8 @@ _IS_KNOWN = torch.__version__.startswith("2.13.")
 _MARK = "__dynamo_disable"
 """Where torch keeps the function that Dynamo made of one that it is to leave alone."""
 
+_marked: weakref.WeakSet[FunctionType] = weakref.WeakSet()
+"""The functions that have this mark of ours, and call themselves."""
 _proxy_modes: list[ProxyTorchDispatchMode] = []
 """One that nobody used."""
 
@@ -52,69 +55,78 @@ def load_parts() -> None:
             import_module(name)
         if torch.distributed.is_available():
             import_module("torch.distributed.tensor")
-        for package, names in _PARTS.items():
-            _load(package, names)
-    for function in _kept_from_dynamo():
-        setattr(function, _MARK, function)
+        for package in _PARTS:
+            run_instead(package, _load)
     trace_structured("functorch_hops", suppress_context=True)  # who does so first names lines, which imports Inductor
 
 
-def _load(package: str, names: tuple[str, ...]) -> None:
-    """Import parts of a package, in an import of it that fails in the end: so other threads wait for it, and then find
-    that there is no such package yet.
+def _load(module: ModuleType, execute: Execute) -> None:
+    """Import parts of a package, in an import of it that fails in the end: so other threads wait for it. All that is
+    to be so until the package is imported is done here, before another thread may import it.
     """
-
-    def load(module: ModuleType, execute: Execute) -> None:
-        for name in names:
-            import_module(f"{package}.{name}")
-        if package == "torch._inductor":
-            _proxy_modes.append(ProxyTorchDispatchMode(None, "fake"))  # type: ignore[arg-type]
-        parts = {name: part for name, part in vars(module).items() if isinstance(part, ModuleType)}
-        when_imported(package, functools.partial(_complete, parts))
-        vars(torch)[package.rpartition(".")[2]] = _NotImported(
-            package, {**parts, **_NOTHING_TO_DISABLE.get(package, {})}
-        )
-
-    run_instead(package, load)
-
-
-def _complete(parts: dict[str, ModuleType], module: ModuleType, execute: Execute) -> None:
-    """The package is imported: it finds its parts, and Dynamo what it is to leave alone."""
-    vars(module).update(parts)
-    if module.__name__ == "torch._dynamo":
+    package = module.__name__
+    for name in _PARTS[package]:
+        import_module(f"{package}.{name}")
+    _find_parts(module)
+    when_imported(package, _complete)
+    if package == "torch._dynamo":
         for function in _kept_from_dynamo():
+            setattr(function, _MARK, function)
+            _marked.add(function)
+        vars(module)["compiled_autograd"] = _NOTHING_TO_DISABLE
+    else:
+        _proxy_modes.append(ProxyTorchDispatchMode(None, "fake"))  # type: ignore[arg-type]
+    module.__class__ = _NotImported
+    vars(torch)[package.rpartition(".")[2]] = module
+
+
+def _complete(module: ModuleType, execute: Execute) -> None:
+    """The package is imported: it finds its parts, and Dynamo what it is to leave alone."""
+    _find_parts(module)
+    if module.__name__ == "torch._dynamo":
+        for function in _marked:
             if vars(function).get(_MARK) is function:
                 delattr(function, _MARK)
     execute(module)
 
 
-class _NotImported(ModuleType):
-    """A package as an attribute of torch, as long as nobody has imported it: who asks for more than its parts does."""
+def _find_parts(module: ModuleType) -> None:
+    """Python makes modules attributes of the package in whose import they were loaded, be it one that failed."""
+    for name, part in [*sys.modules.items()]:
+        package, _, own_name = name.rpartition(".")
+        if package == module.__name__:
+            setattr(module, own_name, part)
 
-    def __init__(self, name: str, parts: Mapping[str, Any]) -> None:
-        super().__init__(name)
-        vars(self).update(parts)
+
+class _NotImported(ModuleType):
+    """A package as an attribute of torch, as long as nobody has imported it: who asks for more than its parts does. So
+    does a thread that waited for the end of the import that failed: Python gives it this module, not a new one.
+    """
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(vars(self)["__name__"]), name)
+        return getattr(import_module(self.__name__), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(import_module(vars(self)["__name__"]), name, value)
+        setattr(import_module(self.__name__), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(import_module(self.__name__), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(import_module(self.__name__))
 
 
-_NOTHING_TO_DISABLE = {
-    "torch._dynamo": {
-        "compiled_autograd": _NotImported("torch._dynamo.compiled_autograd", {"_disable": contextlib.nullcontext})
-    }
-}
+_NOTHING_TO_DISABLE = _NotImported("torch._dynamo.compiled_autograd")
 """What torch's transforms ask for wherever they differentiate."""
+vars(_NOTHING_TO_DISABLE)["_disable"] = contextlib.nullcontext
 
 
-def _kept_from_dynamo() -> list[Any]:
+def _kept_from_dynamo() -> list[FunctionType]:
     """The functions that ``torch._disable_dynamo`` was given; those that it made of them share their code."""
     code = torch._disable_dynamo(_kept_from_dynamo).__code__
     made = [function for function in gc.get_referrers(code) if isinstance(function, FunctionType)]
-    return [inspect.getclosurevars(function).nonlocals["fn"] for function in made]
+    kept = [inspect.getclosurevars(function).nonlocals["fn"] for function in made]
+    return [function for function in kept if isinstance(function, FunctionType)]
 
 
 def new_proxy_mode(tracer: PythonKeyTracer) -> ProxyTorchDispatchMode:
@@ -136,8 +148,8 @@ def collections_paused() -> Iterator[None]:
         yield
         return
     gc.collect(1)
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if gc.get_freeze_count() == 0:

@@ -28,5 +28,6 @@ def install() -> None:
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call
     handlers.symbolic = SymbolicLeaves()
+    _torch.silence_dynamo_at_its_import()
     # An exported program that AOTInductor compiles holds loops of torch's, and nothing that would call this library.
     _torch.when_inductor_is_imported(_mend_inductor)
