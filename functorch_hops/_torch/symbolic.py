@@ -1,6 +1,6 @@
 """``torch.fx.symbolic_trace``: whether it runs, and what it can't take as an argument.
 
-Checked against torch 2.13.0 and, by reading, 2.11.0.
+Checked against torch 2.13.0.
 """
 
 from __future__ import annotations
