@@ -69,6 +69,23 @@ fh.jit(fh.grad(f), backend="eager")(c + 1)
     in_a_process(CAPTURES + UNTOUCHED + program, 120)
 
 
+def test_what_waits_for_an_import_is_not_lost_where_somebody_asks_for_the_module_only() -> None:
+    program = """
+import importlib.util
+from functorch_hops._torch.imports import _Waiting
+waiting = [x.name for x in sys.meta_path if isinstance(x, _Waiting)]
+assert set(waiting) == {"torch._dynamo", "torch._inductor", "torch._inductor.compile_fx"}
+assert importlib.util.find_spec("torch._dynamo").name == "torch._dynamo"
+assert importlib.util.find_spec("torch._inductor").name == "torch._inductor"
+assert [x.name for x in sys.meta_path if isinstance(x, _Waiting)] == waiting
+assert importlib.util.find_spec("torch._inductor.compile_fx").name == "torch._inductor.compile_fx"
+import torch._dynamo, torch._inductor.compile_fx
+assert not any(vars(f).get("__dynamo_disable") is f for f in _kept_from_dynamo())
+assert not any(isinstance(x, _Waiting) for x in sys.meta_path)
+"""
+    in_a_process(CAPTURES + UNTOUCHED + MARKS + program, 120)
+
+
 def test_functions_are_kept_from_dynamo_as_soon_as_there_is_one() -> None:
     """The marks of the first capture are gone; torch sets its own when a function is called."""
     program = """

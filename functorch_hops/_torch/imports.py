@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +57,9 @@ class _Done(Exception):
 
 
 class _Waiting(MetaPathFinder):
-    """It finds one module, as it would have been found, and is gone."""
+    """It finds one module, as the finders behind it do, until the module is executed: who asks for the spec may only
+    want to know whether there is one (``importlib.util.find_spec``).
+    """
 
     def __init__(self, name: str, run: Run, thread: int | None = None) -> None:
         self.name, self.run, self.thread = name, run, thread
@@ -66,10 +67,18 @@ class _Waiting(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.name or self.thread not in (None, threading.get_ident()):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in behind)), None)
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
-            loader.exec_module = lambda module: self.run(module, execute)
+
+            def exec_module(module: ModuleType) -> None:
+                if self not in sys.meta_path:  # the spec was asked for before another one was executed
+                    execute(module)
+                    return
+                sys.meta_path.remove(self)
+                self.run(module, execute)
+
+            loader.exec_module = exec_module
         return spec
