@@ -408,6 +408,12 @@ def test_a_result_is_memory_of_its_own(run, f):
     same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(2)))
 
 
+def test_objects_are_not_asked_for_attributes_that_they_refuse():
+    settings = Config(rate=2.0)
+    assert fh.cond(torch.tensor(True), lambda: settings, lambda: settings) is settings
+    assert fh.cond(torch.tensor(True), lambda c: c, lambda c: c, settings) is settings
+
+
 @every_mode
 def test_a_parameter_that_a_branch_returns(run):
     weight = torch.nn.Parameter(torch.tensor([0.5, 2.0]))
