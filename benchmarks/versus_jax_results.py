@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         ratio = f"{row['ratio']:.2f}"
         ratio = f"**{ratio}**" if row["ratio"] > goal(row) else ratio
-        kinds = ", ".join(dict.fromkeys(part.split(" (")[0] for part in row["lowering"].split("; ")))
+        kinds = ", ".join(dict.fromkeys(re.findall(r"(?:^|; )(lanes|steps|tape|native)\b", row["lowering"])))
         times = f"{row['ms']:.3f} | {row['jax_ms']:.3f} | {ratio} | {row['median_ratio']:.2f} | {goal(row):.2f}"
         firsts = f"{row['first_call']:.1f} | {row['jax_first_call']:.1f}"
         lines.append(f"| {row['program']} | {times} | {firsts} | {kinds} |")
@@ -88,7 +89,9 @@ def text(data: dict[str, Any]) -> str:
         "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
         "one process and in turns, CPU time, the best of many; each program was first checked against JAX in double",
         "precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and compiles, in",
-        "CPU time too, without what a process imports once. Programs without a row were not measured.",
+        "CPU time too, without what a process imports once; less than 0.2 s where the kernel was found on disk, made",
+        "by an earlier process. Programs without a row were not measured; a row stays until its program is measured",
+        "again, and the date is that of the latest rows.",
         "",
         f"{data['machine']}; {versions}; {data['date']}.",
         "",

@@ -354,12 +354,30 @@ def test_views_of_a_transposed_carry(run):
 
 W = torch.tensor([0.5, 2.0])
 NORM = torch.nn.BatchNorm1d(2).eval()
+
+
+class Config(dict):
+    """Attributes are items, and asked for others it raises no AttributeError."""
+
+    __getattr__ = dict.__getitem__
+
+
+def of_a_cycle(x):
+    held = [x]
+    held.append(held)
+    return fh.cond(x.sum() > -9, lambda: held[1][0], lambda: x + 1)
+
+
 HANDED_ON = {
     "operand of a branch": lambda x: fh.cond(True, lambda x: x, lambda x: x + 1, x),
     "closed over": lambda x: fh.cond(torch.tensor(True), lambda: x, lambda: x + 1),
     "global": lambda x: fh.switch(0, [lambda x: W, lambda x: x], x),
     "in a container": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held["x"][0], lambda: x + 1))({"x": [x]}),
     "in an object": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held.x, lambda: x + 1))(SimpleNamespace(x=x)),
+    "in a dict with attributes": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held.x, lambda: x + 1))(
+        Config(x=x)
+    ),
+    "in a cycle": of_a_cycle,
     "of a module": lambda x: fh.cond(x.sum() > -9, lambda: NORM.running_var, lambda: x + 1),
     "of a checkpoint": lambda x: fh.checkpoint(lambda x: x)(x),
     "closed over by a checkpoint": lambda x: fh.checkpoint(lambda: (x, x[:1]))(),
@@ -389,6 +407,12 @@ def test_a_result_is_memory_of_its_own(run, f):
     fresh = f(x.clone())
     expected = tuple(p + i + 1 for i, p in enumerate(fresh)) if isinstance(fresh, tuple) else fresh + 1
     same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(2)))
+
+
+def test_objects_are_not_asked_for_attributes_that_they_refuse():
+    settings = Config(rate=2.0)
+    assert fh.cond(torch.tensor(True), lambda: settings, lambda: settings) is settings
+    assert fh.cond(torch.tensor(True), lambda c: c, lambda c: c, settings) is settings
 
 
 @every_mode

@@ -294,6 +294,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
                 parameter=parameter,
                 expected="a tuple",
                 got=kind_of(value),
+                remedy="write (x,) for a function of one argument",
             )
             raise ArgumentTypeError(text)
     if under_torchs_tracer():

@@ -211,6 +211,7 @@ class _BatchedInputs:
             path=other,
             expected=f"{self.size}, as in {first}",
             got=size,
+            remedy="give in_dims None for what is the same for all examples",
         )
         raise ArgumentValueError(text)
 

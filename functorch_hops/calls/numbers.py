@@ -18,7 +18,7 @@ _SYMBOLIC = {torch.SymBool: bool, torch.SymInt: int, torch.SymFloat: float}
 
 def as_number(value: Any) -> Any:
     """NumPy's scalars and arrays without dimensions as the Python number that they hold; anything else as it is."""
-    if getattr(value, "shape", None) != () or not hasattr(value, "__array__") or isinstance(value, Tensor):
+    if isinstance(value, Tensor) or not hasattr(type(value), "__array__") or getattr(value, "shape", None) != ():
         return value
     return value.item() if value.dtype.kind in "biufc" else value
 

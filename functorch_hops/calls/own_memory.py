@@ -60,7 +60,9 @@ def _closed_over(functions: Iterable[Callable[..., Any]]) -> Iterator[Tensor]:
 
 
 def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
-    """The tensors among these values and in them, as attributes under these names."""
+    """The tensors among these values and in them, as attributes under these names. Objects are not asked: what a
+    ``__getattr__`` of the user's would raise or do is no part of the program.
+    """
     seen = set[int]()
     while values:
         value = values.pop()
@@ -68,15 +70,22 @@ def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
             yield value
         elif id(value) not in seen and not isinstance(value, (ModuleType, FunctionType, type)):
             seen.add(id(value))
-            if type(value) in (list, tuple, dict):
-                values += pytree.flatten(value)[0]
-            else:
-                spaces = [space for name in _SPACES if isinstance(space := getattr(value, name, None), dict)]
+            for kind, items in _CONTAINERS.items():
+                if isinstance(value, kind):
+                    values += items(value)
+            with contextlib.suppress(AttributeError):
+                own = object.__getattribute__(value, "__dict__")
+                spaces = [space for space in (own, *map(own.get, _OF_MODULES)) if isinstance(space, dict)]
                 values += [space[name] for space in spaces for name in names if name in space]
 
 
-_SPACES = ("__dict__", "_parameters", "_buffers", "_modules")
-"""Where an object, or a module, keeps its attributes."""
+_CONTAINERS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    dict: dict.values,
+    list: list.__iter__,
+    tuple: tuple.__iter__,
+}
+_OF_MODULES = ("_parameters", "_buffers", "_modules")
+"""Where a module keeps its attributes."""
 
 
 class InputVersions:

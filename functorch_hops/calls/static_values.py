@@ -55,7 +55,7 @@ def same_static(a: Any, b: Any) -> bool:
         return key == by_value(b, _makers)
     if isinstance(a, torch.Tensor):
         return False  # a sparse one, see NOTE [Sparse matrices]
-    if hasattr(a, "__array__"):
+    if hasattr(type(a), "__array__"):
         x, y = a.__array__(), b.__array__()
         return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     return bool(a == b) and _content(a) == _content(b)

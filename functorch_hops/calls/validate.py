@@ -85,8 +85,9 @@ def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None =
     value = as_number(value)
     expected = expected if at_least is None else f"{expected} >= {at_least}"
     if not isinstance(value, torch.SymInt):
-        if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
-            text = message(operation, "not an int", parameter=parameter, expected=expected, got=kind_of(value))
+        if isinstance(value, (bool, Tensor)) or not hasattr(type(value), "__index__"):
+            got, remedy = kind_of(value), "convert it with int()" if isinstance(value, (float, Tensor)) else None
+            text = message(operation, "not an int", parameter=parameter, expected=expected, got=got, remedy=remedy)
             raise ArgumentTypeError(text)
         value = operator.index(value)
     if at_least is not None and value < at_least:
@@ -109,7 +110,7 @@ def check_tensor_leaves(operation: str, parameter: str, tree: Any) -> tuple[list
     leaves, spec = pytree.flatten(tree)
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
-            is_array = hasattr(leaf, "__array__")
+            is_array = hasattr(type(leaf), "__array__")
             raise ArgumentTypeError(
                 message(
                     operation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,13 +23,13 @@ from ..stages import COMPILED, generated, keep_named, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
 from .drawing import keyed
-from .forms import TAPE_META, Again, Branches, Form, Prefixes, Refused, Scan, While
+from .eligible import effects_of_user, form_of, unknown_effects
+from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
 from .kept import Library
 from .lane_steps import Body
 from .lanes import lane_body
 from .late import Late, late_reductions
-from .linear import CHECKS
 from .masked import is_masked, without_representatives
 from .operator import call_arguments, effectful_kernel, load, loop_kernel
 from .plans import LoopReport, Plan, Whole, failed
@@ -41,7 +41,7 @@ from .systems import Bodies, systems
 from .tapes import Reader, effectful_taped_kernel, erase, has_kernels, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
 from .triton.operator import compile_launch
-from .triton.planning import check_form, is_on_cuda, launch_of, launched
+from .triton.planning import is_on_cuda, launch_of, launched
 from .triton.tapes import TAKEN, counted, put_stacks
 from .whole import whole
 
@@ -62,7 +62,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
     """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and what went
     wrong shows when the graph is planned loop by loop.
     """
-    if body.shape_env is not None or _unknown_effects([body]):
+    if body.shape_env is not None or unknown_effects([body]):
         return None
     try:
         check_metas((*body.inputs, *body.outputs))
@@ -103,7 +103,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
             continue
         operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
         trips = params.trip_count(operands)
-        form, reason = _form(params, operands, is_inner)
+        form, reason = form_of(params, operands, is_inner)
         if form is not None:
             seeds: list[fx.Node] = []
             try:
@@ -148,7 +148,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
             else:
                 reports += [report.of(params, trips) for report in inner]
                 _replace(node, kernel, form, late, tensors, places, sizes, has_effects=params.has_effects)
-                for effect in _effects_of_user(params.bodies):
+                for effect in effects_of_user(params.bodies):
                     keep_named(effect)
                 continue
             for seed in reversed(seeds):
@@ -161,57 +161,6 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
         reports += inside if reason is None else [report.of(params, None) for report in inside]
     clean(module)
     return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports), kernels)
-
-
-def _form(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Form | None, str | None]:
-    """The loop that a node is, or why there is no kernel of it; neither of what is no loop. A branch outside of loops
-    is run once, and stays as it is.
-    """
-    try:
-        form = params.operator.rules.form(params, operands)
-        if form is None or (isinstance(form, Branches | Again) and not is_inner):
-            return None, None
-        if not params.scope.loop_kernels:
-            raise Refused("it is annotated with loop_kernels=False")
-        if isinstance(form, Again):
-            raise Refused("what it draws again is no number by count")
-        if params.random and is_inner:
-            raise Refused("it draws random numbers inside another loop")
-        if _unknown_effects(params.bodies):
-            raise Refused("one of its operators checks or does something unknown")
-        if params.holds_effects and isinstance(form, Prefixes):
-            raise Refused("what happens in an associative function happens in many elements at once")
-        seen = form.body if isinstance(form, Scan) else form  # rows may be numbers
-        check_metas((*seen.inputs, *seen.outputs))
-        if isinstance(form, Scan | Prefixes) and form.length in (0,) and (not is_inner or isinstance(form, Prefixes)):
-            raise Refused("it takes no step")
-        if is_on_cuda(form):
-            check_form(form, params.has_effects)
-        if params.scope.names and isinstance(form, Scan | While | Prefixes):
-            form = replace(form, label=params.scope.named(form.label))
-    except Refused as why:
-        return None, str(why)
-    return form, None
-
-
-def _effects(bodies: Iterable[Subgraph]) -> Iterator[Any]:
-    """What does something besides its results in graphs: parameters of the user's effects, operators of others."""
-    for body in bodies:
-        for node in body.module.graph.nodes:
-            if has_effect(node, body.module):
-                inner = params_of(node, body.module)
-                if inner is None or inner.is_effect:
-                    yield inner or node.target
-                else:
-                    yield from _effects(inner.bodies)
-
-
-def _unknown_effects(bodies: Iterable[Subgraph]) -> bool:
-    return any(not isinstance(effect, Params) and effect not in CHECKS for effect in _effects(bodies))
-
-
-def _effects_of_user(bodies: Iterable[Subgraph]) -> Iterator[Params]:
-    return (effect for effect in _effects(bodies) if isinstance(effect, Params))
 
 
 def _plan_inside(
@@ -384,7 +333,7 @@ def _plan_tape(
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
     erase(reader.node)
     erase(node)
-    for effect in _effects_of_user((*params.bodies, *again.bodies)):
+    for effect in effects_of_user((*params.bodies, *again.bodies)):
         keep_named(effect)
     inner = [report.of(params, None) for plan in plans for report in plan.loops]
     return [*(LoopReport(loop.operator.label, "tape", params=loop) for loop in (params, again)), *inner]

@@ -100,7 +100,8 @@ def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: int) -> list[int]
         if x.shape[dim] != leaves[0].shape[dim]:
             expected = f"{leaves[0].shape[dim]} at dimension {dim}, as in {pytree.leaf_paths(spec, 'elems')[0]}"
             got = f"{x.shape[dim]}, in {kind_of(x)}"
-            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=got)
+            remedy = "expand what is the same in all elements, or close over it"
+            text = message("associative_scan", "sizes disagree", path=path, expected=expected, got=got, remedy=remedy)
             raise ArgumentValueError(text)
     return dims
 

@@ -67,7 +67,10 @@ def pure_callback(
     for path, spec in zip(pytree.leaf_paths(tree, "result_shape") if specs else (), specs):
         if not isinstance(spec, (Tensor, TensorSpec)):
             expected, got = "a TensorSpec, or a tensor like the result", kind_of(spec)
-            text = message("pure_callback", "unknown kind of result", path=path, expected=expected, got=got)
+            remedy = "write fh.TensorSpec(shape, dtype)"
+            text = message(
+                "pure_callback", "unknown kind of result", path=path, expected=expected, got=got, remedy=remedy
+            )
             raise ArgumentTypeError(text)
     # Of numbers that are traced, the values come later.
     symbols = (torch.SymInt, torch.SymFloat)

@@ -83,8 +83,10 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     if not isinstance(pred, Tensor):
         pred = as_number(pred)
         if not isinstance(pred, PYTHON_NUMBERS):
-            expected = "a bool, a number, or a tensor of one element"
-            text = message("cond", "not a predicate", parameter="pred", expected=expected, got=kind_of(pred))
+            expected, remedy = "a bool, a number, or a tensor of one element", "pass a comparison, such as x.sum() > 0"
+            text = message(
+                "cond", "not a predicate", parameter="pred", expected=expected, got=kind_of(pred), remedy=remedy
+            )
             raise ArgumentTypeError(text)
         return _run("cond", true_fn if pred else false_fn, operands)
     _check_one_element("cond", "pred", pred)
@@ -153,7 +155,8 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         return _run("switch", branches[min(max(int(number), 0), last)], operands)
     _check_one_element("switch", "index", index)
     if index.dtype.is_floating_point or index.dtype.is_complex:
-        text = message("switch", "not an int", parameter="index", expected=_INDEX, got=kind_of(index))
+        got, remedy = kind_of(index), "convert it with .long()"
+        text = message("switch", "not an int", parameter="index", expected=_INDEX, got=got, remedy=remedy)
         raise ArgumentTypeError(text)
     if not is_capturing() and not _torch.is_batched(index):
         return _run("switch", branches[min(max(int(_torch.read_number(index)), 0), last)], operands)
@@ -178,13 +181,14 @@ _INDEX = "an int or a one-element integer tensor"
 
 def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
     if value.numel() != 1:
+        reduced = "reduce it with .any() or .all(), or " if parameter == "pred" else ""
         text = message(
             operation,
             "not a single value",
             parameter=parameter,
             expected="a tensor of one element",
             got=kind_of(value),
-            remedy="reduce it with .any() or .all(), or vmap the function over it",
+            remedy=f"{reduced}vmap the function over it",
         )
         raise ArgumentTypeError(text)
 

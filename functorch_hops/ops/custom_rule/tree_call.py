@@ -77,7 +77,8 @@ class TreeCall(FlatRule):
         if value is None or (isinstance(value, Tensor) and TensorMeta.of(value) == meta):
             return value
         got = kind_of(value) if not isinstance(value, Tensor) else TensorMeta.of(value)
-        text = message(self.name, "a derivative does not fit", path=path, expected=meta, got=got)
+        remedy = "return it in shape, dtype and device of its value: sum over what was broadcast"
+        text = message(self.name, "a derivative does not fit", path=path, expected=meta, got=got, remedy=remedy)
         raise MetadataMismatchError(text)
 
 

@@ -107,7 +107,8 @@ def _bound(parameter: str, bound: Any) -> Any:
     is_integer = not (bound.dtype.is_floating_point or bound.dtype.is_complex or bound.dtype == torch.bool)
     if bound.numel() == 1 and is_integer:
         return bound.reshape(()).to(torch.int64)
-    text = message("fori_loop", "not an int", parameter=parameter, expected=_BOUND, got=kind_of(bound))
+    remedy = "convert it with .long()" if bound.numel() == 1 else "vmap the loop over it"
+    text = message("fori_loop", "not an int", parameter=parameter, expected=_BOUND, got=kind_of(bound), remedy=remedy)
     raise ArgumentTypeError(text)
 
 

@@ -151,5 +151,6 @@ def _check_unknowns(operation: str, parameter: str, value: Any) -> None:
                     path=pytree.leaf_paths(spec, parameter)[i],
                     expected="a floating-point or complex tensor",
                     got=TensorMeta.of(leaf),
+                    remedy="convert it with .float() or .double()",
                 )
             )

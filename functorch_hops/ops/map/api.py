@@ -58,7 +58,9 @@ def map(f: Callable[[Any], Any], xs: Any, /, *, batch_size: int | None = None) -
     check_callable("map", "f", f)
     leaves, spec = check_tensor_leaves("map", "xs", numbers_as_tensors(xs))
     if not leaves:
-        raise ArgumentTypeError(message("map", "there is no tensor to map over", parameter="xs", expected="a tensor"))
+        remedy = "for a number of steps without xs, write fh.scan(f, init, length=n)"
+        text = message("map", "there is no tensor to map over", parameter="xs", expected="a tensor", remedy=remedy)
+        raise ArgumentTypeError(text)
     size = trip_count("map", leaves, spec)
     if batch_size is None:
         return _each(f, leaves, spec, size)

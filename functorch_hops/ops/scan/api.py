@@ -184,6 +184,7 @@ def _refuse_sizes(operation: str, paths: list[str], i: int, x: Tensor, expected:
         path=paths[i],
         expected=f"{expected} at dimension 0, as in {given}",
         got=f"{x.shape[0]}, in {kind_of(x)}",
+        remedy="close over what is the same in all steps",
     )
     raise ArgumentValueError(text)
 

@@ -184,7 +184,8 @@ def _checked_predicate(pred: Any) -> Any:
         pred = as_number(pred)
         if isinstance(pred, PYTHON_NUMBERS):
             return pred
-        problem, remedy = "the condition is neither a number nor a tensor", None
+        problem = "the condition is neither a number nor a tensor"
+        remedy = "return a comparison, such as state.sum() > 0"
     expected, got = "a bool or a tensor of one element", kind_of(pred)
     text = message("while_loop", problem, parameter="cond_fn", expected=expected, got=got, remedy=remedy)
     raise ArgumentTypeError(text)
