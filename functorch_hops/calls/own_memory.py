@@ -7,11 +7,13 @@ does the same: what a body only handed on is copied, so that work in place on a 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import FunctionType, MethodType, ModuleType
+from functools import partial
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _torch, pytree
 from ..errors import ErrorContext
@@ -46,17 +48,43 @@ def _memory(t: Tensor) -> Any:
 
 
 def _closed_over(functions: Iterable[Callable[..., Any]]) -> Iterator[Tensor]:
-    """The tensors that a function names from outside of itself, in containers and as attributes too."""
-    for function in functions:
-        owner = [function.__self__] if isinstance(function, MethodType) else []
-        function = function.__func__ if isinstance(function, MethodType) else function
-        if isinstance(function, FunctionType):
-            names = function.__code__.co_names
-            values = owner + [function.__globals__[name] for name in names if name in function.__globals__]
-            for cell in function.__closure__ or ():
-                with contextlib.suppress(ValueError):  # not assigned yet
-                    values.append(cell.cell_contents)
-            yield from _tensors_in(values, names)
+    """The tensors that functions name from outside of themselves, in containers and as attributes too. So do functions
+    in their closures, methods of theirs, and what a partial holds. Not found is what no name in their code leads to:
+    what a property or torch's own code gives, as ``next(module.buffers())`` does.
+    """
+    values, names, seen = list[Any](), dict[str, None](), set[int]()
+    found: list[Any] = list(functions)
+    while found:
+        function = found.pop()
+        if isinstance(function, partial):
+            found.append(function.func)
+            values += (*function.args, *function.keywords.values())
+            continue
+        owner = getattr(function, "__self__", None)
+        if not isinstance(function, (FunctionType, MethodType)):
+            values.append(owner)  # of a builtin method
+            called = "forward" if isinstance(function, nn.Module) else "__call__"
+            owner, function = function, getattr(type(function), called, None)
+        function = getattr(function, "__func__", function)
+        if owner is not None:
+            values.append(owner)
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        own = function.__code__.co_names
+        names.update(dict.fromkeys(own))
+        named = [function.__globals__[name] for name in own if name in function.__globals__]
+        held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not assigned yet
+                held.append(cell.cell_contents)
+        methods = [getattr(type(owner), name, None) for name in own] if owner is not None else []
+        own_methods = [m for m in methods if isinstance(m, FunctionType) and m.__module__ != nn.Module.__module__]
+        found += [MethodType(method, owner) for method in own_methods]
+        found += [x for x in held if isinstance(x, (FunctionType, MethodType, partial))]
+        found += [x for x in (*named, *held) if isinstance(x, nn.Module)]
+        values += [*named, *held]
+    yield from _tensors_in(values, tuple(names))
 
 
 def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
@@ -70,9 +98,16 @@ def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
             seen.add(id(value))
             if type(value) in (list, tuple, dict):
                 values += pytree.flatten(value)[0]
-            else:
-                spaces = [space for name in _SPACES if isinstance(space := getattr(value, name, None), dict)]
-                values += [space[name] for space in spaces for name in names if name in space]
+                continue
+            if isinstance(value, dict):
+                values += dict.values(value)
+            elif isinstance(value, (list, tuple, deque)):
+                values += value
+            spaces = [space for name in _SPACES if isinstance(space := getattr(value, name, None), dict)]
+            values += [space[name] for space in spaces for name in names if name in space]
+            slots = () if spaces else names
+            is_slot = (isinstance(getattr(type(value), name, None), MemberDescriptorType) for name in slots)
+            values += [getattr(value, name, None) for name, held in zip(slots, is_slot) if held]
 
 
 _SPACES = ("__dict__", "_parameters", "_buffers", "_modules")
