@@ -36,6 +36,11 @@ REFUSED = {
     "a branch of Python's": (tried(lambda x: x if x.sum() > 9 else -x), fh.DataDependentError),
     "a write": (writing, fh.InputMutationError),
     "a gradient": (tried(lambda x: x.grad), fh.CaptureError),
+    "a size": (tried(lambda x: x * len(torch.nonzero(x))), fh.DataDependentError),
+    "a branch on a size": (tried(lambda x: x if x[x > 0].shape == (2,) else -x), fh.DataDependentError),
+    "a size as a number": (tried(lambda x: x * sum(range(x.unique().shape[0]))), fh.DataDependentError),
+    "memory": (tried(lambda x: x.clone().set_(x.clone())), fh.CaptureError),
+    "a seed": (tried(lambda x: x + torch.manual_seed(0).initial_seed()), fh.CaptureError),
     "in a body": (
         tried(lambda x: fh.scan(lambda c, _: (c * float(c.sum()), None), x, length=2)[0]),
         fh.DataDependentError,
@@ -61,6 +66,13 @@ def test_what_eager_python_raises_may_be_caught(run):
     same(run(f, X), X * 0)
     known = tried(lambda x: x.unknown)
     same(run(lambda x: fh.cond(torch.tensor(True), known, torch.sin, x), X), X * 0)
+
+
+@every_mode
+def test_torch_may_ask_for_a_size_and_go_on(run):
+    """In calls that serve each size, what torch catches is its own matter."""
+    f = tried(lambda x: x[x > 0].view(2) + torch.ones(2))
+    same(run(lambda x: fh.cond(torch.tensor(True), f, torch.sin, x), X), X + 1)
 
 
 def test_gradients_that_are_asked_for_under_a_bare_except():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -368,6 +369,25 @@ def of_a_cycle(x):
     return fh.cond(x.sum() > -9, lambda: held[1][0], lambda: x + 1)
 
 
+class Held(torch.nn.Module):
+    """Gives its buffer, by a method of its own."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.register_buffer("held", x)
+
+    def forward(self):
+        return self.again()
+
+    def again(self):
+        return self.held
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    x: Tensor
+
+
 HANDED_ON = {
     "operand of a branch": lambda x: fh.cond(True, lambda x: x, lambda x: x + 1, x),
     "closed over": lambda x: fh.cond(torch.tensor(True), lambda: x, lambda: x + 1),
@@ -379,6 +399,15 @@ HANDED_ON = {
     ),
     "in a cycle": of_a_cycle,
     "of a module": lambda x: fh.cond(x.sum() > -9, lambda: NORM.running_var, lambda: x + 1),
+    "of a module that is a branch": lambda x: fh.cond(x.sum() > -9, Held(x), lambda: x + 1),
+    "of a function in the closure": lambda x: fh.cond(x.sum() > -9, (lambda f: lambda: f())(lambda: x), lambda: x + 1),
+    "of a partial": lambda x: fh.cond(x.sum() > -9, functools.partial(lambda x: x, x), lambda: x + 1),
+    "in slots": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held.x, lambda: x + 1))(Slots(x)),
+    "a builtin method": lambda x: fh.cond(x.sum() > -9, x.detach, lambda: x + 1),
+    "a default": lambda x: fh.cond(x.sum() > -9, lambda x=x: x, lambda: x + 1),
+    "in a queue": lambda x: (lambda held: fh.cond(x.sum() > -9, lambda: held[0], lambda: x + 1))(
+        collections.deque([x])
+    ),
     "of a checkpoint": lambda x: fh.checkpoint(lambda x: x)(x),
     "closed over by a checkpoint": lambda x: fh.checkpoint(lambda: (x, x[:1]))(),
     "closed over by a step": lambda x: fh.scan(lambda c, _: (W, c), x * 0, length=2)[0],

@@ -22,6 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from .compilers import dynamo_silent
 from .dispatch import without_saved_tensor_hooks
 from .levels import top_interpreter
+from .symbols import hear_unanswered
 
 __all__ = ["BackwardHookFunction", "CheckpointFunction", "in_checkpoint", "install_hooks"]
 
@@ -35,6 +36,7 @@ def install_hooks(
     refuse_function: Callable[[type], None],
     refuse_seed: Callable[[str], None],
     is_capturing: Callable[[], bool],
+    note_unanswered: Callable[[BaseException], None],
 ) -> None:
     """Let a running capture see what torch hides from every mode.
 
@@ -45,7 +47,8 @@ def install_hooks(
     raising it: that log is silent meanwhile. What sets a generator's state is no operator: ``refuse_seed`` raises in a
     capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`, and torch's own checkpoint is a plain
     call in a capture and under a transform, which have no use for its hooks. torch's control flow is compiled by
-    Dynamo where it is called: in a capture its operators get the user's functions.
+    Dynamo where it is called: in a capture its operators get the user's functions. Sizes are asked for their
+    values by Python itself: ``note_unanswered`` is told where there is none.
     """
     from torch._functorch import vmap
 
@@ -61,6 +64,7 @@ def install_hooks(
     _hook_seeds(refuse_seed)
     _hook_checkpoint(is_capturing)
     _hook_control_flow(is_capturing)
+    hear_unanswered(note_unanswered)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "expression",
     "expression_node",
     "facts",
+    "hear_unanswered",
     "inner_sizes_forgotten",
     "is_unbacked",
     "new_shape_env",
@@ -69,9 +70,11 @@ def _shape_env_class() -> Any:
         def evaluate_sym_node(self, sym_node: Any, size_oblivious: bool = False, fallback_value: Any = None) -> Any:
             try:
                 return super().evaluate_sym_node(sym_node, size_oblivious, fallback_value)
-            except GuardOnDataDependentSymNode:
+            except GuardOnDataDependentSymNode as error:
                 asking = [frame.f_code for frame, _ in itertools.islice(traceback.walk_stack(sys._getframe(1)), 3)]
                 if asking[:2] != questions or asking[2] is SymNode.bool_.__code__ or top_interpreter() is None:
+                    for note in _hearing:
+                        note(error)
                     raise
                 return super().evaluate_sym_node(sym_node, size_oblivious=True)
 
@@ -82,6 +85,14 @@ def _shape_env_class() -> Any:
             return SLoc(framework_loc, None), ""
 
     return Env
+
+
+_hearing: list[Callable[[BaseException], None]] = []
+
+
+def hear_unanswered(note: Callable[[BaseException], None]) -> None:
+    """Let ``note`` know the error where Python asks for a size that only a run knows."""
+    _hearing.append(note)
 
 
 def new_symbol(env: Any, value: int, name: str) -> torch.SymInt:

@@ -7,11 +7,20 @@ does the same: what a body only handed on is copied, so that work in place on a 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import FunctionType, MethodType, ModuleType
+from functools import partial
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _torch, pytree
 from ..errors import ErrorContext
@@ -46,17 +55,43 @@ def _memory(t: Tensor) -> Any:
 
 
 def _closed_over(functions: Iterable[Callable[..., Any]]) -> Iterator[Tensor]:
-    """The tensors that a function names from outside of itself, in containers and as attributes too."""
-    for function in functions:
-        owner = [function.__self__] if isinstance(function, MethodType) else []
+    """The tensors that functions name from outside of themselves, in containers and as attributes too. So do functions
+    in their closures, methods of theirs, and what a partial holds. Not found is what no name in their code leads to:
+    what a property or torch's own code gives, as ``next(module.buffers())`` does.
+    """
+    values, names, seen = list[Any](), dict[str, None](), set[int]()
+    found: list[Any] = list(functions)
+    while found:
+        function = found.pop()
+        if isinstance(function, partial):
+            found.append(function.func)
+            values += (*function.args, *function.keywords.values())
+            continue
+        owner = function.__self__ if isinstance(function, _METHODS) else None
+        if not isinstance(function, (FunctionType, MethodType)):
+            values.append(owner)  # of a builtin method
+            called = "forward" if isinstance(function, nn.Module) else "__call__"
+            owner, function = function, getattr(type(function), called, None)
         function = function.__func__ if isinstance(function, MethodType) else function
-        if isinstance(function, FunctionType):
-            names = function.__code__.co_names
-            values = owner + [function.__globals__[name] for name in names if name in function.__globals__]
-            for cell in function.__closure__ or ():
-                with contextlib.suppress(ValueError):  # not assigned yet
-                    values.append(cell.cell_contents)
-            yield from _tensors_in(values, names)
+        if owner is not None:
+            values.append(owner)
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        own = function.__code__.co_names
+        names.update(dict.fromkeys(own))
+        named = [function.__globals__[name] for name in own if name in function.__globals__]
+        held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not assigned yet
+                held.append(cell.cell_contents)
+        methods = [getattr(type(owner), name, None) for name in own] if owner is not None else []
+        own_methods = [m for m in methods if isinstance(m, FunctionType) and m.__module__ != nn.Module.__module__]
+        found += [MethodType(method, owner) for method in own_methods]
+        found += [x for x in held if isinstance(x, (FunctionType, MethodType, partial))]
+        found += [x for x in (*named, *held) if isinstance(x, nn.Module)]
+        values += [*named, *held]
+    yield from _tensors_in(values, tuple(names))
 
 
 def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
@@ -73,17 +108,30 @@ def _tensors_in(values: list[Any], names: Sequence[str]) -> Iterator[Tensor]:
             for kind, items in _CONTAINERS.items():
                 if isinstance(value, kind):
                     values += items(value)
-            with contextlib.suppress(AttributeError):
+            try:
                 own = object.__getattribute__(value, "__dict__")
-                spaces = [space for space in (own, *map(own.get, _OF_MODULES)) if isinstance(space, dict)]
-                values += [space[name] for space in spaces for name in names if name in space]
+            except AttributeError:
+                values += _slots(value, names)
+                continue
+            spaces = [space for space in (own, *map(own.get, _OF_MODULES)) if isinstance(space, dict)]
+            values += [space[name] for space in spaces for name in names if name in space]
+
+
+def _slots(value: Any, names: Sequence[str]) -> Iterator[Any]:
+    for name in names:
+        slot = getattr(type(value), name, None)
+        if isinstance(slot, MemberDescriptorType):
+            with contextlib.suppress(AttributeError):  # not assigned yet
+                yield slot.__get__(value)
 
 
 _CONTAINERS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    deque: deque.__iter__,
     dict: dict.values,
     list: list.__iter__,
     tuple: tuple.__iter__,
 }
+_METHODS = MethodType, BuiltinMethodType, MethodWrapperType
 _OF_MODULES = ("_parameters", "_buffers", "_modules")
 """Where a module keeps its attributes."""
 

@@ -312,6 +312,11 @@ class Capture:
         if isinstance(error, HistoryAsked) or is_refusal(error):
             self.refused = error
 
+    def note_unseen(self, error: BaseException) -> None:
+        """As above, where the function mode sees no call. In one that it sees, torch itself may catch the error."""
+        if self.lifting in _torch.function_modes():
+            self.note_refusal(error)
+
     def check_refusals(self) -> None:
         """The function has returned."""
         if self.refused is not None:

@@ -51,7 +51,13 @@ class Effects(_torch.TorchDispatchMode):
         self.zeros = SymbolicZeros()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._result(func, args, kwargs or {})
+        except BaseException as error:
+            self.capture.note_unseen(error)
+            raise
+
+    def _result(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func in _ASKED:
             with _torch.without_torch_function():
                 if not any(map(_torch.has_symbols, args)):

@@ -5,8 +5,9 @@ How a capture sees torch's own ways to give derivatives is known to ``interop``,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
@@ -85,6 +86,8 @@ class _Handlers:
 
 
 handlers = _Handlers()
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def is_symbolic() -> bool:
@@ -92,11 +95,32 @@ def is_symbolic() -> bool:
     return _torch.symbolic_tracer() is not None and current_capture() is None
 
 
+def _note(error: BaseException) -> None:
+    capture = current_capture()
+    if capture is not None:
+        capture.note_unseen(error)
+
+
+def _noted(hook: Callable[P, R]) -> Callable[P, R]:
+    """What a hook refuses is not caught: see NOTE [A refusal is not caught]."""
+
+    @functools.wraps(hook)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return hook(*args, **kwargs)
+        except BaseException as error:
+            _note(error)
+            raise
+
+    return run
+
+
 def _lift(t: Tensor) -> Tensor:
     capture = current_capture()
     return capture.lift(t) if capture is not None and isinstance(t, Tensor) else t
 
 
+@_noted
 def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     capture = current_capture()
     if cls is _torch.CheckpointFunction and (capture is not None or _torch.top_interpreter() is not None):
@@ -113,6 +137,7 @@ def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         return handlers.function(cls, args, kwargs, operator=capture.operation)
 
 
+@_noted
 def _refuse_function(cls: type) -> None:
     capture = current_capture()
     if capture is not None:
@@ -127,10 +152,13 @@ def _refuse_function(cls: type) -> None:
         )
 
 
+@_noted
 def _refuse_seed(function: str) -> None:
     capture = current_capture()
     if capture is not None:
         raise seed_inside(capture.context, function)
 
 
-_torch.install_hooks(_lift, _apply_function, _refuse_function, _refuse_seed, lambda: current_capture() is not None)
+_torch.install_hooks(
+    _lift, _apply_function, _refuse_function, _refuse_seed, lambda: current_capture() is not None, _note
+)

@@ -89,7 +89,10 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
     except Exception as error:
         what = _torch.refused_read(error)
         if what is not None:
-            raise unreadable(context, what, _REMEDIES.get(what, _BRANCH), error) from error
+            ours = unreadable(context, what, _REMEDIES.get(what, _BRANCH), error)
+            for note in getattr(error, "__notes__", ()):
+                ours.add_note(note)
+            raise ours from error
         if _torch.is_refused_by_dynamo(error):
             raise compiled_inside(context, error) from error
         if _torch.refused_write(error):
