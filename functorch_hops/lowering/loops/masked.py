@@ -12,6 +12,7 @@ chooses is the same: a lane that runs is in such a row, and one that has finishe
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -75,9 +76,9 @@ _MAY_FAIL = ("div", "floor_divide", "fmod", "pow", "remainder")
 """Of integers, unless the second one is a positive number."""
 
 
-def _source(node: object) -> object:
+def _source(node: object, through: Sequence[object] = _SAME_VALUES) -> object:
     """The node whose values these are, in another shape or dtype."""
-    while isinstance(node, fx.Node) and node.target in _SAME_VALUES:
+    while isinstance(node, fx.Node) and node.target in through:
         node = node.args[0]
     return node
 
@@ -112,7 +113,7 @@ def _for_each_lane(body: Subgraph) -> Subgraph:
             mask, own, other = node.args
             is_kept = _source(mask) is not running and _keeps(own, other, running)
             if _is_true_where_it_runs(node, running) and (is_kept or _is_borrowed(node)):
-                node.replace_all_uses_with(own)
+                node.replace_all_uses_with(_expanded(own, node))
         clean(module)
         return Subgraph.intern(module, body.inputs, body.outputs)
 
@@ -123,8 +124,10 @@ def _keeps(out: fx.Node, carry: fx.Node, running: fx.Node) -> bool:
     """Whether an output is the carry, wherever a lane has finished."""
     if carry is running and out.target in (aten.bitwise_and.Tensor, aten.logical_and.default):
         return running in out.args
-    is_choice = out.target is aten.where.self and _source(out.args[0]) is running and out.args[2] is carry
-    return out is carry or is_choice
+    if out is carry or out.target is not aten.where.self:
+        return out is carry
+    mask, _, old = out.args
+    return old is carry and _source(mask) is running and _is_aligned(mask, running, out)
 
 
 def _check_total(module: fx.GraphModule) -> None:
@@ -149,18 +152,33 @@ def _is_borrowed(node: fx.Node) -> bool:
     """Whether a node is the value of ``ops.lanes.borrow_operands``."""
     _, own, other = node.args
     is_row = isinstance(other, fx.Node) and other.target in (aten.index_select.default, aten.gather.default)
-    return is_row and _source(other.args[0]) is _source(own)
+    return is_row and _source(other.args[0], (*_SAME_VALUES, aten.expand.default)) is _source(own)
+
+
+def _expanded(own: fx.Node, choice: fx.Node) -> fx.Node:
+    """The first operand of a choice, which lanes may share, in the shape of its value."""
+    if _shape(own) == _shape(choice):
+        return own
+    with choice.graph.inserting_before(choice):
+        value = choice.graph.call_function(aten.expand.default, (own, list(_shape(choice))))
+    value.meta["val"] = choice.meta["val"]
+    return value
 
 
 def _is_true_where_it_runs(choice: fx.Node, running: fx.Node) -> bool:
-    """Whether a choice takes its first operand, of the same shape, in each lane that runs."""
+    """Whether a choice takes its first operand in each lane that runs."""
     mask, own, _ = choice.args
     of = _source(mask)
     if of is not running and not _is_any_of_row(of, running):
         return False
+    is_known = _shape(own) == _shape(choice) or all(isinstance(size, int) for size in _shape(choice))
+    return _is_aligned(mask, of, choice) and is_known and meta_of(own).dtype == meta_of(choice).dtype
+
+
+def _is_aligned(mask: object, of: object, choice: fx.Node) -> bool:
+    """Whether a mask, ``of`` the first dimensions of a choice, lies at them."""
     shape, lead = _shape(choice), _shape(of)
-    is_aligned = shape[: len(lead)] == lead and _shape(mask) == (*lead, *(1,) * (len(shape) - len(lead)))
-    return is_aligned and _shape(own) == shape
+    return shape[: len(lead)] == lead and _shape(mask) == (*lead, *(1,) * (len(shape) - len(lead)))
 
 
 def _is_any_of_row(node: object, running: fx.Node) -> bool:
