@@ -255,6 +255,56 @@ def test_finished_lanes_poison_nothing(run):
 
 
 @every_mode
+def test_lanes_of_lanes_end_by_themselves(run):
+    """A row has finished before its neighbour does, and in it some lanes before others; rates belong to rows alone."""
+
+    def f(x, rate):
+        body = lambda s: (s[0] - rate * (s[0] - x / s[0]), (s[0] * s[0] - x).abs())
+        return fh.while_loop(lambda s: s[1] > 1e-6, body, (x, x.abs()))[0]
+
+    def oracle(x, rate):
+        y, error = x, x.abs()
+        while error > 1e-6:
+            y, error = y - rate * (y - x / y), (y * y - x).abs()
+        return y
+
+    x, rate = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 1e-3]], dtype=F64), torch.tensor([0.5, 0.4], dtype=F64)
+    lanes = lambda f: fh.vmap(fh.vmap(f, in_dims=(0, None)))
+    rows = lambda f: torch.stack([torch.stack([f(v, r) for v in row]) for row, r in zip(x, rate)])
+    total = lambda f: lambda x, rate: f(x, rate).sum()
+    slope, curvature = torch.func.grad(oracle), torch.func.hessian(oracle)
+    same(run(lanes(f), x, rate), rows(oracle))
+    same(run(lanes(fh.grad(f)), x, rate), rows(slope))
+    same(run(fh.grad(total(lanes(f))), x, rate), rows(slope))
+    same(run(fh.grad(total(lanes(f)), argnums=1), x, rate), rows(torch.func.grad(oracle, argnums=1)).sum(1))
+    same(run(lanes(fh.jacfwd(f)), x, rate), rows(slope))
+    same(run(lanes(fh.hessian(f)), x, rate), rows(curvature))
+    same(run(fh.grad(total(fh.grad(total(lanes(f))))), x, rate), rows(curvature))
+    deep = fh.vmap(lanes(f), in_dims=(0, None))
+    same(run(deep, torch.stack([x, x.flip(1)]), rate), torch.stack([rows(oracle), rows(oracle).flip(1)]))
+
+
+@every_mode
+def test_a_loop_with_a_mask_of_its_own(run):
+    """Its lanes end when no element of their first carry is true; a mask that is any number grows again."""
+    f = lambda n, x: fh.while_loop(
+        lambda s: s[0].any(), lambda s: (s[0].roll(1) - s[0].sign(), s[1] * 2 - s[0]), (n, x)
+    )
+
+    def oracle(n, x):
+        steps = 0
+        while n.any():
+            n, x, steps = n.roll(1) - n.sign(), x * 2 - n, steps + 1
+            assert steps < 50
+        return n, x
+
+    n, x = torch.tensor([[0, 0], [1, 1], [3, 3]]), torch.ones(3, 2, dtype=F64)
+    expected = [oracle(*lane) for lane in zip(n, x)]
+    same(run(fh.vmap(f), n, x), tuple(map(torch.stack, zip(*expected))))
+    same(run(fh.vmap(fh.vmap(f)), n[None], x[None]), tuple(torch.stack(column)[None] for column in zip(*expected)))
+
+
+@every_mode
 def test_finished_lanes_stop_growing(run):
     """A lane that went on would overflow to inf, and inf * 0 is NaN in the gradient."""
 

@@ -42,7 +42,15 @@ def lanes(test: Callable[[Any], Tensor], step: Callable[[Any], Any]) -> Callable
     return fh.vmap(lambda x: fh.while_loop(test, step, x))
 
 
+def ends(x: Tensor, y: Tensor) -> Any:
+    return fh.while_loop(lambda s: (s[0] < 4) & (s[1] < 20), lambda s: (s[0] * s[0] + x, s[1] + y), (x * y, y))
+
+
 BY_LANES: dict[str, Program] = {
+    "lanes of lanes": (
+        fh.vmap(fh.vmap(ends, in_dims=(None, 0)), in_dims=(0, None)),
+        (normal(5), normal(7, seed=1).abs() + 1),
+    ),
     "pointwise": (scan(lambda c, x: (torch.tanh(c * 0.9 + x), c)), (C, XS)),
     "reverse": (lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c * 0.9 + x), c), c, xs, reverse=True), (C, XS)),
     "its own lane under a condition": (

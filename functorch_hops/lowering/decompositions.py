@@ -25,7 +25,21 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         result: Tensor = select(x, dim, torch.where(index < 0, size, index))
         return result
 
-    return {**table, aten.pow.Scalar: _integer_power, aten.index_select.default: selected}
+    ours = {
+        aten.eye.default: lambda n, **options: _eye(n, n, **options),
+        aten.eye.m: _eye,
+        aten.index_select.default: selected,
+        aten.pow.Scalar: _integer_power,
+    }
+    return {**table, **ours}
+
+
+def _eye(
+    rows: Any, columns: Any, *, dtype: torch.dtype | None = None, device: torch.device | None = None, **_: Any
+) -> Tensor:
+    """torch's own compares bytes where they are enough, of which Inductor makes each vector element by element."""
+    row, column = (torch.arange(size, device=device) for size in (rows, columns))
+    return (row.unsqueeze(1) == column).to(dtype or torch.get_default_dtype())
 
 
 def _integer_power(base: Any, exponent: Tensor) -> Any:

@@ -4,17 +4,22 @@ NOTE [Lanes end by themselves] Such a loop runs until no lane does, and a lane t
 block of lanes can leave as soon as none of its own runs. Where every operator computes lane by lane and none can fail,
 what a finished lane computes meanwhile does not matter either: it needs no operands of a lane that runs
 (NOTE [Representative lanes]), which would be a look at other lanes.
+
+Under several vmaps a mask of rows, those with a lane that runs, is around the mask of lanes (NOTE [One mask]). What it
+chooses is the same: a lane that runs is in such a row, and one that has finished keeps its carry in any.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from ..._torch import OpOverload
 from ...ir.build import copy_of
+from ...ir.nodes import meta_of
 from ...ir.subgraph import Subgraph, params_of
 from ...passes.cleaning import clean
 from .forms import Refused, Scan, While
@@ -71,39 +76,58 @@ _MAY_FAIL = ("div", "floor_divide", "fmod", "pow", "remainder")
 """Of integers, unless the second one is a positive number."""
 
 
-def _source(node: object) -> object:
+def _source(node: object, through: Sequence[object] = _SAME_VALUES) -> object:
     """The node whose values these are, in another shape or dtype."""
-    while isinstance(node, fx.Node) and node.target in _SAME_VALUES:
+    while isinstance(node, fx.Node) and node.target in through:
         node = node.args[0]
     return node
 
 
 def is_masked(form: While) -> bool:
     """Whether the loop runs while any lane of carry 0 does, and keeps what the others carry."""
-    inputs, outputs = form.body.input_nodes(), form.body.output_nodes()
-    (test,), running = form.cond.output_nodes(), inputs[0]
+    (test,) = form.cond.output_nodes()
     if test.target is not aten.any.default or test.args[0] is not form.cond.input_nodes()[0]:
         return False
-    if outputs[0].target not in (aten.bitwise_and.Tensor, aten.logical_and.default):
-        return False
-    return running in outputs[0].args and all(
-        out is carry or (out.target is aten.where.self and _source(out.args[0]) is running and out.args[2] is carry)
-        for out, carry in zip(outputs[1:], inputs[1:])
-    )
+    body = _for_each_lane(form.body)
+    inputs, outputs = body.input_nodes(), body.output_nodes()
+    running = inputs[0]
+    return outputs[0] is not running and all(_keeps(out, carry, running) for out, carry in zip(outputs, inputs))
 
 
 def without_representatives(body: Subgraph) -> Subgraph:
     """The body of a masked loop, in which a finished lane computes with what it carries. That lanes don't read one
     another is proved later, of the code.
     """
-    module = copy_of(body)
-    running = module.graph.find_nodes(op="placeholder")[0]
-    for node in list(module.graph.nodes):
-        if node.target is aten.where.self and _is_borrowed(node, running):
-            node.replace_all_uses_with(node.args[1])
-    clean(module)
-    _check_total(module)
-    return Subgraph.intern(module, body.inputs, body.outputs)
+    body = _for_each_lane(body)
+    _check_total(body.module)
+    return body
+
+
+def _for_each_lane(body: Subgraph) -> Subgraph:
+    """The body without what is chosen by a mask that is true wherever a lane runs."""
+
+    def make() -> Subgraph:
+        module = copy_of(body)
+        running = module.graph.find_nodes(op="placeholder")[0]
+        for node in module.graph.find_nodes(op="call_function", target=aten.where.self):
+            mask, own, other = node.args
+            is_kept = _source(mask) is not running and _keeps(own, other, running)
+            if _is_true_where_it_runs(node, running) and (is_kept or _is_borrowed(node)):
+                node.replace_all_uses_with(_expanded(own, node))
+        clean(module)
+        return Subgraph.intern(module, body.inputs, body.outputs)
+
+    return body.derive("for each lane", make)
+
+
+def _keeps(out: fx.Node, carry: fx.Node, running: fx.Node) -> bool:
+    """Whether an output is the carry, wherever a lane has finished."""
+    if carry is running and out.target in (aten.bitwise_and.Tensor, aten.logical_and.default):
+        return running in out.args
+    if out is carry or out.target is not aten.where.self:
+        return out is carry
+    mask, _, old = out.args
+    return old is carry and _source(mask) is running and _is_aligned(mask, running, out)
 
 
 def _check_total(module: fx.GraphModule) -> None:
@@ -124,14 +148,49 @@ def _check_total(module: fx.GraphModule) -> None:
             raise Refused(f"lanes that have finished must not run {node.target}")
 
 
-def _is_borrowed(node: fx.Node, running: fx.Node) -> bool:
+def _is_borrowed(node: fx.Node) -> bool:
     """Whether a node is the value of ``ops.lanes.borrow_operands``."""
-    mask, own, other = node.args
-    if _source(mask) is not running or not isinstance(other, fx.Node) or other.target is not aten.index_select.default:
+    _, own, other = node.args
+    is_row = isinstance(other, fx.Node) and other.target in (aten.index_select.default, aten.gather.default)
+    return is_row and _source(other.args[0], (*_SAME_VALUES, aten.expand.default)) is _source(own)
+
+
+def _expanded(own: fx.Node, choice: fx.Node) -> fx.Node:
+    """The first operand of a choice, which lanes may share, in the shape of its value."""
+    if _shape(own) == _shape(choice):
+        return own
+    with choice.graph.inserting_before(choice):
+        value = choice.graph.call_function(aten.expand.default, (own, list(_shape(choice))))
+    value.meta["val"] = choice.meta["val"]
+    return value
+
+
+def _is_true_where_it_runs(choice: fx.Node, running: fx.Node) -> bool:
+    """Whether a choice takes its first operand in each lane that runs."""
+    mask, own, _ = choice.args
+    of = _source(mask)
+    if of is not running and not _is_any_of_row(of, running):
         return False
-    first = _source(other.args[2])
-    is_first = isinstance(first, fx.Node) and first.target is aten.argmax.default and _source(first.args[0]) is running
-    return is_first and _source(other.args[0]) is _source(own)
+    is_known = _shape(own) == _shape(choice) or all(isinstance(size, int) for size in _shape(choice))
+    return _is_aligned(mask, of, choice) and is_known and meta_of(own).dtype == meta_of(choice).dtype
+
+
+def _is_aligned(mask: object, of: object, choice: fx.Node) -> bool:
+    """Whether a mask, ``of`` the first dimensions of a choice, lies at them."""
+    shape, lead = _shape(choice), _shape(of)
+    return shape[: len(lead)] == lead and _shape(mask) == (*lead, *(1,) * (len(shape) - len(lead)))
+
+
+def _is_any_of_row(node: object, running: fx.Node) -> bool:
+    """Whether a node says of each row, at the first dimensions of ``running``, if a lane runs there."""
+    if not isinstance(node, fx.Node) or node.target is not aten.any.dim or _source(node.args[0]) is not running:
+        return False
+    lead = _shape(node)
+    return _shape(running)[: len(lead)] == lead == _shape(node.args[0])[:-1] and node.args[1] in (len(lead), -1)
+
+
+def _shape(node: object) -> tuple[object, ...]:
+    return tuple(meta_of(node).shape)
 
 
 def is_total(node: fx.Node) -> bool:

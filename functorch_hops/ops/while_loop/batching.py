@@ -6,6 +6,9 @@ along with the operands of one that runs (NOTE [Representative lanes]).
 
 NOTE [Stacks of lanes] A stacked loop then runs as long as its longest lane. Rows of a lane that had finished hold what
 the borrowed operands gave, and ``valid`` is False there, which tells the loop backwards to skip them.
+
+NOTE [One mask] A loop that runs as long as any element of its first carry is true, as one that was batched before does,
+needs no mask besides: which lanes run is what this carry says, and that of a finished lane stays as it is.
 """
 
 from __future__ import annotations
@@ -66,51 +69,62 @@ def _per_lane(
     n, flags = params.n_carry, params.flags
     device = place_of(params.cond.outputs[0], params.body.inputs)
     cond, body = (with_numbers_on(device, *of) for of in ((params.cond, n, 1), (params.body, n, n)))
-    masks = (*(True,) * n, *mapped[n:])
-    lane_cond, _ = batched(cond, masks, size, randomness, (True,))
-    lane_body, _ = batched(body, masks, size, randomness, (True,) * len(body.outputs))
+    lanes = (*(True,) * n, *mapped[n:])
+    lane_cond, _ = batched(cond, lanes, size, randomness, (True,))
+    lane_body, _ = batched(body, lanes, size, randomness, (True,) * len(body.outputs))
     placed = [x.to(meta.device) for x, meta in zip(operands, body.inputs[:n])]
     init = [x if m else expand_lanes(x, size) for x, m in zip(placed, mapped)]
-    (running,) = lane_cond(*init, *operands[n:])
-    mask = TensorMeta((size,), torch.bool, cond.outputs[0].device)
-    step = _masked_step(lane_cond, lane_body, mask, mapped[n:], n, bool(flags))
-    loop = WhileLoopParams(_any_lane(lane_cond, mask), step, n + 1, (0,) if flags else (), params.checkpoints)
-    outs = while_loop_op(loop, running, *init, *operands[n:])
-    carry = outs[1 : n + 1]
+    masks = [] if _is_any(cond) else [TensorMeta((size,), torch.bool, cond.outputs[0].device)]
+    first = lane_cond(*init, *operands[n:]) if masks else []
+    step = _masked_step(lane_cond, lane_body, masks, mapped[n:], n, bool(flags))
+    n_carry = len(masks) + n
+    loop = WhileLoopParams(_any_lane(lane_cond, masks), step, n_carry, (0,) if flags else (), params.checkpoints)
+    outs = while_loop_op(loop, *first, *init, *operands[n:])
+    carry = outs[len(masks) : n_carry]
     if not flags:
         return carry, (True,) * n
     # The step stacks its mask first. Where the flag of the loop itself is False, this is another one's, borrowed.
-    happened, running, *ys = outs[n + 1 :]
+    happened, running, *ys = outs[n_carry:]
     valid = running & happened.to(running.device).unsqueeze(1)
     stacks = [s.movedim(1, 0) for s in merge_flags(flags, valid, ys)]
     return [*carry, *stacks], (True,) * (n + len(stacks))
 
 
-def _any_lane(cond: Subgraph, mask: TensorMeta) -> Subgraph:
+def _is_any(cond: Subgraph) -> bool:
+    """Whether a condition asks for any element of the first carry: NOTE [One mask]."""
+    (test,), first = cond.output_nodes(), cond.input_nodes()[0]
+    return test.target is torch.ops.aten.any.default and test.args == (first,)
+
+
+def _any_lane(cond: Subgraph, masks: Sequence[TensorMeta]) -> Subgraph:
     def run(running: Tensor, *_: Tensor) -> list[Tensor]:
         return [running.any()]
 
-    return cond.derive(("any lane", mask), lambda: rewritten(run, [mask, *cond.inputs], "vmap"))
+    return cond.derive(("any lane", *masks), lambda: rewritten(run, [*masks, *cond.inputs], "vmap"))
 
 
 def _masked_step(
-    cond: Subgraph, body: Subgraph, mask: TensorMeta, consts_mapped: Mask, n: int, is_stacked: bool
+    cond: Subgraph, body: Subgraph, masks: Sequence[TensorMeta], consts_mapped: Mask, n: int, is_stacked: bool
 ) -> Subgraph:
-    """``(running, carry, consts) -> (running, carry, [running, stacked values])``."""
+    """``(running, carry, consts) -> (running, carry, [running, stacked values])``, the former two if there are
+    ``masks``.
+    """
 
     scope = new_scope()
     has_scope = body.holds_effects or cond.holds_effects
     inner_cond, inner_body = in_scope(cond, scope), in_scope(body, scope)
 
-    def run(running: Tensor, *operands: Tensor) -> list[Tensor]:
+    def run(*args: Tensor) -> list[Tensor]:
+        operands = args[len(masks) :]
+        running = args[0] if masks else cond(*operands)[0]
         if has_scope:
             enter_scope(scope, running)
-        masks = (*(True,) * n, *consts_mapped)
-        borrowed = [borrow_operands(running, x) if m else x for x, m in zip(operands, masks)]
+        mapped = (*(True,) * n, *consts_mapped)
+        borrowed = [borrow_operands(running, x) if m else x for x, m in zip(operands, mapped)]
         outs = inner_body(*borrowed)
         carry = [select_lanes(running, new, old) for new, old in zip(outs, operands[:n])]
-        still = running & inner_cond(*carry, *operands[n:])[0]
-        return [still, *carry, *([running.clone(), *outs[n:]] if is_stacked else [])]
+        still = [running & inner_cond(*carry, *operands[n:])[0]] if masks else []
+        return [*still, *carry, *([running.clone(), *outs[n:]] if is_stacked else [])]
 
-    key = ("masked step", cond, mask, consts_mapped, n, is_stacked)
-    return body.derive(key, lambda: rewritten(run, [mask, *body.inputs], "vmap"))
+    key = ("masked step", cond, *masks, consts_mapped, n, is_stacked)
+    return body.derive(key, lambda: rewritten(run, [*masks, *body.inputs], "vmap"))
