@@ -200,7 +200,7 @@ NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "a product": (
         lambda c, w: fh.fori_loop(0, 3, lambda _, c: w @ c, c),
         (C, normal(N, N)),
-        "a reduction reads many lanes",
+        "aten.mm.out is no pointwise work",
     ),
     "a branch that may fail": (
         scan(lambda c, x: (fh.cond(x[0] > 0, lambda c: c // x, lambda c: c, c), c)),

@@ -134,7 +134,8 @@ def _check_lanes(graph: Any, nodes: Sequence[Any], count: Size, sizes: Sequence[
 
     for node in nodes:
         if not isinstance(node, SchedulerNode):
-            raise Refused(f"{type(node.node).__name__} is no pointwise work")
+            operator = getattr(node.node, "op_overload", None) or type(node.node).__name__
+            raise Refused(f"{operator} is no pointwise work")
         if node.is_reduction():
             raise Refused("a reduction reads many lanes")
         if any(buffer.get_mutations() for buffer in node.get_outputs()):
