@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from .recent import Recent
 from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
-__all__ = ["Trace", "as_graph", "forget", "kept_trace"]
+__all__ = ["Trace", "as_graph", "forget", "kept_trace", "note_callback"]
 
 MOST_TRACES = 128
 ATTEMPTS = 3
@@ -166,15 +167,33 @@ def kept_trace(
     return trace, [*arguments.operands, *call.lifted]
 
 
+class _Callbacks(threading.local):
+    """How many callbacks of the user's have run: these change what they change in every step."""
+
+    count = 0
+
+
+_callbacks = _Callbacks()
+
+
+def note_callback() -> None:
+    _callbacks.count += 1
+
+
 def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
-    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of that one's."""
+    """``captured``, with a warning of what the bodies changed meanwhile; under ``jit`` it is a part of that one's. None
+    if the operator ran at once, and callbacks with it: a change may be theirs.
+    """
 
     def capture(functions: Sequence[Callable[..., Any]], *rest: Any) -> Any:
         first, *others = functions
         root = functools.partial(first, *others)
+        called = _callbacks.count
         with _torch.without_torch_function():
             before = environment.snapshot(root)
         result = captured(functions, *rest)
+        if _callbacks.count != called:
+            return result
         with _torch.without_torch_function():
             changes = environment.effects(before, environment.snapshot(root), before.observer())
         around = current_capture()

@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from .. import _torch
+from ..calls.trace_cache import note_callback
 from ..errors import CaptureError, message
 from ..ir.meta import Mask
 from ..ir.subgraph import Params
@@ -36,6 +37,8 @@ class UserPython(Params):
         return replace(self, lanes=(size, *self.lanes), mapped=tuple((m, *old) for m, old in zip(mapped, self.mapped)))
 
     def each_lane(self) -> Iterator[tuple[int, ...]]:
+        """Where it runs now."""
+        note_callback()
         return itertools.product(*map(range, self.lanes))
 
     def at_lane(self, operands: Sequence[Tensor], lane: tuple[int, ...]) -> list[Tensor]:

@@ -59,7 +59,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table |= {**convolutions(), **rewritten(table)}
+        table = {**table, **convolutions(), **rewritten(table)}
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)
