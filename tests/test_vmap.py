@@ -126,6 +126,7 @@ def test_vmap_of_different_sizes():
         "  where: args[1]",
         "  expected: 2, as in args[0]['v']",
         "  got: 3",
+        "  help: give in_dims None for what is the same for all examples",
     ]
 
 
