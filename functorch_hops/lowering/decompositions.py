@@ -25,7 +25,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         result: Tensor = select(x, dim, torch.where(index < 0, size, index))
         return result
 
-    ours = {
+    ours: dict[Any, Callable[..., Any]] = {
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
         aten.index_select.default: selected,

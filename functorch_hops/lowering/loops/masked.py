@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -151,8 +152,9 @@ def _check_total(module: fx.GraphModule) -> None:
 def _is_borrowed(node: fx.Node) -> bool:
     """Whether a node is the value of ``ops.lanes.borrow_operands``."""
     _, own, other = node.args
-    is_row = isinstance(other, fx.Node) and other.target in (aten.index_select.default, aten.gather.default)
-    return is_row and _source(other.args[0], (*_SAME_VALUES, aten.expand.default)) is _source(own)
+    if not isinstance(other, fx.Node) or other.target not in (aten.index_select.default, aten.gather.default):
+        return False
+    return _source(other.args[0], (*_SAME_VALUES, aten.expand.default)) is _source(own)
 
 
 def _expanded(own: fx.Node, choice: fx.Node) -> fx.Node:
@@ -167,7 +169,7 @@ def _expanded(own: fx.Node, choice: fx.Node) -> fx.Node:
 
 def _is_true_where_it_runs(choice: fx.Node, running: fx.Node) -> bool:
     """Whether a choice takes its first operand in each lane that runs."""
-    mask, own, _ = choice.args
+    mask, own, _ = cast("tuple[fx.Node, ...]", choice.args)
     of = _source(mask)
     if of is not running and not _is_any_of_row(of, running):
         return False
@@ -189,7 +191,7 @@ def _is_any_of_row(node: object, running: fx.Node) -> bool:
     return _shape(running)[: len(lead)] == lead == _shape(node.args[0])[:-1] and node.args[1] in (len(lead), -1)
 
 
-def _shape(node: object) -> tuple[object, ...]:
+def _shape(node: Any) -> tuple[Any, ...]:
     return tuple(meta_of(node).shape)
 
 
