@@ -33,14 +33,15 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     """
     from torch._inductor import config
 
+    graphs = graphs_in(module)
+    tensors = _tensors_of(graphs)
     # Inductor takes the results of operators that it generates no code for as aligned if their operands are. Of complex
     # tensors these are even the views, and one at an offset known only at run time is not: its assertion fails.
-    assume = {"assume_unaligned_fallback_output": True} if _has_complex(module) else {}
+    assume = {"assume_unaligned_fallback_output": True} if any(x.is_complex() for x in tensors) else {}
     kept = _kept() if has_effects else contextlib.nullcontext()
-    graphs = graphs_in(module)
     for part in graphs:
         _unexpand_written(part.graph)
-    counted = _counted_by_torch() if _is_on_accelerator(graphs) else contextlib.nullcontext()
+    counted = _counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
     with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
         yield
 
@@ -304,9 +305,13 @@ def _overlaps_itself(x: Tensor) -> bool:
     )
 
 
-def _is_on_accelerator(graphs: list[fx.GraphModule]) -> bool:
+def _tensors_of(graphs: list[fx.GraphModule]) -> list[Tensor]:
     values = tree_leaves([node.meta.get("val") for part in graphs for node in part.graph.nodes])
-    return any(isinstance(x, Tensor) and x.device.type not in ("cpu", "meta") for x in values)
+    return [x for x in values if isinstance(x, Tensor)]
+
+
+def _is_on_accelerator(tensors: list[Tensor]) -> bool:
+    return any(x.device.type not in ("cpu", "meta") for x in tensors)
 
 
 @contextlib.contextmanager
@@ -338,11 +343,6 @@ def _computes_numbers(node: fx.Node) -> bool:
 def _is_number(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return not isinstance(value, Tensor) or (value.dim() == 0 and value.device.type == "cpu")
-
-
-def _has_complex(module: fx.GraphModule) -> bool:
-    values = tree_leaves([node.meta.get("val") for part in graphs_in(module) for node in part.graph.nodes])
-    return any(isinstance(x, Tensor) and x.is_complex() for x in values)
 
 
 def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:
