@@ -74,10 +74,20 @@ def test_an_operand_without_memory() -> None:
         same(f(c), decaying(torch.zeros_like(C) + c, XS)[0])
 
 
+DIVISIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "floor": lambda n: 6 // n,
+    "remainder": lambda n: 6 % n,
+    "truncated": lambda n: torch.div(6, n, rounding_mode="trunc"),
+}
+
+
 @pytest.mark.usefixtures("no_graph_around")
-def test_what_fails_outside_of_the_loops_raises() -> None:
-    f = fh.jit(lambda c, n: (decaying(c, XS)[0], 6 // n))
-    same(f(C, torch.tensor([2, 3]))[1], torch.tensor([3, 2]))
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_what_fails_outside_of_the_loops_raises(name: str) -> None:
+    divided = DIVISIONS[name]
+    f = fh.jit(lambda c, n: (decaying(c, XS)[0], divided(n)))
+    n = torch.tensor([2, -4])
+    same(f(C, n)[1], divided(n))
     if torch.__version__ >= (2, 13):  # before, Inductor's integer division by zero ends the process
         with pytest.raises(RuntimeError, match="ZeroDivisionError"):
             f(C, torch.tensor([2, 0]))

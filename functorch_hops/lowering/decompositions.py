@@ -26,12 +26,24 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         return result
 
     ours: dict[Any, Callable[..., Any]] = {
+        aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
         aten.index_select.default: selected,
         aten.pow.Scalar: _integer_power,
     }
     return {**table, **ours}
+
+
+def _divided(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
+    """The truncated quotient of integers, by operators for which a division by zero is an error: in C++ it ends the
+    process.
+    """
+    dtype = torch.result_type(x, y)
+    if rounding_mode != "trunc" or dtype.is_floating_point:
+        return NotImplemented
+    x, y = (v if isinstance(v, Tensor) else aten.scalar_tensor.default(v, dtype=dtype) for v in (x, y))
+    return aten.div.Tensor_mode(x - aten.fmod.Tensor(x, y), y, rounding_mode="floor")
 
 
 def _eye(
