@@ -57,6 +57,13 @@ def test_a_function_with_all_rules(run, name):
         same(transform(fh.jit(f, backend="eager"))(X, Y), transform(sin)(X, Y))
 
 
+@pytest.mark.parametrize("jacobian", [torch.func.jacfwd, fh.jacfwd])
+def test_forward_mode_thrice_in_plain_eager(jacobian):
+    """torch computes a tangent without forward mode: the second derivative was zero."""
+    f = lambda f: lambda x: jacobian(jacobian(jacobian(lambda x: f(x, Y).sum())))(x)
+    same(f(SinWithJvp.apply)(X), 3 * f(lambda x, y: x.sin() * y)(X))
+
+
 class Scaled(Function):
     """With a default, which setup_context gets too."""
 

@@ -34,6 +34,7 @@ __all__ = [
     "is_tracked_at",
     "is_wrapped",
     "number_of_derivatives",
+    "number_of_forward_levels",
     "numbers_of_lanes",
     "read_number",
     "restore_vmap",
@@ -108,7 +109,12 @@ def in_gradient_level() -> bool:
 
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
-    return TransformType.Jvp in _level_keys()
+    return number_of_forward_levels() > 0
+
+
+def number_of_forward_levels() -> int:
+    """How many levels of functorch differentiate in forward mode."""
+    return _level_keys().count(TransformType.Jvp)
 
 
 def number_of_derivatives() -> int:

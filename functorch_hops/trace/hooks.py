@@ -127,7 +127,8 @@ def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         function, _, *inputs = args
         return function(*inputs)
     if capture is None:
-        return NotImplemented
+        # torch (2.13) computes a tangent without forward mode, so that it has none itself: silently zero.
+        return handlers.function(cls, args, kwargs) if _torch.number_of_forward_levels() > 1 else NotImplemented
     if cls is _torch.BackwardHookFunction:
         remedy = "register a hook on a value, in forward: value.register_hook(...)"
         raise refused_of_tensor(capture.context, "a full backward hook of a module", remedy, None)
