@@ -169,11 +169,10 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
 def _run(operation: str, branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     given = numbers_as_tensors(operands)
     try:
-        result = numbers_as_tensors(branch(*given))
+        return with_own_memory([numbers_as_tensors(branch(*given))])
     except Exception as error:
         note_body(error, operation, branch, given)
         raise
-    return with_own_memory(result, (x for x in pytree.flatten(given)[0] if isinstance(x, Tensor)), branch)
 
 
 _INDEX = "an int or a one-element integer tensor"

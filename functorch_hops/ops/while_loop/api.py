@@ -131,7 +131,7 @@ def _plain_while_loop(
     init: InitialCarry,
     max_steps: int | None,
 ) -> Any:
-    carries = PlainCarry(context, body_fn, init)
+    carries = PlainCarry(context, init)
     try:
         return _plain_steps(carries, context, cond_fn, body_fn, init, max_steps)
     except Exception as error:
@@ -166,7 +166,9 @@ def _plain_steps(
         if not pred:
             break
         value = carries.follow(body_fn(value))
-    return carries.final(value, _without_outputs(body_fn))
+    made = [value]
+    del value
+    return carries.final(made, _without_outputs(body_fn))
 
 
 def _without_outputs(body_fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
