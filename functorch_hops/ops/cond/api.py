@@ -30,6 +30,7 @@ from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...ir.build import merge_lifted
 from ...ir.meta import TensorMeta
 from ...trace.history import Itself
+from ...trace.hooks import note_untaken
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .op import CondParams, cond_op
@@ -215,6 +216,7 @@ def _captured_cond(
         try:
             captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
         except Exception as error:
+            note_untaken(error)
             note_body(error, operation, branch, tuple(operands))
             raise
     # The user names the true branch first.

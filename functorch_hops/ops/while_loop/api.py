@@ -22,6 +22,7 @@ from ...ir.build import merge_lifted
 from ...ir.subgraph import Subgraph
 from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
+from ...trace.hooks import note_untaken
 from ...trace.speculate import speculate_subgraph
 from ..effect.marking import begin_loop, in_loop
 from ..effect.running import perform, with_deferred_effects
@@ -207,6 +208,7 @@ def _captured_while_loop(
     try:
         return _captured_steps(cond_fn, body_fn, tree, context, weak, max_steps, checkpoints, first)
     except Exception as error:
+        note_untaken(error)
         note_body(error, context.operation, body_fn, (tree,))
         raise
 
