@@ -65,7 +65,7 @@ def _of_owned(t: Tensor) -> Counts:
 
 def _of_storage(t: Tensor) -> Counts:
     storage = t.untyped_storage()
-    return sys.getrefcount(storage), torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    return sys.getrefcount(storage), torch._C._storage_Use_Count(storage._cdata)
 
 
 @functools.cache
