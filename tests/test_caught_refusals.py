@@ -85,3 +85,30 @@ def test_gradients_that_are_asked_for_under_a_bare_except():
             return x * 0
 
     same(fh.jit(f, backend="eager")(X.clone().requires_grad_()), 2 * X)
+
+
+def failing(*_):
+    raise ValueError("not here")
+
+
+UNTAKEN = {
+    "a branch": lambda x: fh.cond(x.sum() > 0, torch.sin, failing, x),
+    "one of many": lambda x: fh.switch((x.sum() > 0).long(), [failing, torch.sin, torch.cos], x),
+    "a step": lambda x: fh.while_loop(lambda c: c.sum() < 0, failing, x),
+    "in a branch": lambda x: fh.cond(x.sum() > 0, UNTAKEN["a branch"], torch.sin, x),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("f", UNTAKEN.values(), ids=UNTAKEN)
+def test_an_error_of_code_that_may_not_run_is_not_caught(run, f):
+    """Plain eager does not come to it, and gives the other branch's result."""
+    with pytest.raises(ValueError, match="not here") as caught:
+        run(lambda x: fh.cond(torch.tensor(True), tried(f), torch.sin, x), X.clone())
+    assert "caught this error" in "".join(caught.value.__notes__)
+    assert not torch.equal(tried(f)(X), X * 0)
+
+
+@every_mode
+def test_a_branch_may_catch_what_it_raises(run):
+    same(run(lambda x: fh.cond(x.sum() > 0, torch.sin, tried(failing), x), X.clone()), X.sin())

@@ -365,6 +365,51 @@ def test_a_recurrent_cell_refuses_states_of_another_batch():
                 run(torch.zeros(5, 3), h)
 
 
+def zeroed(x: Tensor) -> Tensor:
+    y = x * 2
+    y[y > 0] = 0.0
+    return y.sin()
+
+
+def shifted(x: Tensor) -> Tensor:
+    y = x * 2
+    y[1:] = x[:-1]
+    y[::2].mul_(x[0])
+    y[0] = x.sum()
+    return y.sin()
+
+
+WRITES = {
+    "by a mask": (zeroed, lambda x: torch.where(x > 0, 0.0, x * 2).sin()),
+    "to parts": (shifted, shifted),
+    "of lanes to what all share": (
+        lambda x: torch.slice_scatter(torch.zeros(3, dtype=F64), x[:1], 0, 1, 2),
+        lambda x: torch.cat((x[:1] * 0, x[:1], x[:1] * 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("f", "oracle"), WRITES.values(), ids=WRITES)
+def test_writes_in_lanes_of_open_sizes(f, oracle):
+    jitted = fh.jit(f, dynamic=True, backend="eager")
+    for x in (random(4, 3), random(2, 5)):
+        torch.testing.assert_close(torch.func.vmap(jitted)(x), torch.func.vmap(oracle)(x))
+        torch.testing.assert_close(torch.func.vmap(torch.func.vmap(jitted))(x[None]), torch.func.vmap(oracle)(x)[None])
+        torch.testing.assert_close(
+            torch.func.vmap(torch.func.jacfwd(jitted))(x), torch.func.vmap(torch.func.jacfwd(oracle))(x)
+        )
+
+
+def test_gradients_of_masks_in_lanes_of_open_sizes():
+    derivatives = (lambda f: torch.func.grad(lambda x: f(x).sum()), torch.func.jacfwd, torch.func.hessian)
+    for derivative in derivatives:
+        jitted = fh.jit(torch.func.vmap(derivative(zeroed)), dynamic=True, backend="eager")
+        expected = torch.func.vmap(derivative(lambda x: torch.where(x > 0, 0.0, x * 2).sin()))
+        for x in (random(4, 3), random(2, 5)):
+            torch.testing.assert_close(jitted(x), expected(x))
+        assert jitted.cache_info().misses == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_recurrent_network_takes_any_batch(strict):

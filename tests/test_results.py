@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import optree
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import functorch_hops as fh
 from modes import every_mode, gradients, plain, same, while_capturing
@@ -369,6 +372,14 @@ def of_a_cycle(x):
     return fh.cond(x.sum() > -9, lambda: held[1][0], lambda: x + 1)
 
 
+TRANSFORMS = {
+    "vmap": lambda f: lambda x: torch.func.vmap(f)(torch.stack((x, x))),
+    "grad": torch.func.grad,
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+    "vmap of grad": lambda f: lambda x: torch.func.vmap(torch.func.grad(f))(torch.stack((x, x))),
+}
+
+
 class Held(torch.nn.Module):
     """Gives its buffer, by a method of its own."""
 
@@ -438,10 +449,92 @@ def test_a_result_is_memory_of_its_own(run, f):
     same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(2)))
 
 
-def test_objects_are_not_asked_for_attributes_that_they_refuse():
-    settings = Config(rate=2.0)
-    assert fh.cond(torch.tensor(True), lambda: settings, lambda: settings) is settings
-    assert fh.cond(torch.tensor(True), lambda c: c, lambda c: c, settings) is settings
+def kept_in(holder, value):
+    holder.append(value)
+    return value
+
+
+HELD = {
+    "under a name made of strings": lambda x: functools.partial(getattr, Slots(x), "".join("x")),
+    "by a module": lambda x: (lambda module: lambda: next(module.buffers()))(Held(x)),
+    "by a list of modules": lambda x: (lambda modules: lambda: modules[0].held)(torch.nn.ModuleList([Held(x)])),
+    "by a generator": lambda x: functools.partial(next, (x for _ in range(9))),
+    "by an iterator in C": lambda x: itertools.repeat(x).__next__,
+    "by a weak dictionary": lambda x: functools.partial(weakref.WeakKeyDictionary({NORM: x}).get, NORM),
+    "by its storage": lambda x: lambda: x.new_empty(0).set_(x.untyped_storage(), 0, (2,)),
+    "by NumPy": lambda x: functools.partial(torch.from_numpy, x.numpy()),
+    "by DLPack": lambda x: lambda: torch.from_dlpack(x),
+    "as a tree": lambda x: {"x": (x, [x[:1]])}.copy,
+    "as a view of a view": lambda x: (lambda v: lambda: v.T[0])(x.view(2, 1)),
+    "as a detached alias": lambda x: lambda: x.detach().view(1, 2),
+    "beneath a class": lambda x: lambda: x.as_subclass(torch.nn.Buffer),
+    "within a transform": lambda x: lambda: torch.func.vmap(lambda a: a, out_dims=0)(x),
+}
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, *TRANSFORMS.values()], ids=["plain", *TRANSFORMS])
+@pytest.mark.parametrize("hold", HELD.values(), ids=HELD)
+def test_what_anybody_holds_is_copied(hold, transform):
+    x = torch.tensor([1.0, 3.0])
+    give = hold(x)
+
+    def add_to(result):
+        for part in optree.tree_leaves(result):
+            part.add_(1)
+
+    def g(y):
+        add_to(fh.cond(True, give, give))
+        add_to(fh.fori_loop(0, 2, lambda i, c: (c[0] + 1, give()), (y, give()))[1])
+        return y.sum()
+
+    add_to(fh.checkpoint(give)())
+    transform(g)(torch.ones(2))
+    same(x, torch.tensor([1.0, 3.0]))
+    same(optree.tree_leaves(give())[0].reshape(2), torch.tensor([1.0, 3.0]))
+
+
+def test_what_a_body_keeps_is_copied():
+    kept, x = [], torch.ones(2)
+    results = (
+        fh.cond(True, lambda x: kept_in(kept, x + 1), lambda x: x, x),
+        fh.scan(lambda c, _: (kept_in(kept, c + 1), c), x, length=2)[0],
+        fh.while_loop(lambda c: c.sum() < 9, lambda c: kept_in(kept, (c + 1)[:]), x),
+    )
+    expected = [t.clone() for t in kept]
+    for result in results:
+        result.zero_()
+    same(kept, expected)
+
+
+NEW = {
+    "a branch": lambda x: fh.cond(True, lambda x: x + 1, lambda x: x, x),
+    "a view": lambda x: fh.cond(True, lambda x: (x + 1)[None, 1:][0], lambda x: x, x),
+    "a tree": lambda x: fh.switch(0, [lambda x: {"a": x + 1, "b": (x * 2, x[:1] - 1)}], x),
+    "a checkpoint": lambda x: fh.checkpoint(lambda x: x.tanh())(x),
+    "a scan": lambda x: fh.scan(lambda c, _: (c + 1, c), x, length=2),
+    "a carry that is stacked": lambda x: fh.scan(lambda c, _: ((c + 1,) * 2)[:2], x, length=2),
+    "a while loop": lambda x: fh.while_loop(lambda c: c["c"].sum() < 9, lambda c: {"c": c["c"] + 1}, {"c": x}),
+    "a range": lambda x: fh.fori_loop(0, 3, lambda i, c: c * i, x),
+}
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, torch.func.vmap], ids=["plain", "vmap"])
+@pytest.mark.parametrize("f", NEW.values(), ids=NEW)
+def test_what_is_new_is_not_copied(f, transform):
+    copies = []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is Tensor.clone:
+                copies.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def g(x):
+        with Copies():
+            return optree.tree_leaves(f(x))[0].sum()
+
+    transform(g)(torch.ones(2, 2))
+    assert not copies
 
 
 @every_mode

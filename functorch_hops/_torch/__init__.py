@@ -11,6 +11,7 @@ from .compilers import *
 from .dispatch import *
 from .distributed import *
 from .forward_rules import *
+from .holders import *
 from .hooks import *
 from .hops import *
 from .imports import *

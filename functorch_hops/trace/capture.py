@@ -2,7 +2,7 @@
 
 NOTE [A refusal is not caught] What a capture refuses works in eager Python, where a ``try`` around it never comes to
 its ``except``. Captured code that went on there would be another program. So a capture remembers what it refused, and
-raises it when its function returns all the same.
+raises it when its function returns all the same. So does an error of the user's in a branch that may not be taken.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ class Capture:
         """The function has returned."""
         if self.refused is not None:
             if not isinstance(self.refused, HistoryAsked):
-                self.refused.add_note("The captured function caught this error, which eager Python would not raise.")
+                self.refused.add_note("The captured function caught this error, which eager Python may not raise.")
             raise self.refused
 
     def protect(self, t: Tensor, refuse: Callable[[ErrorContext, str], InputMutationError]) -> None:

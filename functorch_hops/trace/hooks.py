@@ -16,7 +16,7 @@ from ..errors import CaptureError, message
 from .capture import current_capture
 from .refusals import refused_of_tensor, seed_inside
 
-__all__ = ["SymbolicCalls", "handlers", "is_symbolic"]
+__all__ = ["SymbolicCalls", "handlers", "is_symbolic", "note_untaken"]
 
 
 class SymbolicCalls:
@@ -99,6 +99,15 @@ def _note(error: BaseException) -> None:
     capture = current_capture()
     if capture is not None:
         capture.note_unseen(error)
+
+
+def note_untaken(error: BaseException) -> None:
+    """An error leaves code that eager Python may not come to, a branch or the step of a while loop: captured code that
+    caught it would do without what eager Python computes. See NOTE [A refusal is not caught].
+    """
+    capture = current_capture()
+    if capture is not None and capture.refused is None:
+        capture.refused = error
 
 
 def _noted(hook: Callable[P, R]) -> Callable[P, R]:

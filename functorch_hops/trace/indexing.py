@@ -128,10 +128,10 @@ def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
     if len(masks) != 1 or not _converts(value, x.dtype):
         return False
     place, mask = masks[0], items[masks[0]]
-    rest = (*items[:place], *[slice(None)] * mask.dim(), *items[place + 1 :])
+    rest = (*items[:place], *[_ALL] * mask.dim(), *items[place + 1 :])
     if mask.dtype is not torch.bool or not all(i is None or i is Ellipsis or type(i) in (int, slice) for i in rest):
         return False
-    chosen = x[rest]
+    chosen = x if all(i is _ALL or i is Ellipsis for i in rest) else x[rest]
     n_after = chosen.dim() - _first_dim(x, items, place) - mask.dim()
     shape = chosen.shape[chosen.dim() - n_after - mask.dim() : chosen.dim() - n_after]
     if tuple(shape) != tuple(mask.shape):
@@ -144,6 +144,9 @@ def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
         value = value.reshape(sizes[max(len(sizes) - chosen.dim(), 0) :])
     chosen.copy_(torch.where(mask.reshape((*mask.shape, *[1] * n_after)), value, chosen))
     return True
+
+
+_ALL = slice(None)
 
 
 def _converts(value: Any, dtype: torch.dtype) -> bool:

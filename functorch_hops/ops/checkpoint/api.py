@@ -102,12 +102,12 @@ def _checkpointed_call(
     kwargs: dict[str, Any],
 ) -> Any:
     if is_stepwise():
-        result = func(*args, **kwargs)
+        made = [func(*args, **kwargs)]
     elif is_default and not is_capturing() and _torch.top_interpreter() is None:
-        result = checkpointed_plainly(func, args, kwargs, preserve_rng_state)
+        made = [checkpointed_plainly(func, args, kwargs, preserve_rng_state)]
     else:
         return as_graph(operation, _captured_checkpoint, (func,), (args, kwargs), saved)
-    return with_own_memory(result, (x for x in pytree.flatten((args, kwargs))[0] if isinstance(x, Tensor)), func)
+    return with_own_memory(made)
 
 
 def checkpointed_plainly(

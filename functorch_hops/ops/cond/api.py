@@ -30,6 +30,7 @@ from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...ir.build import merge_lifted
 from ...ir.meta import TensorMeta
 from ...trace.history import Itself
+from ...trace.hooks import note_untaken
 from ...trace.speculate import speculate_subgraph
 from ..mode import is_capturing
 from .op import CondParams, cond_op
@@ -169,11 +170,10 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
 def _run(operation: str, branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
     given = numbers_as_tensors(operands)
     try:
-        result = numbers_as_tensors(branch(*given))
+        return with_own_memory([numbers_as_tensors(branch(*given))])
     except Exception as error:
         note_body(error, operation, branch, given)
         raise
-    return with_own_memory(result, (x for x in pytree.flatten(given)[0] if isinstance(x, Tensor)), branch)
 
 
 _INDEX = "an int or a one-element integer tensor"
@@ -216,6 +216,7 @@ def _captured_cond(
         try:
             captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
         except Exception as error:
+            note_untaken(error)
             note_body(error, operation, branch, tuple(operands))
             raise
     # The user names the true branch first.

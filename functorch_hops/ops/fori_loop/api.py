@@ -88,14 +88,16 @@ def _run(
         indices = torch.arange(lower, upper)
         leaves, spec = pytree.flatten(indices)
         return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
-    carries, value = PlainCarry(context, body_fn, init, length=max(upper - lower, 0)), init.tree
+    carries, value = PlainCarry(context, init, length=max(upper - lower, 0)), init.tree
     try:
         for i in range(lower, upper):
             value = carries.follow(body_fn(torch.tensor(i), value))
     except Exception as error:
         note_body(error, context.operation, body_fn, (), step=carries.steps)
         raise
-    return carries.final(value, step, [torch.tensor(0)])
+    made = [value]
+    del value
+    return carries.final(made, step, [torch.tensor(0)])
 
 
 _BOUND = "an int or a one-element integer tensor"

@@ -31,11 +31,9 @@ class PlainCarry:
     """The carry of a loop that runs as Python: ``follow`` takes what a body returned to the next carry, or raises."""
 
     __slots__ = (
-        "_body",
         "_context",
         "_expected",
         "_init",
-        "_inputs",
         "_of_first",
         "_spec",
         "_value",
@@ -50,15 +48,12 @@ class PlainCarry:
     def __init__(
         self,
         context: ErrorContext,
-        body: Callable[..., Any],
         init: InitialCarry,
         xs: Sequence[Tensor] = (),
         length: int | None = None,
     ) -> None:
         """``xs``: what the steps get rows of; ``length``: how many there are, if that is known."""
-        self._body = body
-        self._inputs = [*pytree.flatten(init.tree)[0], *xs]
-        self._versions = InputVersions(self._inputs)
+        self._versions = InputVersions([*pytree.flatten(init.tree)[0], *xs])
         self._context, self._init, self._value = context, init, init.tree
         self.steps = 0
         self.settled_at = 0
@@ -125,12 +120,12 @@ class PlainCarry:
         """Whether a step has shown what the numbers become: see NOTE [Numbers in a carry]."""
         return self.settled_at < self.steps or not any(self._init.weak)
 
-    def final(self, value: Any, step: Callable[[Any, Any], Any], slices: Sequence[Tensor] = ()) -> Any:
-        """The carry after the last step, given a step as that of a scan over one tensor or none."""
+    def final(self, made: list[Any], step: Callable[[Any, Any], Any], slices: Sequence[Tensor] = ()) -> Any:
+        """The carry ``made`` by the last step, given a step as that of a scan over one tensor or none."""
         if not self.is_settled:
             spec = pytree.flatten(slices[0])[1] if slices else None
-            value = converted(value, step_kinds(self._context, step, self._init, slices, spec)[0])
-        return self.own(value)
+            made[0] = converted(made[0], step_kinds(self._context, step, self._init, slices, spec)[0])
+        return self.own(made)
 
     def go_on(self) -> None:
         """The rest of the loop runs as a graph, a loop of its own for who watches."""
@@ -141,10 +136,11 @@ class PlainCarry:
         if self._watch is not None:
             self._watch.end(self)
 
-    def own(self, value: Any) -> Any:
-        """A carry that shares no memory with what the loop began with, or closes over; the loop has ended."""
+    def own(self, made: list[Any]) -> Any:
+        """The carry, held by the list ``made`` alone, as memory that nobody else holds; the loop has ended."""
         self._end()
-        return with_own_memory(value, self._inputs, self._body)
+        self._value = None
+        return with_own_memory(made)
 
 
 def elements(leaves: Sequence[Tensor], spec: pytree.Spec, length: int, reverse: bool) -> Iterator[Any]:

@@ -199,7 +199,7 @@ def _plain_scan(
     reverse: bool,
     remat: Any,
 ) -> tuple[Any, Any]:
-    carries = PlainCarry(context, f, init, leaves, length)
+    carries = PlainCarry(context, init, leaves, length)
 
     def run(carry: Any, xs: Iterable[Any]) -> tuple[Any, list[Any]]:
         ys = []
@@ -232,7 +232,10 @@ def _plain_scan(
         ys[:first] = [converted(y, of_output) for y in ys[:first]]
     if reverse:
         ys.reverse()
-    return carries.own(carry), stack_outputs(ys, context)
+    stacked = stack_outputs(ys, context)
+    made = [carry]
+    del carry, ys
+    return carries.own(made), stacked
 
 
 def _captured_scan(

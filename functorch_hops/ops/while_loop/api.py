@@ -22,6 +22,7 @@ from ...ir.build import merge_lifted
 from ...ir.subgraph import Subgraph
 from ...passes.passthrough import simplify_call
 from ...trace.history import Carried
+from ...trace.hooks import note_untaken
 from ...trace.speculate import speculate_subgraph
 from ..effect.marking import begin_loop, in_loop
 from ..effect.running import perform, with_deferred_effects
@@ -131,7 +132,7 @@ def _plain_while_loop(
     init: InitialCarry,
     max_steps: int | None,
 ) -> Any:
-    carries = PlainCarry(context, body_fn, init)
+    carries = PlainCarry(context, init)
     try:
         return _plain_steps(carries, context, cond_fn, body_fn, init, max_steps)
     except Exception as error:
@@ -166,7 +167,9 @@ def _plain_steps(
         if not pred:
             break
         value = carries.follow(body_fn(value))
-    return carries.final(value, _without_outputs(body_fn))
+    made = [value]
+    del value
+    return carries.final(made, _without_outputs(body_fn))
 
 
 def _without_outputs(body_fn: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -205,6 +208,7 @@ def _captured_while_loop(
     try:
         return _captured_steps(cond_fn, body_fn, tree, context, weak, max_steps, checkpoints, first)
     except Exception as error:
+        note_untaken(error)
         note_body(error, context.operation, body_fn, (tree,))
         raise
 
