@@ -244,6 +244,7 @@ class FlatFunction:
                 parameter="func",
                 expected="a tree with a tensor in it",
                 got=kind_of(out),
+                remedy="return what is to be differentiated",
             )
             raise ArgumentTypeError(text)
         for index, leaf in enumerate(leaves):
@@ -271,6 +272,7 @@ def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
         parameter="func",
         expected="(output, aux)",
         got=kind_of(out),
+        remedy="return a tuple of both, or leave has_aux out",
     )
     raise TreeMismatchError(text)
 
@@ -337,6 +339,7 @@ def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tup
             parameter="argnums",
             expected="each argument once",
             got=argnums,
+            remedy=f"write argnums={tuple(dict.fromkeys(positions))}",
         )
         raise ArgumentValueError(text)
     return positions

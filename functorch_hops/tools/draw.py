@@ -77,8 +77,10 @@ def draw(graph: CapturedGraph | Lowered[..., Any], path: str | os.PathLike[str],
     writers = {".svg": _as_svg, ".html": _as_page}
     if target.suffix.lower() not in writers:
         expected, got = "a path that ends with .svg or .html", str(target)
-        text = message("draw", "unknown kind of picture", parameter="path", expected=expected, got=got)
-        raise ArgumentValueError(text)
+        remedy = f"write {str(target.with_suffix('.svg'))!r}, or .html for bodies that open and close"
+        raise ArgumentValueError(
+            message("draw", "unknown kind of picture", parameter="path", expected=expected, got=got, remedy=remedy)
+        )
     target.write_text(writers[target.suffix.lower()](body, name), encoding="utf-8")
     return target
 

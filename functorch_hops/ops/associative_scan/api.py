@@ -88,13 +88,17 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
 
 def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: int) -> list[int]:
     if not leaves:
-        text = message("associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor")
-        raise ArgumentTypeError(text)
+        problem, remedy = "there is no tensor to scan", "put what is scanned into elems"
+        raise ArgumentTypeError(
+            message("associative_scan", problem, parameter="elems", expected="a tensor", remedy=remedy)
+        )
     dims = []
     for path, x in zip(pytree.leaf_paths(spec, "elems"), leaves):
         if not -x.dim() <= dim < x.dim():
             expected = f"at least {dim + 1 if dim >= 0 else -dim} dimension(s)"
-            text = message("associative_scan", f"no dimension {dim}", path=path, expected=expected, got=kind_of(x))
+            remedy = "pass the dim that all elements have, and close over what is not scanned"
+            problem, got = f"no dimension {dim}", kind_of(x)
+            text = message("associative_scan", problem, path=path, expected=expected, got=got, remedy=remedy)
             raise ArgumentValueError(text)
         dims.append(dim % x.dim())
         if x.shape[dim] != leaves[0].shape[dim]:
