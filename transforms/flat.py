@@ -20,6 +20,7 @@ from torch import Tensor
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.leaf import traced_through
+from functorch_hops.calls.notes import note_habits
 from functorch_hops.calls.numbers import as_number
 from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
@@ -51,6 +52,7 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
             try:
                 return _as_python(recipe, run, args, kwargs)
             except Exception as error:
+                note_habits(error)
                 shorten(error)
                 raise
 
@@ -192,7 +194,9 @@ class DifferentiableArguments:
             path=self.path(index, root),
             expected=f"a {kind} tensor, or a float",
             got=kind_of(leaf),
-            remedy=f"{'leave it out of argnums' if root == 'args' else 'close over it'}, or convert it",
+            remedy=_PARAMETERS
+            if isinstance(leaf, torch.nn.Module)
+            else f"{'leave it out of argnums' if root == 'args' else 'close over it'}, or convert it",
         )
         raise ArgumentTypeError(text)
 
@@ -275,6 +279,9 @@ def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
         remedy="return a tuple of both, or leave has_aux out",
     )
     raise TreeMismatchError(text)
+
+
+_PARAMETERS = "pass dict(module.named_parameters()), and call torch.func.functional_call(module, parameters, args)"
 
 
 def is_tensor(leaf: object) -> bool:

@@ -104,6 +104,7 @@ def vmap(
     if func is None:
         return functools.partial(vmap, in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunk_size=chunk_size)
     require_callable("vmap", func)
+    _refuse_arguments(in_dims)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
     options = {"in_dims": in_dims, "out_dims": out_dims, "randomness": randomness, "chunk_size": chunk_size}
@@ -278,6 +279,21 @@ class _BatchedOutputs:
         path = leaf_path(self.spec, place, "out")
         got = kind_of(self.leaves[place])
         raise error(message("vmap", problem, path=path, expected=expected, got=got, remedy=remedy))
+
+
+def _refuse_arguments(in_dims: Any) -> None:
+    if isinstance(in_dims, Tensor):
+        remedy = "write vmap(func)(*args): its arguments are passed to what it returns"
+        expected = "an int, None, or a tree of these"
+        text = message(
+            "vmap",
+            "not a dimension",
+            parameter="in_dims",
+            expected=expected,
+            got=kind_of(in_dims),
+            remedy=remedy,
+        )
+        raise ArgumentTypeError(text)
 
 
 def _require_randomness(randomness: str) -> None:

@@ -221,6 +221,8 @@ def kind_of(value: Any) -> str:
         return "None"
     if isinstance(value, (torch.SymBool, torch.SymInt, torch.SymFloat)):
         return f"a traced {type(value).__name__.removeprefix('Sym').lower()}"
+    if isinstance(value, torch.nn.Module):
+        return f"a module {type(value).__name__}"
     spec = pytree.flatten(value)[1]
     if not spec.is_leaf():
         return f"{type(value).__name__} {pytree.describe(spec)}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.leaf import one_node
+from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.spelling import spelled
@@ -115,7 +116,11 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
     k = len(element.leaves)
 
     def flat(*args: Tensor) -> list[Tensor]:
-        result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
+        try:
+            result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
+        except Exception as error:
+            note_body(error, "associative_scan", fn, ())
+            raise
         tensors, returned = OutputSpec.of_body(result)
         sides = ("elems", element), ("fn", returned)
         check_agreement(

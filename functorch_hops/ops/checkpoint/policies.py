@@ -27,11 +27,13 @@ tensor([[0., 0.]])
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from ...calls.spelling import named
 from ...derive.saving import Value
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 
@@ -263,3 +265,9 @@ def check_name(operation: str, parameter: str, name: Any) -> None:
         remedy = "write a string, as in fh.checkpoint_name(x, 'h')"
         text = message(operation, "not a name", parameter=parameter, expected="a str", got=got, remedy=remedy)
         raise ArgumentTypeError(text)
+
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> NoReturn:
+        raise named(name, sys.modules[__name__])
