@@ -181,8 +181,8 @@ def test_names_that_are_elsewhere(name: str, remedy: str) -> None:
 
 
 def test_policies_that_are_elsewhere() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'dots_saveable'\n  help: write .*save_matmuls"):
-        fh.checkpoint_policies.dots_saveable  # noqa: B018
+    with pytest.raises(AttributeError, match="(?s)dots_saveable.*help: write .*save_matmuls"):
+        fh.checkpoint_policies.dots_saveable
     with pytest.raises(AttributeError) as caught:
-        fh.checkpoint_policies.save_matmul  # noqa: B018
+        fh.checkpoint_policies.save_matmul
     assert caught.value.obj is fh.checkpoint_policies  # so that Python names the one that is most like it

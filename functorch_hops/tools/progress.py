@@ -46,6 +46,8 @@ class Progress:
         if not self._loops and not self._is_given:
             is_known = length is not None and (self.total is not None or self._before == 0)
             self.total = (self.total or 0) + (length or 0) if is_known else None
+        if self._bar is not None and not self._loops and not self._before:
+            self._bar.unpause()  # compiling is not part of the time of the first step
         self._loops.append((loop, 0, length))
 
     def at(self, loop: object, step: int) -> None:
