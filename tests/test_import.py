@@ -181,7 +181,7 @@ def test_names_that_are_elsewhere(name: str, remedy: str) -> None:
 
 
 def test_policies_that_are_elsewhere() -> None:
-    with pytest.raises(AttributeError, match="(?s)dots_saveable.*help: write .*save_matmuls"):
+    with pytest.raises(AttributeError, match=r"(?s)dots_saveable.*help: write .*save_matmuls"):
         fh.checkpoint_policies.dots_saveable
     with pytest.raises(AttributeError) as caught:
         fh.checkpoint_policies.save_matmul
