@@ -1,5 +1,6 @@
 """JAX-style control flow and transforms for PyTorch."""
 
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from . import interop
@@ -144,4 +145,4 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # which would take any name for one that is there
 
     def __getattr__(name: str) -> NoReturn:
-        raise named(name)
+        raise named(name, sys.modules[__name__])

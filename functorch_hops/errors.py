@@ -138,11 +138,11 @@ def message(
     operation: str,
     problem: str,
     *,
+    remedy: str,
     parameter: str | None = None,
     path: str | None = None,
     expected: object = None,
     got: object = None,
-    remedy: str | None = None,
     cause: BaseException | None = None,
     at: tuple[str, int] | None = None,
 ) -> str:
@@ -151,20 +151,21 @@ def message(
     Arguments:
         operation: name of the public function that complains, such as ``"scan"``.
         problem: what is wrong, in one sentence without a full stop.
+        remedy: what to revise, as an imperative sentence.
         parameter: the user's name for the argument, such as ``"f"``.
         path: the place in that argument's tree, as ``pytree.leaf_paths`` prints it.
         expected: what would have been right.
         got: what came instead.
-        remedy: what to revise, as an imperative sentence.
         cause: the error that this one stands for: the user's line is where that one was raised.
         at: file and line of the user's code, where it is not on the stack.
 
-    >>> print(message("scan", "the carry changes its shape", path="carry['h']", expected="(3,)", got="(4,)"))
+    >>> print(message("scan", "the lengths differ", path="xs['h']", expected=3, got=4, remedy="pad the shorter one"))
     ... # doctest: +ELLIPSIS
-    scan: the carry changes its shape
-      where: carry['h']
-      expected: (3,)
-      got: (4,)
+    scan: the lengths differ
+      where: xs['h']
+      expected: 3
+      got: 4
+      help: pad the shorter one
       at ...
     """
     lines = [f"{operation}: {problem}"]

@@ -136,7 +136,9 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         found = difference(spec, other_spec, root="tree")
         if found is not None:
             path, expected, got = found
-            raise TreeMismatchError(message("pytree.map", "the trees differ", path=path, expected=expected, got=got))
+            remedy = "pass trees of one structure"
+            text = message("pytree.map", "the trees differ", path=path, expected=expected, got=got, remedy=remedy)
+            raise TreeMismatchError(text)
         columns.append(other_leaves)
     return spec.unflatten([fn(*row) for row in zip(*columns, strict=True)])
 
@@ -258,11 +260,13 @@ def _misfit(spec: Spec, part: Tree, trail: tuple[int, ...], what: str, operation
     part_spec = flatten(part)[1]
     if part_spec.is_leaf():
         problem, expected, got = "holds something else than dimensions", "an int or None", repr(part)
+        remedy = "name a dimension by its number; None is for what is not mapped over"
     else:
         problem, got = "does not match the tree", describe(part_spec)
         expected = f"an int, None, or a tree that starts like {describe(spec)}"
+        remedy = "write one int or None for all of it, or one for each part"
     where = f"{prefix_path} for {root}"
-    return message(operation, f"{what} {problem}", path=where, expected=expected, got=got)
+    return message(operation, f"{what} {problem}", path=where, expected=expected, got=got, remedy=remedy)
 
 
 def _same_node(left: Spec, right: Spec) -> bool:

@@ -127,6 +127,16 @@ def test_a_deep_graph_does_not_run_across_the_picture() -> None:
     assert longer < 2 * width
 
 
+def test_many_inputs_of_one_loop_are_one_box(tmp_path: Path) -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(20)))
+    text = drawn(tmp_path / "layers.svg", lambda decay, xs: fh.scan(lambda c, x: (layers(c + x), decay), xs[0], xs))
+    root = ElementTree.fromstring(text)
+    assert sum(node.get("class") == "node input" for node in root) < 3
+    assert float(root.attrib["width"]) < 1000
+    (row,) = {element.text for element in root.iter(f"{SVG}text") if "arg7 f32[4" in (element.text or "")}
+    assert row is not None and row.count("f32[") == 4
+
+
 def test_a_graph_of_some_hundred_nodes(tmp_path: Path) -> None:
     layers = [torch.nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True) for _ in range(2)]
     model = torch.nn.Sequential(*layers)

@@ -67,8 +67,8 @@ def test_message_in_full():
 
 
 def test_message_leaves_out_what_is_not_given():
-    lines = errors.message("map", "nothing to map over", expected=0).splitlines()
-    assert lines[:-1] == ["map: nothing to map over", "  expected: 0"]
+    lines = errors.message("map", "nothing to map over", expected=0, remedy="pass a tensor").splitlines()
+    assert lines[:-1] == ["map: nothing to map over", "  expected: 0", "  help: pass a tensor"]
 
 
 def test_user_frame_skips_torch_and_the_standard_library():
@@ -96,9 +96,9 @@ def test_user_frame_skips_torch_and_the_standard_library():
 
 
 def test_user_frame_without_a_source_file():
-    code = "from functorch_hops import errors; print(errors.message('cond', 'no'))"
+    code = "from functorch_hops import errors; print(errors.message('cond', 'no', remedy='yes'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "cond: no\n  at <string>:1\n"
+    assert done.stdout == "cond: no\n  help: yes\n  at <string>:1\n"
 
 
 DOUBLE = torch.ones(2, 2, dtype=torch.float64)

@@ -178,3 +178,11 @@ def test_names_that_are_elsewhere(name: str, remedy: str) -> None:
     with pytest.raises(AttributeError, match=f"^module 'functorch_hops' has no attribute '{name}'") as caught:
         getattr(fh, name)
     assert remedy in str(caught.value) and ("help" in str(caught.value)) is bool(remedy)
+
+
+def test_policies_that_are_elsewhere() -> None:
+    with pytest.raises(AttributeError, match=r"(?s)dots_saveable.*help: write .*save_matmuls"):
+        fh.checkpoint_policies.dots_saveable
+    with pytest.raises(AttributeError) as caught:
+        fh.checkpoint_policies.save_matmul
+    assert caught.value.obj is fh.checkpoint_policies  # so that Python names the one that is most like it

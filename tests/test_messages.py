@@ -46,6 +46,15 @@ def test_every_misuse_has_its_text() -> None:
     assert list(recorded()) == list(MISUSES)
 
 
+def test_every_message_says_what_to_do() -> None:
+    """But for those of the user's own, and Python's."""
+    texts = recorded().items()
+    silent = {
+        name for name, text in texts if "  help: " not in text and not text.startswith(("CheckError", "TypeError"))
+    }
+    assert not silent
+
+
 def write() -> None:
     texts = []
     for name, misuse in MISUSES.items():

@@ -90,6 +90,48 @@ def test_a_carry_in_parts_as_for_torch_while_loop(run) -> None:
     assert any("as one argument, a tuple" in note for note in notes_of(lambda: run(call)))
 
 
+WRONG_BODIES = {
+    "scan calls f(carry, x)": lambda: fh.scan(lambda c: (c, c), 0.0, X),
+    "map calls f(x)": lambda: fh.map(lambda x, y: x + y, (X, X)),
+    "fori_loop calls body_fn(i, carry)": lambda: fh.fori_loop(0, 3, lambda x: x, X),
+    "while_loop calls cond_fn(carry)": lambda: fh.while_loop(lambda: False, lambda x: x, X),
+    "cond calls true_fn(*operands)": lambda: fh.cond(torch.tensor(True), lambda x: x, lambda x: x),
+    "associative_scan calls fn(left, right)": lambda: fh.associative_scan(torch.sin, X),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("words", WRONG_BODIES)
+def test_a_body_that_takes_other_arguments(words, run) -> None:
+    assert any(words in note for note in notes_of(lambda: run(WRONG_BODIES[words])))
+
+
+@every_mode
+def test_a_type_error_of_the_body_says_nothing_of_its_arguments(run) -> None:
+    calls = (lambda c, x: (len(3), x), lambda c, x: (torch.sin(None), x))
+    for body in calls:
+        notes = notes_of(lambda body=body: run(lambda: fh.scan(body, 0.0, X)))
+        assert notes and not any("help" in note for note in notes)
+
+
+def test_a_call_that_does_not_fit_the_parameters() -> None:
+    calls = {
+        "while_loop(cond_fn, body_fn, init_val": lambda: fh.while_loop(lambda i: i < 3, lambda i: i, 0, X),
+        "scan(f, init, xs": lambda: fh.scan(lambda c, x: (c, x), X, lenght=3),
+        "check(pred, text": lambda: fh.debug.check(X.sum() > 0),
+    }
+    for words, call in calls.items():
+        assert any(words in note for note in notes_of(call))
+
+
+@every_mode
+def test_an_attribute_of_arrays(run) -> None:
+    bodies = {"x.clone()": lambda x: x.at[0].set(1.0), "x.to(dtype)": lambda x: x.astype(int)}
+    for words, body in bodies.items():
+        assert any(words in note for note in notes_of(lambda body=body: run(lambda: fh.map(body, X))))
+        assert any(words in note for note in notes_of(lambda body=body: fh.jit(body)(X)))
+
+
 @every_mode
 def test_our_own_errors_and_interrupts_get_none(run) -> None:
     assert notes_of(lambda: run(lambda: fh.scan(lambda c, x: (c, x, c), 0.0, X))) == []

@@ -89,15 +89,20 @@ def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         too_many = 0
     else:
         expected, got = "a dict by the names of the arguments, or a tuple", type(shapes).__name__
-        text = message("export", "neither names nor positions", parameter="dynamic_shapes", expected=expected, got=got)
-        raise ArgumentTypeError(text)
+        problem, remedy = (
+            "neither names nor positions",
+            "write ({0: torch.export.Dim('n')},) for the first argument's rows",
+        )
+        raise ArgumentTypeError(
+            message("export", problem, parameter="dynamic_shapes", expected=expected, got=got, remedy=remedy)
+        )
     if len(by_place) != len(args) or too_many or not by_name.keys() <= kwargs.keys():
         expected = f"an entry for each of {len(args)} arguments, and for keywords among {sorted(kwargs)}"
         got = f"{len(by_place) + too_many} entries, and keywords {sorted(by_name)}"
-        text = message(
-            "export", "it does not fit the arguments", parameter="dynamic_shapes", expected=expected, got=got
+        problem, remedy = "it does not fit the arguments", "write None for an argument whose sizes are fixed"
+        raise ArgumentValueError(
+            message("export", problem, parameter="dynamic_shapes", expected=expected, got=got, remedy=remedy)
         )
-        raise ArgumentValueError(text)
     positional = {_positional(kwargs): tuple(by_place)} if args else {}
     return {**positional, **{name: by_name.get(name) for name in kwargs}}
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.leaf import traced_through
+from functorch_hops.calls.notes import note_habits
 from functorch_hops.calls.numbers import as_number
 from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
@@ -51,6 +52,7 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
             try:
                 return _as_python(recipe, run, args, kwargs)
             except Exception as error:
+                note_habits(error)
                 shorten(error)
                 raise
 
@@ -192,7 +194,9 @@ class DifferentiableArguments:
             path=self.path(index, root),
             expected=f"a {kind} tensor, or a float",
             got=kind_of(leaf),
-            remedy=f"{'leave it out of argnums' if root == 'args' else 'close over it'}, or convert it",
+            remedy=_PARAMETERS
+            if isinstance(leaf, torch.nn.Module)
+            else f"{'leave it out of argnums' if root == 'args' else 'close over it'}, or convert it",
         )
         raise ArgumentTypeError(text)
 
@@ -244,6 +248,7 @@ class FlatFunction:
                 parameter="func",
                 expected="a tree with a tensor in it",
                 got=kind_of(out),
+                remedy="return what is to be differentiated",
             )
             raise ArgumentTypeError(text)
         for index, leaf in enumerate(leaves):
@@ -271,8 +276,12 @@ def split_pair(operation: str, out: Any) -> tuple[Any, Any]:
         parameter="func",
         expected="(output, aux)",
         got=kind_of(out),
+        remedy="return a tuple of both, or leave has_aux out",
     )
     raise TreeMismatchError(text)
+
+
+_PARAMETERS = "pass dict(module.named_parameters()), and call torch.func.functional_call(module, parameters, args)"
 
 
 def is_tensor(leaf: object) -> bool:
@@ -337,6 +346,7 @@ def _normalized(operation: str, argnums: int | Sequence[int], count: int) -> tup
             parameter="argnums",
             expected="each argument once",
             got=argnums,
+            remedy=f"write argnums={tuple(dict.fromkeys(positions))}",
         )
         raise ArgumentValueError(text)
     return positions

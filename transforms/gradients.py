@@ -185,7 +185,9 @@ def _checked_scalar(operation: str, value: Any) -> Tensor:
         parameter="func",
         expected="an output of shape [] with a floating-point dtype",
         got=kind_of(value),
-        remedy="reduce the output, or use vjp or jacrev",
+        remedy="return the scalar alone, or (scalar, anything) with has_aux=True"
+        if isinstance(value, (tuple, list))
+        else "reduce the output, or use vjp or jacrev",
     )
     raise ArgumentTypeError(text)
 

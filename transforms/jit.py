@@ -148,8 +148,10 @@ def jit(
         check_callable("jit", "backend", backend)
     options = {} if options is None else options
     if not isinstance(options, Mapping):
-        text = message("jit", "not a dict", parameter="options", expected="a dict, or None", got=kind_of(options))
-        raise ArgumentTypeError(text)
+        expected, remedy = "a dict, or None", "write options={'name': value}, with the names of torch.compile"
+        raise ArgumentTypeError(
+            message("jit", "not a dict", parameter="options", expected=expected, got=kind_of(options), remedy=remedy)
+        )
     if func is None:
         return with_options
     check_callable("jit", "func", func)

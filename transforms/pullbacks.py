@@ -129,8 +129,11 @@ def matching(
     found = pytree.difference(spec, tree_spec, root)
     if found is not None:
         path, expected, got = found
-        text = message(operation, f"the tree of {root} does not fit", path=path, expected=expected, got=got)
-        raise TreeMismatchError(text)
+        problem, remedy = (
+            f"the tree of {root} does not fit",
+            f"pass one for each tensor of {_belonging(root)}, in its tree",
+        )
+        raise TreeMismatchError(message(operation, problem, path=path, expected=expected, got=got, remedy=remedy))
     for index, (leaf, other) in enumerate(zip(leaves, like, strict=True)):
         if isinstance(leaf, float | int):
             leaves[index] = leaf = torch.as_tensor(leaf, dtype=other.dtype, device=other.device)
@@ -141,6 +144,11 @@ def matching(
                 path=leaf_path(spec, index, root),
                 expected=kind_of(other),
                 got=kind_of(leaf),
+                remedy=f"make it like {_belonging(root)}, as torch.ones_like does",
             )
             raise MetadataMismatchError(text)
     return tuple(leaves)
+
+
+def _belonging(root: str) -> str:
+    return "the output" if root == "cotangents" else "its argument"

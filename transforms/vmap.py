@@ -104,6 +104,7 @@ def vmap(
     if func is None:
         return functools.partial(vmap, in_dims=in_dims, out_dims=out_dims, randomness=randomness, chunk_size=chunk_size)
     require_callable("vmap", func)
+    _refuse_arguments(in_dims)
     in_dims = tuple(in_dims) if isinstance(in_dims, list) else in_dims
 
     options = {"in_dims": in_dims, "out_dims": out_dims, "randomness": randomness, "chunk_size": chunk_size}
@@ -191,6 +192,7 @@ class _BatchedInputs:
                 path=path,
                 expected=f"in_dims from {-leaf.ndim} to {leaf.ndim - 1}" if leaf.ndim else "in_dims None",
                 got=f"in_dims {dim} for {kind_of(leaf)}",
+                remedy="set in_dims to None for what is the same for all examples",
             )
             raise ArgumentValueError(text)
         text = message(
@@ -267,15 +269,31 @@ class _BatchedOutputs:
             tensor = leaves[place] = next(remaining)
             if not -tensor.ndim <= dim < tensor.ndim:
                 expected = f"out_dims from {-tensor.ndim} to {tensor.ndim - 1}"
-                self._fail(ArgumentValueError, place, f"an output has no dimension {dim}", expected)
+                remedy = "choose a dimension of the output, counting the mapped one"
+                self._fail(ArgumentValueError, place, f"an output has no dimension {dim}", expected, remedy)
             if dim != 0:
                 leaves[place] = tensor.movedim(0, dim)
         return self.spec.unflatten(leaves)
 
-    def _fail(self, error: type[Exception], place: int, problem: str, expected: str, remedy: str | None = None) -> None:
+    def _fail(self, error: type[Exception], place: int, problem: str, expected: str, remedy: str) -> None:
         path = leaf_path(self.spec, place, "out")
         got = kind_of(self.leaves[place])
         raise error(message("vmap", problem, path=path, expected=expected, got=got, remedy=remedy))
+
+
+def _refuse_arguments(in_dims: Any) -> None:
+    if isinstance(in_dims, Tensor):
+        remedy = "write vmap(func)(*args): its arguments are passed to what it returns"
+        expected = "an int, None, or a tree of these"
+        text = message(
+            "vmap",
+            "not a dimension",
+            parameter="in_dims",
+            expected=expected,
+            got=kind_of(in_dims),
+            remedy=remedy,
+        )
+        raise ArgumentTypeError(text)
 
 
 def _require_randomness(randomness: str) -> None:
@@ -287,5 +305,6 @@ def _require_randomness(randomness: str) -> None:
             parameter="randomness",
             expected=f"one of {allowed}",
             got=repr(randomness),
+            remedy="write 'different' for numbers of each lane's own",
         )
         raise ArgumentValueError(text)

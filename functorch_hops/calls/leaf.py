@@ -16,6 +16,7 @@ import torch
 from .. import _torch
 from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
+from .notes import note_habits
 from .tracebacks import shorten
 
 __all__ = ["left_to_python", "one_node", "traced_through"]
@@ -36,6 +37,7 @@ def one_node(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            note_habits(error, function)
             shorten(error)
             raise
 
@@ -65,6 +67,7 @@ def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            note_habits(error, function)
             shorten(error)
             raise
 

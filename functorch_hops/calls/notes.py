@@ -1,15 +1,43 @@
-"""Notes on exceptions of the user's own code in a body: in what it was run, in which step, and what may be meant."""
+"""Notes on exceptions of the user's own code: in what it was run, in which step, and what may be meant."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import FunctorchHopsError, user_place
+from torch import Tensor
 
-__all__ = ["note_body"]
+from ..errors import FunctorchHopsError, is_internal, user_place
+
+__all__ = ["note_body", "note_habits"]
+
+_CALLS = {
+    "cond": "true_fn(*operands) or false_fn(*operands)",
+    "switch": "one of branches, with (*operands)",
+    "while_loop": "cond_fn(carry) and body_fn(carry), where the carry is one argument, and may be a tuple",
+    "fori_loop": "body_fn(i, carry)",
+    "scan": "f(carry, x)",
+    "sharded_scan": "f(carry, x)",
+    "map": "f(x), where x is one argument, and is a tuple if xs is one",
+    "associative_scan": "fn(left, right)",
+    "sharded_associative_scan": "fn(left, right)",
+}
+"""How operations call their bodies."""
+
+_TENSORS = {
+    "at": "copy, and write to the copy: y = x.clone(); y[i] = value",
+    "astype": "write x.to(dtype)",
+    "block_until_ready": "leave it out: on a CPU results are there when the call ends",
+    "copy": "write x.clone()",
+}
+"""Attributes of arrays that tensors don't have, and what to write."""
+
+
+_WRAPPERS = os.path.dirname(__file__) + os.sep
 
 
 def note_body(
@@ -30,10 +58,38 @@ def note_body(
     what = f"in {operation}" if step is None else f"in step {step} of {operation}"
     notes = [what if place is None else f"{what}, called at {place[0]}:{place[1]}"]
     if isinstance(error, (TypeError, AttributeError)):
-        notes += _hints(operation, function, given)
+        notes += _hints(operation, function, given) or _call_of(operation, error)
+    _add(error, notes)
+
+
+def note_habits(error: Exception, function: Callable[..., Any] | None = None) -> None:
+    """Note what to write where a call did not fit the parameters of ``function``, one of ours, or where a tensor has no
+    such attribute, as arrays elsewhere have.
+    """
+    if isinstance(error, AttributeError) and isinstance(error.obj, Tensor) and error.name in _TENSORS:
+        _add(error, [f"help: {_TENSORS[error.name]}"])
+    is_mistake = isinstance(error, TypeError) and not isinstance(error, FunctorchHopsError)
+    if function is not None and is_mistake and all(file.startswith(_WRAPPERS) for file in _files(error)):
+        parameters = [p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()]
+        _add(error, [f"help: the arguments are {function.__name__}{inspect.Signature(parameters)}"])
+
+
+def _add(error: Exception, notes: list[str]) -> None:
     for note in notes:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
+
+
+def _files(error: Exception) -> list[str]:
+    """The files of the frames that an error has passed."""
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def _call_of(operation: str, error: Exception) -> list[str]:
+    """How the operation calls its body, if the body could not be called: no frame of the user's was entered."""
+    if operation not in _CALLS or isinstance(error, AttributeError) or not all(map(is_internal, _files(error))):
+        return []
+    return [f"help: {operation} calls {_CALLS[operation]}"]
 
 
 def _hints(operation: str, function: Callable[..., Any], given: tuple[Any, ...]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 
 from .. import _torch
 from ..errors import ArgumentTypeError, message
@@ -35,15 +36,25 @@ _ELSEWHERE = {
     "ShapeDtypeStruct": "write fh.TensorSpec",
     "checkify": "write fh.debug.check",
     "device_put": "write x.to(device)",
+    "everything_saveable": "write fh.checkpoint_policies.everything",
+    "nothing_saveable": "write fh.checkpoint_policies.nothing, or leave the policy out",
+    **dict.fromkeys(
+        ("dots_saveable", "checkpoint_dots", "dots_with_no_batch_dims_saveable", "checkpoint_dots_with_no_batch_dims"),
+        "write fh.checkpoint_policies.save_matmuls",
+    ),
+    "save_only_these_names": "write fh.checkpoint_policies.save_names",
+    "save_anything_except_these_names": "write the complement(save_names(...)) of fh.checkpoint_policies",
+    "save_from_both_policies": "write fh.checkpoint_policies.union",
     "block_until_ready": "leave it out: on a CPU results are there when the call ends; torch.cuda.synchronize() waits",
 }
 """Names that JAX or torch has, and what to write here."""
 
 
-def named(name: str) -> AttributeError:
-    """What to raise where this library has no such name."""
-    text = f"module 'functorch_hops' has no attribute {name!r}"
-    return AttributeError(f"{text}\n  help: {_ELSEWHERE[name]}" if name in _ELSEWHERE else text, name=name)
+def named(name: str, module: ModuleType) -> AttributeError:
+    """What to raise where one of our modules has no such name. Python adds the name that is most like it."""
+    text = f"module '{module.__name__}' has no attribute {name!r}"
+    text = f"{text}\n  help: {_ELSEWHERE[name]}" if name in _ELSEWHERE else text
+    return AttributeError(text, name=name, obj=module)
 
 
 def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -3,12 +3,14 @@
 NOTE [Short tracebacks] Where an exception leaves a public call, the frames of this library and of torch between two
 frames of the user's are taken out of its traceback, and out of those of the exceptions that it was raised from or
 amid, or is a group of. So there is one frame between the call of a loop and its body. What is below the user's last
-frame stays, for that is where it was raised; but not of an error of ours, which says what it has to say itself.
+frame stays as far as it is torch's, and the last two, for that is where it was raised; but nothing of an error of ours,
+which says what it has to say itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,6 +18,9 @@ from types import TracebackType
 from ..errors import FunctorchHopsError, is_internal
 
 __all__ = ["full_tracebacks", "shorten"]
+
+
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class _State(threading.local):
@@ -88,7 +93,9 @@ def _kept(first: TracebackType | None, is_ours: bool) -> TracebackType | None:
         entry = entry.tb_next
     of_user = [i for i, part in enumerate(parts) if not is_internal(part.tb_frame.f_code.co_filename)]
     last = of_user[-1] if of_user else -1
-    kept = [parts[i] for i in of_user] + ([] if is_ours else parts[last + 1 :])
+    below = [] if is_ours else parts[last + 1 :]
+    raised = [part for part in below[:-2] if not part.tb_frame.f_code.co_filename.startswith(_OURS)] + below[-2:]
+    kept = [parts[i] for i in of_user] + raised
     following = None
     for part in reversed(kept):
         following = TracebackType(following, part.tb_frame, part.tb_lasti, part.tb_lineno)

@@ -73,7 +73,8 @@ def order_of(operation: str) -> str | None:
 def check_callable(operation: str, parameter: str, value: Any) -> None:
     if not callable(value):
         later = f"write {operation}(func)(*args): its arguments are passed to what it returns"
-        remedy = order_of(operation) or (later if parameter == "func" else None)
+        itself = "pass the function itself, not what it returns"
+        remedy = order_of(operation) or (later if parameter in ("fun", "func") else itself)
         got = kind_of(value)
         raise ArgumentTypeError(
             message(operation, "not callable", parameter=parameter, expected="a function", got=got, remedy=remedy)
@@ -86,21 +87,37 @@ def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None =
     expected = expected if at_least is None else f"{expected} >= {at_least}"
     if not isinstance(value, torch.SymInt):
         if isinstance(value, (bool, Tensor)) or not hasattr(type(value), "__index__"):
-            got, remedy = kind_of(value), "convert it with int()" if isinstance(value, (float, Tensor)) else None
+            converted, got = "convert it with int()", kind_of(value)
+            remedy = converted if isinstance(value, (float, Tensor)) else _LEFT_OUT.get(parameter, converted)
             text = message(operation, "not an int", parameter=parameter, expected=expected, got=got, remedy=remedy)
             raise ArgumentTypeError(text)
         value = operator.index(value)
     if at_least is not None and value < at_least:
-        text = message(operation, "too small", parameter=parameter, expected=expected, got=value)
+        remedy = _LEFT_OUT.get(parameter, f"pass {at_least} or more")
+        text = message(operation, "too small", parameter=parameter, expected=expected, got=value, remedy=remedy)
         raise ArgumentValueError(text)
     return value
+
+
+_LEFT_OUT = {
+    "argnums": "name arguments by position, from 0; leave argnums out for the first",
+    "batch_size": "leave batch_size out for one element at a time",
+    "checkpoints": "leave checkpoints out to save all steps",
+    "chunk_size": "leave chunk_size out for all at once",
+    "length": "leave length out where xs has a tensor",
+    "max_steps": "leave max_steps out for no bound",
+    "total": "leave total out if the number of steps is not known",
+    "unroll": "leave unroll out for one step at a time",
+}
+"""What it means to leave out an argument that is an int."""
 
 
 def as_flag(operation: str, parameter: str, value: Any) -> bool:
     """An argument that must be a bool."""
     value = as_number(value)
     if not isinstance(value, bool):
-        text = message(operation, "not a bool", parameter=parameter, expected="True or False", got=kind_of(value))
+        got, remedy = kind_of(value), f"write {parameter}=True or {parameter}=False"
+        text = message(operation, "not a bool", parameter=parameter, expected="True or False", got=got, remedy=remedy)
         raise ArgumentTypeError(text)
     return value
 
@@ -204,6 +221,8 @@ def kind_of(value: Any) -> str:
         return "None"
     if isinstance(value, (torch.SymBool, torch.SymInt, torch.SymFloat)):
         return f"a traced {type(value).__name__.removeprefix('Sym').lower()}"
+    if isinstance(value, torch.nn.Module):
+        return f"a module {type(value).__name__}"
     spec = pytree.flatten(value)[1]
     if not spec.is_leaf():
         return f"{type(value).__name__} {pytree.describe(spec)}"

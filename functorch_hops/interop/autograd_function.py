@@ -197,8 +197,17 @@ class _FunctionRule(FlatRule):
         """The i-th gradient; as in torch, one that was broadcast is summed up."""
         if len(grads) < len(self.args):
             expected = f"{len(self.args)}, one for each argument of forward"
-            text = message(self.name, "too few gradients", parameter="backward", expected=expected, got=len(grads))
-            raise TreeMismatchError(text)
+            remedy = "return None for an argument without gradient"
+            raise TreeMismatchError(
+                message(
+                    self.name,
+                    "too few gradients",
+                    parameter="backward",
+                    expected=expected,
+                    got=len(grads),
+                    remedy=remedy,
+                )
+            )
         meta, grad = self.metas[i], grads[i]
         assert meta is not None
         return grad if grad is None or tuple(grad.shape) == meta.shape else grad.sum_to_size(meta.shape)

@@ -293,7 +293,8 @@ def _with_eager_errors(code: Code) -> Code:
                 bound = _torch.index_bound(error)
                 if bound is None:
                     raise
-                text = message("jit", "an index is out of bounds", expected=f"an index from 0 to {bound} (excluded)")
+                expected, remedy = f"an index from 0 to {bound} (excluded)", "fh.disable_jit() shows the line"
+                text = message("jit", "an index is out of bounds", expected=expected, remedy=remedy)
                 raise IndexError(text) from error
         raise raised  # behind the handler: its cause and context are its own
 

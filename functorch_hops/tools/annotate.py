@@ -66,8 +66,10 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     """
     loop_kernels = as_flag("annotate", "loop_kernels", loop_kernels)
     if not isinstance(name, str | None):
-        text = message("annotate", "the name is no string", parameter="name", expected="a str", got=kind_of(name))
-        raise ArgumentTypeError(text)
+        problem, remedy = "the name is no string", "write fh.annotate(func, name='decoder')"
+        raise ArgumentTypeError(
+            message("annotate", problem, parameter="name", expected="a str", got=kind_of(name), remedy=remedy)
+        )
     if isinstance(func, str):
         remedy = f"write fh.annotate(name={func!r})"
         text = message(

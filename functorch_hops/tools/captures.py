@@ -56,8 +56,7 @@ def log_captures(*, quiet: bool = False) -> Iterator[list[CaptureEvent]]:
 
 
 @left_to_python
-@contextlib.contextmanager
-def assert_max_captures(f: Callable[..., Any], n: int, /) -> Iterator[None]:
+def assert_max_captures(f: Callable[..., Any], n: int, /) -> contextlib.AbstractContextManager[None]:
     """Fail when a jitted function is captured more often than expected.
 
     ``assert_max_captures : (jitted function, int) -> context manager``. Equivalent to ``contextlib.nullcontext()``, as
@@ -96,7 +95,11 @@ def assert_max_captures(f: Callable[..., Any], n: int, /) -> Iterator[None]:
             remedy="pass the jitted function itself, of a method that of the object: obj.method",
         )
         raise ArgumentTypeError(text)
-    most = as_int("assert_max_captures", "n", n, at_least=0)
+    return _bounded(jitted, as_int("assert_max_captures", "n", n, at_least=0))
+
+
+@contextlib.contextmanager
+def _bounded(jitted: JittedFunction[..., Any], most: int) -> Iterator[None]:
     count = 0
 
     def check(event: CaptureEvent, subject: Any) -> None:

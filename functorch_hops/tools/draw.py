@@ -30,6 +30,8 @@ _CHAR, _SMALL, _LINE, _PAD = 6.7, 5.6, 15.0, 8.0
 """Width of a character and of a small one, height of a line, space around text."""
 _ROOM = 240.0
 """The most that is kept free for the shapes below a box."""
+_SIDE_BY_SIDE = 4
+"""Inputs of the same operators that have a box each; more of them are rows of one box."""
 
 
 @left_to_python
@@ -77,8 +79,10 @@ def draw(graph: CapturedGraph | Lowered[..., Any], path: str | os.PathLike[str],
     writers = {".svg": _as_svg, ".html": _as_page}
     if target.suffix.lower() not in writers:
         expected, got = "a path that ends with .svg or .html", str(target)
-        text = message("draw", "unknown kind of picture", parameter="path", expected=expected, got=got)
-        raise ArgumentValueError(text)
+        remedy = f"write {str(target.with_suffix('.svg'))!r}, or .html for bodies that open and close"
+        raise ArgumentValueError(
+            message("draw", "unknown kind of picture", parameter="path", expected=expected, got=got, remedy=remedy)
+        )
     target.write_text(writers[target.suffix.lower()](body, name), encoding="utf-8")
     return target
 
@@ -125,15 +129,39 @@ def _picture(body: Subgraph, is_nested: bool, prefix: str = "") -> _Picture:
     graph = body.module.graph
     nodes: list[_Node] = []
     number: dict[fx.Node, int] = {}
+    lists = _lists(graph)
     for node in graph.nodes:
         if not _is_drawn(node, body.module):
             continue
+        listed = lists.get(node)
+        if listed is not None and listed[0] is not node:
+            number[node] = number[listed[0]]
+            continue
         number[node] = len(nodes)
-        nodes.append(_node(node, body, is_nested, f"{prefix}{node.name}"))
+        nodes.append(_list(listed) if listed is not None else _node(node, body, is_nested, f"{prefix}{node.name}"))
     sources = ((_source(value), node) for node in number for value in node.all_input_nodes)
     edges = dict.fromkeys((number[a], number[b]) for a, b in sources if a in number)
     width, height, ways = place([node.box for node in nodes], list(edges))
     return _Picture(nodes, ways, width, height)
+
+
+def _lists(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Of each input that the same operators read as many others, all these: parameters that are handed on to a loop.
+    Side by side they would be the widest layer of most pictures.
+    """
+    alike: dict[tuple[fx.Node, ...], list[fx.Node]] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        alike.setdefault(tuple(node.users), []).append(node)
+    return {node: nodes for nodes in alike.values() if len(nodes) > _SIDE_BY_SIDE for node in nodes}
+
+
+def _list(inputs: Sequence[fx.Node]) -> _Node:
+    """One box for several inputs."""
+    entries = [f"{node.name} {_shapes(node)}" for node in inputs]
+    width = max(map(len, entries))
+    entries += [""] * (-len(entries) % _SIDE_BY_SIDE)
+    rows = (entries[i : i + _SIDE_BY_SIDE] for i in range(0, len(entries), _SIDE_BY_SIDE))
+    return _Node(["  ".join(entry.ljust(width) for entry in row) for row in rows], "input", "")
 
 
 def _is_drawn(node: fx.Node, module: torch.nn.Module) -> bool:
@@ -213,7 +241,7 @@ def _bodies(node: fx.Node, params: Params) -> Iterator[tuple[str, Subgraph]]:
 # -- boxes as SVG and HTML
 
 _STYLE = """
-text { font: 11px ui-monospace, Menlo, Consolas, monospace; fill: #1f2933; }
+text { white-space: pre; font: 11px ui-monospace, Menlo, Consolas, monospace; fill: #1f2933; }
 rect { fill: #ffffff; stroke: #7b8794; }
 .input rect { fill: #e6f0fa; stroke: #5b8db8; } .output rect { fill: #e6f0fa; stroke: #5b8db8; }
 .product rect { fill: #fdf0d5; stroke: #c08a2d; } .effect rect { fill: #fbe4e4; stroke: #b85b5b; }

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..calls.leaf import left_to_python
 from ..calls.validate import as_int
-from ..errors import MissingPackageError, message
+from ..errors import ArgumentTypeError, MissingPackageError, message
 from ..lowering.loops.watching import watching
 
 __all__ = ["Progress", "progress"]
@@ -44,6 +46,8 @@ class Progress:
         if not self._loops and not self._is_given:
             is_known = length is not None and (self.total is not None or self._before == 0)
             self.total = (self.total or 0) + (length or 0) if is_known else None
+        if self._bar is not None and not self._loops and not self._before:
+            self._bar.unpause()  # compiling is not part of the time of the first step
         self._loops.append((loop, 0, length))
 
     def at(self, loop: object, step: int) -> None:
@@ -91,8 +95,9 @@ class Progress:
 
 
 @left_to_python
-@contextlib.contextmanager
-def progress(total: int | None = None, desc: str | None = None, *, show: bool | None = None) -> Iterator[Progress]:
+def progress(
+    total: int | None = None, desc: str | None = None, *, show: bool | None = None
+) -> contextlib.AbstractContextManager[Progress]:
     """Show a bar while loops run, compiled ones included.
 
     ``progress : (int, str) -> context manager of Progress``. Equivalent to ``contextlib.nullcontext()`` but for the bar
@@ -122,8 +127,15 @@ def progress(total: int | None = None, desc: str | None = None, *, show: bool | 
     ...     fh.scan(lambda c, x: (c + x, None), 0.0, torch.ones(3))[0]
     tensor(3.)
     """
-    if total is not None:
-        total = as_int("progress", "total", total, at_least=0)
+    if hasattr(total, "__iter__") and not isinstance(total, Tensor):
+        remedy = "write with fh.progress(): around the loops, which it finds itself; of a Python for, tqdm"
+        text = message("progress", "not a number of steps", parameter="total", got=type(total).__name__, remedy=remedy)
+        raise ArgumentTypeError(text)
+    return _watched(None if total is None else as_int("progress", "total", total, at_least=0), desc, show)
+
+
+@contextlib.contextmanager
+def _watched(total: int | None, desc: str | None, show: bool | None) -> Iterator[Progress]:
     bar = _new_bar(total, desc) if (_is_seen() if show is None else show) else None
     state = Progress(total, bar)
     try:

@@ -133,6 +133,11 @@ def progress_below_zero():
         pass
 
 
+@misuse(fh.ArgumentTypeError, "plain")
+def progress_of_an_iterable():
+    fh.progress(range(3))
+
+
 @misuse(fh.ArgumentTypeError)
 def annotate_by_a_name_alone():
     fh.annotate("decoder")

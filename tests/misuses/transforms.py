@@ -69,6 +69,16 @@ def grad_argnums_is_a_string():
 
 
 @misuse(fh.ArgumentTypeError)
+def grad_of_a_module():
+    fh.grad(lambda module: module(X).sum())(torch.nn.Linear(2, 2))
+
+
+@misuse(fh.ArgumentTypeError)
+def grad_of_a_pair():
+    fh.grad(lambda x: (x.sum(), x))(X)
+
+
+@misuse(fh.ArgumentTypeError)
 def vjp_of_an_integer_output():
     fh.vjp(lambda x: {"top": x.argmax()}, X)
 
@@ -191,6 +201,11 @@ def vmap_output_is_a_string():
 @misuse(fh.ArgumentValueError)
 def vmap_unknown_randomness():
     fh.vmap(torch.sin, randomness="all")
+
+
+@misuse(fh.ArgumentTypeError)
+def vmap_given_the_argument():
+    fh.vmap(torch.sin, X)
 
 
 @misuse(fh.ArgumentTypeError)

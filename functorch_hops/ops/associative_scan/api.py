@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.leaf import one_node
+from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.spelling import spelled
@@ -88,13 +89,17 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
 
 def _check_sizes(leaves: list[Tensor], spec: pytree.Spec, dim: int) -> list[int]:
     if not leaves:
-        text = message("associative_scan", "there is no tensor to scan", parameter="elems", expected="a tensor")
-        raise ArgumentTypeError(text)
+        problem, remedy = "there is no tensor to scan", "put what is scanned into elems"
+        raise ArgumentTypeError(
+            message("associative_scan", problem, parameter="elems", expected="a tensor", remedy=remedy)
+        )
     dims = []
     for path, x in zip(pytree.leaf_paths(spec, "elems"), leaves):
         if not -x.dim() <= dim < x.dim():
             expected = f"at least {dim + 1 if dim >= 0 else -dim} dimension(s)"
-            text = message("associative_scan", f"no dimension {dim}", path=path, expected=expected, got=kind_of(x))
+            remedy = "pass the dim that all elements have, and close over what is not scanned"
+            problem, got = f"no dimension {dim}", kind_of(x)
+            text = message("associative_scan", problem, path=path, expected=expected, got=got, remedy=remedy)
             raise ArgumentValueError(text)
         dims.append(dim % x.dim())
         if x.shape[dim] != leaves[0].shape[dim]:
@@ -111,7 +116,11 @@ def _checked_fn(fn: Callable[[Any, Any], Any], element: OutputSpec) -> Callable[
     k = len(element.leaves)
 
     def flat(*args: Tensor) -> list[Tensor]:
-        result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
+        try:
+            result = fn(element.unflatten(args[:k]), element.unflatten(args[k : 2 * k]))
+        except Exception as error:
+            note_body(error, "associative_scan", fn, ())
+            raise
         tensors, returned = OutputSpec.of_body(result)
         sides = ("elems", element), ("fn", returned)
         check_agreement(

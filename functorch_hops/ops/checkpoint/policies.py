@@ -27,11 +27,13 @@ tensor([[0., 0.]])
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from ...calls.spelling import named
 from ...derive.saving import Value
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 
@@ -252,7 +254,7 @@ def check_policy(operation: str, policy: Any) -> CheckpointPolicy:
         parameter="policy",
         expected=f"one of fh.checkpoint_policies ({names})",
         got=repr(policy) if is_name else f"{type(policy).__name__} {policy!r}",
-        remedy="pass the object, not its name" if is_name else None,
+        remedy="pass the object, not its name: policy=fh.checkpoint_policies.save_matmuls, for example",
     )
     raise ArgumentValueError(text) if is_name else ArgumentTypeError(text)
 
@@ -260,4 +262,12 @@ def check_policy(operation: str, policy: Any) -> CheckpointPolicy:
 def check_name(operation: str, parameter: str, name: Any) -> None:
     if not isinstance(name, str):
         got = f"{type(name).__name__} {name!r}"
-        raise ArgumentTypeError(message(operation, "not a name", parameter=parameter, expected="a str", got=got))
+        remedy = "write a string, as in fh.checkpoint_name(x, 'h')"
+        text = message(operation, "not a name", parameter=parameter, expected="a str", got=got, remedy=remedy)
+        raise ArgumentTypeError(text)
+
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> NoReturn:
+        raise named(name, sys.modules[__name__])

@@ -142,8 +142,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
         raise ArgumentTypeError(text)
     branches = list(branches)
     if not branches:
+        expected, remedy = "at least one function", "pass a list of the functions to choose from"
         raise ArgumentValueError(
-            message("switch", "there is no branch", parameter="branches", expected="at least one function", got="none")
+            message("switch", "there is no branch", parameter="branches", expected=expected, got="none", remedy=remedy)
         )
     for i, branch in enumerate(branches):
         check_callable("switch", f"branches[{i}]", branch)

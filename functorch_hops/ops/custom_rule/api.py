@@ -361,8 +361,11 @@ def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
     numbers = one_or_several(nondiff_argnums)
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
         expected = "positions of arguments, counted from 0"
-        text = message(operation, "no position", parameter="nondiff_argnums", expected=expected, got=nondiff_argnums)
-        raise ArgumentValueError(text)
+        remedy = "count the arguments from the left: nondiff_argnums=(0,) is the first"
+        parameter, got = "nondiff_argnums", nondiff_argnums
+        raise ArgumentValueError(
+            message(operation, "no position", parameter=parameter, expected=expected, got=got, remedy=remedy)
+        )
     return numbers
 
 

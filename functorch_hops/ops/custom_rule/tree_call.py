@@ -152,7 +152,9 @@ def _rule_pair(operation: str, parameter: str, result: Any, expected: str) -> tu
     if isinstance(result, (tuple, list)) and len(result) == 2:
         return result[0], result[1]
     got = f"a {type(result).__name__} of {len(result)}" if isinstance(result, (tuple, list)) else kind_of(result)
-    raise TreeMismatchError(message(operation, "no pair", parameter=parameter, expected=expected, got=got))
+    remedy = f"return the tuple {expected} from {parameter}"
+    text = message(operation, "no pair", parameter=parameter, expected=expected, got=got, remedy=remedy)
+    raise TreeMismatchError(text)
 
 
 def _cotangent(leaf: TensorMeta | Constant, given: Any) -> Any:
@@ -184,6 +186,7 @@ def _spread(operation: str, parameter: str, tree: Any, spec: pytree.Spec, path: 
             path=path,
             expected=pytree.describe(spec),
             got=pytree.describe(found),
+            remedy="return it in the tree of what it is the derivative of; None stands for zeros",
         )
         raise TreeMismatchError(text)
     children = optree.tree_flatten_one_level(tree, namespace=pytree.NAMESPACE)[0]

@@ -72,6 +72,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
             parameter="unroll",
             expected="1, or Python ints as bounds",
             got=unroll,
+            remedy="leave unroll out, or convert the bounds with int() where they have values",
         )
         raise ArgumentValueError(text)
     value = _run(ErrorContext("fori_loop", "body_fn"), bounds[0], bounds[1], body_fn, init, unroll)

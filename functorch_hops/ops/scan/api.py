@@ -15,7 +15,7 @@ from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
-from ...calls.validate import as_flag, as_int, check_callable, check_tensor_leaves, kind_of
+from ...calls.validate import as_flag, as_int, check_callable, check_tensor_leaves, kind_of, order_of
 from ...errors import ArgumentValueError, ErrorContext, message
 from ...ir.meta import TensorMeta
 from ...trace.history import Carried, Part, Source
@@ -137,7 +137,7 @@ def trip_count(operation: str, leaves: list[Tensor], spec: pytree.Spec, length: 
                 parameter="length",
                 expected="an int, or a tensor in xs",
                 got="neither",
-                remedy="pass length=",
+                remedy=f"{order_of(operation)}; where there is no xs, pass length=",
             )
             raise ArgumentValueError(text)
         return length

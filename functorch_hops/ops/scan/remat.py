@@ -32,8 +32,10 @@ def as_remat(remat: Any) -> Any:
         return remat
     if isinstance(remat, str):
         expected = "None, 'step', 'sqrt' or a positive number of segments"
+        remedy = "pass remat='sqrt' to save memory in a long scan"
+        got = repr(remat)
         raise ArgumentValueError(
-            message("scan", "unknown choice", parameter="remat", expected=expected, got=repr(remat))
+            message("scan", "unknown choice", parameter="remat", expected=expected, got=got, remedy=remedy)
         )
     return as_int("scan", "remat", remat, at_least=1)
 

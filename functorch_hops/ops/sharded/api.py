@@ -44,15 +44,21 @@ def _route(operation: str, group: Any, reverse: bool) -> Route:
     if hasattr(group, "get_group"):
         if group.ndim != 1:
             problem, expected = "the mesh has several dimensions", "a mesh of one, as mesh['sequence'] is"
+            got, remedy = (
+                f"{group.ndim} dimensions",
+                "pass the dimension that the sequence is divided over, by its name",
+            )
             raise ArgumentValueError(
-                message(operation, problem, parameter="group", expected=expected, got=f"{group.ndim} dimensions")
+                message(operation, problem, parameter="group", expected=expected, got=got, remedy=remedy)
             )
         group = group.get_group()
     group = dist.group.WORLD if group is None else group
     if not isinstance(group, dist.ProcessGroup):
         expected = "a ProcessGroup, a DeviceMesh of one dimension, or None"
-        text = message(operation, "no process group", parameter="group", expected=expected, got=kind_of(group))
-        raise ArgumentTypeError(text)
+        got, remedy = kind_of(group), "leave group out to take all processes"
+        raise ArgumentTypeError(
+            message(operation, "no process group", parameter="group", expected=expected, got=got, remedy=remedy)
+        )
     return Route(group.group_name, group.size(), reverse)
 
 
@@ -260,8 +266,10 @@ def sharded_associative_scan(
     leaves, spec = check_tensor_leaves(operation, "elems", numbers_as_tensors(elems))
     for path, x in zip(pytree.leaf_paths(spec, "elems") if leaves else (), leaves):
         if -x.dim() <= dim < x.dim() and x.shape[dim] == 0:
-            text = message(operation, "a rank has no element", path=path, expected="at least one", got=kind_of(x))
-            raise ArgumentValueError(text)
+            problem, remedy = "a rank has no element", "divide the sequence over fewer ranks"
+            raise ArgumentValueError(
+                message(operation, problem, path=path, expected="at least one", got=kind_of(x), remedy=remedy)
+            )
     return as_graph(operation, _combined, (fn,), (pytree.unflatten(spec, leaves),), route, dim, repeats=True)
 
 
