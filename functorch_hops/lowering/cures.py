@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from .._torch import OpOverload
 from .loops.happening import LOOK
 
-__all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
+__all__ = ["counted_by_torch", "cured", "exact_arithmetic", "graphs_in", "replaced"]
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     kept = _kept() if has_effects else contextlib.nullcontext()
     for part in graphs:
         _unexpand_written(part.graph)
-    counted = _counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
+    counted = counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
     with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
         yield
 
@@ -315,7 +315,7 @@ def _is_on_accelerator(tensors: list[Tensor]) -> bool:
 
 
 @contextlib.contextmanager
-def _counted_by_torch() -> Iterator[None]:
+def counted_by_torch() -> Iterator[None]:
     """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it
     goes on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the
     first call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.
