@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import OpOverload
 from .loops.happening import LOOK
+from .loops.throwing import thrown
 
 __all__ = ["counted_by_torch", "cured", "exact_arithmetic", "graphs_in", "replaced"]
 
@@ -49,7 +50,7 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop."""
-    with _reads_after_writes(), _rounded_constants(), _exact_scalars():
+    with _reads_after_writes(), _rounded_constants(), _exact_scalars(), _errors_thrown():
         yield
 
 
@@ -237,6 +238,19 @@ def _exact_scalars() -> Iterator[None]:
         replaced(SymPyOps, "constant", staticmethod(constant)),
         replaced(SymPyOps, "to_dtype", staticmethod(to_dtype)),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _errors_thrown() -> Iterator[None]:
+    """See NOTE [What kernels throw]."""
+    from torch._inductor.codegen.cpp import KernelGroup
+
+    def generate(group: Any, *args: Any, **kwargs: Any) -> str:
+        return thrown(original(group, *args, **kwargs))
+
+    original: Any = KernelGroup.codegen_group
+    with replaced(KernelGroup, "codegen_group", generate):
         yield
 
 
