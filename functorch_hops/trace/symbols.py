@@ -49,7 +49,8 @@ class Symbols:
         is_size = isinstance(value, torch.SymInt)
         meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
         target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
-        fake, tracer = self.capture.new_fake(meta), self.capture.tracer
+        fake: Tensor = self.capture.new_fake(meta)
+        tracer = self.capture.tracer
         args = ([number, 0] if is_size else number,)
         proxy = tracer.create_proxy("call_function", target, args, {"dtype": meta.dtype, "device": meta.device})
         _torch.track_tensor_tree(fake, proxy, constant=None, tracer=tracer)

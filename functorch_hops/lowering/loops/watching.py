@@ -55,7 +55,8 @@ def watching(watch: Watch) -> Iterator[None]:
     finally:
         with _lock:
             _n_watches.value -= 1
-        state.watch, (failed, state.failed) = outer, (state.failed, None)
+        state.watch = outer
+        failed, state.failed = state.failed, None
     if failed is not None:
         raise failed
 
