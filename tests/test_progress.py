@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
 
 import pytest
 import torch
 
 import functorch_hops as fh
-from functorch_hops.lowering.loops.watching import state
+from functorch_hops.lowering.loops.watching import report, state, watching
 from modes import same
 
 XS = torch.ones(6)
@@ -112,6 +113,36 @@ def test_a_loop_that_fails_does_not_stay() -> None:
 
         fh.scan(outer, 0.0, XS[:2])
     assert (done.steps, done.inner) == (2, ())
+
+
+def test_what_a_watch_raises_on_a_thread_is_raised_there() -> None:
+    """A kernel that Python stopped leaves wrong numbers, and what it raises later goes to the main thread."""
+
+    class Fails:
+        told = 0
+
+        def kernel_at(self, levels: object, has_ended: bool) -> None:
+            self.told += 1
+            raise BrokenPipeError("nobody reads")
+
+    watch, seen = Fails(), list[str]()
+
+    def run() -> None:
+        try:
+            with watching(watch):
+                report([(1, 3)], False)
+                report([(3, 3)], True)
+                seen.append("behind the kernel")
+        except BrokenPipeError:
+            seen.append("raised")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == ["behind the kernel", "raised"]
+    assert watch.told == 1
+    with pytest.raises(BrokenPipeError), watching(watch):
+        report([(1, 3)], False)
 
 
 class Terminal(io.StringIO):

@@ -10,6 +10,7 @@ import torch
 
 import functorch_hops as fh
 import processes
+from functorch_hops.lowering.loops.throwing import thrown
 
 PRELUDE = """
 import sys, threading, time, warnings
@@ -323,3 +324,71 @@ def test_dynamo_and_jit_at_once() -> None:
     """,
         200,
     )
+
+
+@pytest.mark.slow
+def test_what_a_thread_of_a_kernel_throws_is_raised() -> None:
+    """OpenMP ends the process if an exception leaves a parallel region."""
+    in_a_process(
+        """
+    torch.set_num_threads(2)
+    x, i = torch.rand(1000), torch.arange(1 << 17) % 1000
+    f = fh.jit(lambda x, i: (x[i] * 2, 7 // (i + 1), 9 % (i + 1)))
+    def check():
+        for result, expected in zip(f(x, i), (x[i] * 2, 7 // (i + 1), 9 % (i + 1))):
+            torch.testing.assert_close(result, expected)
+    check()
+    wrong = {1000: "an index from", -1: "ZeroDivisionError"}
+    if torch.__version__ < (2, 13):  # where Inductor's integer division by zero ends the process
+        del wrong[-1]
+    for index, says in wrong.items():
+        for place in (0, 70_000, i.numel() - 1):
+            there = i.clone()
+            there[place] = index
+            try:
+                f(x, there)
+            except (IndexError, RuntimeError) as error:
+                assert says in str(error), error
+            else:
+                raise AssertionError("nothing was raised")
+            check()
+    """,
+        300,
+    )
+
+
+def test_each_loop_that_threads_share_catches() -> None:
+    kernel = """\
+extern "C" void kernel(const int64_t* in_ptr0, int64_t* out_ptr0)
+{
+    #pragma omp parallel num_threads(2)
+    {
+        #pragma omp for collapse(2)
+        for(int64_t x0=0; x0<8; x0+=1)
+        {
+            for(int64_t x1=0; x1<8; x1+=1)
+            {
+                {
+                    TORCH_CHECK(in_ptr0[x0] < 8, "index out of bounds");
+                }
+            }
+        }
+        #pragma omp single
+        {
+            TORCH_CHECK(in_ptr0[0] < 8, "index out of bounds");
+        }
+    }
+}
+"""
+    lines = thrown(kernel).splitlines()
+    assert [line.strip() for line in lines if "try" in line or "catch" in line or "TORCH_CHECK" in line] == [
+        "try {",
+        'TORCH_CHECK(in_ptr0[x0] < 8, "index out of bounds");',
+        (catch := "} catch (...) { if (!has_thrown.exchange(true)) thrown = std::current_exception(); }"),
+        "try {",
+        'TORCH_CHECK(in_ptr0[0] < 8, "index out of bounds");',
+        catch,
+    ]
+    assert lines[lines.index("try {") - 2].strip() == "for(int64_t x1=0; x1<8; x1+=1)"
+    assert lines[-2:] == ["if (thrown) std::rethrow_exception(thrown);", "}"]
+    assert thrown(kernel.replace("TORCH_CHECK", "sum")) == kernel.replace("TORCH_CHECK", "sum")

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from .._torch import OpOverload
 from .loops.happening import LOOK
+from .loops.throwing import thrown
 
-__all__ = ["cured", "exact_arithmetic", "graphs_in", "replaced"]
+__all__ = ["counted_by_torch", "cured", "exact_arithmetic", "graphs_in", "replaced"]
 
 aten = torch.ops.aten
 
@@ -41,7 +42,7 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     kept = _kept() if has_effects else contextlib.nullcontext()
     for part in graphs:
         _unexpand_written(part.graph)
-    counted = _counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
+    counted = counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
     with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
         yield
 
@@ -49,7 +50,7 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop."""
-    with _reads_after_writes(), _rounded_constants(), _exact_scalars():
+    with _reads_after_writes(), _rounded_constants(), _exact_scalars(), _errors_thrown():
         yield
 
 
@@ -241,6 +242,19 @@ def _exact_scalars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _errors_thrown() -> Iterator[None]:
+    """See NOTE [What kernels throw]."""
+    from torch._inductor.codegen.cpp import KernelGroup
+
+    def generate(group: Any, *args: Any, **kwargs: Any) -> str:
+        return thrown(original(group, *args, **kwargs))
+
+    original: Any = KernelGroup.codegen_group
+    with replaced(KernelGroup, "codegen_group", generate):
+        yield
+
+
+@contextlib.contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     original = inspect.getattr_static(owner, name)
     setattr(owner, name, value)
@@ -315,7 +329,7 @@ def _is_on_accelerator(tensors: list[Tensor]) -> bool:
 
 
 @contextlib.contextmanager
-def _counted_by_torch() -> Iterator[None]:
+def counted_by_torch() -> Iterator[None]:
     """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it
     goes on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the
     first call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.

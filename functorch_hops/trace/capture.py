@@ -20,7 +20,6 @@ from ..errors import ErrorContext, InputMutationError
 from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
-from ..ir.nodes import size_at
 from ..ir.subgraph import Params, Subgraph
 from .buffers import Buffers, refuse_history, refuse_update
 from .history import Carried, History, HistoryAsked, Itself, Question, Source
@@ -35,6 +34,7 @@ from .refusals import (
 )
 from .session import Session, origins_of, refuse_leak
 from .sparse import refuse_sparse
+from .symbols import Symbols
 
 __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "refusals_left", "tables"]
 
@@ -60,7 +60,8 @@ class Capture:
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
         self.recorder = _torch.CallRecorder(self.tracer, self.session.fake_mode)
-        self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self._lift_symbol)
+        self.symbols = Symbols(self)
+        self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self.symbols.lift)
         self.inputs: list[TensorMeta] = []
         self.history = History(self)
         self.lifted: list[Tensor] = []
@@ -85,7 +86,6 @@ class Capture:
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
         self._protected: dict[int, Callable[[ErrorContext, str], InputMutationError]] = {}
-        self._symbol_tensors: dict[Any, Tensor] = {}
         self._end_of_inputs: fx.Node | None = None
 
     # -- inputs
@@ -117,9 +117,9 @@ class Capture:
 
     def _stand_for(self, node: fx.Node, meta: TensorMeta) -> Tensor:
         """The fake that stands for the value of a node."""
-        return self.recorder.stand_for(node, meta, lambda: self._new_fake(meta))
+        return self.recorder.stand_for(node, meta, lambda: self.new_fake(meta))
 
-    def _new_fake(self, meta: TensorMeta) -> Tensor:
+    def new_fake(self, meta: TensorMeta) -> Tensor:
         """A fake made by the capture itself: no operator of the body, nor of one inside of it that asks for it."""
         with (current_capture() or self).unrecorded():
             return meta.fake(self.session.fake_mode)
@@ -171,7 +171,7 @@ class Capture:
         run, and ask for it.
         """
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            copy = self._new_fake(TensorMeta.of(fake))
+            copy = self.new_fake(TensorMeta.of(fake))
             detached = self.tracer.create_proxy(
                 "call_function", torch.ops.aten.detach.default, (self.proxy_of(fake),), {}
             )
@@ -196,39 +196,6 @@ class Capture:
                 return False
             ancestor = ancestor.parent
         return True
-
-    def _lift_symbol(self, symbol: Any) -> Any | None:
-        """A symbol of an enclosing capture travels as an operand, from which it is read again inside: a size as the
-        size of an empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d
-        tensor.
-        """
-        if self.parent is None:
-            return None
-        entry = self.parent.tracer.sympy_expr_tracker.get(symbol)
-        if entry is None:
-            return None
-        is_size = isinstance(entry.value, torch.SymInt)
-        with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            carriers = self.parent._symbol_tensors
-            if symbol not in carriers:
-                carriers[symbol] = self.parent.new_symbol_tensor(entry.proxy.force(), entry.value)
-            placeholder = self.proxy_of(self.lift(carriers[symbol]))
-            target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
-            number = self.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
-        number.node.meta["val"] = entry.value
-        return _torch.symbol_entry(number, entry.value)
-
-    def new_symbol_tensor(self, number: fx.Proxy, value: Any) -> Tensor:
-        """A symbolic number of this capture as a tensor that can be an operand."""
-        is_size = isinstance(value, torch.SymInt)
-        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
-        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
-        fake = self._new_fake(meta)
-        args = ([number, 0] if is_size else number,)
-        kwargs = {"dtype": meta.dtype, "device": meta.device}
-        proxy = self.tracer.create_proxy("call_function", target, args, kwargs)
-        _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.tracer)
-        return fake
 
     def lift_tree(self, x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -46,6 +46,28 @@ from .triton.tapes import TAKEN, counted, put_stacks
 from .whole import whole
 
 __all__ = ["loops_of_whole", "planned", "planned_whole"]
+
+
+class _Graph(NamedTuple):
+    """A graph whose loops become kernels. ``is_inner``: of the body of a loop that is to be a kernel."""
+
+    module: fx.GraphModule
+    options: dict[str, Any]
+    sizes: GraphSizes
+    is_inner: bool
+
+
+class _Stacking(NamedTuple):
+    """A while loop that stacks values for its gradient, the operands of its kernel, and the loop that reads the
+    stacks. ``params`` and ``again``: of the two operators.
+    """
+
+    node: fx.Node
+    form: While
+    operands: Sequence[fx.Node]
+    params: Params
+    reader: Reader
+    again: Params
 
 
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
@@ -93,7 +115,7 @@ def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool, is_draft: 
 def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draft: bool) -> Plan:
     module = copy_of(body)
     clean(module)
-    sizes = GraphSizes(module, body.inputs)
+    within = _Graph(module, options, sizes := GraphSizes(module, body.inputs), is_inner)
     reports: list[LoopReport] = []
     kernels: dict[str, Form] = {}
     done: set[fx.Node] = set()
@@ -121,8 +143,10 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     form, tensors = sunk_products(form, node, tensors)
                     form, tensors = shifted(*sunk(form, node, tensors, module))
                 if reader is not None and isinstance(form, While):
+                    again = params_of(reader.node, module)
+                    assert again is not None
                     plan = _plan_counted if is_on_cuda(form) else _plan_tape
-                    reports += plan(node, form, tensors, reader, params, module, options, sizes, is_inner)
+                    reports += plan(_Stacking(node, form, tensors, params, reader, again), within)
                     done.add(reader.node)
                     continue
                 late = None
@@ -157,17 +181,16 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
             reports.append(LoopReport(params.operator.label, "native", reason, params, trips))
             if is_inner:
                 raise Refused(f"{params.operator.label} in its body: {reason}")
-        inside = _plan_inside(node, params, module, options, is_inner)
+        inside = _plan_inside(node, params, within)
         reports += inside if reason is None else [report.of(params, None) for report in inside]
     clean(module)
     return Plan(Subgraph.intern(module, body.inputs, body.outputs), tuple(reports), kernels)
 
 
-def _plan_inside(
-    node: fx.Node, params: Params, module: fx.GraphModule, options: dict[str, Any], is_inner: bool
-) -> tuple[LoopReport, ...]:
+def _plan_inside(node: fx.Node, params: Params, within: _Graph) -> tuple[LoopReport, ...]:
     """Plan the loops in the bodies of a node that stays."""
-    plans = {body: _plan(body, options, is_inner=is_inner) for body in params.run_bodies}
+    module = within.module
+    plans = {body: _plan(body, within.options, is_inner=within.is_inner) for body in params.run_bodies}
     new = params.with_bodies(lambda body: plans[body].body if body in plans else body)
     if new is not params:
         with module.graph.inserting_before(node):
@@ -285,20 +308,10 @@ def _compile(kernel: Function | Launch, inputs: Sequence[TensorMeta], outputs: S
         load(library)
 
 
-def _plan_tape(
-    node: fx.Node,
-    form: While,
-    tensors: Sequence[fx.Node],
-    reader: Reader,
-    params: Params,
-    module: fx.GraphModule,
-    options: dict[str, Any],
-    sizes: GraphSizes,
-    is_inner: bool,
-) -> list[LoopReport]:
+def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
-    again = params_of(reader.node, module)
-    assert again is not None
+    node, form, _, params, reader, again = stacking
+    options, sizes = within.options, within.sizes
     if again.random:
         raise Refused("the loop of its gradient draws random numbers")
     n, scan = form.n_carry, reader.form
@@ -311,12 +324,12 @@ def _plan_tape(
     reads = scan_of_tape(scan, back, record, reader.rows)
     graph, mode = node.graph, sizes.new_mode()
     sizes.check([*writes.sizes, *reads.sizes])
-    if not is_inner:
+    if not within.is_inner:
         _compile(writes, form.inputs, [*form.outputs, TAPE_META])
         _compile(reads, [*map(meta_of, reader.operands), TAPE_META], scan.body.outputs)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
-        operation = effectful_taped_kernel if has_effect(old, module) else taped_kernel
+        operation = effectful_taped_kernel if has_effect(old, within.module) else taped_kernel
         with graph.inserting_before(old):
             inputs, *rest = call_arguments(kernel, tensors, metas, sizes.node_of)
             new = graph.call_function(operation, (inputs, tape, *rest))
@@ -329,7 +342,7 @@ def _plan_tape(
                 user.replace_all_uses_with(elements[i])  # type: ignore[index]
         return elements[-1]
 
-    tape = replaced(node, writes, tensors, form.outputs, None)
+    tape = replaced(node, writes, stacking.operands, form.outputs, None)
     replaced(reader.node, reads, reader.operands, scan.body.outputs, tape)
     erase(reader.node)
     erase(node)
@@ -339,29 +352,18 @@ def _plan_tape(
     return [*(LoopReport(loop.operator.label, "tape", params=loop) for loop in (params, again)), *inner]
 
 
-def _plan_counted(
-    node: fx.Node,
-    form: While,
-    tensors: Sequence[fx.Node],
-    reader: Reader,
-    params: Params,
-    module: fx.GraphModule,
-    options: dict[str, Any],
-    sizes: GraphSizes,
-    is_inner: bool,
-) -> list[LoopReport]:
+def _plan_counted(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     """The same on CUDA: NOTE [Counted, then stacked]."""
-    assert not is_inner
-    again = params_of(reader.node, module)
-    assert again is not None
+    assert not within.is_inner
+    form, reader, sizes = stacking.form, stacking.reader, within.sizes
     loops = counted(form, reader)
     forms: list[Form] = [loops.counting, loops.writing, loops.reading]
-    owners = params, params, again
-    made = [_kernel(loop, owner.operator.label, options) for loop, owner in zip(forms, owners)]
+    owners = stacking.params, stacking.params, stacking.again
+    made = [_kernel(loop, owner.operator.label, within.options) for loop, owner in zip(forms, owners)]
     for loop, (kernel, _) in zip(forms, made):
         sizes.check(size for size in kernel.sizes if size != TAKEN)
         _compile(kernel, loop.inputs, loop.outputs)
-    put_stacks(node, form, tensors, reader, loops, [kernel for kernel, _ in made], sizes)
+    put_stacks(stacking.node, form, stacking.operands, reader, loops, [kernel for kernel, _ in made], sizes)
     return [report.of(owner, None) for owner, (_, reports) in zip(owners[1:], made[1:]) for report in reports]
 
 

@@ -21,6 +21,7 @@ from .forms import Refused
 from .happening import EVENTS
 from .headers import header
 from .sizes import OpenSize, Size, aligned, hint, quotient, size_of, symbols
+from .throwing import DIVISION, checked_divisions
 from .vector_math import VECTOR_MATH
 
 __all__ = [
@@ -43,10 +44,6 @@ __all__ = [
 
 _CONTROL = header("control")
 _RANGES = header("ranges")
-_DIVISION = header("division")
-
-_INTEGER_DIVISION = re.compile(r"\b(floor_divide_integral|mod|remainder_integral)\(")
-"""How torch (2.13) prints divisions, of integers and others."""
 
 ENTRY = "kernel"
 """What Inductor's loader calls the C++ function of a library."""
@@ -199,9 +196,8 @@ def defined(
     arguments += [f"[[maybe_unused]] const int64_t {name}" for name in open_sizes]
     head = f"void {label}({', '.join([*arguments, 'char* workspace', 'fh::Control& control'])})"
     code = "\n".join([before, f"static {inlined} {head}", "{", *statements, "}"])
-    if divisions := sorted(set(_INTEGER_DIVISION.findall(code))):
-        code = "\n".join([*(f"FH_CHECKED({name})" for name in divisions), code])
-        needs = [*needs, _DIVISION]
+    if checked := checked_divisions(code):
+        code, needs = f"{checked}\n{code}", [*needs, DIVISION]
     space = f"fh_{hashlib.sha256(code.encode()).hexdigest()[:16]}"
     parts = [*needs, *(part for function in calls for part in function.parts)]
     parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")

@@ -3,7 +3,8 @@
 NOTE [Watched steps] A loop says where it is to the watch of its thread, if there is one: loops that run as Python after
 each step, kernels every 50 ms, when they look for signals, and when they end: of each loop that ended. A kernel learns
 by a flag, found through this module once a library, whether anybody watches: that is a load in each call. Nothing is
-compiled anew.
+compiled anew. What a watch raises stops a kernel of the main thread, as a signal does. On another thread nobody but the
+kernel would learn of it, so it is raised where the watch ends.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Watch(Protocol):
 
 class _State(threading.local):
     watch: Watch | None = None
+    failed: BaseException | None = None
+    """What the watch raised."""
 
 
 state = _State()
@@ -53,6 +56,9 @@ def watching(watch: Watch) -> Iterator[None]:
         with _lock:
             _n_watches.value -= 1
         state.watch = outer
+        failed, state.failed = state.failed, None
+    if failed is not None:
+        raise failed
 
 
 def watched(steps: range) -> Iterable[int]:
@@ -70,5 +76,13 @@ def _watched(steps: range, watch: Watch) -> Iterator[int]:
 
 def report(levels: Sequence[tuple[int, int]], has_ended: bool) -> None:
     """Called by kernels."""
-    if state.watch is not None:
-        state.watch.kernel_at(levels, has_ended)
+    watch = state.watch
+    if watch is None:
+        return
+    if threading.current_thread() is threading.main_thread():
+        watch.kernel_at(levels, has_ended)  # catching nothing: the handler of a signal may raise in it
+        return
+    try:
+        watch.kernel_at(levels, has_ended)
+    except BaseException as error:  # noqa: BLE001 - whatever it raises
+        state.watch, state.failed = None, error

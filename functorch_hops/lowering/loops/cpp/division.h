@@ -1,5 +1,6 @@
 #ifndef FH_DIVISION
 #define FH_DIVISION
+#include <torch/csrc/inductor/cpp_prefix.h>
 namespace fh {
 [[noreturn]] static C10_NOINLINE void division_by_zero() { throw std::runtime_error("ZeroDivisionError"); }
 template <class T>
@@ -15,10 +16,9 @@ static C10_ALWAYS_INLINE void check_divisor(const T& divisor) {
 }
 // torch's kernels note a zero in a variable of the process, which points to the kernel that began last, in any thread,
 // and to nothing that lives after one that threw. Here a zero throws.
-#define FH_CHECKED(name)                                        \
-  template <class A, class B>                                   \
-  static C10_ALWAYS_INLINE auto name(const A& a, const B& b) {  \
-    fh::check_divisor(b);                                       \
-    return ::name(a, b);                                        \
-  }
+#define FH_CHECKED(name)                                                             \
+  static constexpr auto name = [](const auto& a, const auto& b) -> decltype(auto) { \
+    fh::check_divisor(b);                                                            \
+    return ::name(a, b);                                                             \
+  };
 #endif
