@@ -57,6 +57,8 @@ template <class F, class T> FH_INLINE F all(T x) {
 }
 template <class F> FH_INLINE F absolute(F x) { return recast<F>(bits(x) & ~SIGN); }
 template <class F> FH_INLINE F with_sign_of(F sign, F x) { return recast<F>((bits(x) & ~SIGN) | (bits(sign) & SIGN)); }
+// The same, of x that has none.
+template <class F> FH_INLINE F signed_as(F sign, F x) { return recast<F>(bits(x) | (bits(sign) & SIGN)); }
 // NaN stays.
 FH_INLINE float at_least(float x, float low) { return x < low ? low : x; }
 FH_INLINE float at_most(float x, float high) { return x > high ? high : x; }
@@ -142,12 +144,10 @@ template <class F> FH_INLINE F exp_of_moderate(F x) {
   return polynomial(e.r, EXP) * power_of_2(e.shifted);
 }
 // From -104 on, what is smaller is taken for it.
-template <class F> FH_INLINE F exp_up_to(F x, float high) {
-  auto e = exponent(at_least(at_most(x, high), -104.0f));
+template <class F> FH_INLINE F exp(F x) {
+  auto e = exponent(at_least(at_most(x, 89.0f), -104.0f));
   return scaled(polynomial(e.r, EXP), e.n);
 }
-
-template <class F> FH_INLINE F exp(F x) { return exp_up_to(x, 89.0f); }
 
 template <class F> FH_INLINE F expm1(F x) {
   auto e = exponent(at_least(at_most(x, 89.0f), -20.0f));
@@ -162,13 +162,15 @@ template <class F> FH_INLINE F tanh(F x) {
   F shifted = fma(size, 0x1.715476p1f, SHIFT), r = fma(shifted - SHIFT, -0x1.62e43p-1f, size + size);
   F power = power_of_2(shifted);
   F d = fma(power, fma(r * r, polynomial(r, TANH), r), power - 1.0f);
-  return with_sign_of(x, d / (d + 2.0f));
+  return signed_as(x, d / (d + 2.0f));
 }
 
-// e^x / (1 + e^x)
+// With e^x = p 2^n it is p / (p + 2^-n). Both times 2^-75, for then 2^-n is a normal number, up to an n from which on the
+// result is 1 anyway, and a subnormal result is rounded once.
 template <class F> FH_INLINE F sigmoid(F x) {
-  F e = exp_up_to(x, 88.0f);
-  return e / (1.0f + e);
+  auto e = exponent(at_least(at_most(x, 35.0f), -104.0f));
+  F p = polynomial(e.r, EXP), power = recast<F>((uint32_t(127 - 75) << 23) - (bits(e.shifted) << 23));
+  return p * 0x1p-75f / fma(p, 0x1p-75f, power);
 }
 
 // (log(1 + f) - f) / f^2 from sqrt(1/2) to sqrt(2)
@@ -278,7 +280,7 @@ template <class F> FH_INLINE F erf(F x) {
   F size = at_most(absolute(x), 4.0f), near = at_most(size, BEND);
   F small = fma(near, polynomial(near * near, ERF), near);
   F large = 1.0f - exp_of_moderate(fma(size, polynomial(size, LOG_ERFC), -size));
-  return with_sign_of(x, size > BEND ? large : small);
+  return signed_as(x, size > BEND ? large : small);
 }
 
 // log2((1 + s) / (1 - s)) / s in s^2, and 2^f for |f| <= 1/2
