@@ -227,6 +227,25 @@ def test_complex_numbers_are_for_inference() -> None:
         gradients(run, list(run.parameters()), x)
 
 
+def test_torch_forgets_detach_where_it_decomposes_a_program() -> None:
+    """``run_decompositions()`` makes an alias of it, which has a gradient; ``run_decompositions({})`` does not."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.w.detach() + self.w
+
+    x = torch.tensor(5.0)
+    program = torch.export.export(Module(), (x,))
+    found = []
+    for run in (program.module(), program.run_decompositions().module(), program.run_decompositions({}).module()):
+        found.append(torch.autograd.grad(run(x), list(run.parameters()))[0].item())
+    assert found == [1.0, 6.0, 1.0]
+
+
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "strict"])
 def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
     class Module(Growth):

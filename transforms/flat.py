@@ -42,7 +42,6 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
     """What a transform makes of a function: with its name and documentation, but not the attributes of a module."""
 
     def decorate(run: Function) -> Callable[..., Any]:
-        @functools.wraps(recipe.func, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
                 handlers.register_leaf()
@@ -56,7 +55,9 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
                 shorten(error)
                 raise
 
-        return call if torch.compiler.is_dynamo_compiling() else _torch.with_own_code(call)
+        if torch.compiler.is_dynamo_compiling():
+            return call  # to read the annotations of a function is, for Dynamo (torch 2.13), to write to it
+        return _torch.with_own_code(functools.wraps(recipe.func, updated=())(call))
 
     return decorate
 

@@ -1,6 +1,6 @@
 """``torch.fx.symbolic_trace``: whether it runs, and what it can't take as an argument.
 
-Checked against torch 2.11.0 and 2.13.0.
+Checked against torch 2.11.0, 2.13.0 and 2.14.1.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
-from torch.fx import _symbolic_trace
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.fx.experimental.proxy_tensor import PythonKeyTracer
 from torch.utils._pytree import tree_leaves
 
@@ -18,7 +18,7 @@ __all__ = ["is_erased", "is_proxied", "symbolic_tracer"]
 
 def symbolic_tracer() -> fx.Tracer | None:
     """The tracer that runs a model on proxies here. Those of make_fx and torch.export run it on tensors."""
-    if not _symbolic_trace._is_fx_tracing_flag:
+    if not is_fx_symbolic_tracing():
         return None
     # A call without a proxy among its arguments has no other way to it: FX patches this method with a closure.
     patched: Callable[..., object] = nn.Module.__getattr__

@@ -147,8 +147,8 @@ class _Library:
             return DataDependentError(message(operation, problem, expected="operations on tensors", remedy=remedy))
         problem = "torch.compile can't trace a function that it is given"
         lines = [line.strip() for line in reason.splitlines()]
-        found = next((line for line in lines if line.startswith("Explanation:")), lines[0])
-        text = message(operation, problem, got=found.removeprefix("Explanation: "), remedy=_REMEDY)
+        explained = (line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:"))
+        text = message(operation, problem, got=next(explained, "") or lines[0], remedy=_REMEDY)
         return CaptureError(text)
 
     def compiling(self, compiler: Compiler) -> contextlib.AbstractContextManager[None]:

@@ -306,6 +306,17 @@ def test_a_rule_that_reads_an_attribute_of_a_closed_over_matrix() -> None:
     torch.testing.assert_close(gradients(compiled), gradients(run))
 
 
+def test_a_transform_in_a_body_of_a_function_around_it() -> None:
+    """Dynamo counts reading the annotations of a function as a write to it, refused in a body."""
+
+    def descent(x, w):
+        energy = lambda x: (x @ w * x).sum()
+        step = lambda x, _: (x - 0.1 * fh.grad(energy)(x) + fh.vmap(energy)(torch.stack([x, x])).sum(), energy(x))
+        return fh.scan(step, x, length=2)
+
+    same(descent, x(), torch.linspace(-1, 1, 9).reshape(3, 3))
+
+
 def test_regions_that_are_compiled_once_inside_and_around() -> None:
     layer = torch.compiler.nested_compile_region(lambda c, r: torch.tanh(c + r))
     around = torch.compiler.nested_compile_region(lambda c, rows: fh.scan(lambda c, r: (c * r, c.sum()), c, rows))

@@ -84,6 +84,14 @@ def test_a_refusal_is_the_librarys_and_dynamos(function) -> None:
     assert text.split(":")[0] in fh.__all__, "the operation"
 
 
+def test_a_reason_that_dynamo_does_not_explain_is_named() -> None:
+    linear = torch.nn.Linear(3, 3)
+    linear.register_full_backward_hook(lambda module, given, got: given)
+    run = lambda x: fh.scan(lambda c, _: (linear(c), None), x, length=2)[0]
+    with pytest.raises(fh.CaptureError, match="got: Module-level backwards hooks"):
+        torch.compile(run, fullgraph=True, backend="eager")(x())
+
+
 @pytest.mark.parametrize("function", [branches, reads, appends, prints, unlike], ids=lambda f: f.__name__)
 def test_without_fullgraph_the_call_runs_as_python(function) -> None:
     torch.testing.assert_close(torch.compile(function, backend="eager")(x()), function(x()))
