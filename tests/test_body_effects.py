@@ -46,6 +46,16 @@ def with_a_dict():
     return step
 
 
+def with_an_iterator():
+    numbers = zip(iter([1.0, 2.0, 3.0]), iter("abc"))
+    return lambda c, _: (c + next(numbers)[0], None)
+
+
+def with_a_generator():
+    numbers = (float(i) for i in range(1, 4))
+    return lambda c, _: (c + next(numbers), None)
+
+
 def with_a_global():
     COUNTS.clear()
 
@@ -61,11 +71,20 @@ LOOPS = {
     "fori_loop": lambda step, x: fh.fori_loop(0, 3, lambda i, c: step(c, i)[0], x),
     "while_loop": lambda step, x: fh.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1], 0)[0]), (0, x))[1],
     "map": lambda step, x: fh.map(lambda e: step(e, 0)[0], x),
+    "cond": lambda step, x: fh.cond(x.sum() > 0, lambda x: step(x, 0)[0], lambda x: x * 1, x),
+    "switch": lambda step, x: fh.switch((x.sum() > 0).long(), [torch.sin, lambda x: step(x, 0)[0]], x),
     "a scan in a branch": lambda step, x: fh.cond(
         x.sum() > 0, lambda x: fh.scan(step, x, length=3)[0], lambda x: x * 1, x
     ),
 }
-NAMES = {with_a_counter: "n'", with_an_attribute: ".n'", with_a_dict: "seen'", with_a_global: "'COUNTS'"}
+NAMES = {
+    with_a_counter: "n'",
+    with_an_attribute: ".n'",
+    with_a_dict: "seen'",
+    with_an_iterator: "numbers'",
+    with_a_generator: "numbers'",
+    with_a_global: "'COUNTS'",
+}
 
 
 @pytest.mark.parametrize("loop", LOOPS)

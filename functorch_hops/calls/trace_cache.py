@@ -102,16 +102,16 @@ def as_graph(
     functions: Sequence[Callable[..., Any]],
     operands: tuple[Any, ...],
     *static: Hashable,
-    repeats: bool = False,
+    observed: bool = False,
 ) -> Any:
     """``captured(functions, operands, *static)``, which captures ``functions`` as bodies and calls an operator.
 
     In plain eager the whole call becomes a graph, which runs instead of a further capture as long as it is valid.
-    Inside a capture there is nothing to keep: the call becomes a node of that capture. `repeats`: a body stands for
-    several calls of its function, which runs once.
+    Inside a capture there is nothing to keep: the call becomes a node of that capture. `observed`: a body stands for
+    any number of calls of its function, which runs once.
     """
-    observers: list[environment.Observer] | None = [] if repeats else None
-    captured = _told(operation, captured) if repeats else captured
+    observers: list[environment.Observer] | None = [] if observed else None
+    captured = _told(operation, captured) if observed else captured
     found = kept_trace(operation, captured, functions, operands, *static, observers=observers)
     if found is None:
         with contextlib.ExitStack() as stack:
@@ -167,17 +167,20 @@ def kept_trace(
     return trace, [*arguments.operands, *call.lifted]
 
 
-class _Callbacks(threading.local):
+class _Bodies(threading.local):
+    """Of the captures of bodies that are under way."""
+
+    callbacks = 0
     """How many callbacks of the user's have run: these change what they change in every step."""
+    told: frozenset[str] | None = None
+    """The lines of changes that captures within the innermost one have told of; None outside of all."""
 
-    count = 0
 
-
-_callbacks = _Callbacks()
+_bodies = _Bodies()
 
 
 def note_callback() -> None:
-    _callbacks.count += 1
+    _bodies.callbacks += 1
 
 
 def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,17 +191,24 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
     def capture(functions: Sequence[Callable[..., Any]], *rest: Any) -> Any:
         first, *others = functions
         root = functools.partial(first, *others)
-        called = _callbacks.count
+        called, around = _bodies.callbacks, _bodies.told
         with _torch.without_torch_function():
             before = environment.snapshot(root)
-        result = captured(functions, *rest)
-        if _callbacks.count != called:
+        _bodies.told = frozenset()
+        try:
+            result = captured(functions, *rest)
+        finally:
+            told, _bodies.told = _bodies.told or frozenset(), around
+        if _bodies.callbacks != called:
             return result
         with _torch.without_torch_function():
             changes = environment.effects(before, environment.snapshot(root), before.observer())
-        around = current_capture()
-        if around is not None and around.outermost().operation == "jit":
-            around.session.effects.update(changes)
+        changes = {change: line for change, line in changes.items() if line not in told}
+        if around is not None:
+            _bodies.told = around | told | frozenset(changes.values())
+        capture_around = current_capture()
+        if capture_around is not None and capture_around.outermost().operation == "jit":
+            capture_around.session.effects.update(changes)
         else:
             _warn(operation, changes)
         return result
@@ -212,10 +222,10 @@ def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) ->
 
 
 def _warn(operation: str, effects: dict[str, str]) -> None:
-    """A body is captured once and may run many times."""
+    """A body is captured once, and may run many times or never."""
     if effects:
         told = ", ".join(f"{effect} ({line})" for effect, line in effects.items())
-        what = "does what no graph does, so it is done at the capture and not in every step"
+        what = "does what no graph does, so it is done at the capture and not whenever the body runs"
         warn(f"{operation}: a body {what}: {told}", once=True)
 
 

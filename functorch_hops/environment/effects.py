@@ -23,7 +23,7 @@ from .places import Path, quoted
 
 __all__ = ["Observer", "changes", "lines_of"]
 
-_CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator"})
+_CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator", "iterator"})
 _STORES = ("STORE_", "DELETE_")
 _GENERATED = ("<string>", "<eval_with_key>")
 """Files of code that dataclasses and graphs of torch.fx write."""

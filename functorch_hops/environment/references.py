@@ -12,7 +12,7 @@ from typing import Any
 
 from . import origin
 from .guard import SAME
-from .keys import ByIdentity
+from .keys import ByIdentity, Key
 from .places import Path
 from .walk import Walk
 
@@ -121,10 +121,29 @@ def _registrations(_: None) -> object:
 
 
 def iterator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
-    """What it gives next is known to nobody."""
-    walk.record(path, ByIdentity(value))
+    """What it gives next is known to nobody, but that it has moved on shows."""
+    walk.record(path, ("iterator", ByIdentity(value), _position(value)))
     walk.unwatched(path)
     walk.hide(path, f"a {type(value).__name__}, of which nobody knows what it gives next")
+
+
+def _position(iterator: Any, depth: int = 8) -> Key:
+    """Another after each step, as far as an iterator and those that it is made of tell."""
+    step = lambda part: _position(part, depth - 1) if hasattr(type(part), "__next__") and depth else _number(part)
+    if isinstance(iterator, types.GeneratorType):
+        frame = iterator.gi_frame
+        return None if frame is None else (frame.f_lasti, *map(step, frame.f_locals.values()))
+    if hasattr(iterator, "__length_hint__"):
+        return operator.length_hint(iterator)
+    try:
+        _, arguments, *_ = iterator.__reduce__()
+    except (TypeError, ValueError):
+        return None
+    return tuple(map(step, arguments))
+
+
+def _number(value: Any) -> Key:
+    return value if isinstance(value, int | float) else None
 
 
 def generator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:

@@ -79,7 +79,7 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
         moved = [x.flip(0) for x in moved]
     element = OutputSpec(spec, tuple(TensorMeta(tuple(x.shape[1:]), x.dtype, x.device) for x in moved))
     if is_capturing() or moved[0].shape[0] == 0:
-        results = as_graph("associative_scan", _captured_associative_scan, (fn,), (moved,), element, repeats=True)
+        results = as_graph("associative_scan", _captured_associative_scan, (fn,), (moved,), element, observed=True)
     else:
         results = _plain_associative_scan(fn, moved, element)
     if reverse:

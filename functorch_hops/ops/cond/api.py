@@ -97,7 +97,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     selector = selector if selector.dtype == torch.bool else selector != 0
     names = ("false_fn", "true_fn")
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("cond", _captured_cond, (false_fn, true_fn), arguments, "cond", names)
+    return as_graph("cond", _captured_cond, (false_fn, true_fn), arguments, "cond", names, observed=True)
 
 
 @one_node
@@ -165,7 +165,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     names = tuple(f"branches[{i}]" for i in range(len(branches)))
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("switch", _captured_cond, branches, arguments, "switch", names)
+    return as_graph("switch", _captured_cond, branches, arguments, "switch", names, observed=True)
 
 
 def _run(operation: str, branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:

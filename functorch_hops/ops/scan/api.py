@@ -121,7 +121,7 @@ def run_scan(
     if is_plain and length > 0:
         return _plain_scan(context, f, init, leaves, xs_spec, length, reverse, remat)
     operands, static = (init.tree, leaves), (context, init.weak, xs_spec, length, reverse, unroll, remat)
-    carry_and_ys: tuple[Any, Any] = as_graph("scan", _captured_scan, (f,), operands, *static, repeats=True)
+    carry_and_ys: tuple[Any, Any] = as_graph("scan", _captured_scan, (f,), operands, *static, observed=True)
     return carry_and_ys
 
 

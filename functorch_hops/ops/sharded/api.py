@@ -270,7 +270,7 @@ def sharded_associative_scan(
             raise ArgumentValueError(
                 message(operation, problem, path=path, expected="at least one", got=kind_of(x), remedy=remedy)
             )
-    return as_graph(operation, _combined, (fn,), (pytree.unflatten(spec, leaves),), route, dim, repeats=True)
+    return as_graph(operation, _combined, (fn,), (pytree.unflatten(spec, leaves),), route, dim, observed=True)
 
 
 def _combined(functions: Sequence[Callable[[Any, Any], Any]], operands: tuple[Any], route: Route, dim: int) -> Any:

@@ -121,7 +121,7 @@ def run_while(
     """``while_loop`` of checked arguments, for the loops that are while loops: ``context`` says what the user wrote."""
     if is_capturing() or not (checkpoints is None or is_stepwise()):
         functions, static = (cond_fn, body_fn), (context, init.weak, max_steps, checkpoints)
-        return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static, repeats=True)
+        return as_graph("while_loop", _captured_while_loop, functions, (init.tree,), *static, observed=True)
     return _plain_while_loop(context, cond_fn, body_fn, init, max_steps)
 
 
@@ -160,7 +160,7 @@ def _plain_steps(
                 rest = None if max_steps is None else max_steps - carries.steps
                 functions, static = (cond_fn, body_fn), (context, init.weak, rest, None, carries.steps)
                 carries.go_on()
-                return as_graph("while_loop", _captured_while_loop, functions, (value,), *static, repeats=True)
+                return as_graph("while_loop", _captured_while_loop, functions, (value,), *static, observed=True)
             pred = _torch.read_number(pred)
         for effect in effects:
             perform(*effect)
