@@ -71,11 +71,13 @@ LOOPS = {
     "fori_loop": lambda step, x: fh.fori_loop(0, 3, lambda i, c: step(c, i)[0], x),
     "while_loop": lambda step, x: fh.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1], 0)[0]), (0, x))[1],
     "map": lambda step, x: fh.map(lambda e: step(e, 0)[0], x),
-    "cond": lambda step, x: fh.cond(x.sum() > 0, lambda x: step(x, 0)[0], lambda x: x * 1, x),
-    "switch": lambda step, x: fh.switch((x.sum() > 0).long(), [torch.sin, lambda x: step(x, 0)[0]], x),
     "a scan in a branch": lambda step, x: fh.cond(
         x.sum() > 0, lambda x: fh.scan(step, x, length=3)[0], lambda x: x * 1, x
     ),
+}
+BRANCHES = {
+    "cond": lambda step, x: fh.cond(x.sum() > 0, lambda x: step(x, 0)[0], lambda x: x * 1, x),
+    "switch": lambda step, x: fh.switch((x.sum() > 0).long(), [torch.sin, lambda x: step(x, 0)[0]], x),
 }
 NAMES = {
     with_a_counter: "n'",
@@ -99,7 +101,21 @@ def test_what_a_step_changes_is_said_once(loop, make):
         assert f"{__file__}:" in text
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize("make", NAMES)
+def test_what_a_branch_of_a_jitted_function_changes_is_said(name, make):
+    """Else it is done in each call, in branches that are not taken too."""
+    program = lambda x: BRANCHES[name](make(), x)
+    with pytest.warns(RuntimeWarning) as found:
+        jitted(program, X.clone())
+    (text,) = [str(w.message) for w in found]
+    assert NAMES[make] in text, text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured(program, X.clone())
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, *BRANCHES])
 def test_what_is_of_one_step_alone_is_not(loop):
     """Nor what the function around a loop does for itself, nor plain Python, which runs each step."""
 
@@ -112,10 +128,10 @@ def test_what_is_of_one_step_alone_is_not(loop):
     def program(x):
         sizes = [1]
         sizes.append(2)
-        return LOOPS[loop](step, x) + len(sizes)
+        return {**LOOPS, **BRANCHES}[loop](step, x) + len(sizes)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for run in (captured, jitted):
             run(program, X)
-        plain(lambda x: LOOPS[loop](with_a_counter(), x), X)
+        plain(lambda x: {**LOOPS, **BRANCHES}[loop](with_a_counter(), x), X)

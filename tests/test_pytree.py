@@ -228,7 +228,7 @@ def test_map():
 def test_map_of_different_trees():
     with pytest.raises(fh.TreeMismatchError) as caught:
         pytree.map(lambda x, y: x, {"a": (1, 2)}, {"a": (1, None)})
-    assert str(caught.value).splitlines()[:-1] == [
+    assert str(caught.value).splitlines()[:4] == [
         "pytree.map: the trees differ",
         "  where: tree['a'][1]",
         "  expected: *",
@@ -292,7 +292,7 @@ def test_broadcast_prefix(prefix, tree, dims):
 def test_broadcast_of_what_is_no_prefix():
     with pytest.raises(fh.ArgumentValueError) as caught:
         pytree.broadcast_prefix((0, {"a": (0, 1)}), (1, {"a": [1, 2]}), "in_dims")
-    assert str(caught.value).splitlines()[:-1] == [
+    assert str(caught.value).splitlines()[:4] == [
         "vmap: in_dims does not match the tree",
         "  where: in_dims[1]['a'] for args[1]['a']",
         "  expected: an int, None, or a tree that starts like [*, *]",
@@ -320,7 +320,7 @@ def test_broadcast_needs_the_same_nodes(prefix, tree):
 def test_broadcast_of_something_else_than_dimensions():
     with pytest.raises(fh.ArgumentValueError) as caught:
         pytree.broadcast_prefix((0, [1.5]), (1, [2]), "out_dims")
-    assert str(caught.value).splitlines()[:-1] == [
+    assert str(caught.value).splitlines()[:4] == [
         "vmap: out_dims holds something else than dimensions",
         "  where: out_dims[1][0] for args[1][0]",
         "  expected: an int or None",

@@ -140,6 +140,7 @@ def test_vmap_of_different_sizes():
                 "  where: args[0]['w']",
                 "  expected: in_dims from -1 to 0",
                 "  got: in_dims 1 for a tensor float32[2]@cpu",
+                "  help: set in_dims to None for what is the same for all examples",
             ],
         ),
         (
@@ -159,6 +160,7 @@ def test_vmap_of_different_sizes():
                 "  where: in_dims[0] for args[0]",
                 "  expected: an int, None, or a tree that starts like {'w': *}",
                 "  got: {'v': *}",
+                "  help: write one int or None for all of it, or one for each part",
             ],
         ),
         (
@@ -168,6 +170,7 @@ def test_vmap_of_different_sizes():
                 "  where: in_dims for args",
                 "  expected: an int, None, or a tree that starts like ({'w': *}, *)",
                 "  got: (*, *, *)",
+                "  help: write one int or None for all of it, or one for each part",
             ],
         ),
         (
@@ -177,6 +180,7 @@ def test_vmap_of_different_sizes():
                 "  where: in_dims[0] for args[0]",
                 "  expected: an int or None",
                 "  got: 0.5",
+                "  help: name a dimension by its number; None is for what is not mapped over",
             ],
         ),
     ],
@@ -232,6 +236,7 @@ def test_vmap_over_what_is_no_tensor():
                 "  where: out['x']",
                 "  expected: out_dims from -2 to 1",
                 "  got: a tensor float32[3]@cpu",
+                "  help: choose a dimension of the output, counting the mapped one",
             ],
         ),
         (
@@ -242,6 +247,7 @@ def test_vmap_over_what_is_no_tensor():
                 "  where: out_dims for out",
                 "  expected: an int, None, or a tree that starts like {'n': *, 'x': *}",
                 "  got: (*, *)",
+                "  help: write one int or None for all of it, or one for each part",
             ],
         ),
     ],

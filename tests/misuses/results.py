@@ -12,6 +12,13 @@ from misuses.registry import YES, X, misuse, misuse_captured
 Pair = collections.namedtuple("Pair", ["h", "w"])
 
 
+class Named:
+    """Equal to itself alone."""
+
+    def __repr__(self) -> str:
+        return "Named()"
+
+
 @dataclasses.dataclass
 class State:
     h: Any
@@ -305,8 +312,7 @@ def map_output_changes_its_tree():
 
 @misuse(fh.TreeMismatchError)
 def map_constant_changes_between_chunks():
-    names = iter("abc")
-    fh.map(lambda x: (x, next(names)), torch.ones(3), batch_size=2)
+    fh.map(lambda x: (x, Named()), torch.ones(3), batch_size=2)
 
 
 @misuse_captured(fh.CaptureError)

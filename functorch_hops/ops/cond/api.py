@@ -29,6 +29,7 @@ from ...calls.validate import (
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...ir.build import merge_lifted
 from ...ir.meta import TensorMeta
+from ...trace.capture import current_capture
 from ...trace.history import Itself
 from ...trace.hooks import note_untaken
 from ...trace.speculate import speculate_subgraph
@@ -97,7 +98,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], /
     selector = selector if selector.dtype == torch.bool else selector != 0
     names = ("false_fn", "true_fn")
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("cond", _captured_cond, (false_fn, true_fn), arguments, "cond", names, observed=True)
+    return _as_graph("cond", (false_fn, true_fn), arguments, names)
 
 
 @one_node
@@ -165,7 +166,7 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], /, *operands: Any
     selector = index.reshape(()).to(torch.int64).clamp(0, last)
     names = tuple(f"branches[{i}]" for i in range(len(branches)))
     arguments = (selector, *numbers_as_tensors(operands))
-    return as_graph("switch", _captured_cond, branches, arguments, "switch", names, observed=True)
+    return _as_graph("switch", branches, arguments, names)
 
 
 def _run(operation: str, branch: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
@@ -192,6 +193,14 @@ def _check_one_element(operation: str, parameter: str, value: Tensor) -> None:
             remedy=f"{reduced}vmap the function over it",
         )
         raise ArgumentTypeError(text)
+
+
+def _as_graph(
+    operation: str, branches: Sequence[Callable[..., Any]], arguments: tuple[Any, ...], names: tuple[str, ...]
+) -> Any:
+    # Outside of a capture, what branches do besides is done in each call.
+    observed = current_capture() is not None
+    return as_graph(operation, _captured_cond, branches, arguments, operation, names, observed=observed)
 
 
 def _captured_cond(
