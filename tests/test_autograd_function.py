@@ -64,6 +64,37 @@ def test_forward_mode_thrice_in_plain_eager(jacobian):
     same(f(SinWithJvp.apply)(X), 3 * f(lambda x, y: x.sin() * y)(X))
 
 
+class Squared(Function):
+    """Whose forward asks for a value."""
+
+    @staticmethod
+    def forward(x):
+        return x * x if x > 0 else -x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, tx):
+        return 2 * ctx.saved_tensors[0].abs() * tx
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda apply, x, y: y * apply(x),
+        lambda apply, x, y: x * apply(y),
+        lambda apply, x, y: x * y * apply(torch.tensor(2.0).double()),
+    ],
+    ids=["outer", "inner", "none"],
+)
+def test_forward_mode_twice_with_tangents_of_one_level(f):
+    x, one = torch.tensor(2.0).double(), torch.tensor(1.0).double()
+    run = lambda apply: fh.jvp(lambda x: fh.jvp(lambda y: f(apply, x, y), (one * 3,), (one,))[1], (x,), (one,))
+    same(run(Squared.apply), run(torch.square))
+
+
 class Scaled(Function):
     """With a default, which setup_context gets too."""
 

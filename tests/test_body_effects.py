@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import types
 import warnings
 
@@ -56,6 +58,11 @@ def with_a_generator():
     return lambda c, _: (c + next(numbers), None)
 
 
+def with_a_chain():
+    numbers = itertools.chain([1.0, 2.0], [3.0])
+    return lambda c, _: (c + next(numbers), None)
+
+
 def with_a_global():
     COUNTS.clear()
 
@@ -85,6 +92,7 @@ NAMES = {
     with_a_dict: "seen'",
     with_an_iterator: "numbers'",
     with_a_generator: "numbers'",
+    **({with_a_chain: "numbers'"} if sys.version_info < (3, 12) else {}),  # where looking at one warns
     with_a_global: "'COUNTS'",
 }
 
@@ -135,3 +143,23 @@ def test_what_is_of_one_step_alone_is_not(loop):
         for run in (captured, jitted):
             run(program, X)
         plain(lambda x: {**LOOPS, **BRANCHES}[loop](with_a_counter(), x), X)
+
+
+def test_iterators_of_the_users_are_not_asked():
+    class Numbers:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return 2.0
+
+        def __getstate__(self):
+            raise AssertionError("asked")
+
+        __length_hint__ = __getstate__
+
+    numbers = enumerate(Numbers())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for run in (captured, jitted):
+            assert torch.equal(run(lambda x: fh.map(lambda e: e * next(numbers)[1], x), X), X * 2)

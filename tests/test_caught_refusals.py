@@ -109,6 +109,19 @@ def test_an_error_of_code_that_may_not_run_is_not_caught(run, f):
     assert not torch.equal(tried(f)(X), X * 0)
 
 
+@while_capturing
+def test_a_disagreement_of_branches_is_not_caught(run):
+    with pytest.raises(fh.MetadataMismatchError):
+        f = tried(lambda x: fh.cond(x.sum() > 0, lambda x: x, lambda x: x.sum(), x))
+        run(lambda x: fh.cond(torch.tensor(True), f, torch.sin, x), X.clone())
+
+
+@every_mode
+def test_an_error_of_all_branches_is_caught(run):
+    """Plain eager comes to one of them."""
+    same(run(tried(lambda x: fh.cond(x.sum() > 0, failing, failing, x)), X.clone()), X * 0)
+
+
 @every_mode
 def test_a_branch_may_catch_what_it_raises(run):
     same(run(lambda x: fh.cond(x.sum() > 0, torch.sin, tried(failing), x), X.clone()), X.sin())

@@ -537,6 +537,32 @@ def test_what_is_new_is_not_copied(f, transform):
     assert not copies
 
 
+def test_a_copy_has_the_history_and_attributes_of_what_it_is_of():
+    """What autograd saved, here the result of exp, is copied."""
+    weight = torch.ones(2, requires_grad=True)
+
+    def kept(x):
+        with torch.enable_grad():
+            y = (x * weight).exp()
+            y.retain_grad()
+            y.label = "kept"
+            return y
+
+    with torch.no_grad():
+        result = fh.cond(True, kept, kept, torch.ones(2))
+    result.sum().backward()
+    assert result.label == "kept"
+    same((result.grad, weight.grad), (torch.ones(2), result.detach()))
+
+    def recorded(x):
+        with torch.inference_mode(False):
+            return torch.exp(x.clone() * weight)
+
+    with torch.inference_mode():
+        result = fh.cond(True, recorded, recorded, torch.ones(2))
+    assert result.requires_grad and not result.is_inference()
+
+
 @every_mode
 def test_a_parameter_that_a_branch_returns(run):
     weight = torch.nn.Parameter(torch.tensor([0.5, 2.0]))

@@ -3,9 +3,9 @@
 NOTE [Memory that nobody else holds] A program reads memory through a Python object, a reference in C++ to a tensor, or
 another tensor of one storage: a view, a detached alias, what autograd saved. Each counts, in the object, the tensor or
 the storage. So a tensor with the counts of a new one is shared with nobody, whichever way its maker came by it. A count
-that is higher than it need be, as that of a tensor that autograd saved, costs a copy and nothing else. No count tells
-of memory that torch did not allocate, such as NumPy's, whose storage can't be resized. What the counts of new tensors
-are is seen once, on some: versions of Python and torch count differently.
+that is higher than it need be, as that of a result that autograd saved (of tanh, exp), costs a copy and its memory. No
+count tells of memory that torch did not allocate, such as NumPy's, whose storage can't be resized, nor of other
+processes. What the counts of new tensors are is seen once, on some: versions of Python and torch count differently.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import (
     FunctionalizeInterpreter,
     dispatch_functorch,
+    retrieve_current_functorch_interpreter,
     temporarily_clear_interpreter_stack,
 )
 from torch._functorch.vmap import restore_vmap, unwrap_batched, wrap_batched
 from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+from torch.autograd.forward_ad import unpack_dual
 
 __all__ = [
     "TransformType",
@@ -25,6 +27,7 @@ __all__ = [
     "below_transforms",
     "current_level",
     "dispatch_functorch",
+    "have_nested_tangents",
     "in_forward_level",
     "in_gradient_level",
     "is_batched",
@@ -34,7 +37,6 @@ __all__ = [
     "is_tracked_at",
     "is_wrapped",
     "number_of_derivatives",
-    "number_of_forward_levels",
     "numbers_of_lanes",
     "read_number",
     "restore_vmap",
@@ -109,12 +111,24 @@ def in_gradient_level() -> bool:
 
 def in_forward_level() -> bool:
     """Whether a level of functorch differentiates in forward mode."""
-    return number_of_forward_levels() > 0
+    return TransformType.Jvp in _level_keys()
 
 
-def number_of_forward_levels() -> int:
-    """How many levels of functorch differentiate in forward mode."""
-    return _level_keys().count(TransformType.Jvp)
+def have_nested_tangents(tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors, taken together, have tangents in two levels of forward mode."""
+    return _level_keys().count(TransformType.Jvp) > 1 and _levels_with_tangents(tensors) > 1
+
+
+def _levels_with_tangents(tensors: Sequence[Tensor]) -> int:
+    if top_interpreter() is None:
+        return 0
+    interpreter = retrieve_current_functorch_interpreter()
+    level = interpreter.level()
+    here = [t for t in tensors if is_wrapped(t) and _functorch.maybe_get_level(t) == level]
+    has_tangents = interpreter.key() == TransformType.Jvp and any(unpack_dual(t).tangent is not None for t in here)
+    below = [unwrap_once(t) if is_wrapped(t) and _functorch.maybe_get_level(t) == level else t for t in tensors]
+    with interpreter.lower():
+        return has_tangents + _levels_with_tangents(below)
 
 
 def number_of_derivatives() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _torch, pytree
@@ -34,9 +35,23 @@ def _own(leaves: list[Any], i: int) -> Any:
     if isinstance(leaves[i], Tensor) and (
         (leaves[i].is_leaf and leaves[i].requires_grad) or _torch.is_held_elsewhere(leaves, i)
     ):
-        leaves[i] = leaves[i].clone()
+        leaves[i] = _copied(leaves[i])
     leaf, leaves[i] = leaves[i], None
     return leaf
+
+
+def _copied(t: Tensor) -> Tensor:
+    """A copy with the history of ``t``, whatever mode the control flow is called in."""
+    if torch.is_inference_mode_enabled() and not t.is_inference():
+        with torch.inference_mode(False):
+            return _copied(t)
+    with torch.set_grad_enabled(t.requires_grad or torch.is_grad_enabled()):
+        copy = t.clone()
+    if t.requires_grad and t.retains_grad:
+        copy.retain_grad()
+    if type(t) is Tensor:
+        copy.__dict__.update(t.__dict__)
+    return copy
 
 
 class InputVersions:

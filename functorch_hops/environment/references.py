@@ -6,6 +6,7 @@ import abc
 import contextvars
 import operator
 import pickle
+import sys
 import types
 import weakref
 from typing import Any
@@ -128,18 +129,41 @@ def iterator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
 
 
 def _position(iterator: Any, depth: int = 8) -> Key:
-    """Another after each step, as far as an iterator and those that it is made of tell."""
+    """Another after each step, as far as a generator or an iterator of Python's own, and those that it is made of, tell
+    without running code of the user's.
+    """
     step = lambda part: _position(part, depth - 1) if hasattr(type(part), "__next__") and depth else _number(part)
     if isinstance(iterator, types.GeneratorType):
         frame = iterator.gi_frame
-        return None if frame is None else (frame.f_lasti, *map(step, frame.f_locals.values()))
-    if hasattr(iterator, "__length_hint__"):
+        if frame is None:
+            return None
+        values = frame.f_locals
+        position = (frame.f_lasti, *map(step, values.values()))
+        if type(values) is dict:  # before Python 3.13 a copy, which the frame would keep
+            values.clear()
+        return position
+    kind = type(iterator)
+    if kind.__module__ not in _ITERATORS:
+        return None
+    if hasattr(kind, "__length_hint__") and kind is not _ITERATOR_OF_ITEMS:
         return operator.length_hint(iterator)
     try:
-        _, arguments, *_ = iterator.__reduce__()
-    except (TypeError, ValueError):
+        _, *parts = iterator.__reduce__()
+    except TypeError:
         return None
-    return tuple(map(step, arguments))
+    return tuple(step(value) for part in parts for value in (part if isinstance(part, tuple) else [part]))
+
+
+_ITERATORS = {"builtins", "itertools"} if sys.version_info < (3, 12) else {"builtins"}
+"""Modules of iterators that can be asked. Those of itertools warn of it from Python 3.12 on."""
+
+
+class _Items:
+    def __getitem__(self, _: int) -> None:
+        raise IndexError
+
+
+_ITERATOR_OF_ITEMS = type(iter(_Items()))  # asks a length of the user's
 
 
 def _number(value: Any) -> Key:

@@ -137,7 +137,8 @@ def _apply_function(cls: type, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         return function(*inputs)
     if capture is None:
         # torch (2.13) computes a tangent without forward mode, so that it has none itself: silently zero.
-        return handlers.function(cls, args, kwargs) if _torch.number_of_forward_levels() > 1 else NotImplemented
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        return handlers.function(cls, args, kwargs) if _torch.have_nested_tangents(tensors) else NotImplemented
     if cls is _torch.BackwardHookFunction:
         remedy = "register a hook on a value, in forward: value.register_hook(...)"
         raise refused_of_tensor(capture.context, "a full backward hook of a module", remedy, None)

@@ -211,7 +211,7 @@ def _captured_cond(
     places = [i for i, leaf in enumerate(all_leaves) if is_operand(leaf)]
     leaves = [all_leaves[i] for i in places]
     inputs = [TensorMeta.of(x) for x in leaves]
-    captured, specs = [], []
+    captured, specs, errors = [], [], []
     for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
@@ -225,15 +225,23 @@ def _captured_cond(
         sources = [Itself(x) for x in leaves]
         try:
             captured.append(speculate_subgraph(run, inputs, operation=operation, parameter=name, sources=sources))
-        except Exception as error:
-            note_untaken(error)
+        except Exception as error:  # noqa: BLE001 - the others are tried first
             note_body(error, operation, branch, tuple(operands))
-            raise
+            errors.append(error)
+    if errors:
+        # Where every branch raises the same kind of error, so does plain Python, whichever it takes.
+        if captured or len(set(map(type, errors))) > 1:
+            note_untaken(errors[0])
+        raise errors[0]
     # The user names the true branch first.
     order = reversed(range(len(branches))) if operation == "cond" else range(len(branches))
     first, *others = [(names[i], specs[i]) for i in order]
-    for other in others:
-        check_agreement(operation, "the outputs of the branches", first, other, path="output")
+    try:
+        for other in others:
+            check_agreement(operation, "the outputs of the branches", first, other, path="output")
+    except Exception as error:
+        note_untaken(error)
+        raise
     bodies, lifted = merge_lifted(captured, len(inputs))
     outs = cond_op(CondParams(tuple(bodies)), selector, *leaves, *lifted)
     return specs[0].unflatten(outs)
