@@ -111,8 +111,8 @@ def test_an_error_of_code_that_may_not_run_is_not_caught(run, f):
 
 @while_capturing
 def test_a_disagreement_of_branches_is_not_caught(run):
+    f = tried(lambda x: fh.cond(x.sum() > 0, lambda x: x, lambda x: x.sum(), x))
     with pytest.raises(fh.MetadataMismatchError):
-        f = tried(lambda x: fh.cond(x.sum() > 0, lambda x: x, lambda x: x.sum(), x))
         run(lambda x: fh.cond(torch.tensor(True), f, torch.sin, x), X.clone())
 
 
