@@ -34,14 +34,14 @@ def is_held_elsewhere(values: list[Any], i: int) -> bool:
     t: Tensor = values[i]
     while is_wrapped(t):
         t = unwrap_once(t)
-        if _of_owned(t) != new.owned:
+        if _of_item([t], 0) != new.owned:
             return True
     if type(t) not in PLAIN_TYPES or not has_storage(t) or not t.untyped_storage().resizable():
         return True
     base = t._base
     if base is None:
         return _of_storage(t) != new.storage
-    return _of_storage(t) != new.storage_of_view or _of_owned(base) != new.owned
+    return _of_storage(t) != new.storage_of_view or _of_item([base], 0) != new.owned
 
 
 class _New(NamedTuple):
@@ -56,11 +56,8 @@ class _New(NamedTuple):
 
 
 def _of_item(values: list[Any], i: int) -> Counts:
+    """In a list, as whether a call holds its arguments depends on how Python evaluates it: Dynamo changes that."""
     return sys.getrefcount(values[i]), values[i]._use_count()
-
-
-def _of_owned(t: Tensor) -> Counts:
-    return sys.getrefcount(t), t._use_count()  # type: ignore[attr-defined]
 
 
 def _of_storage(t: Tensor) -> Counts:
@@ -75,4 +72,4 @@ def _new() -> _New:
         storage, storage_of_view = map(_of_storage, made)
         base = made[1]._base
         assert base is not None, "a view has a base"
-        return _New(_of_item(made, 0), _of_owned(base), storage, storage_of_view)
+        return _New(_of_item(made, 0), _of_item([base], 0), storage, storage_of_view)
