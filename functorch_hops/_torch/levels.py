@@ -124,9 +124,9 @@ def _levels_with_tangents(tensors: Sequence[Tensor]) -> int:
         return 0
     interpreter = retrieve_current_functorch_interpreter()
     level = interpreter.level()
-    here = [t for t in tensors if is_wrapped(t) and _functorch.maybe_get_level(t) == level]
+    here = [t for t in tensors if is_tracked_at(level, t)]
     has_tangents = interpreter.key() == TransformType.Jvp and any(unpack_dual(t).tangent is not None for t in here)
-    below = [unwrap_once(t) if is_wrapped(t) and _functorch.maybe_get_level(t) == level else t for t in tensors]
+    below = [unwrap_once(t) if is_tracked_at(level, t) else t for t in tensors]
     with interpreter.lower():
         return has_tangents + _levels_with_tangents(below)
 
