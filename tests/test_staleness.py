@@ -74,6 +74,17 @@ def test_a_setting_of_torch_belongs_to_the_signature(switch: Any, back: Any) -> 
     assert g.cache_info()[:2] == (1, 2)
 
 
+def test_what_aot_autograd_sets_while_it_traces_is_no_setting() -> None:
+    """Anomaly mode that looks for no NaN, for all threads: here in the middle of another one's capture."""
+    g, x = jit(lambda x: x + 1 if torch.set_anomaly_enabled(True, False) is None else x), torch.ones(2)
+    try:
+        g(x)
+    finally:
+        torch.set_anomaly_enabled(False)
+    g(x)
+    assert g.cache_info()[:2] == (1, 1)
+
+
 def test_compiled_code_belongs_to_the_settings_that_made_it() -> None:
     """The graph is the same, so only the backend sees a difference."""
     made = []

@@ -311,16 +311,26 @@ def test_inductor_on_threads() -> None:
 
 @pytest.mark.slow
 def test_dynamo_and_jit_at_once() -> None:
-    """Dynamo holds its lock while it calls us, and we need that one to compile."""
+    """Dynamo holds its lock while it calls us, and we need that one to compile.
+
+    Dynamo comes first: no compiled function may be called while another thread traces (pytorch/pytorch 168042).
+    """
     in_a_process(
         """
+    from torch._dynamo.backends.debugging import aot_eager
     def f(k):
         return lambda x: fh.scan(lambda c, a: (torch.tanh(c * a) * k, c * a), x[0], x)[1].sum()
-    x = torch.ones(3)
-    calls = [lambda k=k: torch.compile(f(k), backend="aot_eager")(x) for k in (1.0, 2.0)]
-    calls += [lambda k=k: fh.grad(fh.jit(f(k), backend="aot_eager"))(x) for k in (1.0, 2.0)]
-    results = on_threads(*calls)
-    torch.testing.assert_close(results, [f(1.0)(x), f(2.0)(x), fh.grad(f(1.0))(x), fh.grad(f(2.0))(x)])
+    x, holds_lock = torch.ones(3), threading.Event()
+    def backend(module, inputs):
+        holds_lock.set()
+        time.sleep(0.2)
+        return aot_eager(module, inputs)
+    def jitted(k):
+        assert holds_lock.wait(100)
+        return fh.grad(fh.jit(f(k), backend="aot_eager"))(x)
+    compiled = torch.compile(f(1.0), backend=backend)
+    results = on_threads(lambda: compiled(x), lambda: jitted(1.0), lambda: jitted(2.0))
+    torch.testing.assert_close(results, [f(1.0)(x), fh.grad(f(1.0))(x), fh.grad(f(2.0))(x)])
     """,
         200,
     )

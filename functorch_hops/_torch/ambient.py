@@ -16,7 +16,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._device import DeviceContext
 
-from .dispatch import function_modes
+from .dispatch import function_modes, looks_for_nan
 from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
@@ -70,7 +70,7 @@ def ambient_checks(backend: Any) -> list[Check]:
     """
     settings: list[tuple[Callable[..., Any], *tuple[Any, ...]]] = [
         (torch.is_inference_mode_enabled,),
-        (_anomaly,),
+        (looks_for_nan,),
         (_fast_path,),
         *[(get,) for get in _SWITCHES if get not in _SEEN_SWITCHES],
     ]
@@ -99,7 +99,6 @@ def compiler_settings(backend: Any) -> tuple[Any, ...]:
 _GlobalState = torch._C._dynamo.guards.GlobalStateGuard
 autocast_enabled = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any device."""
-_anomaly = torch.is_anomaly_enabled
 _fast_path = functools.partial(operator.getitem, vars(mha), "_is_fastpath_enabled")
 _has_cuda = torch.backends.cuda.is_built()
 
@@ -159,7 +158,7 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cpu")),
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cuda")),
     ("torch.set_default_device()", default_device),
-    ("torch.autograd.set_detect_anomaly()", _anomaly),
+    ("torch.autograd.set_detect_anomaly()", looks_for_nan),
     ("torch.backends.mha.set_fastpath_enabled()", _fast_path),
     *_NAMED_SWITCHES,
     *_CHOICES,

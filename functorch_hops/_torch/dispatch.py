@@ -35,6 +35,7 @@ __all__ = [
     "foreign_tracer_active",
     "function_modes",
     "is_pre_dispatch",
+    "looks_for_nan",
     "modes_restored",
     "no_gradients",
     "no_modes",
@@ -54,6 +55,14 @@ SELECTIVE_CHECKPOINT_MODES = (_CachedTorchDispatchMode, _CachingTorchDispatchMod
 """Those in which ``torch.utils.checkpoint`` runs a function under AOTAutograd, to say what may be computed again."""
 function_modes = _get_current_function_mode_stack
 without_torch_function = torch._C.DisableTorchFunction
+
+
+def looks_for_nan() -> bool:
+    """Whether backward passes look for NaN: ``torch.autograd.detect_anomaly``, a setting of the process.
+
+    AOTAutograd sets anomaly mode without this part while it traces, whatever other threads do meanwhile.
+    """
+    return torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
 
 
 @contextlib.contextmanager
@@ -80,7 +89,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
             stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(_saved_tensor_hooks_allowed())
         stack.enter_context(without_saved_tensor_hooks())
-        if torch.is_anomaly_enabled():
+        if looks_for_nan():
             stack.enter_context(torch.autograd.set_detect_anomaly(True, check_nan=False))
         stack.enter_context(joining_dual_level())
         stack.enter_context(torch.inference_mode(False))
