@@ -308,6 +308,24 @@ def test_complex_parts(run):
 
 
 @while_capturing
+@pytest.mark.parametrize("part", [slice(None), slice(1, None)])
+def test_gradients_of_writes_to_the_real_part(run, part):
+    """Autograd would find the part by the strides of its numbers in a gradient of complex ones."""
+
+    def f(x):
+        z = torch.complex(x, x.sin())
+        z[part].real.mul_(x[0])
+        z.imag[:2].cos_()
+        return z.abs().sum()
+
+    x = torch.tensor([0.5, -0.7, 0.3], dtype=F64)
+    same(run(fh.grad(f), x), torch.func.grad(f)(x))
+    same(run(fh.hessian(f), x), torch.func.hessian(f)(x))
+    lanes = torch.stack([x, x + 1])
+    same(run(fh.vmap(fh.grad(f)), lanes), torch.stack([torch.func.grad(f)(x) for x in lanes]))
+
+
+@while_capturing
 def test_an_operator_without_second_derivative(run):
     """It is missed where it is computed, not where a transform prepares it."""
     attention = lambda c: torch.nn.functional.scaled_dot_product_attention(c, c, c)

@@ -123,5 +123,12 @@ def test_an_error_of_all_branches_is_caught(run):
 
 
 @every_mode
+def test_an_error_of_the_condition_is_caught(run):
+    """Plain eager asks it before the first step."""
+    same(run(tried(lambda x: fh.while_loop(failing, torch.sin, x)), X.clone()), X * 0)
+    same(run(tried(lambda x: fh.while_loop(failing, torch.sin, x, max_steps=3)), X.clone()), X * 0)
+
+
+@every_mode
 def test_a_branch_may_catch_what_it_raises(run):
     same(run(lambda x: fh.cond(x.sum() > 0, torch.sin, tried(failing), x), X.clone()), X.sin())

@@ -400,6 +400,23 @@ def test_writes_in_lanes_of_open_sizes(f, oracle):
         )
 
 
+def test_slices_put_into_lanes_of_open_sizes():
+    f = lambda x: torch.slice_scatter(torch.select_scatter(x, x[1], 0, 0), src=x[:1].cos(), dim=0, start=1, end=2)
+    jitted = fh.jit(fh.vmap(f), dynamic=True, backend="eager")
+    for x in (random(4, 3), random(2, 5)):
+        torch.testing.assert_close(jitted(x), torch.stack([f(row) for row in x]))
+
+
+def test_gradients_of_writes_to_parts_of_lanes_of_open_sizes_are_refused_in_words():
+    """torch (2.13) makes their memory by an operator that its vmap calls with known sizes alone."""
+    slope = fh.grad(lambda x: shifted(x).sum())
+    x = random(4, 3)
+    with pytest.raises(fh.CaptureError, match=r"(?s)can't run with open sizes.*fh.vmap.fh.jit"):
+        fh.jit(fh.vmap(slope), dynamic=True, backend="eager")(x)
+    mapped = fh.vmap(fh.jit(slope, dynamic=True, backend="eager"))(x)
+    torch.testing.assert_close(mapped, torch.stack([slope(row) for row in x]))
+
+
 def test_gradients_of_masks_in_lanes_of_open_sizes():
     derivatives = (lambda f: torch.func.grad(lambda x: f(x).sum()), torch.func.jacfwd, torch.func.hessian)
     for derivative in derivatives:

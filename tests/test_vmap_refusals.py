@@ -58,6 +58,9 @@ FUNCTIONS = {
     "an addition by an index": with_write(add_max),
     "a write by a mask": with_write(reset),
     "a write by a mask of rows": with_write(reset_rows),
+    "values put by a mask": lambda x: x.new_zeros(3, 3).index_put((x > 0,), x.sum()) * x,
+    "values added by a mask": lambda x: torch.index_put(x * 1, (x[:, 0] > 0,), x[0], accumulate=True) * x,
+    "values put by a mask in place": lambda x: (x * 1).index_put_((x > 0,), x[0, 0]) * x,
     "writes in a loop": lambda x: fh.scan(lambda c, r: (with_write(reset)(c + r), c), x, x),
     "a cell": lambda x: CELL(x, (x * 2, x * 3)),
     "a cell in a loop": lambda x: fh.scan(lambda s, r: ((s := CELL(r, s)), s[0]), (x[0], x[1]), x)[1],
@@ -141,6 +144,20 @@ def test_a_write_to_what_all_lanes_share_is_refused_in_words(run) -> None:
         return shared + x
 
     with pytest.raises(fh.CaptureError, match="what differs between the examples is written to a tensor that is one"):
+        run(fh.vmap(f), torch.ones(4, 3, dtype=F64))
+
+
+@every_mode
+def test_an_out_argument_that_all_lanes_share_is_refused_in_words(run) -> None:
+    f = lambda x: torch.mul(x, 2, out=torch.empty(3, dtype=F64))
+    with pytest.raises(fh.CaptureError, match="what differs between the examples is written to a tensor that is one"):
+        run(fh.vmap(f), torch.ones(4, 3, dtype=F64))
+
+
+@every_mode
+def test_a_value_for_each_element_of_a_mask_is_refused_in_words(run) -> None:
+    f = lambda x: (x * 1).index_put((x > -9,), x)
+    with pytest.raises(fh.CaptureError, match=r"(?s)no way to make a call for all examples at once.*torch.where"):
         run(fh.vmap(f), torch.ones(4, 3, dtype=F64))
 
 

@@ -12,6 +12,7 @@ from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
@@ -72,7 +73,8 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
     The order matters (the interpreter stack owns dispatch keys that the guard would otherwise drop). Autocast is
     kept where user code is traced, because it decides the dtypes that the user sees, and is off where a graph that
     holds its casts already is run or transformed. Backward passes stay on this thread, whose capture records them, and
-    anomaly mode does not look at their values, which are none.
+    anomaly mode does not look at their values, which are none. The gradient of a write to a view takes the view again
+    as the program did: autograd's ``as_strided`` counts numbers of the view's dtype, not of the base's.
     """
     exclude = _CLEAN_EXCLUDE
     if keep_autocast:
@@ -96,6 +98,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_set_fwd_grad_enabled(True))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        stack.enter_context(_force_original_view_tracking(True))
         stack.enter_context(without_validation())
         stack.enter_context(once())
         yield

@@ -35,6 +35,7 @@ __all__ = [
     "FakeTensorMode",
     "ProxyTorchDispatchMode",
     "PythonKeyTracer",
+    "asks_for_sizes",
     "disable_proxy_modes_tracing",
     "function_name",
     "get_proxy_slot",
@@ -98,6 +99,17 @@ def refused_write(error: BaseException) -> bool:
     return type(error) is RuntimeError and "is not possible because there exists a Tensor `other`" in str(error)
 
 
+def asks_for_sizes(error: BaseException) -> bool:
+    """Whether a kernel of torch's needed a number for a size that a trace leaves open."""
+    return type(error) is RuntimeError and any(words in str(error) for words in _WITHOUT_SYMBOLS)
+
+
+_WITHOUT_SYMBOLS = (
+    "SymIntArrayRef expected to contain only concrete integers",
+    "Cannot call sizes() on tensor with symbolic sizes/strides",
+)
+
+
 def is_refused_by_vmap(error: RuntimeError) -> bool:
     """Whether torch's vmap has no way to make a call on all lanes."""
     return any(words in str(error) for words in (*_VMAP_REFUSALS, *_UNBATCHABLE))
@@ -106,6 +118,7 @@ def is_refused_by_vmap(error: RuntimeError) -> bool:
 _UNBATCHABLE = (
     "We could not generate a fallback",
     "vmap: We do not support batching operators that can support dynamic shape",
+    "the fallback path doesn't work on out= or view ops",
     "doesn't match the broadcast shape",  # an operator's own in-place work, on a value that all lanes share
 )
 

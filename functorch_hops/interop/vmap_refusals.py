@@ -20,7 +20,7 @@ from ..calls.trace_cache import as_graph
 from ..calls.traced_call import trace_call
 from ..errors import ErrorContext, InputMutationError
 from ..trace.indexing import get_row, set_part
-from ..trace.refusals import READS, check_collective, written_by_lanes
+from ..trace.refusals import READS, check_collective, unbatchable, written_by_lanes
 from ..trace.replaced import replaced
 
 __all__ = ["OnLanes", "call_on_lanes"]
@@ -50,10 +50,15 @@ def call_on_lanes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], error:
         return row
     if func is Tensor.__setitem__:
         return set_part(*args)
+    context = ErrorContext("vmap", "func")
     try:
         return as_graph("vmap", _called, (func,), (tuple(args), kwargs))
     except InputMutationError:
-        raise written_by_lanes(ErrorContext("vmap", "func"), error) from error
+        raise written_by_lanes(context, error) from error
+    except RuntimeError as again:
+        if not _torch.is_refused_by_vmap(again):
+            raise
+        raise unbatchable(context, _torch.function_name(func), error) from error
 
 
 def _called(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:

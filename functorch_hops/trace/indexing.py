@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._torch import base_tensor, is_batched, is_unbacked, storage_key
 
-__all__ = ["Rows", "get_row", "set_part"]
+__all__ = ["Rows", "get_row", "put_by_mask", "put_by_mask_", "set_part"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -123,27 +123,51 @@ def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
     """``x[mask] = value`` where all masked elements get the same: a choice between two tensors, which needs to know
     neither how many they are nor (of a mask without dimensions) whether. Returns whether it is that case.
     """
+    found = _masked(x, index, value)
+    if found is None:
+        return False
+    chosen, mask, value = found
+    chosen.copy_(torch.where(mask, value, chosen))
+    return True
+
+
+def put_by_mask(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
+    """``index_put`` as :func:`set_part` does it; NotImplemented where it is not that case."""
+    found = _masked(x, tuple(_ALL if i is None else i for i in indices), values)
+    if found is None or values.dtype != x.dtype:
+        return NotImplemented
+    chosen, mask, value = found
+    return torch.where(mask, chosen + value if accumulate else value, chosen)
+
+
+def put_by_mask_(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The same in place."""
+    result = put_by_mask(x, *args, **kwargs)
+    return result if result is NotImplemented else x.copy_(result)
+
+
+def _masked(x: Tensor, index: Any, value: Any) -> tuple[Tensor, Tensor, Any] | None:
+    """The part of ``x`` that a mask in ``index`` chooses from, the mask, and the value of all that it chooses."""
     items = index if isinstance(index, tuple) else (index,)
     masks = [k for k, item in enumerate(items) if isinstance(item, Tensor)]
     if len(masks) != 1 or not _converts(value, x.dtype):
-        return False
+        return None
     place, mask = masks[0], items[masks[0]]
     rest = (*items[:place], *[_ALL] * mask.dim(), *items[place + 1 :])
     if mask.dtype is not torch.bool or not all(i is None or i is Ellipsis or type(i) in (int, slice) for i in rest):
-        return False
+        return None
     chosen = x if all(i is _ALL or i is Ellipsis for i in rest) else x[rest]
     n_after = chosen.dim() - _first_dim(x, items, place) - mask.dim()
     shape = chosen.shape[chosen.dim() - n_after - mask.dim() : chosen.dim() - n_after]
     if tuple(shape) != tuple(mask.shape):
-        return False
+        return None
     if isinstance(value, Tensor) and value.dim() > n_after:
         place = value.dim() - n_after - 1
         if is_unbacked(value.shape[place]) or value.shape[place] != 1:
-            return False
+            return None
         sizes = (*value.shape[:place], *[1] * mask.dim(), *value.shape[place + 1 :])
         value = value.reshape(sizes[max(len(sizes) - chosen.dim(), 0) :])
-    chosen.copy_(torch.where(mask.reshape((*mask.shape, *[1] * n_after)), value, chosen))
-    return True
+    return chosen, mask.reshape((*mask.shape, *[1] * n_after)), value
 
 
 _ALL = slice(None)

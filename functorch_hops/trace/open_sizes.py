@@ -45,16 +45,20 @@ def written_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if view is None or not any(isinstance(a, Tensor) and _torch.is_batched(a) for a in args):
         return NotImplemented
 
-    def written(x: Tensor, source: Tensor, *where: Any, **named: Any) -> Tensor:
-        # A write needs lanes of its own, which those of ``source`` may be alone.
-        copy = torch.where(source.new_zeros((), dtype=torch.bool), x, x)
-        view(copy, *where, **named).copy_(source)
+    def written(input: Tensor, src: Tensor, *where: Any, **named: Any) -> Tensor:
+        # A write needs lanes of its own, which those of ``src`` may be alone.
+        copy = torch.where(src.new_zeros((), dtype=torch.bool), input, input)
+        view(copy, *where, **named).copy_(src)
         return copy
 
     return written(*args, **kwargs)
 
 
 _VIEWS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.slice_scatter.default: torch.ops.aten.slice.Tensor,
-    torch.ops.aten.select_scatter.default: torch.ops.aten.select.int,
+    **dict.fromkeys(
+        (torch.slice_scatter, Tensor.slice_scatter, torch.ops.aten.slice_scatter.default), torch.ops.aten.slice.Tensor
+    ),
+    **dict.fromkeys(
+        (torch.select_scatter, Tensor.select_scatter, torch.ops.aten.select_scatter.default), torch.ops.aten.select.int
+    ),
 }

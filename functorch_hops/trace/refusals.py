@@ -32,6 +32,7 @@ __all__ = [
     "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
+    "unbatchable",
     "unknown_shape",
     "unknown_to_export",
     "unreadable",
@@ -95,6 +96,8 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
             raise ours from error
         if _torch.is_refused_by_dynamo(error):
             raise compiled_inside(context, error) from error
+        if _torch.asks_for_sizes(error):
+            raise known_sizes_alone(context, error) from error
         if _torch.refused_write(error):
             raise written_by_lanes(context, error) from error
         raise
@@ -136,6 +139,32 @@ def written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
             parameter=context.parameter,
             expected="a write to a value that is computed from what is mapped over",
             remedy="map over fh.jit(function), whose graph has no writes; or write to value + 0 * x of a mapped x",
+            cause=cause,
+        )
+    )
+
+
+def known_sizes_alone(context: ErrorContext, cause: Exception) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "an operator of torch's can't run with open sizes, on the examples of a vmap or in its gradient",
+            parameter=context.parameter,
+            remedy="map over the jitted function, fh.vmap(fh.jit(function, dynamic=True)), or leave out dynamic",
+            cause=cause,
+        )
+    )
+
+
+def unbatchable(context: ErrorContext, function: str, cause: Exception) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "torch has no way to make a call for all examples at once",
+            parameter=context.parameter,
+            got=function,
+            remedy="choose by a mask with torch.where, with one value for all that it chooses; or call it outside of "
+            "the vmap, in a Python loop over the examples",
             cause=cause,
         )
     )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .indexing import put_by_mask, put_by_mask_
+
 __all__ = ["replaced"]
 
 
@@ -195,4 +197,6 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: _lstm_cell,
     torch.flip: _flip,
     Tensor.flip: _flip,
+    **dict.fromkeys((torch.index_put, Tensor.index_put, torch.ops.aten.index_put.default), put_by_mask),
+    **dict.fromkeys((torch.index_put_, Tensor.index_put_), put_by_mask_),
 }

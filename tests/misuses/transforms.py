@@ -403,3 +403,18 @@ def jit_of_a_full_graph():
 @misuse(fh.ArgumentTypeError)
 def checkpoint_as_in_torch():
     fh.checkpoint(torch.sin, use_reentrant=False)(X)
+
+
+@misuse(fh.CaptureError)
+def vmap_of_values_by_a_mask():
+    fh.vmap(lambda x: x.index_put((x > 0,), x))(torch.ones(3, 4))
+
+
+@misuse(fh.CaptureError, "plain")
+def vmap_of_the_gradient_of_a_write_with_open_sizes():
+    def loss(x):
+        y = x.clone()
+        y[1:] = x[:-1]
+        return y.square().sum()
+
+    fh.jit(fh.vmap(fh.grad(loss)), dynamic=True, backend="eager")(torch.ones(3, 4))

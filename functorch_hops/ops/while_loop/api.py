@@ -208,7 +208,6 @@ def _captured_while_loop(
     try:
         return _captured_steps(cond_fn, body_fn, tree, context, weak, max_steps, checkpoints, first)
     except Exception as error:
-        note_untaken(error)
         note_body(error, context.operation, body_fn, (tree,))
         raise
 
@@ -236,10 +235,14 @@ def _captured_steps(
     is_constant, cond = _capture_condition(context, cond_fn, initial, sources)
     if is_constant is False and not any(weak):
         return tree
-    carry, (body, lifted, _) = capture_step(context, _without_outputs(body_fn), initial, weak, sources)
-    if carry != initial:
-        leaves = pytree.flatten(converted(tree, kinds_of(carry)))[0]
-        is_constant, cond = _capture_condition(context, cond_fn, carry, sources)
+    try:
+        carry, (body, lifted, _) = capture_step(context, _without_outputs(body_fn), initial, weak, sources)
+        if carry != initial:
+            leaves = pytree.flatten(converted(tree, kinds_of(carry)))[0]
+            is_constant, cond = _capture_condition(context, cond_fn, carry, sources)
+    except Exception as error:
+        note_untaken(error)  # the first condition is asked in any case
+        raise
     if is_constant is False:
         return carry.unflatten(leaves)
     (cond_graph, body_graph), lifted = merge_lifted([cond, (body, lifted)], len(leaves))
@@ -275,7 +278,7 @@ def _capture_condition(
         sources=[dataclasses.replace(source, place=None) for source in sources],
     )
     if constants == [True]:
-        raise InfiniteLoopError(
+        endless = InfiniteLoopError(
             message(
                 "while_loop",
                 "the condition is constantly true",
@@ -284,6 +287,8 @@ def _capture_condition(
                 remedy="pass max_steps=, or compute the condition from the carry",
             )
         )
+        note_untaken(endless)
+        raise endless
     return (False if constants else None), captured
 
 
