@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import optree
@@ -12,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.lowering.loops import systems
+from functorch_hops.lowering.loops.forms import Refused
 from functorch_hops.lowering.loops.lane_rows import LANE, Rows, rows_of
+from functorch_hops.lowering.loops.unrolled import Scope, work_of
 from loop_plans import Program, check, normal, plan, taken
 
 LANES, STEPS, N = 37, 3, 4  # more than two vectors of lanes, and a part of one
@@ -205,6 +209,24 @@ def test_what_prevents_both_ways_is_told() -> None:
     f, args = OTHERS["little work"]
     (loop,) = plan(f, *args).loops
     assert "is accessed at another lane" in str(loop.reason) and "little is computed" in str(loop.reason)
+
+
+def test_no_code_is_made_of_lanes_of_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block would hold is known once every number has its place; code takes far longer than that."""
+    made: list[Any] = []
+    monkeypatch.setattr(systems, "loop_code", lambda *args: made.append(args))
+    c, xs = normal(64, 128), normal(STEPS, 64, 128, seed=1)
+    (loop,) = plan(twice(lambda c, x: c * c.sum() + x), c, xs).loops
+    assert loop.taken == "steps" and "a lane has many numbers" in str(loop.reason) and not made
+
+
+def test_no_node_is_replayed_at_more_numbers_than_a_lane_may_have() -> None:
+    """What no lane owns is shared by all, of whatever size it is."""
+    ran: list[Any] = []
+    handler = SimpleNamespace(values={}, run=ran.append)
+    with pytest.raises(Refused, match="a step of one lane is long"):
+        work_of(Scope(1536, 256, {}, {}, {}), handler, None, [8, 64, 24], [], [])
+    assert not ran
 
 
 def test_parts_and_pads_of_half_precision() -> None:

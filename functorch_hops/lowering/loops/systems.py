@@ -102,14 +102,14 @@ class _Block:
         self.width = width
         self.code: list[str] = []
         self.arrays: dict[Held, int] = {}
+        self.beside: set[Held] = set()
         self.names = itertools.count()
         self.used: set[str] = set()
 
     def kernel(self, form: Scan | While) -> Function:
         sources = [Source(f"in_{i}", None) for i in range(len(form.inputs))]
         lines, _, work = self.loop(form, sources, [f"out_{i}" for i in range(len(form.outputs))])
-        if sum(self.arrays.values()) > _MOST_BYTES:
-            raise Refused("a lane has many numbers")
+        self._check_bytes()
         is_scan = isinstance(form, Scan)
         n_blocks = -(-self.lanes // self.width)
         nanoseconds = nanoseconds_of(work * self.lanes * number(form.length)) if isinstance(form, Scan) else 0
@@ -137,6 +137,11 @@ class _Block:
             loops=True,
             steps=length,
         )
+
+    def _check_bytes(self) -> None:
+        kept = (size for held, size in self.arrays.items() if held not in self.beside or held.name in self.used)
+        if sum(kept) > _MOST_BYTES:
+            raise Refused("a lane has many numbers")
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:
         held = Held(f"held_{next(self.names)}", rows, dtype)
@@ -186,6 +191,7 @@ class _Block:
         if source.held is not None or rows.step == 0:
             return source, None
         held = self.array(rows, meta.dtype)
+        self.beside.add(held)
         return Source(source.memory, held), self.copied("spread", rows, f"{source.memory}", held.name)
 
     def _fillings(self, sources: Sequence[Source], lines: Sequence[str | None]) -> list[str]:
@@ -304,13 +310,17 @@ class _Block:
             return Step(self, body, sources, targets).statements()
 
     def part(self, step: Step, works: Sequence[Work], written: Sequence[Written]) -> list[str]:
-        """The call of a function: all loads come before the stores."""
+        """The call of a function: all loads come before the stores. Its code takes far longer than what was proved
+        before: it is made once nothing refuses.
+        """
         from torch._inductor.utils import sympy_index_symbol_with_prefix
         from torch._inductor.virtualized import V
         from torch.utils._sympy.functions import Min
         from torch.utils._sympy.symbol import SymT
 
         width, graph, scope = self.width, step.graph, step.scope
+        self.used |= scope.read
+        self._check_bytes()
         lane = sympy_index_symbol_with_prefix(SymT.INDEX, 0)
         own = lane + _AT
         if self.lanes % width:  # the last one, repeated, reads its own places too
@@ -339,7 +349,6 @@ class _Block:
             source = step.sources.get(outer)
             arguments.append(outer if source is None else str(source.memory))
             definitions.append(f"const {c_type(graph.get_dtype(outer) if source else dtypes[outer])}* {inner_name}")
-            self.used.add(outer)
         for i, (name, (_, _, held)) in enumerate(zip(names, written)):
             definitions.append(f"{c_type(dtypes[name])}* o_{i}")
             arguments.append(held.name)

@@ -40,7 +40,7 @@ class Scope:
     """What nodes of a body may read: ``held`` buffers; ``memory``: inputs of the body that hold the same for all lanes,
     or are read where values say; with ``any_order`` wherever a lane reads. How their numbers lie, if they are those of
     lanes. ``parts`` of buffers: the buffer that each is in, and from which element on. ``rows``: of the buffers that
-    nodes computed.
+    nodes computed. ``read``: the names of held buffers that they read.
     """
 
     lanes: int
@@ -50,6 +50,7 @@ class Scope:
     parts: Mapping[str, tuple[str, int]]
     any_order: bool = False
     rows: dict[str, Rows] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
     def place(self, name: str, index: Any) -> tuple[str, Any]:
         while name in self.parts:
@@ -151,6 +152,7 @@ def unrolled() -> Any:
             held = self.scope.held.get(name)
             number = held.rows.number(index) if held is not None else None
             if held is not None and number is not None:
+                self.scope.read.add(held.name)
                 return self.held(name, held, number)
             if name not in self.scope.memory:
                 raise Refused("a carry or an intermediate value is accessed at another lane")
@@ -340,13 +342,16 @@ def work_of(
     for ways in places(ranges, scope.lanes):
         own = (True, False) if scope.any_order else (False,)
         for handler.only_guessed, handler.only_own, points in itertools.product((True, False), own, ways):
+            if len(points) * len(sums) > _MOST:
+                why = why or Refused("a step of one lane is long")
+                continue
             work = Work(body, points, sums, reads)
-            rows, values = dict(scope.rows), {name: dict(found) for name, found in handler.values.items()}
+            rows, read, values = dict(scope.rows), set(scope.read), {name: {**x} for name, x in handler.values.items()}
             try:
                 handler.run(work)
             except Refused as refused:
                 why = why or refused
-                scope.rows, handler.values = rows, values
+                scope.rows, scope.read, handler.values = rows, read, values
             else:
                 return work
     raise why or Refused("its kernels run over dimensions that do not fit together")
