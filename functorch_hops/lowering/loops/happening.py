@@ -6,8 +6,9 @@ kernel. The statements of a step stand in the order of the body, all lanes take 
 one thread does; so the order is that of the loop in Python. What most steps do costs no Python: a check is looked at in
 C++, and told if it fails somewhere; what only sets or counts (the number of the step, the lanes that take a branch) is
 noted, the latest of each kind, and told before what may ask for it, and at the end of the kernel. An exception of
-Python's is kept here while C++ unwinds, and raised again by its caller (``raising_again``). It is C++ that keeps it: the handler of a signal may raise at any instruction of Python's, so no function of Python's catches all. In a
-kernel that was stopped values are not computed to their end, and nothing happens.
+Python's is kept here while C++ unwinds, and raised again by its caller (``raising_again``). It is C++ that keeps it:
+the handler of a signal may raise at any instruction of Python's, so no function of Python's catches all. In a kernel
+that was stopped values are not computed to their end, and nothing happens.
 """
 
 from __future__ import annotations
