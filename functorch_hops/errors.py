@@ -40,6 +40,7 @@ __all__ = [
     "TooManyCapturesError",
     "TreeMismatchError",
     "is_internal",
+    "is_own",
     "message",
     "traced_from",
     "user_frame",
@@ -256,6 +257,11 @@ def _frames_of_stack(frame: FrameType | None = None) -> Iterator[tuple[CodeType,
 def is_internal(file: str) -> bool:
     """Whether code of this file is not the user's."""
     return file.startswith(_internal_paths())
+
+
+def is_own(file: str, room: str = "") -> bool:
+    """Whether code of this file is this library's, or that of one of its rooms."""
+    return file.startswith(os.path.join(os.path.dirname(__file__), room, ""))
 
 
 def _internal_paths() -> tuple[str, ...]:

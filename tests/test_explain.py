@@ -59,6 +59,21 @@ def test_the_line_survives_transforms(around) -> None:
     assert loops and {loop.line for loop in loops} == {line_of(running, "fh.scan")}
 
 
+def test_branches_that_lanes_select_are_told_apart() -> None:
+    """Under vmap each branch is a cond of its own, for the lanes that take it."""
+
+    def branches(x):
+        return fh.cond(x > 2, torch.sin, torch.cos, x)
+
+    value = explained(fh.vmap(branches), XS[:, 0]).loops
+    assert [(x.operator, x.branch, x.part) for x in value] == [("cond", 0, None), ("cond", 1, None)]
+    assert "cond, branch 1 of lanes that differ at" in str(value[1])
+    gradient = explained(fh.vmap(fh.grad(branches)), XS[:, 0]).loops
+    assert {x.branch for x in gradient} == {0, 1}
+    (together,) = explained(branches, XS[0, 0]).loops
+    assert together.branch is None
+
+
 def test_equal_bodies_at_other_lines_keep_their_lines() -> None:
     def inner(xs):
         return fh.scan(lambda c, x: (c + x, None), xs[0], xs)[0]

@@ -20,9 +20,8 @@ from torch import Tensor
 from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.leaf import traced_through
-from functorch_hops.calls.notes import note_habits
+from functorch_hops.calls.leaving import prepare
 from functorch_hops.calls.numbers import as_number
-from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
@@ -51,8 +50,7 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
             try:
                 return _as_python(recipe, run, args, kwargs)
             except Exception as error:
-                note_habits(error)
-                shorten(error)
+                prepare(error)
                 raise
 
         if torch.compiler.is_dynamo_compiling():

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R
 from functorch_hops.calls.leaf import traced_through
+from functorch_hops.calls.leaving import prepare
 from functorch_hops.calls.listening import is_heard, timed
-from functorch_hops.calls.notes import note_habits
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
 from functorch_hops.calls.trace_cache import Trace
-from functorch_hops.calls.tracebacks import shorten
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.errors import ArgumentTypeError, DataDependentError, message, warn
 from functorch_hops.ir.origin import Origin, made_for
@@ -79,8 +78,7 @@ class JittedFunction(Generic[P, R]):
         try:
             return self._call(args, kwargs)
         except Exception as error:
-            note_habits(error)
-            shorten(error)
+            prepare(error)
             raise
 
     @traced_through

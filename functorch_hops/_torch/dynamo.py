@@ -8,19 +8,21 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import Unsupported
+from torch._dynamo.guards import GuardBuilder, install_guard
 from torch._dynamo.source import GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
-from torch._dynamo.variables.functions import UserFunctionVariable
+from torch._dynamo.variables.functions import UserFunctionVariable, UserMethodVariable
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -101,6 +103,21 @@ class _Opaque(_Leaf):
     def __init__(self, call: _Call, variable: VariableTracker) -> None:
         self.call, self.variable = call, variable
         self.__name__ = getattr(_value_of(variable), "__name__", "func")
+
+    def __fh_itself__(self) -> Any:
+        """The object, of which Dynamo's code then holds no longer than it is the same."""
+        variable: Any = self.variable
+        if type(variable) is UserMethodVariable:
+            owner = type(self)(self.call, variable.obj).__fh_itself__()
+            return MethodType(variable.get_function(), owner)
+        value = variable.get_function() if type(variable) is UserFunctionVariable else _value_of(variable)
+        source = variable.source
+        if value is not None and source is not None:
+            install_guard(source.make_guard(GuardBuilder.ID_MATCH))
+            return value
+        if isinstance(value, FunctionType) and not value.__closure__:  # which was made in the function that is traced
+            return value
+        raise self.call.library.unknown_object(self.call.operation, self.__name__)
 
 
 class _Stub(_Opaque):
@@ -316,7 +333,8 @@ class _Call:
             return tensor(variable)
         kind = _type_of(variable)
         if kind in (tuple, list, torch.Size):
-            return kind([self.to_python(x, tensor) for x in variable.unpack_var_sequence(self.tx)])
+            make_sequence: Any = list if kind is list else tuple  # a size holds no open numbers
+            return make_sequence(self.to_python(x, tensor) for x in variable.unpack_var_sequence(self.tx))
         value = _value_of(variable)
         if self.library.is_own(value):
             return value

@@ -69,6 +69,10 @@ class Library(Protocol):
         """The error for a function that Dynamo can't trace."""
         ...
 
+    def unknown_object(self, operation: str, name: str) -> Exception:
+        """The error for an object that Python is to get when the graph runs, and that Dynamo makes while it traces."""
+        ...
+
     def tracing(self, stack: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
         """While Dynamo traces the user's code, of which this is the stack."""
         ...

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from .. import _torch
 from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
-from .notes import note_habits
-from .tracebacks import shorten
+from .leaving import prepare
 
-__all__ = ["left_to_python", "one_node", "traced_through"]
+__all__ = ["itself", "left_to_python", "one_effect", "one_node", "traced_through"]
 
 
 def one_node(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,12 +37,41 @@ def one_node(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            note_habits(error, function)
-            shorten(error)
+            prepare(error, function)
             raise
 
     _torch.never_compiled(function)
     return _torch.with_own_code(call)
+
+
+def one_effect(function: Callable[P, R]) -> Callable[P, R]:
+    """As :func:`one_node`, for what happens, or runs Python, when the graph runs. For ``torch.fx``, too, such a call is
+    a node, if one of its proxies is an argument.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_dynamo_compiling():
+            handlers.register_leaf()
+            result: R = handlers.leaf(function, args, kwargs)
+            return result
+        if is_symbolic() and _torch.is_proxied((args, kwargs)):
+            node: R = handlers.symbolic.effect(function, args, kwargs)
+            return node
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            prepare(error, function)
+            raise
+
+    _torch.never_compiled(function)
+    return _torch.with_own_code(call)
+
+
+def itself(value: Any) -> Any:
+    """The object that Python is to get when the graph runs, where Dynamo has something that stands for it."""
+    find = getattr(value, "__fh_itself__", None)
+    return value if find is None else find()
 
 
 def traced_through(function: Callable[P, R]) -> Callable[P, R]:
@@ -61,14 +90,10 @@ def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             _torch.break_graph(reason)
-        if is_symbolic() and _torch.is_proxied((args, kwargs)):
-            node: R = handlers.symbolic.effect(function, args, kwargs)
-            return node
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            note_habits(error, function)
-            shorten(error)
+            prepare(error, function)
             raise
 
     _torch.never_compiled(_torch.with_own_code(call))

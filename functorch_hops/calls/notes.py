@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FunctorchHopsError, is_internal, user_place
+from ..errors import FunctorchHopsError, is_internal, is_own, user_place
 
 __all__ = ["note_body", "note_habits"]
 
@@ -35,9 +34,6 @@ _TENSORS = {
     "copy": "write x.clone()",
 }
 """Attributes of arrays that tensors don't have, and what to write."""
-
-
-_WRAPPERS = os.path.dirname(__file__) + os.sep
 
 
 def note_body(
@@ -69,7 +65,7 @@ def note_habits(error: Exception, function: Callable[..., Any] | None = None) ->
     if isinstance(error, AttributeError) and isinstance(error.obj, Tensor) and error.name in _TENSORS:
         _add(error, [f"help: {_TENSORS[error.name]}"])
     is_mistake = isinstance(error, TypeError) and not isinstance(error, FunctorchHopsError)
-    if function is not None and is_mistake and all(file.startswith(_WRAPPERS) for file in _files(error)):
+    if function is not None and is_mistake and all(is_own(file, "calls") for file in _files(error)):
         parameters = [p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()]
         _add(error, [f"help: the arguments are {function.__name__}{inspect.Signature(parameters)}"])
 

@@ -10,17 +10,13 @@ which says what it has to say itself.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from types import TracebackType
 
-from ..errors import FunctorchHopsError, is_internal
+from ..errors import FunctorchHopsError, is_internal, is_own
 
 __all__ = ["full_tracebacks", "shorten"]
-
-
-_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class _State(threading.local):
@@ -94,7 +90,7 @@ def _kept(first: TracebackType | None, is_ours: bool) -> TracebackType | None:
     of_user = [i for i, part in enumerate(parts) if not is_internal(part.tb_frame.f_code.co_filename)]
     last = of_user[-1] if of_user else -1
     below = [] if is_ours else parts[last + 1 :]
-    raised = [part for part in below[:-2] if not part.tb_frame.f_code.co_filename.startswith(_OURS)] + below[-2:]
+    raised = [part for part in below[:-2] if not is_own(part.tb_frame.f_code.co_filename)] + below[-2:]
     kept = [parts[i] for i in of_user] + raised
     following = None
     for part in reversed(kept):

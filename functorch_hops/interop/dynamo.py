@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +25,7 @@ from .. import _torch, pytree
 from ..calls.arguments import Arguments
 from ..calls.listening import caller, timed
 from ..calls.traced_call import trace_call
-from ..errors import CaptureError, DataDependentError, FunctorchHopsError, message, traced_from
+from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import is_differentiable
 from ..lowering.backends import Backend, Options
@@ -110,7 +109,6 @@ _READS = {"Data-dependent branching", "Unsupported Tensor.item() call with captu
 _REMEDY = "write it with operations on tensors; outside of torch.compile, or without fullgraph=True, it runs as Python"
 
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _ENTRY = "call"
 """The name of the functions that ``calls/leaf.py`` and ``transforms/flat.py`` make."""
 
@@ -127,7 +125,7 @@ class _Library:
     errors: type[Exception] = FunctorchHopsError
 
     def is_entry(self, code: CodeType) -> bool:
-        return code.co_name == _ENTRY and code.co_filename.startswith(_PACKAGE)
+        return code.co_name == _ENTRY and is_own(code.co_filename)
 
     def is_own(self, value: object) -> bool:
         """A function of ours that closes over nothing runs nothing of the user's but what it is given. Others, and
@@ -150,6 +148,11 @@ class _Library:
         explained = (line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:"))
         text = message(operation, problem, got=next(explained, "") or lines[0], remedy=_REMEDY)
         return CaptureError(text)
+
+    def unknown_object(self, operation: str, name: str) -> CaptureError:
+        problem = f"{name} is made while torch.compile traces the code around, and is not there when it runs"
+        remedy = "make it outside of what is compiled; without fullgraph=True the code around runs as Python"
+        return CaptureError(message(operation, problem, expected="a function that is there before", remedy=remedy))
 
     def compiling(self, compiler: Compiler) -> contextlib.AbstractContextManager[None]:
         if compiler.name != "inductor":

@@ -39,7 +39,8 @@ class Scope:
 @dataclass(frozen=True)
 class Origin:
     """A line of the user's. ``part``: what a derivative made of the operator there: its "forward" or "backward" pass,
-    its "tangent"; ``saved``: the bytes that the forward pass keeps for the backward pass, in a loop for each step.
+    its "tangent"; ``saved``: the bytes that the forward pass keeps for the backward pass, in a loop for each step;
+    ``branch``: the one that it was made of, where the lanes of a vmap select different ones.
     """
 
     file: str
@@ -48,9 +49,13 @@ class Origin:
     part: str | None = None
     saved: int | None = None
     scope: Scope = Scope()
+    branch: int | None = None
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+    def of_branch(self, index: int) -> Origin:
+        return self if self.branch is not None else replace(self, branch=index)
 
 
 class _State(threading.local):

@@ -24,7 +24,7 @@ from ..passes.hoisting import hoist_loops
 from ..passes.products import batch_products
 from ..passes.ranges import without_ranges
 from .loops import kept
-from .loops.happening import raised_by
+from .loops.happening import raising_again
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -285,17 +285,14 @@ def _with_eager_errors(code: Code) -> Code:
         try:
             return code(operands)
         except RuntimeError as error:
-            raised = raised_by(error)
-            if raised is None:
-                failure = _torch.matrix_failure(error)
-                if failure is not None:
-                    raise torch.linalg.LinAlgError(failure) from None
-                bound = _torch.index_bound(error)
-                if bound is None:
-                    raise
-                expected, remedy = f"an index from 0 to {bound} (excluded)", "fh.disable_jit() shows the line"
-                text = message("jit", "an index is out of bounds", expected=expected, remedy=remedy)
-                raise IndexError(text) from error
-        raise raised  # behind the handler: its cause and context are its own
+            failure = _torch.matrix_failure(error)
+            if failure is not None:
+                raise torch.linalg.LinAlgError(failure) from None
+            bound = _torch.index_bound(error)
+            if bound is None:
+                raise
+            expected, remedy = f"an index from 0 to {bound} (excluded)", "fh.disable_jit() shows the line"
+            text = message("jit", "an index is out of bounds", expected=expected, remedy=remedy)
+            raise IndexError(text) from error
 
-    return call
+    return raising_again(call)

@@ -10,11 +10,12 @@ import contextlib
 import ctypes
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
@@ -43,8 +44,24 @@ def cured(module: fx.GraphModule, has_effects: bool) -> Iterator[None]:
     for part in graphs:
         _unexpand_written(part.graph)
     counted = counted_by_torch() if _is_on_accelerator(tensors) else contextlib.nullcontext()
-    with _no_remarks(), _exact_operands(), _separate_loops(), kept, counted, config.patch(assume):
+    with _no_remarks(), _exact_operands(), _separate_loops(), _steps_read(tensors), kept, counted, config.patch(assume):
         yield
+
+
+@contextlib.contextmanager
+def _steps_read(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inductor makes a while loop of a scan, and traces it, which reads the number of the step. Whether numbers may be
+    read is a setting for the user's code (``capture_scalar_outputs``), by which torch 2.13 fails here.
+    """
+    modes = {x.fake_mode for x in tensors if isinstance(x, FakeTensor)}
+    outer = [(mode, mode.allow_scalar_outputs) for mode in modes]
+    for mode in modes:
+        mode.allow_scalar_outputs = True
+    try:
+        yield
+    finally:
+        for mode, is_allowed in outer:
+            mode.allow_scalar_outputs = is_allowed
 
 
 @contextlib.contextmanager

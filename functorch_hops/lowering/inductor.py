@@ -36,7 +36,7 @@ from .cures import cured, exact_arithmetic, graphs_in, replaced
 from .decompositions import decompositions
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
-from .loops.happening import effect
+from .loops.happening import effect, raising_again
 from .loops.operator import effectful_kernel, loop_kernel
 from .loops.probing import note_probes
 from .loops.tapes import TAPED_KERNELS
@@ -186,7 +186,10 @@ def mend_inductor() -> None:
         if not is_package and (not _OF_PYTHON.isdisjoint(targets) or (is_loop and in_python)):
             patches["cpp_wrapper"] = kwargs["cpp_wrapper"] = False
         with config.patch(patches):
-            return _compile_inner(original, has_effects, module, *args, **kwargs)
+            code = _compile_inner(original, has_effects, module, *args, **kwargs)
+        if effectful_kernel in targets:
+            code.current_callable = raising_again(code.current_callable)
+        return code
 
     original: Any = compile_fx._compile_fx_inner
     setattr(compile_fx, "_compile_fx_inner", functools.wraps(original)(compile_inner))  # noqa: B010

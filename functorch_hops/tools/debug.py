@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import pytree
-from ..calls.leaf import left_to_python
+from ..calls.leaf import itself, one_effect
 from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
@@ -157,14 +157,14 @@ def _fields(fmt: str) -> Iterator[tuple[str, str, str | None]]:
 def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: Any, kwargs: Any) -> None:
     # Of numbers that are traced, the values come later too.
     traced = pytree.map(
-        lambda x: number_as_tensor(x) if isinstance(x, (torch.SymInt, torch.SymFloat)) else x, (args, kwargs)
+        lambda x: number_as_tensor(x) if isinstance(x, (torch.SymInt, torch.SymFloat)) else itself(x), (args, kwargs)
     )
     tensors, call = OutputSpec.flatten(traced)
     operands = [x.detach() for x in (*first, *tensors)]
     effect_op(EffectParams(make(call), mapped=((),) * len(operands)), *operands)
 
 
-@left_to_python
+@one_effect
 def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     """Print values, also in captured and compiled code.
 
@@ -212,7 +212,7 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Print(call, fmt), [], args, kwargs)
 
 
-@left_to_python
+@one_effect
 def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Call a Python function with values, also in captured and compiled code.
 
@@ -244,10 +244,11 @@ def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     [0.0, 1.0, 2.0]
     """
     check_callable("debug.callback", "func", func)
-    _happens(lambda call: _Callback(call, func), [], args, kwargs)
+    function = itself(func)
+    _happens(lambda call: _Callback(call, function), [], args, kwargs)
 
 
-@left_to_python
+@one_effect
 def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     """Fail, with a message, where a condition does not hold, also in captured and compiled code.
 
@@ -309,7 +310,7 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Check(call, text), [first.reshape(())], args, kwargs)
 
 
-@left_to_python
+@one_effect
 def breakpoint(*args: Any, **kwargs: Any) -> None:
     """Stop in Python's debugger, also in captured and compiled code.
 

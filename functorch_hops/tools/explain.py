@@ -51,6 +51,8 @@ class LoopExplanation:
         name: the names that :func:`annotate` gave to the calls that it is in, "" without any.
         operator: "scan" (``fori_loop`` and ``map`` are scans too), "while_loop", "cond" or "associative_scan".
         file, line, source: where the user called it; ``source`` is the text of that line.
+        branch: the number of the branch that it runs, where lanes of a vmap select different ones: each branch is a
+            ``cond`` of its own then. None otherwise.
         part: None for the call itself; its "forward" or "backward" pass or "tangent" where it was differentiated.
         lowering: "lanes", "steps", "tape", "inside", "native" or "python"; ``str`` of the explanation has the words
             for each.
@@ -73,6 +75,7 @@ class LoopExplanation:
     file: str | None
     line: int | None
     source: str
+    branch: int | None
     part: str | None
     lowering: Lowering
     reason: str | None
@@ -85,7 +88,8 @@ class LoopExplanation:
         part = {None: "", "forward": ", forward pass", "backward": ", backward pass"}.get(self.part, f", {self.part}")
         place = f" at {self.file}:{self.line}" if self.file else ""
         head = f"{self.name}/{self.operator}" if self.name else self.operator
-        lines = [f"{head}{part}{place}" + (f": {self.source}" if self.source else "")]
+        branch = "" if self.branch is None else f", branch {self.branch} of lanes that differ"
+        lines = [f"{head}{branch}{part}{place}" + (f": {self.source}" if self.source else "")]
         lines.append(f"  lowered to {_WORDS[self.lowering]}")
         if self.reason is not None:
             lines.append(f"  nothing better, because {self.reason}")
@@ -244,6 +248,7 @@ class _Loops:
             file=origin.file if origin else None,
             line=origin.line if origin else None,
             source=linecache.getline(origin.file, origin.line).strip() if origin else "",
+            branch=origin.branch if origin else None,
             part=origin.part if origin else None,
             lowering=lowering,
             reason=report.reason if report is not None and not is_inside else None,

@@ -6,9 +6,9 @@ kernel. The statements of a step stand in the order of the body, all lanes take 
 one thread does; so the order is that of the loop in Python. What most steps do costs no Python: a check is looked at in
 C++, and told if it fails somewhere; what only sets or counts (the number of the step, the lanes that take a branch) is
 noted, the latest of each kind, and told before what may ask for it, and at the end of the kernel. An exception of
-Python's is kept here while C++ unwinds, and raised again by whoever called the kernel (``raised_by``). It is C++ that
-keeps it: the handler of a signal may raise at any instruction of Python's, so no function of Python's catches all. In a
-kernel that was stopped values are not computed to their end, and nothing happens.
+Python's is kept here while C++ unwinds, and raised again by its caller (``raising_again``). It is C++ that keeps it:
+the handler of a signal may raise at any instruction of Python's, so no function of Python's catches all. In a kernel
+that was stopped values are not computed to their end, and nothing happens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.fx.node import has_side_effect
 from .headers import header
 from .sizes import size_of
 
-__all__ = ["EVENTS", "HAPPENING_STATEMENTS", "LOOK", "When", "effect", "handlers", "happen", "raised_by"]
+__all__ = ["EVENTS", "HAPPENING_STATEMENTS", "LOOK", "When", "effect", "handlers", "happen", "raising_again"]
 
 RAISED = header("raised")
 EVENTS = RAISED + header("events")
@@ -101,7 +101,22 @@ def _operands(kinds: str, values: Sequence[bytes], sizes: Sequence[int]) -> list
     return operands
 
 
-def raised_by(error: RuntimeError) -> BaseException | None:
+def raising_again(code: Callable[..., Any]) -> Callable[..., Any]:
+    """``code``, which may call kernels. What Python raised in a kernel is raised by it."""
+
+    def call(*args: Any) -> Any:
+        try:
+            return code(*args)
+        except RuntimeError as error:
+            raised = _raised_by(error)
+            if raised is None:
+                raise
+        raise raised  # behind the handler: its cause and context are its own
+
+    return call
+
+
+def _raised_by(error: RuntimeError) -> BaseException | None:
     """What Python raised in a kernel, if that is why the kernel ended with this error."""
     if not str(error).startswith(_RAISED):
         return None

@@ -13,7 +13,7 @@ from torch.fx.node import has_side_effect
 from ... import _torch
 from ...ir.meta import TensorMeta
 from . import watching as _watching  # noqa: F401 - kernels look for it
-from .happening import raised_by
+from .happening import raising_again
 from .sizes import Size, size_of
 from .source import ENTRY, Function, Program, program
 
@@ -84,7 +84,7 @@ def _loaded(
     inputs: tuple[torch.dtype, ...],
     outputs: tuple[torch.dtype, ...],
 ) -> Any:
-    return load(program(parts, name, n_sizes, inputs, outputs, ENTRY))
+    return raising_again(load(program(parts, name, n_sizes, inputs, outputs, ENTRY)))
 
 
 def run_kernel(
@@ -98,15 +98,7 @@ def run_kernel(
     """Call the kernel, which writes to ``outputs``."""
     given, results = (tuple(x.dtype for x in tensors) for tensors in (inputs, outputs))
     kernel = _loaded(tuple(parts), name, len(sizes), given, results)
-    try:
-        kernel(*map(Tensor.contiguous, inputs), *outputs, *sizes, workspace)
-    except RuntimeError as error:
-        raised = raised_by(error)
-        if raised is None:
-            raise
-    else:
-        return
-    raise raised  # behind the handler: its cause and context are its own
+    kernel(*map(Tensor.contiguous, inputs), *outputs, *sizes, workspace)
 
 
 def _run(

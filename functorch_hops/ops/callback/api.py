@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import TensorSpec
-from ...calls.leaf import left_to_python
+from ...calls.leaf import itself, one_effect
 from ...calls.numbers import number_as_tensor
 from ...calls.output import OutputSpec
 from ...calls.validate import as_flag, check_callable, kind_of
@@ -21,7 +21,7 @@ from .op import CallbackParams, callback_op
 __all__ = ["pure_callback"]
 
 
-@left_to_python
+@one_effect
 def pure_callback(
     f: Callable[..., Any], result_shape: Any, /, *args: Any, vectorized: bool = False, **kwargs: Any
 ) -> Any:
@@ -63,7 +63,7 @@ def pure_callback(
     """
     check_callable("pure_callback", "f", f)
     vectorized = as_flag("pure_callback", "vectorized", vectorized)
-    specs, tree = pytree.flatten(result_shape)
+    specs, tree = pytree.flatten(pytree.map(itself, result_shape))
     for path, spec in zip(pytree.leaf_paths(tree, "result_shape") if specs else (), specs):
         if not isinstance(spec, (Tensor, TensorSpec)):
             expected, got = "a TensorSpec, or a tensor like the result", kind_of(spec)
@@ -74,8 +74,8 @@ def pure_callback(
             raise ArgumentTypeError(text)
     # Of numbers that are traced, the values come later.
     symbols = (torch.SymInt, torch.SymFloat)
-    known = pytree.map(lambda x: number_as_tensor(x) if isinstance(x, symbols) else x, (args, kwargs))
+    known = pytree.map(lambda x: number_as_tensor(x) if isinstance(x, symbols) else itself(x), (args, kwargs))
     operands, call = OutputSpec.flatten(known)
     metas = tuple(TensorMeta(tuple(spec.shape), spec.dtype, spec.device) for spec in specs)
-    params = CallbackParams(f, call, metas, vectorized, mapped=((),) * len(operands))
+    params = CallbackParams(itself(f), call, metas, vectorized, mapped=((),) * len(operands))
     return pytree.unflatten(tree, list(callback_op(params, *operands)))

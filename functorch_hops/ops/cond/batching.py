@@ -15,6 +15,7 @@ from torch import Tensor
 from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.meta import Mask, TensorMeta
+from ...ir.origin import made_for
 from ...ir.subgraph import Subgraph
 from ..effect.marking import enter_scope, in_scope, new_scope
 from ..lanes import borrow_operands, place_of, select_lanes, with_numbers_on
@@ -57,7 +58,8 @@ def _per_lane(
             enter_scope(scope, taken)
             branch = in_scope(branch, scope)
         mask = TensorMeta.of(taken)
-        masked = CondParams((_zeros(branch, mask), _masked(branch, mask, mapped[1:])))
+        with made_for(params.origin and params.origin.of_branch(i)):
+            masked = CondParams((_zeros(branch, mask), _masked(branch, mask, mapped[1:])))
         outs = cond_op(masked, taken.any(), taken, *rest)
         results = list(outs) if results is None else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
     assert results is not None

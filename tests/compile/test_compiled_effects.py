@@ -1,0 +1,198 @@
+"""What happens in a function under ``torch.compile(fullgraph=True)``: as in plain Python, and values stay the same."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.exc import Unsupported
+
+import functorch_hops as fh
+
+XS = torch.tensor([1.0, 2.0, 3.0])
+every_backend = pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+
+
+def fully_compiled(f, backend):
+    return torch.compile(f, backend=backend, fullgraph=True)
+
+
+def loop(xs, step):
+    return fh.scan(lambda c, x: (step(c, x), c), xs.sum(), xs)[0]
+
+
+def quiet(c, x):
+    return torch.sin(c * x)
+
+
+def loud(c, x):
+    fh.debug.print("{iteration} {lane} {:.3f}", c)
+    fh.debug.check(c < 100, "{c} is large", c=c)
+    return quiet(c, x)
+
+
+AROUND = {
+    "value": lambda f: f,
+    "grad": fh.grad,
+    "jvp": lambda f: lambda xs: fh.jvp(f, (xs,), (xs,)),
+    "grad of checkpoint": lambda f: fh.grad(fh.checkpoint(f)),
+    "vmap of grad": lambda f: lambda xs: fh.vmap(fh.grad(f))(torch.stack([xs, 2 * xs])),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("around", AROUND)
+def test_as_in_plain_python_and_without_a_change(around, backend, capsys: pytest.CaptureFixture[str]) -> None:
+    change = AROUND[around]
+    without = fully_compiled(change(lambda xs: loop(xs, quiet)), backend)(XS)
+    lanes = [(0, XS), (1, 2 * XS)] if "vmap" in around else [(None, XS)]
+    expected = []
+    for lane, xs in lanes:
+        c = xs.sum()
+        for i, x in enumerate(xs):
+            expected.append((i, f"{i} {lane} {c:.3f}"))
+            c = quiet(c, x)
+    expected = [line for _, line in sorted(expected, key=lambda entry: entry[0])]
+    traced = fully_compiled(change(lambda xs: loop(xs, loud)), backend)
+    for _ in range(2):
+        torch.testing.assert_close(traced(XS), without, rtol=0, atol=0)
+        assert capsys.readouterr().out.splitlines() == expected
+
+
+@every_backend
+def test_outside_of_loops_and_with_a_backward_pass(backend, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(xs):
+        fh.debug.print("{}", xs.sum())
+        ys = xs.sin()
+        fh.debug.print("{} of {shape}", ys.sum() * 0, shape=xs.shape)
+        return ys.sum()
+
+    xs = XS.clone().requires_grad_()
+    fully_compiled(run, backend)(xs).backward()
+    torch.testing.assert_close(xs.grad, XS.cos())
+    assert capsys.readouterr().out.splitlines() == ["6.0", "0.0 of (3,)"]
+
+
+@every_backend
+def test_a_check_that_fails_arrives(backend) -> None:
+    traced = fully_compiled(lambda xs: loop(xs, loud), backend)
+    traced(XS)
+    with pytest.raises(fh.CheckError, match=r"^300.0 is large") as failure:
+        traced(100 * torch.ones(3))
+    assert failure.value.iteration == 0
+    torch.testing.assert_close(traced(XS), loop(XS, quiet))
+
+
+seen: list[object] = []
+
+
+def note(x):
+    seen.append(x.item())
+
+
+class Notes:
+    def add(self, x):
+        seen.append(x.item())
+
+    __call__ = add
+
+
+NOTES = Notes()
+
+
+@pytest.mark.parametrize(
+    "call",
+    {
+        "function": lambda x: fh.debug.callback(note, x),
+        "object": lambda x: fh.debug.callback(NOTES, x),
+        "method": lambda x: fh.debug.callback(NOTES.add, x),
+        "made inside": lambda x: fh.debug.callback(lambda x: seen.append(x.item()), x),
+    }.values(),
+)
+def test_functions_that_are_called_when_the_graph_runs(call) -> None:
+    seen.clear()
+    traced = fully_compiled(lambda xs: loop(xs, lambda c, x: (call(c), c * x)[1]), "aot_eager")
+    traced(XS), traced(XS)
+    assert seen == [6.0, 6.0, 12.0] * 2
+
+
+def test_a_function_in_the_place_of_another_is_seen() -> None:
+    def named(name):
+        return lambda x: seen.append(name)
+
+    seen.clear()
+    called = named("first")
+
+    def run(x):
+        fh.debug.callback(called, x)
+        return x
+
+    traced = fully_compiled(run, "eager")
+    traced(XS)
+    called = named("second")
+    traced(XS)
+    assert seen == ["first", "second"]
+
+
+def test_objects_that_are_printed_are_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    fully_compiled(lambda x: (fh.debug.print("{} {}", NOTES, torch.float32), x)[1], "eager")(XS)
+    assert capsys.readouterr().out == f"{NOTES} torch.float32\n"
+
+
+def test_open_sizes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    traced = torch.compile(
+        lambda x: (fh.debug.print("{}", x.shape), x + 1)[1], backend="aot_eager", fullgraph=True, dynamic=True
+    )
+    traced(torch.ones(3)), traced(torch.ones(5))
+    assert capsys.readouterr().out.splitlines() == ["(3,)", "(5,)"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_function_that_closes_over_what_is_traced_is_refused(inside: bool) -> None:
+    def step(c, x):
+        found = []
+        fh.debug.callback(lambda c: found.append(c), c)
+        return c * x
+
+    run = (lambda xs: loop(xs, step)) if inside else lambda xs: step(xs, xs)
+    with pytest.raises(Unsupported, match="is not there when it runs") as failure:
+        fully_compiled(run, "eager")(XS)
+    assert isinstance(failure.value, fh.CaptureError)
+    torch.testing.assert_close(torch.compile(run, backend="eager")(XS), run(XS))
+
+
+@fh.custom_vjp
+def with_numpy(x):
+    return fh.pure_callback(np.sin, x, x)
+
+
+with_numpy.defvjp(lambda x: (with_numpy(x), x), lambda x, ct: (ct * x.cos(),))
+
+
+@every_backend
+def test_numpy_in_a_loop(backend) -> None:
+    run = lambda xs: fh.vmap(lambda x: fh.scan(lambda c, _: (with_numpy(c), None), x, length=2)[0])(xs).sum()
+    xs, ys = (XS.clone().requires_grad_() for _ in range(2))
+    fully_compiled(run, backend)(xs).backward()
+    ys.sin().sin().sum().backward()
+    torch.testing.assert_close(xs.grad, ys.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_loop_that_is_no_kernel_under_inductor(fullgraph: bool) -> None:
+    """Inductor reads the number of the step, whatever Dynamo may read in the user's code."""
+
+    def run(xs):
+        return fh.scan(lambda c, x: (c + with_numpy(x), None), xs.sum(), xs)[0]
+
+    xs = XS.clone().requires_grad_()
+    for value in (XS, xs):
+        found = torch.compile(run, fullgraph=fullgraph)(value)
+        assert math.isclose(found.item(), (XS.sum() + XS.sin().sum()).item(), rel_tol=1e-6)
+    found.backward()
+    torch.testing.assert_close(xs.grad, 1 + XS.cos())
