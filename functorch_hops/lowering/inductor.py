@@ -45,7 +45,7 @@ from .loops.triton.operator import triton_loop
 from .packaged import put_kernels
 from .stages import generated
 
-__all__ = ["compile_graph", "compiled_around", "exact_code"]
+__all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
@@ -141,7 +141,6 @@ _ours = _Ours()
 @contextlib.contextmanager
 def _compiling_ours(has_effects: bool) -> Iterator[None]:
     """Graphs that are compiled here are ours, whatever is left of our operators in them."""
-    mend_inductor()
     _ours.is_active, _ours.has_effects = True, has_effects
     try:
         yield
@@ -156,15 +155,13 @@ def compiled_around() -> Iterator[None]:
     """
     from torch._inductor import config
 
-    mend_inductor()
     with barriers(), config.patch(_WITHOUT_FOLDING):
         yield
 
 
-@functools.cache
 def mend_inductor() -> None:
     """From now on Inductor compiles each graph that has a loop of torch's or an operator of ours in it with its faults
-    cured, whoever asked for it: see NOTE [A loop's memory is its own].
+    cured, whoever asked for it: see NOTE [A loop's memory is its own]. To be called once, when Inductor is imported.
     """
     from torch._inductor import compile_fx, config
     from torch._inductor.virtualized import V

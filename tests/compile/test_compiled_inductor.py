@@ -11,6 +11,7 @@ from matrix.test_grid import arguments, assert_same, expected
 from torch._inductor.utils import run_and_get_code
 
 import functorch_hops as fh
+from processes import in_a_process
 
 pytestmark = pytest.mark.slow
 FIRST_ROWS = {o.public: o.name for o in reversed(OPERATIONS.values())}
@@ -49,6 +50,22 @@ def test_gradients_of_two_loops_that_begin_with_one_value() -> None:
 
     options = {"loop_ordering_after_fusion": True, "allow_buffer_reuse": True, "inplace_buffers": True}
     torch.testing.assert_close(gradients(torch.compile(run, fullgraph=True, options=options)), gradients(run))
+
+
+def test_what_is_mended_of_inductor_is_mended_once() -> None:
+    """It is imported in the middle of this compilation; a division is checked by a function of the kernel's."""
+    in_a_process(
+        """
+import torch
+import functorch_hops as fh
+
+f = lambda x, k: (fh.fori_loop(0, 3, lambda i, c: c.sin(), x), 7 % k)
+operands = torch.ones(3), torch.tensor([2, 3])
+compiled = torch.compile(f, fullgraph=True, options={"fx_graph_cache": False})
+torch.testing.assert_close(compiled(*operands), f(*operands))
+""",
+        100,
+    )
 
 
 def test_a_loop_is_one_kernel() -> None:
