@@ -129,6 +129,13 @@ def test_an_error_of_the_condition_is_caught(run):
     same(run(tried(lambda x: fh.while_loop(failing, torch.sin, x, max_steps=3)), X.clone()), X * 0)
 
 
+def test_an_error_of_a_condition_that_is_never_asked_is_not_caught():
+    f = tried(lambda x: fh.while_loop(failing, torch.sin, x, max_steps=0))
+    same(f(X.clone()), X)
+    with pytest.raises(ValueError, match="eager Python may not raise"):
+        fh.jit(f, backend="eager")(X.clone())
+
+
 @every_mode
 def test_a_branch_may_catch_what_it_raises(run):
     same(run(lambda x: fh.cond(x.sum() > 0, torch.sin, tried(failing), x), X.clone()), X.sin())

@@ -126,6 +126,8 @@ def test_an_index_out_of_bounds_is_an_index_error(where):
     pick = lambda x, i: fh.scan(lambda c, i: (c, c[i]), x, i)[1] if where == "loop" else x[i]
     f = fh.jit(pick)
     torch.testing.assert_close(f(x, rows), x[rows])
-    with pytest.raises(IndexError, match=r"out of bounds\n  expected: an index from 0 to 3 .*\n  at .*test_ind"):
+    with pytest.raises(
+        IndexError, match=r"out of bounds\n  expected: an index from 0 to 3 .*\n  help: .*\n  at .*test_ind"
+    ):
         f(x, rows + 1)
     torch.testing.assert_close(f(x, rows), x[rows])

@@ -85,6 +85,23 @@ def test_what_aot_autograd_sets_while_it_traces_is_no_setting() -> None:
     assert g.cache_info()[:2] == (1, 1)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_capture_leaves_anomaly_mode_a_setting() -> None:
+    """While it runs, backward passes look for no NaN."""
+    inner = jit(lambda x: x + 1)
+    outer, x = jit(lambda x: inner(x) * 2), torch.ones(2)
+    with torch.autograd.detect_anomaly():
+        outer(x), inner(x), outer(x), inner(x)
+    assert inner.cache_info()[:2] == (2, 1)
+
+    def switched(x):
+        torch.autograd.set_detect_anomaly(False)
+        return x
+
+    with torch.autograd.detect_anomaly(), pytest.raises(fh.CaptureError, match="leaves a setting changed"):
+        jit(switched)(x)
+
+
 def test_compiled_code_belongs_to_the_settings_that_made_it() -> None:
     """The graph is the same, so only the backend sees a difference."""
     made = []

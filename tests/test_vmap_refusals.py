@@ -60,6 +60,7 @@ FUNCTIONS = {
     "a write by a mask of rows": with_write(reset_rows),
     "values put by a mask": lambda x: x.new_zeros(3, 3).index_put((x > 0,), x.sum()) * x,
     "values added by a mask": lambda x: torch.index_put(x * 1, (x[:, 0] > 0,), x[0], accumulate=True) * x,
+    "values put by a mask, named": lambda x: torch.index_put(input=x * 1, indices=(x > 0,), values=x[0, :1]) * x,
     "values put by a mask in place": lambda x: (x * 1).index_put_((x > 0,), x[0, 0]) * x,
     "writes in a loop": lambda x: fh.scan(lambda c, r: (with_write(reset)(c + r), c), x, x),
     "a cell": lambda x: CELL(x, (x * 2, x * 3)),
@@ -177,3 +178,12 @@ def test_a_collective_is_refused_by_name(run, tmp_path) -> None:
             run(fh.vmap(fh.jit(f, backend="eager")), x)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("sizes", "shape"), [((3, 1), (3,)), ((3, 3), (1, 1, 3))])
+def test_values_that_do_not_fit_a_mask_are_refused(sizes, shape) -> None:
+    f = lambda x: x.index_put((x[:, 0] > 0,), torch.ones(shape))
+    with pytest.raises(RuntimeError):
+        f(torch.ones(sizes))
+    with pytest.raises((RuntimeError, fh.FunctorchHopsError)):
+        fh.vmap(f)(torch.ones(4, *sizes))

@@ -58,12 +58,31 @@ function_modes = _get_current_function_mode_stack
 without_torch_function = torch._C.DisableTorchFunction
 
 
-def looks_for_nan() -> bool:
-    """Whether backward passes look for NaN: ``torch.autograd.detect_anomaly``, a setting of the process.
+_unwatched = 0
+"""In how many places NaN are not looked for now, though the user wants them to be."""
 
-    AOTAutograd sets anomaly mode without this part while it traces, whatever other threads do meanwhile.
+
+def looks_for_nan() -> bool:
+    """Whether backward passes of the user's look for NaN: ``torch.autograd.detect_anomaly``, a setting of the process.
+
+    AOTAutograd sets anomaly mode without this part while it traces, whatever other threads do meanwhile, and so does
+    ``suspended`` with that of the user.
     """
-    return torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
+    return torch.is_anomaly_enabled() and (_unwatched > 0 or torch.is_anomaly_check_nan_enabled())
+
+
+@contextlib.contextmanager
+def _nan_unwatched() -> Iterator[None]:
+    global _unwatched
+    if not looks_for_nan():
+        yield
+        return
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        _unwatched += 1
+        try:
+            yield
+        finally:
+            _unwatched -= 1
 
 
 @contextlib.contextmanager
@@ -91,8 +110,7 @@ def suspended(*, keep_autocast: bool) -> Iterator[None]:
             stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(_saved_tensor_hooks_allowed())
         stack.enter_context(without_saved_tensor_hooks())
-        if looks_for_nan():
-            stack.enter_context(torch.autograd.set_detect_anomaly(True, check_nan=False))
+        stack.enter_context(_nan_unwatched())
         stack.enter_context(joining_dual_level())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

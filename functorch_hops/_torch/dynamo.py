@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType, MethodType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import optree
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.guards import GuardBuilder, install_guard
-from torch._dynamo.source import GlobalSource
+from torch._dynamo.source import AttrSource, GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
@@ -105,14 +105,17 @@ class _Opaque(_Leaf):
         self.__name__ = getattr(_value_of(variable), "__name__", "func")
 
     def __fh_itself__(self) -> Any:
-        """The object, of which Dynamo's code then holds no longer than it is the same."""
+        """The object. A guard sees to it that Dynamo compiles again for another one."""
         variable: Any = self.variable
         if type(variable) is UserMethodVariable:
             owner = type(self)(self.call, variable.obj).__fh_itself__()
+            if variable.source is not None:
+                install_guard(AttrSource(variable.source, "__func__").make_guard(GuardBuilder.ID_MATCH))
             return MethodType(variable.get_function(), owner)
         value = variable.get_function() if type(variable) is UserFunctionVariable else _value_of(variable)
         source = variable.source
-        if value is not None and source is not None:
+        is_new_each_time = isinstance(value, BuiltinMethodType) and not isinstance(value.__self__, (ModuleType, type))
+        if value is not None and source is not None and not is_new_each_time:
             install_guard(source.make_guard(GuardBuilder.ID_MATCH))
             return value
         if isinstance(value, FunctionType) and not value.__closure__:  # which was made in the function that is traced

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _force_original_view_tracking
 
 from .dispatch import suspended
 from .levels import is_wrapped, unwrap_once
@@ -67,7 +68,7 @@ def _of_storage(t: Tensor) -> Counts:
 
 @functools.cache
 def _new() -> _New:
-    with suspended(keep_autocast=False):
+    with suspended(keep_autocast=False), _force_original_view_tracking(False):  # a view that is tracked holds its base
         made = [torch.empty(2, device="cpu"), torch.empty(2, device="cpu")[:1]]
         storage, storage_of_view = map(_of_storage, made)
         base = made[1]._base

@@ -19,7 +19,7 @@ from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
 from .leaving import prepare
 
-__all__ = ["itself", "left_to_python", "one_effect", "one_node", "traced_through"]
+__all__ = ["itself", "left_to_python", "one_effect", "one_node", "stands_for_another", "traced_through"]
 
 
 def one_node(function: Callable[P, R]) -> Callable[P, R]:
@@ -45,8 +45,8 @@ def one_node(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def one_effect(function: Callable[P, R]) -> Callable[P, R]:
-    """As :func:`one_node`, for what happens, or runs Python, when the graph runs. For ``torch.fx``, too, such a call is
-    a node, if one of its proxies is an argument.
+    """As :func:`one_node`, for what happens when the graph runs, and sees nothing of Python's state then: Dynamo
+    changes that when the graph has run. For ``torch.fx`` such a call is a node if a proxy is an argument.
     """
 
     @functools.wraps(function)
@@ -70,8 +70,13 @@ def one_effect(function: Callable[P, R]) -> Callable[P, R]:
 
 def itself(value: Any) -> Any:
     """The object that Python is to get when the graph runs, where Dynamo has something that stands for it."""
-    find = getattr(value, "__fh_itself__", None)
-    return value if find is None else find()
+    find = getattr(type(value), "__fh_itself__", None)
+    return value if find is None else find(value)
+
+
+def stands_for_another(value: Any) -> bool:
+    """Whether Dynamo has this in the place of an object that it traces."""
+    return hasattr(type(value), "__fh_itself__")
 
 
 def traced_through(function: Callable[P, R]) -> Callable[P, R]:
@@ -82,7 +87,9 @@ def traced_through(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
-    """Under Dynamo a call of `function` is a graph break, hence refused where there may be none."""
+    """Under Dynamo a call of `function` is a graph break, hence refused where there may be none. For ``torch.fx`` it is
+    as :func:`one_effect`.
+    """
     name = function.__name__
     reason = f"torch.compile has no node for {name} of functorch_hops, which without fullgraph=True runs as Python"
 
@@ -90,6 +97,9 @@ def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             _torch.break_graph(reason)
+        if is_symbolic() and _torch.is_proxied((args, kwargs)):
+            node: R = handlers.symbolic.effect(function, args, kwargs)
+            return node
         try:
             return function(*args, **kwargs)
         except Exception as error:

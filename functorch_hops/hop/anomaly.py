@@ -9,6 +9,8 @@ from __future__ import annotations
 import linecache
 from collections.abc import Callable
 
+import torch
+
 from ..errors import AnomalyError, message
 from ..ir.active import state
 from ..ir.first_nan import NanMade, holds_nan, stopping_at_nan
@@ -21,7 +23,7 @@ __all__ = ["check_gradients"]
 
 def check_gradients(params: Params, grads: Maybe, pull: Callable[[], Maybe]) -> None:
     """Raise if the backward pass of a call gave a NaN. ``pull``: that pass, once more."""
-    if state.stops_at_nan or not holds_nan([*grads]):
+    if not torch.is_anomaly_check_nan_enabled() or state.stops_at_nan or not holds_nan([*grads]):
         return
     made = None
     try:

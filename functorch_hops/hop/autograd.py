@@ -111,7 +111,7 @@ class RecordedCall(_torch.SingleLevelFunction):
                     grads = pull(*cotangents)
         reached = _reached_operands(ctx, [c is not None for c in cotangents])
         grads = [g if r else None for g, r in zip(grads, reached)]
-        if _torch.looks_for_nan() and current_capture() is None:
+        if torch.is_anomaly_enabled() and current_capture() is None:
             check_gradients(ctx.params, grads, lambda: pull(*cotangents))
         return None, None, None, None, None, None, *grads
 

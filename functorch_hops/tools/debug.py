@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .. import pytree
-from ..calls.leaf import itself, one_effect
+from ..calls.leaf import left_to_python, one_effect, stands_for_another
 from ..calls.numbers import as_number, number_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
-from ..errors import ArgumentTypeError, ArgumentValueError, CheckError, message
+from ..errors import ArgumentTypeError, ArgumentValueError, CaptureError, CheckError, message
 from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
@@ -157,8 +157,12 @@ def _fields(fmt: str) -> Iterator[tuple[str, str, str | None]]:
 def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: Any, kwargs: Any) -> None:
     # Of numbers that are traced, the values come later too.
     traced = pytree.map(
-        lambda x: number_as_tensor(x) if isinstance(x, (torch.SymInt, torch.SymFloat)) else itself(x), (args, kwargs)
+        lambda x: number_as_tensor(x) if isinstance(x, (torch.SymInt, torch.SymFloat)) else x, (args, kwargs)
     )
+    if any(map(stands_for_another, pytree.flatten(traced)[0])):
+        problem = "an object in compiled code has another state when the graph runs than where it is shown"
+        remedy = "show its tensors, or str() of it; without fullgraph=True the code around runs as Python"
+        raise CaptureError(message("debug", problem, expected="tensors, numbers and strings", remedy=remedy))
     tensors, call = OutputSpec.flatten(traced)
     operands = [x.detach() for x in (*first, *tensors)]
     effect_op(EffectParams(make(call), mapped=((),) * len(operands)), *operands)
@@ -212,7 +216,7 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Print(call, fmt), [], args, kwargs)
 
 
-@one_effect
+@left_to_python
 def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Call a Python function with values, also in captured and compiled code.
 
@@ -244,8 +248,7 @@ def callback(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     [0.0, 1.0, 2.0]
     """
     check_callable("debug.callback", "func", func)
-    function = itself(func)
-    _happens(lambda call: _Callback(call, function), [], args, kwargs)
+    _happens(lambda call: _Callback(call, func), [], args, kwargs)
 
 
 @one_effect
@@ -310,7 +313,7 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
     _happens(lambda call: _Check(call, text), [first.reshape(())], args, kwargs)
 
 
-@one_effect
+@left_to_python
 def breakpoint(*args: Any, **kwargs: Any) -> None:
     """Stop in Python's debugger, also in captured and compiled code.
 

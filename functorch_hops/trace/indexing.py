@@ -132,16 +132,25 @@ def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
 
 
 def put_by_mask(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
-    """``index_put`` as :func:`set_part` does it; NotImplemented where it is not that case."""
+    """``index_put``, adding where it accumulates, as a choice like that of :func:`set_part`; NotImplemented where it is
+    none. The operator takes no more dims of values than an indexed tensor has, which an assignment does.
+    """
     found = _masked(x, tuple(_ALL if i is None else i for i in indices), values)
     if found is None or values.dtype != x.dtype:
         return NotImplemented
     chosen, mask, value = found
+    n_masked = sum(i.dim() for i in indices if i is not None)
+    if values.dim() > chosen.dim() - n_masked + 1 or not _is_broadcast(value.shape, chosen.shape):
+        return NotImplemented
     return torch.where(mask, chosen + value if accumulate else value, chosen)
 
 
+def _is_broadcast(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to)))
+
+
 def put_by_mask_(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The same in place."""
+    """``index_put_``, by :func:`put_by_mask`."""
     result = put_by_mask(x, *args, **kwargs)
     return result if result is NotImplemented else x.copy_(result)
 

@@ -18,7 +18,12 @@ __all__ = ["replaced"]
 def replaced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the call gives, by other operators; NotImplemented where torch's own will do."""
     other = _REPLACED.get(func)
-    return NotImplemented if other is None else other(*args, **kwargs)
+    if other is None:
+        return NotImplemented
+    named = next((name for name in ("input", "self") if name in kwargs), None)  # the first operand, in torch's names
+    if named is None:
+        return other(*args, **kwargs)
+    return other(kwargs[named], *args, **{name: value for name, value in kwargs.items() if name != named})
 
 
 def _one_hot(classes: Tensor, num_classes: int = -1) -> Any:

@@ -228,7 +228,12 @@ def _captured_steps(
             lambda state: _and_then(state[0] < max_steps, cond_fn(state[1])),
             lambda state: (state[0] + 1, follow(state[1], body_fn(state[1]))),
         )
-        _, value = _captured_steps(*bounded, (start, tree), context, (None, *weak), None, checkpoints, first)
+        try:
+            _, value = _captured_steps(*bounded, (start, tree), context, (None, *weak), None, checkpoints, first)
+        except Exception as error:
+            if max_steps == 0:
+                note_untaken(error)
+            raise
         return value
     leaves, initial = OutputSpec.flatten(tree)
     sources = [Carried(x, i) for i, x in enumerate(leaves)]
@@ -241,7 +246,7 @@ def _captured_steps(
             leaves = pytree.flatten(converted(tree, kinds_of(carry)))[0]
             is_constant, cond = _capture_condition(context, cond_fn, carry, sources)
     except Exception as error:
-        note_untaken(error)  # the first condition is asked in any case
+        note_untaken(error)  # but the first condition is asked, where a step may be taken
         raise
     if is_constant is False:
         return carry.unflatten(leaves)
