@@ -266,6 +266,20 @@ def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
             torch.testing.assert_close(version.module()(given), model(given))
 
 
+def test_a_strict_export_assumes_nothing_about_the_number_of_a_branch() -> None:
+    class Module(nn.Module):
+        def forward(self, xs: Tensor) -> Any:
+            branches = [torch.sin, torch.cos, torch.tanh]
+            return fh.switch(xs.shape[0] % 3, branches, xs), fh.switch(5 - xs.shape[0], branches, xs)
+
+    xs, sizes = torch.randn(4, 2), ({0: torch.export.Dim("T", min=2, max=64)},)
+    program = torch.export.export(Module(), (xs,), dynamic_shapes=sizes, strict=True)
+    for version in (program, program.run_decompositions({})):
+        for length in (2, 3, 4, 5, 6, 7):
+            given = torch.randn(length, 2)
+            torch.testing.assert_close(version.module()(given), Module()(given))
+
+
 @pytest.mark.parametrize(
     "function",
     [

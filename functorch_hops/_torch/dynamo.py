@@ -34,7 +34,7 @@ from .dispatch import suspended
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .levels import below_transforms
-from .symbols import read_open_number
+from .symbols import carrier_shape, read_open_number
 
 __all__ = ["OpenNumber", "register"]
 
@@ -319,10 +319,11 @@ class _Call:
         make: Any = torch.scalar_tensor if is_float else torch.empty
         dtype = torch.float64 if is_float else torch.bool
         proxy = self.tx.output.create_proxy(
-            "call_function", make, (number if is_float else (number, 0),), {"dtype": dtype}
+            "call_function", make, (number if is_float else carrier_shape(number),), {"dtype": dtype}
         )
+        made = value if is_float else carrier_shape(value)
         with self.tx.fake_mode:
-            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(value if is_float else (value, 0), dtype=dtype))
+            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(made, dtype=dtype))
         return OpenNumber(self.known(carrier))
 
     # -- trees

@@ -140,9 +140,19 @@ def inner_sizes_forgotten() -> Iterator[None]:
         yield
 
 
+_SHIFT = 2**62
+
+
+def carrier_shape(number: Any) -> tuple[Any, ...]:
+    """The shape of an empty tensor that carries an open int. A size is not negative, and torch asks whether one is 0 or
+    1: shifted, whatever the number is, the answers are known.
+    """
+    return 0, number + _SHIFT
+
+
 def read_open_number(carrier: torch.Tensor) -> Any:
-    """An open number that travels as a tensor: an int as the size of an empty one."""
-    return carrier.shape[0] if carrier.dim() else torch.ops.aten._local_scalar_dense.default(carrier)
+    """An open number that travels as a tensor."""
+    return carrier.shape[1] - _SHIFT if carrier.dim() else torch.ops.aten._local_scalar_dense.default(carrier)
 
 
 def shape_env(size: torch.SymInt) -> Any:

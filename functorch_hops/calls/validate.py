@@ -219,6 +219,8 @@ def kind_of(value: Any) -> str:
             return f"a tensor {TensorMeta.of(value)}"
     if value is None:
         return "None"
+    if hasattr(type(value), "__fh_leaf__"):
+        return "a value that torch.compile has yet to make"
     if isinstance(value, (torch.SymBool, torch.SymInt, torch.SymFloat)):
         return f"a traced {type(value).__name__.removeprefix('Sym').lower()}"
     if isinstance(value, torch.nn.Module):

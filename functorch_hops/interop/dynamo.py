@@ -99,7 +99,8 @@ class Captured(NamedTuple):
 def _operation(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
     """The public operation of a call. A leaf that is none itself has it, its name or a part of it as first argument."""
     if not function.__name__.startswith("_"):
-        return function.__name__
+        space = function.__module__.rpartition(".")[2]
+        return f"debug.{function.__name__}" if space == "debug" else function.__name__
     first = args[0]
     name: str = first if isinstance(first, str) else getattr(first, "operation", None) or first.__name__
     return name

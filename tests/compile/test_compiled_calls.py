@@ -263,6 +263,17 @@ def test_open_numbers_in_bodies() -> None:
     graphs(chosen, *[(torch.randn(t),) for t in (4, 5, 6, 7)])
 
 
+@pytest.mark.parametrize(
+    "number", [lambda n: n - 5, lambda n: 4 - n, lambda n: n % 3, lambda n: -n // 4], ids=["n-5", "4-n", "n%3", "-n//4"]
+)
+def test_an_open_number_may_have_any_sign(number) -> None:
+    branches = [torch.sum, lambda x: x.sin().sum(), lambda x: x.cos().sum()]
+    scaled = lambda n, x: fh.scan(lambda c, row: (c + row * n, None), x[0], x)[0]
+    model = lambda x: (fh.switch(number(x.shape[0]), branches, x), scaled(number(x.shape[0]), x))
+    lengths = [(torch.randn(t, 3),) for t in (7, 3, 5, 6, 4)]
+    assert graphs(model, *lengths, dynamic=True) == 1
+
+
 FLOATS = {
     "arithmetic": lambda x, a: fh.scan(lambda c, x: (c * a + x / (a + 1), (a - c).sum()), x[0], x),
     "a power": lambda x, a: fh.scan(lambda c, x: (c.abs() ** a + x, c.sum()), x[0], x),

@@ -212,3 +212,18 @@ def test_a_loop_that_is_no_kernel_under_inductor(fullgraph: bool) -> None:
         assert math.isclose(found.item(), (XS.sum() + XS.sin().sum()).item(), rel_tol=1e-6)
     found.backward()
     torch.testing.assert_close(xs.grad, 1 + XS.cos())
+
+
+def test_refusals_name_the_tool_and_what_it_got() -> None:
+    def formatted(x):
+        fh.debug.print(f"{x}")
+        return x
+
+    def called(x):
+        fh.debug.callback(lambda v, size=x.shape[0] * x: None, x)
+        return x
+
+    got = r"^debug.print: [\s\S]*got: +a value that torch.compile has yet to make"
+    for model, text in ((formatted, got), (called, r"^debug\.callback: ")):
+        with pytest.raises(Unsupported, match=text):
+            torch.compile(model, fullgraph=True, backend="eager")(torch.ones(2))
