@@ -197,7 +197,7 @@ class _Call:
             if isinstance(self.failure, Unsupported):
                 self.failure.skip_frame = self.library.is_entry(tx.output.root_tx.f_code)
             raise self.failure
-        name = get_unique_name_wrt(f"fh_{self.operation}", tx.output.nn_modules, requires_suffix=True)
+        name = get_unique_name_wrt(f"fh_{self.operation}".replace(".", "_"), tx.output.nn_modules, requires_suffix=True)
         tx.output.nn_modules[name] = captured.call
         call = tx.output.create_proxy("get_attr", name, (), {})
         call.node.meta["example_value"] = captured.call
