@@ -34,7 +34,7 @@ from .dispatch import suspended
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .levels import below_transforms
-from .symbols import carrier_shape, read_open_number
+from .symbols import open_number_carrier, read_open_number
 
 __all__ = ["OpenNumber", "register"]
 
@@ -316,14 +316,11 @@ class _Call:
 
     def open_number(self, number: fx.Proxy, value: Any) -> OpenNumber:
         is_float = isinstance(value, torch.SymFloat)
-        make: Any = torch.scalar_tensor if is_float else torch.empty
-        dtype = torch.float64 if is_float else torch.bool
-        proxy = self.tx.output.create_proxy(
-            "call_function", make, (number if is_float else carrier_shape(number),), {"dtype": dtype}
-        )
-        made = value if is_float else carrier_shape(value)
+        make, content, dtype = open_number_carrier(number, is_float)
+        proxy = self.tx.output.create_proxy("call_function", make, (content,), {"dtype": dtype})
+        _, content, _ = open_number_carrier(value, is_float)
         with self.tx.fake_mode:
-            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(made, dtype=dtype))
+            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(content, dtype=dtype))
         return OpenNumber(self.known(carrier))
 
     # -- trees

@@ -143,15 +143,18 @@ def inner_sizes_forgotten() -> Iterator[None]:
 _SHIFT = 2**62
 
 
-def carrier_shape(number: Any) -> tuple[Any, ...]:
-    """The shape of an empty tensor that carries an open int. A size is not negative, and torch asks whether one is 0 or
-    1: shifted, whatever the number is, the answers are known.
+def open_number_carrier(number: Any, is_float: bool) -> tuple[Any, Any, torch.dtype]:
+    """The function, its argument and the dtype that make the tensor as which an open number travels: an int as a size
+    of an empty one. A size is not negative, and torch asks whether one is 0 or 1: shifted, whatever the number is, the
+    answers are known.
     """
-    return 0, number + _SHIFT
+    if is_float:
+        return torch.scalar_tensor, number, torch.float64
+    return torch.empty, (0, number + _SHIFT), torch.bool
 
 
 def read_open_number(carrier: torch.Tensor) -> Any:
-    """An open number that travels as a tensor."""
+    """The number for which ``open_number_carrier`` made this."""
     return carrier.shape[1] - _SHIFT if carrier.dim() else torch.ops.aten._local_scalar_dense.default(carrier)
 
 

@@ -23,40 +23,27 @@ __all__ = ["itself", "left_to_python", "one_effect", "one_node", "stands_for_ano
 
 
 def one_node(function: Callable[P, R]) -> Callable[P, R]:
-    """A call of `function` is one node of Dynamo's graph: see NOTE [Leaf calls]."""
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_dynamo_compiling():
-            handlers.register_leaf()
-            result: R = handlers.leaf(function, args, kwargs)  # here and not in a function: this frame may be skipped
-            return result
-        if is_symbolic():
-            node: R = handlers.symbolic.operation(function, args, kwargs)
-            return node
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            prepare(error, function)
-            raise
-
-    _torch.never_compiled(function)
-    return _torch.with_own_code(call)
+    """A call of `function` is one node of Dynamo's graph: see NOTE [Leaf calls]. Under ``torch.fx`` it is one too."""
+    return _leaf(function, is_effect=False)
 
 
 def one_effect(function: Callable[P, R]) -> Callable[P, R]:
     """As :func:`one_node`, for what happens when the graph runs, and sees nothing of Python's state then: Dynamo
     changes that when the graph has run. For ``torch.fx`` such a call is a node if a proxy is an argument.
     """
+    return _leaf(function, is_effect=True)
 
+
+def _leaf(function: Callable[P, R], *, is_effect: bool) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
             handlers.register_leaf()
-            result: R = handlers.leaf(function, args, kwargs)
+            result: R = handlers.leaf(function, args, kwargs)  # here and not in a function: this frame may be skipped
             return result
-        if is_symbolic() and _torch.is_proxied((args, kwargs)):
-            node: R = handlers.symbolic.effect(function, args, kwargs)
+        if is_symbolic() and (not is_effect or _torch.is_proxied((args, kwargs))):
+            leave = handlers.symbolic.effect if is_effect else handlers.symbolic.operation
+            node: R = leave(function, args, kwargs)
             return node
         try:
             return function(*args, **kwargs)

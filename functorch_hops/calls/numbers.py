@@ -11,7 +11,15 @@ from torch import Tensor
 from .. import pytree
 from ..trace.capture import current_capture
 
-__all__ = ["as_number", "from_numpy", "number_as_tensor", "number_type", "numbers_as_tensors", "weak_dtype"]
+__all__ = [
+    "as_number",
+    "from_numpy",
+    "number_as_tensor",
+    "number_type",
+    "numbers_as_tensors",
+    "symbol_as_tensor",
+    "weak_dtype",
+]
 
 _SYMBOLIC = {torch.SymBool: bool, torch.SymInt: int, torch.SymFloat: float}
 
@@ -75,6 +83,13 @@ def number_as_tensor(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(number, (torch.SymInt, torch.SymFloat)):
         return torch.scalar_tensor(number, dtype=default_dtype(kind), device=device)  # type: ignore[arg-type]
     return torch.full((), number, dtype=default_dtype(kind), device=device)
+
+
+def symbol_as_tensor(value: Any) -> Any:
+    """A traced number, whose value comes later, as a 0-d tensor; anything else, a number that is the same in every call
+    too, as it is.
+    """
+    return number_as_tensor(value) if isinstance(value, (torch.SymInt, torch.SymFloat)) else value
 
 
 def numbers_as_tensors(tree: Any) -> Any:

@@ -19,7 +19,7 @@ from ..trace.regrouping import check_regrouped
 from ..trace.settings import settings_kept
 from ..trace.speculate import capture_function
 from .arguments import Arguments, is_operand
-from .numbers import number_as_tensor
+from .numbers import symbol_as_tensor
 from .output import OutputSpec
 from .returned import Returned, separated
 
@@ -95,7 +95,7 @@ def _trace_call(
         with torch.set_grad_enabled(enabled), unannotated(), settings_kept(capture.context):
             result = func(*args, **kwargs)
         changed.extend(_changes(arguments, leaves, args, kwargs))
-        tensors, output = OutputSpec.flatten(pytree.map(_number_as_tensor, result))
+        tensors, output = OutputSpec.flatten(pytree.map(symbol_as_tensor, result))
         check_regrouped(capture, tensors)  # all of them: some are not computed by the graph
         tensors, returned = separated(tensors, capture) if may_share else (tensors, None)
         outputs.append((output, returned))
@@ -137,11 +137,6 @@ def _dynamic_places(arguments: Arguments) -> list[int]:
     """The places among the leaves of the operands, in their order."""
     floats = any(entry is float for entry in arguments.key[1:])
     return [i for i, leaf in enumerate(arguments.leaves) if is_operand(leaf) or (floats and type(leaf) is float)]
-
-
-def _number_as_tensor(leaf: Any) -> Any:
-    """A traced number among the outputs is a tensor; a number that is the same in every call stays one."""
-    return number_as_tensor(leaf) if isinstance(leaf, (torch.SymFloat, torch.SymInt)) else leaf
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -248,7 +248,7 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
         with stage(KERNELS):
             whole = None if record.body.draws else _whole(body, options, record)
             if whole is not None:
-                return _with_eager_errors(whole)
+                return raising_again(whole, _raise_as_eager)
             plan = _planned(body, options)
         body, record.reports = plan.body, lambda: plan.loops
     effects = _torch.native_operators_kept() if body.has_effects else contextlib.nullcontext()
@@ -258,10 +258,10 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            return _with_eager_errors(compile_graph(module, fakes, options))
+            return raising_again(compile_graph(module, fakes, options), _raise_as_eager)
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
-        return _with_eager_errors(lambda operands: run(*operands))
+        return raising_again(lambda operands: run(*operands), _raise_as_eager)
 
 
 def _copied(body: Subgraph) -> fx.Graph:
@@ -276,23 +276,13 @@ def _as_keywords(backend: Backend) -> dict[str, Any]:
     return {"options": dict(backend.options)} if backend.options else {}
 
 
-def _with_eager_errors(code: Code) -> Code:
-    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager;
-    what an effect in it raised is raised again.
-    """
-
-    def call(operands: list[Tensor]) -> Sequence[Tensor]:
-        try:
-            return code(operands)
-        except RuntimeError as error:
-            failure = _torch.matrix_failure(error)
-            if failure is not None:
-                raise torch.linalg.LinAlgError(failure) from None
-            bound = _torch.index_bound(error)
-            if bound is None:
-                raise
-            expected, remedy = f"an index from 0 to {bound} (excluded)", "fh.disable_jit() shows the line"
-            text = message("jit", "an index is out of bounds", expected=expected, remedy=remedy)
-            raise IndexError(text) from error
-
-    return raising_again(call)
+def _raise_as_eager(error: RuntimeError) -> None:
+    """What a kernel found to be wrong - an index out of bounds, a matrix without a solution - is the error of eager."""
+    failure = _torch.matrix_failure(error)
+    if failure is not None:
+        raise torch.linalg.LinAlgError(failure) from None
+    bound = _torch.index_bound(error)
+    if bound is not None:
+        expected, remedy = f"an index from 0 to {bound} (excluded)", "fh.disable_jit() shows the line"
+        text = message("jit", "an index is out of bounds", expected=expected, remedy=remedy)
+        raise IndexError(text) from error

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import pytree
 from ..calls.leaf import left_to_python, one_effect, stands_for_another
-from ..calls.numbers import as_number, number_as_tensor
+from ..calls.numbers import as_number, number_as_tensor, symbol_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
 from ..errors import ArgumentTypeError, ArgumentValueError, CaptureError, CheckError, message
@@ -154,16 +153,16 @@ def _fields(fmt: str) -> Iterator[tuple[str, str, str | None]]:
             yield from _fields(spec or "")
 
 
-def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: Any, kwargs: Any) -> None:
-    # Of numbers that are traced, the values come later too.
-    traced = pytree.map(
-        lambda x: number_as_tensor(x) if isinstance(x, (torch.SymInt, torch.SymFloat)) else x, (args, kwargs)
-    )
-    if any(map(stands_for_another, pytree.flatten(traced)[0])):
+def _shown(value: Any) -> Any:
+    if stands_for_another(value):
         problem = "an object in compiled code has another state when the graph runs than where it is shown"
         remedy = "show its tensors, or str() of it; without fullgraph=True the code around runs as Python"
         raise CaptureError(message("debug", problem, expected="tensors, numbers and strings", remedy=remedy))
-    tensors, call = OutputSpec.flatten(traced)
+    return symbol_as_tensor(value)
+
+
+def _happens(make: Callable[[OutputSpec], Action], first: list[Tensor], args: Any, kwargs: Any) -> None:
+    tensors, call = OutputSpec.flatten(pytree.map(_shown, (args, kwargs)))
     operands = [x.detach() for x in (*first, *tensors)]
     effect_op(EffectParams(make(call), mapped=((),) * len(operands)), *operands)
 

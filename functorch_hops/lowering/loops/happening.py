@@ -101,8 +101,12 @@ def _operands(kinds: str, values: Sequence[bytes], sizes: Sequence[int]) -> list
     return operands
 
 
-def raising_again(code: Callable[..., Any]) -> Callable[..., Any]:
-    """``code``, which may call kernels. What Python raised in a kernel is raised by it."""
+def raising_again(
+    code: Callable[..., Any], translate: Callable[[RuntimeError], None] | None = None
+) -> Callable[..., Any]:
+    """``code``, which may call kernels. What Python raised in a kernel is raised by it. ``translate`` may raise another
+    error in the place of one that is not Python's.
+    """
 
     def call(*args: Any) -> Any:
         try:
@@ -110,6 +114,8 @@ def raising_again(code: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError as error:
             raised = _raised_by(error)
             if raised is None:
+                if translate is not None:
+                    translate(error)
                 raise
         raise raised  # behind the handler: its cause and context are its own
 

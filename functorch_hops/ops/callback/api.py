@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import pytree
 from ...calls.arguments import TensorSpec
 from ...calls.leaf import itself, one_effect
-from ...calls.numbers import number_as_tensor
+from ...calls.numbers import symbol_as_tensor
 from ...calls.output import OutputSpec
 from ...calls.validate import as_flag, check_callable, kind_of
 from ...errors import ArgumentTypeError, message
@@ -72,9 +71,7 @@ def pure_callback(
                 "pure_callback", "unknown kind of result", path=path, expected=expected, got=got, remedy=remedy
             )
             raise ArgumentTypeError(text)
-    # Of numbers that are traced, the values come later.
-    symbols = (torch.SymInt, torch.SymFloat)
-    known = pytree.map(lambda x: number_as_tensor(x) if isinstance(x, symbols) else itself(x), (args, kwargs))
+    known = pytree.map(lambda x: symbol_as_tensor(itself(x)), (args, kwargs))
     operands, call = OutputSpec.flatten(known)
     metas = tuple(TensorMeta(tuple(spec.shape), spec.dtype, spec.device) for spec in specs)
     params = CallbackParams(itself(f), call, metas, vectorized, mapped=((),) * len(operands))
