@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 import functorch_hops as fh
+from functorch_hops import pytree
 
 torch.manual_seed(0)
 A = torch.randn(3, 3, dtype=torch.float64) + 3 * torch.eye(3, dtype=torch.float64)
@@ -283,3 +284,37 @@ def test_tangents_of_views() -> None:
     x = torch.ones(2, 3)
     for f in (lambda x: jvp_of_row(x) * 1, jvp_of_row):
         torch.testing.assert_close(fh.jit(f, backend="eager")(x), 0.5 * torch.ones(1, 3))
+
+
+NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: (1.5 + x) + torch.add(2.5, x) + x.add(0.5),
+    "difference": lambda x: (1.5 - x) * (x - 2.5) * torch.sub(1.5, x) * torch.subtract(x, 0.5),
+    "product": lambda x: 1.5 * x + x.mul(2.5) + torch.multiply(0.5, x),
+    "quotient": lambda x: 1.5 / x + x / 2.5 + torch.div(0.5, x) + torch.true_divide(x, 1.5) + torch.div(2.0, other=x),
+    "other arguments": lambda x: torch.add(x, 1.5, alpha=2) + torch.div(x, 0.3, rounding_mode="floor"),
+    "complex": lambda x: (x * (1 + 2j) + 1j).abs(),
+}
+
+
+@pytest.mark.parametrize("f", NUMBERS.values(), ids=NUMBERS)
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: fh.jit(f, backend="eager")], ids=["plain", "jit"])
+def test_tangents_of_scalars_and_numbers(f: Any, wrap: Any) -> None:
+    """They have the dtype of their values, and so meet weights."""
+    x = torch.tensor(0.7)
+    weight = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    g = lambda x: (torch.stack([f(x), f(x)]) @ weight.to(x.dtype)).sin()
+    got = wrap(lambda x: fh.jvp(f, (x,), (2 * x,)))(x), wrap(fh.jacfwd(g))(x), wrap(fh.hessian(g))(x)
+    y = x.double()
+    expected = (
+        (f(y), 2 * y * torch.func.grad(f)(y)),
+        torch.func.jacrev(g)(y),
+        torch.func.jacrev(torch.func.jacrev(g))(y),
+    )
+    torch.testing.assert_close(got, pytree.map(lambda t: t.float(), expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sum", "difference", "product", "quotient"])
+def test_torchs_tangents_of_scalars_and_numbers_are_doubles(name: str) -> None:
+    """torch (2.13). If this fails, torch was mended: the forms may go."""
+    x = torch.tensor(0.7)
+    assert torch.func.jvp(NUMBERS[name], (x,), (x,))[1].dtype is torch.float64

@@ -4,8 +4,9 @@ NOTE [Right rules for forward mode] Some of torch's rules (2.13) are wrong: thos
 ``triangular_solve``, of the determinant of a singular matrix and of products by ``scatter_reduce``. Others read results
 that have no derivative of their own - factors of a matrix, means and deviations - and so are right once and wrong when
 they are differentiated again, in either mode ("we never differentiate over forward AD", says a comment there); of a few
-there is no second derivative at all. All are silent. So where a level of forward mode is active, :class:`ForwardRules`
-computes these functions by others. ``tests/test_forward_rules.py`` says which of torch's rules are still wrong.
+there is no second derivative at all. Tangents of scalars and numbers have another dtype (``number_forms.py``). All are
+silent. So where a level of forward mode is active, :class:`ForwardRules` computes these functions by others.
+``tests/test_forward_rules.py`` says which of torch's rules are still wrong.
 
 It does so as well where reverse mode is differentiated again, or maps over its cotangents: the backward pass of a
 normalisation is right for its second derivative, which accounts for mean and deviation; not for the third one, and not
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from .levels import in_forward_level, number_of_derivatives, top_interpreter
+from .number_forms import NUMBER_FORMS
 
 __all__ = ["ForwardRules", "differentiated_again", "once", "right_form"]
 
@@ -420,6 +422,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.glu.default: _glu,
     F.hardsigmoid: _hardsigmoid,
     _aten.hardsigmoid.default: _hardsigmoid,
+    **NUMBER_FORMS,
 }
 _BACKWARD_FORMS: dict[Any, Callable[..., Any]] = {
     _aten.native_layer_norm_backward.default: _native_layer_norm_backward,

@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from .forward_rules import differentiated_again
 from .inference import outside_inference
 from .levels import base_tensor, in_forward_level
+from .trees import tree_map
 
 __all__ = ["dual_level_known", "joining_dual_level", "jvp", "one_at_a_time", "released", "without_validation"]
 
@@ -145,4 +146,7 @@ def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any
     """``torch.func.jvp``, on any number of threads at once, and right: see NOTE [Right rules for forward mode]."""
     primals = tuple(map(_in_memory_of_its_own, primals))
     with _dual_level.used(), differentiated_again():
-        return outside_inference(torch.func.jvp)(func, primals, tangents, has_aux=has_aux)
+        outputs, directions, *aux = outside_inference(torch.func.jvp)(func, primals, tangents, has_aux=has_aux)
+    # float64 ones of float32 scalars are left where Python functions of torch meet a number, see forward_rules.py
+    directions = tree_map(lambda output, tangent: tangent.to(output.dtype), outputs, directions)
+    return outputs, directions, *aux

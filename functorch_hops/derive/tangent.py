@@ -23,8 +23,7 @@ def with_tangents(body: Subgraph, active: Mask) -> tuple[Subgraph, Mask]:
             return list(body(*primals))
         dual_inputs = tuple(p for p, a in zip(primals, active) if a)
         outs, out_tangents = _torch.jvp(lambda *xs: body(*merged(primals, active, xs)), dual_inputs, tangents)
-        # torch (2.13) makes float64 tangents of 0-d float32 values that meet a number.
-        return [*outs, *(t.to(o.dtype) for o, t, r in zip(outs, out_tangents, reached) if r)]
+        return [*outs, *(t for t, r in zip(out_tangents, reached) if r)]
 
     def make() -> Subgraph:
         tangents = [meta for meta, a in zip(body.inputs, active) if a]
