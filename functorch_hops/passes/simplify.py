@@ -17,6 +17,7 @@ from ..ir.memory import is_copy, is_view
 from ..ir.nodes import frozen
 from ..ir.sizes import is_closed
 from ..ir.subgraph import is_pinned
+from .regions import merge_writes, read_back
 
 __all__ = ["simplify"]
 
@@ -29,7 +30,8 @@ def simplify(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op == "call_function":
             _read_behind_layout(node)
-            same = _unchanged(node) or _exchanged_back(node)
+            merge_writes(node)
+            same = _unchanged(node) or _exchanged_back(node) or _read_back(node)
             if same is None and _is_pure(node, module):
                 same = found.setdefault((node.target, frozen(node.args), frozen(node.kwargs)), node)
             if same is not None and same is not node:
@@ -43,6 +45,11 @@ def _read_behind_layout(node: fx.Node) -> None:
     copied = source.args[0] if isinstance(source, fx.Node) and source.target is aten.clone.default else None
     if isinstance(copied, fx.Node) and not _may_overlap_itself(copied):
         node.update_arg(0, copied)
+
+
+def _read_back(node: fx.Node) -> fx.Node | None:
+    source = read_back(node)
+    return None if source is None or _may_overlap_itself(source) else source
 
 
 def _exchanged_back(node: fx.Node) -> fx.Node | None:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .products import LARGEST_PRODUCT
 
 __all__ = ["rewritten"]
+
+_SHORT = 16
+"""By how many times it is shorter than all."""
 
 aten = torch.ops.aten
 
@@ -19,7 +23,9 @@ def rewritten(table: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[...
     """Decompositions; those of ``table`` are for open sizes and what is large."""
 
     def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
-        """Pieces one after the other: read by an index modulo the size, each element is loaded alone."""
+        """Two pieces: read by an index modulo the size, each element is loaded alone. Where one is short, masks choose,
+        which most indices do not need (NOTE [Usual indices]); else they are put one after the other.
+        """
         if not all(type(n) is int for n in (*x.shape, *shifts)):
             return table[aten.roll.default](x, shifts, dims)
         if not dims:
@@ -28,7 +34,14 @@ def rewritten(table: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[...
             size = x.shape[dim] if x.dim() else 1
             first = -shift % size if size else 0
             if first:
-                x = torch.cat([x.narrow(dim, first, size - first), x.narrow(dim, 0, first)], dim)
+                left, right = x.narrow(dim, first, size - first), x.narrow(dim, 0, first)
+                if _SHORT * min(first, size - first) > size:
+                    x = torch.cat([left, right], dim)
+                else:
+                    after = [0, 0] * (x.dim() - 1 - dim % x.dim())
+                    index = torch.arange(size, device=x.device).reshape(-1, *[1] * (len(after) // 2))
+                    left, right = F.pad(left, [*after, 0, first]), F.pad(right, [*after, size - first, 0])
+                    x = torch.where(index < size - first, left, right)
         return x.clone()
 
     def mv(a: Tensor, x: Tensor) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.torch_version import TorchVersion
 
 from .headers import header
+from .index_sets import MIRRORED, Interval, is_within, most_indices, splitting_handler
 
 __all__ = ["VECTOR_MATH", "kernel_proxy"]
 
@@ -104,7 +106,38 @@ def kernel_proxy() -> Any:
         return type(kernel.__name__, (*before, kernel), {"overrides": overrides})
 
     class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
-        """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours."""
+        """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours.
+        ``intervals``: between which its indices lie, where these are not all (NOTE [Usual indices]).
+        """
+
+        intervals: Mapping[Any, Interval] = MappingProxyType({})
+
+        def set_ranges(self, *groups: Any) -> Any:
+            """What comes before anything is computed."""
+            variables = super().set_ranges(*groups)
+            sizes = {v: int(n) for v, n in zip(self.itervars, self.ranges) if isinstance(n, (int, sympy.Integer))}
+            self.indices = splitting_handler()(V.get_ops_handler(), sizes, self.intervals, self._lanes)
+            self.exit_stack.enter_context(V.set_ops_handler(self.indices))
+            return variables
+
+        def _lanes(self, name: str, difference: Any) -> Any:
+            """The lanes in which an index is so compared with 0; None: all alike, or unknown."""
+            factor = difference.coeff(self.itervars[self.tiling_idx])
+            if abs(factor) != 1 or name in ("eq", "ne"):
+                return None
+            name = name if factor == 1 else MIRRORED[name]
+            place = cpp.cexpr_index(int(name in ("le", "gt")) - factor * difference)
+            is_before = str(name in ("lt", "le")).lower()
+            text = f"fh::lanes<{self._get_num_vectors(torch.float)}, {is_before}>({place})"
+            mask = self.cse.generate(self.compute, text, dtype=torch.bool)
+            mask.update_on_args("index_expr", (difference, torch.bool), {})
+            mask.is_vec = True
+            return mask
+
+        def usual(self) -> dict[Any, Interval]:
+            is_split = self.reduction_depth == len(self.itervars) and self.tail_size is None
+            tiled = self.itervars[self.tiling_idx]
+            return most_indices(self.indices, tiled, self.tiling_factor) if is_split else {}
 
         def _finds_floats(self, reduction_type: str, dtype: torch.dtype) -> bool:
             """Whether a reduction asks for the place of a float, and places are numbers of 32 bits."""
@@ -152,5 +185,32 @@ def kernel_proxy() -> Any:
         kernel_cls = with_functions(cpp.CppKernel)
         vec_kernel_cls = VecKernel
         tile2d_kernel_cls = with_functions(cpp.CppTile2DKernel)
+        usual: Any = None
+
+        def codegen_functions(self, functions: Any, sizes: Any) -> None:
+            super().codegen_functions(functions, sizes)
+            general = self.kernels[0]
+            intervals = general.usual() if isinstance(general, VecKernel) else {}
+            if intervals:
+                kernel = self.kernel_group.new_kernel(VecKernel, general.tiling_factor, general.tiling_idx)
+                kernel.intervals = intervals
+                with kernel:
+                    variables = kernel.set_ranges(*max(sizes, key=lambda groups: len(groups[1])))
+                    for function in functions:
+                        function(*variables)
+                self.usual = kernel
+
+        def gen_body(self, code: Any = None) -> None:
+            if self.usual is None:
+                super().gen_body(code)
+                return
+            tiled = self.usual.itervars[self.usual.tiling_idx]
+            lengths = {tiled: self.usual.tiling_factor}
+            code.writeline(f"if ({is_within(self.usual.intervals, lengths)})")
+            with code.indent():
+                code.splice(self.usual.gen_body())
+            code.writeline("else")
+            with code.indent():
+                super().gen_body(code)
 
     return KernelProxy

@@ -417,6 +417,23 @@ template <int N> struct LoadedMask<at::vec::VecMask<float, N>> {
     return lanes;
   }
 };
+// The lanes before number n, or those from there on.
+template <int N, bool before> FH_INLINE at::vec::VecMask<float, N> lanes(int64_t n) {
+  constexpr int L = math::N_LANES;
+  struct Table {
+    int32_t mask[2 * L];
+    constexpr Table() : mask() {
+      for (int i = 0; i < 2 * L; ++i) mask[i] = (i < L) == before ? -1 : 0;
+    }
+  };
+  static constexpr Table table;
+  at::vec::VectorizedN<float, N> lanes;
+  for (int i = 0; i < N; ++i) {
+    int64_t count = std::min<int64_t>(std::max<int64_t>(n - i * L, 0), L);
+    std::memcpy(&lanes[i], table.mask + L - count, sizeof(lanes[i]));
+  }
+  return lanes;
+}
 #endif
 // What is NaN stays; to compare with a number takes one instruction, with lanes that may be NaN three.
 template <class V, class T> FH_INLINE V at_least(V x, T low) { return low != low ? V(low) : at::vec::clamp_min(x, V(low)); }
