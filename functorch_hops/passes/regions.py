@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
+from .._torch import OpOverload
 from ..ir.sizes import is_closed
 
 __all__ = ["merge_writes", "read_back"]
@@ -57,7 +58,7 @@ def merge_writes(node: fx.Node) -> None:
         for around, inside in (node.args, node.args[::-1]):
             if isinstance(around, fx.Node) and isinstance(inside, fx.Node) and _complete(around, inside, node):
                 base, part = cast(fx.Node, around.args[0]), cast(fx.Node, inside.args[0])
-                target = cast(torch._ops.OpOverload, around.target)
+                target = cast(OpOverload, around.target)
                 node.target, node.args = target, (base, part, *around.args[2:])
                 return
 
