@@ -124,6 +124,7 @@ def test_derivatives_of_derivatives_are_those_of_eager(name: str) -> None:
         assert [x.requires_grad for x in tensors(got)] == [x.requires_grad for x in tensors(expected)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["product", "while loop"])
 def test_and_so_they_are_under_inductor(name: str) -> None:
     f, p = FUNCTIONS[name], parameters()
