@@ -50,6 +50,11 @@ def backward(h: Tensor, xs: Tensor) -> Any:
     return h.grad
 
 
+def of_leaf(h: Tensor, xs: Tensor) -> Any:
+    """As an optimizer's tensors are differentiated: the results require gradients."""
+    return fh.jit(fh.value_and_grad(loss))(h.clone().requires_grad_(), xs)
+
+
 def halved(h: Tensor, xs: Tensor) -> Tensor:
     return fh.while_loop(lambda c: c.abs().max() > 1e-3, lambda c: c * new, h)
 
@@ -57,6 +62,7 @@ def halved(h: Tensor, xs: Tensor) -> Tensor:
 PROGRAMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "scan": fh.jit(lambda h, xs: fh.scan(step, h, xs)),
     "scan, value_and_grad": fh.jit(fh.value_and_grad(loss)),
+    "scan, value_and_grad of a leaf": of_leaf,
     "scan, backward()": backward,
     "while_loop": fh.jit(halved),
 }

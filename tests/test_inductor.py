@@ -1,10 +1,16 @@
 """A chosen part of the compositions under Inductor: one of each operator, each transform on both sides of jit."""
 
+import random
+
 import pytest
+import sympy
 import torch
 from torch import nn
+from torch._inductor.codegen import cpp
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 import functorch_hops as fh
+from functorch_hops.lowering.cures import strides_read
 
 pytestmark = pytest.mark.slow
 
@@ -131,3 +137,17 @@ def test_an_index_out_of_bounds_is_an_index_error(where):
     ):
         f(x, rows + 1)
     torch.testing.assert_close(f(x, rows), x[rows])
+
+
+def test_strides_are_those_that_sympy_finds():
+    numbers = random.Random(0)
+    variables = [sympy.Symbol(f"x{i}", integer=True, nonnegative=True) for i in range(4)]
+    size, (x, y, *_) = sympy.Symbol("s0", integer=True, positive=True), variables
+    indices = [sum(numbers.choice((0, 1, 64, numbers.randrange(99))) * v for v in variables) for _ in range(40)]
+    indices += [size * x + y, FloorDiv(x, 16) * 3 + y, 2 * ModularIndexing(x, 1, 16) + y, x * y, 2 * (x + y)]
+    indices = [sympy.sympify(index) + numbers.randrange(3) for index in indices]
+    found = cpp.stride_at_vec_range
+    expected = [found(index, v, 16) for index in indices for v in variables]
+    with strides_read():
+        assert cpp.stride_at_vec_range is not found
+        assert [cpp.stride_at_vec_range(index, v, 16) for index in indices for v in variables] == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
+import torch
 from torch import fx
 
 from functorch_hops.calls.arguments import Arguments, P, R
@@ -108,7 +109,8 @@ class Lowered(Generic[P, Result_co]):
 
     def __init__(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
-        self._entry, _ = jitted._find(args, kwargs)
+        self._entry, operands = jitted._find(args, kwargs)
+        self._active = tuple(torch.is_grad_enabled() and x.requires_grad for x in operands)
         self._key = self._key_of(args, kwargs)
 
     @property

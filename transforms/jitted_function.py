@@ -268,7 +268,7 @@ class JittedFunction(Generic[P, R]):
                 "so it is captured again at every call; pass them as arguments"
             )
         with made_for(self._origin):
-            params = ClosedCallParams.of(trace.body, self._backend.now())
+            params = ClosedCallParams.of(trace.body, self._backend.now(), trace.differentiated)
         return CompiledTrace(trace, params, found)
 
     def _without_static(

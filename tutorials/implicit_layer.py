@@ -107,30 +107,27 @@ def main(epochs: int = 12, units: int = 48, backend: str = "inductor", pictures:
     torch.set_num_threads(1)
     xs, labels = load_data()
     n_test = len(xs) // 5
-    params = init_params(units)
-    # The optimizer's tensors are the same memory. Those that are differentiated don't require gradients: the result
-    # would be made ready to be differentiated again.
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    optimizer = torch.optim.Adam(leaves.values(), lr=4e-3)
+    params = {name: value.requires_grad_() for name, value in init_params(units).items()}
+    optimizer = torch.optim.Adam(params.values(), lr=4e-3)
     value_and_grad = fh.jit(fh.value_and_grad(loss_of), backend=backend)
     batch = xs[n_test : n_test + 64], labels[n_test : n_test + 64]
 
-    times = race(lambda: value_and_grad(params, *batch), lambda: plain_loss(leaves, *batch).backward())
-    expected = torch.autograd.grad(plain_loss(leaves, *batch), leaves["w"])[0]
+    times = race(lambda: value_and_grad(params, *batch), lambda: plain_loss(params, *batch).backward())
+    expected = torch.autograd.grad(plain_loss(params, *batch), params["w"])[0]
     difference = (value_and_grad(params, *batch)[1]["w"] - expected).abs().max().item()
 
     losses = []
     for _ in range(epochs):
         for rows in (n_test + torch.randperm(len(xs) - n_test)).split(64)[:-1]:
             loss, grads = value_and_grad(params, xs[rows], labels[rows])
-            for name, leaf in leaves.items():
-                leaf.grad = grads[name]
+            for name, param in params.items():
+                param.grad = grads[name]
             optimizer.step()
             losses.append(loss.item())
 
-    params = contracting(params)
-    find = fh.vmap(lambda x: iterate(lambda z: update(params, x, z), torch.zeros(units)))
-    z, depths = find(xs[:n_test])
+    with torch.no_grad():
+        params = contracting(params)
+        z, depths = fh.vmap(lambda x: iterate(lambda z: update(params, x, z), torch.zeros(units)))(xs[:n_test])
     accuracy = ((z @ params["readout"].T).argmax(1) == labels[:n_test]).float().mean().item()
 
     drawing, (left, right) = figure(2)

@@ -135,30 +135,28 @@ def main(
     images = load_data()
     seen, unseen = [of_one[::2] for of_one in images], [of_one[1::2] for of_one in images]
     start = init_params(units)
-    params = {name: value.clone() for name, value in start.items()}
-    # The optimizer's tensors are the same memory. Those that are differentiated don't require gradients: the result
-    # would be made ready to be differentiated again.
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    optimizer = torch.optim.Adam(leaves.values(), lr=3e-3)
+    params = {name: value.clone().requires_grad_() for name, value in start.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=3e-3)
     value_and_grad = fh.jit(lambda params, tasks: fh.value_and_grad(meta_loss)(params, tasks, steps), backend=backend)
     tasks = draw_tasks(seen, batch)
 
-    times = race(lambda: value_and_grad(params, tasks), lambda: plain_meta_loss(leaves, tasks, steps).backward())
-    expected = torch.autograd.grad(plain_meta_loss(leaves, tasks, steps), leaves["w1"])[0]
+    times = race(lambda: value_and_grad(params, tasks), lambda: plain_meta_loss(params, tasks, steps).backward())
+    expected = torch.autograd.grad(plain_meta_loss(params, tasks, steps), params["w1"])[0]
     difference = (value_and_grad(params, tasks)[1]["w1"] - expected).abs().max().item()
 
     losses = []
     for _ in range(rounds):
         loss, grads = value_and_grad(params, draw_tasks(seen, batch))
-        for name, leaf in leaves.items():
-            leaf.grad = grads[name]
+        for name, param in params.items():
+            param.grad = grads[name]
         optimizer.step()
         losses.append(loss.item())
 
     tests = draw_tasks(unseen, 300)
     accuracies = {}
-    for label, weights in (("random weights", start), ("learned weights", params)):
-        accuracies[label] = fh.vmap(lambda task, w=weights: adapt(w, task, 11)[1])(tests).mean(0)
+    with torch.no_grad():
+        for label, weights in (("random weights", start), ("learned weights", params)):
+            accuracies[label] = fh.vmap(lambda task, w=weights: adapt(w, task, 11)[1])(tests).mean(0)
 
     drawing, (left, right) = figure(2)
     left.plot(losses, color="tab:orange", linewidth=0.7)

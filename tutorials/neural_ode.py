@@ -112,30 +112,27 @@ def main(steps: int = 300, units: int = 32, backend: str = "inductor", pictures:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     xs, labels = load_data()
-    params = init_params(units)
-    # The optimizer's tensors are the same memory. Those that are differentiated don't require gradients: the result
-    # would be made ready to be differentiated again.
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    optimizer = torch.optim.Adam(leaves.values(), lr=2e-2)
+    params = {name: value.requires_grad_() for name, value in init_params(units).items()}
+    optimizer = torch.optim.Adam(params.values(), lr=2e-2)
     value_and_grad = fh.jit(fh.value_and_grad(loss_of), backend=backend)
 
-    times = race(lambda: value_and_grad(params, xs, labels), lambda: plain_loss(leaves, xs, labels).backward())
-    difference = abs(value_and_grad(params, xs, labels)[0] - plain_loss(leaves, xs, labels)).item()
+    times = race(lambda: value_and_grad(params, xs, labels), lambda: plain_loss(params, xs, labels).backward())
+    difference = abs(value_and_grad(params, xs, labels)[0] - plain_loss(params, xs, labels)).item()
 
     losses = []
     for _ in range(steps):
         loss, grads = value_and_grad(params, xs, labels)
-        for name, leaf in leaves.items():
-            leaf.grad = grads[name]
+        for name, param in params.items():
+            param.grad = grads[name]
         optimizer.step()
         losses.append(loss.item())
 
-    moved, counts = fh.vmap(flow, in_dims=(None, 0))(params, xs)
-    accuracy = ((moved @ params["classes"] + params["bias"]).argmax(1) == labels).float().mean().item()
-
     paths = [xs]
-    for t in torch.linspace(0, 1, 21)[:-1]:
-        paths.append(attempt(params, t.expand(len(xs)), paths[-1], torch.full((len(xs),), 0.05))[0])
+    with torch.no_grad():
+        moved, counts = fh.vmap(flow, in_dims=(None, 0))(params, xs)
+        accuracy = ((moved @ params["classes"] + params["bias"]).argmax(1) == labels).float().mean().item()
+        for t in torch.linspace(0, 1, 21)[:-1]:
+            paths.append(attempt(params, t.expand(len(xs)), paths[-1], torch.full((len(xs),), 0.05))[0])
     drawing, (left, middle, right) = figure(3)
     left.semilogy(losses, color="tab:orange")
     left.set(title="Training loss", xlabel="step", ylabel="cross-entropy (nats)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,7 +32,6 @@ __all__ = [
     "is_batched",
     "is_batched_here",
     "is_batched_wrapper",
-    "is_called_by_functorch",
     "is_tracked_at",
     "is_wrapped",
     "number_of_derivatives",
@@ -89,12 +87,6 @@ def current_level() -> int | None:
 def is_tracked_at(level: int | None, t: Tensor) -> bool:
     """Whether autograd at this level records what is computed from ``t``, if ``t`` requires a gradient."""
     return level is None or (is_wrapped(t) and _functorch.maybe_get_level(t) == level)
-
-
-def is_called_by_functorch() -> bool:
-    """Whether a function mode sees what torch's transforms do for themselves; for `__torch_function__` to ask."""
-    caller = sys._getframe(2).f_globals.get("__name__", "")
-    return caller.startswith("torch._functorch.")
 
 
 def without_gradient_levels(t: Tensor) -> Tensor:

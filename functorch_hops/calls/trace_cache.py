@@ -28,7 +28,7 @@ from torch import Tensor
 from .. import _torch, environment
 from ..environment.keys import KeyMakers, by_value
 from ..errors import warn
-from ..ir.meta import TensorMeta
+from ..ir.meta import Mask, TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import answer, current_capture
@@ -60,6 +60,7 @@ class Trace:
     """Tensors from places that can't be watched: this trace holds for the call that made it only."""
     assumed: tuple[Assumed, ...]
     returned: Returned | None
+    differentiated: Mask
 
     @classmethod
     def of(cls, call: TracedCall, found: environment.Snapshot) -> Trace:
@@ -74,7 +75,7 @@ class Trace:
             else:
                 lost.append(TensorMeta.of(t))
         facts = tuple(call.updates), tuple(lost), tuple(call.assumed)
-        return cls(call.body, call.output, tuple(sources), *facts, call.returned)
+        return cls(call.body, call.output, tuple(sources), *facts, call.returned, call.differentiated)
 
     def holds_for(self, operands: Sequence[Tensor]) -> bool:
         """Whether the operands, those from the environment included, answer as those did that were traced."""

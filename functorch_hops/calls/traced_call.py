@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, environment, pytree
+from ..ir.meta import Mask
 from ..ir.origin import unannotated
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
@@ -51,6 +52,8 @@ class TracedCall:
     """What bodies of loops changed, once for all their steps, and where."""
     returned: Returned | None
     """See NOTE [Results that share memory]; None if the results are the outputs."""
+    differentiated: Mask
+    """The operands by which a transform in the function differentiates, in reverse mode."""
 
 
 def trace_call(
@@ -118,7 +121,8 @@ def _trace_call(
     assumed = [Assumed(places[id(a.tensor)], a.question, a.answer) for a in capture.history.assumed.values()]
     output, returned = outputs[-1]
     facts = updates, assumed, changed, capture.session.effects
-    return TracedCall(body, output, capture.lifted, capture.constants, *facts, returned)
+    differentiated = tuple(node in capture.differentiated for node in capture.history.inputs)
+    return TracedCall(body, output, capture.lifted, capture.constants, *facts, returned, differentiated)
 
 
 def _changes(arguments: Arguments, leaves: list[Any], args: Any, kwargs: Any) -> list[str]:

@@ -30,6 +30,7 @@ from .rules import Maybe, operator_of
 __all__ = [
     "PlainCall",
     "RecordedCall",
+    "is_augmented",
     "jvp_of",
     "over_legacy_batch",
     "unwrapped",
@@ -143,6 +144,11 @@ def vjp_forward(params: Params, active: Mask) -> Params:
             return replace(augmented)
 
     return params.derive(("vjp forward", active), make)
+
+
+def is_augmented(params: Params, active: Mask) -> bool:
+    """Whether the augmented call was made before."""
+    return params.has_derived(("vjp forward", active))
 
 
 def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | None]) -> tuple[Sequence[Tensor], Maybe]:

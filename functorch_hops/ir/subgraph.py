@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from .._torch import OpOverload, facts, is_effectful, one_at_a_time, released, run_of, without_torch_function
 from .active import state
 from .first_nan import looked_at
-from .meta import TensorMeta
+from .meta import Mask, TensorMeta
 from .nodes import bernoulli_like, frozen
 from .origin import Origin, Scope, made_for, origin_here
 from .sizes import Binding, SymbolPlaces, facts_hold, shape_env_of, size_key
@@ -64,6 +64,10 @@ class _Deriving:
                     self._derived[key] = make()
             result: T = self._derived[key]
             return result
+
+    def has_derived(self, key: Hashable) -> bool:
+        """Whether :meth:`derive` has made this."""
+        return key in self._derived
 
     def derive_apart(self, key: Hashable, make: Callable[[], T]) -> T:
         """As :meth:`derive`, for a ``make`` that runs a compiler: see NOTE [One lock]. Other threads that ask for the
@@ -149,7 +153,7 @@ class Params(_Deriving):
     def bodies(self) -> tuple[Subgraph, ...]:
         return tuple(body for value in self._values().values() for body in _bodies_in(value))
 
-    def recorded(self) -> Params:
+    def recorded(self, active: Mask) -> Params:
         """The parameters of the call that plain autograd remembers, where nothing else is active."""
         return self
 

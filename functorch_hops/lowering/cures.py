@@ -23,7 +23,7 @@ from .._torch import OpOverload
 from .loops.happening import LOOK
 from .loops.throwing import thrown
 
-__all__ = ["counted_by_torch", "cured", "exact_arithmetic", "graphs_in", "replaced"]
+__all__ = ["counted_by_torch", "cured", "exact_arithmetic", "graphs_in", "replaced", "strides_read"]
 
 aten = torch.ops.aten
 
@@ -67,7 +67,7 @@ def _steps_read(tensors: Sequence[Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop."""
-    with _reads_after_writes(), _rounded_constants(), _exact_scalars(), _errors_thrown():
+    with _reads_after_writes(), _rounded_constants(), _exact_scalars(), _errors_thrown(), strides_read():
         yield
 
 
@@ -268,6 +268,25 @@ def _errors_thrown() -> Iterator[None]:
 
     original: Any = KernelGroup.codegen_group
     with replaced(KernelGroup, "codegen_group", generate):
+        yield
+
+
+@contextlib.contextmanager
+def strides_read() -> Iterator[None]:
+    """Read the stride of an index off its terms. Inductor (torch 2.13) has sympy simplify the index, and the difference
+    of two, which takes some 15 ms for each operand of a kernel, where most indices are sums of multiples of variables.
+    """
+    import sympy
+    from torch._inductor.codegen import cpp
+
+    def stride_at(index: Any, var: Any, vec_length: int | None = None) -> Any:
+        terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(index)]
+        if all(factor.is_Integer and (of is sympy.S.One or of.is_Symbol) for factor, of in terms):
+            return sum((factor for factor, of in terms if of == var), sympy.S.Zero)
+        return original(index, var, vec_length)
+
+    original: Any = cpp.stride_at_vec_range
+    with replaced(cpp, "stride_at_vec_range", stride_at):
         yield
 
 

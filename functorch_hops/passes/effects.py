@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from .._torch import OpOverload
 from ..ir.build import add_params, copy_of
 from ..ir.origin import made_for
 from ..ir.subgraph import P, Params, Subgraph, params_of
 from .cleaning import clean
 
-__all__ = ["changed_effects", "silenced", "silent"]
+__all__ = ["changed_effects", "may_run_again", "silenced", "silent"]
 
 
 def changed_effects(body: Subgraph, key: Hashable, change: Callable[[Params], Params | None]) -> Subgraph:
@@ -53,3 +54,25 @@ def silent(body: Subgraph) -> Subgraph:
 def silenced(params: P) -> P:
     """The call without effects of the user's in its bodies."""
     return _in_bodies(params, "silent", lambda params: None) if params.holds_effects else params
+
+
+def may_run_again(body: Subgraph) -> bool:
+    """Whether nobody can tell if the graph runs once more, on operands that it has seen: it draws no random numbers,
+    tells the user nothing, and holds neither Python nor operators of the user's. To check a matrix again is no harm.
+    """
+    return body.derive("may run again", lambda: (_may_run_again(body),))[0]
+
+
+def _may_run_again(body: Subgraph) -> bool:
+    if body.draws or body.holds_effects:
+        return False
+    for node in body.module.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target.namespace not in _OPERATORS:
+            return False
+        params = params_of(node, body.module)
+        if params is not None and (params.calls_python or not all(map(may_run_again, params.bodies))):
+            return False
+    return True
+
+
+_OPERATORS = ("aten", "prims")

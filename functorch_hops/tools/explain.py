@@ -15,11 +15,12 @@ from ..calls.arguments import P
 from ..calls.leaf import left_to_python
 from ..calls.spelling import spelled
 from ..calls.validate import check_callable
-from ..ir.meta import TensorMeta
+from ..ir.meta import Mask, TensorMeta
 from ..ir.subgraph import Params, Subgraph, params_of
 from ..lowering.backends import compilation_of, compiled
 from ..lowering.stages import COMPILED, GRAPH, KERNELS, PASSES
 from ..ops.associative_scan.op import AssociativeScanParams
+from ..ops.closed_call.op import ClosedCallParams, DeferredCallParams
 from ..ops.cond.op import CondParams
 from ..ops.scan.op import ScanParams
 from ..ops.while_loop.op import WhileLoopParams
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # it imports what compiles
 __all__ = ["Explanation", "LoopExplanation", "explain"]
 
 Lowering = Literal["lanes", "steps", "tape", "inside", "native", "python"]
+Backward = Literal["late", "saved"]
 
 _WORDS: dict[Lowering, str] = {
     "lanes": "one kernel; a block of lanes runs through all steps, its carries in registers",
@@ -40,6 +42,12 @@ _WORDS: dict[Lowering, str] = {
     "inside": "a part of the kernel of the loop around it",
     "native": "torch's own operator, whose body is compiled by itself",
     "python": "the operators of the graph, called from Python",
+}
+
+
+_BACKWARD: dict[Backward, str] = {
+    "late": "the gradients can be differentiated again by autograd, which would run the graph once more",
+    "saved": "the gradients were differentiated again by autograd; calls save for that from now on",
 }
 
 
@@ -118,6 +126,9 @@ class Explanation:
         compile_seconds: their compilation; little if they were found in a cache.
         graph_seconds: what the backend took for the graph around them, code and compilation.
         source_bytes: the size of all source that was generated.
+        backward: of a function that differentiates by tensors that require gradients, "late": a call saves nothing for
+            a backward pass through its results; or "saved": there was one, and from now on calls save for the next.
+            None for any other function.
 
     >>> import torch, functorch_hops as fh
     >>> found = fh.explain(fh.jit(lambda xs: fh.scan(lambda c, x: (c + x, c), 0, xs), backend="eager"))(torch.ones(9))
@@ -134,6 +145,7 @@ class Explanation:
     compile_seconds: float
     graph_seconds: float
     source_bytes: int
+    backward: Backward | None = None
 
     def __str__(self) -> str:
         seconds = (
@@ -145,6 +157,7 @@ class Explanation:
         )
         parts = ", ".join(f"{name} {value:.2f} s" for name, value in seconds)
         head = [f'{self.name}, backend "{self.backend}"', f"{parts}; {self.source_bytes} bytes of source"]
+        head += [] if self.backward is None else [_BACKWARD[self.backward]]
         return "\n".join([*head, *(map(str, self.loops) if self.loops else ("no loops and no branches",))])
 
 
@@ -207,9 +220,16 @@ def explain(func: Callable[P, Any]) -> Callable[P, Explanation]:
             compile_seconds=record.seconds.get(COMPILED, 0.0),
             graph_seconds=record.seconds.get(GRAPH, 0.0),
             source_bytes=record.source_bytes,
+            backward=_backward(params, lowered._active),
         )
 
     return explained
+
+
+def _backward(params: ClosedCallParams, active: Mask) -> Backward | None:
+    if not params.is_differentiated_again(active):
+        return None
+    return "late" if isinstance(params.recorded(active), DeferredCallParams) else "saved"
 
 
 _KINDS = (ScanParams, WhileLoopParams, CondParams, AssociativeScanParams)

@@ -46,6 +46,8 @@ def _grad_fn(capture: Any, t: Tensor) -> Any:
 
 def _set_requires_grad(capture: Any, t: Tensor, value: bool = True) -> Any:
     """Of a value that is made inside, it begins a history of its own; of one from outside it must be so already."""
+    if value and _torch.is_wrapped(t):
+        capture.note_differentiated(t)  # torch's transforms call it of what they differentiate by
     if _is_from_outside(capture, t) and _requires_grad(capture, t) is not value:
         raise refused_of_tensor(
             capture.context,

@@ -82,6 +82,8 @@ class Capture:
         """See NOTE [A refusal is not caught]."""
         self.regrouped: list[tuple[Tensor, fx.Node, fx.Node]] = []
         """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
+        self.differentiated: set[fx.Node] = set()
+        """The inputs by which a transform in the function differentiates, in reverse mode."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
@@ -271,6 +273,17 @@ class Capture:
         """Let ``t`` stand for the value of ``new`` from now on."""
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
             _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
+
+    def note_differentiated(self, t: Tensor) -> None:
+        """A transform begins to differentiate by ``t``, in reverse mode: by an input, or by something else."""
+        if not self.owns(_torch.base_tensor(t)):
+            return
+        node = self.node_of(t)
+        if node.op == "placeholder":
+            self.differentiated.add(node)
+            source = self.history.inputs[node]
+            if self.parent is not None and isinstance(source, Itself):
+                self.parent.note_differentiated(self.parent.lift(source.tensor))
 
     # -- checks
 

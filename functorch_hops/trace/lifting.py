@@ -110,7 +110,7 @@ class Lifting(_torch.ForwardRules):
             raise backward_inside(capture.context, _BACKWARD[func])
         if func is torch.autograd.grad and not capture.history.ask(*map(_tensors, args[:2])):
             raise backward_inside(capture.context, "torch.autograd.grad()")
-        if func in OF_THE_TENSOR and not _torch.is_called_by_functorch():
+        if func in OF_THE_TENSOR:
             given = (a if type(a) is dict else capture.lift_tree(a) for a in args)  # deepcopy writes to a dict
             return OF_THE_TENSOR[func](capture, *given, **kwargs or {})
         args = tuple(capture.lift_tree(a) for a in args)

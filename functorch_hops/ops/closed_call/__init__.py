@@ -7,7 +7,8 @@ from ...lowering.loops.forms import no_form, no_native_loop
 from ...passes.hoisting import not_a_loop
 from ...passes.products import no_products
 from ...passes.redrawing import not_redrawn
-from .op import closed_call_op, taped_call_op
+from .deferred import deferred_call_vjp_backward, deferred_call_vjp_forward
+from .op import closed_call_op, deferred_call_op, taped_call_op
 from .rules import (
     closed_call_abstract_eval,
     closed_call_batch,
@@ -40,4 +41,7 @@ _rules = Rules(
     form=no_form,
 )
 closed_call_op.register(_rules)
+deferred_call_op.register(
+    replace(_rules, vjp_forward=deferred_call_vjp_forward, vjp_backward=deferred_call_vjp_backward)
+)
 taped_call_op.register(replace(_rules, vjp_forward=taped_call_vjp_forward, vjp_backward=taped_call_vjp_backward))

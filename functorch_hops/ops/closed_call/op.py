@@ -6,26 +6,40 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ...hop.autograd import is_augmented
 from ...hop.operator import Hop
+from ...ir.meta import Mask
 from ...ir.origin import made_for
 from ...ir.subgraph import Params, Subgraph, params_of
 from ...lowering.backends import Backend
 from ...lowering.loops.forms import Refused, While
+from ...passes.effects import may_run_again
 
-__all__ = ["ClosedCallParams", "TapedCallParams", "closed_call_op", "taped_call_op"]
+__all__ = [
+    "ClosedCallParams",
+    "DeferredCallParams",
+    "TapedCallParams",
+    "closed_call_op",
+    "deferred_call_op",
+    "taped_call_op",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class ClosedCallParams(Params):
-    """The graph, and the backend that compiles it. Operands and outputs: those of the body."""
+    """The graph, and the backend that compiles it. Operands and outputs: those of the body. ``differentiated``: by
+    which operands the body differentiates; empty where that is not known.
+    """
 
     body: Subgraph
     backend: Backend
+    differentiated: Mask = ()
 
     @classmethod
-    def of(cls, body: Subgraph, backend: Backend) -> ClosedCallParams:
+    def of(cls, body: Subgraph, backend: Backend, differentiated: Mask = ()) -> ClosedCallParams:
         """The parameters for this graph and backend, one object for all calls."""
-        return body.derive(("closed call", backend), lambda: cls(body, backend))
+        key = ("closed call", backend, differentiated)
+        return body.derive(key, lambda: ClosedCallParams(body, backend, differentiated))
 
     @property
     def n_outputs(self) -> int:
@@ -35,22 +49,51 @@ class ClosedCallParams(Params):
     def public_name(self) -> str:
         return "jit" if self.origin is None else self.origin.function
 
-    def recorded(self) -> ClosedCallParams:
-        return self.derive("recorded", lambda: _recorded(self))
+    def recorded(self, active: Mask) -> ClosedCallParams:
+        saving = self.saving()
+        is_late = self.is_differentiated_again(active) and not is_augmented(saving, active)
+        return self.derive("deferred", lambda: _deferred(self)) if is_late else saving
+
+    def is_differentiated_again(self, active: Mask) -> bool:
+        """Whether it is as in NOTE [Gradients of gradients are late], for these operands with gradients."""
+        by_active = any(d and a for d, a in zip(self.differentiated, active))
+        return by_active and self.derive("may be deferred", lambda: (_may_be_deferred(self),))[0]
+
+    def saving(self) -> ClosedCallParams:
+        """The call as plain autograd remembers it where a backward pass is to be expected."""
+        return self.derive("saving", lambda: _saving(self))
 
 
 class TapedCallParams(ClosedCallParams):
     """The call as plain autograd remembers it: see NOTE [Tapes as residuals]."""
 
-    def recorded(self) -> TapedCallParams:
-        return self
+
+class DeferredCallParams(ClosedCallParams):
+    """The call as plain autograd remembers it: see NOTE [Gradients of gradients are late]."""
+
+    def call(self) -> ClosedCallParams:
+        """What it stands for."""
+        return ClosedCallParams.of(self.body, self.backend, self.differentiated)
 
 
-def _recorded(params: ClosedCallParams) -> ClosedCallParams:
+def _may_be_deferred(params: ClosedCallParams) -> bool:
+    body = params.body
+    if body.shape_env is not None or not may_run_again(body):
+        return False
+    differentiated = (meta for meta, d in zip(body.inputs, params.differentiated) if d)
+    return sum(meta.nbytes for meta in body.outputs) >= sum(meta.nbytes for meta in differentiated)
+
+
+def _deferred(params: ClosedCallParams) -> DeferredCallParams:
+    with made_for(params.origin):
+        return DeferredCallParams(params.body, params.backend, params.differentiated)
+
+
+def _saving(params: ClosedCallParams) -> ClosedCallParams:
     module = params.body.module
     may_tape = params.backend.name == "inductor" and any(_is_while(node, module) for node in module.graph.nodes)
     with made_for(params.origin):
-        return TapedCallParams(params.body, params.backend) if may_tape else params
+        return TapedCallParams(params.body, params.backend, params.differentiated) if may_tape else params
 
 
 def _is_while(node: fx.Node, module: fx.GraphModule) -> bool:
@@ -65,4 +108,5 @@ def _is_while(node: fx.Node, module: fx.GraphModule) -> bool:
 
 
 closed_call_op = Hop("closed_call", ClosedCallParams)
+deferred_call_op: Hop[ClosedCallParams] = Hop("deferred_call", DeferredCallParams)
 taped_call_op: Hop[ClosedCallParams] = Hop("taped_call", TapedCallParams)

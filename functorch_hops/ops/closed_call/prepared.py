@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ... import _torch
-from ...hop.autograd import PlainCall, RecordedCall, vjp_forward
+from ...hop.autograd import PlainCall, RecordedCall, is_augmented, vjp_forward
 from ...hop.operator import is_plain_call
 from ...hop.rules import Maybe
 from ...ir.meta import Mask
 from ...ir.subgraph import Subgraph
 from ...lowering.backends import Compiled, compiled
 from ...trace.capture import current_capture
-from .op import ClosedCallParams
+from .op import ClosedCallParams, DeferredCallParams
 from .taped import are_whole, partition_of
 
 __all__ = ["prepared"]
@@ -35,9 +35,34 @@ def prepared(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     active = tuple(x.requires_grad for x in operands)
     if not (torch.is_grad_enabled() and True in active):
         return _runner(params, operands)
-    params = params.recorded()
+    recorded = params.recorded(active)
+    if isinstance(recorded, DeferredCallParams):
+        return _until_augmented(params, recorded, active, operands)
+    return _recorder(recorded, active, operands)
+
+
+def _until_augmented(
+    params: ClosedCallParams, recorded: DeferredCallParams, active: Mask, operands: Sequence[Tensor]
+) -> Run:
+    """See NOTE [Gradients of gradients are late]."""
+    run, saving = _recorder(recorded, active, operands), params.saving()
+    is_late = True
+
+    def call(operands: list[Tensor]) -> Sequence[Tensor]:
+        nonlocal run, is_late
+        if is_late and is_augmented(saving, active):
+            run, is_late = _recorder(saving, active, operands), False
+        return run(operands)
+
+    return call
+
+
+def _recorder(params: ClosedCallParams, active: Mask, operands: Sequence[Tensor]) -> Run:
+    """The call, which autograd remembers."""
     augmented: Any = vjp_forward(params, active)
-    plain = PreparedCall(params, augmented, active, _runner(augmented, operands))
+    run = _runner(augmented, operands)
+    is_late = isinstance(params, DeferredCallParams)
+    plain = _PlainRun(augmented, run) if is_late else PreparedCall(params, augmented, active, run)
     apply, n = _torch.applied(RecordedCall), params.n_outputs
     no_tangents = (False,) * len(active)
 
@@ -59,14 +84,25 @@ def _runner(params: ClosedCallParams, operands: Sequence[Tensor]) -> Run:
     return lambda operands: tuple(map(contiguous, code([*map(contiguous, operands)])))
 
 
-class PreparedCall(PlainCall):
+class _PlainRun(PlainCall):
+    """The augmented call."""
+
+    def __init__(self, augmented: ClosedCallParams, run: Run) -> None:
+        super().__init__(augmented)
+        self._run = run
+
+    def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self._run([*operands])  # type: ignore[return-value]
+
+
+class PreparedCall(_PlainRun):
     """The augmented call, and the backward pass where nothing else is active then either, and no gradient of the
     gradient is asked for.
     """
 
     def __init__(self, params: ClosedCallParams, augmented: ClosedCallParams, active: Mask, run: Run) -> None:
-        super().__init__(augmented)
-        self._run, self._params = run, params
+        super().__init__(augmented, run)
+        self._params = params
         self._partition = partition_of(params, active)
 
     @functools.cached_property
@@ -74,9 +110,6 @@ class PreparedCall(PlainCall):
         origin = self._params.origin
         origin = None if origin is None else replace(origin, part="backward", saved=None)
         return compiled(self._partition.backward, self._params.backend, origin)
-
-    def run(self, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return self._run([*operands])  # type: ignore[return-value]
 
     def pull(self, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
         n, given = self._params.n_outputs, [ct for ct in cotangents if ct is not None]
