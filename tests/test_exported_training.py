@@ -213,6 +213,18 @@ def test_integers_among_the_results(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+def test_a_scan_that_stacks_nothing_and_saves_nothing() -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            return fh.scan(lambda c, row: (c * 0.9 + row, None), self.w, torch.stack([x, x + 1]) * self.w)[0]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 def test_complex_numbers_are_for_inference() -> None:
     class Module(Growth):
         def forward(self, x: Tensor) -> Tensor:
