@@ -210,6 +210,15 @@ def test_jit_in_a_dynamic_jit() -> None:
     assert outer.cache_info().misses == 1
 
 
+@pytest.mark.parametrize("bounds", [lambda n: (0, n - 5), lambda n: (-n, n // 4 - 3), lambda n: (n, 3)])
+def test_as_many_steps_as_sizes_say(bounds: Any) -> None:
+    f = lambda x: fh.fori_loop(*bounds(x.shape[0]), lambda i, c: (c * 0.5 + i).sin(), x).sum()
+    jitted = fh.jit(fh.value_and_grad(f), backend="eager", dynamic=True)
+    for n in (9, 2, 5, 6, 7, 20):
+        torch.testing.assert_close(jitted(random(n, 3)), fh.value_and_grad(f)(random(n, 3)))
+    assert jitted.cache_info().misses == 1
+
+
 def test_a_predicate_by_size_is_static() -> None:
     f = fh.jit(lambda x: fh.cond(x.shape[0] > 5, torch.sin, torch.cos, x), backend="eager", dynamic=True)
     for n in (4, 9):

@@ -213,6 +213,18 @@ def test_integers_among_the_results(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+def test_a_scan_that_stacks_nothing_and_saves_nothing() -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            return fh.scan(lambda c, row: (c * 0.9 + row, None), self.w, torch.stack([x, x + 1]) * self.w)[0]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 def test_complex_numbers_are_for_inference() -> None:
     class Module(Growth):
         def forward(self, x: Tensor) -> Tensor:
@@ -299,6 +311,47 @@ def test_a_program_with_open_sizes_is_exported_again_strictly(function: Any) -> 
     again = torch.export.export(program.module(), (xs,), dynamic_shapes=sizes, strict=True)
     for given in (xs, xs[:2]):
         torch.testing.assert_close(again.module()(given), function(given))
+
+
+def summed(step: Any, xs: Tensor) -> Tensor:
+    return fh.scan(step, torch.zeros((), dtype=xs.dtype), xs)[0]
+
+
+def below_zero(xs: Tensor) -> Any:
+    return (xs.detach().sum().long() - 9 * xs.shape[0]).item()
+
+
+def with_value(xs: Tensor, k: Any) -> Tensor:
+    return summed(lambda c, x: (c + x.sin().sum() * k, None), xs)
+
+
+READ_OUTSIDE = {
+    "scan": lambda xs, n: summed(lambda c, x: (c + x.sin().sum() * n, None), xs),
+    "float": lambda xs, n: summed(lambda c, x: (c + x.sin().sum() * (n / 7), None), xs),
+    "value": lambda xs, n: with_value(xs, below_zero(xs)),
+    "cond in scan": lambda xs, n: summed(
+        lambda c, x: (fh.cond(x.sum() > 2, lambda c: c * n, lambda c: c + x.sin().sum() * n, c), None), xs
+    ),
+    "scan in vmap": lambda xs, n: fh.vmap(lambda x: summed(lambda c, a: (c * a.sin() + n, None), x))(xs).sum(),
+    "steps": lambda xs, n: fh.fori_loop(n // 4, n - 5, lambda i, c: c * 0.9 + (xs[i] * n).sin().sum(), xs.sum()),
+    "no step": lambda xs, n: fh.fori_loop(n, 0, lambda i, c: c * n, xs.sum()),
+}
+
+
+@both_ways
+@pytest.mark.parametrize("name", READ_OUTSIDE)
+def test_a_size_that_is_read_outside_of_a_function_stays_open(name: str, strict: bool) -> None:
+    class Module(nn.Module):
+        def forward(self, xs: Tensor) -> Tensor:
+            return READ_OUTSIDE[name](xs, xs.shape[0])
+
+    example = torch.linspace(0.2, 1.5, 21, dtype=torch.float64).reshape(7, 3).requires_grad_()
+    sizes = ({0: torch.export.Dim("T", min=2, max=64)},)
+    run = torch.export.export(Module(), (example,), dynamic_shapes=sizes, strict=strict).module()
+    for given in (example, example[:2], example.tile(2, 1)):
+        value, expected = run(given), Module()(given)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, example), torch.autograd.grad(expected, example))
 
 
 def test_torchs_strict_export_takes_no_scan_with_a_size_among_its_operands() -> None:

@@ -6,6 +6,7 @@ Imported when Dynamo first meets such a call, never before: Dynamo takes a secon
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
@@ -34,7 +35,7 @@ from .dispatch import suspended
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .levels import below_transforms
-from .symbols import open_number_carrier, read_open_number
+from .symbols import SHIFT, is_shifted, new_carrier, read_open_number, shape_of_carrier
 
 __all__ = ["OpenNumber", "register"]
 
@@ -315,12 +316,17 @@ class _Call:
         return value
 
     def open_number(self, number: fx.Proxy, value: Any) -> OpenNumber:
-        is_float = isinstance(value, torch.SymFloat)
-        make, content, dtype = open_number_carrier(number, is_float)
-        proxy = self.tx.output.create_proxy("call_function", make, (content,), {"dtype": dtype})
-        _, content, _ = open_number_carrier(value, is_float)
+        create, shape = self.tx.output.create_proxy, shape_of_carrier(value)
+        if shape and is_shifted(shape):
+            number = create("call_function", operator.add, (number, SHIFT), {})
+            number.node.meta["example_value"] = shape[1]
+        if shape:
+            sizes = [size if isinstance(size, int) else number for size in shape]
+            proxy = create("call_function", torch.empty, (sizes,), {"dtype": torch.bool})
+        else:
+            proxy = create("call_function", torch.scalar_tensor, (number,), {"dtype": torch.float64})
         with self.tx.fake_mode:
-            carrier = wrap_fx_proxy(self.tx, proxy, example_value=make(content, dtype=dtype))
+            carrier = wrap_fx_proxy(self.tx, proxy, example_value=new_carrier(shape, value))
         return OpenNumber(self.known(carrier))
 
     # -- trees

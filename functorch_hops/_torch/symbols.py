@@ -8,14 +8,16 @@ import itertools
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .levels import top_interpreter
 
 __all__ = [
+    "SHIFT",
     "LiftedSymbols",
     "NewFactError",
     "env_around",
@@ -24,15 +26,20 @@ __all__ = [
     "facts",
     "hear_unanswered",
     "inner_sizes_forgotten",
+    "is_known",
+    "is_shifted",
     "is_unbacked",
+    "new_carrier",
     "new_shape_env",
     "new_symbol",
     "no_new_facts",
     "read_open_number",
     "shape_env",
+    "shape_of_carrier",
     "size_hint",
     "sizes_forgotten",
     "symbol_entry",
+    "symbols_around",
     "unbacked_size",
 ]
 
@@ -140,22 +147,33 @@ def inner_sizes_forgotten() -> Iterator[None]:
         yield
 
 
-_SHIFT = 2**62
+SHIFT = 2**40
+"""A loop for torch stacks what it reads in each step: so many times the step has to be an offset yet."""
 
 
-def open_number_carrier(number: Any, is_float: bool) -> tuple[Any, Any, torch.dtype]:
-    """The function, its argument and the dtype that make the tensor as which an open number travels: an int as a size
-    of an empty one. A size is not negative, and torch asks whether one is 0 or 1: shifted, whatever the number is, the
-    answers are known.
+def shape_of_carrier(number: Any) -> tuple[Any, ...]:
+    """The shape of the tensor as which an open number travels: of an empty one for an int, which is one of its sizes.
+    A size is not negative, and torch asks whether one is 0 or 1: an int of which that is not known travels shifted.
     """
-    if is_float:
-        return torch.scalar_tensor, number, torch.float64
-    return torch.empty, (0, number + _SHIFT), torch.bool
+    if isinstance(number, torch.SymFloat):
+        return ()
+    return (number, 0) if is_known(number >= 2) else (0, number + SHIFT)
+
+
+def new_carrier(shape: Sequence[Any], number: Any) -> torch.Tensor:
+    """The tensor of this shape as which an open number travels."""
+    return torch.empty(shape, dtype=torch.bool) if shape else torch.scalar_tensor(number, dtype=torch.float64)
+
+
+def is_shifted(shape: Sequence[Any]) -> bool:
+    return isinstance(shape[1], torch.SymInt) or shape[1] != 0
 
 
 def read_open_number(carrier: torch.Tensor) -> Any:
-    """The number for which ``open_number_carrier`` made this."""
-    return carrier.shape[1] - _SHIFT if carrier.dim() else torch.ops.aten._local_scalar_dense.default(carrier)
+    """The number that travels as this tensor."""
+    if not carrier.dim():
+        return torch.ops.aten._local_scalar_dense.default(carrier)
+    return carrier.shape[1] - SHIFT if is_shifted(carrier.shape) else carrier.shape[0]
 
 
 def shape_env(size: torch.SymInt) -> Any:
@@ -237,11 +255,24 @@ def size_hint(size: Any) -> int:
     return hint
 
 
+def is_known(fact: Any) -> bool:
+    """Whether ``fact`` about open sizes holds, whatever they are: nothing is assumed for it."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(fact)
+
+
 def is_unbacked(size: Any) -> bool:
     """Whether a size depends on values that only a run knows."""
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
+
+
+def symbols_around() -> Any | None:
+    """The table of symbols of torch's trace that goes on here."""
+    mode = get_proxy_mode()
+    return None if mode is None else mode.tracer.sympy_expr_tracker
 
 
 class LiftedSymbols(dict[Any, Any]):

@@ -7,6 +7,7 @@ Its derivatives of its own operators (2.13) are right at first order with except
   has none in later steps;
 - integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
   pass too; in torch 2.11 a carry of a ``scan`` is like that of a ``while_loop``;
+- a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
 - none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;
 - the derivative of a custom rule is that of the function.
 

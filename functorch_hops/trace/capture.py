@@ -60,7 +60,7 @@ class Capture:
         self.graph = fx.Graph(tracer_cls=None)
         self.tracer = _torch.new_tracer(self.root, self.graph)
         self.recorder = _torch.CallRecorder(self.tracer, self.session.fake_mode)
-        self.symbols = Symbols(self)
+        self.symbols = Symbols(self, _torch.symbols_around() if parent is None else None)
         self.tracer.sympy_expr_tracker = _torch.LiftedSymbols(self.symbols.lift)
         self.inputs: list[TensorMeta] = []
         self.history = History(self)

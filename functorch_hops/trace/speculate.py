@@ -156,6 +156,7 @@ def _trace(
                     check_leaves(capture, outputs)
                     check_regrouped(capture, outputs)
                 module = capture.finish(outputs)
+        capture.symbols.make_carriers()
         if keep_autocast:
             del outputs, fakes
             make_real(capture)

@@ -1,7 +1,8 @@
-"""Sizes and floats of enclosing captures, read in a capture."""
+"""Sizes and floats of enclosing captures, and of torch's own trace around them, read in a capture."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -18,26 +19,54 @@ class Symbols:
     """The symbolic numbers of one capture.
 
     One of an enclosing capture travels as an operand, from which it is read again inside: a size as the size of an
-    empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d tensor.
+    empty tensor, so that it remains a size in every graph derived from this one; a float as a 0-d tensor. So does one
+    of torch's trace (its export), which makes the tensor when this capture has ended and it records again.
     """
 
-    def __init__(self, capture: Any) -> None:
+    def __init__(self, capture: Any, around: Any | None) -> None:
+        """``around``: the table of symbols of torch's trace, where one goes on and no capture encloses this one."""
         self.capture = capture
+        self.around = around
         self.carriers: dict[Any, Tensor] = {}
+        self.from_around: dict[int, Any] = {}
+        """Places of lifted tensors, and the numbers of torch's trace that they carry."""
 
     def lift(self, symbol: Any) -> Any | None:
-        """The entry for the table of the tracer; None for a symbol of no enclosing capture."""
+        """The entry for the table of the tracer; None for a symbol of nothing that encloses this capture."""
         capture, parent = self.capture, self.capture.parent
-        entry = parent.tracer.sympy_expr_tracker.get(symbol) if parent is not None else None
+        known = parent.tracer.sympy_expr_tracker if parent is not None else self.around
+        entry = known.get(symbol) if known is not None else None
         if entry is None:
             return None
-        is_size = isinstance(entry.value, torch.SymInt)
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
-            placeholder = capture.proxy_of(capture.lift(parent.symbols.carrier(symbol, entry)))
-            target, rest = (size_at, (0,)) if is_size else (torch.ops.aten._local_scalar_dense.default, ())
-            number = capture.tracer.create_proxy("call_function", target, (placeholder, *rest), {})
+            if parent is not None:
+                placeholder = capture.proxy_of(capture.lift(parent.symbols.carrier(symbol, entry)))
+            else:
+                placeholder = capture.proxy_of(self._lift_from_around(entry.value))
+            number = self._read(placeholder, _torch.shape_of_carrier(entry.value))
         number.node.meta["val"] = entry.value
         return _torch.symbol_entry(number, entry.value)
+
+    def _read(self, carrier: fx.Proxy, shape: tuple[Any, ...]) -> fx.Proxy:
+        create = self.capture.tracer.create_proxy
+        if not shape:
+            return create("call_function", torch.ops.aten._local_scalar_dense.default, (carrier,), {})
+        if not _torch.is_shifted(shape):
+            return create("call_function", size_at, (carrier, 0), {})
+        shifted = create("call_function", size_at, (carrier, 1), {})
+        shifted.node.meta["val"] = shape[1]
+        return create("call_function", operator.sub, (shifted, _torch.SHIFT), {})
+
+    def _lift_from_around(self, value: Any) -> Tensor:
+        fake: Tensor = self.capture.new_input(_meta_of_carrier(value), None)
+        self.from_around[len(self.capture.lifted)] = value
+        self.capture.lifted.append(fake)
+        return fake
+
+    def make_carriers(self) -> None:
+        """Where torch's trace records again: the tensors that this capture has lifted for its numbers."""
+        for place, value in self.from_around.items():
+            self.capture.lifted[place] = _torch.new_carrier(_torch.shape_of_carrier(value), value)
 
     def carrier(self, symbol: Any, entry: Any) -> Tensor:
         """A symbol of this capture as a tensor that can be an operand."""
@@ -46,12 +75,20 @@ class Symbols:
         return self.carriers[symbol]
 
     def _new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
-        is_size = isinstance(value, torch.SymInt)
-        meta = TensorMeta((value, 0) if is_size else (), torch.bool if is_size else torch.float64, torch.device("cpu"))
-        target: Any = torch.ops.aten.empty.memory_format if is_size else torch.ops.aten.scalar_tensor.default
+        create, shape, meta = self.capture.tracer.create_proxy, _torch.shape_of_carrier(value), _meta_of_carrier(value)
+        content: Any = number
+        if shape and _torch.is_shifted(shape):
+            content = create("call_function", operator.add, (number, _torch.SHIFT), {})
+            content.node.meta["val"] = shape[1]
+        if shape:
+            content = [size if isinstance(size, int) else content for size in shape]
+        target: Any = torch.ops.aten.empty.memory_format if shape else torch.ops.aten.scalar_tensor.default
         fake: Tensor = self.capture.new_fake(meta)
-        tracer = self.capture.tracer
-        args = ([number, 0] if is_size else number,)
-        proxy = tracer.create_proxy("call_function", target, args, {"dtype": meta.dtype, "device": meta.device})
-        _torch.track_tensor_tree(fake, proxy, constant=None, tracer=tracer)
+        proxy = create("call_function", target, (content,), {"dtype": meta.dtype, "device": meta.device})
+        _torch.track_tensor_tree(fake, proxy, constant=None, tracer=self.capture.tracer)
         return fake
+
+
+def _meta_of_carrier(number: Any) -> TensorMeta:
+    shape = _torch.shape_of_carrier(number)
+    return TensorMeta(shape, torch.bool if shape else torch.float64, torch.device("cpu"))

@@ -1,4 +1,10 @@
-"""``fori_loop``: a scan where its bounds are Python ints, else a while loop."""
+"""``fori_loop``: a scan where its bounds are Python ints, else a while loop.
+
+NOTE [An open count is a condition] A scan is traced for two or more steps, since torch lays out no tensor, such as
+that of the indices, without asking whether a size of it is 0 or 1. Bounds like ``x.shape[0] - 5`` leave that to the
+run: as a scan, a trace would assume the answer, and an exported program would refuse other sizes. So there the bounds
+are tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import pytree
+from ... import _torch, pytree
 from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.spelling import spelled
@@ -43,7 +49,8 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
         lower, upper: Python ints or one-element integer tensors.
         body_fn: one step, from the index and the carry to the next carry.
         init_val: the initial carry, any tree of tensors and Python numbers, which take dtypes as in :func:`scan`.
-        unroll: how many steps a captured loop takes per iteration; more than 1 needs Python bounds.
+        unroll: how many steps a captured loop takes per iteration; more than 1 needs Python bounds. Of bounds that
+            are open sizes, a trace then assumes that there are two steps or more, one, or none.
 
     Returns:
         The carry after the last step, a tree like ``init_val``.
@@ -53,7 +60,8 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
         ArgumentValueError: ``unroll < 1``, or ``unroll > 1`` with tensor bounds.
         TreeMismatchError, MetadataMismatchError: the carry changes.
 
-    Cost: as :func:`scan` with Python bounds, as :func:`while_loop` with tensor bounds.
+    Cost: as :func:`scan` with Python bounds, as :func:`while_loop` with tensor bounds, and with open sizes of which
+    a trace does not know whether they make two steps or more.
 
     Source: ``jax.lax.fori_loop``; asked for in pytorch/pytorch 166516.
 
@@ -82,7 +90,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
 def _run(
     context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: InitialCarry, unroll: int
 ) -> Any:
-    if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+    if isinstance(lower, Tensor) or isinstance(upper, Tensor) or (unroll == 1 and _is_open(upper - lower)):
         return _tensor_bounds(context, lower, upper, body_fn, init)
     step = lambda value, i: (body_fn(i, value), None)
     if is_capturing() and lower < upper:
@@ -91,7 +99,7 @@ def _run(
         return run_scan(context, step, init, leaves, spec, indices.shape[0], unroll=unroll)[0]
     carries, value = PlainCarry(context, init, length=max(upper - lower, 0)), init.tree
     try:
-        for i in range(lower, upper):
+        for i in range(lower, upper) if lower < upper else ():  # a range would ask for the value of an open size
             value = carries.follow(body_fn(torch.tensor(i), value))
     except Exception as error:
         note_body(error, context.operation, body_fn, (), step=carries.steps)
@@ -99,6 +107,11 @@ def _run(
     made = [value]
     del value
     return carries.final(made, step, [torch.tensor(0)])
+
+
+def _is_open(count: Any) -> bool:
+    """See NOTE [An open count is a condition]."""
+    return isinstance(count, torch.SymInt) and not (_torch.is_known(count >= 2) or _torch.is_known(count <= 0))
 
 
 _BOUND = "an int or a one-element integer tensor"
@@ -118,8 +131,9 @@ def _bound(parameter: str, bound: Any) -> Any:
 def _tensor_bounds(
     context: ErrorContext, lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init: InitialCarry
 ) -> Any:
-    device = next(b.device for b in (lower, upper) if isinstance(b, Tensor))
-    first, last = (b if isinstance(b, Tensor) else torch.full((), b, device=device) for b in (lower, upper))
+    device = next((b.device for b in (lower, upper) if isinstance(b, Tensor)), None)
+    as_tensor = lambda b: b if isinstance(b, Tensor) else torch.full((), b, dtype=torch.int64, device=device)
+    first, last = as_tensor(lower), as_tensor(upper)
     first = first + torch.zeros_like(last)  # batched if either bound is
     counting = _Counting(body_fn, followed(context, init))
     _, value = run_while(context, lambda state: state[0] < last, counting, init.after(first))

@@ -38,14 +38,18 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     # Inductor does not find a scan with complex operands or outputs: there they travel as pairs of real numbers.
     read: Any = list if _torch.is_exporting() else as_real
     returned = as_floats if is_training() else read
+    # Where nothing is saved and nothing stacked, torch's derivative of a scan is one over nothing, which it refuses.
+    is_unstacked = is_training() and len(body.outputs) == n
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*as_declared((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
-        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs)))
+        stacked = [torch.zeros(())] if is_unstacked else []
+        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs), *stacked))
 
     consts = read(consts)
     inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *read(xs))], consts)
-    outs = as_declared(_torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))[k:], body.outputs)
+    outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))
+    outs = as_declared(outs[k : k + len(body.outputs)], body.outputs)
     ys = [y.flip(0) for y in outs[n:]] if params.reverse else outs[n:]
     return [*outs[:n], *ys]
 
