@@ -109,6 +109,19 @@ def test_what_a_step_changes_is_said_once(loop, make):
         assert f"{__file__}:" in text
 
 
+def test_two_changes_in_one_line_are_two():
+    inside, around = [], []
+
+    def body(c, _):
+        return fh.scan(lambda c, _: (c, inside.append(1)), c, length=2)[0], around.append(1)
+
+    for run in (captured, jitted):
+        with pytest.warns(RuntimeWarning) as found:
+            run(lambda x: fh.scan(body, x, length=2)[0], X.clone())
+        text = " ".join(str(w.message) for w in found)
+        assert text.count("inside'") == text.count("around'") == 1, text
+
+
 @pytest.mark.parametrize("name", BRANCHES)
 @pytest.mark.parametrize("make", NAMES)
 def test_what_a_branch_of_a_jitted_function_changes_is_said(name, make):

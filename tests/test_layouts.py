@@ -372,6 +372,7 @@ USES_OF_ONE = {
     "activation": lambda x: torch.relu_(torch.flatten(x - 2)),
     "read before": lambda x: (y := x + 1)[y.reshape(-1)[0].long() % 2].add_(1) * y,
     "split": lambda x: (y := x + 1, y.reshape(3, 1, 2).mul_(2))[0],
+    "unsafe": lambda x: (y := x + 1, y.unsafe_split(1)[0].mul_(2), torch.unsafe_chunk(y, 2, dim=1)[1].add_(3))[0],
 }
 
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 import collections
 import contextvars
 import dataclasses
+import decimal
 import enum
 import functools
+import logging
 import math
+import os
 import random
 import re
+import sys
+import threading
 import time
 import types
 import warnings
@@ -226,7 +231,15 @@ def sets_by_name(x: Any) -> Any:
         (lambda x: x * GENERATOR.random(), "calls random.random"),
         (lambda x: x * float(np.random.rand()), "changes module 'numpy.random.rand'"),  # noqa: NPY002
         (lambda x: x * float(NUMPY_GENERATOR.normal()), "changes global 'NUMPY_GENERATOR'"),
+        (lambda x: x * random.SystemRandom().random(), "calls random.SystemRandom.random"),
+        (lambda x: x * float(np.random.default_rng().normal()), "calls random.SystemRandom.getrandbits"),
         (lambda x: x * time.time(), "calls time.time"),
+        (lambda x: x * decimal.getcontext().prec, "calls decimal.getcontext"),
+        (lambda x: x * sys.getrecursionlimit(), "calls sys.getrecursionlimit"),
+        (lambda x: x * len(threading.current_thread().name), "calls threading.current_thread"),
+        (lambda x: x * len(os.path.abspath("a")), "path.abspath"),
+        (lambda x: x * len(np.geterr()), "geterr"),
+        (lambda x: x * (logging.getLogger("told").info("once") is None), "calls logging.getLogger"),
         (lambda x: x * (print() is None), "calls print"),
         (lambda x: x * (VARIABLE.set(1) is not None), "VARIABLE"),
         (lambda x: x * eval("len(LOG) + 1"), "calls eval"),

@@ -4,6 +4,7 @@ What could hang runs in a process of its own, with little time between switches 
 """
 
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 import functorch_hops as fh
 import processes
 from functorch_hops.lowering.loops.throwing import thrown
+from modes import while_capturing
 
 PRELUDE = """
 import sys, threading, time, warnings
@@ -402,3 +404,29 @@ extern "C" void kernel(const int64_t* in_ptr0, int64_t* out_ptr0)
     assert lines[lines.index("try {") - 2].strip() == "for(int64_t x1=0; x1<8; x1+=1)"
     assert lines[-2:] == ["if (thrown) std::rethrow_exception(thrown);", "}"]
     assert thrown(kernel.replace("TORCH_CHECK", "sum")) == kernel.replace("TORCH_CHECK", "sum")
+
+
+def on_a_thread(work):
+    """What ``work()`` gives on another thread; what it raises ends that thread, as ``Thread`` has it."""
+    found: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found
+
+
+USES = {
+    "a result": lambda y: sum(on_a_thread(lambda: y * 2), y),
+    "a write": lambda y: (on_a_thread(lambda: y.mul_(2)), y + 1)[1],
+    "a body": lambda y: fh.map(lambda row: sum(on_a_thread(lambda: row * 2), row), y),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_traced_tensor_on_another_thread_is_refused(run, use):
+    """What records is the thread's: a write was lost without a word."""
+    f = lambda x: fh.cond(torch.tensor(True), lambda x: USES[use](x * 1), torch.sin, x)
+    with pytest.raises(fh.CaptureError, match="on another thread"):
+        run(f, torch.ones(3))

@@ -173,7 +173,7 @@ class _Bodies(threading.local):
 
     callbacks = 0
     """How many callbacks of the user's have run: these change what they change in every step."""
-    told: frozenset[str] | None = None
+    told: frozenset[tuple[str, str]] | None = None
     """The lines of changes that captures within the innermost one have told of; None outside of all."""
 
 
@@ -204,9 +204,11 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
             return result
         with _torch.without_torch_function():
             changes = environment.effects(before, environment.snapshot(root), before.observer())
-        changes = {change: line for change, line in changes.items() if line not in told}
+        # A body inside of this one says the same of a place, but for the functions that lead to it.
+        places = {change: (line, change.rpartition(":")[2]) for change, line in changes.items()}
+        changes = {change: line for change, line in changes.items() if places[change] not in told}
         if around is not None:
-            _bodies.told = around | told | frozenset(changes.values())
+            _bodies.told = around | told | frozenset(places.values())
         capture_around = current_capture()
         if capture_around is not None and capture_around.outermost().operation == "jit":
             capture_around.session.effects.update(changes)

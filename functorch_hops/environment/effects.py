@@ -9,6 +9,7 @@ unknown behaviour, because it slows the capture down.
 from __future__ import annotations
 
 import dis
+import random
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -90,7 +91,7 @@ class Observer:
 
     def _is_outside(self, owner: Any) -> bool:
         """Whether an object was there before: in the environment, or as a part of its own module."""
-        if type(owner) is type(sys) or id(owner) in self._seen:
+        if type(owner) is type(sys) or isinstance(owner, random.SystemRandom) or id(owner) in self._seen:
             return True
         modules = (sys, sys.modules.get(type(owner).__module__))
         return any(value is owner for module in modules if module is not None for value in vars(module).values())

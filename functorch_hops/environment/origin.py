@@ -49,7 +49,7 @@ _NOT_REPEATABLE_NAMES = frozenset(
             "get_rng_state",
             "set_rng_state",
         ),
-        *("save", "load", "set_printoptions", "set_flush_denormal"),
+        *("save", "load", "set_printoptions", "get_printoptions", "set_flush_denormal", "geterr", "seterr"),
         *("print", "input", "open", "exec", "eval", "compile", "__import__", "breakpoint"),
         *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache"),
     }
@@ -66,6 +66,13 @@ _STATEFUL = frozenset(
 _STATEFUL_NAMES = {
     "datetime": {"now", "today", "utcnow"},
     "_contextvars": {"set", "reset"},
+    "decimal": {"getcontext", "localcontext", "setcontext"},
+    "sys": {"getrecursionlimit", "setrecursionlimit", "getswitchinterval", "setswitchinterval", "getrefcount"}
+    | {"gettrace", "settrace", "getprofile", "setprofile", "getallocatedblocks", "_current_frames"},
+    "threading": {"active_count", "current_thread", "enumerate", "get_ident", "get_native_id"},
+    "_thread": {"get_ident", "get_native_id"},
+    "posixpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
+    "ntpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
     "pathlib": {"exists", "is_file", "is_dir", "stat", "open", "iterdir", "glob", "mkdir", "touch", "unlink", "cwd"}
     | {"read_text", "read_bytes", "write_text", "write_bytes"},
 }
@@ -75,7 +82,6 @@ _NOT_STATEFUL_NAMES = {
     | {"fspath", "fsencode", "fsdecode", "cpu_count"},
     "posix": {"fspath", "cpu_count"},
     "random": {"__init__", "__new__"},
-    "logging": {"getLogger"},
 }
 _MOST_WRAPPERS = 100
 _EXTENSIONS = (".so", ".pyd", ".dylib")

@@ -69,7 +69,8 @@ class RecordedCall(_torch.SingleLevelFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.params, ctx.augmented, ctx.active, has_tangent, _, ctx.plain, *operands = inputs
         ctx.set_materialize_grads(False)
-        ctx.differentiable = _differentiable(ctx.params, ctx.augmented, ctx.active, has_tangent, output)
+        ctx.trips = ctx.params.trip_count(operands)
+        ctx.differentiable = _differentiable(ctx.params, ctx.augmented, ctx.active, has_tangent, ctx.trips, output)
         if False in ctx.differentiable:
             ctx.mark_non_differentiable(*[o for o, d in zip(output, ctx.differentiable) if not d])
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
@@ -176,29 +177,30 @@ def over_legacy_batch(operation: str, function: Callable[..., Maybe], values: Se
 
 
 def _differentiable(
-    params: Params, augmented: Params, active: Mask, has_tangent: Mask, output: Sequence[Tensor]
+    params: Params, augmented: Params, active: Mask, has_tangent: Mask, trips: int | None, output: Sequence[Tensor]
 ) -> Mask:
     """The outputs of the augmented call that have derivatives. The residuals among them have those that they have."""
 
     def differentiable() -> Mask:
-        own, emitted = (_have_derivatives(p, active, has_tangent) for p in (params, augmented))
+        own, emitted = (_have_derivatives(p, active, has_tangent, trips) for p in (params, augmented))
         have = (*own, *emitted[len(own) :])
         return tuple(h and is_differentiable(o.dtype) for o, h in zip(output, have))
 
-    return params.derive(("differentiable", active, has_tangent), differentiable)
+    return params.derive(("differentiable", active, has_tangent, trips), differentiable)
 
 
-def _have_derivatives(params: Params, active: Mask, has_tangent: Mask) -> Mask:
+def _have_derivatives(params: Params, active: Mask, has_tangent: Mask, trips: int | None) -> Mask:
     """The outputs that have gradients, or tangents: torch knows no output with the one and without the other. That no
     gradient leads to another is for autograd to say, as it does in plain eager: a backward rule would give zeros.
     """
     reached = operator_of(params).rules.dependent_outputs
 
     def derivatives() -> Mask:
-        gradients, tangents = reached(params, active, Through.GRADIENT), reached(params, has_tangent, Through.TANGENT)
+        gradients = reached(params, active, Through.GRADIENT, trips)
+        tangents = reached(params, has_tangent, Through.TANGENT, trips)
         return tuple(g or t for g, t in zip(gradients, tangents))
 
-    return params.derive(("have derivatives", active, has_tangent), derivatives)
+    return params.derive(("have derivatives", active, has_tangent, trips), derivatives)
 
 
 def _reached_operands(ctx: Any, given: list[bool]) -> Mask:
@@ -211,12 +213,12 @@ def _reached_operands(ctx: Any, given: list[bool]) -> Mask:
 
     def is_reached(place: int) -> bool:
         alone = tuple(i == place for i in range(len(active)))
-        return any(g and d for g, d in zip(outputs, dependent(params, alone, Through.COTANGENT)))
+        return any(g and d for g, d in zip(outputs, dependent(params, alone, Through.COTANGENT, ctx.trips)))
 
     def reached() -> Mask:
         return tuple(a and is_reached(i) for i, a in enumerate(active))
 
-    return params.derive(("reached operands", active, outputs), reached)
+    return params.derive(("reached operands", active, outputs, ctx.trips), reached)
 
 
 def _second_derivative(ctx: Any, operands: Sequence[Any], cotangents: Maybe) -> Maybe:

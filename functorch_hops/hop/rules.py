@@ -30,9 +30,9 @@ class Rules(Generic[P]):
 
     ``abstract_eval(params, operands) -> outputs``: uninitialised outputs of the right shape, dtype and device.
 
-    ``dependent_outputs(params, sources, through) -> mask``: the outputs that depend on the marked operands, see
+    ``dependent_outputs(params, sources, through, trips) -> mask``: the outputs that depend on the marked operands, see
     ``ir.dependence``; at least those that ``batch`` maps (``Through.VALUE``, ``Through.LANE``) and to which ``jvp``
-    gives a tangent (``Through.TANGENT``).
+    gives a tangent (``Through.TANGENT``). ``trips``: how many steps a loop takes, where that is known.
 
     ``batch(params, operands, mapped, size, randomness) -> (outputs, mapped outputs)``: over a batch at dimension 0 of
     the mapped operands.
@@ -71,7 +71,7 @@ class Rules(Generic[P]):
 
     impl: Callable[[P, Tensors], Tensors]
     abstract_eval: Callable[[P, Tensors], Tensors]
-    dependent_outputs: Callable[[P, Mask, Through], Mask]
+    dependent_outputs: Callable[[P, Mask, Through, int | None], Mask]
     batch: Callable[[P, Tensors, Mask, int, str], tuple[Tensors, Mask]]
     jvp: Callable[[P, Tensors, Maybe], tuple[Tensors, Maybe]]
     vjp_forward: Callable[[P, Mask], Params]

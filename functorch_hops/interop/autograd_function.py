@@ -181,6 +181,7 @@ class _FunctionRule(FlatRule):
 
     def backward(self, residuals: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
         context = self.saved.replaced(self.residuals, residuals)
+        self.knows_absence = not context.materialize_grads
         given, has_cotangent = iter(cotangents), iter(self.record.differentiable)
         cts = [
             None if isinstance(o, Constant) else next(given) if next(has_cotangent) else o for o in self.record.results

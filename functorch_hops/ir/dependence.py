@@ -51,6 +51,11 @@ class Through(enum.Enum):
     def is_of_values(self) -> bool:
         return self in (Through.VALUE, Through.LANE)
 
+    @property
+    def is_of_history(self) -> bool:
+        """What autograd records, step by step. The other dependences are invariants of a loop, one for all steps."""
+        return self in (Through.GRADIENT, Through.COTANGENT)
+
 
 _aten = torch.ops.aten
 
@@ -94,7 +99,8 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
     params = params_of(node, module)
     if params is not None:
         mask = tuple(isinstance(a, fx.Node) and bool(marked[a]) for a in node.args[1:])
-        return node.target.rules.dependent_outputs(params, mask, through)  # type: ignore[union-attr]
+        trips = params.trip_count(node.args[1:])
+        return node.target.rules.dependent_outputs(params, mask, through, trips)  # type: ignore[union-attr]
     if node.target is operator.getitem:
         source, index = node.args
         whole = marked[source]  # type: ignore[index]

@@ -299,6 +299,7 @@ class Capture:
 
     def check_refusals(self) -> None:
         """The function has returned."""
+        self.refused = self.refused or self.session.refused_elsewhere
         if self.refused is not None:
             if not isinstance(self.refused, HistoryAsked):
                 self.refused.add_note("The captured function caught this error, which eager Python may not raise.")

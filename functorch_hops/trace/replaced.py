@@ -200,6 +200,10 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     Tensor.polygamma_: _polygamma,
     torch.gru_cell: _gru_cell,
     torch.lstm_cell: _lstm_cell,
+    # torch's functional forms (2.13) take their results for copies; they are views, to which some write.
+    **dict.fromkeys((torch.unsafe_split, Tensor.unsafe_split), torch.split),
+    **dict.fromkeys((torch.unsafe_split_with_sizes, Tensor.unsafe_split_with_sizes), torch.split_with_sizes),
+    **dict.fromkeys((torch.unsafe_chunk, Tensor.unsafe_chunk), torch.chunk),
     torch.flip: _flip,
     Tensor.flip: _flip,
     **dict.fromkeys((torch.index_put, Tensor.index_put, torch.ops.aten.index_put.default), put_by_mask),

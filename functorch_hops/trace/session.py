@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from .. import _torch, pytree
-from ..errors import ErrorContext, LeakedTensorError, message
+from ..errors import CaptureError, ErrorContext, LeakedTensorError, message
 
 __all__ = ["Session", "is_left_over", "origins_of", "refuse_leak", "refuse_state"]
 
@@ -35,6 +36,21 @@ class Session:
         self.transposed: dict[int, tuple[Tensor, Tensor]] = {}
         """Transposed sparse matrices, each with the one that it was made of."""
         self.origins = origins_of[self.fake_mode] = _Origins(context)
+        self.refused_elsewhere: CaptureError | None = None
+        """On another thread, where it may be caught, or end the thread."""
+        self._keep_to_this_thread()
+
+    def _keep_to_this_thread(self) -> None:
+        """The modes that record are those of a thread: on another one of Python's, work would be lost."""
+        dispatch, own = self.fake_mode.dispatch, threading.get_ident()
+
+        def dispatch_here(*args: Any) -> Any:
+            if threading.get_ident() != own and not isinstance(threading.current_thread(), threading._DummyThread):
+                self.refused_elsewhere = _refuse_thread(self.context)
+                raise self.refused_elsewhere
+            return dispatch(*args)
+
+        self.fake_mode.dispatch = dispatch_here  # type: ignore[method-assign, assignment]
 
     def close(self) -> None:
         """Make every later use of a fake of this session an error: it stands for no value any more."""
@@ -86,6 +102,17 @@ def refuse_state(operation: str, path: str) -> NoReturn:
             expected="values that are returned, or buffers of a module, which are written back",
             remedy="return the value and pass it to the next call; or register it: "
             "module.register_buffer(name, tensor, persistent=False)",
+        )
+    )
+
+
+def _refuse_thread(context: ErrorContext) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "a traced tensor is used on another thread, where nothing is recorded",
+            parameter=context.parameter,
+            remedy="compute on the thread that calls the function; fh.vmap and fh.map go over many examples at once",
         )
     )
 

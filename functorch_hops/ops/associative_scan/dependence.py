@@ -10,7 +10,9 @@ from .op import AssociativeScanParams
 __all__ = ["associative_scan_dependent_outputs"]
 
 
-def associative_scan_dependent_outputs(params: AssociativeScanParams, sources: Mask, through: Through) -> Mask:
+def associative_scan_dependent_outputs(
+    params: AssociativeScanParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     """Derivatives reach the leaves that the operator computes from active ones; a batch is one of all leaves."""
     body = params.body
     k = params.n_leaves

@@ -92,7 +92,9 @@ def callback_abstract_eval(params: CallbackParams, operands: Sequence[Tensor]) -
     return [meta.empty() for meta in params.all_outputs]
 
 
-def callback_dependent_outputs(params: CallbackParams, sources: Mask, through: Through) -> Mask:
+def callback_dependent_outputs(
+    params: CallbackParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     return tuple(any(sources) and (through.is_of_values or is_differentiable(meta.dtype)) for meta in params.outputs)
 
 

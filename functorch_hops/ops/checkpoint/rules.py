@@ -53,7 +53,9 @@ def checkpoint_abstract_eval(params: CheckpointParams, operands: Sequence[Tensor
     return [meta.empty() for meta in params.body.outputs]
 
 
-def checkpoint_dependent_outputs(params: CheckpointParams, sources: Mask, through: Through) -> Mask:
+def checkpoint_dependent_outputs(
+    params: CheckpointParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     return dependent_outputs(params.body, sources, through)
 
 

@@ -27,7 +27,9 @@ def checkpoint_name_impl(params: CheckpointNameParams, operands: Sequence[Tensor
     return [x.view_as(x) for x in operands]
 
 
-def checkpoint_name_dependent_outputs(params: CheckpointNameParams, sources: Mask, through: Through) -> Mask:
+def checkpoint_name_dependent_outputs(
+    params: CheckpointNameParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     return sources
 
 

@@ -46,7 +46,9 @@ def closed_call_abstract_eval(params: ClosedCallParams, operands: Sequence[Tenso
     return [meta.empty() for meta in params.body.outputs]
 
 
-def closed_call_dependent_outputs(params: ClosedCallParams, sources: Mask, through: Through) -> Mask:
+def closed_call_dependent_outputs(
+    params: ClosedCallParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     return dependent_outputs(params.body, sources, through)
 
 

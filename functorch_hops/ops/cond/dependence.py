@@ -9,7 +9,7 @@ from .op import CondParams
 __all__ = ["cond_dependent_outputs"]
 
 
-def cond_dependent_outputs(params: CondParams, sources: Mask, through: Through) -> Mask:
+def cond_dependent_outputs(params: CondParams, sources: Mask, through: Through, trips: int | None = None) -> Mask:
     selector, *rest = sources
     if selector and through.is_of_values:
         return (True,) * params.n_outputs

@@ -237,6 +237,7 @@ class _CapturedCall:
             has_backward=rule.has_backward and not is_deep and failed_reverse is None,
             has_tangent=rule.has_tangent and not is_deep and self.failed_tangent is None,
             constant_closure=rule.constant_closure,
+            knows_absence=rule.knows_absence,
             missing_reverse=failed_reverse or missing(rule.name, *reverse),
             missing_tangent=self.failed_tangent or missing(rule.name, *tangent),
             transposes_tangent=transposes and not is_deep and failed_reverse is None,

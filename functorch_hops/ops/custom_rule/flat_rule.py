@@ -21,8 +21,9 @@ class FlatRule:
     ``identity``: a tuple that tells this function from others where its derivatives call it again. It begins with the
     function, whatever its arguments; the metadata of the inputs are no part of it. ``transposes_tangent``: without a
     ``backward``, reverse mode is the transpose of ``tangent``. ``constant_closure``: what the
-    function closes over counts as constant; else it is an error to differentiate it. ``vmap``: a batching rule,
-    ``(operands, mapped, size, randomness) -> (outputs, mapped outputs)``.
+    function closes over counts as constant; else it is an error to differentiate it. ``knows_absence``: ``backward``
+    would be told which cotangents are there, and make no gradient of others; asked after ``backward``. ``vmap``: a
+    batching rule, ``(operands, mapped, size, randomness) -> (outputs, mapped outputs)``.
     """
 
     name: str
@@ -31,6 +32,7 @@ class FlatRule:
     has_tangent = False
     transposes_tangent = True
     constant_closure = False
+    knows_absence = False
     reverse_remedy = "use forward mode"
     forward_remedy = "use reverse mode"
     vmap: Callable[..., Any] | None = None

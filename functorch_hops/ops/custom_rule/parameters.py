@@ -48,7 +48,7 @@ class Layout:
 
     ``n_inputs``: the operands before the closed-over values. ``differentiable_inputs``: those with tangents.
     ``gradients``: those for which ``backward`` has a gradient. ``differentiable``: the outputs with tangents and
-    cotangents.
+    cotangents. ``knows_absence``: ``backward`` is told which cotangents are there, and returns none for others.
     ``has_backward``, ``has_tangent``: which graphs there are. ``constant_closure``: what the function closes over
     counts as constant; else it is an error to differentiate it. ``missing_reverse``, ``missing_tangent``: what to say
     where a derivative is asked for that there is not. ``transposes_tangent``: reverse mode is made of forward mode, and
@@ -64,6 +64,7 @@ class Layout:
     has_backward: bool
     has_tangent: bool
     constant_closure: bool
+    knows_absence: bool
     missing_reverse: MissingDerivative | FailedRule
     missing_tangent: MissingDerivative | FailedRule
     transposes_tangent: bool
@@ -134,6 +135,27 @@ class CustomRule(CustomRuleParams):
             return Reverse(forward, backward, layout.mark_operands(layout.gradients, n))
         return _transposed(self, active) if layout.transposes_tangent else None
 
+    def leading_back(self) -> tuple[Mask, ...]:
+        """For each output, the inputs to which its cotangent leads: as it flows through ``backward``, if that is told
+        which cotangents are there; else all that have gradients.
+        """
+        return self.derive("leading back", self._leading_back)
+
+    def _leading_back(self) -> tuple[Mask, ...]:
+        layout, backward = self.layout, self.derivatives[1]
+        n_ct = count(layout.differentiable)
+        before = (False,) * (len(backward.inputs) - n_ct)
+
+        def led_to(place: int) -> Mask:
+            if not layout.knows_absence:
+                return layout.gradients
+            alone = tuple(i == place for i in range(n_ct))
+            found = iter(dependent_outputs(backward, (*before, *alone), Through.VALUE))
+            return tuple(g and next(found) for g in layout.gradients)
+
+        led = map(led_to, range(n_ct))
+        return tuple(next(led) if d else (False,) * layout.n_inputs for d in layout.differentiable)
+
     def tangent(self) -> Subgraph | None:
         """``operands, tangents of the differentiable inputs -> outputs, tangents of the differentiable outputs``."""
         if self.layout.has_tangent:
@@ -170,6 +192,9 @@ class Batched(CustomRuleParams):
     @property
     def layout(self) -> Layout:
         return self._rule().layout
+
+    def leading_back(self) -> tuple[Mask, ...]:
+        return self._rule().leading_back()
 
     @property
     def random(self) -> bool:

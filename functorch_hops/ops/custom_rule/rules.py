@@ -173,7 +173,9 @@ def _ordinary_jvp(
     return outs[: len(reached)], [next(found) if r else None for r in reached]
 
 
-def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, through: Through) -> Mask:
+def custom_rule_dependent_outputs(
+    params: CustomRuleParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     if isinstance(params, Inlined):
         return dependent_outputs(params.function, sources, through)
     rule, hit = _rule_of(params), any(sources) or (through is Through.LANE and params.draws)
@@ -183,7 +185,8 @@ def custom_rule_dependent_outputs(params: CustomRuleParams, sources: Mask, throu
     differentiable = layout.differentiable
     if through is Through.COTANGENT and layout.has_backward:
         closed_over = (not layout.constant_closure,) * (len(sources) - layout.n_inputs)  # the error of ``_closed_over``
-        hit = any(s and g for s, g in zip(sources, (*layout.gradients, *closed_over)))
+        led = ((*inputs, *closed_over) for inputs in rule.leading_back())
+        return tuple(d and any(s and m for s, m in zip(sources, mask)) for d, mask in zip(differentiable, led))
     if not through.is_of_values:
         return tuple(hit and d for d in differentiable)
     if layout.vmap is not None:

@@ -35,7 +35,7 @@ def effect_abstract_eval(params: EffectParams, operands: Sequence[Tensor]) -> Se
     return []
 
 
-def effect_dependent_outputs(params: EffectParams, sources: Mask, through: Through) -> Mask:
+def effect_dependent_outputs(params: EffectParams, sources: Mask, through: Through, trips: int | None = None) -> Mask:
     return ()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ...ir.meta import Mask
 
-__all__ = ["carry_fixpoint"]
+__all__ = ["carry_after", "carry_fixpoint"]
 
 
 def carry_fixpoint(initial: Sequence[bool], step: Callable[[Mask], Sequence[bool]]) -> Mask:
@@ -17,3 +17,15 @@ def carry_fixpoint(initial: Sequence[bool], step: Callable[[Mask], Sequence[bool
         if grown == mask:
             return mask
         mask = grown
+
+
+def carry_after(initial: Sequence[bool], step: Callable[[Mask], Sequence[bool]], trips: int) -> tuple[Mask, Mask]:
+    """The carry's mask after so many steps, and what any of them finds marked."""
+    mask, places = tuple(initial), dict[Mask, int]()
+    while len(places) < trips and mask not in places:
+        places[mask] = len(places)
+        mask = tuple(step(mask))
+    if len(places) < trips:  # from here on they repeat
+        first = places[mask]
+        mask = list(places)[first + (trips - first) % (len(places) - first)]
+    return mask, tuple(map(any, zip(*places)))

@@ -32,7 +32,9 @@ def missing_derivative_abstract_eval(params: MissingDerivativeParams, operands: 
     return [meta.empty() for meta in params.outputs]
 
 
-def missing_derivative_dependent_outputs(params: MissingDerivativeParams, sources: Mask, through: Through) -> Mask:
+def missing_derivative_dependent_outputs(
+    params: MissingDerivativeParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     by_value = through.is_of_values
     return tuple(any(sources) and (by_value or is_differentiable(meta.dtype)) for meta in params.outputs)
 

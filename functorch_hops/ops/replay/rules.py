@@ -54,7 +54,7 @@ def replay_abstract_eval(params: ReplayParams, operands: Sequence[Tensor]) -> Se
     return [STATE.empty(), *(meta.empty() for meta in params.body.outputs)]
 
 
-def replay_dependent_outputs(params: ReplayParams, sources: Mask, through: Through) -> Mask:
+def replay_dependent_outputs(params: ReplayParams, sources: Mask, through: Through, trips: int | None = None) -> Mask:
     of_state = sources[0] and through.is_of_values
     return of_state, *(of_state or d for d in dependent_outputs(params.body, sources[1:], through))
 

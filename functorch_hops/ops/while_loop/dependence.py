@@ -13,7 +13,9 @@ from .op import WhileLoopParams, merge_flags
 __all__ = ["while_loop_dependent_outputs"]
 
 
-def while_loop_dependent_outputs(params: WhileLoopParams, sources: Mask, through: Through) -> Mask:
+def while_loop_dependent_outputs(
+    params: WhileLoopParams, sources: Mask, through: Through, trips: int | None = None
+) -> Mask:
     cond, body = params.cond, params.body
     n = params.n_carry
     init, consts = sources[:n], sources[n:]
