@@ -86,6 +86,29 @@ def heat(n: int, steps: int) -> Program:
     return Program(make, lambda: [normal(n, n)])
 
 
+def padded(x: Any, lib: Library) -> Any:
+    return lib.np.pad(x, 1) if hasattr(lib.np, "pad") else lib.nn.pad(x, (1, 1, 1, 1))
+
+
+def waves(n: int, steps: int) -> Program:
+    """The wave equation in a box."""
+
+    def make(lib: Library) -> Any:
+        def run(u: Any, v: Any) -> Any:
+            def step(_: Any, state: Any) -> Any:
+                u, v = state
+                p = padded(u, lib)
+                v = v + 0.1 * (p[2:, 1:-1] + p[:-2, 1:-1] + p[1:-1, 2:] + p[1:-1, :-2] - 4 * u)
+                return u + 0.1 * v, v
+
+            u, v = lib.loops.fori_loop(0, steps, step, (u, v))
+            return (u * u).sum() + (v * v).sum()
+
+        return run
+
+    return Program(make, lambda: [normal(n, n), normal(n, n, seed=1)])
+
+
 def power_iteration(n: int, steps: int) -> Program:
     """The largest eigenvalue of a matrix."""
 
@@ -129,6 +152,7 @@ PROGRAMS: dict[str, Program] = {
     "Viterbi, 32 states": viterbi(32, 200),
     "Metropolis, 128 chains": metropolis(128, 2, 500),
     "heat equation, 64 x 64": heat(64, 100),
+    "waves in a box, 64 x 64": waves(64, 100),
     "power iteration, 128": power_iteration(128, 100),
     "longest common subsequence": common_subsequence(64),
 }

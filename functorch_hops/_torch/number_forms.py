@@ -41,7 +41,8 @@ def _over_number(x: Tensor, number: complex, rounding_mode: str | None = None) -
 def _number_over(x: Tensor, number: complex, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is None:
         return _aten.mul.Scalar(x.reciprocal(), number)
-    return torch.div(number, x.detach(), rounding_mode=rounding_mode)  # type: ignore[call-overload]
+    dividend = x.new_tensor(number, dtype=torch.result_type(x, number))
+    return torch.div(dividend, x.detach(), rounding_mode=rounding_mode)
 
 
 _SUMS = torch.add, Tensor.add, _aten.add.Tensor

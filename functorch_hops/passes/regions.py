@@ -65,10 +65,9 @@ def merge_writes(node: fx.Node) -> None:
 
 def _complete(around: fx.Node, inside: fx.Node, total: fx.Node) -> bool:
     """Whether one is zero exactly where the other is not."""
-    scatter = _SCATTERS.get(inside.target)  # type: ignore[arg-type]
     return (
-        scatter is not None
-        and around.target is scatter
+        inside.target in _SCATTERS
+        and around.target is _SCATTERS[cast(OpOverload, inside.target)]
         and cast(fx.Node, around.args[1]).target in _ZEROS
         and _part(around) is not None
         and _part(around) == _part(inside)

@@ -189,7 +189,7 @@ def kernel_proxy() -> Any:
 
         def codegen_functions(self, functions: Any, sizes: Any) -> None:
             super().codegen_functions(functions, sizes)
-            general = self.kernels[0]
+            general: Any = self.kernels[0]
             intervals = general.usual() if isinstance(general, VecKernel) else {}
             if intervals:
                 kernel = self.kernel_group.new_kernel(VecKernel, general.tiling_factor, general.tiling_idx)
