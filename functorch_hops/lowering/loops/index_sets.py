@@ -44,6 +44,8 @@ def most_indices(indices: Any, tiled: Any, factor: int) -> dict[Any, Interval]:
     for variable, places in indices.splits.items():
         size = indices.sizes[variable]
         ends = [0, *sorted(place for place in places if 0 < place < size), size]
+        if len(ends) == 2:
+            continue
         start, stop = max(itertools.pairwise(ends), key=lambda ends: ends[1] - ends[0])
         intervals[variable] = Interval(start, stop)
         count = stop - start if variable != tiled else max(stop // factor + -start // factor, 0) * factor
@@ -115,11 +117,18 @@ def splitting_handler() -> Any:
             elif name == "logical_not" and isinstance(args[0], Known):
                 return Known(not args[0].value)
             args = tuple(self._inner.constant(x.value, torch.bool) if isinstance(x, Known) else x for x in args)
-            result = getattr(self._inner, name)(*args, **kwargs)
-            if name == "index_expr":
-                self._places[str(result)] = sympy.expand(args[0])
-            elif name == "constant" and type(args[0]) is int and not args[1].is_floating_point:
-                self._places[str(result)] = sympy.Integer(args[0])
+            return getattr(self._inner, name)(*args, **kwargs)
+
+        def index_expr(self, expression: Any, dtype: torch.dtype) -> Any:
+            return self._noted(self._inner.index_expr(expression, dtype), sympy.expand(expression), dtype)
+
+        def constant(self, value: Any, dtype: torch.dtype) -> Any:
+            constant = self._inner.constant(value, dtype)
+            return self._noted(constant, sympy.Integer(value), dtype) if type(value) is int else constant
+
+        def _noted(self, result: Any, value: Any, dtype: torch.dtype) -> Any:
+            if dtype in (torch.int32, torch.int64):  # in which no index overflows
+                self._places[str(result)] = value
             return result
 
         def _compared(self, name: str, difference: Any) -> Any:
