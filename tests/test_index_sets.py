@@ -49,7 +49,18 @@ def triangular(u: Tensor) -> Tensor:
     return u + 0.1 * u.tril(2) - 0.2 * u.triu(-1) + 0.1 * u.flip(0).diff(dim=1, prepend=u[:, :1])
 
 
-STEPS = [rolled, padded, inside, strided, pieced, triangular]
+def of_rows(u: Tensor) -> Tensor:
+    """All rows but one are alike, up to the end of the memory; each ends within a vector."""
+    v = u * 0.9
+    v[0] = u[1] + 1
+    return v
+
+
+def of_columns(u: Tensor) -> Tensor:
+    return of_rows(u.T.clone()).T.clone()
+
+
+STEPS = [of_rows, of_columns, rolled, padded, inside, strided, pieced, triangular]
 SIZES = [(5, 3), (20, 41), (33, 64)]
 
 

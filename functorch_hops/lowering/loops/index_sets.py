@@ -40,16 +40,16 @@ MIN_SHARE = 0.5
 def most_indices(indices: Any, tiled: Any, factor: int) -> dict[Any, Interval]:
     """Between which numbers most indices lie; those of ``tiled`` are taken ``factor`` at a time. Empty: not most."""
     intervals = {}
+    for variable, size in indices.sizes.items():
+        ends = [0, *sorted(place for place in indices.splits.get(variable, ()) if 0 < place < size), size]
+        if len(ends) > 2 or variable == tiled:  # whole vectors only, always
+            intervals[variable] = Interval(*max(itertools.pairwise(ends), key=lambda ends: ends[1] - ends[0]))
+    if tiled not in intervals or all(i == (0, indices.sizes[v]) for v, i in intervals.items()):
+        return {}
     share = 1.0
-    for variable, places in indices.splits.items():
-        size = indices.sizes[variable]
-        ends = [0, *sorted(place for place in places if 0 < place < size), size]
-        if len(ends) == 2:
-            continue
-        start, stop = max(itertools.pairwise(ends), key=lambda ends: ends[1] - ends[0])
-        intervals[variable] = Interval(start, stop)
+    for variable, (start, stop) in intervals.items():
         count = stop - start if variable != tiled else max(stop // factor + -start // factor, 0) * factor
-        share *= count / size
+        share *= count / indices.sizes[variable]
     return intervals if share >= MIN_SHARE else {}
 
 
