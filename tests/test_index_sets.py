@@ -97,3 +97,16 @@ def test_counts_of_neighbours() -> None:
     live = lambda a, b: fh.fori_loop(0, 5, step, (a, b))
     worlds = torch.arange(40 * 37).reshape(40, 37).mul(7919) % 5 < 2
     torch.testing.assert_close(fh.jit(live)(worlds, worlds.int()), live(worlds, worlds.int()))
+
+
+@pytest.mark.slow
+def test_a_padded_mask_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    """A comparison inside a masked body, which holds wherever it is computed."""
+
+    def f(u: Tensor) -> Tensor:
+        n = u.shape[1]
+        return fh.fori_loop(0, 3, lambda i, u: u * F.pad(torch.arange(n) < 100, (1, 1))[1:-1] + 0.1, u)
+
+    u = torch.linspace(-1, 1, 18).reshape(2, 9)
+    torch.testing.assert_close(fh.jit(f)(u), f(u))
+    assert "Error in codegen" not in caplog.text

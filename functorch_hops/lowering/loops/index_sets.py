@@ -114,13 +114,19 @@ def splitting_handler() -> Any:
                         return other if one.value is neutral else one
             elif name == "logical_not" and isinstance(args[0], Known):
                 return Known(not args[0].value)
-            args = tuple(self._inner.constant(x.value, torch.bool) if isinstance(x, Known) else x for x in args)
+            if name == "masked":
+                mask, body, other = args
+                args = mask, lambda: self._computed(body()), other
+            args = tuple(map(self._computed, args))
             result = getattr(self._inner, name)(*args, **kwargs)
             if name == "index_expr":
                 self._places[str(result)] = sympy.expand(args[0])
             elif name == "constant" and type(args[0]) is int and not args[1].is_floating_point:
                 self._places[str(result)] = sympy.Integer(args[0])
             return result
+
+        def _computed(self, x: Any) -> Any:
+            return self._inner.constant(x.value, torch.bool) if isinstance(x, Known) else x
 
         def _compared(self, name: str, difference: Any) -> Any:
             """A comparison with 0 of what is linear in the indices."""
