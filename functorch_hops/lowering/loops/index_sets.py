@@ -119,7 +119,7 @@ def splitting_handler() -> Any:
                 args = mask, lambda: self._computed(body()), other
             args = tuple(map(self._computed, args))
             result = getattr(self._inner, name)(*args, **kwargs)
-            if name == "index_expr":
+            if name == "index_expr" and args[1] in (torch.int32, torch.int64):  # narrower ones wrap
                 self._places[str(result)] = sympy.expand(args[0])
             elif name == "constant" and type(args[0]) is int and not args[1].is_floating_point:
                 self._places[str(result)] = sympy.Integer(args[0])
