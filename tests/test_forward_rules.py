@@ -291,7 +291,12 @@ NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
     "difference": lambda x: (1.5 - x) * (x - 2.5) * torch.sub(1.5, x) * torch.subtract(x, 0.5),
     "product": lambda x: 1.5 * x + x.mul(2.5) + torch.multiply(0.5, x),
     "quotient": lambda x: 1.5 / x + x / 2.5 + torch.div(0.5, x) + torch.true_divide(x, 1.5) + torch.div(2.0, other=x),
-    "other arguments": lambda x: torch.add(x, 1.5, alpha=2) + torch.div(x, 0.3, rounding_mode="floor"),
+    "other arguments": lambda x: (
+        torch.add(x, 1.5, alpha=2)
+        + torch.add(1.5, x, alpha=2)
+        - torch.sub(2.5, x, alpha=3)
+        + torch.div(x, 0.3, rounding_mode="floor")
+    ),
     "complex": lambda x: (x * (1 + 2j) + 1j).abs(),
 }
 

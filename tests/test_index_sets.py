@@ -108,3 +108,30 @@ def test_counts_of_neighbours() -> None:
     live = lambda a, b: fh.fori_loop(0, 5, step, (a, b))
     worlds = torch.arange(40 * 37).reshape(40, 37).mul(7919) % 5 < 2
     torch.testing.assert_close(fh.jit(live)(worlds, worlds.int()), live(worlds, worlds.int()))
+
+
+@pytest.mark.slow
+def test_a_padded_mask_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    """A comparison inside a masked body, which holds wherever it is computed."""
+
+    def f(u: Tensor) -> Tensor:
+        n = u.shape[1]
+        return fh.fori_loop(0, 3, lambda i, u: u * F.pad(torch.arange(n) < 100, (1, 1))[1:-1] + 0.1, u)
+
+    u = torch.linspace(-1, 1, 18).reshape(2, 9)
+    torch.testing.assert_close(fh.jit(f)(u), f(u))
+    assert "Error in codegen" not in caplog.text
+
+
+@pytest.mark.slow
+def test_comparisons_of_indices_that_wrap() -> None:
+    """An index of 8 bits is no place: it begins anew where a byte ends."""
+
+    def f(u: Tensor) -> Tensor:
+        index = torch.arange(u.shape[0])
+        narrow = [index.to(torch.int8) < 50, (index - 5).to(torch.uint8) < 100]
+        step = lambda i, u: torch.where(narrow[0] & (index.to(torch.int8) < 40), u + 1, torch.where(narrow[1], u, -u))
+        return fh.fori_loop(0, 3, lambda i, u: torch.where(index.to(torch.int8) < 50, step(i, u), u * 0.5), u)
+
+    u = torch.linspace(-1, 2, 300)
+    torch.testing.assert_close(fh.jit(f)(u), f(u))

@@ -381,3 +381,31 @@ def test_a_write_that_nobody_could_miss(name):
     f = USES_OF_ONE[name]
     x = torch.arange(6.0).reshape(2, 3).mT
     torch.testing.assert_close(fh.jit(f, backend="eager")(x), f(x))
+
+
+@pytest.mark.parametrize("dim", [(), (1,)])
+def test_a_write_of_all_that_is_read_in_part(dim):
+    """Its bounds are left out."""
+    x, y = torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)
+    f = lambda x, y: (torch.slice_scatter(torch.slice_scatter(x, y, *dim), 2 * y, *dim)[0:1] * x).sum()
+    torch.testing.assert_close(fh.jit(f, backend="eager")(x, y), f(x, y))
+    torch.testing.assert_close(fh.jit(fh.grad(f), backend="eager")(x, y), torch.func.grad(f)(x, y))
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda y: torch.unsafe_split(y, split_size=3),
+        lambda y: torch.ops.aten.unsafe_split.Tensor(y, 3),
+        lambda y: y.unsafe_split_with_sizes(split_sizes=[2, 4]),
+        lambda y: torch.ops.aten.unsafe_split_with_sizes(y, [2, 4]),
+    ],
+)
+def test_a_write_to_a_part_of_an_unsafe_split(split):
+    def f(x):
+        y = x + 1
+        split(y)[0].mul_(2)
+        return y
+
+    x = torch.arange(6.0)
+    torch.testing.assert_close(fh.jit(f, backend="eager")(x), f(x))

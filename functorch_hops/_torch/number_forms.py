@@ -32,6 +32,10 @@ def _form(function: Callable[..., Any], of_number: Callable[..., Tensor], to_num
     return form
 
 
+def _number_plus(x: Tensor, number: complex, alpha: complex = 1) -> Tensor:
+    return _aten.add.Scalar(x if alpha == 1 else _aten.mul.Scalar(x, alpha), number)
+
+
 def _over_number(x: Tensor, number: complex, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is None:
         return _aten.div.Scalar(x, number)
@@ -51,7 +55,7 @@ _PRODUCTS = torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, _aten.mul.Te
 _QUOTIENTS = torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide, _aten.div.Tensor
 
 NUMBER_FORMS: dict[Any, Callable[..., Any]] = {
-    **{f: _form(f, _aten.add.Scalar, _aten.add.Scalar) for f in _SUMS},
+    **{f: _form(f, _aten.add.Scalar, _number_plus) for f in _SUMS},
     **{f: _form(f, _aten.sub.Scalar, _aten.rsub.Scalar) for f in _DIFFERENCES},
     **{f: _form(f, _aten.mul.Scalar, _aten.mul.Scalar) for f in _PRODUCTS},
     **{f: _form(f, _over_number, _number_over) for f in (*_QUOTIENTS, _aten.div.Tensor_mode)},

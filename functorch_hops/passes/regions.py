@@ -87,7 +87,7 @@ def _part(node: fx.Node) -> Hashable:
     size = int(shape[dim])
     if node.target in (aten.select.int, aten.select_scatter.default, aten.select_backward.default):
         return dim, cast(int, numbers[1]) % size
-    start, stop, step = slice(*numbers[1:4]).indices(size)
+    start, stop, step = slice(*(*numbers[1:4], None, None, None)[:3]).indices(size)
     return dim, start, max(start, stop), step
 
 

@@ -184,6 +184,10 @@ def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:
     return result
 
 
+def _split(input: Tensor, split_size: int, dim: int = 0) -> Any:
+    return torch.split(input, split_size, dim)
+
+
 _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.one_hot: _one_hot,
     torch.nn.functional.embedding: _embedding,
@@ -201,8 +205,11 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.gru_cell: _gru_cell,
     torch.lstm_cell: _lstm_cell,
     # torch's functional forms (2.13) take their results for copies; they are views, to which some write.
-    **dict.fromkeys((torch.unsafe_split, Tensor.unsafe_split), torch.split),
-    **dict.fromkeys((torch.unsafe_split_with_sizes, Tensor.unsafe_split_with_sizes), torch.split_with_sizes),
+    **dict.fromkeys((torch.unsafe_split, Tensor.unsafe_split, torch.ops.aten.unsafe_split.Tensor), _split),
+    **dict.fromkeys(
+        (torch.unsafe_split_with_sizes, Tensor.unsafe_split_with_sizes, torch.ops.aten.unsafe_split_with_sizes.default),
+        torch.split_with_sizes,
+    ),
     **dict.fromkeys((torch.unsafe_chunk, Tensor.unsafe_chunk), torch.chunk),
     torch.flip: _flip,
     Tensor.flip: _flip,

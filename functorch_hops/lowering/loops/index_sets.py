@@ -116,8 +116,10 @@ def splitting_handler() -> Any:
                         return other if one.value is neutral else one
             elif name == "logical_not" and isinstance(args[0], Known):
                 return Known(not args[0].value)
-            args = tuple(self._inner.constant(x.value, torch.bool) if isinstance(x, Known) else x for x in args)
-            return getattr(self._inner, name)(*args, **kwargs)
+            if name == "masked":
+                mask, body, other = args
+                args = mask, lambda: self._computed(body()), other
+            return getattr(self._inner, name)(*map(self._computed, args), **kwargs)
 
         def index_expr(self, expression: Any, dtype: torch.dtype) -> Any:
             return self._noted(self._inner.index_expr(expression, dtype), sympy.expand(expression), dtype)
@@ -127,9 +129,12 @@ def splitting_handler() -> Any:
             return self._noted(constant, sympy.Integer(value), dtype) if type(value) is int else constant
 
         def _noted(self, result: Any, value: Any, dtype: torch.dtype) -> Any:
-            if dtype in (torch.int32, torch.int64):  # in which no index overflows
+            if dtype in (torch.int32, torch.int64):  # narrower ones wrap
                 self._places[str(result)] = value
             return result
+
+        def _computed(self, x: Any) -> Any:
+            return self._inner.constant(x.value, torch.bool) if isinstance(x, Known) else x
 
         def _compared(self, name: str, difference: Any) -> Any:
             """A comparison with 0 of what is linear in the indices."""
