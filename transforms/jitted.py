@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from functorch_hops.calls.arguments import Arguments, P, R
 from functorch_hops.calls.static_values import described_arguments
@@ -110,7 +110,8 @@ class Lowered(Generic[P, Result_co]):
     def __init__(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
         self._entry, operands = jitted._find(args, kwargs)
-        self._active = tuple(torch.is_grad_enabled() and x.requires_grad for x in operands)
+        are_recorded = torch.is_grad_enabled()
+        self._active = tuple(are_recorded and isinstance(x, Tensor) and x.requires_grad for x in operands)
         self._key = self._key_of(args, kwargs)
 
     @property

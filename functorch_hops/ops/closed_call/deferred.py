@@ -5,6 +5,7 @@ in plain eager, and hardly anybody asks for them. A forward graph that saves wha
 derived and compiled in vain, take longer, and keep what it saved as long as the results live. So where a function
 differentiates by an operand that requires gradients, plain autograd remembers the operands alone. A backward pass that
 comes nevertheless runs the graph once more, the one that saves; since this one is there, later calls run it at once.
+An operand that was changed in place meanwhile is an error then, of autograd, whatever the backward pass would read.
 
 Elsewhere a backward pass is expected: of ``jit(loss)``, also if the loss differentiates by something else; and of a
 function that returns less than it differentiates by, such as the loss of an adapted model, or the norm of a gradient.
