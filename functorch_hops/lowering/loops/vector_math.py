@@ -36,6 +36,7 @@ def _call(name: str) -> Callable[[Any], str]:
 def kernel_proxy() -> Any:
     """Inductor's generator of C++ kernels, with functions of ours."""
     import sympy
+    from torch._inductor import config
     from torch._inductor.codegen import cpp
     from torch._inductor.codegen.common import BracesBuffer, IndentedBuffer
     from torch._inductor.codegen.cpp_utils import CppCSEVariable, codegen_rand, promote_args
@@ -194,7 +195,7 @@ def kernel_proxy() -> Any:
             if intervals:
                 kernel = self.kernel_group.new_kernel(VecKernel, general.tiling_factor, general.tiling_idx)
                 kernel.intervals = intervals
-                with kernel:
+                with config.patch(inplace_buffers=False), kernel:  # as for all kernels but the first
                     variables = kernel.set_ranges(*max(sizes, key=lambda groups: len(groups[1])))
                     for function in functions:
                         function(*variables)
