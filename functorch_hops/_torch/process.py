@@ -147,6 +147,6 @@ def jvp(func: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any
     primals = tuple(map(_in_memory_of_its_own, primals))
     with _dual_level.used(), differentiated_again():
         outputs, directions, *aux = outside_inference(torch.func.jvp)(func, primals, tangents, has_aux=has_aux)
-    # float64 ones of float32 scalars are left where Python functions of torch meet a number, see forward_rules.py
+    # float64 ones of float32 scalars are left where Python functions of torch meet a number, see number_forms.py
     directions = tree_map(lambda output, tangent: tangent.to(output.dtype), outputs, directions)
     return outputs, directions, *aux

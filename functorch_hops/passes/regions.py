@@ -41,9 +41,9 @@ def read_back(node: fx.Node) -> fx.Node | None:
     else:
         return None
     others = _WRITES if node.target in _READS else _READS
-    if written.target not in others or _part(node) is None or _part(node) != _part(written):
+    if written.target not in others or (node.target in _WRITES and written.args[0] is not node.args[0]):
         return None
-    if node.target in _WRITES and written.args[0] is not node.args[0]:
+    if not _are_of_one_part(node, written):
         return None
     return _like(cast(fx.Node, written.args[part]), node)
 
@@ -52,7 +52,7 @@ def merge_writes(node: fx.Node) -> None:
     """Write to what there was before a write of the same part, and into a sum's term that is zero there."""
     if node.target in _WRITES:
         before = cast(fx.Node, node.args[0])
-        if before.target is node.target and _part(node) is not None and _part(before) == _part(node):
+        if before.target is node.target and _are_of_one_part(before, node):
             node.update_arg(0, before.args[0])
     elif node.target is aten.add.Tensor and not node.kwargs:
         for around, inside in (node.args, node.args[::-1]):
@@ -69,10 +69,14 @@ def _complete(around: fx.Node, inside: fx.Node, total: fx.Node) -> bool:
         inside.target in _SCATTERS
         and around.target is _SCATTERS[cast(OpOverload, inside.target)]
         and cast(fx.Node, around.args[1]).target in _ZEROS
-        and _part(around) is not None
-        and _part(around) == _part(inside)
+        and _are_of_one_part(around, inside)
         and all(_like(x, total) is x for x in (around, inside))
     )
+
+
+def _are_of_one_part(a: fx.Node, b: fx.Node) -> bool:
+    part = _part(a)
+    return part is not None and part == _part(b)
 
 
 def _part(node: fx.Node) -> Hashable:

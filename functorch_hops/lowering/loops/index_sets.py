@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ MIRRORED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "n
 _CONJUNCTIONS = "and_", "logical_and", "bitwise_and"
 _DISJUNCTIONS = "or_", "logical_or", "bitwise_or"
 
-MIN_SHARE = 0.5
+_MIN_SHARE = 0.5
 """Of the indices, that are to be usual."""
 
 
@@ -50,7 +51,7 @@ def most_indices(indices: Any, tiled: Any, factor: int) -> dict[Any, Interval]:
     for variable, (start, stop) in intervals.items():
         count = stop - start if variable != tiled else max(stop // factor + -start // factor, 0) * factor
         share *= count / indices.sizes[variable]
-    return intervals if share >= MIN_SHARE else {}
+    return intervals if share >= _MIN_SHARE else {}
 
 
 def is_within(intervals: Mapping[Any, Interval], lengths: Mapping[Any, int]) -> str:
@@ -61,13 +62,11 @@ def is_within(intervals: Mapping[Any, Interval], lengths: Mapping[Any, int]) -> 
 
 def _truth(name: str, low: int, high: int) -> bool | None:
     """Of a comparison of what lies from ``low`` to ``high`` with 0."""
-    if name in ("gt", "ge", "eq"):
-        if name == "eq":
-            return True if low == high == 0 else False if low > 0 or high < 0 else None
-        limit = 1 if name == "gt" else 0
-        return True if low >= limit else False if high < limit else None
-    opposite = _truth({"lt": "ge", "le": "gt", "ne": "eq"}[name], low, high)
-    return None if opposite is None else not opposite
+    compare = getattr(operator, name)
+    at_low: bool = compare(low, 0)
+    if name in ("eq", "ne"):
+        return at_low if low == high or low > 0 or high < 0 else None
+    return at_low if at_low == compare(high, 0) else None
 
 
 @functools.cache
