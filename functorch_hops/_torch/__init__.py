@@ -22,6 +22,7 @@ from .legacy_vmap import *
 from .levels import *
 from .logs import *
 from .parts import *
+from .pointwise import *
 from .process import *
 from .recording import *
 from .shapes import *

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import HigherOrderOperator, OpOverload, is_unbacked, size_hint
+from .._torch import HigherOrderOperator, OpOverload, is_pointwise, is_unbacked, size_hint
 from ..ir import memory
 from ..ir.selection import finds_selected
 from ..ir.subgraph import is_random_node, params_of
@@ -111,4 +111,4 @@ def is_cheap(node: fx.Node, module: fx.GraphModule) -> bool:
         return False
     if is_view(node) or not isinstance(target, (OpOverload, HigherOrderOperator)):
         return True
-    return target in _COPIES or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)
+    return target in _COPIES or is_pointwise(target)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
-from .._torch import OpOverload
+from .._torch import is_pointwise
 from .loops.happening import LOOK
 from .loops.throwing import thrown
 
@@ -384,9 +384,7 @@ def counted_by_torch() -> Iterator[None]:
 
 
 def _computes_numbers(node: fx.Node) -> bool:
-    if not isinstance(node.target, OpOverload):
-        return False
-    is_simple = torch.Tag.pointwise in node.target.tags or node.target is aten.full.default
+    is_simple = is_pointwise(node.target) or node.target is aten.full.default
     return is_simple and all(map(_is_number, (node, *node.all_input_nodes)))
 
 

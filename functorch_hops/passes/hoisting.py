@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
-import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload
+from .._torch import OpOverload, is_pointwise
 from ..ir.build import Builder, add_params, copy_nodes, copy_of
 from ..ir.memory import is_view
 from ..ir.meta import Mask
@@ -59,7 +58,7 @@ def is_costly(node: fx.Node) -> bool:
     if producer is None or is_view(node) or (is_view(producer) and isinstance(producer.meta.get("val"), (list, tuple))):
         return False
     tensors = [v for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), Tensor)]
-    is_broadcast = isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+    is_broadcast = is_pointwise(node.target)
     return not is_broadcast or any(is_closed(v.shape) and v.numel() >= value.numel() for v in tensors)
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from ..._torch import OpOverload
+from ..._torch import is_pointwise
 from ...ir.build import copy_of
 from ...ir.nodes import meta_of
 from ...ir.subgraph import Subgraph, params_of
@@ -199,7 +199,7 @@ def is_total(node: fx.Node) -> bool:
     """Whether an operator computes each element by itself and never fails."""
     if node.target in _SHAPES_ONLY or node.target is operator.getitem:
         return True
-    if not isinstance(node.target, OpOverload) or torch.Tag.pointwise not in node.target.tags:
+    if not is_pointwise(node.target):
         return False
     if node.target.overloadpacket.__name__ not in _MAY_FAIL or node.meta["val"].dtype.is_floating_point:
         return True

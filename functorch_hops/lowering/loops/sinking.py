@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ..._torch import OpOverload
+from ..._torch import OpOverload, is_pointwise
 from ...derive.rewrite import rewritten
 from ...ir.meta import TensorMeta
 from ...ir.nodes import meta_of
@@ -163,7 +163,7 @@ def _has_rows(node: fx.Node, length: Any, module: torch.nn.Module) -> bool:
         return not any(isinstance(argument, fx.Node) for argument in node.args[1:])
     if target is aten.reshape.default:
         return size_key(metas[0].shape[0]) == size_key(length)
-    if target is not aten.expand.default and target not in _SAME_ELEMENTS and torch.Tag.pointwise not in target.tags:
+    if target is not aten.expand.default and target not in _SAME_ELEMENTS and not is_pointwise(target):
         return False
     if value.dim() == 1 and len({meta.dtype for meta in metas}) > 1:
         return False  # rows are numbers, which promote otherwise

@@ -28,6 +28,9 @@ _DRAWN = {
 }
 
 
+_INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+
+
 def _call(name: str) -> Callable[[Any], str]:
     return lambda x: f"fh::{name}({x})"
 
@@ -45,6 +48,18 @@ def kernel_proxy() -> Any:
     def is_vector(x: Any) -> bool:
         return isinstance(x, CppCSEVariable) and x.is_vec
 
+    def vector(x: Any) -> Any:
+        return x if x.is_vec else V.kernel.broadcast(x)
+
+    class Variable(CppCSEVariable):  # type: ignore[misc]
+        number: Any = None
+        """Which it is, if that is known."""
+
+        def update_on_args(self, name: str, args: Any, kwargs: Any) -> None:
+            super().update_on_args(name, args, kwargs)
+            if name == "constant":
+                self.number = args[0]
+
     def limited(general: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
         """The larger or smaller of lanes and one number."""
 
@@ -57,6 +72,28 @@ def kernel_proxy() -> Any:
 
         return choose
 
+    def by_number(general: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+        """Of integers, by a positive number that is known: neither a division nor a question for zero."""
+
+        def divide(a: Any, b: Any) -> Any:
+            number = b.number if isinstance(b, Variable) else None
+            if type(number) is not int or a.dtype not in _INTEGERS or not 0 < number <= torch.iinfo(a.dtype).max:
+                return general(a, b)
+            return f"fh::{name}<{number}>({a})"
+
+        return divide
+
+    def product(general: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Of lanes of 64 bits: torch's goes from lane to lane."""
+
+        def multiply(a: Any, b: Any) -> Any:
+            is_long = all(isinstance(x, CppCSEVariable) and x.dtype is torch.int64 for x in (a, b))
+            if not (is_long and (a.is_vec or b.is_vec)):
+                return general(a, b)
+            return f"fh::product({vector(a)}, {vector(b)})"
+
+        return multiply
+
     class Functions:
         """In front of Inductor's own overrides, of numbers or of vectors: C++ overloading tells these apart."""
 
@@ -66,12 +103,15 @@ def kernel_proxy() -> Any:
                 vars(self).pop(name, None)  # Inductor's, wrapped once more for each instance
             self.maximum = limited(self.maximum, "at_least")
             self.minimum = limited(self.minimum, "at_most")
+            self.mul = product(self.mul)
+            self.floordiv = by_number(self.floordiv, "floor_divide")
+            self.remainder = by_number(self.remainder, "remainder")
             return self
 
         @staticmethod
         def pow(a: Any, b: Any) -> str:
             if is_vector(a) or is_vector(b):
-                a, b = (x if x.is_vec else V.kernel.broadcast(x) for x in promote_args([a, b]))
+                a, b = map(vector, promote_args([a, b]))
             return f"fh::pow({a}, {b})"
 
     def drawn(function: str, dtype: torch.dtype) -> Callable[..., Any]:
@@ -104,7 +144,8 @@ def kernel_proxy() -> Any:
 
     def with_functions(kernel: Any) -> Any:
         overrides = type(kernel.overrides.__name__, (Functions, kernel.overrides), {})
-        return type(kernel.__name__, (*before, kernel), {"overrides": overrides})
+        members = {"overrides": overrides, "create_cse_var": staticmethod(Variable)}
+        return type(kernel.__name__, (*before, kernel), members)
 
     class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
         """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours.
@@ -167,8 +208,12 @@ def kernel_proxy() -> Any:
             return f"fh::found<{str(reduction_type == 'argmax').lower()}>({var}, {next_value}, {lanes}{tail})"
 
         def _get_vec_load_line(self, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None) -> Any:
-            if dtype is torch.bool and load_mask is None and self.tail_size is None:
-                return f"fh::LoadedMask<{self._get_mask_type()}>::of({var} + {cpp.cexpr_index(index)})"
+            place = f"{var} + {cpp.cexpr_index(index)}"
+            if load_mask is None and self.tail_size is None:
+                if dtype is torch.bool:
+                    return f"fh::LoadedMask<{self._get_mask_type()}>::of({place})"
+                if self._get_raw_num_vectors(dtype) >= 1:  # with a count, integers go through memory once more
+                    return f"{self._get_vec_type(dtype)}::loadu({place})"
             return super()._get_vec_load_line(var, index, dtype, load_mask)
 
         def _get_store_line(

@@ -47,8 +47,7 @@ def _is_pointwise(node: fx.Node) -> bool:
     """
     value = node.meta.get("val")
     return (
-        isinstance(node.target, _torch.OpOverload)
-        and torch.Tag.pointwise in node.target.tags
+        _torch.is_pointwise(node.target)
         and torch.Tag.nondeterministic_seeded not in node.target.tags
         and isinstance(value, Tensor)
         and bool(node.all_input_nodes)

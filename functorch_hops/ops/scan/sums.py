@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..._torch import OpOverload
+from ..._torch import is_pointwise
 from ...derive.batch import batched
 from ...derive.rewrite import rewritten
 from ...ir.build import Builder
@@ -157,10 +157,7 @@ def _reduces(node: fx.Node) -> bool:
 def _is_pointwise(body: Subgraph, besides: set[fx.Node]) -> bool:
     """Whether a body computes each element by itself, but for these nodes."""
     nodes = [n for n in body.module.graph.nodes if n.op == "call_function" and n not in besides]
-    return all(
-        isinstance(n.target, OpOverload) and (torch.Tag.pointwise in n.target.tags or is_view(n) or n.target in _COPIES)
-        for n in nodes
-    )
+    return all(is_pointwise(n.target) or is_view(n) or n.target in _COPIES for n in nodes)
 
 
 _COPIES = (aten.clone.default, aten._to_copy.default, aten.zeros_like.default, aten.full.default)

@@ -385,6 +385,52 @@ FH_INLINE at::vec::VectorizedN<float, N> pow(at::vec::VectorizedN<float, N> x, a
   return x;
 }
 #endif
+
+// Division of integers, rounded down, by a positive number that compilers see: shifts and multiplications.
+template <int64_t c, class T, class X> FH_INLINE X floor_divide_lanes(X x) {
+  if constexpr ((c & (c - 1)) == 0) return x >> __builtin_ctzll(c);
+  else if constexpr (std::is_unsigned_v<T>) return x / T(c);
+  else return (x ^ (x >> (8 * sizeof(T) - 1))) / T(c) ^ (x >> (8 * sizeof(T) - 1));  // of a negative x: ~(~x / c)
+}
+template <int64_t c, class T, class X> FH_INLINE X remainder_lanes(X x) {
+  if constexpr ((c & (c - 1)) == 0) return x & T(c - 1);
+  else return x - floor_divide_lanes<c, T>(x) * T(c);
+}
+#if FH_HAS_VECTORS
+template <class T> struct Lanes {
+  typedef T Type __attribute__((vector_size(sizeof(math::Vector))));
+};
+using Longs = at::vec::Vectorized<int64_t>;
+FH_INLINE Longs product(Longs x, Longs y) {
+  using Lanes = typename Lanes<uint64_t>::Type;  // unsigned numbers wrap
+  return math::recast<Longs>(math::recast<Lanes>(x) * math::recast<Lanes>(y));
+}
+template <int N>
+FH_INLINE at::vec::VectorizedN<int64_t, N> product(at::vec::VectorizedN<int64_t, N> x, at::vec::VectorizedN<int64_t, N> y) {
+  for (int i = 0; i < N; ++i) x[i] = product(x[i], y[i]);
+  return x;
+}
+#define FH_OF_INTEGERS(NAME)                                                                                       \
+  template <int64_t c, class T> FH_INLINE at::vec::Vectorized<T> NAME(at::vec::Vectorized<T> x) {                  \
+    using V = at::vec::Vectorized<T>;                                                                              \
+    return math::recast<V>(NAME##_lanes<c, T>(math::recast<typename Lanes<T>::Type>(x)));                          \
+  }                                                                                                                \
+  template <int64_t c, class T, int N> FH_INLINE at::vec::VectorizedN<T, N> NAME(at::vec::VectorizedN<T, N> x) {   \
+    for (int i = 0; i < N; ++i) x[i] = NAME<c>(x[i]);                                                              \
+    return x;                                                                                                      \
+  }
+#else
+template <class V> FH_INLINE V product(V x, V y) { return x * y; }
+#define FH_OF_INTEGERS(NAME)
+#endif
+#define FH_DIVISION_BY_NUMBER(NAME)                                                                                \
+  FH_OF_INTEGERS(NAME)                                                                                             \
+  template <int64_t c, class T> FH_INLINE std::enable_if_t<std::is_integral_v<T>, T> NAME(T x) {                   \
+    return T(NAME##_lanes<c, T>(x));                                                                               \
+  }
+FH_DIVISION_BY_NUMBER(floor_divide)
+FH_DIVISION_BY_NUMBER(remainder)
+
 #if INDUCTOR_USE_VECTOR_TYPES()
 // Masks in memory are bytes, which torch's own masks read and write one by one.
 template <class T, int N> FH_INLINE void store_mask(at::vec::VecMask<T, N> mask, bool* to) {
