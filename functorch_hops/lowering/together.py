@@ -3,8 +3,8 @@
 NOTE [Kernels compiled together] In Inductor's code for a graph each kernel is a C++ source of its own. Most of what a
 compiler does for one, nearly a second, is to read torch's headers; the kernel takes a fifth of that. So here they wait
 until all have been named, and are one source then, or several where it would take long, which may be compiled at once.
-The code says so itself: it holds this ``AsyncCompile`` in the place of Inductor's, and is compiled the same way wherever
-it comes from, a cache of Inductor's included. The kernel of a loop was compiled by itself, before the graph around it
+The code says so itself: it holds this ``AsyncCompile`` in the place of Inductor's, and is compiled in the same way from
+Inductor's caches. The kernel of a loop was compiled by itself, before the graph around it
 was made; so is what consists of several functions, which have the same names in each kernel.
 """
 
