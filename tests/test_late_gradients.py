@@ -263,6 +263,66 @@ def test_a_buffer_is_read_as_it_was() -> None:
         same(model.w.grad, eager.w.grad)
 
 
+AROUND: dict[str, Callable[[Any], Any]] = {
+    "value_and_grad": lambda jit: fh.value_and_grad(jit(scanned)),
+    "grad of torch": lambda jit: lambda p, x: (0, torch.func.grad(jit(scanned))(p, x)),
+    "for each row": lambda jit: lambda p, x: (0, fh.vmap(fh.grad(jit(loss)), in_dims=(None, 0))(p, x)),
+    "pull function": lambda jit: lambda p, x: (0, fh.vjp(lambda p: jit(scanned)(p, x), p)[1](torch.ones_like(x[0, 0]))),
+    "twice": lambda jit: lambda p, x: (0, fh.grad(lambda p: fh.grad(jit(scanned))(p, x)["b"].sum())(p)),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_transforms_of_compiled_functions(name: str) -> None:
+    p, jit = parameters(), lambda f: fh.jit(f, backend="eager")
+    f, expected = AROUND[name](jit), AROUND[name](lambda f: f)
+    for _ in range(3):
+        same(f(p, X), expected(p, X))
+    for _ in range(3):
+        same(second(f, p), second(expected, p))
+        grads = [second(g, p, create_graph=True)[1] for g in (f, expected)]
+        third = [torch.autograd.grad(sum(x.pow(2).sum() for x in g), list(p.values())) for g in grads]
+        same(*third)
+
+
+@pytest.mark.parametrize("name", ["value_and_grad", "grad of torch"])
+def test_of_a_transform_only_the_gradient_is_prepared(name: str, partitions: list[Any]) -> None:
+    for requires_grad in (False, True):
+        p = {name: x.detach().requires_grad_(requires_grad) for name, x in parameters().items()}
+        f, x = AROUND[name](lambda f: fh.jit(f, backend="eager")), normal(7 + requires_grad, 3)
+        partitions.clear()
+        outs = f(p, x)
+        assert len({graph for graph, *_ in partitions}) == 1
+        if requires_grad:
+            with torch.no_grad():
+                p["w"].mul_(0.5)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                outs[1]["b"].sum().backward()
+
+
+def asked(p: Params, x: Tensor, **options: Any) -> Any:
+    value = scanned(p, x)
+    return value, torch.autograd.grad(value, list(p.values()), **options)
+
+
+def test_gradients_asked_for_inside(partitions: list[Any]) -> None:
+    p, x = parameters(), normal(9, 3)
+    f = fh.jit(asked, backend="eager")
+    same(f(p, x), asked(p, x))
+    f(p, x)
+    assert how(f, p, x) == "late" and not partitions
+    value, gradients = f(p, x)
+    assert [g.requires_grad for g in gradients] == [False, False]
+    for _ in range(2):
+        same(torch.autograd.grad(value, list(p.values()), retain_graph=True), gradients)
+    closed = fh.jit(lambda x: asked(p, x), backend="eager")
+    assert how(closed, normal(10, 3)) == "late"
+    for options in ({"create_graph": True}, {"retain_graph": True}):
+        g = lambda p, x, options=options: asked(p, x, **options)
+        assert how(fh.jit(g, backend="eager"), p, x) is None
+        same(second(fh.jit(g, backend="eager"), p), second(g, p))
+
+
 def test_hooks_see_and_replace_what_is_saved() -> None:
     f, p = FUNCTIONS["scan"], parameters()
     jitted = fh.jit(f, backend="eager")

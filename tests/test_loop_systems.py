@@ -220,6 +220,16 @@ def test_no_code_is_made_of_lanes_of_many_numbers(monkeypatch: pytest.MonkeyPatc
     assert loop.taken == "steps" and "a lane has many numbers" in str(loop.reason) and not made
 
 
+def test_lanes_whose_carries_are_many_numbers_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To replay a step for all numbers of a lane takes seconds."""
+    tried, step = list[int](), systems.Step
+    monkeypatch.setattr(systems, "Step", lambda block, *args: tried.append(block.lanes) or step(block, *args))
+    c, xs = normal(16, 600), normal(STEPS, 16, 600, seed=1)
+    (loop,) = plan(twice(lambda c, x: c * c.sum() + x), c, xs).loops
+    assert loop.taken == "steps" and "a lane has many numbers" in str(loop.reason)
+    assert 600 in tried and 16 not in tried
+
+
 def test_no_node_is_replayed_at_more_numbers_than_a_lane_may_have() -> None:
     """What no lane owns is shared by all, of whatever size it is."""
     ran: list[Any] = []

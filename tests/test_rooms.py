@@ -36,6 +36,7 @@ PRIVATE_TORCH = (
     "lowering/decompositions.py",
     "lowering/inductor.py",
     "lowering/loops/",
+    "lowering/together.py",
 )
 
 

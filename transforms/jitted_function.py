@@ -23,7 +23,7 @@ from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.errors import ArgumentTypeError, DataDependentError, message, warn
 from functorch_hops.ir.origin import Origin, made_for
 from functorch_hops.lowering.backends import Backend, OtherSizesError
-from functorch_hops.ops.closed_call.op import ClosedCallParams
+from functorch_hops.ops.closed_call.op import ClosedCallParams, gradients_returned
 from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
 from functorch_hops.trace.capture import current_capture
@@ -268,7 +268,8 @@ class JittedFunction(Generic[P, R]):
                 "so it is captured again at every call; pass them as arguments"
             )
         with made_for(self._origin):
-            params = ClosedCallParams.of(trace.body, self._backend.now(), trace.differentiated)
+            differentiated = gradients_returned(trace.body, trace.differentiated)
+            params = ClosedCallParams.of(trace.body, self._backend.now(), differentiated)
         return CompiledTrace(trace, params, found)
 
     def _without_static(

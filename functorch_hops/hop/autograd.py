@@ -7,6 +7,7 @@ them: cotangents for them arrive at the same node, which then differentiates the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,11 +34,26 @@ __all__ = [
     "is_augmented",
     "jvp_of",
     "over_legacy_batch",
+    "pulls_for_transform",
     "unwrapped",
     "unwrapped_at",
     "vjp_forward",
     "wrapped_at",
 ]
+
+
+class _Pulling(threading.local):
+    for_transform = False
+
+
+_pulling = _Pulling()
+
+
+def pulls_for_transform() -> bool:
+    """Whether a rule runs backward for a transform, which differentiates in such a way that its result might be
+    differentiated again, asked or not.
+    """
+    return _pulling.for_transform
 
 
 class RecordedCall(_torch.SingleLevelFunction):
@@ -67,7 +83,8 @@ class RecordedCall(_torch.SingleLevelFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.params, ctx.augmented, ctx.active, has_tangent, _, ctx.plain, *operands = inputs
+        ctx.params, ctx.augmented, ctx.active, has_tangent, interpreter, ctx.plain, *operands = inputs
+        ctx.for_transform = interpreter is not None
         ctx.set_materialize_grads(False)
         ctx.trips = ctx.params.trip_count(operands)
         ctx.differentiable = _differentiable(ctx.params, ctx.augmented, ctx.active, has_tangent, ctx.trips, output)
@@ -100,9 +117,13 @@ class RecordedCall(_torch.SingleLevelFunction):
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
                 return _second_derivative(ctx, operands, cotangents)
-            rules = operator_of(ctx.params).rules
-            with made_for(ctx.params.origin, "backward"):
-                return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
+            rules, outer = operator_of(ctx.params).rules, _pulling.for_transform
+            _pulling.for_transform = ctx.for_transform
+            try:
+                with made_for(ctx.params.origin, "backward"):
+                    return rules.vjp_backward(ctx.params, ctx.active, operands, residuals, cotangents[:n_outputs])
+            finally:
+                _pulling.for_transform = outer
 
         grads = None if ctx.plain is None else ctx.plain.pull(operands, residuals, cotangents)
         if grads is None:

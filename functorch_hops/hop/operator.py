@@ -204,8 +204,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def _recorded_call(self, is_plain: bool, interpreter: Any, params: P, active: Mask, operands: Sequence[Any]) -> Any:
         """A call that autograd remembers. ``is_plain``: nothing but autograd is active."""
-        if is_plain:
-            params = params.recorded(active)  # type: ignore[assignment]
+        params = params.recorded(active) if is_plain else params.transformed(active)  # type: ignore[assignment]
         augmented = vjp_forward(params, active)
         has_tangent = tuple(interpreter is None and isinstance(x, Tensor) and _torch.has_tangent(x) for x in operands)
         with contextlib.nullcontext() if is_plain else _torch.enable_single_level_autograd_function():

@@ -157,6 +157,10 @@ class Params(_Deriving):
         """The parameters of the call that plain autograd remembers, where nothing else is active."""
         return self
 
+    def transformed(self, active: Mask) -> Params:
+        """The parameters of the call that autograd remembers elsewhere."""
+        return self
+
     def trip_count(self, operands: Sequence[Any]) -> int | None:
         """How many steps a call takes, of a loop for which that is known from its operands."""
         return None

@@ -49,7 +49,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 27
+_LOWERINGS = 28
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -266,12 +266,31 @@ def _compile_inner(
     import torch.compiler.config as compiler
 
     tag = f"{compiler.cache_key_tag} functorch_hops {_LOWERINGS} {'whole' if _ours.is_active else 'around'}"
-    with cured(module, has_effects), exact_code(), compiler.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+    tagged = compiler.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with cured(module, has_effects), exact_code(), _compiled_together(), tagged:
         for part in graphs_in(module):
             store_shared_sources(part.graph)
         code = original(module, *args, **kwargs)
     generated(getattr(code, "source_code", None) or "")
     return code
+
+
+def _compiled_together() -> contextlib.AbstractContextManager[None]:
+    """See NOTE [Kernels compiled together]."""
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+
+    def write_header(wrapper: Any) -> None:
+        original(wrapper)
+        wrapper.header.splice(_TOGETHER, strip=True)
+
+    original: Any = PythonWrapperCodegen.write_header
+    return replaced(PythonWrapperCodegen, "write_header", write_header)
+
+
+_TOGETHER = """
+    from functorch_hops.lowering.together import AsyncCompile
+    async_compile = AsyncCompile()
+"""
 
 
 @functools.cache

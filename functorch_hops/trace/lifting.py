@@ -108,8 +108,12 @@ class Lifting(_torch.ForwardRules):
             return _shown(args[0])
         if func in _BACKWARD:
             raise backward_inside(capture.context, _BACKWARD[func])
-        if func is torch.autograd.grad and not capture.history.ask(*map(_tensors, args[:2])):
-            raise backward_inside(capture.context, "torch.autograd.grad()")
+        if func is torch.autograd.grad:
+            if not capture.history.ask(*map(_tensors, args[:2])):
+                raise backward_inside(capture.context, "torch.autograd.grad()")
+            if not (kwargs and (kwargs.get("create_graph") or kwargs.get("retain_graph"))):
+                for t in _tensors(args[1]):
+                    capture.note_differentiated(capture.lift(t))
         if func in OF_THE_TENSOR:
             given = (a if type(a) is dict else capture.lift_tree(a) for a in args)  # deepcopy writes to a dict
             return OF_THE_TENSOR[func](capture, *given, **kwargs or {})

@@ -144,6 +144,11 @@ class _Block:
             raise Refused("a lane has many numbers")
 
     def array(self, rows: Rows, dtype: torch.dtype) -> Held:
+        held = self._declared(rows, dtype)
+        self._check_bytes()  # before nodes are replayed for all numbers, which may take seconds
+        return held
+
+    def _declared(self, rows: Rows, dtype: torch.dtype) -> Held:
         held = Held(f"held_{next(self.names)}", rows, dtype)
         self.arrays[held] = rows.size * self.width * held_dtype(held.dtype).itemsize
         return held
@@ -190,7 +195,7 @@ class _Block:
         rows = rows_of(meta.shape, self.lanes)
         if source.held is not None or rows.step == 0:
             return source, None
-        held = self.array(rows, meta.dtype)
+        held = self._declared(rows, meta.dtype)
         self.beside.add(held)
         return Source(source.memory, held), self.copied("spread", rows, f"{source.memory}", held.name)
 

@@ -7,11 +7,18 @@ differentiates by an operand that requires gradients, plain autograd remembers t
 comes nevertheless runs the graph once more, the one that saves; since this one is there, later calls run it at once.
 An operand that was changed in place meanwhile is an error then, of autograd, whatever the backward pass would read.
 
+So it is where a transform differentiates a compiled function (``value_and_grad(jit(loss))``): of its forward and its
+backward graph, for parameters that require gradients; and of the backward graph for the transform itself, which lets
+autograd record how gradients are computed, asked or not. Transforms around it do differentiate: for them all is saved
+at once. And so it is where the function calls ``torch.autograd.grad``, unless that is told to create or retain a graph.
+
 Elsewhere a backward pass is expected: of ``jit(loss)``, also if the loss differentiates by something else; and of a
 function that returns less than it differentiates by, such as the loss of an adapted model, or the norm of a gradient.
 
 A graph that should not run twice (``may_run_again``) saves in any case; and so does one of open sizes, since what is
-derived of it may assume what does not hold for a call that was made before.
+derived of it may assume what does not hold for a call that was made before. Random numbers are among the reasons: the
+graph that saves would have to draw the same ones from the state of then, but it is not there yet when this one runs,
+and under Inductor a number depends on the place of its operator in the graph that is compiled.
 """
 
 from __future__ import annotations
@@ -32,7 +39,8 @@ __all__ = ["deferred_call_vjp_backward", "deferred_call_vjp_forward"]
 
 
 def deferred_call_vjp_forward(params: ClosedCallParams, active: Mask) -> ClosedCallParams:
-    return params
+    assert isinstance(params, DeferredCallParams)
+    return params.call()
 
 
 def deferred_call_vjp_backward(

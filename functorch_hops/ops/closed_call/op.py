@@ -20,7 +20,9 @@ __all__ = [
     "DeferredCallParams",
     "TapedCallParams",
     "closed_call_op",
+    "deferred",
     "deferred_call_op",
+    "gradients_returned",
     "taped_call_op",
 ]
 
@@ -28,7 +30,8 @@ __all__ = [
 @dataclass(frozen=True, eq=False)
 class ClosedCallParams(Params):
     """The graph, and the backend that compiles it. Operands and outputs: those of the body. ``differentiated``: by
-    which operands the body differentiates; empty where that is not known.
+    which operands the body differentiates, or is part of a derivative; empty where that is not known, or a derivative
+    of it is expected.
     """
 
     body: Subgraph
@@ -52,12 +55,16 @@ class ClosedCallParams(Params):
     def recorded(self, active: Mask) -> ClosedCallParams:
         saving = self.saving()
         is_late = self.is_differentiated_again(active) and not is_augmented(saving, active)
-        return self.derive("deferred", lambda: _deferred(self)) if is_late else saving
+        return deferred(self) if is_late else saving
 
     def is_differentiated_again(self, active: Mask) -> bool:
         """Whether it is as in NOTE [Gradients of gradients are late], for these operands with gradients."""
-        by_active = any(d and a for d, a in zip(self.differentiated, active))
-        return by_active and self.derive("may be deferred", lambda: (_may_be_deferred(self),))[0]
+        return any(d and a for d, a in zip(self.differentiated, active)) and self.may_be_deferred
+
+    @property
+    def may_be_deferred(self) -> bool:
+        """Whether what is asked for later can be computed then."""
+        return self.body.shape_env is None and may_run_again(self.body)
 
     def saving(self) -> ClosedCallParams:
         """The call as plain autograd remembers it where a backward pass is to be expected."""
@@ -71,17 +78,27 @@ class TapedCallParams(ClosedCallParams):
 class DeferredCallParams(ClosedCallParams):
     """The call as plain autograd remembers it: see NOTE [Gradients of gradients are late]."""
 
+    def recorded(self, active: Mask) -> ClosedCallParams:
+        return self.call().recorded(active)
+
+    def transformed(self, active: Mask) -> ClosedCallParams:
+        call = self.call()
+        return call if is_augmented(call, active) else self
+
     def call(self) -> ClosedCallParams:
         """What it stands for."""
         return ClosedCallParams.of(self.body, self.backend, self.differentiated)
 
 
-def _may_be_deferred(params: ClosedCallParams) -> bool:
-    body = params.body
-    if body.shape_env is not None or not may_run_again(body):
-        return False
-    differentiated = (meta for meta, d in zip(body.inputs, params.differentiated) if d)
-    return sum(meta.nbytes for meta in body.outputs) >= sum(meta.nbytes for meta in differentiated)
+def gradients_returned(body: Subgraph, differentiated: Mask) -> Mask:
+    """By which operands a function of the user's differentiates, if it returns as much as the gradients are."""
+    by = (meta for meta, d in zip(body.inputs, differentiated) if d)
+    is_less = sum(meta.nbytes for meta in body.outputs) < sum(meta.nbytes for meta in by)
+    return () if is_less else differentiated
+
+
+def deferred(params: ClosedCallParams) -> DeferredCallParams:
+    return params.derive("deferred", lambda: _deferred(params))
 
 
 def _deferred(params: ClosedCallParams) -> DeferredCallParams:

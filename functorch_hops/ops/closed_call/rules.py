@@ -6,9 +6,11 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
+from ... import _torch
 from ...derive.batch import batched
 from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
+from ...hop.autograd import pulls_for_transform
 from ...ir.active import state
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
@@ -16,7 +18,8 @@ from ...ir.subgraph import Subgraph
 from ...lowering.backends import compiled, dissolved
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
-from .op import ClosedCallParams, closed_call_op
+from ...trace.capture import current_capture
+from .op import ClosedCallParams, closed_call_op, deferred, deferred_call_op
 
 __all__ = [
     "closed_call_abstract_eval",
@@ -32,8 +35,10 @@ __all__ = [
 ]
 
 
-def _call(body: Subgraph, params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return closed_call_op(ClosedCallParams.of(body, params.backend), *operands)
+def _call(
+    body: Subgraph, params: ClosedCallParams, operands: Sequence[Tensor], differentiated: Mask = ()
+) -> Sequence[Tensor]:
+    return closed_call_op(ClosedCallParams.of(body, params.backend, differentiated), *operands)
 
 
 def closed_call_impl(params: ClosedCallParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -56,7 +61,7 @@ def closed_call_batch(
     params: ClosedCallParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
     body, out = batched(params.body, mapped, size, randomness)
-    return _call(body, params, operands), out
+    return _call(body, params, operands, params.differentiated), out
 
 
 def closed_call_jvp(
@@ -70,7 +75,7 @@ def closed_call_jvp(
 
 
 def closed_call_vjp_forward(params: ClosedCallParams, active: Mask) -> ClosedCallParams:
-    return ClosedCallParams.of(_partition(params, active).forward, params.backend)
+    return ClosedCallParams.of(_partition(params, active).forward, params.backend, active)
 
 
 def closed_call_vjp_backward(
@@ -81,7 +86,15 @@ def closed_call_vjp_backward(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     part = _partition(params, active)
-    return part.pull(lambda given: _call(part.backward, params, given), operands, residuals, cotangents)
+
+    def pulled(given: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not pulls_for_transform() or current_capture() is not None:
+            return _call(part.backward, params, given)
+        call = ClosedCallParams.of(part.backward, params.backend, (True,) * len(given))
+        is_late = call.may_be_deferred and _torch.top_interpreter() is not None
+        return deferred_call_op(deferred(call), *given) if is_late else closed_call_op(call, *given)
+
+    return part.pull(pulled, operands, residuals, cotangents)
 
 
 def _partition(params: ClosedCallParams, active: Mask) -> Partition:
