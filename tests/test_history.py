@@ -390,3 +390,17 @@ def test_a_gradient_that_depends_on_no_parameter_has_no_history():
     gradient = fh.jit(fh.grad(lambda w: (w * x).sum()), backend="eager")(w)
     assert not gradient.requires_grad
     same(gradient, x)
+
+
+def test_a_value_that_requires_a_gradient_may_be_asked_to():
+    """Nothing happens, so the value can be written as before, and its history leads on."""
+
+    def f(x):
+        y = x * 2
+        y.requires_grad_(x.requires_grad)
+        y[0] = 1.0
+        return y.mul_(x)
+
+    x = torch.arange(3.0).requires_grad_()
+    gradient = lambda f: torch.autograd.grad(f(x).sum(), x)
+    torch.testing.assert_close(gradient(fh.jit(f, backend="eager")), gradient(f))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -447,6 +448,27 @@ def test_a_result_is_memory_of_its_own(run, f):
     fresh = f(x.clone())
     expected = tuple(p + i + 1 for i, p in enumerate(fresh)) if isinstance(fresh, tuple) else fresh + 1
     same(run(g, x), (expected, torch.tensor([1.0, 3.0]), torch.tensor([0.5, 2.0]), torch.ones(2)))
+
+
+RECORDED = {
+    "branch": lambda x, w: fh.cond(x.sum() > 0, lambda: (x * w)[0], lambda: (x - w)[0]),
+    "checkpoint": lambda x, w: fh.checkpoint(lambda x: (x * w)[0])(x),
+    "no step": lambda x, w: fh.while_loop(lambda c: c.sum() > 9, lambda c: (c[None] * w)[0], x[0] * w),
+}
+
+
+@pytest.mark.parametrize("f", RECORDED.values(), ids=RECORDED)
+def test_a_result_with_a_history_can_be_written(f):
+    """Captured by itself, it leaves an autograd node, whose views torch refuses to write to."""
+
+    def written(capturing):
+        x, w = torch.ones(2, 3), torch.arange(1.0, 4.0).requires_grad_()
+        with capturing:
+            y = f(x, w)
+        y.mul_(w)
+        return y, torch.autograd.grad(y.sum(), w)
+
+    same(written(fh.eager_capture()), written(contextlib.nullcontext()))
 
 
 def kept_in(holder, value):

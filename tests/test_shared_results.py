@@ -142,6 +142,21 @@ def test_work_in_place_on_results_is_that_of_eager():
     same(*(in_place(g, W.clone().requires_grad_()) for g in (jit(f), f)))
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_part_of_what_is_not_returned_can_be_written(backend, requires_grad):
+    """Torch refuses writes to views that were taken where nothing was recorded, as inside of an autograd node."""
+    f = lambda x: (x * 2)[0]
+    scale = torch.arange(3.0, dtype=F64, requires_grad=True)
+
+    def written(f):
+        x = W.clone().requires_grad_(requires_grad)
+        y = f(x).mul_(scale)
+        return y, torch.autograd.grad(y.sum(), [x, scale] if requires_grad else scale)
+
+    same(written(fh.jit(f, backend=backend)), written(f))
+
+
 def test_an_alias_with_a_history_of_its_own_is_a_copy():
     """What is written through ``d`` has a gradient that no view of ``y`` has."""
 

@@ -40,6 +40,7 @@ __all__ = [
     "make_dual",
     "operator_with_rule",
     "vjp",
+    "writable",
 ]
 
 SingleLevelFunction = _SingleLevelFunction
@@ -53,6 +54,15 @@ def applied(function: type[_SingleLevelFunction]) -> Callable[..., Any]:
     """``function.apply``, past what waits there for functions of the user's."""
     apply: Callable[..., Any] = super(_SingleLevelFunction, function).apply  # type: ignore[misc]
     return apply
+
+
+def writable(results: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The results of a call without a gradient history, none a view: torch refuses work in place on views that were
+    taken where nothing was recorded. What they are views of belongs to nobody else.
+    """
+    if not any(map(Tensor._is_view, results)):
+        return results
+    return tuple(t.detach() if t._is_view() else t for t in results)
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:

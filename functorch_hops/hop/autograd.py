@@ -74,12 +74,12 @@ class RecordedCall(_torch.SingleLevelFunction):
         *operands: Any,
     ) -> Any:
         if plain is not None:
-            return plain.run(operands)
+            return _torch.writable(plain.run(operands))
         hop = operator_of(augmented)
         below = _torch.differentiable() if interpreter is None else _torch.lowered(interpreter)
         with below:
             outs = hop(augmented, *(unwrapped_at(interpreter, x) for x in operands))
-        return tuple(wrapped_at(interpreter, o) for o in outs)
+        return _torch.writable(outs) if interpreter is None else tuple(wrapped_at(interpreter, o) for o in outs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

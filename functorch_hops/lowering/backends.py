@@ -261,7 +261,7 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
             return raising_again(compile_graph(module, fakes, options), _raise_as_eager)
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
-        return raising_again(lambda operands: run(*operands), _raise_as_eager)
+        return raising_again(lambda operands: _torch.writable(run(*operands)), _raise_as_eager)
 
 
 def _copied(body: Subgraph) -> fx.Graph:

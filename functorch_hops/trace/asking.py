@@ -55,7 +55,7 @@ def _set_requires_grad(capture: Any, t: Tensor, value: bool = True) -> Any:
             "call it on value.detach() or value.clone(), or before the call",
             TensorMeta.of(t),
         )
-    if value and _is_from_outside(capture, t):
+    if value and (_is_from_outside(capture, t) or (not _torch.is_wrapped(t) and _requires_grad(capture, t))):
         return t
     if not value and not _is_from_outside(capture, t) and _requires_grad(capture, t):
         raise refused_of_tensor(capture.context, "requires_grad_(False)", "use value.detach()", TensorMeta.of(t))
