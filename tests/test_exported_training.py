@@ -225,6 +225,24 @@ def test_a_scan_that_stacks_nothing_and_saves_nothing() -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+@both_ways
+def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
+    """torch's derivative of a cond is one, whose results would be a transposed, a dense and an expanded tensor."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            w, start = torch.outer(self.w, x), self.w * 2
+            yes = lambda c: w.T @ c + (x * self.w).sum()
+            no = lambda c: w @ c * x.sum()
+            return fh.scan(lambda c, row: (fh.cond(row.sum() > 0, yes, no, c), None), start, torch.stack([x, -x, x]))[0]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x.clone().requires_grad_(),), strict=strict).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 def test_complex_numbers_are_for_inference() -> None:
     class Module(Growth):
         def forward(self, x: Tensor) -> Tensor:

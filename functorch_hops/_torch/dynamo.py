@@ -9,21 +9,19 @@ import contextlib
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import Unsupported
-from torch._dynamo.guards import GuardBuilder, install_guard
-from torch._dynamo.source import AttrSource, GlobalSource
+from torch._dynamo.source import GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
-from torch._dynamo.variables.functions import UserFunctionVariable, UserMethodVariable
+from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -34,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from .dispatch import suspended
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
+from .dynamo_objects import Objects, value_of
 from .levels import below_transforms
 from .symbols import SHIFT, is_shifted, new_carrier, read_open_number, shape_of_carrier
 
@@ -103,25 +102,11 @@ class _Opaque(_Leaf):
 
     def __init__(self, call: _Call, variable: VariableTracker) -> None:
         self.call, self.variable = call, variable
-        self.__name__ = getattr(_value_of(variable), "__name__", "func")
+        self.__name__ = getattr(value_of(variable), "__name__", "func")
 
     def __fh_itself__(self) -> Any:
-        """The object. A guard sees to it that Dynamo compiles again for another one."""
-        variable: Any = self.variable
-        if type(variable) is UserMethodVariable:
-            owner = type(self)(self.call, variable.obj).__fh_itself__()
-            if variable.source is not None:
-                install_guard(AttrSource(variable.source, "__func__").make_guard(GuardBuilder.ID_MATCH))
-            return MethodType(variable.get_function(), owner)
-        value = variable.get_function() if type(variable) is UserFunctionVariable else _value_of(variable)
-        source = variable.source
-        is_new_each_time = isinstance(value, BuiltinMethodType) and not isinstance(value.__self__, (ModuleType, type))
-        if value is not None and source is not None and not is_new_each_time:
-            install_guard(source.make_guard(GuardBuilder.ID_MATCH))
-            return value
-        if isinstance(value, FunctionType) and not value.__closure__:  # which was made in the function that is traced
-            return value
-        raise self.call.library.unknown_object(self.call.operation, self.__name__)
+        """The object that Python gets when the graph runs."""
+        return self.call.objects.of(self.variable, self.__name__)
 
 
 class _Stub(_Opaque):
@@ -181,6 +166,7 @@ class _Call:
         self.backend: _Backend = tx.output.compiler_fn
         with temporarily_clear_interpreter_stack() as levels:
             self.levels = levels
+        self.objects = Objects(tx, library.is_same_function, self.unknown_object)
         self.failure: Exception | None = None
         """Why a function could not be traced. The library may go on without it, as it does where a rule fails."""
 
@@ -232,6 +218,9 @@ class _Call:
         outputs = body.graph(*inputs, *lifted)
         leaves, spec = self.library.flatten(body.tree)
         return self.library.unflatten(spec, [outputs[x.index] if isinstance(x, _Output) else x for x in leaves])
+
+    def unknown_object(self, name: str) -> Exception:
+        return self.library.unknown_object(self.operation, name)
 
     def in_words(self, error: Exception) -> Exception:
         """What Dynamo can't trace, as an error of the library's too; anything else is for Dynamo to handle."""
@@ -342,7 +331,7 @@ class _Call:
         if kind in (tuple, list, torch.Size):
             make_sequence: Any = list if kind is list else tuple  # a size holds no open numbers
             return make_sequence(self.to_python(x, tensor) for x in variable.unpack_var_sequence(self.tx))
-        value = _value_of(variable)
+        value = value_of(variable)
         if self.library.is_own(value):
             return value
         if kind is not type(None) and self.library.is_node(kind):
@@ -399,13 +388,6 @@ def _type_of(variable: VariableTracker) -> type:
         return variable.python_type()
     except NotImplementedError:
         return object
-
-
-def _value_of(variable: VariableTracker) -> Any:
-    """The object that a variable stands for, None where there is none."""
-    if variable.is_python_constant():
-        return variable.as_python_constant()
-    return getattr(variable, "value", None)
 
 
 def _constant(number: fx.Proxy) -> float:

@@ -73,6 +73,10 @@ class Library(Protocol):
         """The error for an object that Python is to get when the graph runs, and that Dynamo makes while it traces."""
         ...
 
+    def is_same_function(self, found: object, kept: object) -> bool:
+        """Whether a function may stand in the place of another one."""
+        ...
+
     def tracing(self, stack: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
         """While Dynamo traces the user's code, of which this is the stack."""
         ...

@@ -44,6 +44,8 @@ class TensorSpec:
     """
 
     __fh_leaf__ = True
+    __fh_parts__ = ("shape", "dtype", "device")
+    """Of which Dynamo makes one again."""
     __slots__ = ("device", "dtype", "shape")
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Iterable
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..environment.keys import KeyMakers, by_value, describe_key
 from ..ir.meta import TensorMeta
 
-__all__ = ["ObjectKey", "described", "described_arguments", "same_static", "static_key"]
+__all__ = ["ObjectKey", "described", "described_arguments", "same_function", "same_static", "static_key"]
 
 _makers = KeyMakers()
 
@@ -59,6 +60,27 @@ def same_static(a: Any, b: Any) -> bool:
         x, y = a.__array__(), b.__array__()
         return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     return bool(a == b) and _content(a) == _content(b)
+
+
+def same_function(a: object, b: object) -> bool:
+    """Whether two functions do the same: they are made by one line of code, with equal defaults, and close over equal
+    values.
+    """
+    if a is b:
+        return True
+    if not (isinstance(a, FunctionType) and isinstance(b, FunctionType)) or a.__code__ is not b.__code__:
+        return False
+    if a.__globals__ is not b.__globals__ or not same_static(a.__kwdefaults__, b.__kwdefaults__):
+        return False
+    cells = zip(a.__closure__ or (), b.__closure__ or ())
+    return same_static(a.__defaults__, b.__defaults__) and all(_same_cell(x, y) for x, y in cells)
+
+
+def _same_cell(a: CellType, b: CellType) -> bool:
+    try:
+        return same_static(a.cell_contents, b.cell_contents)
+    except ValueError:  # one is empty yet
+        return a is b
 
 
 def described(entry: Any) -> str:

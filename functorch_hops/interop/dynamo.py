@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..calls.arguments import Arguments
 from ..calls.listening import caller, timed
+from ..calls.static_values import same_function
 from ..calls.traced_call import trace_call
 from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
 from ..ir.dependence import Through, dependent_outputs
@@ -154,6 +155,9 @@ class _Library:
         problem = f"{name} is made while torch.compile traces the code around, and is not there when it runs"
         remedy = "make it outside of what is compiled; without fullgraph=True the code around runs as Python"
         return CaptureError(message(operation, problem, expected="a function that is there before", remedy=remedy))
+
+    def is_same_function(self, found: object, kept: object) -> bool:
+        return same_function(found, kept)
 
     def compiling(self, compiler: Compiler) -> contextlib.AbstractContextManager[None]:
         if compiler.name != "inductor":

@@ -7,6 +7,8 @@ Its derivatives of its own operators (2.13) are right at first order with except
   has none in later steps;
 - integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
   pass too; in torch 2.11 a carry of a ``scan`` is like that of a ``while_loop``;
+- the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
+  expanded tensors;
 - a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
 - none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;
 - the derivative of a custom rule is that of the function.
@@ -32,7 +34,7 @@ from ..errors import message, warn
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.subgraph import Params, params_of
 
-__all__ = ["as_declared", "as_floats", "as_real", "exported", "is_training", "tied"]
+__all__ = ["as_declared", "as_floats", "as_real", "exported", "is_training", "native_cond", "tied"]
 
 Lower = Callable[[Sequence[Any]], Sequence[Tensor]]
 
@@ -114,6 +116,25 @@ def _warn(params: Params, why: str) -> None:
         at=None if origin is None else (origin.file, origin.line),
     )
     warn(text)
+
+
+def native_cond(
+    predicate: Tensor,
+    true_fn: Callable[..., tuple[Tensor, ...]],
+    false_fn: Callable[..., tuple[Tensor, ...]],
+    operands: Sequence[Tensor],
+) -> Sequence[Tensor]:
+    """torch's ``cond`` in a form of which its derivative is right."""
+    if is_training():
+        operands = [_torch.dense(x) if _is_float(x) else x for x in operands]
+        true_fn, false_fn = _with_dense_gradients(true_fn), _with_dense_gradients(false_fn)
+    return _torch.native_cond(predicate, true_fn, false_fn, tuple(operands))
+
+
+def _with_dense_gradients(branch: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The gradient of a part of a tensor is written into zeros, hence that of all of it into a tensor of its own."""
+    all_of = lambda x: x.reshape(-1)[:].reshape(x.shape) if _is_float(x) and x.dim() else x
+    return lambda *args: branch(*map(all_of, args))
 
 
 def tied(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:

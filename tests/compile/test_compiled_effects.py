@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounter
 
 import functorch_hops as fh
 
@@ -158,6 +160,65 @@ def test_a_function_in_the_place_of_another_is_seen() -> None:
     torch.testing.assert_close(traced(XS), (XS.sin(), 2 * XS))
     called, Scale.times = np.cos, lambda self, x: 3 * x
     torch.testing.assert_close(traced(XS), (XS.cos(), 3 * XS))
+
+
+def scaled(by):
+    return lambda a, offset=1.0: a * by + offset
+
+
+def test_a_function_for_each_call() -> None:
+    """What does the same may stand in its place, and what closes over something else may not."""
+    counter = CompileCounter()
+    traced = torch.compile(lambda f, spec, x: fh.pure_callback(f, spec, x), backend=counter, fullgraph=True)
+    for by in (2.0, 2.0, 2.0, 3.0):
+        spec = fh.TensorSpec(XS.shape, XS.dtype)
+        torch.testing.assert_close(traced(scaled(by), spec, XS), by * XS + 1)
+        torch.testing.assert_close(traced(functools.partial(np.add, by), spec, XS), XS + by)
+    assert counter.frame_count == 4
+
+
+def test_functions_and_specs_that_the_traced_code_makes() -> None:
+    def run(x, by):
+        factors = [by, 2.0]
+
+        def repeated(a, times=3):
+            return a if times == 0 else repeated(a * factors[1], times - 1)
+
+        spec = fh.TensorSpec((x.shape[0],), x.dtype)
+        called = {
+            "closure": fh.pure_callback(lambda a: a * by, spec, x),
+            "function that closes over itself": fh.pure_callback(repeated, {"a": spec}["a"], x),
+            "partial": fh.pure_callback(functools.partial(np.multiply, by), (spec,), x)[0],
+            "default": fh.pure_callback(lambda a, by=by: a + by, spec, x),
+        }
+        return fh.scan(lambda c, x: (fh.pure_callback(np.add, fh.TensorSpec((), x.dtype), c, x), None), x[0], x), called
+
+    traced = torch.compile(run, backend="aot_eager", fullgraph=True)
+    for by, size in ((2, 3), (5, 3), (0.5, 3), (2, 4)):
+        x = torch.arange(1.0, size + 1)
+        torch.testing.assert_close(traced(x, by), run(x, by))
+
+
+def test_sizes_of_results_are_those_of_a_trace() -> None:
+    twice = lambda x: fh.pure_callback(lambda a: np.concatenate([a, a]), fh.TensorSpec((2 * x.shape[0],), x.dtype), x)
+    for run in (fh.jit(twice, dynamic=True, backend="eager"), torch.compile(twice, dynamic=True, backend="eager")):
+        for size in (3, 5):
+            torch.testing.assert_close(run(torch.ones(size)), torch.ones(2 * size))
+
+
+def test_a_function_that_writes_what_it_closes_over_is_refused() -> None:
+    def run(x):
+        calls = 0
+
+        def counted(a):
+            nonlocal calls
+            calls += 1
+            return a + calls
+
+        return fh.pure_callback(counted, x, x)
+
+    with pytest.raises(Unsupported, match=r"counted is made while torch.compile traces"):
+        fully_compiled(run, "eager")(XS)
 
 
 def test_open_sizes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,8 @@ def pure_callback(
             by the call of the compiled function, as are the exceptions of ``f``.
         ArgumentTypeError: a derivative is asked for, and there is no rule.
 
-    Cost: that of ``f``, and some tens of microseconds. A loop that holds it is no kernel of its own.
+    Cost: that of ``f``, and some tens of microseconds. A loop that holds it is no kernel of its own. The sizes of the
+        result are never open: a trace is for one shape of it.
 
     Source: ``jax.pure_callback``.
 
@@ -73,6 +74,7 @@ def pure_callback(
             raise ArgumentTypeError(text)
     known = pytree.map(lambda x: symbol_as_tensor(itself(x)), (args, kwargs))
     operands, call = OutputSpec.flatten(known)
-    metas = tuple(TensorMeta(tuple(spec.shape), spec.dtype, spec.device) for spec in specs)
+    # Python returns arrays of sizes that are numbers: a trace is for these.
+    metas = tuple(TensorMeta(tuple(map(int, spec.shape)), spec.dtype, spec.device) for spec in specs)
     params = CallbackParams(itself(f), call, metas, vectorized, mapped=((),) * len(operands))
     return pytree.unflatten(tree, list(callback_op(params, *operands)))

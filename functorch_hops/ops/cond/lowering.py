@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
-from ...lowering.exported import as_declared, as_floats, is_training
+from ...lowering.exported import as_declared, as_floats, is_training, native_cond
 from ...lowering.loops.forms import Branches
 from .op import CondParams
 
@@ -25,7 +25,7 @@ def cond_lower(params: CondParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         return []
     if selector.dtype == torch.bool:
         no, yes = params.branches
-        outs = _torch.native_cond(selector, _as_branch(yes), _as_branch(no), tuple(rest))
+        outs = native_cond(selector, _as_branch(yes), _as_branch(no), rest)
     else:
         outs = _chain(selector, params.branches, rest)
     return as_declared(outs, params.branches[0].outputs)
@@ -50,7 +50,7 @@ def _chain(selector: Tensor, branches: Sequence[Subgraph], operands: Sequence[Te
         def passed(*args: Tensor) -> tuple[Tensor, ...]:
             return tuple(x.clone() for x in args[:k])
 
-        result = _torch.native_cond(selector == i, taken, passed, (*result, *operands))
+        result = native_cond(selector == i, taken, passed, (*result, *operands))
     return result
 
 

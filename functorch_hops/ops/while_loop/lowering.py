@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import is_differentiable
-from ...lowering.exported import as_declared, as_floats, is_training, tied
+from ...lowering.exported import as_declared, as_floats, is_training, native_cond, tied
 from ...lowering.loops.forms import NativeLoop, While
 from .op import WhileLoopParams, merge_flags
 
@@ -49,7 +49,7 @@ def _trained(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, 
         return tuple(as_floats([x.clone() for x in args[:n]]))
 
     operands = (*init, *consts)
-    return as_declared(_torch.native_cond(params.cond(*operands)[0], loop, no_loop, operands), params.body.outputs)
+    return as_declared(native_cond(params.cond(*operands)[0], loop, no_loop, operands), params.body.outputs)
 
 
 def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:
