@@ -329,6 +329,8 @@ class Base:
     [
         ("installed.scale_of(THING)", "scale"),
         ("scale_of(THING)", "scale"),
+        ("LIBRARIES.core.scale_of(THING)", "scale"),
+        ("LIBRARIES.core.computed(THING, 'ale')", "scale"),
         ("installed.through_another(THING)", "hidden"),
         ("installed.computed(THING, 'ale')", "scale"),
         ("RUNNER.run()", "deep"),
@@ -348,7 +350,7 @@ def test_what_a_library_reads_of_the_users_objects(source: str, name: str, monke
     derived.factor = 2
     user = Program(f"import functools\ndef func(x):\n    return x * {source}")
     user.set(installed=installed.module, scale_of=installed.scale_of, THING=thing, DERIVED=derived)
-    user.set(RUNNER=installed.Runner(thing))
+    user.set(RUNNER=installed.Runner(thing), LIBRARIES=types.SimpleNamespace(core=installed.module))
     noticed(user.func, setter(derived if name == "factor" else thing, name, 5))
     if "computed" not in source:
         unnoticed(user.func, setter(thing, "unused", 5))

@@ -92,11 +92,11 @@ class Walk:
         done = 0
         self._again = True
         while self._again or done < len(self._queue):
-            self._again = False
             while done < len(self._queue):
                 path, value, escapes = self._queue[done]
                 done += 1
                 self._open(path, value, escapes)
+            self._again = False
             for space in self._spaces:
                 self._extend(space)
         self._watch_absent()
@@ -180,9 +180,12 @@ class Walk:
 
     def mentions(self, names: Sequence[str]) -> None:
         """Code mentions attribute names."""
+        n_known = len(self._names.all)
         self._names.update(names)
+        self._again = self._again or len(self._names.all) > n_known
 
     def read_all(self) -> None:
+        self._again = self._again or not self._reads_all
         self._reads_all = True
 
     def make_text(self) -> None:
