@@ -189,6 +189,18 @@ ORDERING: dict[str, Program] = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_integers_divided_by_numbers(dtype: torch.dtype) -> None:
+    most, least = torch.iinfo(dtype).max, torch.iinfo(dtype).min
+    divisors = [c for c in (1, 2, 7, 64, 1000, 2**31 - 1, 10**12 + 39, 2**62) if c <= most] + [most]
+    ends = torch.tensor([least, least + 1, least // 2, 0, 1, most // 2, most - 1, most], dtype=dtype)
+    xs = torch.stack([torch.cat([ends, ends[:3]]).roll(i) for i in range(4)])
+    divided = lambda x: [(x // c, x % c, torch.div(x, c, rounding_mode="trunc"), torch.fmod(x, c)) for c in divisors]
+    run = fh.jit(lambda xs: fh.scan(lambda c, x: (c ^ x, divided(x)), xs[0], xs)[1])
+    same(run(xs), divided(xs))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDERING)
 def test_sorts_sums_and_searches(name: str) -> None:
     f, args = ORDERING[name]

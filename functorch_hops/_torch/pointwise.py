@@ -10,7 +10,7 @@ __all__ = ["is_pointwise"]
 
 aten = torch.ops.aten
 
-_UNTAGGED = (
+UNTAGGED = (
     aten._prelu_kernel.default,
     aten.elu_backward.default,
     aten.floor_divide.Scalar,
@@ -32,4 +32,4 @@ def is_pointwise(target: object) -> bool:
     """Whether it is torch's operator, and each element depends on those of its operands, broadcast, at the same place.
     torch's tag leaves some out.
     """
-    return isinstance(target, OpOverload) and (torch.Tag.pointwise in target.tags or target in _UNTAGGED)
+    return isinstance(target, OpOverload) and (torch.Tag.pointwise in target.tags or target in UNTAGGED)
