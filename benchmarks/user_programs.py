@@ -147,6 +147,26 @@ def common_subsequence(n: int) -> Program:
     return Program(make, lambda: [np.floor(4 * uniform(n)), np.floor(4 * uniform(n, seed=1))], False)
 
 
+def whole(x: Any) -> Any:
+    return x.long() if hasattr(x, "long") else x.astype(int)
+
+
+def collatz(lanes: int) -> Program:
+    """How many steps each of some numbers takes to 1: integers of 64 bits here, of 32 in JAX."""
+
+    def make(lib: Library) -> Any:
+        def length(n: Any) -> Any:
+            def step(state: Any) -> Any:
+                n, steps = state
+                return lib.np.where(n % 2 == 0, n // 2, 3 * n + 1), steps + 1
+
+            return lib.loops.while_loop(lambda state: state[0] != 1, step, (n, n * 0))[1]
+
+        return lambda x: lib.fn.vmap(length)(whole(1000 * x) + 1)
+
+    return Program(make, lambda: [uniform(lanes)], False)
+
+
 PROGRAMS: dict[str, Program] = {
     "N-body, 64 bodies": n_body(64, 50),
     "Viterbi, 32 states": viterbi(32, 200),
@@ -155,4 +175,5 @@ PROGRAMS: dict[str, Program] = {
     "waves in a box, 64 x 64": waves(64, 100),
     "power iteration, 128": power_iteration(128, 100),
     "longest common subsequence": common_subsequence(64),
+    "Collatz, 512 lanes": collatz(512),
 }
