@@ -223,9 +223,9 @@ def _reads_after_writes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writes_not_local() -> Iterator[None]:
-    """Leave what is written in place in its memory. Inductor (torch 2.13, pytorch/pytorch#196570) asks whether the loops
-    of a kernel all read it in order, to keep it local to the kernel; but they read it by the name of the memory, and
-    the name of the write is not found.
+    """Leave what is written in place in its memory. Inductor (torch 2.13, pytorch/pytorch#196570) asks whether a
+    kernel's loops all read it in order, to keep it local to the kernel; but they read it by the name of the memory,
+    and the name of the write is not found.
     """
     from torch._inductor.loop_body import LoopBody
 
