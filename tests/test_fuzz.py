@@ -6,7 +6,7 @@ A seed that fails here prints its program: ``python tests/fuzz --seeds 17 --back
 import pytest
 
 from fuzz.checking import MODES, failure_of
-from fuzz.generator import generate
+from fuzz.generator import PREAMBLE, Program, generate, is_fair
 from fuzz.shrinking import shrunk
 
 QUICK = [mode for mode in MODES if mode != "inductor"]
@@ -42,6 +42,23 @@ def test_programs_compiled_as_one(first):
 
 def test_the_same_seed_gives_the_same_program():
     assert generate(7) == generate(7)
+
+
+WRITES = """
+def inputs(seed=0):
+    return (torch.arange(6.0).reshape(2, 3) + seed,)
+
+
+def program(ns, x):
+    y = ns.checkpoint(lambda: (x * 1.0){turned})()
+    y.reshape(-1)[:1].zero_()
+    return y
+"""
+
+
+@pytest.mark.parametrize(("turned", "expected"), [("", True), (".mT", False)])
+def test_what_a_write_means_is_not_for_the_layout_of_a_result_to_say(turned, expected):
+    assert is_fair(Program(0, PREAMBLE + WRITES.format(turned=turned), "value")) is expected
 
 
 def test_a_program_is_shrunk_while_it_fails():

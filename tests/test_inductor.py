@@ -139,6 +139,18 @@ def test_an_index_out_of_bounds_is_an_index_error(where):
     torch.testing.assert_close(f(x, rows), x[rows])
 
 
+def test_a_value_written_by_index_and_read_by_rows():
+    """torch's own compiler fails (2.13 to 2.15, pytorch/pytorch#196570): see ``_writes_not_local``."""
+
+    def f(x):
+        table, places = x.clone(), torch.arange(8)
+        table[places.unsqueeze(0), places.unsqueeze(1)] = 0
+        return torch.softmax(x + table, -1)
+
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fh.jit(f)(x), torch.softmax(x, -1))
+
+
 def test_strides_are_those_that_sympy_finds():
     numbers = random.Random(0)
     variables = [sympy.Symbol(f"x{i}", integer=True, nonnegative=True) for i in range(4)]

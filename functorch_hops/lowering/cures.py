@@ -67,7 +67,14 @@ def _steps_read(tensors: Sequence[Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """While code is generated, for a graph or for the kernel of a loop."""
-    with _reads_after_writes(), _rounded_constants(), _exact_scalars(), _errors_thrown(), strides_read():
+    with (
+        _reads_after_writes(),
+        _writes_not_local(),
+        _rounded_constants(),
+        _exact_scalars(),
+        _errors_thrown(),
+        strides_read(),
+    ):
         yield
 
 
@@ -211,6 +218,21 @@ def _reads_after_writes() -> Iterator[None]:
 
     original: Any = SchedulerNode.recompute_size_and_body
     with replaced(SchedulerNode, "recompute_size_and_body", recompute):
+        yield
+
+
+@contextlib.contextmanager
+def _writes_not_local() -> Iterator[None]:
+    """Leave what is written in place in its memory. Inductor (torch 2.13, pytorch/pytorch#196570) asks whether a
+    kernel's loops all read it in order, to keep it local to the kernel; but they read it by the name of the memory,
+    and the name of the write is not found.
+    """
+    from torch._inductor.loop_body import LoopBody
+
+    def read(body: Any, name: str) -> Any:
+        return next(iter(body.get_all_read_expr(name)), None)
+
+    with replaced(LoopBody, "get_read_expr", read):  # which asks for nothing else
         yield
 
 

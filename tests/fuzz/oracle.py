@@ -160,7 +160,14 @@ class Oracle(Reference):
 
 
 class Strict(Oracle):
-    """Also runs what is not taken, and raises if that does not fit."""
+    """Also runs what is not taken, and raises if that does not fit. Results that programs write to are contiguous, as
+    captured ones are: what depends on that has no one answer.
+    """
+
+    @staticmethod
+    def checkpoint(f: Any) -> Any:
+        own = lambda x: x.clone(memory_format=torch.contiguous_format)
+        return lambda *args: optree.tree_map(own, f(*args))
 
     @staticmethod
     def cond(pred: Any, true_fn: Function, false_fn: Function, *operands: Any) -> Any:
