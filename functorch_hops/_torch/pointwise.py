@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 
 from .dispatch import OpOverload
@@ -28,7 +30,7 @@ UNTAGGED = (
 )
 
 
-def is_pointwise(target: object) -> bool:
+def is_pointwise(target: object) -> TypeGuard[OpOverload]:
     """Whether it is torch's operator, and each element depends on those of its operands, broadcast, at the same place.
     torch's tag leaves some out.
     """

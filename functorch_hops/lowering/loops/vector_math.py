@@ -51,7 +51,7 @@ def kernel_proxy() -> Any:
     def vector(x: Any) -> Any:
         return x if x.is_vec else V.kernel.broadcast(x)
 
-    class Variable(CppCSEVariable):  # type: ignore[misc]
+    class Variable(CppCSEVariable):
         number: Any = None
         """Which it is, if that is known."""
 
