@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -68,6 +69,28 @@ def written(x: Tensor) -> Tensor:
     return y * z
 
 
+def attended(x: Tensor) -> Any:
+    mask = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype).triu()
+    bias = mask.expand(x.shape[0], -1, -1)
+    return fh.scan(lambda c, _: (c + torch.baddbmm(bias, c, c.mT).softmax(-1) @ c, c.sum()), x, length=2)
+
+
+def solved(xs: Tensor) -> Any:
+    def step(c: Tensor, x: Tensor) -> Any:
+        factor = torch.linalg.cholesky(c + torch.outer(x, x))
+        return factor @ factor.mT, torch.cholesky_solve(x[:, None], factor)
+
+    return fh.scan(step, torch.eye(xs.shape[1], dtype=xs.dtype), xs)
+
+
+def resized(x: Tensor) -> Any:
+    def step(c: Tensor, _: None) -> Any:
+        half = c[..., ::2, ::2]
+        return F.interpolate(half, size=c.shape[-2:]), half.sum()
+
+    return fh.scan(step, x, length=2)
+
+
 CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "pointwise": (torch.sin, [(random(4, 3),), (random(7, 5),)]),
     "scan": (cumulative, [(random(4, 3),), (random(9, 3),)]),
@@ -107,6 +130,9 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     ]),
     "jvp at infinity": (lambda x: fh.jvp(lambda v: v * 2 * x + 1, (x.abs() / 0,), (x,)), [(random(4),), (random(7),)]),
     "written in place": (written, [(random(4, 3),), (random(7, 5),)]),
+    "product and sum in a scan": (attended, [(random(2, 4, 3),), (random(5, 7, 3),)]),
+    "solve in a scan": (solved, [(random(4, 3),), (random(7, 5),)]),
+    "resized to a size": (resized, [(random(2, 3, 4, 6),), (random(3, 2, 9, 5),)]),
     "jvp(scan)": (lambda x, t: fh.jvp(cumulative, (x,), (t,)), [(random(4, 3),) * 2, (random(9, 3),) * 2]),
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch.torch_version import TorchVersion
 
 import functorch_hops as fh
 from functorch_hops import pytree
+from leftovers import nothing_left_behind
 
 torch.manual_seed(0)
 A = torch.randn(3, 3, dtype=torch.float64) + 3 * torch.eye(3, dtype=torch.float64)
@@ -66,6 +67,7 @@ RIGHT: dict[str, Callable[..., Tensor]] = {
     "solve in a graph": lambda a, b: fh.jit(torch.linalg.solve, backend="eager")(a, b),
     "solve of lanes": lambda a, b: fh.vmap(lambda s: torch.linalg.solve(a * s, b))(MEAN + 1),
     "det of lanes": lambda a: fh.vmap(lambda s: torch.linalg.det(a * s))(MEAN + 1),
+    "quantile in a loop": lambda a: fh.scan(lambda c, x: (c * 0.5 + x, (c + x).quantile(0.3)), a[0], a)[1],
     "gradient of solve": lambda a, b: fh.grad(lambda a: torch.linalg.solve(a, b).sin().sum())(a),
     "gradient of layer_norm": lambda a: fh.grad(lambda a: F.layer_norm(a, (3,)).sin().sum())(a),
     "gradient of batch_norm": lambda a: fh.grad(lambda a: F.batch_norm(a, None, None, training=True).sin().sum())(a),
@@ -122,6 +124,15 @@ def test_tangents_of_graphs(name: str) -> None:
     for case in (Case(f), Case(fh.jit(f, backend="eager"))):
         got = case.computed(fh, lambda f: fh.jit(f, backend="eager"))
         torch.testing.assert_close(got, case.expected(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("f", [lambda a: a.quantile(0.3, 0), lambda a: a.sin().lerp_(a, a.cos())])
+def test_tangents_inside_of_graphs(f: Callable[..., Tensor]) -> None:
+    """Of an operator of which torch looks up the overload by its operands."""
+    case = Case(f)
+    with nothing_left_behind():
+        got = case.computed(fh, lambda f: fh.jit(f, backend="eager"))
+    torch.testing.assert_close(got, case.expected(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated")

@@ -121,3 +121,19 @@ def test_while_a_mode_leaves(mode, monkeypatch) -> None:
     monkeypatch.setattr(mode, "__exit__", interrupted)
     with nothing_left_behind(), pytest.raises(BaseException):  # noqa: B017 - torch may complain about its stack
         _call()
+
+
+def test_while_torch_makes_the_text_of_an_operand(monkeypatch) -> None:
+    """In a kernel's fake version. The object that keeps functorch off there lives as long as the traceback."""
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    x = torch.linspace(0.1, 1, 3)
+    f = lambda x: fh.jvp(lambda c: (c * 2).lerp_(c, c.cos()), (x,), (x,))[1]
+    with nothing_left_behind():
+        monkeypatch.setattr(torch._tensor_str, "_str_intern", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fh.jit(f, backend="eager")(x)
+        monkeypatch.undo()
+        torch.testing.assert_close(fh.jit(f, backend="eager")(x), f(x))

@@ -11,6 +11,7 @@ import torch.fx.traceback as fx_traceback
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -45,6 +46,7 @@ __all__ = [
     "saved_by_checkpoint",
     "saved_by_tags",
     "suspended",
+    "tangents_readable",
     "without_saved_tensor_hooks",
     "without_torch_function",
 ]
@@ -213,6 +215,16 @@ def _saved_tensor_hooks_allowed() -> Iterator[None]:
         yield
     finally:
         autograd._saved_tensors_hooks_disable(refusal)
+
+
+def tangents_readable() -> contextlib.AbstractContextManager[None]:
+    """Below autograd too, a tensor can be asked for its tangent, in a level of forward mode."""
+    if forward_ad._current_level < 0:
+        return contextlib.nullcontext()
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
+        exclude = exclude.remove(key)
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude)
 
 
 def autocast_off() -> contextlib.AbstractContextManager[None]:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import Tensor
+from torch import Tensor, _tensor_str
 from torch._functorch import eager_transforms
 from torch._higher_order_ops import utils as higher_order
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .compilers import dynamo_silent
-from .dispatch import without_saved_tensor_hooks
+from .dispatch import tangents_readable, without_saved_tensor_hooks
 from .levels import top_interpreter
 from .symbols import hear_unanswered
 
@@ -48,7 +49,8 @@ def install_hooks(
     capture. Reverse mode runs in a plain checkpoint, see :func:`in_checkpoint`, and torch's own checkpoint is a plain
     call in a capture and under a transform, which have no use for its hooks. torch's control flow is compiled by
     Dynamo where it is called: in a capture its operators get the user's functions. Sizes are asked for their
-    values by Python itself: ``note_unanswered`` is told where there is none.
+    values by Python itself: ``note_unanswered`` is told where there is none. A tensor's text has no effect on what
+    comes later, whether it can be made or not.
     """
     from torch._functorch import vmap
 
@@ -64,6 +66,7 @@ def install_hooks(
     _hook_seeds(refuse_seed)
     _hook_checkpoint(is_capturing)
     _hook_control_flow(is_capturing)
+    _hook_texts(is_capturing)
     hear_unanswered(note_unanswered)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
@@ -126,6 +129,26 @@ def _hook_control_flow(is_capturing: Callable[[], bool]) -> None:
     for module in (higher_order, sys.modules.get("torch.nn.attention.flex_attention")):
         if module is not None:
             setattr(module, name, run)
+
+
+def _hook_texts(is_capturing: Callable[[], bool]) -> None:
+    """A kernel's fake version asks for the text of its tensors where it calls an operator of several overloads: C++
+    tells why the first one does not fit, even if the next one does. In forward mode torch (2.13) can't make that text,
+    which reads tangents where autograd is out of the way. And it turns functorch off by an object in a local variable,
+    which a traceback keeps: once that is let go, the keys of that moment are set again, on a thread that has long left
+    the kernel. From then on gradients there are absent.
+    """
+
+    original = _tensor_str._str
+
+    @functools.wraps(original)
+    def text(self: Tensor, *, tensor_contents: str | None = None) -> str:
+        if not is_capturing():
+            return original(self, tensor_contents=tensor_contents)
+        with torch.no_grad(), _disable_current_modes(), torch._C._DisableFuncTorch(), tangents_readable():
+            return _tensor_str._str_intern(self, tensor_contents=tensor_contents)
+
+    setattr(_tensor_str, "_str", text)  # noqa: B010
 
 
 class _Checkpoints(threading.local):

@@ -158,6 +158,9 @@ class Lifting(_torch.ForwardRules):
             pass
         elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
             result = handlers.operator(operator, args, kwargs)
+        elif self.capture.session.has_open_sizes:
+            with _torch.kernels_of_open_sizes():
+                result = func(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
         if func in _DETACH:
