@@ -22,7 +22,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import optree
 import torch
@@ -357,16 +357,12 @@ def _computed(instance: Any, fields: tuple[str, ...]) -> list[str]:
     return sorted(set(getattr(instance, "__dict__", ())).difference(fields, cached))
 
 
-class _TorchContext:
-    """The context of a node of torch's registry, hashable as structures must be: torch allows lists here."""
+class _TorchContext(NamedTuple):
+    """The context of a node of torch's registry, hashable as structures must be: torch allows lists here. A named
+    tuple, which Dynamo can make.
+    """
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _TorchContext) and self.value == other.value
+    value: Any
 
     def __hash__(self) -> int:
         try:
@@ -390,11 +386,10 @@ def _torch_flattener(node: Any) -> Callable[[Any], tuple[list[Any], _TorchContex
     flatten_with_keys = node.flatten_with_keys_fn
 
     def flatten_node(instance: Any) -> tuple[list[Any], _TorchContext, tuple[Any, ...] | None]:
-        if flatten_with_keys is None:
-            children, context = node.flatten_fn(instance)
-            return list(children), _TorchContext(context), None
-        pairs, context = flatten_with_keys(instance)
-        return [child for _, child in pairs], _TorchContext(context), tuple(key for key, _ in pairs)
+        # With keys torch ignores the context, which for its own dataclasses (2.13) is a wrong one.
+        children, context = node.flatten_fn(instance)
+        keys = None if flatten_with_keys is None else tuple(key for key, _ in flatten_with_keys(instance)[0])
+        return list(children), _TorchContext(context), keys
 
     return flatten_node
 

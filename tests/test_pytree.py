@@ -41,6 +41,15 @@ class Frozen:
 
 
 @dataclasses.dataclass
+class Exported:
+    hidden: Any
+    c: Any = None
+
+
+torch.export.register_dataclass(Exported, serialized_type_name="test_pytree.Exported")
+
+
+@dataclasses.dataclass
 class Opaque:
     __fh_leaf__ = True
     value: Any
@@ -108,6 +117,23 @@ def test_types_registered_with_torch():
     box, keyed = pytree.unflatten(spec, "abcd")
     assert (box.items[0], box.items[1].h, box.label) == ("a", "b", "b")
     assert (keyed.items, keyed.label) == ("c", {"k": "d"})
+
+
+@every_mode
+def test_dataclasses_registered_for_export(run):
+    """The context that torch (2.13) gives with their keys is not that of their structure."""
+
+    def f(state, x):
+        step = lambda s, row: (Exported(s.hidden * row, s.c + 1), Exported(s.hidden))
+        last, ys = fh.scan(step, state, x)
+        pair = fh.cond(x.sum() > 0, lambda s: Exported(s.c, s.hidden), lambda s: s, state)
+        assert [type(tree) for tree in (last, ys, pair)] == [Exported] * 3
+        return last.hidden, last.c, ys.hidden, pair.hidden
+
+    state, x = Exported(torch.tensor(2.0), torch.tensor(1.0)), torch.tensor([3.0, 5.0])
+    assert pytree.leaf_paths(pytree.flatten(state)[1]) == ["carry.hidden", "carry.c"]
+    last = torch.tensor(30.0), torch.tensor(3.0), torch.tensor([2.0, 6.0]), torch.tensor(1.0)
+    same(run(f, state, x), last)
 
 
 def test_types_registered_with_torch_after_their_first_use():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from compiled_models import MODELS, training_step
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_pytree_node, tree_leaves
 
 import functorch_hops as fh
 
@@ -25,6 +25,21 @@ Pair = collections.namedtuple("Pair", "a b")
 class State:
     value: torch.Tensor
     scale: float
+
+
+@dataclasses.dataclass
+class Exported:
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Labelled:
+    def __init__(self, a, b, label="of one kind") -> None:
+        self.a, self.b, self.label = a, b, label
+
+
+torch.export.register_dataclass(Exported, serialized_type_name="test_compiled_calls.Exported")
+register_pytree_node(Labelled, lambda s: ([s.a, s.b], [s.label]), lambda leaves, label: Labelled(*leaves, *label))
 
 
 def same(f, *args, backend="aot_eager", **options) -> None:
@@ -52,6 +67,18 @@ def test_trees(backend) -> None:
         return carry["state"].value, carry["state"].scale, carry["pair"], carry["n"], ys
 
     same(run, x(), backend=backend)
+
+
+@both_backends
+@pytest.mark.parametrize("kind", [Exported, Labelled])
+def test_trees_of_types_registered_with_torch(kind, backend) -> None:
+    def run(x):
+        state, ys = fh.scan(lambda s, row: (kind(s.a * row, s.b), kind(row, s.b)), kind(x, x + 1), torch.stack([x, x]))
+        return state, fh.grad(lambda s: (s.a * s.b).sum())(ys).a
+
+    for got, expected in zip(torch.compile(run, fullgraph=True, backend=backend)(x()), run(x()), strict=True):
+        assert type(got) is type(expected)
+        torch.testing.assert_close(tree_leaves(got), tree_leaves(expected))
 
 
 def test_a_tree_leaves_the_compiled_function() -> None:
