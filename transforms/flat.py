@@ -71,7 +71,10 @@ def _as_python(recipe: Recipe, run: Function, args: tuple[Any, ...], kwargs: dic
 def _made_anew(
     transform: Function, func: Function, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A call of a transformed function under Dynamo: of what the transform makes of the function that Dynamo traces."""
+    """A call of a transformed function under Dynamo: of what the transform makes of the function that Dynamo traces.
+    Dynamo leaves numbers open that come from outside; a dimension or place is what it is now.
+    """
+    options = pytree.map(lambda x: int(x) if isinstance(x, torch.SymInt) else x, options)
     return transform(func, **options)(*args, **kwargs)
 
 

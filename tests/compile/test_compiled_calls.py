@@ -327,6 +327,24 @@ def test_a_float_that_changes(name) -> None:
         torch.testing.assert_close(gradient(compiled, a), gradient(f, a))
 
 
+OPTIONS = {
+    "in_dims": lambda n: fh.vmap(lambda row: fh.scan(lambda c, x: (c * x, None), row[0], row)[0], n),
+    "argnums": lambda n: lambda x: fh.grad(lambda x, y: (x**2 * y).sum(), n)(x, x.sin()),
+    "several argnums": lambda n: lambda x: fh.jacfwd(lambda x, y: (x**2 * y).sum(0), (n,))(x, x.sin()),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_dimension_or_place_from_outside_is_a_number(name) -> None:
+    rows = torch.stack([x(), x().flip(0) - 0.4])
+    transformed = [OPTIONS[name](n) for n in (0, -1)]
+    for f in transformed:
+        torch.testing.assert_close(torch.compile(f, fullgraph=True, dynamic=True, backend="eager")(rows), f(rows))
+    made_inside = torch.compile(lambda x, n: OPTIONS[name](n)(x), fullgraph=True, dynamic=True, backend="eager")
+    for n, f in zip((0, -1), transformed):
+        torch.testing.assert_close(made_inside(rows, n), f(rows))
+
+
 # -- what a function closes over
 
 
