@@ -402,8 +402,8 @@ template <class T> struct Lanes {
 };
 using Longs = at::vec::Vectorized<int64_t>;
 FH_INLINE Longs product(Longs x, Longs y) {
-  using Lanes = typename Lanes<uint64_t>::Type;  // unsigned numbers wrap
-  return math::recast<Longs>(math::recast<Lanes>(x) * math::recast<Lanes>(y));
+  using Words = typename Lanes<uint64_t>::Type;  // unsigned numbers wrap
+  return math::recast<Longs>(math::recast<Words>(x) * math::recast<Words>(y));
 }
 template <int N>
 FH_INLINE at::vec::VectorizedN<int64_t, N> product(at::vec::VectorizedN<int64_t, N> x, at::vec::VectorizedN<int64_t, N> y) {
@@ -421,7 +421,10 @@ FH_INLINE at::vec::VectorizedN<int64_t, N> product(at::vec::VectorizedN<int64_t,
   }
 #else
 template <class V> FH_INLINE V product(V x, V y) { return x * y; }
-#define FH_OF_INTEGERS(NAME)
+#define FH_OF_INTEGERS(NAME)                                                                                       \
+  template <int64_t c, class V> FH_INLINE std::enable_if_t<std::is_class_v<V>, V> NAME(V x) {                      \
+    return NAME##_integral(x, V(c));                                                                               \
+  }
 #endif
 #define FH_DIVISION_BY_NUMBER(NAME)                                                                                \
   FH_OF_INTEGERS(NAME)                                                                                             \
