@@ -32,7 +32,7 @@ from torch.overrides import TorchFunctionMode
 from .dispatch import suspended
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
-from .dynamo_objects import Objects, value_of
+from .dynamo_objects import Objects, type_of, value_of
 from .levels import below_transforms
 from .symbols import SHIFT, is_shifted, new_carrier, read_open_number, shape_of_carrier
 
@@ -327,7 +327,7 @@ class _Call:
         variable = variable.realize()
         if isinstance(variable, (TensorVariable, SymNodeVariable)):
             return tensor(variable)
-        kind = _type_of(variable)
+        kind = type_of(variable)
         if kind in (tuple, list, torch.Size):
             make_sequence: Any = list if kind is list else tuple  # a size holds no open numbers
             return make_sequence(self.to_python(x, tensor) for x in variable.unpack_var_sequence(self.tx))
@@ -381,13 +381,6 @@ class _Call:
             return tuple(children), metadata
 
         return children_and_metadata, make
-
-
-def _type_of(variable: VariableTracker) -> type:
-    try:
-        return variable.python_type()
-    except NotImplementedError:
-        return object
 
 
 def _constant(number: fx.Proxy) -> float:

@@ -26,7 +26,7 @@ from torch._dynamo.variables.functions import (
 from torch._dynamo.variables.lists import ListVariable, SizeVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
-__all__ = ["Objects", "value_of"]
+__all__ = ["Objects", "type_of", "value_of"]
 
 
 def value_of(variable: VariableTracker) -> Any:
@@ -34,6 +34,14 @@ def value_of(variable: VariableTracker) -> Any:
     if variable.is_python_constant():
         return variable.as_python_constant()
     return getattr(variable, "value", None)
+
+
+def type_of(variable: VariableTracker) -> type:
+    """The type of the object that a variable stands for."""
+    try:
+        return variable.python_type()
+    except NotImplementedError:
+        return object
 
 
 class Objects:
@@ -73,9 +81,9 @@ class Objects:
             return found.as_python_constant()
         if kind in (TupleVariable, SizeVariable, ListVariable):
             return (list if kind is ListVariable else tuple)(self.of(x, name) for x in found.items)
-        parts = getattr(_type_of(variable), "__fh_parts__", None)
+        parts = getattr(type_of(variable), "__fh_parts__", None)
         if parts is not None:
-            return _type_of(variable)(*(self.of(found.var_getattr(self.tx, part), name) for part in parts))
+            return type_of(variable)(*(self.of(found.var_getattr(self.tx, part), name) for part in parts))
         return self._known(variable, name)
 
     def _known(self, variable: Any, name: str) -> Any:
@@ -114,10 +122,3 @@ def _same_function(is_same: Callable[[Any, Any], bool], builder: Any, guard: Any
     kept = builder.get(guard)
     text = [f"a function like {getattr(kept, '__qualname__', kept)}"]
     builder.get_guard_manager(guard).add_lambda_guard(lambda found: is_same(found, kept), text, guard.user_stack)
-
-
-def _type_of(variable: VariableTracker) -> type:
-    try:
-        return variable.python_type()
-    except NotImplementedError:
-        return object
