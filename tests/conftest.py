@@ -9,6 +9,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import gc
 import importlib.util
 import re
+import zlib
 from collections import Counter
 from typing import Any
 
@@ -48,6 +49,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "determini
 pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes", "trees")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-case", action="store_true", help="run all cases of slow tests, not a third of them")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
@@ -67,8 +72,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left = list[pytest.Item](), list[pytest.Item]()
     for item in items:
         (kept if all(can_run.get(mark.name, True) for mark in item.iter_markers()) else left).append(item)
+    if not config.getoption("every_case"):
+        kept = _thinned(kept, left)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+def _thinned(items: list[pytest.Item], left: list[pytest.Item]) -> list[pytest.Item]:
+    """Of a slow test with many cases a third, the same in every run: the others go to ``left``."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    cases = Counter(item.nodeid.split("[")[0] for item in slow)
+    many = {item for item in slow if cases[item.nodeid.split("[")[0]] > 4}
+    out = {item for item in many if zlib.crc32(item.nodeid.encode()) % 3}
+    left += out
+    return [item for item in items if item not in out]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

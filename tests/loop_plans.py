@@ -13,6 +13,7 @@ import functorch_hops as fh
 from functorch_hops.lowering.inductor import exact_code
 from functorch_hops.lowering.loops.planning import planned
 from functorch_hops.lowering.loops.plans import LoopReport, Plan
+from functorch_hops.lowering.real_parts import in_real_parts
 from modes import same
 
 __all__ = ["Program", "check", "normal", "plan", "taken"]
@@ -26,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def plan(f: Callable[..., Any], *args: Any) -> Plan:
     with exact_code():
-        return planned(fh.jit(f).lower(*args)._body, {})
+        return planned(in_real_parts(fh.jit(f).lower(*args)._body), {})
 
 
 def check(f: Callable[..., Any], *args: Tensor, **tolerances: float) -> list[LoopReport]:

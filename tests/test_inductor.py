@@ -110,7 +110,6 @@ def test_a_checkpoint_leaves_its_inputs_alone(transform):
     assert torch.equal(x, torch.ones(4))
 
 
-@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_scan_of_complex_tensors(dynamic):
     """Inductor does not find such a scan by itself, and took the rows of odd length for aligned memory."""

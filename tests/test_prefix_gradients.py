@@ -260,7 +260,7 @@ def test_half_precision_is_summed_as_a_tree() -> None:
     assert taken(list(made.loops)) == ["native"]
 
 
-KERNELS = {"affine maps": "steps", "diagonal": "lanes", "filters": "steps", "log-sum-exp": "lanes", "complex": "native"}
+KERNELS = {"affine maps": "steps", "diagonal": "lanes", "filters": "steps", "log-sum-exp": "lanes", "complex": "lanes"}
 
 
 @pytest.mark.slow

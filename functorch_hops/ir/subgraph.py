@@ -186,6 +186,12 @@ class Params(_Deriving):
             new = replace(self, **changed)
         return self if new.bodies == self.bodies else new
 
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self | None:
+        """The call with two real operands for each that ``is_complex``, over bodies changed alike; None where it takes
+        its operands as they are.
+        """
+        return None
+
     def key(self) -> Hashable:
         attributes = (v.key() if isinstance(v, Params) else size_key(v) for v in self.attributes.values())
         return type(self), tuple(map(id, self.bodies)), tuple(attributes)

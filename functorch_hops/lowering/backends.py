@@ -25,6 +25,7 @@ from ..passes.products import batch_products
 from ..passes.ranges import without_ranges
 from .loops import kept
 from .loops.happening import raising_again
+from .real_parts import as_pairs, from_pairs, in_real_parts, over_pairs
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -192,7 +193,7 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 def _for_inductor(body: Subgraph) -> Subgraph:
     from .redrawn import redrawn_by_count
 
-    return redrawn_by_count(without_numbers(without_ranges(body)))
+    return in_real_parts(redrawn_by_count(without_numbers(without_ranges(body))))
 
 
 def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:
@@ -242,7 +243,19 @@ def _compile(body: Subgraph, backend: Backend, record: Compilation) -> Code | Su
         return body
     if not body.outputs and not body.has_effects:
         return lambda operands: ()
-    body = _for_inductor(body) if backend.name == "inductor" else without_numbers(body)
+    if backend.name == "inductor":
+        body = _for_inductor(body)
+        real = over_pairs(body)
+        if real is not body:
+            run = _compile_real(real, backend, record)
+            return lambda operands: from_pairs(run(as_pairs(operands)), body)
+    else:
+        body = without_numbers(body)
+    return _compile_real(body, backend, record)
+
+
+def _compile_real(body: Subgraph, backend: Backend, record: Compilation) -> Code:
+    """Compile a graph, for Inductor one without complex numbers."""
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):

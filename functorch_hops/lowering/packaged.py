@@ -31,6 +31,7 @@ from .loops.forms import Refused
 from .loops.planning import planned
 from .loops.plans import Plan
 from .loops.sizes import OpenSize, size_of, symbols
+from .real_parts import in_real_parts
 
 __all__ = ["put_kernels"]
 
@@ -169,7 +170,7 @@ def _captured(node: fx.Node, module: fx.GraphModule, operands: Sequence[fx.Node]
 
 
 def _planned(body: Subgraph) -> Plan:
-    plan = planned(without_numbers(batch_products(hoist_loops(body))), {})
+    plan = planned(in_real_parts(without_numbers(batch_products(hoist_loops(body)))), {})
     for loop in plan.loops:
         if loop.depth == 0 and loop.taken == "native":
             raise Refused(loop.reason or "")

@@ -61,8 +61,8 @@ def associative_scan(fn: Callable[[Any, Any], Any], elems: Any, /, *, dim: int =
 
     Cost: O(n) work, O(log n) calls of ``fn``, each on many pairs; compiled for a CPU, one pass in one kernel. Reverse
     mode of a captured call stores the elements and their prefixes, and goes back through them one by one, with the rest
-    of ``fn`` computed again. On other devices, and for complex numbers and half precision, it is that of the O(log n)
-    calls. The derivative is that of the loop above, as far as ``fn`` is associative around its arguments.
+    of ``fn`` computed again. On other devices, and for half precision, it is that of the O(log n) calls. The derivative
+    is that of the loop above, as far as ``fn`` is associative around its arguments.
 
     Source: Blelloch, "Prefix sums and their applications" (1990); ``jax.lax.associative_scan``.
 

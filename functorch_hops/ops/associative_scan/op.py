@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ...hop.operator import Hop
+from ...ir.meta import Mask
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = ["AssociativeScanParams", "associative_scan_op"]
@@ -27,6 +30,9 @@ class AssociativeScanParams(Params):
     @property
     def n_outputs(self) -> int:
         return self.copies * self.n_leaves
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        return replace(self.with_bodies(change), n_leaves=self.n_leaves + sum(is_complex[: self.n_leaves]))
 
     @property
     def bytes_returned(self) -> int:

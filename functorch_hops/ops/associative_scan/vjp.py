@@ -9,8 +9,8 @@ cotangents ``y_t`` of the prefixes,
 and the constants of ``f`` sum up what the steps give them. A step reads the prefix before it, saved by the forward
 call, and its element; the rest of ``f`` it computes again. That takes one step per element, where the derivative of the
 tree of O(log n) operators is a tree that is several times larger. The loop is what a CPU runs best: one kernel, which
-reads its operands once. It is no choice where each step costs a launch (other devices), where it has no kernel whatever
-``f`` is (complex numbers), or where it rounds too often (half precision): there the tree is differentiated.
+reads its operands once. It is no choice where each step costs a launch (other devices), or where it rounds too often
+(half precision): there the tree is differentiated.
 
 Both are derivatives of the same function as long as ``f`` is associative around its arguments. If it is so on a part of
 them only (symmetric matrices, a weight that is 1), they agree along that part; across it, the loop's derivative is that
@@ -74,8 +74,7 @@ def _total(cotangents: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _is_loop(params: AssociativeScanParams) -> bool:
-    metas = params.body.outputs
-    return not params.is_half and all(meta.device.type == "cpu" and not meta.dtype.is_complex for meta in metas)
+    return not params.is_half and all(meta.device.type == "cpu" for meta in params.body.outputs)
 
 
 def _of_loop(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 from ...derive.saving import Policy
 from ...hop.operator import Hop
@@ -27,6 +29,10 @@ class CheckpointParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs)
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        after = tuple(a for a, twice in zip(self.after_cotangents, is_complex) for _ in range(1 + twice))
+        return replace(self.with_bodies(change), after_cotangents=after)
 
 
 checkpoint_op = Hop("checkpoint", CheckpointParams)

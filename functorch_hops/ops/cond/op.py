@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from ...hop.operator import Hop
+from ...ir.meta import Mask
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = ["CondParams", "cond_op"]
@@ -25,6 +28,9 @@ class CondParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.branches[0].outputs)
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        return self.with_bodies(change)
 
 
 cond_op = Hop("cond", CondParams, body_names=("branch {}",))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 from ...hop.operator import Hop
+from ...ir.meta import Mask
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = ["Operands", "ScanParams", "scan_op", "split_operands"]
@@ -30,6 +31,11 @@ class ScanParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs)
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        _, init, xs, _ = split_operands(self, is_complex)
+        changed = self.with_bodies(change)
+        return replace(changed, n_carry=self.n_carry + sum(init), n_xs=self.n_xs + sum(xs))
 
     def trip_count(self, operands: Sequence[Any]) -> int | None:
         return operands[0] if type(operands[0]) is int else None

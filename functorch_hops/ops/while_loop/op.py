@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 from ...hop.operator import Hop
+from ...ir.meta import Mask
 from ...ir.subgraph import Params, Subgraph
 
 __all__ = ["T", "WhileLoopParams", "merge_flags", "split_stacks", "while_loop_op"]
@@ -39,6 +40,12 @@ class WhileLoopParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs) + len(self.flags)
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        n = self.n_carry
+        stacks = merge_flags(self.flags, False, [meta.dtype.is_complex for meta in self.body.outputs[n:]])
+        flags = tuple(place + sum(stacks[:place]) for place in self.flags)
+        return replace(self.with_bodies(change), n_carry=n + sum(is_complex[:n]), flags=flags)
 
 
 while_loop_op = Hop("while_loop", WhileLoopParams, body_names=("cond", "body"))
