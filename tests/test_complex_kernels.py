@@ -170,6 +170,7 @@ def test_values_and_gradients_of_kernels(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
 def test_what_has_no_rule_takes_and_returns_complex_tensors() -> None:
     f = lambda xs: fh.scan(lambda h, x: (torch.fft.ifft(torch.fft.fft(h) * x), h.abs()), xs[0], xs)
     same(fh.jit(f)(XS), f(XS))

@@ -158,7 +158,10 @@ def _reciprocal(x: Parts) -> Parts:
 
 
 def _abs(x: Parts) -> Tensor:
-    return torch.hypot(x.real, x.imag)
+    a, b = x.real.abs(), x.imag.abs()
+    large, small = torch.maximum(a, b), torch.minimum(a, b)
+    ratio = small / large
+    return torch.where(ratio == ratio, large * (1 + ratio * ratio).sqrt(), large)
 
 
 def _angle(x: Parts) -> Tensor:
