@@ -243,6 +243,34 @@ def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+def test_a_custom_rule_is_called_what_the_user_calls_it() -> None:
+    """By its own line, too, where equal rules are made at others."""
+    w = torch.tensor([1.5, 2.5], requires_grad=True)
+
+    def doubled() -> Any:
+        rule = fh.custom_vjp(lambda x: x.sin())
+        rule.defvjp(lambda x: (x.sin(), x), lambda x, ct: (2 * ct * x.cos(),))
+        rule.__name__ = "slow_sine"
+        return rule
+
+    programs = [
+        lambda x: fh.custom_linear_solve(lambda v: w * v, x, lambda f, b: b / f(torch.ones(2)), symmetric=True),
+        lambda x: fh.custom_root(lambda y: w * y - x, x, lambda f, y: x / w, lambda g, y: y / g(torch.ones(2))),
+        lambda x: fh.scan(lambda c, t: (doubled()(c * t), None), w, x)[0],
+        lambda x: fh.vmap(doubled())(x * w),
+    ]
+    names = ["custom_linear_solve", "custom_root", "custom_vjp slow_sine", "custom_vjp slow_sine"]
+    for program, name in zip(programs, names):
+
+        class Module(nn.Module):
+            def forward(self, x: Tensor, program: Any = program) -> Any:
+                return program(x)
+
+        line = program.__code__.co_firstlineno
+        with pytest.warns(RuntimeWarning, match=rf"since {name} has a derivative of its own(?s:.*)\.py:{line}:"):
+            torch.export.export(Module(), (torch.ones(2),))
+
+
 def test_complex_numbers_are_for_inference() -> None:
     class Module(Growth):
         def forward(self, x: Tensor) -> Tensor:
