@@ -100,6 +100,23 @@ def test_loops_in_a_branch_are_kernels() -> None:
     check(in_a_branch, {"cond"})
 
 
+class Gated(nn.Module):
+    """The parameters of a layer are in a module inside of the program's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 3).requires_grad_(requires_grad=False)
+
+    def forward(self, w: Tensor, xs: Tensor) -> Any:
+        run = lambda xs: fh.scan(lambda c, x: (torch.tanh(self.layer(c) + x), c), X, xs)
+        return fh.cond(w.sum() > 0, run, lambda xs: (X.clone(), xs * w), xs)
+
+
+def test_loops_in_a_branch_that_reads_a_layer_are_kernels() -> None:
+    check(Gated(), {"cond"})
+
+
 def test_the_form_for_training_keeps_its_branch_alone() -> None:
     check(lambda w, xs: fh.while_loop(lambda v: v.abs().sum() < 20, lambda v: 2 * v + w, xs[0]), {"cond"}, trained=True)
 
