@@ -113,8 +113,15 @@ class Gated(nn.Module):
         return fh.cond(w.sum() > 0, run, lambda xs: (X.clone(), xs * w), xs)
 
 
-def test_loops_in_a_branch_that_reads_a_layer_are_kernels() -> None:
-    check(Gated(), {"cond"})
+def test_parameters_of_a_layer_are_found() -> None:
+    """AOTInductor's graph names them by their places."""
+    program = torch.export.export(Model(Gated(), trained=False), (ROWS[0],))
+    module: Any = program.run_decompositions().module(check_guards=False)
+    expected = module(ROWS[0])
+    assert any("layer.weight" in str(node.target) for node in module.graph.nodes)
+    with torch.no_grad(), exact_code():
+        put_kernels(module)
+    torch.testing.assert_close(module(ROWS[0]), expected)
 
 
 def test_the_form_for_training_keeps_its_branch_alone() -> None:

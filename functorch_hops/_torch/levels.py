@@ -26,6 +26,7 @@ __all__ = [
     "below_transforms",
     "current_level",
     "dispatch_functorch",
+    "has_open_lanes",
     "have_nested_tangents",
     "in_forward_level",
     "in_gradient_level",
@@ -38,6 +39,7 @@ __all__ = [
     "numbers_of_lanes",
     "read_number",
     "restore_vmap",
+    "together_in_lanes",
     "top_interpreter",
     "unwrap_batched",
     "unwrap_for_grad",
@@ -134,6 +136,28 @@ def numbers_of_lanes() -> tuple[Any, ...]:
     return tuple(
         _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if level.key() == TransformType.Vmap
     )
+
+
+def has_open_lanes() -> bool:
+    """Whether a trace leaves open how many lanes some vmap around has."""
+    return any(isinstance(lanes, torch.SymInt) for lanes in numbers_of_lanes())
+
+
+def together_in_lanes(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """``torch.cat`` where all levels are of vmaps, as it is in each lane. torch's batching rule (2.13) makes a number
+    of an open number of lanes.
+    """
+    if top_interpreter() is None:
+        return torch.cat([*parts], dim)
+    interpreter: Any = retrieve_current_functorch_interpreter()
+    level, lanes = interpreter.level(), interpreter.batch_size()
+    flat, dims = unwrap_batched((*parts,), level)
+    with interpreter.lower():
+        if all(d is None for d in dims):
+            return together_in_lanes(flat, dim)
+        moved = [x.expand(lanes, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(flat, dims)]
+        whole = together_in_lanes(moved, dim if dim < 0 else dim + 1)
+    return _functorch._add_batch_dim(whole, 0, level)
 
 
 def _level_keys() -> list[Any]:

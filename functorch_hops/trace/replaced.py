@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _torch
 from .indexing import put_by_mask, put_by_mask_
 
 __all__ = ["replaced"]
@@ -100,6 +101,17 @@ def _masked_select(x: Tensor, mask: Tensor, *, out: None = None) -> Any:
 def _flip(x: Tensor, *dims: Any) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
     return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
+
+
+def _cat(tensors: Any, dim: int = 0, **named: Any) -> Any:
+    """torch's batching rule (2.13) makes a number of an open number of lanes; so does that of what its derivative, and
+    that of a slice of its result, writes.
+    """
+    parts = list(tensors)
+    is_plain = not named and len({part.dim() for part in parts}) == 1 and parts[0].dim() > 0
+    if not is_plain or not _torch.has_open_lanes() or _torch.in_gradient_level():
+        return NotImplemented
+    return _torch.together_in_lanes(parts, dim)
 
 
 def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Any:
@@ -211,6 +223,7 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
         torch.split_with_sizes,
     ),
     **dict.fromkeys((torch.unsafe_chunk, Tensor.unsafe_chunk), torch.chunk),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.ops.aten.cat.default), _cat),
     torch.flip: _flip,
     Tensor.flip: _flip,
     **dict.fromkeys((torch.index_put, Tensor.index_put, torch.ops.aten.index_put.default), put_by_mask),
