@@ -37,9 +37,9 @@ __all__ = [
     "is_wrapped",
     "number_of_derivatives",
     "numbers_of_lanes",
+    "over_lanes",
     "read_number",
     "restore_vmap",
-    "together_in_lanes",
     "top_interpreter",
     "unwrap_batched",
     "unwrap_for_grad",
@@ -143,20 +143,20 @@ def has_open_lanes() -> bool:
     return any(isinstance(lanes, torch.SymInt) for lanes in numbers_of_lanes())
 
 
-def together_in_lanes(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """``torch.cat`` where all levels are of vmaps, as it is in each lane. torch's batching rule (2.13) makes a number
-    of an open number of lanes.
+def over_lanes(function: Callable[[Sequence[Tensor], Sequence[Any]], Tensor], *tensors: Tensor) -> Tensor:
+    """``function(tensors, lanes)`` where all levels are of vmaps: its tensors begin with the dimensions ``lanes``. For
+    operators whose batching rules (2.13) make a number of an open number of lanes.
     """
     if top_interpreter() is None:
-        return torch.cat([*parts], dim)
+        return function(tensors, ())
     interpreter: Any = retrieve_current_functorch_interpreter()
-    level, lanes = interpreter.level(), interpreter.batch_size()
-    flat, dims = unwrap_batched((*parts,), level)
+    level, n = interpreter.level(), interpreter.batch_size()
+    flat, dims = unwrap_batched(tensors, level)
     with interpreter.lower():
         if all(d is None for d in dims):
-            return together_in_lanes(flat, dim)
-        moved = [x.expand(lanes, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(flat, dims)]
-        whole = together_in_lanes(moved, dim if dim < 0 else dim + 1)
+            return over_lanes(function, *flat)
+        moved = [x.expand(n, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(flat, dims)]
+        whole = over_lanes(lambda parts, lanes: function(parts, (*lanes, n)), *moved)
     return _functorch._add_batch_dim(whole, 0, level)
 
 
