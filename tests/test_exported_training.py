@@ -412,6 +412,34 @@ def test_torchs_strict_export_takes_no_scan_with_a_size_among_its_operands() -> 
         torch.export.export(program.module(), (xs,), dynamic_shapes=sizes, strict=True)
 
 
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(2))
+
+    def forward(self, xs: Tensor) -> Tensor:
+        self.mean = 0.5 * self.mean + xs.mean(0)
+        return fh.scan(lambda c, x: (c * 0.5 + x * self.mean, None), xs[0], xs)[0]
+
+
+class AveragingInTorch(Averaging):
+    def forward(self, xs: Tensor) -> Tensor:
+        self.mean = 0.5 * self.mean + xs.mean(0)
+        return xs * self.mean
+
+
+@pytest.mark.parametrize("kind", [Averaging, AveragingInTorch])
+def test_torchs_strict_export_forgets_assignments_of_buffers(kind: type[nn.Module]) -> None:
+    """The value is right, and the buffer stays as it was, which torch warns of."""
+    xs, model = torch.arange(6.0).reshape(3, 2), kind()
+    traced = torch.export.export(kind(), (xs,)).module()
+    with pytest.warns(UserWarning, match="certain side effects happened.*_buffers"):
+        strict = torch.export.export(kind(), (xs,), strict=True).module()
+    expected = model(xs)
+    torch.testing.assert_close([traced(xs), strict(xs), traced.mean], [expected, expected, model.mean])
+    torch.testing.assert_close(strict.mean, torch.ones(2))
+
+
 def test_a_program_runs_without_the_library(tmp_path: Any) -> None:
     model, x = Growth(), torch.ones(2, dtype=torch.float64)
     torch.export.save(torch.export.export(model, (x,), strict=True), tmp_path / "program.pt2")
