@@ -243,6 +243,34 @@ def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+def test_a_custom_rule_is_called_what_the_user_calls_it() -> None:
+    """By its own line, too, where equal rules are made at others."""
+    w = torch.tensor([1.5, 2.5], requires_grad=True)
+
+    def doubled() -> Any:
+        rule = fh.custom_vjp(lambda x: x.sin())
+        rule.defvjp(lambda x: (x.sin(), x), lambda x, ct: (2 * ct * x.cos(),))
+        rule.__name__ = "slow_sine"
+        return rule
+
+    programs = [
+        lambda x: fh.custom_linear_solve(lambda v: w * v, x, lambda f, b: b / f(torch.ones(2)), symmetric=True),
+        lambda x: fh.custom_root(lambda y: w * y - x, x, lambda f, y: x / w, lambda g, y: y / g(torch.ones(2))),
+        lambda x: fh.scan(lambda c, t: (doubled()(c * t), None), w, x)[0],
+        lambda x: fh.vmap(doubled())(x * w),
+    ]
+    names = ["custom_linear_solve", "custom_root", "custom_vjp slow_sine", "custom_vjp slow_sine"]
+    for program, name in zip(programs, names):
+
+        class Module(nn.Module):
+            def forward(self, x: Tensor, program: Any = program) -> Any:
+                return program(x)
+
+        line = program.__code__.co_firstlineno
+        with pytest.warns(RuntimeWarning, match=rf"since {name} has a derivative of its own(?s:.*)\.py:{line}:"):
+            torch.export.export(Module(), (torch.ones(2),))
+
+
 def test_complex_numbers_are_for_inference() -> None:
     class Module(Growth):
         def forward(self, x: Tensor) -> Tensor:
@@ -382,6 +410,34 @@ def test_torchs_strict_export_takes_no_scan_with_a_size_among_its_operands() -> 
     torch.testing.assert_close(program.module()(xs)[0], torch.full((2,), 17.0))
     with pytest.raises(Exception, match=r"Expected all leaves to be of torch.Tensor type"):
         torch.export.export(program.module(), (xs,), dynamic_shapes=sizes, strict=True)
+
+
+class Averaging(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(2))
+
+    def forward(self, xs: Tensor) -> Tensor:
+        self.mean = 0.5 * self.mean + xs.mean(0)
+        return fh.scan(lambda c, x: (c * 0.5 + x * self.mean, None), xs[0], xs)[0]
+
+
+class AveragingInTorch(Averaging):
+    def forward(self, xs: Tensor) -> Tensor:
+        self.mean = 0.5 * self.mean + xs.mean(0)
+        return xs * self.mean
+
+
+@pytest.mark.parametrize("kind", [Averaging, AveragingInTorch])
+def test_torchs_strict_export_forgets_assignments_of_buffers(kind: type[nn.Module]) -> None:
+    """The value is right, and the buffer stays as it was, which torch warns of."""
+    xs, model = torch.arange(6.0).reshape(3, 2), kind()
+    traced = torch.export.export(kind(), (xs,)).module()
+    with pytest.warns(UserWarning, match="certain side effects happened.*_buffers"):
+        strict = torch.export.export(kind(), (xs,), strict=True).module()
+    expected = model(xs)
+    torch.testing.assert_close([traced(xs), strict(xs), traced.mean], [expected, expected, model.mean])
+    torch.testing.assert_close(strict.mean, torch.ones(2))
 
 
 def test_a_program_runs_without_the_library(tmp_path: Any) -> None:

@@ -100,6 +100,30 @@ def test_loops_in_a_branch_are_kernels() -> None:
     check(in_a_branch, {"cond"})
 
 
+class Gated(nn.Module):
+    """The parameters of a layer are in a module inside of the program's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 3).requires_grad_(requires_grad=False)
+
+    def forward(self, w: Tensor, xs: Tensor) -> Any:
+        run = lambda xs: fh.scan(lambda c, x: (torch.tanh(self.layer(c) + x), c), X, xs)
+        return fh.cond(w.sum() > 0, run, lambda xs: (X.clone(), xs * w), xs)
+
+
+def test_parameters_of_a_layer_are_found() -> None:
+    """AOTInductor's graph names them by their places."""
+    program = torch.export.export(Model(Gated(), trained=False), (ROWS[0],))
+    module: Any = program.run_decompositions().module(check_guards=False)
+    expected = module(ROWS[0])
+    assert any("layer.weight" in str(node.target) for node in module.graph.nodes)
+    with torch.no_grad(), exact_code():
+        put_kernels(module)
+    torch.testing.assert_close(module(ROWS[0]), expected)
+
+
 def test_the_form_for_training_keeps_its_branch_alone() -> None:
     check(lambda w, xs: fh.while_loop(lambda v: v.abs().sum() < 20, lambda v: 2 * v + w, xs[0]), {"cond"}, trained=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
@@ -108,7 +109,7 @@ def _by_rows(
         with _torch.differentiated_again():
             outputs, pull, *aux = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
         gradients = _rows(pull, outputs, arguments.inputs, chunk_size)
-        sizes = [out.numel() for out in outputs]
+        sizes = [math.prod(out.shape) for out in outputs]
         blocks = [
             [part.reshape((*out.shape, *t.shape)) for part, out in zip(gradient.split(sizes), outputs, strict=True)]
             for gradient, t in zip(gradients, arguments.inputs, strict=True)
@@ -122,7 +123,7 @@ def _by_rows(
 
 def _rows(pull: Function, outputs: Sequence[Tensor], inputs: Sequence[Tensor], chunk_size: int | None) -> list[Tensor]:
     """The gradient of each input from every unit vector of the outputs, stacked on dim 0."""
-    if sum(out.numel() for out in outputs) == 0:
+    if sum(math.prod(out.shape) for out in outputs) == 0:
         return [t.new_zeros(0, *t.shape) for t in inputs]
     chunks = [
         _in_lanes(lambda *cotangents: (pull(cotangents)[: len(inputs)], ()), basis, chunk_size)[0]
@@ -204,7 +205,7 @@ def _by_columns(
         arguments = DifferentiableArguments(operation, args, kwargs, argnums, real=True)
         flat = FlatFunction(operation, func, arguments, has_aux, is_tensor)
         inputs = arguments.inputs
-        sizes = [t.numel() for t in inputs]
+        sizes = [math.prod(t.shape) for t in inputs]
         columns, aux = _columns(flat, chunk_size)
         leaves = [
             [
@@ -222,7 +223,7 @@ def _by_columns(
 def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], list[Tensor]]:
     """The derivative of each output along every unit vector, stacked on dim 0, and the auxiliary tensors."""
     arguments = flat.arguments
-    if sum(t.numel() for t in arguments.inputs) == 0:
+    if sum(math.prod(t.shape) for t in arguments.inputs) == 0:
         result = flat(*arguments.tensors)
         outputs, tensors = result if flat.has_aux else (result, ())
         return [out.new_zeros(0, *out.shape) for out in outputs], list(tensors)
@@ -262,7 +263,7 @@ def _in_lanes(function: Function, basis: tuple[Tensor, ...], chunk_size: int | N
 
 def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator[tuple[Tensor, ...]]:
     """The unit vectors of the space of all tensors together, `chunk_size` at a time, stacked on dim 0."""
-    sizes = [t.numel() for t in tensors]
+    sizes = [math.prod(t.shape) for t in tensors]
     total = sum(sizes)
     # Without chunks no size is read, so that it may stay open while tracing.
     spans = (

@@ -129,7 +129,7 @@ class RecordedCall(_torch.SingleLevelFunction):
         if grads is None:
             with observed(), _torch.dual_level_known():
                 if _torch.is_legacy_batched(cotangents):
-                    grads = over_legacy_batch(operator_of(ctx.params).label, pull, cotangents)
+                    grads = over_legacy_batch(ctx.params.public_name, pull, cotangents)
                 else:
                     grads = pull(*cotangents)
         reached = _reached_operands(ctx, [c is not None for c in cotangents])
@@ -184,7 +184,7 @@ def jvp_of(params: Params, primals: Sequence[Any], tangents: Sequence[Tensor | N
     if not _torch.is_legacy_batched(tangents):
         return push(*tangents)  # type: ignore[return-value]
 
-    both = over_legacy_batch(hop.label, lambda *ts: [x for part in push(*ts) for x in part], tangents)
+    both = over_legacy_batch(params.public_name, lambda *ts: [x for part in push(*ts) for x in part], tangents)
     n = params.n_outputs
     return both[:n], both[n:]  # type: ignore[return-value]
 

@@ -88,7 +88,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
 
     def __call__(self, params: P, *operands: Any) -> tuple[Tensor, ...]:
         if _torch.is_legacy_batched(operands):
-            return over_legacy_batch(self.label, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
+            return over_legacy_batch(params.public_name, lambda *xs: self(params, *xs), operands)  # type: ignore[return-value]
         if is_plain_call(operands):
             if torch.is_grad_enabled():
                 active = tuple([type(x) is not int and x.requires_grad for x in operands])
@@ -98,7 +98,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         operands = tuple(lift_operands([_operand(params, x) if isinstance(x, Tensor) else x for x in operands]))
         if _torch.top_interpreter() is not None:
             if current_capture() is None and _torch.is_pre_dispatch():
-                raise unknown_to_export(self.label)
+                raise unknown_to_export(params.public_name)
             with _torch.dual_level_known():
                 return _torch.dispatch_functorch(self, (params, *operands), {})
         return super().__call__(params, *operands)

@@ -111,7 +111,7 @@ def _warn(params: Params, why: str) -> None:
     origin = params.origin
     text = message(
         "export",
-        f"the program is for inference: a backward pass through {params.operator.label} will raise, since {why}",
+        f"the program is for inference: a backward pass through {params.public_name} will raise, since {why}",
         remedy="train the module itself, or freeze its parameters (requires_grad_(False)) where it is exported",
         at=None if origin is None else (origin.file, origin.line),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,8 +85,13 @@ def _described(node: fx.Node) -> str:
 
 def _parts(node: fx.Node, module: fx.GraphModule) -> list[fx.GraphModule]:
     """The graphs that a node runs."""
-    inputs = (getattr(module, str(x.target)) for x in node.all_input_nodes if x.op == "get_attr")
+    inputs = (_held(x, module) for x in node.all_input_nodes if x.op == "get_attr")
     return [part for part in inputs if isinstance(part, fx.GraphModule)]
+
+
+def _held(x: fx.Node, module: fx.GraphModule) -> Any:
+    """What a node reads of its module; the parameters of a linear layer are in modules inside of it."""
+    return operator.attrgetter(str(x.target))(module)
 
 
 def _put_kernel(node: fx.Node, module: fx.GraphModule) -> None:
@@ -151,7 +157,7 @@ def _captured(node: fx.Node, module: fx.GraphModule, operands: Sequence[fx.Node]
         def value(x: fx.Node) -> Any:
             if x in given:
                 return given[x]
-            return getattr(module, str(x.target)) if x.op == "get_attr" else x.meta["val"]
+            return _held(x, module) if x.op == "get_attr" else x.meta["val"]
 
         return list(node.target(*fx.map_arg(node.args, value)))  # type: ignore[operator]
 

@@ -227,7 +227,7 @@ def _node(node: fx.Node, body: Subgraph, is_nested: bool, link: str) -> _Node:
 def _title(params: Params, node: fx.Node) -> str:
     trips = params.trip_count(node.args[1:])
     part = params.origin.part if params.origin is not None else None
-    title = str(params.attributes["action"]) if params.is_effect else params.scope.named(params.operator.label)
+    title = str(params.attributes["action"]) if params.is_effect else params.scope.named(params.public_name)
     return title + (f", {trips} steps" if trips is not None else "") + (f", {part}" if part else "")
 
 

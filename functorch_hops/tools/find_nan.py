@@ -409,4 +409,4 @@ def _of_operator(call: _WatchedCall, node: Any) -> _WatchedCall:
         return replace(call, func="an unknown operation", operands=(), versions=(), place=None)
     origin = params.origin
     place = None if origin is None else (origin.file, origin.line, origin.function)
-    return replace(call, func=params.operator.label, operands=(), versions=(), place=place)
+    return replace(call, func=params.public_name, operands=(), versions=(), place=place)

@@ -13,6 +13,7 @@ from ...calls.trace_cache import as_graph
 from ...errors import CaptureError, message
 from ...ir.build import with_inputs
 from ...ir.meta import TensorMeta
+from ...ir.origin import origin_here
 from ...ir.subgraph import Subgraph
 from ...trace.capture import refusals_left
 from ...trace.speculate import capture_function
@@ -112,7 +113,7 @@ class _CapturedCall:
         graphs = [self.function] if is_deep else self.with_derivatives()
         layout = self.layout(is_deep)
         function, *derivatives = map(self.arranged, graphs)
-        key = ("custom rule", tuple(derivatives), self.binder, layout)
+        key = ("custom rule", tuple(derivatives), self.binder, layout, origin_here())
         return function.derive(key, lambda: CustomRule(function, tuple(derivatives), self.binder, layout))
 
     def with_derivatives(self) -> list[_Graph]:

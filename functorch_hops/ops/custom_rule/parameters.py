@@ -95,7 +95,7 @@ class CustomRuleParams(Params):
 
     @property
     def lost_when_exported(self) -> str | None:
-        return "it has a derivative of its own, for which torch's programs have no place"
+        return f"{self.public_name} has a derivative of its own, for which torch's programs have no place"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +108,10 @@ class CustomRule(CustomRuleParams):
     derivatives: tuple[Subgraph, ...]
     binder: int
     layout: Layout
+
+    @property
+    def public_name(self) -> str:
+        return self.layout.name
 
     def unfolded(self, body: Subgraph) -> Subgraph:
         """``body`` with its references to this rule replaced by the rule (NOTE [Recursion]), in the variant whose
@@ -197,6 +201,10 @@ class Batched(CustomRuleParams):
         return self._rule().leading_back()
 
     @property
+    def public_name(self) -> str:
+        return self.of.public_name
+
+    @property
     def random(self) -> bool:
         return self.of.random
 
@@ -262,6 +270,10 @@ class Inlined(CustomRuleParams):
     """A call that dissolves into its graph, the forward graph of the rule ``of``."""
 
     of: Rule
+
+    @property
+    def public_name(self) -> str:
+        return self.of.public_name
 
 
 Rule = CustomRule | Batched

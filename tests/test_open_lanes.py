@@ -1,0 +1,121 @@
+"""A vmap over an open number of examples: loops, their derivatives in each lane, and parts put together.
+
+torch's batching rules (2.13) of ``cat`` and of the derivatives of slices make a number of an open number of lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import functorch_hops as fh
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning")
+
+F64 = torch.float64
+SHIFT = torch.linspace(-1, 1, 2, dtype=F64)
+Run = Callable[[Tensor], Any]
+
+
+def rows(n: int) -> Tensor:
+    return torch.randn(n, 3, dtype=F64, generator=torch.Generator().manual_seed(n))
+
+
+def parts_together(x: Tensor) -> Any:
+    square = x.outer(x)
+    floats = torch.cat((x[:1], SHIFT, x / 0, -0.0 * x, x.new_zeros(0)))
+    mixed = torch.cat([x > 0, x < 1]), torch.concat((x, torch.arange(2)))
+    return floats, torch.cat((square, square[:, :1]), -1), torch.cat((square[None], square[None].sin())), *mixed
+
+
+def test_parts_put_together() -> None:
+    in_two = lambda x: fh.vmap(lambda shift: parts_together(x + shift))(SHIFT)
+    in_one, in_lanes_of_lanes = (fh.jit(fh.vmap(f), dynamic=True, backend="eager") for f in (parts_together, in_two))
+    for x in (rows(4), rows(2), rows(7)):
+        expected = [torch.stack(parts) for parts in zip(*map(parts_together, x))]
+        torch.testing.assert_close(in_one(x), tuple(expected), equal_nan=True, rtol=0, atol=0)
+        pairs = [[torch.stack(parts) for parts in zip(*(parts_together(row + s) for s in SHIFT))] for row in x]
+        expected = [torch.stack(parts) for parts in zip(*pairs)]
+        torch.testing.assert_close(in_lanes_of_lanes(x), tuple(expected), equal_nan=True, rtol=0, atol=0)
+    assert in_one.cache_info().misses == in_lanes_of_lanes.cache_info().misses == 1
+
+
+def looped(row: Tensor, reverse: bool) -> Tensor:
+    """A loop whose step has a loop: both derivatives read the carries before each step."""
+    inner = lambda a, v: (torch.sin(a * v), None)
+    step = lambda c, v: (torch.tanh(c * v + fh.scan(inner, c, row, reverse=reverse)[0]), None)
+    return fh.scan(step, row[0], row, reverse=reverse)[0]
+
+
+def looped_in_python(row: Tensor, reverse: bool) -> Tensor:
+    order, c = (row.flip(0) if reverse else row), row[0]
+    for v in order:
+        a = c
+        for w in order:
+            a = torch.sin(a * w)
+        c = torch.tanh(c * v + a)
+    return c
+
+
+ORDERS: dict[str, Callable[[Any, Run], Run]] = {
+    "gradient": lambda by, f: by.grad(f),
+    "Hessian": lambda by, f: by.hessian(f),
+    "gradient of a gradient": lambda by, f: by.grad(lambda row: by.grad(f)(row).sin().sum()),
+    "tangent of a gradient": lambda by, f: lambda row: by.jvp(by.grad(f), (row,), (row.cos(),))[1],
+}
+QUICK = {("gradient of a gradient", "jit"), ("gradient of a gradient", "compile"), ("gradient", "export")}
+CASES = [
+    pytest.param(order, how, marks=() if (order, how) in QUICK else pytest.mark.slow)
+    for order in ORDERS
+    for how in ("jit", "compile", "export", "strict export")
+]
+
+
+@pytest.mark.parametrize(("order", "how"), CASES)
+def test_derivatives_of_loops_in_each_lane(order: str, how: str) -> None:
+    reverse = order == "Hessian"
+    of_lane = ORDERS[order](fh, lambda row: looped(row, reverse))
+    compiled: list[Any] = []
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return fh.vmap(of_lane)(x)
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    if how == "jit":
+        run: Any = fh.jit(Model(), dynamic=True, backend="eager")
+    elif how == "compile":
+        run = torch.compile(Model(), dynamic=True, backend=counted, fullgraph=True)
+    else:
+        sizes = ({0: Dim("batch", min=2)},)
+        run = torch.export.export(Model(), (rows(7),), dynamic_shapes=sizes, strict=how == "strict export").module()
+    expected = ORDERS[order](torch.func, lambda row: looped_in_python(row, reverse))
+    for x in (rows(7), rows(2), rows(5)):
+        torch.testing.assert_close(run(x), torch.stack([expected(row) for row in x]))
+    assert len(compiled) == (how == "compile")
+
+
+COUNTS: dict[str, Callable[[int], int]] = {"n - 5": lambda n: n - 5, "n // 4": lambda n: n // 4}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_of_steps_that_follow_from_an_open_size(name: str) -> None:
+    """Of two or more steps, as every open size; torch asks for the smallest size with which that holds."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return fh.scan(lambda c, _: (torch.sin(c * 1.5), c), x[0], None, length=COUNTS[name](x.shape[0]))
+
+    run = torch.export.export(Model(), (rows(12),), dynamic_shapes=({0: Dim("T", min=8)},)).module()
+    for x in (rows(12), rows(8), rows(29)):
+        torch.testing.assert_close(run(x), Model()(x))
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"T = Dim\('T', min=[78]\)"):
+        torch.export.export(Model(), (rows(12),), dynamic_shapes=({0: Dim("T")},))
