@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from .bytecode import code_facts
 from .classes import SPECIAL
 
@@ -57,7 +59,9 @@ class LibraryMethods:
     """
 
     def __init__(self, bases: Sequence[type]) -> None:
-        special = (name for base in bases for name in base.__dict__ if name in SPECIAL)
+        # What containers among the modules hold are parts of theirs.
+        others = [base for base in bases if not issubclass(base, torch.nn.Module)]
+        special = (name for base in others for name in base.__dict__ if name in SPECIAL)
         self.names = Names(["forward", *special])
         self.reads_all = False
         self._bases = bases
