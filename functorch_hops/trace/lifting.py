@@ -147,9 +147,9 @@ class Lifting(_torch.ForwardRules):
             capture.is_detaching = False
 
     def _check_level(self, primal: Tensor) -> None:
-        """A graph holds values: a tangent for a level of plain forward mode around it would be lost."""
+        """A graph holds values: a tangent for a level of plain forward mode around it is lost."""
         capture = self.capture
-        if capture.is_of_user and capture.session.is_in_dual_level and not _torch.in_forward_level():
+        if capture.is_of_user and capture.is_in_dual_level and not _torch.in_forward_level():
             remedy = "make the dual number outside, and pass it"
             raise refused_of_tensor(
                 capture.context, "make_dual() for a level that was entered outside", remedy, TensorMeta.of(primal)

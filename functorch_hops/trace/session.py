@@ -27,8 +27,6 @@ class Session:
         """How deep captures are that record gradients: see NOTE [Gradients asked for inside]."""
         self.level = _torch.current_level()
         """Of functorch, around the outermost capture."""
-        self.is_in_dual_level = _torch.in_dual_level()
-        """Whether plain forward mode was at work around the outermost capture."""
         self.effects: dict[str, str] = {}
         """What bodies of loops changed while they were captured, and where."""
         self.ended: list[tuple[ErrorContext, Any]] = []
