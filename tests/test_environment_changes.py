@@ -70,19 +70,19 @@ def test_cycles_end() -> None:
 
 
 def test_a_large_environment_is_bounded() -> None:
-    table = {i: [object()] for i in range(environment.walk.MOST)}
+    table = {i: [object()] for i in range(environment.found.MOST)}
     found = snapshot(closing_over(table))
     assert found.truncated
     assert found.opaque
     assert found.unchanged()
-    many = snapshot(closing_over([1, [[n] for n in range(environment.walk.MOST + 1)], [2]]))
+    many = snapshot(closing_over([1, [[n] for n in range(environment.found.MOST + 1)], [2]]))
     assert many.opaque == ("closure value[1]",)
     assert "closure value[1]" in many.hidden
 
 
 @pytest.mark.parametrize("kind", [list, dict, collections.deque, set])
 def test_scalars_are_watched_however_many_they_are(kind: Any) -> None:
-    numbers = range(environment.walk.MOST + 1)
+    numbers = range(environment.found.MOST + 1)
     table = dict.fromkeys(numbers, 1) if kind is dict else kind(numbers)
     change = {list: lambda: operator.setitem(table, -1, 0), dict: lambda: operator.setitem(table, 7, True)}
     noticed(closing_over(table), change.get(kind, lambda: table.remove(7)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import ctypes
 import dataclasses
 import decimal
 import enum
@@ -174,6 +175,7 @@ COUNT = 0
 NUMPY_GENERATOR = np.random.default_rng(0)
 GENERATOR = random.Random(0)
 NUMBERS = iter(range(100))
+LOCK = threading.Lock()
 VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("VARIABLE", default=0)
 
 
@@ -232,6 +234,8 @@ def sets_by_name(x: Any) -> Any:
         (lambda x: x * float(np.random.rand()), "changes module 'numpy.random.rand'"),  # noqa: NPY002
         (lambda x: x * float(NUMPY_GENERATOR.normal()), "changes global 'NUMPY_GENERATOR'"),
         (lambda x: x * random.SystemRandom().random(), "calls random.SystemRandom.random"),
+        (lambda x: x * random.Random().random(), "calls random.Random without a seed"),
+        (lambda x: x * LOCK.locked(), "calls _thread.locked"),
         (lambda x: x * float(np.random.default_rng().normal()), "calls random.SystemRandom.getrandbits"),
         (lambda x: x * time.time(), "calls time.time"),
         (lambda x: x * decimal.getcontext().prec, "calls decimal.getcontext"),
@@ -292,7 +296,11 @@ def test_what_can_not_be_watched_is_named() -> None:
     g = jit(lambda x: x * hidden["f"]() * secret.cell_contents())
     g(torch.ones(2))
 
-    many = [[n] for n in range(fh.environment.walk.MOST + 1)]
+    pointer = ctypes.pointer(ctypes.c_double(2.0))
+    with pytest.warns(RuntimeWarning, match="'pointer' is a pointer, behind which nobody looks"):
+        jit(lambda x: x * pointer[0])(torch.ones(2))
+
+    many = [[n] for n in range(fh.environment.found.MOST + 1)]
     with pytest.warns(RuntimeWarning, match="'many' is list, too large to be watched"):
         jit(lambda x: x * many[0][0])(torch.ones(2))
 

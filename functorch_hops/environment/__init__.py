@@ -38,7 +38,7 @@ from .effects import Observer, changes, lines_of
 from .fingerprint import Fingerprint, changed, differences
 from .guard import Guard
 from .places import Path, quoted
-from .visitors import visitor_of
+from .visitors import LATER, visitor_of
 from .walk import Walk
 
 __all__ = [
@@ -123,7 +123,7 @@ def snapshot(func: Callable[..., Any], *, ignore: frozenset[Path] = frozenset())
 
     A place in `ignore` is neither watched nor followed; if a tensor stands there, it is found all the same.
     """
-    walk = Walk(func, ignore, visitor_of)
+    walk = Walk(func, ignore, visitor_of, LATER)
     walk.run(func)
     return Snapshot(walk)
 

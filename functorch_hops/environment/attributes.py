@@ -30,14 +30,18 @@ def parts(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     walk.class_of(cls, constructed=False)
 
 
-def extras(walk: Walk, path: Path, value: Any) -> None:
-    """What an instance of a container's subclass has besides its items."""
+def extras(walk: Walk, path: Path, value: Any, *, everything: bool = False) -> None:
+    """What an instance of a container's subclass has besides its items; `everything`: code that is not followed reads
+    its attributes.
+    """
     cls = type(value)
     if cls.__module__ in ("builtins", "collections"):
         return
     attributes = attributes_of(value)
+    for names in (attributes, Slots(value)):
+        if names is not None:
+            walk.search(names, path, everything=everything)
     if attributes is not None:
-        walk.search(attributes, path)
         walk.guard.object(value)
     walk.class_of(cls, constructed=False)
 

@@ -31,6 +31,8 @@ Chain = tuple[NameRoot, tuple[str, ...]]
 # Reading an object through one of these reads attributes that no name in the code mentions.
 _READ_ALL = frozenset({"vars", "dir", "__dict__", "asdict", "astuple", "getmembers"})
 _READ_ALL |= frozenset({"__getattribute__", "__getattr__", "getattr_static"})
+# These give the globals of a function or a frame, taken for those of the code that asks.
+_NAMESPACES = frozenset({"__globals__", "f_globals"})
 # These name attributes by strings: the second argument, or all of them.
 _NAMED_SECOND = frozenset({"getattr", "hasattr", "setattr", "delattr"})
 _NAMED_BY_ALL = frozenset({"attrgetter", "methodcaller"})
@@ -146,6 +148,8 @@ class _Reader:
                         self.attributes[argument] = None
                     chain = (*chain, argument)
                     self.chains[(root, chain)] = None
+                    if argument in _READ_ALL:
+                        self.escapes.add(root)
                 self._named(instructions, at, argument)
                 continue
             if name in _STORES:
@@ -177,6 +181,7 @@ class _Reader:
         """What reading by this name implies: other names, given as strings, or any."""
         self.reads_all = self.reads_all or name in _READ_ALL
         self.makes_text = self.makes_text or name in _MAKE_TEXT
+        self.reads_globals = self.reads_globals or name in _NAMESPACES
         if name == "globals":
             self._globals_by_name(instructions, at)
         if name in _NAMED_SECOND:

@@ -6,14 +6,14 @@ import collections
 import types
 from typing import Any
 
-from .attributes import extras
+from .attributes import attributes_of, extras
 from .contents import Content
 from .guard import SAME
 from .keys import ByIdentity, Key, Long, by_value, flat, has_parts
 from .places import Path, attribute, item
 from .walk import Walk
 
-__all__ = ["MAPPINGS", "SEQUENCES", "entries", "items", "mapping", "memory", "sequence"]
+__all__ = ["MAPPINGS", "SEQUENCES", "VIEWS", "entries", "items", "mapping", "memory", "sequence", "view"]
 
 LONG = 4096
 """Items of a container from which on it has one key as a whole, if all are scalars."""
@@ -27,6 +27,8 @@ SEQUENCES: dict[type, str] = {
     collections.deque: "deque",
 }
 MAPPINGS: tuple[type, ...] = (dict, types.MappingProxyType)
+_EMPTY: tuple[dict[Any, Any], ...] = ({}, collections.OrderedDict())
+VIEWS = tuple(type(view) for made in _EMPTY for view in (made.keys(), made.values(), made.items()))
 _PLAIN_MAPPINGS = frozenset({dict, collections.OrderedDict, types.MappingProxyType})
 
 
@@ -35,6 +37,8 @@ def sequence(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     mutable = kind not in ("tuple", "frozenset")
     content = list(value)
     key = _as_a_whole(walk, kind, content)
+    if isinstance(value, collections.deque):
+        walk.record(attribute(path, "maxlen"), (int, value.maxlen))
     if key is not None:
         walk.record(path, key)
         if mutable:
@@ -93,6 +97,12 @@ def mapping(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     extras(walk, path, value)
 
 
+def view(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """What ``keys()``, ``values()`` or ``items()`` gave, which lives with its dict."""
+    walk.record(path, ("view", type(value)))
+    mapping(walk, f"{path}.mapping", value.mapping, escapes)
+
+
 def _long_mapping(walk: Walk, path: Path, value: Any, keys: list[Any]) -> bool:
     """Watch a long mapping from scalars to scalars; False if there is anything else in it."""
     values = list(_views(value)[1])
@@ -149,6 +159,8 @@ def memory(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         return
     walk.record(path, ("memory", content))
     walk.guard.memory(value, content)
+    if attributes_of(value) is not None:  # a masked array has its mask there
+        extras(walk, path, value, everything=not walk.follows_class(type(value)))
 
 
 class _Flat:

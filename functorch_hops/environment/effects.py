@@ -30,6 +30,8 @@ _GENERATED = ("<string>", "<eval_with_key>")
 """Files of code that dataclasses and graphs of torch.fx write."""
 _TREES = frozenset({"functorch_hops.pytree", _torch.TREES_OF_TORCH, "optree.ops", "optree.registry"})
 """Their functions take apart and rebuild the types that the user registered."""
+_SEEDING = random.Random.__init__.__code__
+"""Without an argument it reads what the operating system offers."""
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 
 
@@ -74,6 +76,8 @@ class Observer:
                 module = str(frame.f_globals.get("__name__"))
                 if origin.is_stateful(module, code.co_name):
                     self._note(frame.f_locals.get("self"), module, code.co_qualname, caller)
+                elif code is _SEEDING and frame.f_locals.get("x") is None:
+                    self._note(None, module, "Random without a seed", caller)
 
     def _is_users(self, frame: FrameType) -> bool:
         code = frame.f_code

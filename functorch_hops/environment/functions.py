@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import origin
+from .attributes import extras
 from .bytecode import CodeFacts, NameRoot, code_facts
 from .containers import entries, items
 from .keys import ByIdentity
@@ -23,9 +24,8 @@ def function(walk: Walk, path: Path, func: Any, escapes: bool) -> None:
     code = func.__code__
     walk.record(path, ("function", ByIdentity(code)))
     followed = walk.follows(origin.of_globals(func.__globals__))
-    inner = func.__dict__.get("__wrapped__")
-    if inner is not None:
-        walk.value(attribute(path, "__wrapped__"), inner)
+    if "__wrapped__" in func.__dict__:
+        walk.item(func.__dict__, "__wrapped__", attribute(path, "__wrapped__"))
     if not followed and not origin.is_pure(origin.of_globals(func.__globals__), func.__name__):
         walk.unwatched(path)
     read = code_facts(code) if followed else None
@@ -119,6 +119,7 @@ def _imports(walk: Walk, func: Any, read: CodeFacts) -> None:
         module = sys.modules.get(full)
         if module is None:
             walk.unwatched(f"module {full}")
+            walk.without(sys.modules, full)
             continue
         _loaded(walk, full, module)
         _mention(walk, f"module {full}", module, imported)
@@ -130,6 +131,8 @@ def _imports(walk: Walk, func: Any, read: CodeFacts) -> None:
         module = sys.modules.get(full)
         if isinstance(module, types.ModuleType):
             _loaded(walk, full, module)
+        else:
+            walk.without(sys.modules, full)
 
 
 def _loaded(walk: Walk, name: str, module: types.ModuleType) -> None:
@@ -163,6 +166,7 @@ def partial(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     args, keywords = attribute(path, "args"), attribute(path, "keywords")
     items(walk, value.args, [item(args, at) for at in range(len(value.args))], mutable=False)
     entries(walk, value.keywords, [item(keywords, key) for key in value.keywords])
+    extras(walk, path, value)
 
 
 def builtin(walk: Walk, path: Path, func: Any, escapes: bool) -> None:

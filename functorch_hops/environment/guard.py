@@ -144,6 +144,8 @@ class Guard:
         self._types = [type(tensor) for tensor, _ in tensors]
         self._states = _torch.tensor_states([tensor for tensor, _ in tensors])
         self.states = {path: state for (_, path), state in zip(tensors, self._states)}
+        # What a user hung on a tensor does not hang on the next one that stands there.
+        self._attributes = [(at, tensor.__dict__) for at, (tensor, _) in enumerate(tensors) if tensor.__dict__]
         first: dict[int, int] = {}
         shared = [(first.setdefault(id(tensor), at), at) for at, (tensor, _) in enumerate(tensors)]
         self._shared = [(left, right) for left, right in shared if left != right]
@@ -174,9 +176,12 @@ class Guard:
         source = Source()
         _check_places(source, self._places)
         _check_containers(source, self._places)
-        source.add(f"return [{', '.join(_tensors(source, self._places))}]")
+        source.add(f"found = [{', '.join(_tensors(source, self._places))}]")
+        for at, attributes in self._attributes:
+            source.refuse_if(f"found[{at}].__dict__ is not {source.name(attributes)}")
+        source.add("return found")
         # What is gone, or is just being changed by a thread.
-        return source.function("fetch", "", (LookupError, AttributeError, ValueError, RuntimeError))
+        return source.function("fetch", "", (LookupError, AttributeError, TypeError, ValueError, RuntimeError))
 
 
 def _check_places(source: Source, places: GuardBuilder) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from . import origin
 from .bytecode import code_facts
 
-__all__ = ["attributes_read_by", "reads_any_attribute"]
+__all__ = ["attributes_read_by", "is_setting", "reads_any_attribute"]
 
 _MOST = 400
 """Functions that are read for one that the user names."""
@@ -48,6 +48,14 @@ def attributes_read_by(value: FunctionType | type) -> tuple[str, ...]:
 def reads_any_attribute(function: FunctionType) -> bool:
     """Whether a library's function computes the names of the attributes that it reads itself."""
     return _is_read(function, origin.package(_origin(function))) and code_facts(function.__code__).reads_all
+
+
+def is_setting(holder: Any, name: str) -> bool:
+    """Whether a module of torch, or an object in one, computes this attribute, as ``torch.backends`` does."""
+    cls = type(holder)
+    if cls is ModuleType or not cls.__module__.startswith("torch.backends") or name in vars(holder):
+        return False
+    return hasattr(holder, name)
 
 
 def _origin(value: FunctionType | type) -> origin.Origin:

@@ -16,7 +16,8 @@ __all__ = ["module"]
 
 
 def global_hooks(walk: Walk) -> None:
-    """Hooks that run around every module."""
+    """Hooks that run around every module; and a call that somebody has put in the place of torch's."""
+    walk.mentions(["__call__"])
     for name, hooks in _torch.global_module_hooks().items():
         walk.value(f"torch.nn.modules.module.{name}", hooks)
 

@@ -13,9 +13,11 @@ from . import origin
 from .attributes import Slots, attributes_of
 from .containers import memory
 from .contents import Content
+from .guard import SAME
 from .keys import ByIdentity
 from .places import Path, attribute
 from .references import hides_state, iterator, registry
+from .spaces import LibraryMethods
 from .walk import Walk
 
 __all__ = ["FIELDS", "instance", "python_class", "python_module"]
@@ -34,8 +36,9 @@ def python_module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     code = origin.of_module(value)
     if walk.follows(code):
         walk.search(value.__dict__, path, opens=escapes)
-        # `__getattr__` of a module answers for names that it does not have.
+        # `__getattr__` of a module answers for names that it does not have, or its class does.
         walk.mentions([name for name in ("__getattr__",) if name in value.__dict__])
+        walk.class_of(type(value), constructed=False)
     else:
         if escapes:
             walk.library_names(value)
@@ -64,19 +67,26 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         walk.class_of(cls, constructed=False)
         return
     attributes = attributes_of(value)
+    methods: LibraryMethods | None
     if attributes is not None and "__wrapped__" in attributes:
-        walk.value(attribute(path, "__wrapped__"), attributes["__wrapped__"])
+        walk.item(attributes, "__wrapped__", attribute(path, "__wrapped__"))
     is_buffer = not isinstance(getattr(cls, "__buffer__", None), types.FunctionType) and Content.of(value) is not None
     if is_buffer:
         memory(walk, f"{path}.memory", value, escapes)
+        if any((base.__module__, base.__name__) == ("_ctypes", "_Pointer") for base in cls.__mro__):
+            walk.hide(path, "a pointer, behind which nobody looks")
     if walk.follows_class(cls) or (cls.__module__, cls.__name__) in _PLAIN:
         walk.record(path, ("object", cls))
         if "<locals>" in cls.__qualname__:
             walk.unwatched(path)
         node = walk.is_node(value)
+        methods = walk.methods_of(cls)
         for names in (attributes, Slots(value)):
             if names is not None:
-                walk.search(names, path, everything=node and escapes, node=value if node else None)
+                everything, tree = node and escapes, value if node else None
+                walk.search(names, path, everything=everything, node=tree, methods=methods)
+        if attributes is None:
+            walk.guard.call(type, value, cls, SAME, path)
         walk.class_of(cls, constructed=False)
     elif is_buffer:
         walk.record(path, ("object", cls))
@@ -93,7 +103,7 @@ def instance(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         if cls not in _IMMUTABLE and not (everything and origin.is_pure(origin.of_class(cls))):
             walk.unwatched(path)
         if attributes is not None and origin.package(origin.of_class(cls)) != "functorch_hops":
-            methods = None if origin.standard(origin.of_class(cls)) else walk.methods_of(cls)
+            methods = None if origin.is_stateful(cls.__module__, "") else walk.methods_of(cls)
             walk.search(attributes, path, everything=everything, methods=methods)
     if attributes is not None:
         walk.guard.object(value)

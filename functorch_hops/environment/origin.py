@@ -70,7 +70,7 @@ _STATEFUL_NAMES = {
     "sys": {"getrecursionlimit", "setrecursionlimit", "getswitchinterval", "setswitchinterval", "getrefcount"}
     | {"gettrace", "settrace", "getprofile", "setprofile", "getallocatedblocks", "_current_frames"},
     "threading": {"active_count", "current_thread", "enumerate", "get_ident", "get_native_id"},
-    "_thread": {"get_ident", "get_native_id"},
+    "_thread": {"get_ident", "get_native_id", "locked"},
     "posixpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
     "ntpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
     "pathlib": {"exists", "is_file", "is_dir", "stat", "open", "iterdir", "glob", "mkdir", "touch", "unlink", "cwd"}

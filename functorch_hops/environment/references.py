@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextvars
+import decimal
 import operator
 import pickle
 import sys
@@ -12,6 +13,7 @@ import weakref
 from typing import Any
 
 from . import origin
+from .attributes import extras
 from .guard import SAME
 from .keys import ByIdentity, Key
 from .places import Path
@@ -22,13 +24,16 @@ __all__ = [
     "cell",
     "content",
     "context_variable",
+    "contexts",
     "generator",
     "getter",
     "hides_state",
     "iterator",
+    "parameters",
     "proxy",
     "reference",
     "registry",
+    "subclasses",
 ]
 
 EMPTY = object()
@@ -42,6 +47,8 @@ except ImportError:  # another implementation of Python
 def reference(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     walk.record(path, ("weakref", type(value)))
     _computed(walk, f"{path}()", weakref.ref.__call__, value)
+    if type(value) is not weakref.ref:  # that to a method has another one to the function
+        extras(walk, path, value, everything=not walk.follows_class(type(value)))
 
 
 def proxy(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
@@ -121,6 +128,45 @@ def _registrations(_: None) -> object:
     return abc.get_cache_token()
 
 
+def parameters(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
+    """``list[A]`` and ``A | B`` lead to the classes that they name."""
+    walk.record(path, ("alias of types", type(value)))
+    for at, part in enumerate(value.__args__):
+        walk.value(f"{path}.__args__[{at}]", part)
+
+
+def subclasses(walk: Walk) -> None:
+    """What ``A.__subclasses__()`` gives, if code asks."""
+    if "__subclasses__" not in walk.names.known:
+        return
+    for base, space in [*walk.classes.items()]:
+        path = f"{space.prefix}__subclasses__()"
+        if walk.is_first(path):
+            known: list[type] = type.__subclasses__(base)
+            walk.guard.call(_identities_of_subclasses, base, _identities_of_subclasses(base), SAME, path)
+            for at, cls in enumerate(known):
+                walk.value(f"{path}[{at}]", cls)
+            walk.record(path, ("subclasses", len(known)))
+
+
+def _identities_of_subclasses(cls: type) -> tuple[int, ...]:
+    return tuple(map(id, type.__subclasses__(cls)))
+
+
+def contexts(walk: Walk) -> None:
+    """What arithmetic with decimal numbers reads."""
+    path = "decimal.getcontext()"
+    if (decimal.Decimal in walk.types or decimal.Decimal in walk.makers) and walk.is_first(path):
+        context = _decimal_context(None)
+        walk.guard.call(_decimal_context, None, context, walk.value(path, context), path)
+
+
+def _decimal_context(_: None) -> tuple[Any, ...]:
+    context = decimal.getcontext()
+    traps = tuple(sorted(signal.__name__ for signal, is_on in context.traps.items() if is_on))
+    return context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp, traps
+
+
 def iterator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     """What it gives next is known to nobody, but that it has moved on shows."""
     walk.record(path, ("iterator", ByIdentity(value), _position(value)))
@@ -172,7 +218,9 @@ def _number(value: Any) -> Key:
 
 def generator(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     """A random generator of NumPy's: drawing from it changes its state, which shows that it was."""
-    walk.record(path, ("generator", type(value), pickle.dumps(value)))
+    state = pickle.dumps(value)
+    walk.record(path, ("generator", type(value), state))
+    walk.guard.call(pickle.dumps, value, state, SAME, path)
     walk.unwatched(path)
 
 

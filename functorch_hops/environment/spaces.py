@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from .bytecode import code_facts
+from .classes import SPECIAL
 
 __all__ = ["LibraryMethods", "Names", "Space"]
 
@@ -38,6 +41,8 @@ class Space:
     everything: bool = False
     by_size: bool = False
     """That no other name appears is seen by the number of entries, which is quicker than name by name."""
+    is_class: bool = False
+    """Python looks up special methods, mentioned or not."""
     is_library: bool = False
     """What is found is not followed, unless it may change."""
     methods: LibraryMethods | None = None
@@ -54,7 +59,10 @@ class LibraryMethods:
     """
 
     def __init__(self, bases: Sequence[type]) -> None:
-        self.names = Names(["forward"])
+        # What containers among the modules hold are parts of theirs.
+        others = [base for base in bases if not issubclass(base, torch.nn.Module)]
+        special = (name for base in others for name in base.__dict__ if name in SPECIAL)
+        self.names = Names(["forward", *special])
         self.reads_all = False
         self._bases = bases
         self._cursors = (0, 0)

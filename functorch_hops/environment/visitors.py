@@ -19,7 +19,10 @@ from . import attributes, containers, functions, modules, objects, references
 from .places import Path
 from .walk import Walk
 
-__all__ = ["Visitor", "visitor_of"]
+__all__ = ["LATER", "Visitor", "visitor_of"]
+
+LATER = (references.subclasses, references.contexts)
+"""What a walk asks for when it knows which names code mentions and which types it meets; more than once."""
 
 Visitor: TypeAlias = Callable[[Walk, Path, Any, bool], None]
 """Tells a walk which parts of a value to follow and to guard, or that it is taken by identity."""
@@ -39,6 +42,7 @@ _BASES: dict[type, Visitor] = {
     property: functions.wrapper("fget"),
     functools.cached_property: functions.wrapper("func"),
     **dict.fromkeys(containers.MAPPINGS, containers.mapping),
+    **dict.fromkeys(containers.VIEWS, containers.view),
     **dict.fromkeys(containers.SEQUENCES, containers.sequence),
     bytearray: containers.memory,
     memoryview: containers.memory,
@@ -47,6 +51,8 @@ _BASES: dict[type, Visitor] = {
     weakref.CallableProxyType: references.proxy,
     contextvars.ContextVar: references.context_variable,
     types.CellType: references.cell,
+    types.GenericAlias: references.parameters,
+    types.UnionType: references.parameters,
     types.GeneratorType: references.iterator,
     operator.attrgetter: references.getter,
     operator.methodcaller: references.getter,

@@ -18,7 +18,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ import torch
 from .. import _torch
 from . import origin
 from .bytecode import code_facts
-from .classes import TEXT, factories, implicit_names, is_node
-from .guard import FREE, SAME, TENSOR, GuardBuilder, Role
-from .keys import ByIdentity, Key, KeyMakers, by_value, has_parts
-from .libraries import attributes_read_by, reads_any_attribute
+from .classes import SPECIAL, TEXT, factories, implicit_names, is_node, members_of_protocol
+from .found import Found
+from .guard import FREE, SAME, TENSOR, Role
+from .keys import ByIdentity, KeyMakers, by_value, has_parts
+from .libraries import attributes_read_by, is_setting, reads_any_attribute
 from .places import Path
 from .spaces import LibraryMethods, Names, Space
 
-__all__ = ["MOST", "Walk"]
+__all__ = ["Walk"]
 
 _bases = operator.attrgetter("__mro__")
 
@@ -41,36 +42,30 @@ _NO_NAMES: list[str] = []
 _HEAP_TYPE = 1 << 9
 """The flag of classes whose attributes can be set."""
 
-MOST = 20_000
-"""Locations that one walk visits at most; containers beyond them are taken by identity."""
 
-
-class Walk:
+class Walk(Found):
     """One walk; afterwards `paths` and `keys` are the static part, `tensors` and `guard` the live one."""
 
     def __init__(
-        self, func: Callable[..., Any], ignore: frozenset[Path], visitor_of: Callable[[type], Callable[..., None]]
+        self,
+        func: Callable[..., Any],
+        ignore: frozenset[Path],
+        visitor_of: Callable[[type], Callable[..., None]],
+        later: Iterable[Callable[[Walk], None]],
     ) -> None:
-        self.paths: list[Path] = []
-        self.keys: list[Key] = []
-        self.tensors: dict[Path, torch.Tensor] = {}
-        self.guard = GuardBuilder()
-        self.opaque: list[Path] = []
-        self.not_watched: list[Path] = []
-        self.hidden: dict[Path, str] = {}
-        self.codes: dict[CodeType, None] = {}
-        self.buffers: list[tuple[Path, dict[str, Any], str]] = []
-        self.truncated = False
+        super().__init__()
         self.has_modules = False
         self.makers = KeyMakers()
+        self.types: set[type] = set()
+        """Classes of libraries that code names; the types of scalars are in `makers`."""
         self._package = origin.own_package(func)
         self._ignore = ignore
-        self._visited = 0
         self.seen: dict[int, Path] = {}
         self._queue: list[tuple[Path, Any, bool]] = []
         self._visitor_of = visitor_of
+        self._later = later
         self._visitors: dict[type, Callable[..., None]] = {}
-        self._names = Names()
+        self.names = Names()
         self._again = False
         self._spaces: list[Space] = []
         self._nodes: dict[int, list[Space]] = {}
@@ -79,8 +74,7 @@ class Walk:
         self._makes_text = False
         self._libraries: dict[int, Space] = {}
         self._globals: dict[int, Space] = {}
-        self._labels: dict[str, int] = {}
-        self._classes: dict[type, Space] = {}
+        self.classes: dict[type, Space] = {}
         self._followed: dict[type, bool] = {}
         self._entered: set[tuple[type, bool]] = set()
         self._methods: dict[type, LibraryMethods] = {}
@@ -99,13 +93,11 @@ class Walk:
             self._again = False
             for space in self._spaces:
                 self._extend(space)
+            for look in self._later:
+                look(self)
         self._watch_absent()
 
     # What the visitors call.
-
-    def record(self, path: Path, key: Key) -> None:
-        self.paths.append(path)
-        self.keys.append(key)
 
     def value(self, path: Path, value: Any, escapes: bool = True) -> Role:
         """What a location holds; `escapes` unless code only ever reads attributes of it."""
@@ -180,9 +172,9 @@ class Walk:
 
     def mentions(self, names: Sequence[str]) -> None:
         """Code mentions attribute names."""
-        n_known = len(self._names.all)
-        self._names.update(names)
-        self._again = self._again or len(self._names.all) > n_known
+        n_known = len(self.names.all)
+        self.names.update(names)
+        self._again = self._again or len(self.names.all) > n_known
 
     def read_all(self) -> None:
         self._again = self._again or not self._reads_all
@@ -192,7 +184,7 @@ class Walk:
         """Objects are turned into text."""
         if not self._makes_text:
             self._makes_text = True
-            for space in self._classes.values():
+            for space in self.classes.values():
                 self.visit(space, [name for name in TEXT if name in space.mapping])
 
     def globals_of(
@@ -212,6 +204,8 @@ class Walk:
         for name in missing:
             if name in outer:
                 self._builtin(outer, name, space.prefix + name)
+            else:
+                self.without(outer, name)
 
     def all_globals_of(self, namespace: dict[str, Any]) -> None:
         """Code reads globals by names that it does not mention."""
@@ -227,17 +221,24 @@ class Walk:
         else:
             self.item(namespace, name, path)
 
+    def without(self, mapping: Mapping[str, Any], name: str) -> None:
+        """Code looks for a name that a namespace of the interpreter does not have."""
+        self._library(mapping, "").absent.add(name)
+
     def library(self, module: ModuleType, names: Iterable[str]) -> None:
         """Names of an installed module that code reads, one behind the other. What is installed is not followed, but
-        anyone may bind a name in it anew.
+        anyone may bind a name in it anew, and some are settings that a module computes.
         """
+        holder: Any = module
+        path = f"module {module.__name__}"
         for name in names:
-            space = self._library(module.__dict__, f"module {module.__name__}")
-            value = space.mapping.get(name)
-            self._name(space, name)
-            if not isinstance(value, ModuleType) or self.follows(origin.of_module(value)):
+            if is_setting(holder, name):
+                self.attributes(holder, path, (name,))
+            if not isinstance(holder, ModuleType) or self.follows(origin.of_module(holder)):
                 return
-            module = value
+            space = self._library(holder.__dict__, path)
+            self._name(space, name)
+            holder, path = space.mapping.get(name), space.prefix + name
 
     def library_names(self, module: ModuleType) -> None:
         """All names that code mentions may be read of an installed module."""
@@ -274,6 +275,8 @@ class Walk:
 
     def foreign(self, value: FunctionType | type) -> None:
         """See NOTE [Libraries read the user's objects]; ``os.getenv`` reads the environment of the process."""
+        if isinstance(value, type):
+            self.types.add(value)
         self.mentions(attributes_read_by(value))
         if isinstance(value, FunctionType):
             if reads_any_attribute(value):
@@ -308,12 +311,13 @@ class Walk:
             if not self.follows_class(base):
                 self._library_class(base)
                 continue
-            space = self._classes.get(base)
+            space = self.classes.get(base)
             if space is None:
-                space = Space(base.__dict__, self.label(f"class {base.__qualname__}") + ".", opens=True)
-                self._classes[base] = space
+                name = self.label(f"class {base.__qualname__}") + "."
+                space = self.classes[base] = Space(base.__dict__, name, opens=True, is_class=True)
                 self._spaces.append(space)
                 self.guard.call(_bases, base, base.__mro__, SAME, space.prefix)
+                self.mentions(members_of_protocol(base))
             self.visit(space, implicit_names(base, self.follows_class, constructed=constructed))
             if constructed:
                 for name, factory in factories(base):
@@ -338,43 +342,14 @@ class Walk:
             known = self._followed[cls] = self.follows(origin.of_class(cls))
         return known
 
-    def unfollowed(self, path: Path, value: Any) -> None:
-        """A mutable thing of which only the identity is known."""
-        self.record(path, ByIdentity(value))
-        self.opaque.append(path)
-        self.unwatched(path)
-        self.hide(path, f"{type(value).__qualname__}, too large to be watched")
-
-    def hide(self, path: Path, what: str) -> None:
-        """Something with a state that can't be watched."""
-        self.hidden.setdefault(path, what)
-
-    def unwatched(self, path: Path) -> None:
-        """Something whose behaviour can't be predicted from the snapshot: a plain-eager trace that reads it is not
-        reused.
-        """
-        self.not_watched.append(path)
-
-    def has_budget(self, size: int) -> bool:
-        """Whether so many more locations may be visited."""
-        if self._visited + size > MOST:
-            self.truncated = True
-            return False
-        self._visited += size
-        return True
-
-    def label(self, text: str) -> str:
-        """The text, made different from those of namesakes (two classes of one name)."""
-        count = self._labels[text] = self._labels.get(text, 0) + 1
-        return text if count == 1 else f"{text.rstrip('.')}#{count}{'.' * text.endswith('.')}"
-
     # Inside.
 
     def _tensor(self, path: Path, value: torch.Tensor) -> None:
         first = self.seen.setdefault(id(value), path)
         self.record(path, ("tensor", type(value)) if first == path else ("alias", first))
-        if first == path and value.__dict__:  # what a user hung on it
-            self.search(value.__dict__, path)
+        if first == path:
+            attributes = value.__dict__  # what a user hung on it, or will hang on it
+            self.search(attributes, path) if attributes else self.guard.size(attributes)
 
     def _open(self, path: Path, value: Any, escapes: bool) -> None:
         if not self.has_budget(1):
@@ -388,7 +363,7 @@ class Walk:
 
     def _extend(self, space: Space) -> None:
         """Look up what has been mentioned since the last time."""
-        mentioned, own = self._names.all, _NO_NAMES
+        mentioned, own = self.names.all, _NO_NAMES
         if space.methods is not None:
             for method in space.methods.grow(mentioned):
                 self._read_by_library(method)
@@ -425,12 +400,14 @@ class Walk:
                 self.guard.size(space.mapping)
             else:
                 own = space.methods.names.known if space.methods is not None else ()
-                self.guard.without(space.mapping, frozenset(self._names.known.union(own) - space.taken))
+                special = SPECIAL.difference(space.mapping) if space.is_class else ()
+                self.guard.without(space.mapping, frozenset(self.names.known.union(own, special) - space.taken))
 
     def _library_class(self, base: type) -> None:
         """A library's class is fixed, but for the one method that users replace."""
         if not origin.is_pure(origin.of_class(base)):
             self.unwatched(f"class {base.__qualname__}")
+        self.types.add(base)
         if base in self._patchable or not base.__flags__ & _HEAP_TYPE:
             return
         self._patchable.add(base)

@@ -76,6 +76,8 @@ class Capture:
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_of_user = True
         """Whether a user's function is captured, and not one over graphs."""
+        self.is_in_dual_level = _torch.in_dual_level()
+        """Whether forward mode was at work when it began."""
         self.is_kernel = False
         """Whether an operator's kernel for autograd runs, which sees gradients that this capture does not record."""
         self.refused: BaseException | None = None

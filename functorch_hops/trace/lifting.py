@@ -18,7 +18,7 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .open_sizes import written_copy
-from .refusals import READS, backward_inside, check_collective, generator_inside, unreadable
+from .refusals import READS, backward_inside, check_collective, generator_inside, refused_of_tensor, unreadable
 from .regrouping import note_regrouped
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
@@ -146,10 +146,21 @@ class Lifting(_torch.ForwardRules):
         finally:
             capture.is_detaching = False
 
+    def _check_level(self, primal: Tensor) -> None:
+        """A graph holds values: a tangent for a level of plain forward mode around it is lost."""
+        capture = self.capture
+        if capture.is_of_user and capture.is_in_dual_level and not _torch.in_forward_level():
+            remedy = "make the dual number outside, and pass it"
+            raise refused_of_tensor(
+                capture.context, "make_dual() for a level that was entered outside", remedy, TensorMeta.of(primal)
+            )
+
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         rows, result = self.capture.rows, None
-        if func is _torch.MAKE_DUAL and self.capture.session.has_open_sizes:
-            return _torch.make_dual(*args)
+        if func is _torch.MAKE_DUAL:
+            self._check_level(args[0])
+            if self.capture.session.has_open_sizes:
+                return _torch.make_dual(*args)
         if func is Tensor.__getitem__:
             return rows.getitem(*args)
         if func is Tensor.__setitem__:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 import functorch_hops as fh
 from misuses.registry import YES, X, misuse, misuse_captured
@@ -689,3 +690,9 @@ def body_changes_the_default_dtype():
 @misuse_captured(fh.CaptureError)
 def body_fills_an_expanded_value():
     fh.scan(lambda c, x: (c * (x * 1).expand(2).zero_(), x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def body_makes_a_dual_number_for_a_level_around_the_loop():
+    with forward_ad.dual_level():
+        fh.scan(lambda c, x: (forward_ad.make_dual(c * x, c), None), X, torch.ones(3))
