@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ir.nodes import conjugated
+from ..ir.nodes import assigned, conjugated, packed, rebound, size_at, untracked
 
 __all__ = ["RULES", "Parts", "combined", "paired", "real_dtype", "separated"]
 
@@ -416,6 +416,8 @@ _MOVES = (
     aten.unfold.default,
     aten.unsqueeze.default,
     aten.view.default,
+    packed,
+    untracked,
 )
 
 _MOVES_BETWEEN: dict[Any, tuple[int, ...]] = {
@@ -432,6 +434,8 @@ _MOVES_BETWEEN: dict[Any, tuple[int, ...]] = {
     aten.select_scatter.default: (0, 1),
     aten.slice_scatter.default: (0, 1),
     aten.where.self: (1, 2),
+    assigned: (0, 1),
+    rebound: (0, 1),
 }
 
 RULES: dict[Any, Callable[..., Any]] = {
@@ -439,6 +443,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **{operator: _between(operator, *places) for operator, places in _MOVES_BETWEEN.items()},
     getitem: getitem,
     conjugated: _conj,
+    size_at: lambda x, dim: x.real.shape[dim],
     aten._conj_physical.default: _conj,
     aten._to_copy.default: _to_copy,
     aten.abs.default: _abs,
