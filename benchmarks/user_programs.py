@@ -167,6 +167,35 @@ def collatz(lanes: int) -> Program:
     return Program(make, lambda: [uniform(lanes)], False)
 
 
+def linear_recurrence(states: int, steps: int) -> Program:
+    """A layer of a state-space model: each state turns and decays by a complex number, whose gradient is asked for."""
+
+    def make(lib: Library) -> Any:
+        def run(angle: Any, inputs: Any) -> Any:
+            decay = 0.95 * lib.np.exp(1j * angle)
+            step = lambda h, x: (decay * h + x, (decay * h).real)
+            out = lib.loops.scan(step, decay * 0, inputs)[1]
+            return (out * out).sum()
+
+        return run
+
+    return Program(make, lambda: [normal(states), normal(steps, states, seed=1)])
+
+
+def mandelbrot(points: int) -> Program:
+    """After how many steps each of some points of the plane has left a circle."""
+
+    def make(lib: Library) -> Any:
+        def escape(c: Any) -> Any:
+            inside = lambda state: (abs(state[0]) < 2) & (state[1] < 100)
+            step = lambda state: (state[0] * state[0] + c, state[1] + 1)
+            return lib.loops.while_loop(inside, step, (c * 0, 0))[1]
+
+        return lambda x, y: lib.fn.vmap(escape)(x + 1j * y)
+
+    return Program(make, lambda: [normal(points), normal(points, seed=1)], False)
+
+
 PROGRAMS: dict[str, Program] = {
     "N-body, 64 bodies": n_body(64, 50),
     "Viterbi, 32 states": viterbi(32, 200),
@@ -176,4 +205,6 @@ PROGRAMS: dict[str, Program] = {
     "power iteration, 128": power_iteration(128, 100),
     "longest common subsequence": common_subsequence(64),
     "Collatz, 512 lanes": collatz(512),
+    "complex recurrence, 64 states": linear_recurrence(64, 500),
+    "Mandelbrot, 1024 points": mandelbrot(1024),
 }
