@@ -155,14 +155,15 @@ class _Inner(fx.Interpreter):
         if not isinstance(source, fx.Node):
             return None
         if n.target is aten.select.int and source.target is aten.view_as_real.default:
-            parts = self.env[source.args[0]]  # type: ignore[index]
-            is_last = isinstance(parts, Parts) and n.args[1] in (-1, self._dims[source] - 1)
-            return tuple(parts)[n.args[2]] if is_last else None
+            (parts,), _ = self.fetch_args_kwargs_from_env(source)
+            _, dim, place = n.args
+            is_last = isinstance(parts, Parts) and dim in (-1, self._dims[source] - 1)
+            return (parts.real, parts.imag)[int(place)] if is_last else None  # type: ignore[arg-type]
         if n.target is aten.view_as_complex.default and source.target is aten.select_backward.default:
-            cotangent, sizes, dim, place = (self.env.get(a, a) if isinstance(a, fx.Node) else a for a in source.args)
+            (cotangent, sizes, dim, place), _ = self.fetch_args_kwargs_from_env(source)
             if dim in (-1, len(sizes) - 1):
-                parts = (cotangent, torch.zeros_like(cotangent))
-                return Parts(*parts) if place in (0, -2) else Parts(*reversed(parts))
+                zero = torch.zeros_like(cotangent)
+                return Parts(cotangent, zero) if place in (0, -2) else Parts(zero, cotangent)
         return None
 
 
