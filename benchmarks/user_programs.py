@@ -182,6 +182,20 @@ def linear_recurrence(states: int, steps: int) -> Program:
     return Program(make, lambda: [normal(states), normal(steps, states, seed=1)])
 
 
+def spectral(points: int, steps: int) -> Program:
+    """A reaction and diffusion, which is exact in Fourier space."""
+
+    def make(lib: Library) -> Any:
+        def run(u: Any, decay: Any) -> Any:
+            diffused = lambda u: lib.np.fft.ifft(lib.np.fft.fft(u) * decay).real
+            return lib.loops.fori_loop(0, steps, lambda _, u: diffused(u) + 0.01 * lib.np.sin(u), u).sum()
+
+        return run
+
+    frequency = np.minimum(np.arange(points), points - np.arange(points))
+    return Program(make, lambda: [normal(points), np.exp(-1e-3 * frequency**2)])
+
+
 def mandelbrot(points: int) -> Program:
     """After how many steps each of some points of the plane has left a circle."""
 
@@ -206,5 +220,6 @@ PROGRAMS: dict[str, Program] = {
     "longest common subsequence": common_subsequence(64),
     "Collatz, 512 lanes": collatz(512),
     "complex recurrence, 64 states": linear_recurrence(64, 500),
+    "spectral method, 256 points": spectral(256, 100),
     "Mandelbrot, 1024 points": mandelbrot(1024),
 }

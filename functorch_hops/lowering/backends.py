@@ -193,7 +193,9 @@ def _with_tapes(body: Subgraph, backend: Backend) -> Subgraph | None:
 def _for_inductor(body: Subgraph) -> Subgraph:
     from .redrawn import redrawn_by_count
 
-    return in_real_parts(redrawn_by_count(without_numbers(without_ranges(body))))
+    plain = redrawn_by_count(without_numbers(without_ranges(body)))
+    real = in_real_parts(plain)
+    return plain if real is plain else hoist_loops(real)
 
 
 def _planned(body: Subgraph, options: dict[str, Any]) -> Plan:

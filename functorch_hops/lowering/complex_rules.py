@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ir.nodes import assigned, conjugated, packed, rebound, size_at, untracked
 
-__all__ = ["RULES", "Parts", "combined", "paired", "real_dtype", "separated"]
+__all__ = ["RULES", "Parts", "combined", "multiplied", "paired", "product", "real_dtype", "separated"]
 
 aten = torch.ops.aten
 
@@ -83,7 +83,7 @@ def _parts(x: Value, like: Tensor) -> Parts:
 
 
 def _scaled(x: Value, factor: complex) -> Value:
-    return x if factor == 1 else _mul(x, factor)
+    return x if factor == 1 else multiplied(x, factor)
 
 
 def _add(x: Value, y: Value, *, alpha: complex = 1) -> Parts:
@@ -115,7 +115,7 @@ def _sub(x: Value, y: Value, *, alpha: complex = 1) -> Parts:
     return _add(x, _negative(_scaled(y, alpha)))
 
 
-def _mul(x: Value, y: Value) -> Any:
+def multiplied(x: Value, y: Value) -> Any:
     (a, b), (c, d) = (_real(x), _imag(x)), (_real(y), _imag(y))
     if b is None:
         return a * c if d is None else Parts(a * c, a * d)
@@ -128,11 +128,11 @@ def _div(x: Value, y: Value) -> Parts:
         assert isinstance(x, Parts)
         return Parts(x.real / c, x.imag / c)
     if not isinstance(y, Parts):
-        return _mul(x, 1 / complex(y))
+        return multiplied(x, 1 / complex(y))
     scale = torch.maximum(c.abs(), d.abs())
     c, d = c / scale, d / scale
     square = c * c + d * d
-    product = _mul(x, Parts(c, -d))
+    product = multiplied(x, Parts(c, -d))
     return Parts(product.real / scale / square, product.imag / scale / square)
 
 
@@ -140,13 +140,13 @@ def _pow(base: Value, exponent: Value) -> Parts:
     x = base if isinstance(base, Parts) else _parts(base, _any_part(exponent))
     if isinstance(exponent, (int, float)) and exponent in _POWERS:
         return _POWERS[exponent](x)
-    power = _exp(_mul(_log(x), exponent))
+    power = _exp(multiplied(_log(x), exponent))
     is_zero = (x.real == 0) & (x.imag == 0)
     return Parts(torch.where(is_zero, 0, power.real), torch.where(is_zero, 0, power.imag))
 
 
 def _lerp(x: Value, y: Value, weight: Value) -> Parts:
-    return _add(x, _mul(weight, _sub(y, x)))
+    return _add(x, multiplied(weight, _sub(y, x)))
 
 
 def _square(x: Parts) -> Parts:
@@ -229,7 +229,7 @@ def _sigmoid(x: Parts) -> Parts:
 
 def _of_result(derivative: Callable[[Parts], Value]) -> Callable[..., Any]:
     """The rule of an operator that multiplies a cotangent with the conjugate of a derivative."""
-    return lambda cotangent, result: _mul(cotangent, _conj(derivative(result)))
+    return lambda cotangent, result: multiplied(cotangent, _conj(derivative(result)))
 
 
 def _conj(x: Any) -> Any:
@@ -240,20 +240,20 @@ def _conj(x: Any) -> Any:
 # products and comparisons
 
 
-def _product(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+def product(multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     """The rule of an operator that is linear in each of two tensors."""
 
     def rule(x: Value, y: Value) -> Parts:
         (a, b), (c, d) = (_real(x), _imag(x)), (_real(y), _imag(y))
         if b is None or d is None:
-            first, second = product(a, c), product(a if b is None else b, c if d is None else d)
+            first, second = multiply(a, c), multiply(a if b is None else b, c if d is None else d)
             return Parts(first, second)
-        return Parts(product(a, c) - product(b, d), product(a, d) + product(b, c))
+        return Parts(multiply(a, c) - multiply(b, d), multiply(a, d) + multiply(b, c))
 
     return rule
 
 
-_mm, _bmm, _dot = _product(aten.mm.default), _product(aten.bmm.default), _product(aten.dot.default)
+_mm, _bmm, _dot = product(aten.mm.default), product(aten.bmm.default), product(aten.dot.default)
 
 
 def _added(product: Callable[..., Any]) -> Callable[..., Any]:
@@ -366,7 +366,7 @@ _POWERS: dict[float, Callable[[Parts], Parts]] = {
     0: lambda x: Parts(torch.ones_like(x.real), torch.zeros_like(x.imag)),
     1: lambda x: x,
     2: _square,
-    3: lambda x: _mul(_square(x), x),
+    3: lambda x: multiplied(_square(x), x),
     4: lambda x: _square(_square(x)),
     -1: _reciprocal,
     -2: lambda x: _reciprocal(_square(x)),
@@ -450,7 +450,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.add.Scalar: _add,
     aten.add.Tensor: _add,
     aten.addcdiv.default: lambda x, y, z, *, value=1: _add(x, _scaled(_div(y, z), value)),
-    aten.addcmul.default: lambda x, y, z, *, value=1: _add(x, _scaled(_mul(y, z), value)),
+    aten.addcmul.default: lambda x, y, z, *, value=1: _add(x, _scaled(multiplied(y, z), value)),
     aten.addmm.default: _added(_mm),
     aten.angle.default: _angle,
     aten.baddbmm.default: _added(_bmm),
@@ -476,9 +476,9 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.linalg_vector_norm.default: _norm,
     aten.log.default: _log,
     aten.mm.default: _mm,
-    aten.mul.Scalar: _mul,
-    aten.mul.Tensor: _mul,
-    aten.mv.default: _product(aten.mv.default),
+    aten.mul.Scalar: multiplied,
+    aten.mul.Tensor: multiplied,
+    aten.mv.default: product(aten.mv.default),
     aten.ne.Scalar: lambda x, y: ~_eq(x, y),
     aten.ne.Tensor: lambda x, y: ~_eq(x, y),
     aten.new_ones.default: _made(aten.new_ones.default),
@@ -495,7 +495,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: _filled(aten.scalar_tensor.default),
     aten.sgn.default: _sgn,
     aten.sigmoid.default: _sigmoid,
-    aten.sigmoid_backward.default: _of_result(lambda y: _mul(y, _sub(1.0, y))),
+    aten.sigmoid_backward.default: _of_result(lambda y: multiplied(y, _sub(1.0, y))),
     aten.sin.default: _sin,
     aten.sinh.default: _sinh,
     aten.sqrt.default: _sqrt,

@@ -21,6 +21,7 @@ from ..ir.nodes import packed
 from ..ir.origin import made_for
 from ..ir.subgraph import Params, Subgraph, params_of
 from .complex_rules import RULES, Parts, combined, paired, real_dtype, separated
+from .fourier_rules import FOURIER_RULES
 
 __all__ = ["as_pairs", "from_pairs", "in_real_parts", "over_pairs"]
 
@@ -94,7 +95,7 @@ def _in_parts(body: Subgraph) -> Subgraph:
     """A body of an operator: two inputs and outputs for each that is complex."""
 
     def make() -> Subgraph:
-        inner = _Inner(body)
+        inner = _Inner(body, is_loop=True)
         kinds = [meta.dtype.is_complex for meta in body.inputs]
         metas = [part for meta in body.inputs for part in ((_part(meta),) * 2 if meta.dtype.is_complex else (meta,))]
         return rewritten(lambda *args: _flat(inner(_grouped(args, kinds))), metas, "jit")
@@ -116,10 +117,11 @@ class _Inner(fx.Interpreter):
     not to be asked for anything.
     """
 
-    def __init__(self, body: Subgraph) -> None:
+    def __init__(self, body: Subgraph, is_loop: bool = False) -> None:
         super().__init__(body.module, garbage_collect_values=False)
         values = {node: node.meta.get("val") for node in body.module.graph.nodes}
         self._dtypes = {node: _mapped(lambda x: getattr(x, "dtype", None), value) for node, value in values.items()}
+        self._rules = RULES | FOURIER_RULES if is_loop else RULES
         self._dims = {node: value.dim() for node, value in values.items() if isinstance(value, Tensor)}
 
     def __call__(self, operands: Iterable[Any]) -> Sequence[Any]:
@@ -140,11 +142,11 @@ class _Inner(fx.Interpreter):
             return made
         if not any(isinstance(x, Parts) or _is_complex_dtype(x) for x in _leaves((args, kwargs, dtypes))):
             return super().run_node(n)
-        rule = RULES.get(n.target)
-        if rule is None:
+        rule = self._rules.get(n.target)
+        made = None if rule is None else rule(*args, **kwargs)
+        if made is None:
             made = n.target(*_mapped(combined, args), **_mapped(combined, kwargs))  # type: ignore[operator]
             return _mapped(_opened, made)
-        made = rule(*args, **kwargs)
         return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
 
     def _of_pairs(self, n: fx.Node) -> Any:
