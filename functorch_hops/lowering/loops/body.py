@@ -21,6 +21,7 @@ from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
+from .composed import composed
 from .convolution import convolutions
 from .forms import Refused
 from .operator import effectful_kernel, loop_kernel
@@ -59,7 +60,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table = {**table, **convolutions(), **rewritten(table)}
+        table = {**table, **composed(), **convolutions(), **rewritten(table)}
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)

@@ -1,0 +1,172 @@
+"""Operators that Inductor calls a library for, as others of which it makes C++ (torch 2.13).
+
+In the step of a loop they are small, as a rule; attention over many places is left to the library, which does not hold
+all weights at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+from .source import computed_dtype
+
+__all__ = ["composed"]
+
+aten = torch.ops.aten
+
+_MANY = 1 << 18
+"""So many weights of attention, or differences of pairs, are held at once."""
+
+
+def composed() -> dict[Any, Callable[..., Any]]:
+    torchs = get_decompositions([aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default])
+    return {**torchs, **_COMPOSED}
+
+
+def _is_small(*sizes: Any) -> bool:
+    return all(type(size) is int for size in sizes) and 0 < math.prod(sizes) <= _MANY
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attention
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Any:
+    if dropout_p or not _is_plain(query, key):
+        return NotImplemented
+    scores = _scores(query, key, is_causal, attn_mask, scale)
+    logsumexp = scores.logsumexp(-1)
+    weights = _weights(scores, logsumexp)
+    out = weights @ value.to(weights.dtype)
+    return out.to(query.dtype), logsumexp
+
+
+def _attention_backward(
+    cotangent: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Any:
+    """With weights ``p`` of scores ``s``: ``bar s = p (bar p - sum(bar p p))``; the sum is that of ``bar o o``."""
+    if dropout_p or not _is_plain(query, key):
+        return NotImplemented
+    scores = _scores(query, key, is_causal, attn_mask, scale)
+    weights = _weights(scores, logsumexp.to(scores.dtype))
+    dtype = weights.dtype
+    given = cotangent.to(dtype)
+    of_weights = given @ value.to(dtype).mT
+    of_scores = weights * (of_weights - (given * out.to(dtype)).sum(-1, keepdim=True)) * _scale(query, scale)
+    grads = of_scores @ key.to(dtype), of_scores.mT @ query.to(dtype), weights.mT @ given
+    return tuple(grad.to(query.dtype) for grad in grads)
+
+
+def _is_plain(query: Tensor, key: Tensor) -> bool:
+    """Whether each head of queries has keys of its own, and not too many."""
+    return query.shape[1] == key.shape[1] and _is_small(*query.shape[:3], key.shape[2])
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+
+
+def _scores(query: Tensor, key: Tensor, is_causal: bool, mask: Tensor | None, scale: float | None) -> Tensor:
+    dtype = computed_dtype(query.dtype)
+    scores = (query.to(dtype) @ key.to(dtype).mT) * _scale(query, scale)
+    if is_causal:
+        rows, columns = (torch.arange(size, device=query.device) for size in scores.shape[-2:])
+        scores = torch.where(rows[:, None] >= columns, scores, -math.inf)
+    if mask is None:
+        return scores
+    return torch.where(mask, scores, -math.inf) if mask.dtype == torch.bool else scores + mask.to(dtype)
+
+
+def _weights(scores: Tensor, logsumexp: Tensor) -> Tensor:
+    """Zero where nothing is attended to."""
+    total = logsumexp.unsqueeze(-1)
+    return torch.where(total == -math.inf, 0, (scores - total).exp())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# distances
+
+
+def _distances(x: Tensor, y: Tensor, p: float, mode: int | None) -> Any:
+    if p not in (1, 2) or not _is_small(*x.shape, y.shape[-2]):
+        return NotImplemented
+    away = x.unsqueeze(-2) - y.unsqueeze(-3)
+    return away.abs().sum(-1) if p == 1 else away.square().sum(-1).sqrt()
+
+
+def _distances_backward(cotangent: Tensor, x: Tensor, y: Tensor, p: float, distances: Tensor) -> Any:
+    if p not in (1, 2) or not _is_small(*x.shape, y.shape[-2]):
+        return NotImplemented
+    away = x.unsqueeze(-2) - y.unsqueeze(-3)
+    if p == 1:
+        return (cotangent.unsqueeze(-1) * away.sign()).sum(-2)
+    by_distance = torch.where(distances == 0, 0, cotangent / distances)
+    return (by_distance.unsqueeze(-1) * away).sum(-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# order and systems
+
+
+def _kth(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    if x.dim() == 0:
+        return NotImplemented
+    found = (part.select(dim, k - 1) for part in x.sort(dim))
+    return tuple(part.unsqueeze(dim) if keepdim else part for part in found)
+
+
+def _median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """The lower one; NaN, which comes last, if there is one."""
+    if x.dim() == 0 or x.shape[dim] == 0:
+        return NotImplemented
+    numbers = (x == x).sum(dim, keepdim=True)
+    size = x.shape[dim]
+    place = torch.where(numbers < size, numbers, (size - 1) // 2)
+    found = (part.gather(dim, place) for part in x.sort(dim))
+    return tuple(part if keepdim else part.squeeze(dim) for part in found)
+
+
+def _median_of_all(x: Tensor) -> Any:
+    return _median(x.reshape(-1), 0)[0] if x.numel() else NotImplemented
+
+
+def _inverse_of_factor(factor: Tensor, upper: bool = False) -> Tensor:
+    ones = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand(factor.shape)
+    return torch.cholesky_solve(ones, factor, upper)
+
+
+_COMPOSED: dict[Any, Callable[..., Any]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
+    aten._cdist_forward.default: _distances,
+    aten._cdist_backward.default: _distances_backward,
+    aten.cholesky_inverse.default: _inverse_of_factor,
+    aten.kthvalue.default: _kth,
+    aten.median.default: _median_of_all,
+    aten.median.dim: _median,
+}
