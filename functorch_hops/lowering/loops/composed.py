@@ -20,8 +20,8 @@ __all__ = ["composed"]
 
 aten = torch.ops.aten
 
-_MANY = 1 << 18
-"""So many weights of attention, or differences of pairs, are held at once."""
+_MANY = 1 << 13
+"""With so many weights of attention, or differences of pairs, the library is as fast, and it holds less at once."""
 
 
 def composed() -> dict[Any, Callable[..., Any]]:
