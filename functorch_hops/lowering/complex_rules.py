@@ -6,6 +6,7 @@ ones. Where a factor is a real number or tensor, it multiplies both parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import getitem
@@ -122,26 +123,25 @@ def _mul(x: Value, y: Value) -> Any:
     return Parts(a * c, b * c) if d is None else Parts(a * c - b * d, a * d + b * c)
 
 
-def _div(x: Value, y: Value) -> Parts:
+def _div(x: Value, y: Value) -> Any:
     c, d = _real(y), _imag(y)
     if d is None:
-        assert isinstance(x, Parts)
-        return Parts(x.real / c, x.imag / c)
+        return Parts(x.real / c, x.imag / c) if isinstance(x, Parts) else x / c
     if not isinstance(y, Parts):
-        return _mul(x, 1 / complex(y))
-    scale = torch.maximum(c.abs(), d.abs())
-    c, d = c / scale, d / scale
-    square = c * c + d * d
-    product = _mul(x, Parts(c, -d))
-    return Parts(product.real / scale / square, product.imag / scale / square)
+        return _mul(x, 1 / complex(y)) if y else _div(_parts(x, _any_part(x)), 0.0)
+    # By the larger part, so that no square overflows. Zero and infinity have no direction: they count as real ones.
+    scale = torch.maximum(c.abs(), d.abs()).reciprocal()
+    is_regular = (scale > 0) & (scale < math.inf)
+    c, d = torch.where(is_regular, c * scale, 1), torch.where(is_regular, d * scale, 0)
+    return _mul(_mul(x, Parts(c, -d)), scale / (c * c + d * d))
 
 
 def _pow(base: Value, exponent: Value) -> Parts:
-    x = base if isinstance(base, Parts) else _parts(base, _any_part(exponent))
-    if isinstance(exponent, (int, float)) and exponent in _POWERS:
+    x = _parts(base, _any_part(base, exponent))
+    if isinstance(exponent, (int, float, complex)) and exponent in _POWERS:
         return _POWERS[exponent](x)
-    power = _exp(_mul(_log(x), exponent))
-    is_zero = (x.real == 0) & (x.imag == 0)
+    logarithm = _mul(_log(x), exponent)
+    power, is_zero = _exp(logarithm), logarithm.real == -math.inf
     return Parts(torch.where(is_zero, 0, power.real), torch.where(is_zero, 0, power.imag))
 
 
@@ -188,7 +188,7 @@ def _log(x: Parts) -> Parts:
 
 def _sqrt(x: Parts) -> Parts:
     """The root with the larger part without cancellation, the other one from their product."""
-    large = ((_abs(x) + x.real.abs()) * 0.5).sqrt()
+    large = (_abs(x) * 0.5 + x.real.abs() * 0.5).sqrt()
     small = x.imag.abs() / torch.where(large == 0, 1, 2 * large)
     is_right = x.real >= 0
     return Parts(torch.where(is_right, large, small), torch.copysign(torch.where(is_right, small, large), x.imag))
@@ -266,13 +266,16 @@ def _eq(x: Value, y: Value) -> Tensor:
     return is_equal
 
 
+def _ne(x: Value, y: Value) -> Tensor:
+    return ~_eq(x, y)
+
+
 def _either(test: Callable[[Tensor], Tensor]) -> Callable[[Parts], Tensor]:
     return lambda x: test(x.real) | test(x.imag)
 
 
-def _norm(x: Parts, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    assert dtype is None
-    return torch.linalg.vector_norm(_abs(x), ord, dim, keepdim)
+def _norm(x: Value, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return torch.linalg.vector_norm(_abs(x if dtype is None else _to_copy(x, dtype=dtype)), ord, dim, keepdim)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,6 +287,8 @@ def _to_copy(x: Value, *, dtype: torch.dtype | None = None, **options: Any) -> A
         real = None if dtype is None else real_dtype(dtype)
         parts = x if isinstance(x, Parts) else _parts(x, torch.empty((), dtype=real))
         return Parts(*(aten._to_copy.default(part, dtype=real, **options) for part in parts))
+    if dtype == torch.bool and isinstance(x, Parts):
+        return aten._to_copy.default(_ne(x, 0), **options)
     return aten._to_copy.default(_real(x), dtype=dtype, **options)
 
 
@@ -322,11 +327,15 @@ def _real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _each(operator: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The rule of an operator that moves or adds up elements: it does the same to both parts."""
+    """The rule of an operator that moves or adds up elements, as those of ``dtype``: it does the same to both parts."""
 
-    def rule(*args: Any, **kwargs: Any) -> Any:
+    def rule(*args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        if dtype is not None:
+            args = (_to_copy(args[0], dtype=dtype), *args[1:])
         values = [x for a in (*args, *kwargs.values()) for x in (a if _is_sequence(a) else (a,))]
-        like = next(x.real for x in values if isinstance(x, Parts))
+        like = next((x.real for x in values if isinstance(x, Parts)), None)
+        if like is None:
+            return operator(*args, **kwargs)
 
         def of(x: Any, part: int) -> Any:
             if isinstance(x, Parts):
@@ -362,7 +371,7 @@ def _elements(x: Any, like: Tensor) -> Any:
     return _parts(x, like) if isinstance(x, Tensor) else complex(x)
 
 
-_POWERS: dict[float, Callable[[Parts], Parts]] = {
+_POWERS: dict[complex, Callable[[Parts], Parts]] = {
     0: lambda x: Parts(torch.ones_like(x.real), torch.zeros_like(x.imag)),
     1: lambda x: x,
     2: _square,
@@ -376,6 +385,7 @@ _POWERS: dict[float, Callable[[Parts], Parts]] = {
 
 _MOVES = (
     aten.alias.default,
+    aten.as_strided.default,
     aten.cat.default,
     aten.clone.default,
     aten.cumsum.default,
@@ -479,8 +489,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.mul.Scalar: _mul,
     aten.mul.Tensor: _mul,
     aten.mv.default: _product(aten.mv.default),
-    aten.ne.Scalar: lambda x, y: ~_eq(x, y),
-    aten.ne.Tensor: lambda x, y: ~_eq(x, y),
+    aten.ne.Scalar: _ne,
+    aten.ne.Tensor: _ne,
     aten.new_ones.default: _made(aten.new_ones.default),
     aten.new_zeros.default: _made(aten.new_zeros.default),
     aten.ones.default: _made(aten.ones.default),

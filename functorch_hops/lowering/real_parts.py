@@ -144,6 +144,8 @@ class _Inner(fx.Interpreter):
         if rule is None:
             made = n.target(*_mapped(combined, args), **_mapped(combined, kwargs))  # type: ignore[operator]
             return _mapped(_opened, made)
+        if _is_complex_dtype(dtypes) and torch.Tag.pointwise in getattr(n.target, "tags", ()):
+            args = _mapped(lambda x: _promoted(x, dtypes), args)
         made = rule(*args, **kwargs)
         return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
 
@@ -178,6 +180,11 @@ def _called(operator: Any, params: Params, operands: Sequence[Any], dtypes: Any)
     if changed is None:
         return _mapped(_opened, operator(params, *map(combined, operands)))
     return _grouped(operator(changed, *_flat(operands)), [dtype.is_complex for dtype in dtypes])
+
+
+def _promoted(x: Any, dtype: torch.dtype) -> Any:
+    """A real number as torch takes it before it computes with complex ones; of bfloat16 there are none."""
+    return x.to(real_dtype(dtype)) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
 
 def _exact(made: Any, dtype: torch.dtype) -> Any:
