@@ -31,8 +31,9 @@ FUNCTIONS = (
     *(torch.abs, torch.angle, torch.sgn, torch.exp, torch.sin, torch.cos, torch.sinh, torch.cosh, torch.tan),
     *(torch.tanh, torch.sigmoid, torch.square, torch.neg, torch.conj_physical, torch.real, torch.imag, torch.sum),
     *(torch.mean, torch.isnan, torch.isinf, torch.isfinite, torch.sqrt, torch.expm1, torch.asin, torch.prod),
+    *(torch.acos, torch.acosh, torch.asinh, torch.exp2, torch.var, torch.std),
 )
-WITH_POLES = (torch.log, torch.reciprocal, torch.rsqrt, torch.log10)
+WITH_POLES = (torch.log, torch.reciprocal, torch.rsqrt, torch.log10, torch.log2, torch.log1p, torch.atan, torch.atanh)
 OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     **{f.__name__: (f, (Z,)) for f in (*FUNCTIONS, *WITH_POLES)},
     **{f"{f.__name__} on the axes": (f, (AXES,)) for f in FUNCTIONS},
@@ -73,6 +74,10 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         lambda z, x: (z.cumsum(0, dtype=torch.complex64), x.sum(dtype=C128), x.mean(dtype=C128)),
         (Z, X),
     ),
+    "products of all": (lambda m: (m.prod(0), m.prod(1, keepdim=True), m.cumprod(0), m.cumprod(1)), (M,)),
+    "small numbers": (lambda z: (torch.log1p(z * 1e-9), torch.expm1(z * 1e-9), torch.atanh(z * 1e-9)), (Z,)),
+    "numbers for those that are none": (lambda z: torch.nan_to_num(z / (z.real > 0), 1.0, 2.0, 3.0), (Z,)),
+    "traces": (lambda m: (m.trace(), m.new_full((2,), 1j), m.unfold(0, 2, 1)), (M,)),
     "truth": (lambda z: z.bool(), (AXES,)),
     "bfloat16": (lambda x, z: (x * (0.1 + 2j), x + (0.1 + 1j), (1 + 0.3j) / x, x * z), (X.bfloat16(), Z)),
     "memory": (lambda m: ((m * 2).T.as_strided((2, 3), (3, 1), 1), m[:1, :1].as_strided((2,), (3,), 1) * 1j), (M,)),
@@ -108,7 +113,18 @@ def test_parts_are_those_of_the_result(name: str) -> None:
     same(over_real_parts(as_list, *args), as_list(*args), equal_nan=True)
 
 
-NOT_SMOOTH = ("axes", "zero", "truth", "vanish or not", "isnan", "isinf", "isfinite", "comparisons", "a number")
+NOT_SMOOTH = (
+    "axes",
+    "zero",
+    "truth",
+    "vanish or not",
+    "that are none",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "comparisons",
+    "a number",
+)
 DIFFERENTIABLE = [name for name in OPERATORS if not name.endswith(NOT_SMOOTH)]
 
 

@@ -140,14 +140,19 @@ class _Inner(fx.Interpreter):
             return made
         if not any(isinstance(x, Parts) or _is_complex_dtype(x) for x in _leaves((args, kwargs, dtypes))):
             return super().run_node(n)
-        rule = RULES.get(n.target)
-        if rule is None:
+        made = self._by_rule(n, args, kwargs)
+        if made is NotImplemented:
             made = n.target(*_mapped(combined, args), **_mapped(combined, kwargs))  # type: ignore[operator]
             return _mapped(_opened, made)
+        return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
+
+    def _by_rule(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        rule, dtypes = RULES.get(n.target), self._dtypes[n]  # type: ignore[arg-type]
+        if rule is None:
+            return NotImplemented
         if _is_complex_dtype(dtypes) and torch.Tag.pointwise in getattr(n.target, "tags", ()):
             args = _mapped(lambda x: _promoted(x, dtypes), args)
-        made = rule(*args, **kwargs)
-        return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
+        return rule(*args, **kwargs)
 
     def _of_pairs(self, n: fx.Node) -> Any:
         """One of the numbers of a pair, or a pair of which one number is zero, without the pair."""
