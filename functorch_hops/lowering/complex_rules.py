@@ -370,7 +370,7 @@ def _var(x: Parts, *args: Any, **kwargs: Any) -> Tensor:
     return spread
 
 
-def _norm(x: Value, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def _norm(x: Any, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     return torch.linalg.vector_norm(_abs(x if dtype is None else _to_copy(x, dtype=dtype)), ord, dim, keepdim)
 
 

@@ -147,7 +147,7 @@ class _Inner(fx.Interpreter):
         return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
 
     def _by_rule(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
-        rule, dtypes = RULES.get(n.target), self._dtypes[n]  # type: ignore[arg-type]
+        rule, dtypes = RULES.get(n.target), self._dtypes[n]
         if rule is None:
             return NotImplemented
         if _is_complex_dtype(dtypes) and torch.Tag.pointwise in getattr(n.target, "tags", ()):
@@ -156,17 +156,19 @@ class _Inner(fx.Interpreter):
 
     def _of_pairs(self, n: fx.Node) -> Any:
         """One of the numbers of a pair, or a pair of which one number is zero, without the pair."""
-        source = n.args[0]
+        taken: tuple[Any, ...] = n.args
+        source, *rest = taken
         while n.target is aten.view_as_complex.default and isinstance(source, fx.Node) and source.target in _COPIES:
             source = source.args[0]
         if not isinstance(source, fx.Node):
             return None
         if n.target is aten.select.int and source.target is aten.view_as_real.default:
-            parts = self.env[source.args[0]]  # type: ignore[index]
-            is_last = isinstance(parts, Parts) and n.args[1] in (-1, self._dims[source] - 1)
-            return tuple(parts)[n.args[2]] if is_last else None
+            parts: Any = self.fetch_args_kwargs_from_env(source)[0][0]
+            is_last = isinstance(parts, Parts) and rest[0] in (-1, self._dims[source] - 1)
+            return (parts.real, parts.imag)[rest[1]] if is_last else None
         if n.target is aten.view_as_complex.default and source.target is aten.select_backward.default:
-            cotangent, sizes, dim, place = (self.env.get(a, a) if isinstance(a, fx.Node) else a for a in source.args)
+            given: Any = (self.env.get(a, a) if isinstance(a, fx.Node) else a for a in source.args)
+            cotangent, sizes, dim, place = given
             if dim in (-1, len(sizes) - 1):
                 parts = (cotangent, torch.zeros_like(cotangent))
                 return Parts(*parts) if place in (0, -2) else Parts(*reversed(parts))
