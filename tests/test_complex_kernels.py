@@ -15,6 +15,7 @@ from functorch_hops.lowering.real_parts import as_pairs, from_pairs, in_real_par
 from loop_plans import plan, taken
 from modes import same
 
+INF = float("inf")
 C128, F64 = torch.complex128, torch.float64
 
 
@@ -30,8 +31,9 @@ FUNCTIONS = (
     *(torch.abs, torch.angle, torch.sgn, torch.exp, torch.sin, torch.cos, torch.sinh, torch.cosh, torch.tan),
     *(torch.tanh, torch.sigmoid, torch.square, torch.neg, torch.conj_physical, torch.real, torch.imag, torch.sum),
     *(torch.mean, torch.isnan, torch.isinf, torch.isfinite, torch.sqrt, torch.expm1, torch.asin, torch.prod),
+    *(torch.acos, torch.acosh, torch.asinh, torch.exp2, torch.var, torch.std),
 )
-WITH_POLES = (torch.log, torch.reciprocal, torch.rsqrt, torch.log10)
+WITH_POLES = (torch.log, torch.reciprocal, torch.rsqrt, torch.log10, torch.log2, torch.log1p, torch.atan, torch.atanh)
 OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     **{f.__name__: (f, (Z,)) for f in (*FUNCTIONS, *WITH_POLES)},
     **{f"{f.__name__} on the axes": (f, (AXES,)) for f in FUNCTIONS},
@@ -42,9 +44,18 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "product with what is real": (lambda z, x, i, b: (z * x, z * i, b * z, x * 1j, i * (0.1 + 2j)), (Z, X, I, B)),
     "quotient": (lambda z, w, x: (z / w, z / x, x / z), (Z, W, X)),
     "quotient with a number": (lambda z, x: (2 / z, 1j / z, z / 3, z / (1 + 2j), x / (1 + 2j), 1j / x), (Z, X)),
+    "quotient by zero": (
+        lambda z, x: (z / (x.abs() * 0), z / (x * 0 + 0j), z / 0j, z / torch.complex(x * INF, x)),
+        (Z, X),
+    ),
     "quotient of large numbers": (lambda z, w: (z * 1e200) / (w * 1e200), (Z, W)),
     "powers": (lambda z: [z**n for n in (0, 1, 2, 3, 4, 7, -1, -2, 0.5, -0.5, 1.3, 1 + 1j)], (Z,)),
-    "powers of zero": (lambda z: [z**n for n in (0, 2, 0.5, 1.3)], (AXES,)),
+    "powers of zero": (lambda z: [z**n for n in (0, 0j, 2 + 0j, 0.5, 1.3)], (AXES,)),
+    "powers that vanish or not": (
+        lambda z: [torch.isfinite((z * 0) ** n) for n in (2, 0.5, 1.3, -1.3, 1j, -1, z)],
+        (Z,),
+    ),
+    "powers of real numbers": (lambda x, i: (x ** (0.3 + 1j), i ** (0.3 + 1j), (1.5 - 1j) ** i, i / (i + 1j)), (X, I)),
     "powers with exponents": (lambda z, w, x: (z**w, z**x, x.abs() ** z, 2**z, 1j**z), (Z, W, X)),
     "products of matrices": (lambda m, n: (m @ n, m @ n[:, 0], m.mH @ m, torch.einsum("ij,jk->ki", m, n)), (M, N)),
     "products with a sum": (lambda m, n, c: torch.addmm(c, m, n, beta=2, alpha=1 - 1j), (M, N, numbers(3, 3))),
@@ -59,6 +70,17 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "views": (lambda m: (m.reshape(2, 6).T, m.flip(0).roll(1, 1), m.tril(), m.unbind(0)[1] + 1, m.cumsum(1)), (M,)),
     "padding": (lambda z: torch.nn.functional.pad(z, (1, 2), value=2.0), (Z,)),
     "dtypes": (lambda z, x: (z.to(torch.complex64), x.to(C128), x.to(torch.complex64) * 1j), (Z, X)),
+    "dtypes of sums": (
+        lambda z, x: (z.cumsum(0, dtype=torch.complex64), x.sum(dtype=C128), x.mean(dtype=C128)),
+        (Z, X),
+    ),
+    "products of all": (lambda m: (m.prod(0), m.prod(1, keepdim=True), m.cumprod(0), m.cumprod(1)), (M,)),
+    "small numbers": (lambda z: (torch.log1p(z * 1e-9), torch.expm1(z * 1e-9), torch.atanh(z * 1e-9)), (Z,)),
+    "numbers for those that are none": (lambda z: torch.nan_to_num(z / (z.real > 0), 1.0, 2.0, 3.0), (Z,)),
+    "traces": (lambda m: (m.trace(), m.new_full((2,), 1j), m.unfold(0, 2, 1)), (M,)),
+    "truth": (lambda z: z.bool(), (AXES,)),
+    "bfloat16": (lambda x, z: (x * (0.1 + 2j), x + (0.1 + 1j), (1 + 0.3j) / x, x * z), (X.bfloat16(), Z)),
+    "memory": (lambda m: ((m * 2).T.as_strided((2, 3), (3, 1), 1), m[:1, :1].as_strided((2,), (3,), 1) * 1j), (M,)),
     "from parts": (lambda x: (torch.complex(x, 2 * x), torch.polar(x.abs(), x)), (X,)),
     "from pairs": (lambda m: torch.view_as_complex(torch.view_as_real(m).clone()), (M,)),
     "new ones": (lambda z: (torch.full_like(z, 2 - 1j), torch.ones_like(z), z.new_zeros(3), torch.eye(5) * z), (Z,)),
@@ -91,7 +113,18 @@ def test_parts_are_those_of_the_result(name: str) -> None:
     same(over_real_parts(as_list, *args), as_list(*args), equal_nan=True)
 
 
-NOT_SMOOTH = ("axes", "zero", "isnan", "isinf", "isfinite", "comparisons", "a number")
+NOT_SMOOTH = (
+    "axes",
+    "zero",
+    "truth",
+    "vanish or not",
+    "that are none",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "comparisons",
+    "a number",
+)
 DIFFERENTIABLE = [name for name in OPERATORS if not name.endswith(NOT_SMOOTH)]
 
 

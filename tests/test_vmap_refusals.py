@@ -66,7 +66,7 @@ FUNCTIONS = {
     "a cell": lambda x: CELL(x, (x * 2, x * 3)),
     "a cell in a loop": lambda x: fh.scan(lambda s, r: ((s := CELL(r, s)), s[0]), (x[0], x[1]), x)[1],
     "a network": lambda x: LSTM(x)[0],
-    "a flip of a number": lambda x: x.sum().flip(-1) * torch.flip(x[0, 0], (0,)),
+    "a flip of a number": lambda x: x.sum().flip(-1) * torch.flip(x[0, 0], (0,)) * x.sum().flip(dims=(0,)),
     "complex numbers between the lanes": lambda x: fh.jacrev(lambda x: torch.view_as_real(x * (1 + 2j)))(x[0, 0]),
 }
 

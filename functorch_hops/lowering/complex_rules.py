@@ -6,6 +6,7 @@ ones. Where a factor is a real number or tensor, it multiplies both parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import getitem
@@ -122,26 +123,25 @@ def multiplied(x: Value, y: Value) -> Any:
     return Parts(a * c, b * c) if d is None else Parts(a * c - b * d, a * d + b * c)
 
 
-def _div(x: Value, y: Value) -> Parts:
+def _div(x: Value, y: Value) -> Any:
     c, d = _real(y), _imag(y)
     if d is None:
-        assert isinstance(x, Parts)
-        return Parts(x.real / c, x.imag / c)
+        return Parts(x.real / c, x.imag / c) if isinstance(x, Parts) else x / c
     if not isinstance(y, Parts):
-        return multiplied(x, 1 / complex(y))
-    scale = torch.maximum(c.abs(), d.abs())
-    c, d = c / scale, d / scale
-    square = c * c + d * d
-    product = multiplied(x, Parts(c, -d))
-    return Parts(product.real / scale / square, product.imag / scale / square)
+        return multiplied(x, 1 / complex(y)) if y else _div(_parts(x, _any_part(x)), 0.0)
+    # By the larger part, so that no square overflows. Zero and infinity have no direction: they count as real ones.
+    scale = torch.maximum(c.abs(), d.abs()).reciprocal()
+    is_regular = (scale > 0) & (scale < math.inf)
+    c, d = torch.where(is_regular, c * scale, 1), torch.where(is_regular, d * scale, 0)
+    return multiplied(multiplied(x, Parts(c, -d)), scale / (c * c + d * d))
 
 
 def _pow(base: Value, exponent: Value) -> Parts:
-    x = base if isinstance(base, Parts) else _parts(base, _any_part(exponent))
-    if isinstance(exponent, (int, float)) and exponent in _POWERS:
+    x = _parts(base, _any_part(base, exponent))
+    if isinstance(exponent, (int, float, complex)) and exponent in _POWERS:
         return _POWERS[exponent](x)
-    power = _exp(multiplied(_log(x), exponent))
-    is_zero = (x.real == 0) & (x.imag == 0)
+    logarithm = multiplied(_log(x), exponent)
+    power, is_zero = _exp(logarithm), logarithm.real == -math.inf
     return Parts(torch.where(is_zero, 0, power.real), torch.where(is_zero, 0, power.imag))
 
 
@@ -188,7 +188,7 @@ def _log(x: Parts) -> Parts:
 
 def _sqrt(x: Parts) -> Parts:
     """The root with the larger part without cancellation, the other one from their product."""
-    large = ((_abs(x) + x.real.abs()) * 0.5).sqrt()
+    large = (_abs(x) * 0.5 + x.real.abs() * 0.5).sqrt()
     small = x.imag.abs() / torch.where(large == 0, 1, 2 * large)
     is_right = x.real >= 0
     return Parts(torch.where(is_right, large, small), torch.copysign(torch.where(is_right, small, large), x.imag))
@@ -217,14 +217,62 @@ def _tanh(x: Parts) -> Parts:
     return Parts(t * (1 + u.square()) / size, u * c * c / size)
 
 
-def _tan(x: Parts) -> Parts:
-    turned = _tanh(Parts(-x.imag, x.real))  # tan(z) = -i tanh(i z)
-    return Parts(turned.imag, -turned.real)
-
-
 def _sigmoid(x: Parts) -> Parts:
     half = _tanh(Parts(x.real * 0.5, x.imag * 0.5))
     return Parts(0.5 + half.real * 0.5, half.imag * 0.5)
+
+
+def _expm1(x: Parts) -> Parts:
+    """``e^a cos(b) - 1`` without cancellation near zero: ``(e^a - 1) cos(b) - 2 sin(b / 2)^2``."""
+    sine = (x.imag * 0.5).sin()
+    return Parts(x.real.expm1() * x.imag.cos() - 2 * sine * sine, x.real.exp() * x.imag.sin())
+
+
+def _log1p(x: Parts) -> Parts:
+    """``|1 + z|^2 - 1 = a (a + 2) + b^2``, where that does not overflow."""
+    moved = Parts(1 + x.real, x.imag)
+    is_small = torch.maximum(x.real.abs(), x.imag.abs()) < 1
+    near = 0.5 * (x.real * (x.real + 2) + x.imag * x.imag).log1p()
+    return Parts(torch.where(is_small, near, _abs(moved).log()), _angle(moved))
+
+
+def _logarithm(base: float) -> Callable[[Parts], Any]:
+    return lambda x: multiplied(_log(x), 1 / math.log(base))
+
+
+def _atanh(x: Parts) -> Parts:
+    a, b = x.real.abs(), x.imag
+    size = 0.25 * (4 * a / ((1 - a) * (1 - a) + b * b)).log1p()
+    return Parts(torch.copysign(size, x.real), 0.5 * torch.atan2(2 * b, (1 - a) * (1 + a) - b * b))
+
+
+def _asin(x: Parts) -> Parts:
+    """Right on both sides of the cuts, as the next two are (Kahan, Branch cuts for complex elementary functions)."""
+    left, right = _sqrt(_sub(1.0, x)), _sqrt(_add(1.0, x))
+    return Parts(torch.atan2(x.real, multiplied(left, right).real), multiplied(_conj(left), right).imag.asinh())
+
+
+def _acos(x: Parts) -> Parts:
+    left, right = _sqrt(_sub(1.0, x)), _sqrt(_add(1.0, x))
+    return Parts(2 * torch.atan2(left.real, right.real), multiplied(_conj(right), left).imag.asinh())
+
+
+def _acosh(x: Parts) -> Parts:
+    left, right = _sqrt(_sub(x, 1.0)), _sqrt(_add(x, 1.0))
+    return Parts(multiplied(_conj(left), right).real.asinh(), 2 * torch.atan2(left.imag, right.real))
+
+
+def _turned(f: Callable[[Parts], Parts]) -> Callable[[Parts], Parts]:
+    """``-i f(i z)``."""
+
+    def rule(x: Parts) -> Parts:
+        y = f(Parts(-x.imag, x.real))
+        return Parts(y.imag, -y.real)
+
+    return rule
+
+
+_tan = _turned(_tanh)
 
 
 def _of_result(derivative: Callable[[Parts], Value]) -> Callable[..., Any]:
@@ -266,13 +314,64 @@ def _eq(x: Value, y: Value) -> Tensor:
     return is_equal
 
 
+def _ne(x: Value, y: Value) -> Tensor:
+    return ~_eq(x, y)
+
+
 def _either(test: Callable[[Tensor], Tensor]) -> Callable[[Parts], Tensor]:
     return lambda x: test(x.real) | test(x.imag)
 
 
-def _norm(x: Parts, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    assert dtype is None
-    return torch.linalg.vector_norm(_abs(x), ord, dim, keepdim)
+def _prod(x: Value, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Of pairs, of pairs of pairs, and so on."""
+    factors = x if dtype is None else _to_copy(x, dtype=dtype)
+    if not isinstance(factors, Parts):
+        return NotImplemented
+    factors = _mapped(factors, lambda part: part.reshape(-1) if dim is None else part.movedim(dim, 0))
+    n = factors.real.shape[0]
+    if type(n) is not int or n == 0:
+        return NotImplemented
+    while n > 1:
+        half, rest = n // 2, n % 2
+        product = multiplied(_part_of(factors, 0, 0, half), _part_of(factors, 0, half, half))
+        factors = _cat(product, _part_of(factors, 0, n - 1, 1), 0) if rest else product
+        n = half + rest
+    return _mapped(factors, lambda part: part[0].unsqueeze(dim) if keepdim and dim is not None else part[0])
+
+
+def _cumprod(x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    """Of the last 2, 4, 8... factors each."""
+    factors = x if dtype is None else _to_copy(x, dtype=dtype)
+    if not isinstance(factors, Parts) or factors.real.dim() == 0:
+        return NotImplemented
+    n, k = factors.real.shape[dim], 1
+    if type(n) is not int:
+        return NotImplemented
+    while k < n:
+        later = multiplied(_part_of(factors, dim, 0, n - k), _part_of(factors, dim, k, n - k))
+        factors, k = _cat(_part_of(factors, dim, 0, k), later, dim), 2 * k
+    return factors
+
+
+def _part_of(x: Parts, dim: int, start: int, length: int) -> Parts:
+    return _mapped(x, lambda part: part.narrow(dim, start, length))
+
+
+def _cat(x: Parts, y: Parts, dim: int) -> Parts:
+    return Parts(torch.cat((x.real, y.real), dim), torch.cat((x.imag, y.imag), dim))
+
+
+def _mapped(x: Parts, change: Callable[[Tensor], Tensor]) -> Parts:
+    return Parts(change(x.real), change(x.imag))
+
+
+def _var(x: Parts, *args: Any, **kwargs: Any) -> Tensor:
+    spread: Tensor = aten.var.correction(x.real, *args, **kwargs) + aten.var.correction(x.imag, *args, **kwargs)
+    return spread
+
+
+def _norm(x: Any, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return torch.linalg.vector_norm(_abs(x if dtype is None else _to_copy(x, dtype=dtype)), ord, dim, keepdim)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,6 +383,8 @@ def _to_copy(x: Value, *, dtype: torch.dtype | None = None, **options: Any) -> A
         real = None if dtype is None else real_dtype(dtype)
         parts = x if isinstance(x, Parts) else _parts(x, torch.empty((), dtype=real))
         return Parts(*(aten._to_copy.default(part, dtype=real, **options) for part in parts))
+    if dtype == torch.bool and isinstance(x, Parts):
+        return aten._to_copy.default(_ne(x, 0), **options)
     return aten._to_copy.default(_real(x), dtype=dtype, **options)
 
 
@@ -322,11 +423,15 @@ def _real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _each(operator: Callable[..., Tensor]) -> Callable[..., Any]:
-    """The rule of an operator that moves or adds up elements: it does the same to both parts."""
+    """The rule of an operator that moves or adds up elements, as those of ``dtype``: it does the same to both parts."""
 
-    def rule(*args: Any, **kwargs: Any) -> Any:
+    def rule(*args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        if dtype is not None:
+            args = (_to_copy(args[0], dtype=dtype), *args[1:])
         values = [x for a in (*args, *kwargs.values()) for x in (a if _is_sequence(a) else (a,))]
-        like = next(x.real for x in values if isinstance(x, Parts))
+        like = next((x.real for x in values if isinstance(x, Parts)), None)
+        if like is None:
+            return operator(*args, **kwargs)
 
         def of(x: Any, part: int) -> Any:
             if isinstance(x, Parts):
@@ -362,7 +467,7 @@ def _elements(x: Any, like: Tensor) -> Any:
     return _parts(x, like) if isinstance(x, Tensor) else complex(x)
 
 
-_POWERS: dict[float, Callable[[Parts], Parts]] = {
+_POWERS: dict[complex, Callable[[Parts], Parts]] = {
     0: lambda x: Parts(torch.ones_like(x.real), torch.zeros_like(x.imag)),
     1: lambda x: x,
     2: _square,
@@ -376,6 +481,7 @@ _POWERS: dict[float, Callable[[Parts], Parts]] = {
 
 _MOVES = (
     aten.alias.default,
+    aten.as_strided.default,
     aten.cat.default,
     aten.clone.default,
     aten.cumsum.default,
@@ -391,6 +497,7 @@ _MOVES = (
     aten.lift_fresh_copy.default,
     aten.mean.default,
     aten.mean.dim,
+    aten.nan_to_num.default,
     aten.neg.default,
     aten.permute.default,
     aten.repeat.default,
@@ -410,10 +517,12 @@ _MOVES = (
     aten.sum.dim_IntList,
     aten.t.default,
     aten.transpose.int,
+    aten.trace.default,
     aten.tril.default,
     aten.triu.default,
     aten.unbind.int,
     aten.unfold.default,
+    aten.unfold_backward.default,
     aten.unsqueeze.default,
     aten.view.default,
     packed,
@@ -447,23 +556,32 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten._conj_physical.default: _conj,
     aten._to_copy.default: _to_copy,
     aten.abs.default: _abs,
+    aten.acos.default: _acos,
+    aten.acosh.default: _acosh,
     aten.add.Scalar: _add,
     aten.add.Tensor: _add,
     aten.addcdiv.default: lambda x, y, z, *, value=1: _add(x, _scaled(_div(y, z), value)),
     aten.addcmul.default: lambda x, y, z, *, value=1: _add(x, _scaled(multiplied(y, z), value)),
     aten.addmm.default: _added(_mm),
     aten.angle.default: _angle,
+    aten.asin.default: _asin,
+    aten.asinh.default: _turned(_asin),
+    aten.atan.default: _turned(_atanh),
+    aten.atanh.default: _atanh,
     aten.baddbmm.default: _added(_bmm),
     aten.bmm.default: _bmm,
     aten.complex.default: Parts,
     aten.cos.default: _cos,
     aten.cosh.default: _cosh,
+    aten.cumprod.default: _cumprod,
     aten.div.Scalar: _div,
     aten.div.Tensor: _div,
     aten.dot.default: _dot,
     aten.eq.Scalar: _eq,
     aten.eq.Tensor: _eq,
     aten.exp.default: _exp,
+    aten.exp2.default: lambda x: _exp(multiplied(x, math.log(2))),
+    aten.expm1.default: _expm1,
     aten.eye.default: _made(aten.eye.default),
     aten.eye.m: _made(aten.eye.m),
     aten.full.default: _filled(aten.full.default),
@@ -475,12 +593,16 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.lerp.Tensor: _lerp,
     aten.linalg_vector_norm.default: _norm,
     aten.log.default: _log,
+    aten.log10.default: _logarithm(10),
+    aten.log1p.default: _log1p,
+    aten.log2.default: _logarithm(2),
     aten.mm.default: _mm,
     aten.mul.Scalar: multiplied,
     aten.mul.Tensor: multiplied,
     aten.mv.default: product(aten.mv.default),
-    aten.ne.Scalar: lambda x, y: ~_eq(x, y),
-    aten.ne.Tensor: lambda x, y: ~_eq(x, y),
+    aten.ne.Scalar: _ne,
+    aten.ne.Tensor: _ne,
+    aten.new_full.default: _filled(aten.new_full.default),
     aten.new_ones.default: _made(aten.new_ones.default),
     aten.new_zeros.default: _made(aten.new_zeros.default),
     aten.ones.default: _made(aten.ones.default),
@@ -489,6 +611,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.pow.Scalar: _pow,
     aten.pow.Tensor_Scalar: _pow,
     aten.pow.Tensor_Tensor: _pow,
+    aten.prod.default: _prod,
+    aten.prod.dim_int: _prod,
     aten.reciprocal.default: _reciprocal,
     aten.rsqrt.default: lambda x: _reciprocal(_sqrt(x)),
     aten.rsub.Scalar: lambda x, y, alpha=1: _sub(y, x, alpha=alpha),
@@ -504,6 +628,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.tan.default: _tan,
     aten.tanh.default: _tanh,
     aten.tanh_backward.default: _of_result(lambda y: _sub(1.0, _square(y))),
+    aten.var.correction: _var,
     aten.vdot.default: lambda x, y: _dot(_conj(x), y),
     aten.view_as_complex.default: _as_complex,
     aten.view_as_real.default: paired,

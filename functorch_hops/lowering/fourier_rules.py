@@ -33,18 +33,18 @@ _ENOUGH = 1 << 18
 _mm = product(aten.mm.default)
 
 
-def _complex(x: Parts, dims: Sequence[int], normalization: int, forward: bool) -> Parts | None:
+def _complex(x: Parts, dims: Sequence[int], normalization: int, forward: bool) -> Any:
     shape = x.real.shape
     if not _is_small(shape, dims):
-        return None
+        return NotImplemented
     for dim in dims:
         x = _along(x, dim, -1 if forward else 1)
     return _scaled(x, _scale([shape[d] for d in dims], normalization))
 
 
-def _from_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Parts | None:
+def _from_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Any:
     if not _is_small(x.shape, dims):
-        return None
+        return NotImplemented
     *others, last = dims
     y = _along(Parts(x, torch.zeros_like(x)), last, -1)
     if onesided:
@@ -54,12 +54,12 @@ def _from_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: boo
     return _scaled(y, _scale([x.shape[d] for d in dims], normalization))
 
 
-def _to_real(x: Parts, dims: Sequence[int], normalization: int, size: int) -> Tensor | None:
+def _to_real(x: Parts, dims: Sequence[int], normalization: int, size: int) -> Any:
     """The other half of what is transformed is the conjugate of the first, backwards."""
     *others, last = dims
     shape = [size if d == last % x.real.dim() else n for d, n in enumerate(x.real.shape)]
     if not _is_small(shape, dims):
-        return None
+        return NotImplemented
     for dim in others:
         x = _along(x, dim, 1)
     n_first = size // 2 + 1

@@ -142,16 +142,23 @@ class _Inner(fx.Interpreter):
             return made
         if not any(isinstance(x, Parts) or _is_complex_dtype(x) for x in _leaves((args, kwargs, dtypes))):
             return super().run_node(n)
-        rule = self._rules.get(n.target)
-        made = None if rule is None else rule(*args, **kwargs)
-        if made is None:
+        made = self._by_rule(n, args, kwargs)
+        if made is NotImplemented:
             made = n.target(*_mapped(combined, args), **_mapped(combined, kwargs))  # type: ignore[operator]
             return _mapped(_opened, made)
         return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
 
+    def _by_rule(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
+        rule, dtypes = self._rules.get(n.target), self._dtypes[n]
+        if rule is None:
+            return NotImplemented
+        if _is_complex_dtype(dtypes) and torch.Tag.pointwise in getattr(n.target, "tags", ()):
+            args = _mapped(lambda x: _promoted(x, dtypes), args)
+        return rule(*args, **kwargs)
+
     def _of_pairs(self, n: fx.Node) -> Any:
         """One of the numbers of a pair, or a pair of which one number is zero, without the pair."""
-        source = n.args[0]
+        source: Any = n.args[0]
         while n.target is aten.view_as_complex.default and isinstance(source, fx.Node) and source.target in _COPIES:
             source = source.args[0]
         if not isinstance(source, fx.Node):
@@ -181,6 +188,11 @@ def _called(operator: Any, params: Params, operands: Sequence[Any], dtypes: Any)
     if changed is None:
         return _mapped(_opened, operator(params, *map(combined, operands)))
     return _grouped(operator(changed, *_flat(operands)), [dtype.is_complex for dtype in dtypes])
+
+
+def _promoted(x: Any, dtype: torch.dtype) -> Any:
+    """A real number as torch takes it before it computes with complex ones; of bfloat16 there are none."""
+    return x.to(real_dtype(dtype)) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
 
 def _exact(made: Any, dtype: torch.dtype) -> Any:

@@ -98,9 +98,10 @@ def _masked_select(x: Tensor, mask: Tensor, *, out: None = None) -> Any:
     return x[mask]
 
 
-def _flip(x: Tensor, *dims: Any) -> Any:
+def _flip(x: Tensor, *places: Any, dims: Any = None) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
-    return x.clone() if x.dim() == 0 and dims in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
+    given = places if dims is None else (dims,)
+    return x.clone() if x.dim() == 0 and given in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
 
 
 def _is_in_open_lanes() -> bool:
