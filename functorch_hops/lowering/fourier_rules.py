@@ -13,13 +13,15 @@ a transform of few numbers is a product with a matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .complex_rules import Parts, multiplied, product
+from .complex_functions import multiplied
+from .complex_parts import Parts
+from .complex_rules import product
 
 __all__ = ["FOURIER_RULES"]
 
@@ -105,7 +107,7 @@ def _of_columns(x: Parts, sign: int) -> Parts:
     n, columns = x.real.shape
     a = _factor(n)
     if a == n:
-        return _mm(_matrix(n, n, n, sign, x.real), x)  # type: ignore[no-any-return]
+        return _mm(_matrix(n, n, n, sign, x.real), x)
     b = n // a
     y = _mm(_matrix(a, a, a, sign, x.real), _each(x, lambda part: part.reshape(a, b * columns)))
     factors = _each(_matrix(a, b, n, sign, x.real), lambda part: part[:, :, None])
@@ -134,7 +136,7 @@ def _each(x: Parts, change: Any) -> Parts:
     return Parts(change(x.real), change(x.imag))
 
 
-FOURIER_RULES = {
+FOURIER_RULES: dict[Any, Callable[..., Any]] = {
     aten._fft_c2c.default: _complex,
     aten._fft_r2c.default: _from_real,
     aten._fft_c2r.default: _to_real,

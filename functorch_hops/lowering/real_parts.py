@@ -20,7 +20,8 @@ from ..ir.meta import TensorMeta
 from ..ir.nodes import packed
 from ..ir.origin import made_for
 from ..ir.subgraph import Params, Subgraph, params_of
-from .complex_rules import RULES, Parts, combined, paired, real_dtype, separated
+from .complex_parts import Parts, combined, paired, real_dtype, separated
+from .complex_rules import RULES
 from .fourier_rules import FOURIER_RULES
 
 __all__ = ["as_pairs", "from_pairs", "in_real_parts", "over_pairs"]
@@ -121,7 +122,7 @@ class _Inner(fx.Interpreter):
         super().__init__(body.module, garbage_collect_values=False)
         values = {node: node.meta.get("val") for node in body.module.graph.nodes}
         self._dtypes = {node: _mapped(lambda x: getattr(x, "dtype", None), value) for node, value in values.items()}
-        self._rules = RULES | FOURIER_RULES if is_loop else RULES
+        self._rules: dict[Any, Callable[..., Any]] = RULES | FOURIER_RULES if is_loop else RULES
         self._dims = {node: value.dim() for node, value in values.items() if isinstance(value, Tensor)}
 
     def __call__(self, operands: Iterable[Any]) -> Sequence[Any]:

@@ -131,8 +131,8 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
 @contextlib.contextmanager
 def settings(options: dict[str, Any]) -> Iterator[None]:
     """Inductor's configuration. Where it may ask about open sizes or take the way that is right for all, it does the
-    latter. What takes 30 operations and is read again is kept: from the 50 that Inductor allows on a CPU, chains of such
-    values (complex ones) are computed thousands of times.
+    latter. What takes 30 operations and is read again is kept: from the 50 that Inductor allows on a CPU on, chains of
+    such values (complex ones) are computed thousands of times.
     """
     from torch._inductor import config
     from torch.fx.experimental import _config as sizes
