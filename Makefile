@@ -2,7 +2,7 @@
 # environment with the versions of constraints.txt, and keeps it until these or the dependencies change.
 
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 ARGS ?=
 
 # One thread per process: small loops are slower with more, and the tests run in several processes. Bytecode is kept,
