@@ -6,6 +6,7 @@ so nothing is computed: python tests/on_accelerator.py quick|grid
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -175,15 +176,16 @@ def quick() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
 
 
 def grid() -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """A third of the matrix, with each operation and each context."""
     from matrix.contexts import CONTEXTS, LibraryTools
     from matrix.operations import OPERATIONS
     from matrix.test_grid import arguments
 
-    for operation in OPERATIONS.values():
-        for context in CONTEXTS.values():
-            if context.name not in operation.refused and not context.autograd:
-                f = context.transform(LibraryTools, operation.program)
-                yield f"{operation.name}, {context.name}", f, arguments(context)
+    cells = ((operation, context) for operation in OPERATIONS.values() for context in CONTEXTS.values())
+    for operation, context in itertools.islice(cells, 0, None, 3):
+        if context.name not in operation.refused and not context.autograd:
+            f = context.transform(LibraryTools, operation.program)
+            yield f"{operation.name}, {context.name}", f, arguments(context)
 
 
 if __name__ == "__main__":
