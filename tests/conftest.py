@@ -50,7 +50,7 @@ pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every-case", action="store_true", help="run all cases of slow tests, not a third of them")
+    parser.addoption("--every-case", action="store_true", help="run all cases of slow tests, not a quarter of them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,11 +79,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _thinned(items: list[pytest.Item], left: list[pytest.Item]) -> list[pytest.Item]:
-    """Of a slow test with many cases a third, the same in every run: the others go to ``left``."""
+    """Of a slow test with many cases a quarter, the same in every run: the others go to ``left``."""
     slow = [item for item in items if item.get_closest_marker("slow")]
     cases = Counter(item.nodeid.split("[")[0] for item in slow)
     many = {item for item in slow if cases[item.nodeid.split("[")[0]] > 4}
-    out = {item for item in many if zlib.crc32(item.nodeid.encode()) % 3}
+    out = {item for item in many if zlib.crc32(item.nodeid.encode()) % 4}
     left += out
     return [item for item in items if item not in out]
 
