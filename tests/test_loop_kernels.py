@@ -131,7 +131,7 @@ BY_LANES: dict[str, Program] = {
         fh.vmap(lambda n: fh.while_loop(lambda n: n > 9, lambda n: torch.where(n % 2 == 0, n // 2, n - n // 7 - 1), n)),
         (torch.arange(-3, 100),),
     ),
-    "lanes of an activation": (lanes(lambda y: y > 1e-2, F.hardswish), (normal(50),)),
+    "lanes of an activation": (lanes(lambda y: y > 1e-2, F.hardswish), (normal(50).clamp(max=2.5),)),
     "gradient": (
         lambda c, xs: fh.value_and_grad(
             lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c * 0.9 + x), c), c, xs)[1].square().sum(), argnums=(0, 1)
