@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ __all__ = [
     "combined",
     "imag_part",
     "paired",
-    "real_dtype",
     "real_part",
     "separated",
     "with_parts",
@@ -34,14 +33,12 @@ class Parts:
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.real, self.imag))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Parts:
+        """The same done to both parts."""
+        return Parts(change(self.real), change(self.imag))
+
 
 Value = Tensor | Parts | complex
-
-
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the parts of numbers of a complex dtype."""
-    real: torch.dtype = torch.empty((), dtype=dtype, device="meta").real.dtype
-    return real
 
 
 def separated(x: Tensor) -> Parts:

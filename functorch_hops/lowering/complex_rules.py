@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ir.nodes import assigned, conjugated, packed, rebound, size_at, untracked
 from . import complex_functions as functions
-from .complex_parts import Parts, Value, imag_part, paired, real_dtype, real_part, with_parts
+from .complex_parts import Parts, Value, imag_part, paired, real_part, with_parts
 
 __all__ = ["RULES", "product"]
 
@@ -64,7 +64,7 @@ def _prod(x: Value, dim: int | None = None, keepdim: bool = False, *, dtype: tor
     factors = x if dtype is None else _to_copy(x, dtype=dtype)
     if not isinstance(factors, Parts):
         return NotImplemented
-    factors = _mapped(factors, lambda part: part.reshape(-1) if dim is None else part.movedim(dim, 0))
+    factors = factors.map(lambda part: part.reshape(-1) if dim is None else part.movedim(dim, 0))
     n = factors.real.shape[0]
     if type(n) is not int or n == 0:
         return NotImplemented
@@ -73,7 +73,7 @@ def _prod(x: Value, dim: int | None = None, keepdim: bool = False, *, dtype: tor
         product = functions.multiplied(_part_of(factors, 0, 0, half), _part_of(factors, 0, half, half))
         factors = _cat(product, _part_of(factors, 0, n - 1, 1), 0) if rest else product
         n = half + rest
-    return _mapped(factors, lambda part: part[0].unsqueeze(dim) if keepdim and dim is not None else part[0])
+    return factors.map(lambda part: part[0].unsqueeze(dim) if keepdim and dim is not None else part[0])
 
 
 def _cumprod(x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Any:
@@ -91,15 +91,11 @@ def _cumprod(x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Any:
 
 
 def _part_of(x: Parts, dim: int, start: int, length: int) -> Parts:
-    return _mapped(x, lambda part: part.narrow(dim, start, length))
+    return x.map(lambda part: part.narrow(dim, start, length))
 
 
 def _cat(x: Parts, y: Parts, dim: int) -> Parts:
     return Parts(torch.cat((x.real, y.real), dim), torch.cat((x.imag, y.imag), dim))
-
-
-def _mapped(x: Parts, change: Callable[[Tensor], Tensor]) -> Parts:
-    return Parts(change(x.real), change(x.imag))
 
 
 def _var(x: Parts, *args: Any, **kwargs: Any) -> Tensor:
@@ -119,7 +115,7 @@ def _norm(x: Any, ord: complex = 2, dim: Any = None, keepdim: bool = False, *, d
 
 def _to_copy(x: Value, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
     if dtype is None or dtype.is_complex:
-        real = None if dtype is None else real_dtype(dtype)
+        real = None if dtype is None else dtype.to_real()
         parts = x if isinstance(x, Parts) else with_parts(x, torch.empty((), dtype=real))
         return Parts(*(aten._to_copy.default(part, dtype=real, **options) for part in parts))
     if dtype == torch.bool and isinstance(x, Parts):
@@ -135,7 +131,7 @@ def _made(make: Callable[..., Tensor]) -> Callable[..., Any]:
     """The rule of an operator that makes a tensor of zeros and ones."""
 
     def rule(*args: Any, dtype: torch.dtype | None = None, **options: Any) -> Any:
-        (first, *rest), real = args, None if dtype is None else _real_dtype(dtype)
+        (first, *rest), real = args, None if dtype is None else dtype.to_real()
         made = make(first.real if isinstance(first, Parts) else first, *rest, dtype=real, **options)
         is_real = dtype is not None and not dtype.is_complex
         return made if is_real else Parts(made, torch.zeros_like(made))
@@ -148,17 +144,13 @@ def _filled(make: Callable[..., Tensor]) -> Callable[..., Any]:
 
     def rule(*args: Any, dtype: torch.dtype | None = None, **options: Any) -> Any:
         *like, number = (real_part(x) if isinstance(x, Parts) else x for x in args)
-        real = None if dtype is None else _real_dtype(dtype)
+        real = None if dtype is None else dtype.to_real()
         if dtype is not None and not dtype.is_complex:
             return make(*like, number, dtype=real, **options)
         number = complex(number)
         return Parts(*(make(*like, x, dtype=real, **options) for x in (number.real, number.imag)))
 
     return rule
-
-
-def _real_dtype(dtype: torch.dtype) -> torch.dtype:
-    return real_dtype(dtype) if dtype.is_complex else dtype
 
 
 def _each(operator: Callable[..., Tensor]) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .complex_functions import multiplied
+from .complex_functions import multiplied, scaled
 from .complex_parts import Parts
 from .complex_rules import product
 
@@ -27,8 +27,10 @@ __all__ = ["FOURIER_RULES"]
 
 aten = torch.ops.aten
 
-_LARGEST = 32
-"""How many numbers are transformed by one product."""
+_FEW = 16
+"""So many numbers are transformed by one product; more are cut into factors up to this one, where they have any."""
+_LARGEST = 64
+"""Numbers without such factors are left to the library from here on."""
 _ENOUGH = 1 << 18
 """From so many products of complex numbers on a library's transform is faster."""
 
@@ -41,7 +43,7 @@ def _complex(x: Parts, dims: Sequence[int], normalization: int, forward: bool) -
         return NotImplemented
     for dim in dims:
         x = _along(x, dim, -1 if forward else 1)
-    return _scaled(x, _scale([shape[d] for d in dims], normalization))
+    return scaled(x, _scale([shape[d] for d in dims], normalization))
 
 
 def _from_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Any:
@@ -50,10 +52,10 @@ def _from_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: boo
     *others, last = dims
     y = _along(Parts(x, torch.zeros_like(x)), last, -1)
     if onesided:
-        y = _each(y, lambda part: part.narrow(last, 0, x.shape[last] // 2 + 1))
+        y = y.map(lambda part: part.narrow(last, 0, x.shape[last] // 2 + 1))
     for dim in others:
         y = _along(y, dim, -1)
-    return _scaled(y, _scale([x.shape[d] for d in dims], normalization))
+    return scaled(y, _scale([x.shape[d] for d in dims], normalization))
 
 
 def _to_real(x: Parts, dims: Sequence[int], normalization: int, size: int) -> Any:
@@ -65,8 +67,8 @@ def _to_real(x: Parts, dims: Sequence[int], normalization: int, size: int) -> An
     for dim in others:
         x = _along(x, dim, 1)
     n_first = size // 2 + 1
-    first = _each(x, lambda part: part.narrow(last, 0, n_first))
-    behind = _each(x, lambda part: part.narrow(last, 1, size - n_first).flip(last))
+    first = x.map(lambda part: part.narrow(last, 0, n_first))
+    behind = x.map(lambda part: part.narrow(last, 1, size - n_first).flip(last))
     whole = Parts(
         torch.cat([first.real, behind.real], last),
         torch.cat([first.imag, -behind.imag], last),
@@ -79,7 +81,7 @@ def _is_small(shape: Sequence[Any], dims: Sequence[int]) -> bool:
         return False
     radices = [_radices(shape[d]) for d in dims]
     work = math.prod(shape) * sum(map(sum, radices))
-    return 0 < work <= _ENOUGH and all(max(found) <= 2 * _LARGEST for found in radices)
+    return 0 < work <= _ENOUGH and all(max(found) <= _LARGEST for found in radices)
 
 
 def _radices(n: int) -> list[int]:
@@ -89,18 +91,18 @@ def _radices(n: int) -> list[int]:
 
 def _factor(n: int) -> int:
     """The numbers that are transformed first: near the square root, of what divides n."""
-    if n <= _LARGEST // 2:
+    if n <= _FEW:
         return n
-    factors = [a for a in range(2, min(math.isqrt(n), _LARGEST // 2) + 1) if n % a == 0]
+    factors = [a for a in range(2, min(math.isqrt(n), _FEW) + 1) if n % a == 0]
     return factors[-1] if factors else n
 
 
 def _along(x: Parts, dim: int, sign: int) -> Parts:
     """The transform along a dimension, without a factor."""
-    x = _each(x, lambda part: part.movedim(dim, 0))
+    x = x.map(lambda part: part.movedim(dim, 0))
     shape = x.real.shape
-    y = _of_columns(_each(x, lambda part: part.reshape(shape[0], -1)), sign)
-    return _each(y, lambda part: part.reshape(shape).movedim(0, dim))
+    y = _of_columns(x.map(lambda part: part.reshape(shape[0], -1)), sign)
+    return y.map(lambda part: part.reshape(shape).movedim(0, dim))
 
 
 def _of_columns(x: Parts, sign: int) -> Parts:
@@ -109,11 +111,11 @@ def _of_columns(x: Parts, sign: int) -> Parts:
     if a == n:
         return _mm(_matrix(n, n, n, sign, x.real), x)
     b = n // a
-    y = _mm(_matrix(a, a, a, sign, x.real), _each(x, lambda part: part.reshape(a, b * columns)))
-    factors = _each(_matrix(a, b, n, sign, x.real), lambda part: part[:, :, None])
-    y = multiplied(_each(y, lambda part: part.reshape(a, b, columns)), factors)
-    y = _of_columns(_each(y, lambda part: part.transpose(0, 1).reshape(b, a * columns)), sign)
-    return _each(y, lambda part: part.reshape(n, columns))
+    y = _mm(_matrix(a, a, a, sign, x.real), x.map(lambda part: part.reshape(a, b * columns)))
+    factors = _matrix(a, b, n, sign, x.real).map(lambda part: part[:, :, None])
+    y = multiplied(y.map(lambda part: part.reshape(a, b, columns)), factors)
+    y = _of_columns(y.map(lambda part: part.transpose(0, 1).reshape(b, a * columns)), sign)
+    return y.map(lambda part: part.reshape(n, columns))
 
 
 def _matrix(rows: int, columns: int, n: int, sign: int, like: Tensor) -> Parts:
@@ -126,14 +128,6 @@ def _matrix(rows: int, columns: int, n: int, sign: int, like: Tensor) -> Parts:
 def _scale(sizes: Sequence[int], normalization: int) -> float:
     """``normalization``: by nothing, by the root of the number of elements, by that number."""
     return float(math.prod(sizes) ** (-0.5 * normalization))
-
-
-def _scaled(x: Parts, factor: float) -> Parts:
-    return x if factor == 1 else Parts(x.real * factor, x.imag * factor)
-
-
-def _each(x: Parts, change: Any) -> Parts:
-    return Parts(change(x.real), change(x.imag))
 
 
 FOURIER_RULES: dict[Any, Callable[..., Any]] = {

@@ -2,7 +2,7 @@
 
 NOTE [Complex numbers in kernels] Inductor calls torch's operators for complex numbers, one by one, and a loop over them
 would be no kernel. So a graph is rewritten: each complex value is two, its real and its imaginary part, in the carries
-and stacks of loops too. An operator without a rule (``complex_rules``) - a Fourier transform, an eigenvalue - takes and
+and stacks of loops too. An operator without a rule (``complex_rules``, ``fourier_rules``), an eigenvalue say, takes and
 returns complex tensors as before, which are made of parts for it. What enters and leaves the graph lies in memory as
 pairs, which is a view from outside.
 """
@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from ..derive.rewrite import rewritten
 from ..ir.meta import TensorMeta
 from ..ir.nodes import packed
 from ..ir.origin import made_for
 from ..ir.subgraph import Params, Subgraph, params_of
-from .complex_parts import Parts, combined, paired, real_dtype, separated
+from .complex_parts import Parts, combined, paired, separated
 from .complex_rules import RULES
 from .fourier_rules import FOURIER_RULES
 
@@ -71,11 +72,11 @@ def _opened(x: Any) -> Any:
 
 
 def _paired(meta: TensorMeta) -> TensorMeta:
-    return TensorMeta((*meta.shape, 2), real_dtype(meta.dtype), meta.device) if meta.dtype.is_complex else meta
+    return TensorMeta((*meta.shape, 2), meta.dtype.to_real(), meta.device) if meta.dtype.is_complex else meta
 
 
 def _part(meta: TensorMeta) -> TensorMeta:
-    return TensorMeta(meta.shape, real_dtype(meta.dtype), meta.device)
+    return TensorMeta(meta.shape, meta.dtype.to_real(), meta.device)
 
 
 def _is_complex(body: Subgraph) -> bool:
@@ -121,7 +122,9 @@ class _Inner(fx.Interpreter):
     def __init__(self, body: Subgraph, is_loop: bool = False) -> None:
         super().__init__(body.module, garbage_collect_values=False)
         values = {node: node.meta.get("val") for node in body.module.graph.nodes}
-        self._dtypes = {node: _mapped(lambda x: getattr(x, "dtype", None), value) for node, value in values.items()}
+        self._dtypes = {
+            node: map_aggregate(value, lambda x: getattr(x, "dtype", None)) for node, value in values.items()
+        }
         self._rules: dict[Any, Callable[..., Any]] = RULES | FOURIER_RULES if is_loop else RULES
         self._dims = {node: value.dim() for node, value in values.items() if isinstance(value, Tensor)}
 
@@ -145,8 +148,8 @@ class _Inner(fx.Interpreter):
             return super().run_node(n)
         made = self._by_rule(n, args, kwargs)
         if made is NotImplemented:
-            made = n.target(*_mapped(combined, args), **_mapped(combined, kwargs))  # type: ignore[operator]
-            return _mapped(_opened, made)
+            made = n.target(*map_aggregate(args, combined), **map_aggregate(kwargs, combined))  # type: ignore[operator]
+            return map_aggregate(made, _opened)
         return _exact(made, dtypes) if isinstance(dtypes, torch.dtype) else made
 
     def _by_rule(self, n: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -154,7 +157,7 @@ class _Inner(fx.Interpreter):
         if rule is None:
             return NotImplemented
         if _is_complex_dtype(dtypes) and torch.Tag.pointwise in getattr(n.target, "tags", ()):
-            args = _mapped(lambda x: _promoted(x, dtypes), args)
+            args = map_aggregate(args, lambda x: _promoted(x, dtypes))
         return rule(*args, **kwargs)
 
     def _of_pairs(self, n: fx.Node) -> Any:
@@ -187,19 +190,19 @@ def _called(operator: Any, params: Params, operands: Sequence[Any], dtypes: Any)
     with made_for(params.origin):
         changed = params.in_parts(_in_parts, is_complex)
     if changed is None:
-        return _mapped(_opened, operator(params, *map(combined, operands)))
+        return map_aggregate(operator(params, *map(combined, operands)), _opened)
     return _grouped(operator(changed, *_flat(operands)), [dtype.is_complex for dtype in dtypes])
 
 
 def _promoted(x: Any, dtype: torch.dtype) -> Any:
     """A real number as torch takes it before it computes with complex ones; of bfloat16 there are none."""
-    return x.to(real_dtype(dtype)) if isinstance(x, Tensor) and x.dtype != torch.bool else x
+    return x.to(dtype.to_real()) if isinstance(x, Tensor) and x.dtype != torch.bool else x
 
 
 def _exact(made: Any, dtype: torch.dtype) -> Any:
     """With the dtype that torch gives the result, where a number took part."""
     if isinstance(made, Parts):
-        return Parts(*(part.to(real_dtype(dtype)) for part in made))
+        return made.map(lambda part: part.to(dtype.to_real()))
     return made.to(dtype)
 
 
@@ -211,14 +214,6 @@ def _leaves(a: Any) -> Iterable[Any]:
             yield from _leaves(x)
     else:
         yield a
-
-
-def _mapped(change: Callable[[Any], Any], a: Any) -> Any:
-    if isinstance(a, dict):
-        return {name: _mapped(change, x) for name, x in a.items()}
-    if isinstance(a, (list, tuple)):
-        return type(a)(_mapped(change, x) for x in a)
-    return change(a)
 
 
 def _is_complex_dtype(x: Any) -> bool:

@@ -6,6 +6,7 @@ all weights at once.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ _MANY = 1 << 13
 """With so many weights of attention, or differences of pairs, the library is as fast, and it holds less at once."""
 
 
+@functools.cache
 def composed() -> dict[Any, Callable[..., Any]]:
     torchs = get_decompositions([aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default])
     return {**torchs, **_COMPOSED}
