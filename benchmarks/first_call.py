@@ -59,12 +59,23 @@ def halved(h: Tensor, xs: Tensor) -> Tensor:
     return fh.while_loop(lambda c: c.abs().max() > 1e-3, lambda c: c * new, h)
 
 
+def metropolis(x: Tensor, xs: Tensor) -> Tensor:
+    """It draws random numbers."""
+
+    def move(_: Tensor, x: Tensor) -> Tensor:
+        y = x + torch.randn_like(x)
+        return torch.where(torch.rand_like(x) < (new * (x * x - y * y)).exp(), y, x)
+
+    return fh.fori_loop(0, 100, move, x)
+
+
 PROGRAMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "scan": fh.jit(lambda h, xs: fh.scan(step, h, xs)),
     "scan, value_and_grad": fh.jit(fh.value_and_grad(loss)),
     "scan, value_and_grad of a leaf": of_leaf,
     "scan, backward()": backward,
     "while_loop": fh.jit(halved),
+    "random numbers": fh.jit(metropolis),
 }
 
 

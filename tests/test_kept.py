@@ -88,6 +88,18 @@ def test_gradients_are_found_too(made: list[str]) -> None:
     assert made == ["compiled", "found"]
 
 
+def test_graphs_that_draw_are_found_and_draw_anew(made: list[str]) -> None:
+    f = lambda c: fh.scan(lambda c, _: (c, torch.nn.functional.dropout(torch.rand_like(c), 0.5)), c, length=9)[1]
+    drawn = []
+    for _ in range(2):
+        code, _ = compiled_anew(f, C)
+        torch.manual_seed(0)
+        drawn += [*code([C]), *code([C])]
+    assert made == ["compiled", "found"]
+    same(drawn[:2], drawn[2:])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_explanations_are_those_of_the_compilation() -> None:
     (_, first), (_, second) = (compiled_anew(decaying, C, XS) for _ in range(2))
     assert first.reports() == second.reports() != ()

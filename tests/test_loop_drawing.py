@@ -175,6 +175,53 @@ def test_lanes_that_end_by_themselves_repeat_nothing() -> None:
     assert abs(total.sum() / count.sum() - 0.5) < 0.05
 
 
+def nested(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Loops and branches that draw, in a loop that draws: a sum that is linear in ``w``, and all numbers in it."""
+
+    def step(c: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.rand_like(c)
+        _, inner = fh.scan(lambda d, _: (d, torch.rand_like(d)), c, length=3)
+        branch = fh.cond(i % 2 == 0, torch.rand_like, lambda c: -torch.rand_like(c), c)
+        count = lambda s: (s[0] + 1, torch.cat([s[1][1:], torch.rand(1, len(w))]))
+        _, counted = fh.while_loop(lambda s: s[0] < 2, count, (torch.zeros(()), torch.zeros(2, len(w))))
+        drawn = torch.cat([first[None], inner, branch[None], counted])
+        return c + (w * drawn).sum(0), drawn
+
+    total, drawn = fh.scan(step, torch.zeros_like(w), torch.arange(5))
+    return total.sum(), drawn.flatten(0, 1)
+
+
+def test_loops_in_loops_draw_anew() -> None:
+    w = normal(8)
+    value, drawn = seeded(nested, w)
+    assert torch.unique(drawn).numel() == drawn.numel() == 5 * 7 * 8
+    same(value, (w * drawn).sum(), rtol=1e-4, atol=1e-5)
+    assert (drawn.view(5, 7, 8)[:, 4] < 0).all(1).tolist() == [False, True] * 2 + [False]
+
+
+def test_the_gradient_sees_the_numbers_of_loops_in_loops() -> None:
+    slope, drawn = seeded(fh.grad(nested, has_aux=True), normal(8))
+    same(slope, drawn.sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_graph_that_draws_is_one_kernel() -> None:
+    """Around its loop, too: each call has numbers of its own, and a seed has the same."""
+
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        start = torch.rand_like(x)
+        return start, fh.scan(lambda c, _: (c, torch.rand_like(c)), x + start, length=6)[1]
+
+    jitted, x = fh.jit(f), normal(9)
+    jitted(x)
+    torch.manual_seed(1)
+    first, second = jitted(x), jitted(x)
+    torch.manual_seed(1)
+    same(jitted(x), first)
+    assert torch.unique(torch.cat([part.flatten() for part in (*first, *second)])).numel() == 2 * 7 * 9
+    assert "torch's own" not in str(fh.explain(jitted)(x))
+
+
 @pytest.mark.slow
 def test_open_sizes() -> None:
     """The length and the lanes of a loop that draws."""

@@ -261,7 +261,7 @@ def _compile_real(body: Subgraph, backend: Backend, record: Compilation) -> Code
     options = dict(backend.options)
     if backend.name == "inductor" and options.pop("loop_kernels", True):
         with stage(KERNELS):
-            whole = None if record.body.draws else _whole(body, options, record)
+            whole = _whole(body, options, record)
             if whole is not None:
                 return raising_again(whole, _raise_as_eager)
             plan = _planned(body, options)

@@ -4,7 +4,9 @@ NOTE [Numbers by count] A kernel can't ask torch's generator at each step, and l
 order than eager's. So the graph around it draws one number, the seed of this call, from Inductor's stream; and the
 kernel's numbers are a function of it and of where they are drawn: of the step and the place in the body, which are
 added to the seed and make the key of a Philox generator, and of the element, which is its counter. No two draws of a
-loop share a key. What reverse mode needs of the numbers is stacked or taped as any other value, before this is done.
+loop share a key. A loop or branch in a body has a seed that is drawn there. Of a graph that is one kernel
+(NOTE [Whole graphs]) the seed is an operand, which torch's generator draws at each call. What reverse mode needs of the
+numbers is stacked or taped as any other value, before this is done.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from ... import _torch
 from ...derive.rewrite import rewritten
 from ...ir.meta import TensorMeta
 from ...ir.nodes import bernoulli_like
+from ...ir.origin import made_for
 from ...ir.sizes import shape_env_of
-from ...ir.subgraph import Subgraph, is_random_node, params_of
-from .forms import Form, Refused, Scan, While
+from ...ir.subgraph import Params, Subgraph, is_random_node, params_of
+from .forms import Branches, Form, Refused, Scan, While
 
 __all__ = ["draw", "keyed", "keyed_body"]
 
@@ -45,26 +48,45 @@ _LARGEST_SEED = 2**63 - 1
 
 def keyed(
     form: Form, loop: fx.Node, operands: Sequence[fx.Node], added: list[fx.Node]
-) -> tuple[Scan | While, list[fx.Node]]:
+) -> tuple[Scan | While | Branches, list[fx.Node]]:
     """The loop ``loop`` with numbers by count, and its operands. ``added``: takes the nodes that are put before it."""
     nodes = _Nodes(loop, added)
+    new, at, key = _with_key(form)
+    return new, [*operands[:at], key(nodes.add, nodes.seed(new.inputs[at].device), loop.args[1]), *operands[at:]]
+
+
+Key = Callable[[Callable[..., Any], Any, Any], Any]
+"""The operand that a loop with numbers by count takes: of what makes a node of an operator, of its arguments and of its
+keywords, or the value of one; of a seed; and of the loop's first operand.
+"""
+
+
+def _with_key(form: Form) -> tuple[Scan | While | Branches, int, Key]:
+    """The loop or branch with numbers by count; the place of the operand that this takes among its inputs."""
     if isinstance(form, Scan):
-        return _keyed_scan(form, nodes, loop.args[1], operands)
+        return _scan_with_keys(form)
     if isinstance(form, While):
-        return _keyed_while(form, nodes, operands)
+        return _while_with_key(form), form.n_carry, lambda apply, seed, _: seed
+    if isinstance(form, Branches):
+        at = len(form.branches[0].inputs)
+        branches = tuple(keyed_body(body, at)[0] for body in form.branches)
+        return replace(form, branches=branches), at + 1, lambda apply, seed, _: seed
     raise Refused("it draws random numbers")
 
 
-def _keyed_scan(form: Scan, nodes: _Nodes, length: Any, operands: Sequence[fx.Node]) -> tuple[Scan, list[fx.Node]]:
+def _scan_with_keys(form: Scan) -> tuple[Scan, int, Key]:
     """With a key for each step among the xs."""
     at = form.n_carry + form.n_xs
     body, count = keyed_body(form.body, at)
-    steps = nodes.add(aten.arange.default, (length,), {"dtype": torch.int64, "device": body.inputs[at].device})
-    keys = nodes.add(aten.add.Tensor, (nodes.add(aten.mul.Tensor, (steps, count)), nodes.seed(body.inputs[at].device)))
-    return replace(form, body=body, n_xs=form.n_xs + 1), [*operands[:at], keys, *operands[at:]]
+
+    def keys(apply: Callable[..., Any], seed: Any, length: Any) -> Any:
+        steps = apply(aten.arange.default, (length,), {"dtype": torch.int64, "device": body.inputs[at].device})
+        return apply(aten.add.Tensor, (apply(aten.mul.Tensor, (steps, count), {}), seed), {})
+
+    return replace(form, body=body, n_xs=form.n_xs + 1), at, keys
 
 
-def _keyed_while(form: While, nodes: _Nodes, operands: Sequence[fx.Node]) -> tuple[While, list[fx.Node]]:
+def _while_with_key(form: While) -> While:
     """With the key of the next step as the last carry."""
     n = form.n_carry
     body, in_body = keyed_body(form.body, n)
@@ -74,9 +96,7 @@ def _keyed_while(form: While, nodes: _Nodes, operands: Sequence[fx.Node]) -> tup
         outs = body(*args)
         return [*outs[:n], args[n] + (in_body + in_cond), *outs[n:]]
 
-    stepped = rewritten(step, body.inputs, "while_loop")
-    seed = nodes.seed(body.inputs[n].device)
-    return replace(form, cond=cond, body=stepped, n_carry=n + 1), [*operands[:n], seed, *operands[n:]]
+    return replace(form, cond=cond, body=rewritten(step, body.inputs, "while_loop"), n_carry=n + 1)
 
 
 class _Nodes:
@@ -87,12 +107,12 @@ class _Nodes:
         values = [x.meta["val"] for x in loop.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
         self._mode = _torch.new_fake_mode(shape_env_of(x.shape for x in values))
 
-    def add(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    def add(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self._loop.graph.inserting_before(self._loop):
-            node = self._loop.graph.call_function(target, args, kwargs or {})
+            node = self._loop.graph.call_function(target, args, kwargs)
         given = fx.map_arg(args, lambda x: x.meta["val"])
         with self._mode:
-            node.meta["val"] = target(*given, **(kwargs or {}))
+            node.meta["val"] = target(*given, **kwargs)
         self._added.append(node)
         return node
 
@@ -103,9 +123,7 @@ class _Nodes:
 def _check(body: Subgraph) -> None:
     """Refuse what is not drawn by count."""
     for node in body.module.graph.nodes:
-        if is_random_node(node, body.module):
-            if params_of(node, body.module) is not None:
-                raise Refused("a loop or branch in its body draws random numbers")
+        if is_random_node(node, body.module) and params_of(node, body.module) is None:
             if node.target not in _DRAWS:
                 raise Refused(f"it draws random numbers by {node.target}")
             if tree_leaves(node.meta["val"])[0].dtype.is_complex:
@@ -126,6 +144,7 @@ def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
     drawing = [node for node in body.module.graph.nodes if is_random_node(node, body.module)]
     numbers = {node: first + i for i, node in enumerate(drawing)}
     dtypes = {node: tree_leaves(node.meta["val"])[0].dtype for node in drawing}
+    calls = {node: _KeyedCall(node, params) for node in drawing if (params := params_of(node, body.module)) is not None}
 
     class Keyed(fx.Interpreter):
         def __init__(self, key: Tensor) -> None:
@@ -136,7 +155,10 @@ def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
             if node not in numbers:
                 return super().run_node(node)
             args, kwargs = self.fetch_args_kwargs_from_env(node)
-            return _DRAWS[node.target](_Source(self.key + numbers[node], dtypes[node]), *args, **kwargs)
+            key = self.key + numbers[node]
+            if node in calls:
+                return calls[node](draw(key, (), "bits"), args[1:])
+            return _DRAWS[node.target](_Source(key, dtypes[node]), *args, **kwargs)
 
     def run(*args: Tensor) -> Any:
         return Keyed(args[at]).run(*args[:at], *args[at + 1 :])
@@ -144,6 +166,25 @@ def keyed_body(body: Subgraph, at: int, first: int = 0) -> tuple[Subgraph, int]:
     key = TensorMeta((), torch.int64, _device(body))
     inputs = [*body.inputs[:at], key, *body.inputs[at:]]
     return rewritten(run, inputs, "scan"), len(drawing)
+
+
+class _KeyedCall:
+    """A loop or branch in a body, with numbers by count."""
+
+    def __init__(self, node: fx.Node, params: Params) -> None:
+        operands = [x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]]
+        form, at, self._key = _with_key(params.operator.rules.form(params, operands))
+        changed = {name: getattr(form, name) for name in _CHANGED[type(form)]}
+        with made_for(params.origin):
+            self._params: Params = replace(params, **changed)
+        self._at = at + isinstance(form, Scan)  # whose length is an operand of its node, and none of its kernel's
+
+    def __call__(self, seed: Tensor, operands: Sequence[Any]) -> Any:
+        key = self._key(lambda target, args, kwargs: target(*args, **kwargs), seed, operands[0])
+        return self._params.operator(self._params, *operands[: self._at], key, *operands[self._at :])
+
+
+_CHANGED = {Scan: ("body", "n_xs"), While: ("cond", "body", "n_carry"), Branches: ("branches",)}
 
 
 class _Source:

@@ -27,8 +27,6 @@ def form_of(params: Params, operands: Sequence[Any], is_inner: bool) -> tuple[Fo
             raise Refused("it is annotated with loop_kernels=False")
         if isinstance(form, Again):
             raise Refused("what it draws again is no number by count")
-        if params.random and is_inner:
-            raise Refused("it draws random numbers inside another loop")
         if unknown_effects(params.bodies):
             raise Refused("one of its operators checks or does something unknown")
         if params.holds_effects and isinstance(form, Prefixes):

@@ -20,7 +20,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import operator
 import os
 import re
 import shutil
@@ -29,12 +28,14 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
 from ... import _torch
+from ...ir import nodes
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 from . import watching as _watching  # noqa: F401 - kernels look for it
@@ -48,11 +49,14 @@ _imported_at = time.time()
 
 
 class Library(NamedTuple):
-    """What was loaded: a function, the bytes of its workspace, and those of its source."""
+    """What was loaded: a function, the bytes of its workspace, those of its source, and whether its last operand is the
+    seed of a call (NOTE [Numbers by count]).
+    """
 
     kernel: Kernel
     workspace: int
     source_bytes: int
+    is_seeded: bool
 
     def run_of(self, body: Subgraph) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """The graph as the function computes it, of contiguous operands."""
@@ -76,7 +80,8 @@ class Library(NamedTuple):
                 raise
             return [owner_of(out) if i in tapes else out for i, out in enumerate(outputs)]
 
-        return run_with_tapes if tapes else run
+        made = run_with_tapes if tapes else run
+        return (lambda operands: made([*operands, empty((), (), torch.int64).random_()])) if self.is_seeded else made
 
 
 def _dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -108,7 +113,7 @@ def found(name: str) -> Library | None:
         library = _folder() / f"{record['library']}.so"
         if _hash(library.read_bytes()) != record["library"]:
             return None
-        return Library(_loaded(library), record["workspace"], record["source_bytes"])
+        return Library(_loaded(library), record["workspace"], record["source_bytes"], record["is_seeded"])
     except (OSError, UnicodeDecodeError, ImportError):
         return None
 
@@ -122,7 +127,8 @@ def keep(name: str, made: Library) -> None:
         library = Path(file).read_bytes()
         content = _hash(library)
         _write(f"{content}.so", library)
-        text = json.dumps({"library": content, "workspace": made.workspace, "source_bytes": made.source_bytes})
+        known = {"workspace": made.workspace, "source_bytes": made.source_bytes, "is_seeded": made.is_seeded}
+        text = json.dumps({"library": content, **known})
         _write(f"{name}.json", f"{_hash(text.encode())}\n{text}".encode())
 
 
@@ -239,11 +245,14 @@ def _function(target: Any) -> str:
     """An operator of torch's or of this library. Those of the user may be others in the next process."""
     if isinstance(target, _torch.OpOverload) and target.namespace in ("aten", "prims", "functorch_hops"):
         return str(target)
-    if target is operator.getitem:
-        return "getitem"
+    if isinstance(target, FunctionType | BuiltinFunctionType) and target.__module__ in _OF_FUNCTIONS:
+        return f"{target.__module__}.{target.__qualname__}"
     if isinstance(target, torch._ops.HigherOrderOperator) and type(target).__module__.startswith("functorch_hops."):
         return f"{type(target).__qualname__} {target.name()}"
     raise _NotByContent
+
+
+_OF_FUNCTIONS = "_operator", nodes.__name__
 
 
 def _dtypes(node: fx.Node) -> list[str]:

@@ -22,7 +22,7 @@ from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, keep_named, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
 from .body import lowered, statements
-from .drawing import keyed
+from .drawing import keyed, keyed_body
 from .eligible import effects_of_user, form_of, unknown_effects
 from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
@@ -77,7 +77,7 @@ def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
 
 def loops_of_whole(body: Subgraph, options: dict[str, Any]) -> tuple[LoopReport, ...]:
     """What became of the loops of a graph that is one kernel."""
-    return _plan(body, options, is_inner=True).loops
+    return _plan(_seeded(body), options, is_inner=True).loops
 
 
 def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
@@ -90,15 +90,20 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         check_metas((*body.inputs, *body.outputs))
         if is_on_cuda(body):
             return None
-        plan = _plan(body, options, is_inner=True)
+        plan = _plan(_seeded(body), options, is_inner=True)
         if not (plan.loops or has_kernels(body)):
             return None
         made, workspace = whole(lowered(plan.body, options), options)
         generated(made.source)
         with stage(COMPILED):
-            return Whole(Library(load(made), workspace, len(made.source)), plan.loops)
+            return Whole(Library(load(made), workspace, len(made.source), body.random), plan.loops)
     except Exception:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
         return None
+
+
+def _seeded(body: Subgraph) -> Subgraph:
+    """The graph with numbers by count, whose key is its last operand, if it draws any."""
+    return keyed_body(body, len(body.inputs))[0] if body.random else body
 
 
 def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool, is_draft: bool = False) -> Plan:
