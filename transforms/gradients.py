@@ -171,8 +171,7 @@ def _value_and_grad(
     # torch.func.grad runs the backward pass while its level is active, where every operator is prepared for a second
     # derivative that nobody takes. That of a vjp runs when the level has ended.
     value, pull, *tensors = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
-    with torch.enable_grad():
-        gradients = arguments.tree(pull(torch.ones_like(value)))
+    gradients = arguments.tree(pull(torch.ones_like(value)))
     return (value, gradients, companions[0].tree(*tensors)) if has_aux else (value, gradients)
 
 
