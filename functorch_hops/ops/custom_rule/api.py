@@ -11,6 +11,7 @@ import torch
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
+from ...calls.spelling import spelled
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...trace.hooks import handlers, is_symbolic
@@ -156,6 +157,10 @@ class custom_vjp(_CustomFunction[P, R]):
         self.fwd: Function | None = None
         self.bwd: Function | None = None
 
+    @spelled(
+        symbolic_zeros="leave it out: where an output has no cotangent, bwd gets zeros",
+        optimize_remat="leave it out: in a captured function nothing is computed that nobody reads",
+    )
     def defvjp(self, fwd: Function, bwd: Function) -> None:
         """Set the rule for reverse mode.
 
@@ -259,6 +264,7 @@ class custom_jvp(_CustomFunction[P, R]):
         super().__init__(fun, nondiff_argnums)
         self.rule: Function | None = None
 
+    @spelled(symbolic_zeros="leave it out: where an argument has no tangent, the rule gets zeros")
     def defjvp(self, rule: Rule) -> Rule:
         """Set the rule for forward mode, from which reverse mode follows.
 
