@@ -150,7 +150,7 @@ def jacfwd(
     *,
     chunk_size: int | None = None,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
-@derivative()
+@derivative(randomness="draw the numbers outside, and pass them: a Jacobian is that of one function")
 def jacfwd(
     func: Any = None,
     argnums: int | Sequence[int] = 0,
