@@ -303,6 +303,12 @@ def test_keywords_and_defaults(run):
     g.defvjp(lambda x, y: (g(x, y), y), lambda y, ct: (3 * ct * y, None))
     same(run(fh.grad(lambda x: g(y=Y, x=x)), X), 3 * Y)
     same(run(fh.grad(lambda x: g(x=x)), X), f64(6.0))
+    same(run(fh.grad(g), X), f64(6.0))
+
+    h = fh.custom_jvp(lambda x, y=2.0, *, scale=1.0: x * y * scale)
+    h.defjvp(lambda primals, tangents: (h(*primals), 3 * primals[1] * tangents[0]))
+    same(run(fh.grad(h), X), f64(6.0))
+    same(run(fh.grad(lambda x: h(x=x)), X), f64(6.0))
 
 
 @every_mode

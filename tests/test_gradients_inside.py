@@ -163,3 +163,23 @@ def test_backward_of_an_argument_is_refused():
         captured(lambda x: fh.cond(x.sum() > -99, f, f, x), leaf(2))
     with pytest.raises(fh.CaptureError, match="backward"):
         jitted(f, leaf(2))
+
+
+@while_capturing
+def test_by_a_closed_over_leaf_in_lanes(run):
+    """It becomes an operand while a transform is active, which lets nobody say that a tensor requires a gradient."""
+    w = leaf(3)
+    f = lambda x: (torch.autograd.grad(w.sin().sum(), w, create_graph=True)[0] * x).sum()
+    x = leaf(2, 3, seed=1).detach()
+    out = run(fh.vmap(f), x)
+    same(out, (w.cos() * x).sum(1))
+    same(torch.autograd.grad(out.sum(), w)[0], -w.sin() * x.sum(0))
+
+
+@while_capturing
+@pytest.mark.parametrize("around", [lambda f: f, fh.vmap, lambda f: fh.grad(lambda ct: f(ct).sum())])
+def test_a_pull_function_of_outside_is_refused(run, around):
+    _, pull = fh.vjp(torch.sin, leaf(3).detach())
+    body = lambda ct: fh.cond(ct.sum() > -99, lambda ct: around(lambda ct: pull(ct)[0])(ct), lambda ct: ct, ct)
+    with pytest.raises(fh.CaptureError, match="flow through what was computed outside"):
+        run(body, leaf(3).detach() if around is not fh.vmap else leaf(2, 3).detach())

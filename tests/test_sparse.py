@@ -93,6 +93,8 @@ def test_with_inductor(matrix):
 REFUSED = {
     "multiplied": (lambda s, x: (s * 2) @ x, r"Tensor\.__mul__ of a sparse tensor|mul of a sparse"),
     "two of them": (lambda s, x: (s @ s) @ x, "of a sparse tensor"),
+    "product with a reduction": (lambda s, x: torch.sparse.mm(s, x, "sum"), "spmm of a sparse tensor|mm of a sparse"),
+    "dense as another dtype": (lambda s, x: s.to_dense(dtype=torch.float32) @ x.float(), "to_dense of a sparse tensor"),
     "in a list": (lambda s, x: torch.cat([s, s]) @ x, "cat of a sparse tensor"),
     "made inside": (lambda s, x: torch.sparse_coo_tensor([[0], [0]], x[0, :1], (4, 4)) @ x, "making a sparse tensor"),
     "converted": (lambda s, x: x.to_sparse() @ x, "making a sparse tensor"),

@@ -516,6 +516,19 @@ def test_backward_through_a_transform(transform):
     assert_equal(found, weight.grad)
 
 
+TRANSFORMS_AT_A_POINT = {
+    "grad": lambda f, x: grad(f)(x),
+    "value_and_grad": lambda f, x: value_and_grad(f)(x)[1],
+    "vjp": lambda f, x: vjp(f, x)[1](torch.ones_like(x))[0],
+    "jvp": lambda f, x: jvp(f, (x,), (torch.ones_like(x),))[1],
+    "linearize": lambda f, x: linearize(f, x)[1](torch.ones_like(x)),
+    "jacrev": lambda f, x: jacrev(f)(x),
+    "jacfwd": lambda f, x: jacfwd(f)(x),
+    "hessian": lambda f, x: hessian(f)(x),
+    "vmap": lambda f, x: vmap(f)(x[None])[0],
+}
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_grad_mode_outside_makes_no_difference(mode):
     x = tensor(3)
@@ -534,6 +547,20 @@ def test_no_grad_inside_is_respected():
         return (x - shift).sum()
 
     assert_equal(grad(f)(tensor(3)), torch.ones(3, dtype=D))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS_AT_A_POINT)
+@pytest.mark.parametrize("wrapped", [lambda f: f, lambda f: fh.jit(f, backend="eager")], ids=["plain", "jit"])
+def test_a_transform_under_no_grad_is_a_constant_of_those_around_it(transform, wrapped):
+    def f(x):
+        with torch.no_grad():
+            shift = TRANSFORMS_AT_A_POINT[transform](lambda x: x**3, x)
+        return x**2 - shift
+
+    x = torch.tensor(1.5, dtype=D)
+    assert_equal(grad(wrapped(f))(x), 2 * x)
+    x.requires_grad_()
+    assert_equal(torch.autograd.grad(wrapped(f)(x), x)[0], 2 * x)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P, R
 from functorch_hops.calls.leaf import one_node, traced_through
+from functorch_hops.calls.spelling import derivative, spelled
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, message
 from functorch_hops.trace.hooks import handlers, is_symbolic
@@ -47,6 +48,7 @@ def grad(func: Callable[P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
 def grad(
     func: None = None, argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+@derivative()
 def grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """The gradient of a scalar function, by reverse mode.
 
@@ -103,6 +105,7 @@ def value_and_grad(
 def value_and_grad(
     func: None = None, argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, tuple[R, Any]]]: ...
+@derivative()
 def value_and_grad(func: Any = None, argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
     """The value of a scalar function and its gradient, by reverse mode.
 
@@ -171,8 +174,7 @@ def _value_and_grad(
     # torch.func.grad runs the backward pass while its level is active, where every operator is prepared for a second
     # derivative that nobody takes. That of a vjp runs when the level has ended.
     value, pull, *tensors = _torch.vjp(flat, arguments.tensors, arguments.indices, has_aux)
-    with torch.enable_grad():
-        gradients = arguments.tree(pull(torch.ones_like(value)))
+    gradients = arguments.tree(pull(torch.ones_like(value)))
     return (value, gradients, companions[0].tree(*tensors)) if has_aux else (value, gradients)
 
 
@@ -311,6 +313,7 @@ def jvp(func: Function, primals: Sequence[Any], tangents: Sequence[Any], *, has_
     return (*result, flat.aux.tree(*aux)) if has_aux else result
 
 
+@spelled(has_aux="write fh.jvp or fh.vjp, which have it")
 @traced_through
 def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R]]:
     """The value of a function, and its linear approximation there.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P
+from functorch_hops.calls.spelling import derivative
 from functorch_hops.transforms.flat import (
     DifferentiableArguments,
     FlatFunction,
@@ -43,6 +44,7 @@ def jacrev(
     *,
     chunk_size: int | None = None,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+@derivative()
 def jacrev(
     func: Any = None,
     argnums: int | Sequence[int] = 0,
@@ -148,6 +150,7 @@ def jacfwd(
     *,
     chunk_size: int | None = None,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+@derivative(randomness="draw the numbers outside, and pass them: a Jacobian is that of one function")
 def jacfwd(
     func: Any = None,
     argnums: int | Sequence[int] = 0,
@@ -283,6 +286,7 @@ def _unit_vectors(tensors: Sequence[Tensor], chunk_size: int | None) -> Iterator
 def hessian(func: Callable[P, Any], argnums: int | Sequence[int] = 0) -> Callable[P, Any]: ...
 @overload
 def hessian(func: None = None, argnums: int | Sequence[int] = 0) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+@derivative(has_aux="write jacfwd(jacrev(func, has_aux=True), has_aux=True): each order hands the auxiliary output on")
 def hessian(func: Any = None, argnums: int | Sequence[int] = 0) -> Any:
     """The matrix of second derivatives of a function, forward over reverse.
 

@@ -72,7 +72,15 @@ def jit(
 @spelled(
     fullgraph="leave it out: jit captures all of a function, or says why not",
     mode="write options=, of the backend",
-    donate_argnums="leave it out: no memory of an argument is given away",
+    compiler_options="write options=, of the backend",
+    **dict.fromkeys(("donate_argnums", "donate_argnames"), "leave it out: no memory of an argument is given away"),
+    inline="leave it out: a jitted function that is called while another is captured becomes part of its graph",
+    keep_unused="leave it out: arguments that are not used cost nothing",
+    abstracted_axes="write dynamic=True",
+    device="leave it out: a function runs where its arguments are",
+    **dict.fromkeys(
+        ("in_shardings", "out_shardings"), "leave it out: shards are those of torch.distributed, around or inside"
+    ),
 )
 @traced_through
 def jit(

@@ -51,6 +51,7 @@ def vmap(
     in_axes="write in_dims=",
     out_axes="write out_dims=",
     axis_size="leave it out: a tensor among the arguments says how many examples there are",
+    spmd_axis_name="leave it out: dimensions have no names, and shards are those of torch.distributed",
     axis_name="leave it out: dimensions have no names; reduce over the examples outside of vmap",
 )
 def vmap(

@@ -79,8 +79,24 @@ def vjp(func: Callable[..., Any], args: Sequence[Any], argnums: Sequence[int] | 
     run = outside_inference(eager_transforms._vjp_with_argnums)
     numbers = None if argnums is None else tuple(argnums)
     with contextlib.nullcontext() if top_interpreter() is None else differentiated_again():
-        outputs, pull, *aux = run(func, *args, argnums=numbers, has_aux=has_aux)
+        outputs, pull, *aux = run(_with_known_history(func), *args, argnums=numbers, has_aux=has_aux)
     return outputs, outside_inference(pull), *aux
+
+
+def _with_known_history(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose results know their gradient history. That of a view whose base was written to is found
+    when it is asked for, which in a dispatch mode fails where the level has ended (torch 2.13), as in a pull function.
+    """
+
+    def call(*args: Tensor) -> Any:
+        results = func(*args)
+        with torch._C.DisableTorchFunction():
+            for t in torch.utils._pytree.tree_leaves(results):
+                if isinstance(t, Tensor) and t._is_view():
+                    _ = t.grad_fn
+        return results
+
+    return call
 
 
 def in_dual_level() -> bool:

@@ -11,7 +11,7 @@ from .. import _torch
 from ..errors import ArgumentTypeError, message
 from .arguments import P, R
 
-__all__ = ["named", "spelled"]
+__all__ = ["derivative", "named", "spelled"]
 
 _ONLY, _EITHER = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
@@ -45,6 +45,11 @@ _ELSEWHERE = {
     "save_only_these_names": "write fh.checkpoint_policies.save_names",
     "save_anything_except_these_names": "write the complement(save_names(...)) of fh.checkpoint_policies",
     "save_from_both_policies": "write fh.checkpoint_policies.union",
+    "linear_transpose": "write fh.vjp(func, *zeros)[1]: of a linear function, pull is the transpose",
+    "custom_gradient": "write fh.custom_vjp, and f.defvjp(fwd, bwd)",
+    "custom_vmap": "write torch.library.custom_op, and op.register_vmap(rule)",
+    "io_callback": "write fh.debug.callback, or fh.pure_callback for what is computed",
+    "ensure_compile_time_eval": "leave it out, or compute before the call what depends on no argument",
     "block_until_ready": "leave it out: on a CPU results are there when the call ends; torch.cuda.synchronize() waits",
 }
 """Names that JAX or torch has, and what to write here."""
@@ -55,6 +60,19 @@ def named(name: str, module: ModuleType) -> AttributeError:
     text = f"module '{module.__name__}' has no attribute {name!r}"
     text = f"{text}\n  help: {_ELSEWHERE[name]}" if name in _ELSEWHERE else text
     return AttributeError(text, name=name, obj=module)
+
+
+_DERIVATIVE = {
+    "argnames": "write argnums=, and pass the argument by position",
+    "allow_int": "leave integers out of argnums: they have no derivative",
+    "holomorphic": "leave it out; the derivative is the conjugate of the gradient of the real part",
+    "reduce_axes": "leave it out: dimensions have no names; sum over the examples outside of vmap",
+}
+
+
+def derivative(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """What :func:`spelled` says of every transform that differentiates, and these."""
+    return spelled(**_DERIVATIVE, **remedies)
 
 
 def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

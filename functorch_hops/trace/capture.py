@@ -115,7 +115,7 @@ class Capture:
         if isinstance(source, Itself) and isinstance(source.tensor, torch.nn.Parameter):
             fake._is_param = True
         if self.history.records(node):
-            with _torch.without_torch_function():
+            with _torch.without_torch_function(), _torch.below_transforms():  # which refuse it
                 fake.requires_grad_()
         return fake
 

@@ -376,7 +376,7 @@ def _path_outside(context: ErrorContext, meta: TensorMeta) -> CaptureError:
             parameter=context.parameter,
             expected="inputs and closed-over tensors that are leaves of autograd, but for the one that is asked for",
             got=f"a computed tensor that requires a gradient, {meta}",
-            remedy="take the derivative with fh.grad or fh.vjp, or compute the tensor inside",
+            remedy="call fh.grad, fh.vjp or fh.linearize inside, or compute the tensor inside",
         )
     )
 

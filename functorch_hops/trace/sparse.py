@@ -9,6 +9,7 @@ name.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,13 +40,24 @@ def call_of_sparse(capture: Any, func: Any, sparse: Tensor, args: tuple[Any, ...
     """A function of a sparse matrix, and of traced values."""
     with _torch.without_torch_function():
         handler = None if sparse.is_nested else _HANDLERS.get(func)
-        result = NotImplemented if handler is None else handler(Parts(capture), func, *args, **kwargs)
+        result = NotImplemented
+        if handler is not None and _takes(handler, args, kwargs):
+            result = handler(Parts(capture), func, *args, **kwargs)
         kind = "nested" if sparse.is_nested else "sparse"
     if result is NotImplemented:
         what = f"{_torch.function_name(func)} of a {kind} tensor"
         remedy = f"products of a matrix (COO, CSR, CSC) with a dense one and to_dense() are captured; {_OUTSIDE}"
         raise refuse_sparse(capture.context, what, remedy)
     return result
+
+
+def _takes(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call has the arguments that are written here: torch's functions have further ones."""
+    try:
+        inspect.signature(handler).bind(None, None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def making_sparse(context: ErrorContext) -> CaptureError:

@@ -396,6 +396,31 @@ def vmap_by_axes():
 
 
 @misuse(fh.ArgumentTypeError)
+def grad_of_integers_as_in_jax():
+    fh.grad(lambda x: x.sum(), allow_int=True)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def jacobian_of_a_holomorphic_function():
+    fh.jacrev(torch.sin, holomorphic=True)(X.to(torch.complex64))
+
+
+@misuse(fh.ArgumentTypeError)
+def hessian_with_an_auxiliary_output():
+    fh.hessian(lambda x: (x.sum(), x), has_aux=True)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def jit_with_shardings():
+    fh.jit(torch.sin, in_shardings=None)(X)
+
+
+@misuse(fh.ArgumentTypeError)
+def rule_with_symbolic_zeros():
+    fh.custom_vjp(torch.sin).defvjp(lambda x: (x.sin(), x), lambda x, ct: (ct * x.cos(),), symbolic_zeros=True)
+
+
+@misuse(fh.ArgumentTypeError)
 def jit_of_a_full_graph():
     fh.jit(torch.sin, fullgraph=True)(X)
 

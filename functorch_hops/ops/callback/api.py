@@ -12,6 +12,7 @@ from ...calls.arguments import TensorSpec
 from ...calls.leaf import itself, one_effect
 from ...calls.numbers import symbol_as_tensor
 from ...calls.output import OutputSpec
+from ...calls.spelling import spelled
 from ...calls.validate import as_flag, check_callable, kind_of
 from ...errors import ArgumentTypeError, message
 from ...ir.meta import TensorMeta
@@ -20,6 +21,7 @@ from .op import CallbackParams, callback_op
 __all__ = ["pure_callback"]
 
 
+@spelled(vmap_method="write vectorized=True for a function that takes further dimensions in front, else leave it out")
 @one_effect
 def pure_callback(
     f: Callable[..., Any], result_shape: Any, /, *args: Any, vectorized: bool = False, **kwargs: Any

@@ -40,6 +40,8 @@ def checkpoint(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 @spelled(
     prevent_cse="leave it out: no compiler merges the recomputation with the forward pass",
+    static_argnums="leave it out: what is neither a tensor nor a float is static",
+    concrete="leave it out: Python may look at what is neither a tensor nor a float",
     use_reentrant="leave it out: there is one way, which works under every transform",
 )
 @traced_through

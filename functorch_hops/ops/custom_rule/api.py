@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -11,6 +12,7 @@ import torch
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
+from ...calls.spelling import spelled
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...trace.hooks import handlers, is_symbolic
@@ -29,6 +31,15 @@ class _Identity:
     __fh_leaf__ = True
 
 
+def _has_defaults(fun: Callable[..., Any]) -> bool:
+    """Whether a positional argument may be left out of a call."""
+    try:
+        parameters = signature_of(fun).parameters.values()
+    except ValueError:  # torch's functions in C++ have no signature
+        return False
+    return any(p.default is not p.empty and p.kind is not p.KEYWORD_ONLY for p in parameters)
+
+
 class _CustomFunction(Generic[P, R]):
     """What both decorators share: the function, and how a call is taken apart."""
 
@@ -42,23 +53,26 @@ class _CustomFunction(Generic[P, R]):
         self.fun = fun
         self.identity = _Identity()
         self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
+        self._has_defaults = _has_defaults(fun)
 
     def _positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """All arguments by position: the rules take them so."""
-        if not kwargs:
+        """All arguments by position, those with their default included: the rules take them so."""
+        if not (kwargs or self._has_defaults):
             return args
         bound = signature_of(self.fun).bind(*args, **kwargs)
-        bound.apply_defaults()
-        if bound.kwargs:
+        parameters = bound.signature.parameters
+        only = inspect.Parameter.KEYWORD_ONLY
+        if by_name := [k for k in kwargs if k not in parameters or parameters[k].kind is only]:
             raise ArgumentTypeError(
                 message(
                     self.operation,
                     "a keyword-only argument can't be passed on to the rule",
                     parameter=self.__name__,
-                    got=", ".join(bound.kwargs),
+                    got=", ".join(by_name),
                     remedy="make the argument positional, or close over it",
                 )
             )
+        bound.apply_defaults()
         return bound.args
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -156,6 +170,10 @@ class custom_vjp(_CustomFunction[P, R]):
         self.fwd: Function | None = None
         self.bwd: Function | None = None
 
+    @spelled(
+        symbolic_zeros="leave it out: where an output has no cotangent, bwd gets zeros",
+        optimize_remat="leave it out: in a captured function nothing is computed that nobody reads",
+    )
     def defvjp(self, fwd: Function, bwd: Function) -> None:
         """Set the rule for reverse mode.
 
@@ -167,8 +185,8 @@ class custom_vjp(_CustomFunction[P, R]):
         ``torch.autograd.Function``: see :class:`custom_vjp`.
 
         Arguments:
-            fwd: takes the arguments of ``fun``, and returns ``(out, residuals)``: its output, and any tree that `bwd`
-                needs.
+            fwd: takes the arguments of ``fun``, defaults included, and returns ``(out, residuals)``: its output, and
+                any tree that `bwd` needs.
             bwd: takes the residuals and a cotangent, a tree like ``out`` (zeros for an integer leaf). It returns a
                 tuple with one entry for each differentiable argument: a tree like that argument, in which None, as a
                 whole or in the place of a subtree, stands for zero. Arguments without derivatives
@@ -259,6 +277,7 @@ class custom_jvp(_CustomFunction[P, R]):
         super().__init__(fun, nondiff_argnums)
         self.rule: Function | None = None
 
+    @spelled(symbolic_zeros="leave it out: where an argument has no tangent, the rule gets zeros")
     def defjvp(self, rule: Rule) -> Rule:
         """Set the rule for forward mode, from which reverse mode follows.
 

@@ -9,6 +9,7 @@ from ... import pytree
 from ...calls.arguments import Function
 from ...calls.leaf import one_node
 from ...calls.numbers import numbers_as_tensors
+from ...calls.spelling import spelled
 from ...calls.validate import check_callable, check_tensor_leaves
 from ...errors import ArgumentTypeError, message
 from ...ir.meta import TensorMeta, is_differentiable
@@ -20,6 +21,9 @@ from .rules import LinearSolve, Root
 __all__ = ["custom_linear_solve", "custom_root"]
 
 
+@spelled(
+    has_aux="leave it out: solve returns the solution alone; what else it finds can be returned by a call of its own"
+)
 @one_node
 def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function) -> Any:
     """A root of a function, differentiated by the implicit function theorem.
@@ -80,6 +84,9 @@ def _root(functions: Sequence[Function], operands: tuple[Any]) -> Any:
     return equation.tree.unflatten(call_custom_rule(rule, [*parameters, *pytree.flatten(operands[0])[0]]))
 
 
+@spelled(
+    has_aux="leave it out: solve returns the solution alone; what else it finds can be returned by a call of its own"
+)
 @one_node
 def custom_linear_solve(
     matvec: Function,
