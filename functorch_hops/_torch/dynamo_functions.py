@@ -49,7 +49,7 @@ def backward_with_gradients() -> Iterator[None]:
             node.meta[_MARK] = _Backward(owner, is_once)
         return made
 
-    higher_order_ops.speculate_subgraph_with_auto_output_flattening = speculated
+    higher_order_ops.speculate_subgraph_with_auto_output_flattening = speculated  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -268,6 +268,14 @@ def test_sizes_stay_open(dynamic) -> None:
     assert graphs(gradient, *lengths, dynamic=dynamic) == (1 if dynamic else 2)
 
 
+def test_lengths_of_prefixes_stay_open() -> None:
+    """No tree of operators fits all of them."""
+    prefixes = lambda xs: fh.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (xs.sigmoid(), xs))[1]
+    gradient = lambda xs: fh.grad(lambda xs: prefixes(xs).square().sum())(xs)
+    lengths = [(torch.randn(t, 2),) for t in (4, 5, 6, 7, 13)]
+    assert graphs(lambda xs: (prefixes(xs), gradient(xs)), *lengths, dynamic=True) == 1
+
+
 def test_open_numbers_in_bodies() -> None:
     ranged = lambda x: fh.cond(x.sum() > 0, lambda x: x + torch.arange(x.shape[0]), lambda x: 2 * x, x)
     assert graphs(ranged, *[(torch.randn(t),) for t in (4, 5, 6)]) == 2
