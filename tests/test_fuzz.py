@@ -20,9 +20,10 @@ def assert_right(seeds, mode):
 
 
 def _programs():
-    """AOTAutograd takes most of the time: every second program of it is slow."""
+    """AOTAutograd takes most of the time: every second program of it is slow, with Dynamo all but every fourth."""
     modes = [QUICK[seed % len(QUICK)] for seed in range(60)]
-    is_slow = lambda seed: modes[seed] == "aot_eager" and seed // len(QUICK) % 2
+    period = {"aot_eager": 2, "dynamo": 4}
+    is_slow = lambda seed: bool(seed // len(QUICK) % period.get(modes[seed], 1))
     return [
         pytest.param(seed, mode, id=str(seed), marks=pytest.mark.slow if is_slow(seed) else ())
         for seed, mode in enumerate(modes)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor, fx
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import Unsupported, UserError
 from torch._dynamo.source import GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
@@ -30,6 +30,7 @@ from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
 from .dispatch import suspended
+from .dynamo_functions import backward_with_gradients
 from .dynamo_graphs import is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .dynamo_objects import Objects, type_of, value_of
@@ -62,14 +63,20 @@ class _AnyIndex(TorchFunctionMode):
         if func is Tensor.__getitem__ or func is Tensor.__setitem__:
             values, index, *rest = args
             places = index if isinstance(index, tuple) else (index,)
-            args = values, tuple(0 if _is_traced_int(place) else place for place in places), *rest
+            any_place = _any_place if func is Tensor.__getitem__ else _any_place_or_all
+            args = values, tuple(map(any_place, places)), *rest
         return func(*args, **kwargs or {})
 
 
-def _is_traced_int(place: object) -> bool:
-    if not isinstance(place, Tensor) or place.dim() or place.dtype == torch.bool:
-        return False
-    return not (place.dtype.is_floating_point or place.dtype.is_complex)
+def _any_place(place: Any) -> Any:
+    is_number = isinstance(place, Tensor) and not place.dim() and place.dtype is not torch.bool
+    return 0 if is_number and not (place.dtype.is_floating_point or place.dtype.is_complex) else place
+
+
+def _any_place_or_all(place: Any) -> Any:
+    """What is written at a mask of no dimensions is written, or not, whatever the shape of the table."""
+    is_mask = isinstance(place, Tensor) and not place.dim() and place.dtype is torch.bool
+    return True if is_mask else _any_place(place)
 
 
 @contextlib.contextmanager
@@ -224,10 +231,11 @@ class _Call:
 
     def in_words(self, error: Exception) -> Exception:
         """What Dynamo can't trace, as an error of the library's too; anything else is for Dynamo to handle."""
-        if not isinstance(error, Unsupported) or isinstance(error, self.library.errors):
+        if not isinstance(error, (Unsupported, UserError)) or isinstance(error, self.library.errors):
             return error
+        kind = error.gb_type if isinstance(error, Unsupported) else error.error_type.name
         with self.library.tracing(lambda: error.real_stack):
-            return as_unsupported(self.library.refused(self.operation, error.gb_type or "", error.msg), error)
+            return as_unsupported(self.library.refused(self.operation, kind or "", error.msg), error)
 
     @contextlib.contextmanager
     def as_around(self) -> Iterator[None]:
@@ -247,7 +255,7 @@ class _Call:
         with higher_order_ops.discard_graph_changes(tx):
             samples = [self.sample(*meta) for meta in metas]
         flat = _Flat(self, function, leaves, spec)
-        with _floats_read_outside(tx.output):
+        with _floats_read_outside(tx.output), backward_with_gradients():
             _, graph, lifted = higher_order_ops.speculate_subgraph(
                 tx,
                 flat,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
 
 import torch
 from torch import fx
 from torch._functorch.autograd_function import autograd_function_apply
+
+from .dynamo_functions import apply_function
 
 __all__ = ["is_open", "made_to_run"]
 
@@ -29,7 +30,7 @@ def _without_fakes(module: fx.GraphModule) -> fx.GraphModule:
     for node in graph.nodes:
         node.meta.pop("example_value", None)
         if node.target is autograd_function_apply:
-            node.target = _apply_function
+            node.target = apply_function
     made = fx.GraphModule(module, graph)
     for name, part in list(made._modules.items()):
         if isinstance(part, fx.GraphModule):
@@ -77,25 +78,3 @@ def _number_levels(graph: fx.Graph, outer: int) -> None:
             level = node.args[_PLACES_OF_LEVELS[name]]
             if isinstance(level, int) and outer < level <= outer + len(entered):
                 node.update_arg(_PLACES_OF_LEVELS[name], entered[level - outer - 1])
-
-
-def _apply_function(fwd: fx.GraphModule, bwd: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-    """What torch's ``autograd_function_apply`` does, with what is saved in the context and not in a variable around it:
-    forward and backward run in captures of their own.
-    """
-
-    class Applied(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output, saved = fwd(*args)
-            ctx.saved = tuple(saved)
-            outputs = output if isinstance(output, (tuple, list)) else (output,)
-            ctx.mark_dirty(*(outputs[i] for i in kwargs.get("dirty_idx", ())))
-            ctx.mark_non_differentiable(*(outputs[i] for i in kwargs.get("non_differentiable_idx", ())))
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            return bwd(*grads, *ctx.saved)
-
-    return Applied.apply(*args)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import Unsupported, UserError
 
 __all__ = ["Captured", "Compiler", "Library", "as_unsupported"]
 
@@ -100,7 +100,7 @@ class Compiler(NamedTuple):
         return cls(name, dict(getattr(backend, "config", None) or {}))
 
 
-def as_unsupported(error: Exception, cause: Unsupported | None = None) -> Unsupported:
+def as_unsupported(error: Exception, cause: Unsupported | UserError | None = None) -> Unsupported:
     """An error of the library's that Dynamo takes for a reason to break the graph."""
     made: Unsupported = _both(type(error))(str(error), cause)
     return made.with_traceback(error.__traceback__)
@@ -110,7 +110,7 @@ def _both(kind: type[Exception]) -> Callable[..., Unsupported]:
     if kind in _errors_of_both:
         return _errors_of_both[kind]
 
-    def init(self: Unsupported, text: str, cause: Unsupported | None) -> None:
+    def init(self: Unsupported, text: str, cause: Unsupported | UserError | None) -> None:
         Unsupported.__init__(self, text, kind.__name__, real_stack=None if cause is None else cause.real_stack)
 
     made = type(kind.__name__, (kind, Unsupported), {"__module__": kind.__module__, "__init__": init})

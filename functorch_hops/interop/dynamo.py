@@ -107,7 +107,11 @@ def _operation(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return name
 
 
-_READS = {"Data-dependent branching", "Unsupported Tensor.item() call with capture_scalar_outputs=False"}
+_READS = {
+    "Data-dependent branching",
+    "Unsupported Tensor.item() call with capture_scalar_outputs=False",
+    "CONSTRAINT_VIOLATION",  # a size that is data's
+}
 _REMEDY = "write it with operations on tensors; outside of torch.compile, or without fullgraph=True, it runs as Python"
 
 
@@ -134,7 +138,7 @@ class _Library:
         other objects by their types, say so themselves (``__fh_own__``).
         """
         if isinstance(value, FunctionType):
-            is_ours = value.__module__.partition(".")[0] == __package__.partition(".")[0]
+            is_ours = (value.__module__ or "").partition(".")[0] == __package__.partition(".")[0]
             return is_ours and (value.__closure__ is None or hasattr(value, "__fh_own__"))
         return getattr(type(value), "__fh_own__", False)
 

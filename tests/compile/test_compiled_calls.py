@@ -113,6 +113,22 @@ def test_constants_and_indices_in_bodies() -> None:
     same(lambda x: fh.vmap(lambda row: row * torch.tensor([1.0, 2.0, 3.0]))(torch.stack([x, x])), x())
 
 
+def test_a_write_by_a_mask_of_no_dimensions() -> None:
+    def written(row):
+        row = row.clone()
+        row[row[0] > 0.5] = row.sum()
+        return row
+
+    same(lambda x: fh.map(written, torch.stack([x, x + 1])), x())
+
+
+def test_functions_of_a_namespace_that_has_no_name() -> None:
+    names: dict[str, object] = {}
+    exec("sine = lambda x: x.sin().sum()", names)
+    sine = names["sine"]
+    same(lambda x: fh.cond(x.sum() > 0, fh.grad(sine), lambda x: x, x) + sine(x), x())
+
+
 def test_a_python_predicate() -> None:
     same(lambda x, flag: fh.cond(flag, torch.sin, torch.cos, x), x(), True)
 
@@ -133,33 +149,6 @@ def test_gradients_of_parameters(name, backend) -> None:
     expected = training_step(model, model, example)
     got = training_step(model, torch.compile(model, fullgraph=True, backend=backend), example)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-class Sine(torch.autograd.Function):
-    """With a gradient that no tracer would find by itself."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        return 7 * g * ctx.saved_tensors[0]
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo's own doing
-@both_backends
-def test_an_autograd_function_in_a_body(backend) -> None:
-    def run(x):
-        return fh.scan(lambda c, _: (Sine.apply(c), None), x, length=2)[0]
-
-    def gradient(run):
-        leaf = x().requires_grad_()
-        return torch.autograd.grad(run(leaf).sum(), leaf)
-
-    expected = gradient(lambda v: Sine.apply(Sine.apply(v)))
-    torch.testing.assert_close(gradient(torch.compile(run, fullgraph=True, backend=backend)), expected)
 
 
 def test_no_grad_in_a_body() -> None:
@@ -277,6 +266,14 @@ def test_sizes_stay_open(dynamic) -> None:
     assert graphs(total, *lengths, dynamic=dynamic) == (1 if dynamic else 2)
     gradient = lambda xs: fh.grad(lambda xs: total(xs)[0].sum())(xs)
     assert graphs(gradient, *lengths, dynamic=dynamic) == (1 if dynamic else 2)
+
+
+def test_lengths_of_prefixes_stay_open() -> None:
+    """No tree of operators fits all of them."""
+    prefixes = lambda xs: fh.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (xs.sigmoid(), xs))[1]
+    gradient = lambda xs: fh.grad(lambda xs: prefixes(xs).square().sum())(xs)
+    lengths = [(torch.randn(t, 2),) for t in (4, 5, 6, 7, 13)]
+    assert graphs(lambda xs: (prefixes(xs), gradient(xs)), *lengths, dynamic=True) == 1
 
 
 def test_open_numbers_in_bodies() -> None:

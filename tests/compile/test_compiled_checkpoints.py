@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import functorch_hops as fh
@@ -76,3 +77,26 @@ def test_random_numbers_are_drawn_again(backend):
     value.sum().backward()
     torch.testing.assert_close(weights.grad, value.detach())
     assert 0.3 < (value == 0).float().mean() < 0.7
+
+
+def named(x):
+    return fh.checkpoint_name(torch.tanh(x), "state").sin()
+
+
+policies = fh.checkpoint_policies
+several = policies.union(policies.save_names("state"), policies.save_matmuls)
+POLICIES = {"made outside": lambda: several, "made inside": lambda: policies.save_names("state")}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_names_that_a_policy_saves(name):
+    run = lambda x: fh.grad(lambda x: fh.checkpoint(named, policy=POLICIES[name]())(x).sum())(x)
+    torch.testing.assert_close(compiled(run, "eager")(XS), run(XS))
+    torch.testing.assert_close(compiled(named, "eager")(XS), named(XS))
+
+
+def test_a_policy_that_is_made_of_others_inside_runs_as_python():
+    run = lambda x: fh.grad(fh.checkpoint(lambda x: named(x).sum(), policy=policies.complement(policies.nothing)))(x)
+    torch.testing.assert_close(torch.compile(run, backend="eager")(XS), run(XS))
+    with pytest.raises(Unsupported, match=r"no node for complement of functorch_hops"):
+        compiled(run, "eager")(XS)

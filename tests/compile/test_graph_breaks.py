@@ -23,6 +23,10 @@ def reads(x):
     return fh.cond(x.sum() > 0, lambda x: x * x.sum().item(), lambda x: x, x)
 
 
+def masks(x):
+    return fh.cond(x.sum() > 0, lambda x: x[x[0] > 0], lambda x: x[None], x)
+
+
 def appends(x):
     log = []
     return fh.cond(x.sum() > 0, lambda x: (log.append(1), x)[1], lambda x: x, x), log
@@ -61,6 +65,7 @@ def in_a_rule(x):
 REFUSED = {
     branches: fh.DataDependentError,
     reads: fh.DataDependentError,
+    masks: fh.DataDependentError,
     appends: fh.CaptureError,
     prints: fh.CaptureError,
     writes: fh.InputMutationError,
@@ -91,7 +96,7 @@ def test_a_reason_that_dynamo_does_not_explain_is_named() -> None:
         torch.compile(run, fullgraph=True, backend="eager")(x())
 
 
-@pytest.mark.parametrize("function", [branches, reads, appends, prints, unlike], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [branches, reads, masks, appends, prints, unlike], ids=lambda f: f.__name__)
 def test_without_fullgraph_the_call_runs_as_python(function) -> None:
     torch.testing.assert_close(torch.compile(function, backend="eager")(x()), function(x()))
 

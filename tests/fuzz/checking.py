@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from unittest.mock import patch
 import optree
 import torch
 from torch import Tensor
+from torch._dynamo.exc import UserError
 
 import functorch_hops as fh
 
@@ -20,8 +22,8 @@ from .oracle import Oracle, layer_norm
 
 __all__ = ["MODES", "Failure", "failure_of"]
 
-MODES = ("plain", "captured", "eager", "aot_eager", "inductor")
-"""Plain eager, ``eager_capture``, and the backends of jit."""
+MODES = ("plain", "captured", "eager", "aot_eager", "inductor", "dynamo")
+"""Plain eager, ``eager_capture``, the backends of jit, and ``torch.compile`` of a program as one graph."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Failure:
     kind: str
     message: str
     is_refused: bool = False
-    """Whether plain eager raises too, so that the program may be one that torch does not allow."""
+    """Whether plain eager raises too, or Dynamo names what it can't trace, so that torch may not allow the program."""
 
 
 Function = Callable[..., Any]
@@ -39,7 +41,8 @@ Function = Callable[..., Any]
 
 def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
     """What is wrong when these programs are run together, in one jitted function if the mode has one."""
-    loaded = [load(program.source) for program in programs]
+    sources = [program.source for program in programs]
+    loaded = [load(_for_dynamo(source) if mode == "dynamo" else source) for source in sources]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
@@ -55,7 +58,8 @@ def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
             try:
                 got = _results(loaded, programs, run, arguments)
             except Exception as error:  # noqa: BLE001 (an exception is what is looked for)
-                return Failure(_stage(error), _first_line(error), _is_refused(loaded, programs, arguments))
+                is_refused = _is_refused_by_dynamo(error) or _is_refused(loaded, programs, arguments)
+                return Failure(_stage(error), _first_line(error), is_refused)
             for i, (a, b, program) in enumerate(zip(got, expected, programs)):
                 is_tangent = any(name in program.source for name in ("ns.jvp", "ns.jacfwd", "ns.hessian"))
                 difference = _difference(a, b, is_tangent)
@@ -64,6 +68,23 @@ def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
             if _difference(arguments, before):
                 return Failure("value", "an input was written to")
     return None
+
+
+def _for_dynamo(source: str) -> str:
+    """Dynamo (torch 2.13) traces no definition of a class, and no class with a rule for forward mode."""
+    tree = ast.parse(source)
+    classes: list[ast.stmt] = []
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            classes += [part for part in body if isinstance(part, ast.ClassDef)]
+            node.body = [part for part in body if not _is_unknown_to_dynamo(part)]  # type: ignore[attr-defined]
+    tree.body += classes
+    return ast.unparse(tree)
+
+
+def _is_unknown_to_dynamo(part: ast.stmt) -> bool:
+    return isinstance(part, ast.ClassDef) or (isinstance(part, ast.FunctionDef) and part.name == "jvp")
 
 
 def _leaf(x: Tensor, is_trained: bool) -> Tensor:
@@ -85,6 +106,9 @@ def _function(loaded: Sequence[dict[str, Any]], mode: str) -> Function:
                 return together(arguments)
 
         return captured
+    if mode == "dynamo":
+        torch.compiler.reset()
+        return torch.compile(together, fullgraph=True, backend="aot_eager")
     return fh.jit(together, backend=mode)
 
 
@@ -127,6 +151,13 @@ def _is_refused(loaded: Sequence[dict[str, Any]], programs: Sequence[Program], a
     except Exception:  # noqa: BLE001
         return True
     return False
+
+
+_REFUSED_BY_DYNAMO = ("define a custom `jvp` method", "supports mutating `.data` of tensor created outside")
+
+
+def _is_refused_by_dynamo(error: Exception) -> bool:
+    return isinstance(error, UserError) or any(text in str(error) for text in _REFUSED_BY_DYNAMO)
 
 
 def _stage(error: BaseException) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
+import types
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +62,11 @@ class Program:
 
 
 def load(source: str) -> dict[str, Any]:
-    """The names that a program's text defines."""
-    names: dict[str, Any] = {}
-    exec(compile(source, "<program>", "exec"), names)
-    return names
+    """The names that a program's text defines. They are those of a module, where Dynamo looks for them."""
+    module = types.ModuleType(f"program_{zlib.crc32(source.encode())}")
+    sys.modules[module.__name__] = module
+    exec(compile(source, "<program>", "exec"), module.__dict__)
+    return module.__dict__
 
 
 def generate(seed: int) -> Program:

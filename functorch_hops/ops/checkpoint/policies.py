@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from ... import _torch
+from ...calls.leaf import left_to_python
 from ...calls.spelling import named
 from ...derive.saving import Value
 from ...errors import ArgumentTypeError, ArgumentValueError, message
@@ -131,6 +133,7 @@ nothing: CheckpointPolicy = _Always(False)
 save_matmuls: CheckpointPolicy = _Matmuls()
 
 
+@_torch.assume_constant_result
 def save_names(*names: str) -> CheckpointPolicy:
     """Save the values that :func:`checkpoint_name` gave one of these names.
 
@@ -159,6 +162,7 @@ def save_names(*names: str) -> CheckpointPolicy:
     return _Names(frozenset(names))
 
 
+@left_to_python
 def union(*policies: CheckpointPolicy) -> CheckpointPolicy:
     """Save what at least one of the policies saves.
 
@@ -186,6 +190,7 @@ def union(*policies: CheckpointPolicy) -> CheckpointPolicy:
     return _Combined(_checked("union", policies), is_union=True)
 
 
+@left_to_python
 def intersection(*policies: CheckpointPolicy) -> CheckpointPolicy:
     """Save what all of the policies save.
 
@@ -212,6 +217,7 @@ def intersection(*policies: CheckpointPolicy) -> CheckpointPolicy:
     return _Combined(_checked("intersection", policies), is_union=False)
 
 
+@left_to_python
 def complement(policy: CheckpointPolicy, /) -> CheckpointPolicy:
     """Save what the policy does not save.
 

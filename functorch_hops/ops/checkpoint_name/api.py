@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ... import pytree
+from ...calls.leaf import one_node
 from ...trace.capture import current_capture
 from ...trace.refusals import write_to_named
 from ..checkpoint.policies import check_name
@@ -16,6 +17,7 @@ from .op import CheckpointNameParams, checkpoint_name_op
 __all__ = ["checkpoint_name"]
 
 
+@one_node
 def checkpoint_name(x: Any, name: str, /) -> Any:
     """The same value under a name, by which a policy of :func:`checkpoint` may save it.
 
