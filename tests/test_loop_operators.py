@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,19 @@ def triangles(a: Tensor, b: Tensor) -> list[Tensor]:
     ]
 
 
+def factors(a: Tensor, b: Tensor) -> Any:
+    lu, pivots, info = linalg.lu_factor_ex(a)
+    solved = [linalg.lu_solve(lu, pivots, b, adjoint=adjoint) for adjoint in (False, True)]
+    right = [linalg.lu_solve(lu, pivots, b.mT, left=False, adjoint=adjoint) for adjoint in (False, True)]
+    return lu, pivots, info, torch.lu_unpack(lu, pivots), solved, right
+
+
+def rotations(a: Tensor, b: Tensor) -> list[Any]:
+    """By reflections: of tall, wide and square matrices, of a triangle, of one without numbers, of columns."""
+    given = a, b, b.mT, a.triu(), 0 * a, a[:, :1]
+    return [linalg.qr(x, mode) for x in given for mode in ("reduced", "complete")]
+
+
 LINEAR: dict[str, Program] = {
     "solve": (each(lambda a, b: (linalg.solve(a, b), linalg.solve(a.mT, b), linalg.solve(a, b[:, 0]))), (A, B)),
     "from the right": (
@@ -60,6 +74,13 @@ LINEAR: dict[str, Program] = {
         (POSITIVE, B),
     ),
     "triangles": (each(triangles), (A, B)),
+    "factors": (each(factors), (A, B)),
+    "factors of many": (each(factors), (MANY_A, MANY_B)),
+    "rotations": (each(rotations), (A, B)),
+    "exponential": (
+        each(lambda a: [linalg.matrix_exp(a * scale) for scale in (0, 1e-3, 0.2, 1, 5)]),
+        (torch.cat([A, MANY_A[0]]),),
+    ),
     "batch": (
         each(lambda a, b: (linalg.solve(a, b), linalg.inv(a), linalg.det(a), linalg.cholesky(a @ a.mT))),
         (MANY_A, MANY_B),
@@ -74,10 +95,14 @@ LINEAR: dict[str, Program] = {
     "gradient of solve": (gradient(linalg.solve, 0, 1), (A, B)),
     "gradient of slogdet": (gradient(lambda a: linalg.slogdet(a)[1], 0), (A,)),
     "gradient of cholesky": (gradient(linalg.cholesky, 0), (POSITIVE,)),
+    "gradient of qr": (gradient(lambda a, b: linalg.qr(b)[1] + linalg.qr(b)[0].mT @ a @ b, 0, 1), (A, B)),
+    "gradient of lu": (gradient(lambda a, b: linalg.lu_solve(*linalg.lu_factor_ex(a)[:2], b), 0, 1), (A, B)),
+    "gradient of matrix_exp": (gradient(linalg.matrix_exp, 0), (A,)),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch._prims_common.check. is deprecated")  # which Inductor calls for diagonals
 @pytest.mark.parametrize("name", LINEAR)
 def test_small_matrices(name: str) -> None:
     f, args = LINEAR[name]
@@ -163,7 +188,57 @@ TIES[2].view(-1)[::2] = -torch.inf
 TIES[3], TIES[4], TIES[5] = torch.inf, -torch.inf, torch.nan
 
 
+PLACES = torch.randint(0, 4, (3, 5, 9), generator=torch.Generator().manual_seed(0))
+
+
+def scattered(a: Tensor, src: Tensor, index: Tensor) -> list[Any]:
+    """Reductions into places that are data."""
+    found = [
+        a.scatter_reduce(0, index, src, reduce, include_self=included)
+        for reduce in ("sum", "mean", "prod", "amax", "amin")
+        for included in (True, False)
+    ]
+    rows = [
+        a.index_reduce(0, index[:, 0], src, reduce, include_self=included)
+        for reduce in ("mean", "prod", "amax", "amin")
+        for included in (True, False)
+    ]
+    return [*found, *rows, torch.scatter(a, 0, index[:4], 2.0, reduce="multiply"), a[:, 0].histc(5, -1, 2)]
+
+
+REDUCTIONS = ("sum", "mean", "amax", "amin")
+
+
+def scattered_lightly(a: Tensor, src: Tensor, index: Tensor) -> Tensor:
+    found = [a.scatter_reduce(0, index, src, reduce, include_self=i % 2 > 0) for i, reduce in enumerate(REDUCTIONS)]
+    return torch.stack(found) * torch.arange(1, 5).reshape(-1, 1, 1)
+
+
 ORDERING: dict[str, Program] = {
+    "scatters": (each(scattered), (NUMBERS.double(), normal(3, 5, 9, seed=1).double(), PLACES)),
+    "scattered integers": (
+        each(
+            lambda a, src, index: [
+                a.scatter_reduce(0, index, src, reduce, include_self=False)
+                for reduce in ("sum", "mean", "prod", "amax", "amin")
+            ]
+        ),
+        ((normal(3, 4, 9) * 9).int(), (normal(3, 5, 9, seed=1) * 9).int(), PLACES),
+    ),
+    "gradient of scatters": (
+        gradient(lambda a, src, index: scattered_lightly(a, src, index), 0, 1),
+        (normal(3, 4, 9).double(), normal(3, 5, 9, seed=1).double(), PLACES),
+    ),
+    "logarithms of sums": (
+        each(
+            lambda a: (a.logcumsumexp(0), a.logcumsumexp(-1), torch.cat([a, -math.inf * a[:1].abs()]).logcumsumexp(0))
+        ),
+        (NUMBERS.double(),),
+    ),
+    "gradient of logarithms of sums": (
+        gradient(lambda a: a.logcumsumexp(-1), 0),
+        (normal(3, 4, 9).double(),),
+    ),
     "places": (each(places), (TIES,)),
     "float": (each(ordered), (NUMBERS,)),
     "double": (each(ordered), (NUMBERS.double(),)),
@@ -201,10 +276,24 @@ def test_integers_divided_by_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:index_reduce.. is in beta")
 @pytest.mark.parametrize("name", ORDERING)
 def test_sorts_sums_and_searches(name: str) -> None:
     f, args = ORDERING[name]
-    assert taken(check(f, *args)) == ["steps"]
+    assert set(taken(check(f, *args))) == {"steps"}
+
+
+@pytest.mark.slow
+def test_a_scatter_out_of_range_raises_what_eager_does() -> None:
+    index = PLACES.clone()
+    index[1, 2, 3] = 4
+    f = each(lambda a, src, index: a.scatter_reduce(0, index, src, "amax"))
+    args = normal(3, 4, 9), normal(3, 5, 9), index
+    with pytest.raises(RuntimeError) as expected:
+        f(*args)
+    with pytest.raises(RuntimeError, match="index 4 is out of bounds for dimension 0 with size 4") as raised:
+        fh.jit(f)(*args)
+    assert str(raised.value) in str(expected.value)
 
 
 def recurrence(a: Any, b: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,48 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         return result
 
     ours: dict[Any, Callable[..., Any]] = {
+        aten.avg_pool2d_backward.default: _averaged_backward,
+        aten.avg_pool3d_backward.default: _averaged_backward,
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
         aten.index_select.default: selected,
         aten.pow.Scalar: _integer_power,
+        aten.var_mean.correction: _spread_and_mean,
     }
     return {**table, **ours}
+
+
+def _averaged_backward(
+    cotangent: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    """A window that begins inside may end behind the padding, and has fewer elements then: Inductor divides by all."""
+    if not (ceil_mode and count_include_pad) or divisor_override is not None:
+        return NotImplemented
+    stride = stride or kernel
+    for d, (size, k, step, pad) in enumerate(zip(x.shape[-len(kernel) :], kernel, stride, padding), start=-len(kernel)):
+        first = torch.arange(cotangent.shape[d], device=x.device) * step
+        count = (first + k).clamp(max=size + 2 * pad) - first
+        cotangent = cotangent / count.to(x.dtype).reshape(-1, *[1] * (-1 - d))
+    operator = aten.avg_pool2d_backward if len(kernel) == 2 else aten.avg_pool3d_backward
+    return operator.default(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
+
+
+def _spread_and_mean(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Any:
+    """Of no elements, for which Inductor says that their mean is 0."""
+    if all(size != 0 for size in x.shape if type(size) is int):
+        return NotImplemented
+    mean = aten.mean.dim(x, dim, keepdim)
+    return aten.var.correction(x, dim, correction=correction, keepdim=keepdim), mean
 
 
 def _divided(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:

@@ -28,6 +28,8 @@ from .operator import effectful_kernel, loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
 from .rewritten import rewritten
+from .scattering import scatters
+from .separable import separable
 from .sizes import OpenSize, Size, largest, size_of, symbols
 from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, numel, offset_after
 from .tapes import TAPE, TAPED_KERNELS
@@ -60,7 +62,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table = {**table, **composed(), **convolutions(), **rewritten(table)}
+        table = {**table, **composed(), **convolutions(), **scatters(), **separable(), **rewritten(table)}
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)

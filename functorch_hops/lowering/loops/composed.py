@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,14 @@ _MANY = 1 << 13
 
 @functools.cache
 def composed() -> dict[Any, Callable[..., Any]]:
-    torchs = get_decompositions([aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default])
+    torchs = get_decompositions(
+        [
+            aten.adaptive_max_pool3d.default,
+            aten.upsample_bicubic2d.default,
+            aten.upsample_bilinear2d.default,
+            aten.upsample_trilinear3d.default,
+        ]
+    )
     return {**torchs, **_COMPOSED}
 
 
@@ -144,17 +151,25 @@ def _kth(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
 
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
     """The lower one; NaN, which comes last, if there is one."""
+    return _middle(x, dim, keepdim, lambda numbers, size: torch.where(numbers < size, numbers, (size - 1) // 2))
+
+
+def _median_of_numbers(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """The lower one of what is no NaN."""
+    return _middle(x, dim, keepdim, lambda numbers, _: (numbers - 1).clamp(min=0) // 2)
+
+
+def _middle(x: Tensor, dim: int, keepdim: bool, place: Callable[[Tensor, int], Tensor]) -> Any:
+    """``place(how many are no NaN, how many there are)`` in order."""
     if x.dim() == 0 or x.shape[dim] == 0:
         return NotImplemented
-    numbers = (x == x).sum(dim, keepdim=True)
-    size = x.shape[dim]
-    place = torch.where(numbers < size, numbers, (size - 1) // 2)
-    found = (part.gather(dim, place) for part in x.sort(dim))
+    places = place((x == x).sum(dim, keepdim=True), x.shape[dim])
+    found = (part.gather(dim, places) for part in x.sort(dim))
     return tuple(part if keepdim else part.squeeze(dim) for part in found)
 
 
-def _median_of_all(x: Tensor) -> Any:
-    return _median(x.reshape(-1), 0)[0] if x.numel() else NotImplemented
+def _of_all(median: Callable[..., Any]) -> Callable[[Tensor], Any]:
+    return lambda x: median(x.reshape(-1), 0)[0] if x.numel() else NotImplemented
 
 
 def _inverse_of_factor(factor: Tensor, upper: bool = False) -> Tensor:
@@ -162,13 +177,85 @@ def _inverse_of_factor(factor: Tensor, upper: bool = False) -> Tensor:
     return torch.cholesky_solve(ones, factor, upper)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# products and maxima
+
+
+def _added(multiplied: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """A product with factors; with a factor of 0, what would be added is not read."""
+
+    def added(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        if beta == 1 and alpha == 1 and multiplied is not _sum_of_products:
+            return NotImplemented
+        product = multiplied(a, b)
+        product = product if alpha == 1 else product * alpha
+        return product if beta == 0 else product + (x if beta == 1 else x * beta)
+
+    return added
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    return torch.bmm(a, b).sum(0)
+
+
+def _trilinear(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Any:
+    x, y, z = (_unsqueezed(v, dims) for v, dims in ((x, expand1), (y, expand2), (z, expand3)))
+    if not _is_small(*torch.broadcast_shapes(x.shape, y.shape, z.shape)):
+        return NotImplemented
+    product = x * y * z
+    return product.sum(tuple(sumdim)) if sumdim else product
+
+
+def _unsqueezed(x: Tensor, dims: Sequence[int]) -> Tensor:
+    for dim in sorted(dims):
+        x = x.unsqueeze(dim)
+    return x
+
+
+def _maxima_backward(n: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """``places``: of the maxima, in the last ``n`` dimensions taken as one."""
+
+    def backward(cotangent: Tensor, x: Tensor, places: Tensor) -> Tensor:
+        flat = x.new_zeros(x.shape).flatten(-n)
+        return flat.scatter_add(-1, places.flatten(-n), cotangent.flatten(-n)).reshape(x.shape)
+
+    return backward
+
+
+def _unpacked(factors: Tensor, pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True) -> Any:
+    """All of it, though a part is not asked for."""
+    if unpack_data and unpack_pivots:
+        return NotImplemented
+    p, lower, upper = torch.lu_unpack(factors, pivots)
+    none = factors.new_empty(0)
+    return (p, none, none) if unpack_pivots else (none, lower, upper)
+
+
 _COMPOSED: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
     aten._cdist_forward.default: _distances,
     aten._cdist_backward.default: _distances_backward,
+    aten._trilinear.default: _trilinear,
+    aten.adaptive_max_pool2d_backward.default: _maxima_backward(2),
+    aten.adaptive_max_pool3d_backward.default: _maxima_backward(3),
+    aten.addbmm.default: _added(_sum_of_products),
+    aten.addmm.default: _added(torch.mm),
+    aten.baddbmm.default: _added(torch.bmm),
     aten.cholesky_inverse.default: _inverse_of_factor,
     aten.kthvalue.default: _kth,
-    aten.median.default: _median_of_all,
+    aten.lu_unpack.default: _unpacked,
+    aten.median.default: _of_all(_median),
     aten.median.dim: _median,
+    aten.nanmedian.default: _of_all(_median_of_numbers),
+    aten.nanmedian.dim: _median_of_numbers,
 }

@@ -26,6 +26,9 @@ LINEAR = header("linear")
 _LARGEST = 32
 """Rows up to which a kernel is faster than LAPACK, and its code is short."""
 
+_LARGEST_TURNED = 24
+"""The same, of a factorization by reflections and of an exponential."""
+
 _MOST_NUMBERS = 1 << 12
 """Of right-hand sides, which lie on the stack."""
 
@@ -127,6 +130,62 @@ def _inverse(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor]
     return _each(_batch(m), f"fh::inverse<{c_type(m.dtype)}, {_rows(m)}>({views}, {info} + batch)")
 
 
+def _factored(
+    node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, lu: str, pivots: str, info: str
+) -> str:
+    (m,), (factors, *_) = tensors, results
+    if not node.kwargs.get("pivot", True):
+        raise Refused("rows are factored in their order")
+    n = _rows(m)
+    views = f"{_matrix(a, m)}, {_matrix(lu, factors, is_result=True)}"
+    call = f"fh::factored<{c_type(m.dtype)}, {n}>({views}, {pivots} + batch * {n}, {info} + batch)"
+    return _each(_batch(m), call)
+
+
+def _solve_with_factors(
+    node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], lu: str, pivots: str, b: str, x: str
+) -> str:
+    (m, _, rhs), (result,), left = tensors, results, node.kwargs.get("left", True)
+    views = [
+        _matrix(lu, m),
+        f"{pivots} + batch * {_rows(m)}" if math.prod(_outer(m)) != 1 else pivots,
+        _matrix(b, rhs, transposed=not left),
+        _matrix(x, result, transposed=not left, is_result=True),
+    ]
+    n, adjoint = _rows(m), str(node.kwargs.get("adjoint", False) is bool(left)).lower()
+    k = _sides(n, rhs.shape[-1 if left else -2])
+    call = f"fh::solve_with_factors<{c_type(m.dtype)}, {n}, {k}>({', '.join(views)}, {adjoint})"
+    return _each(_batch(m, rhs, result), call)
+
+
+def _unpacked(
+    node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], lu: str, pivots: str, *names: str
+) -> str:
+    (m, _), n = tensors, _rows(tensors[0])
+    views = [_matrix(name, result, is_result=True) for name, result in zip(names, results, strict=True)]
+    places = f"{_matrix(lu, m)}, {pivots} + batch * {n}"
+    return _each(_batch(m), f"fh::unpacked<{c_type(m.dtype)}, {n}>({places}, {', '.join(views)})")
+
+
+def _orthogonal(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, q: str, r: str) -> str:
+    (m,), (of_q, of_r) = tensors, results
+    rows, columns = map(number, m.shape[-2:])
+    if max(rows, columns) > _LARGEST_TURNED:
+        raise Refused(f"LAPACK computes with a matrix of {rows} x {columns}")
+    views = _matrix(a, m), _matrix(q, of_q, is_result=True), _matrix(r, of_r, is_result=True)
+    sizes = f"{rows}, {columns}, {number(of_q.shape[-1])}"
+    call = f"fh::orthogonal_and_triangle<{c_type(m.dtype)}, {sizes}>({', '.join(views)})"
+    return _each(_batch(m), call)
+
+
+def _exponential(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str) -> str:
+    (m,), (result,) = tensors, results
+    if m.dtype.itemsize < 4 or _rows(m) > _LARGEST_TURNED:
+        raise Refused(f"torch computes the exponential of a matrix of {_rows(m)} rows of {m.dtype}")
+    views = f"{_matrix(a, m)}, {_matrix(x, result, is_result=True)}"
+    return _each(_batch(m), f"fh::exponential<{c_type(m.dtype)}, {_rows(m)}>({views})")
+
+
 def _cholesky(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], a: str, x: str, info: str) -> str:
     (m,), (result, _) = tensors, results
     upper = _argument(node, 1, "upper", False)
@@ -187,8 +246,13 @@ LINEAR_STATEMENTS: dict[Any, Callable[..., str]] = {
     aten._linalg_solve_ex.default: _solve,
     aten.linalg_inv_ex.default: _inverse,
     aten.linalg_cholesky_ex.default: _cholesky,
+    aten.linalg_lu_factor_ex.default: _factored,
+    aten.linalg_lu_solve.default: _solve_with_factors,
+    aten.linalg_matrix_exp.default: _exponential,
+    aten.linalg_qr.default: _orthogonal,
     aten.linalg_solve_triangular.default: _triangular,
     aten.cholesky_solve.default: _cholesky_solve,
+    aten.lu_unpack.default: _unpacked,
     aten._linalg_det.default: _determinant,
     aten._linalg_slogdet.default: _determinant,
     aten._linalg_check_errors.default: _check,

@@ -111,6 +111,7 @@ def _bucketized(
 ORDERING_STATEMENTS: dict[Any, Callable[..., str]] = {
     aten.cumsum.default: _running("[](auto a, auto b) { return a + b; }", "0"),
     aten.cumprod.default: _running("[](auto a, auto b) { return a * b; }", "1"),
+    aten.logcumsumexp.default: _running("[](auto a, auto b) { return fh::log_of_sum(a, b); }", "-INFINITY"),
     aten.cummax.default: _extreme("[](auto a, auto b) { return a >= b; }"),
     aten.cummin.default: _extreme("[](auto a, auto b) { return a <= b; }"),
     aten.sort.default: _sorted,

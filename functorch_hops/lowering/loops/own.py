@@ -15,6 +15,7 @@ from .forms import Refused
 from .happening import EVENTS, HAPPENING_STATEMENTS
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
+from .scattering import SCATTERING, SCATTERING_STATEMENTS
 from .sizes import expression_of, size_of
 from .source import c_type, numel
 from .tapes import TAPED_KERNELS, effectful_taped_kernel
@@ -35,7 +36,12 @@ def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
     return None
 
 
-_STATEMENTS = (LINEAR_STATEMENTS, LINEAR), (ORDERING_STATEMENTS, ORDERING), (HAPPENING_STATEMENTS, EVENTS)
+_STATEMENTS = (
+    (LINEAR_STATEMENTS, LINEAR),
+    (ORDERING_STATEMENTS, ORDERING),
+    (SCATTERING_STATEMENTS, SCATTERING),
+    (HAPPENING_STATEMENTS, EVENTS),
+)
 
 
 def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +51,8 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
     nodes = [x for x in tree_leaves(node.args) if isinstance(x, fx.Node)]
     tensors = [x.meta["val"] for x in nodes if isinstance(x.meta["val"], Tensor)]
     value = node.meta.get("val")
-    if any(numel(TensorMeta.of(x)) == 0 for x in (*tensors, *_results_of(value))):
+    is_empty = [numel(TensorMeta.of(x)) == 0 for x in (*tensors, *_results_of(value))]
+    if any(is_empty) and not all(is_empty[len(tensors) :]):
         raise Refused(f"{node.target} of an empty tensor")
     inputs = [plain_input(x) for x in tree_leaves(args) if isinstance(x, ir.TensorBox)]
     outputs = []
@@ -55,6 +62,8 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
         out = empty_strided(shape, None, dtype=result.dtype, device=result.device)
         out.realize()
         outputs.append(out)
+    if any(is_empty):
+        return outputs[0] if isinstance(value, Tensor) else tuple(outputs)
     kernel = _own_kernel()(inputs, outputs)
     kernel.statement, kernel.part = statement(node, tensors, _results_of(value), *kernel.arguments), part
     if kernel.has_side_effects():

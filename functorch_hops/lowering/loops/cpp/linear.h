@@ -94,6 +94,114 @@ static void inverse(Matrix<const T> a, Matrix<T> x, int32_t* info) {
   solve_factored<T, N, N>(lu.view, pivots, y.view, false);
   copy<T, N, N>(y.view, x);
 }
+template <class T, int N>
+static void factored(Matrix<const T> a, Matrix<T> factors, int32_t* pivots, int32_t* info) {
+  Local<T, N, N> lu(a);
+  *info = factor<T, N>(lu.view, pivots);
+  copy<T, N, N>(lu.view, factors);
+}
+template <class T, int N, int K>
+static void solve_with_factors(
+    Matrix<const T> factors, const int32_t* pivots, Matrix<const T> b, Matrix<T> x, bool adjoint) {
+  Local<T, N, N> lu(factors);
+  Local<T, N, K> y(b);
+  solve_factored<T, N, K>(lu.view, pivots, y.view, adjoint);
+  copy<T, N, K>(y.view, x);
+}
+// The permutation and the triangles of which they are the factors.
+template <class T, int N>
+static void unpacked(Matrix<const T> factors, const int32_t* pivots, Matrix<T> p, Matrix<T> l, Matrix<T> u) {
+  int rows[N];
+  for (int i = 0; i < N; ++i) rows[i] = i;
+  for (int i = 0; i < N; ++i) std::swap(rows[i], rows[pivots[i] - 1]);
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < N; ++j) {
+      p(i, j) = T(rows[j] == i);
+      l(i, j) = j < i ? factors(i, j) : T(i == j);
+      u(i, j) = j < i ? T(0) : factors(i, j);
+    }
+}
+// Rows and columns from j on, reflected at the plane to which v = (1, x(j + 1, j), ...) is normal.
+template <class T, int N, int K>
+static C10_ALWAYS_INLINE void reflect(const Matrix<T>& x, int j, T tau, const Matrix<T>& y, int first) {
+  for (int k = first; k < K; ++k) {
+    T sum = y(j, k);
+    for (int i = j + 1; i < N; ++i) sum += x(i, j) * y(i, k);
+    sum *= tau;
+    y(j, k) -= sum;
+    for (int i = j + 1; i < N; ++i) y(i, k) -= sum * x(i, j);
+  }
+}
+// a = q r by reflections, with the signs of LAPACK's geqrf; q has K columns.
+template <class T, int N, int M, int K>
+static void orthogonal_and_triangle(Matrix<const T> a, Matrix<T> q, Matrix<T> r) {
+  constexpr int S = N < M ? N : M;
+  Local<T, N, M> local(a);
+  const auto& x = local.view;
+  T taus[S];
+  for (int j = 0; j < S; ++j) {
+    T below = 0, largest = std::abs(x(j, j)), sum = 0;
+    for (int i = j + 1; i < N; ++i) below = std::max(std::abs(x(i, j)), below);
+    for (int i = j + 1; i < N; ++i) sum += x(i, j);
+    taus[j] = 0;
+    if (below == T(0) && sum == T(0)) continue;
+    largest = std::max(largest, below);
+    sum = 0;
+    for (int i = j; i < N; ++i) sum += (x(i, j) / largest) * (x(i, j) / largest);
+    const T alpha = x(j, j), beta = -std::copysign(largest * std::sqrt(sum), alpha);
+    taus[j] = (beta - alpha) / beta;
+    for (int i = j + 1; i < N; ++i) x(i, j) /= alpha - beta;
+    x(j, j) = beta;
+    reflect<T, N, M>(x, j, taus[j], x, j + 1);
+  }
+  Local<T, N, K> y([](int i, int j) { return T(i == j); });
+  for (int j = S - 1; j >= 0; --j) reflect<T, N, K>(x, j, taus[j], y.view, 0);
+  copy<T, N, K>(y.view, q);
+  copy<T, K, M>([&](int i, int j) { return j < i ? T(0) : x(i, j); }, r);
+}
+template <class T, int N>
+static C10_ALWAYS_INLINE void multiply(const Matrix<T>& a, const Matrix<T>& b, const Matrix<T>& c) {
+  for (int i = 0; i < N; ++i) {
+    for (int j = 0; j < N; ++j) c(i, j) = 0;
+    for (int k = 0; k < N; ++k)
+      for (int j = 0; j < N; ++j) c(i, j) += a(i, k) * b(k, j);
+  }
+}
+// exp(a) = exp(a / 2^s)^(2^s): the first 16 powers are enough where the norm is at most 3/4. They are grouped by the
+// fourth (Paterson and Stockmeyer, 1973).
+template <class T, int N>
+static void exponential(Matrix<const T> a, Matrix<T> result) {
+  T norm = 0;
+  for (int j = 0; j < N; ++j) {
+    T sum = 0;
+    for (int i = 0; i < N; ++i) sum += std::abs(a(i, j));
+    norm = sum <= norm ? norm : sum;
+  }
+  const int s = std::isfinite(norm) && norm > T(0.75) ? int(std::ceil(std::log2(norm / T(0.75)))) : 0;
+  const T scale = std::ldexp(T(1), -s);
+  const auto zero = [](int, int) { return T(0); };
+  Local<T, N, N> a1([&](int i, int j) { return a(i, j) * scale; }), a2(zero), a3(zero), a4(zero), x(zero), y(zero);
+  multiply<T, N>(a1.view, a1.view, a2.view);
+  multiply<T, N>(a2.view, a1.view, a3.view);
+  multiply<T, N>(a2.view, a2.view, a4.view);
+  T factorials[17] = {1};
+  for (int k = 1; k <= 16; ++k) factorials[k] = factorials[k - 1] * T(k);
+  copy<T, N, N>([&](int i, int j) { return a4.view(i, j) / factorials[16]; }, x.view);
+  for (int k = 12; k >= 0; k -= 4) {
+    for (int i = 0; i < N; ++i)
+      for (int j = 0; j < N; ++j)
+        x.view(i, j) += T(i == j) / factorials[k] + a1.view(i, j) / factorials[k + 1] +
+            a2.view(i, j) / factorials[k + 2] + a3.view(i, j) / factorials[k + 3];
+    if (k == 0) break;
+    multiply<T, N>(x.view, a4.view, y.view);
+    copy<T, N, N>(y.view, x.view);
+  }
+  for (int k = 0; k < s; ++k) {
+    multiply<T, N>(x.view, x.view, y.view);
+    copy<T, N, N>(y.view, x.view);
+  }
+  copy<T, N, N>(x.view, result);
+}
 // The lower factor, from the lower triangle.
 template <class T, int N>
 static void cholesky(Matrix<const T> a, Matrix<T> x, int32_t* info) {

@@ -13,6 +13,12 @@ static void running(const X* x, T* out, int64_t n, int64_t stride, H held, F ste
 }
 template <class T>
 static C10_ALWAYS_INLINE bool is_nan(T x) { return x != x; }
+// log(exp(a) + exp(b))
+template <class T>
+static C10_ALWAYS_INLINE T log_of_sum(T a, T b) {
+  const T low = a < b ? a : b, high = a < b ? b : a;
+  return low != high || std::isfinite(low) ? std::log1p(std::exp(low - high)) + high : b;
+}
 template <class T, class F>
 static void extreme(const T* x, T* out, int64_t* places, int64_t n, int64_t stride, F beats) {
   T best = x[0];
