@@ -470,3 +470,10 @@ def test_an_exported_recurrent_network_takes_any_batch(strict):
     program = torch.export.export(model, (xs,), dynamic_shapes=sizes, strict=strict)
     for given in (xs, torch.randn(3, 8, 3)):
         torch.testing.assert_close(program.module()(given), model(given))
+
+
+def test_open_prefixes_of_half_precision_are_rounded_as_in_a_tree() -> None:
+    """One after the other, a sum of ones would not grow beyond 256."""
+    ones = torch.ones(1000, dtype=torch.bfloat16)
+    total = fh.jit(lambda xs: fh.associative_scan(torch.add, xs), dynamic=True, backend="aot_eager")(ones)
+    assert total[-1] == 1000

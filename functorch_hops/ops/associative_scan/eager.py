@@ -3,7 +3,8 @@
 Combine neighbours, solve the half-sized problem, which gives every odd prefix, and combine those with the elements
 between them (the odd-even scheme of Ladner and Fischer, "Parallel prefix computation", 1980; as in
 ``jax.lax.associative_scan``). Where a graph leaves the number of elements open, so would be that of the steps: there
-the prefixes are a scan.
+the prefixes are a scan. Those of half precision are a graph for each number of steps, since a scan would round more
+often; an export, which can't be several graphs, is a scan nevertheless.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ... import _torch
 from ...derive.batch import batched
 from .op import AssociativeScanParams
 from .sequential import sequential_prefixes
@@ -45,7 +47,7 @@ def associative_scan_impl(params: AssociativeScanParams, operands: Sequence[Tens
     body = params.body
     k = params.n_leaves
     elems, consts = operands[:k], operands[k:]
-    if type(elems[0].shape[0]) is not int:
+    if type(elems[0].shape[0]) is not int and (_torch.is_exporting() or not params.is_half):
         return sequential_prefixes(params, operands)
 
     def combine(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sequence[Tensor]:
