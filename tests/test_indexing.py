@@ -67,10 +67,22 @@ def steps(f):
     return loop, oracle
 
 
+def windows(table, i):
+    """A window of rows that begins at a traced one is a view, too, and so is a part of it."""
+    table = table.clone()
+    window = table.narrow(0, i % 2, 2)
+    before = window.sum(0) * torch.narrow(table, dim=-1, start=i - 3, length=1).clone()
+    window[1] += 1
+    window.narrow(2, (i + 1) % 2, 2).mul_(0.5)
+    table[i] = table[2 - i] * 2
+    return table, (before, window * 1, table.narrow(1, i, 0))
+
+
 PROGRAMS = {
     "reads": steps(lambda c, i: (c, reads(c, i))),
     "writes": steps(lambda c, i: (writes(c, i), c[i])),
     "swaps": steps(swaps),
+    "windows": steps(windows),
 }
 
 
@@ -235,6 +247,27 @@ def test_indexing_under_vmap(run):
     t, k = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 2])
     expected = torch.stack([sum(r[i] * r[(s + i) % 3] for i in range(3)) for r, s in zip(t, k.tolist())])
     same(run(fh.vmap(f), t, k), expected)
+
+
+@every_mode
+@pytest.mark.parametrize("part", [swaps, windows, writes])
+def test_rows_are_views_in_lanes_of_their_own(run, part):
+    """torch's vmap copies them, and what is written there is lost."""
+    tables, rows = torch.stack([TABLE, TABLE.exp(), TABLE - 1]), torch.tensor([1, 0, 2])
+    f = lambda table, i: optree.tree_map(torch.clone, part(table, i))
+    expected = [f(table, i) for table, i in zip(tables, rows)]
+    same(run(fh.vmap(f), tables, rows), optree.tree_map(lambda *lanes: torch.stack(lanes), *expected))
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_window_of_traced_rows(backend):
+    """Outside of loops, as JAX's dynamic_slice; where there are too few rows, as any index out of bounds."""
+    f = lambda table, i: table.narrow(0, i, 2)
+    compiled = fh.jit(f, backend=backend)
+    for i in (0, 1, -2):
+        same(compiled(TABLE, torch.tensor(i)), TABLE.narrow(0, i, 2))
+    with pytest.raises(IndexError, match="out of"):
+        compiled(TABLE, torch.tensor(2))
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

@@ -2,8 +2,9 @@
 
 torch has no batching rule for some operators (``lstm_cell``, 2.13), none for an index by a mask, and reads the number
 of an index that differs between lanes where a level of differentiation stands between. Such a call is made in another
-way: an index by what ``trace/indexing.py`` does with a traced one; any other function is captured, one call of it, and
-its graph is called instead. Only the refused call runs again, nothing of the user's.
+way: an index by what ``trace/indexing.py`` does with a traced one, which keeps a row a view, where torch copies it; any
+other function is captured, one call of it, and its graph is called instead. Only the refused call runs again, nothing
+of the user's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..calls.arguments import Arguments
 from ..calls.trace_cache import as_graph
 from ..calls.traced_call import trace_call
 from ..errors import ErrorContext, InputMutationError
-from ..trace.indexing import get_row, set_part
+from ..trace.indexing import RowsOfLanes, set_part
 from ..trace.refusals import READS, check_collective, unbatchable, written_by_lanes
 from ..trace.replaced import replaced
 
@@ -29,13 +30,17 @@ __all__ = ["OnLanes", "call_on_lanes"]
 class OnLanes(TorchFunctionMode):
     """Around a function that is mapped in plain eager; in a capture, the capture's own mode does the same."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows = RowsOfLanes()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         check_collective(ErrorContext("vmap", "func"), func, args)
         if (result := replaced(func, args, kwargs)) is not NotImplemented:
             return result
         try:
-            return func(*args, **kwargs)
+            return self._rows.call(func, args, kwargs)
         except RuntimeError as error:
             if not _torch.is_refused_by_vmap(error):
                 raise
@@ -46,8 +51,6 @@ def call_on_lanes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], error:
     """The call that torch's vmap refused with ``error``."""
     if func in READS:
         raise error
-    if func is Tensor.__getitem__ and (row := get_row(*args)) is not None:
-        return row
     if func is Tensor.__setitem__:
         return set_part(*args)
     context = ErrorContext("vmap", "func")

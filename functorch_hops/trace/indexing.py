@@ -1,8 +1,8 @@
-"""Indexing by a traced integer: ``table[i]`` and ``buffer[i] = value`` without reading ``i``.
+"""Indexing by a traced integer: ``table[i]``, ``table[i] = value`` and ``table.narrow(0, i, n)`` without reading ``i``.
 
 torch turns a 0-d integer tensor in an index into a Python number (``select``). A traced one has no value yet. Selecting
 with it is a gather of one row followed by ``[0]``; writing with it is a write into that row, put back by
-``index_copy_``.
+``index_copy_``. A window of rows that begins at a traced one is read and written in the same way.
 
 NOTE [Rows are views] Eager Python reads a view by ``table[i]``, the gather is a copy. So that no program can tell, a
 write to a row (``table[i][j] = v``, ``table[i].add_(v)``) is written to its table at once, and a row whose table was
@@ -11,16 +11,31 @@ written since is gathered again before it is used, as torch's functionalization 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .._torch import base_tensor, is_batched, is_unbacked, storage_key
 
-__all__ = ["Rows", "get_row", "put_by_mask", "put_by_mask_", "set_part"]
+__all__ = ["NARROW", "Rows", "RowsOfLanes", "put_by_mask", "put_by_mask_", "set_part"]
 
+NARROW = (Tensor.narrow, torch.narrow)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
+
+
+class Window(NamedTuple):
+    """As an index: these ``rows`` of a dimension, which lie side by side."""
+
+    dim: int
+    rows: Tensor
+
+
+def _window(x: Tensor, dim: int, start: Tensor, length: int) -> Window:
+    first = _counted(start.to(x.device, torch.int64), x.shape[dim])
+    return Window(dim, first + torch.arange(length, device=x.device))
 
 
 class _Row(NamedTuple):
@@ -45,6 +60,10 @@ class Rows:
             return value
         return table[index]
 
+    def narrow(self, input: Tensor, dim: int, start: Any, length: int) -> Tensor | None:
+        """What torch's function of this name reads from a traced integer on; None where it begins at no such one."""
+        return self.getitem(input, _window(input, dim, start, length)) if _is_traced_integer(start) else None
+
     def setitem(self, table: Tensor, index: Any, value: Any) -> None:
         row = self._rows.get(_storage(value)) if self._rows and isinstance(value, Tensor) else None
         if row is None or row.index is not index or row.table is not table:  # else the end of `table[index] += ...`
@@ -68,8 +87,11 @@ class Rows:
         """Write to the tables what was written to rows; a table may be a row itself."""
         while self._written:
             row = self._written.pop()
-            set_part(row.table, row.index, row.value)
+            self._write(row)
             self._stale.pop(_storage(row.value), None)
+
+    def _write(self, row: _Row) -> None:
+        set_part(row.table, row.index, row.value)
 
     def fresh(self, x: Tensor) -> Tensor:
         """``x``, gathered again if it is (a view of) a row of a table that was written since."""
@@ -82,12 +104,55 @@ class Rows:
         return x
 
 
+class RowsOfLanes(Rows):
+    """In a function that is mapped in plain eager: what a call wrote there, the versions of its operands tell."""
+
+    def call(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if func is Tensor.__getitem__ and _differs(args[1]):
+            func = self.getitem
+        elif func is Tensor.__setitem__ and _differs(args[1]):
+            func = self.setitem
+        elif func in NARROW:
+            func = self._narrowed
+        if not self._rows:
+            return func(*args, **kwargs)
+        operands = [self.fresh(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        versions = [base_tensor(x)._version for x in operands]
+        result = func(*args, **kwargs)
+        for x, version in zip(operands, versions):
+            if base_tensor(x)._version != version:
+                self.note_write(x)
+        self.write_through()
+        return result
+
+    def narrow(self, input: Tensor, dim: int, start: Any, length: int) -> Tensor | None:
+        if _is_traced_integer(start) and not is_batched(start):  # a tensor for torch's vmap, which refuses it
+            return input.narrow(dim, int(start), length)
+        return super().narrow(input, dim, start, length)
+
+    def _narrowed(self, *args: Any, **kwargs: Any) -> Tensor:
+        part = self.narrow(*args, **kwargs)
+        return torch.narrow(*args, **kwargs) if part is None else part
+
+    def _write(self, row: _Row) -> None:
+        super()._write(row)
+        self.note_write(row.table)
+
+
+def _differs(index: Any) -> bool:
+    """Whether a traced integer in an index differs between lanes."""
+    items = index if isinstance(index, tuple) else (index,)
+    return any(_is_traced_integer(item) and is_batched(item) for item in items)
+
+
 def _storage(x: Tensor) -> int:
     return storage_key(base_tensor(x))
 
 
 def get_row(x: Tensor, index: Any) -> Tensor | None:
     """``x[index]``, or None where no item of the index is a traced integer."""
+    if isinstance(index, Window):
+        return _selected(x, *index)
     found = _first_traced_integer(x, index)
     if found is None:
         return None
@@ -98,13 +163,16 @@ def get_row(x: Tensor, index: Any) -> Tensor | None:
     return x[index]
 
 
-def _selected(x: Tensor, dim: int, row: Tensor) -> Tensor:
-    """``index_select``; where the row differs between lanes that saves ``x``, which may be written to next."""
-    return x.movedim(dim, 0)[row].movedim(0, dim) if is_batched(row) else x.index_select(dim, row)
+def _selected(x: Tensor, dim: int, rows: Tensor) -> Tensor:
+    """``index_select``; where the rows differ between lanes that saves ``x``, which may be written to next."""
+    return x.movedim(dim, 0)[rows].movedim(0, dim) if is_batched(rows) else x.index_select(dim, rows)
 
 
 def set_part(x: Tensor, index: Any, value: Any) -> None:
     """``x[index] = value``, by a traced integer or a mask too."""
+    if isinstance(index, Window):
+        _put(x, *index, value)
+        return
     found = _first_traced_integer(x, index)
     if found is None:
         if not _set_by_mask(x, index, value):
@@ -113,10 +181,18 @@ def set_part(x: Tensor, index: Any, value: Any) -> None:
     dim, row, rest = found
     part = _selected(x, dim, row)
     set_part(part, rest, value)
-    if is_batched(row):
-        x.movedim(dim, 0).index_put_((row.reshape(()),), part.movedim(dim, 0).squeeze(0))
-    else:
-        x.index_copy_(dim, row, part)
+    _put(x, dim, row, part)
+
+
+def _put(x: Tensor, dim: int, rows: Tensor, part: Tensor) -> None:
+    if not is_batched(rows):
+        x.index_copy_(dim, rows, part)
+        return
+    x, part = x.movedim(dim, 0), part.movedim(dim, 0)
+    if part.shape[0] == 1:
+        x.index_put_((rows.reshape(()),), part.squeeze(0))
+    else:  # torch's rule (2.13) for index_put_ takes lanes of tangents for rows, and there is none for scatter_
+        x.copy_(x.scatter(0, rows.reshape(-1, *[1] * (x.dim() - 1)).expand_as(part), part))
 
 
 def _set_by_mask(x: Tensor, index: Any, value: Any) -> bool:
@@ -198,6 +274,8 @@ def _first_dim(x: Tensor, items: tuple[Any, ...], place: int) -> int:
 
 def _is_view(index: Any) -> bool:
     """Whether eager Python reads a view by this index: numbers and slices only."""
+    if isinstance(index, Window):
+        return True
     items = index if isinstance(index, tuple) else (index,)
     return all(_is_traced_integer(i) or i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
 

@@ -17,6 +17,7 @@ from ..ir.meta import TensorMeta
 from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
+from .indexing import NARROW
 from .open_sizes import written_copy
 from .refusals import READS, backward_inside, check_collective, generator_inside, refused_of_tensor, unreadable
 from .regrouping import note_regrouped
@@ -163,6 +164,8 @@ class Lifting(_torch.ForwardRules):
                 return _torch.make_dual(*args)
         if func is Tensor.__getitem__:
             return rows.getitem(*args)
+        if func in NARROW and (part := rows.narrow(*args, **kwargs)) is not None:
+            return part
         if func is Tensor.__setitem__:
             rows.setitem(*args)
         elif (result := self._replaced(func, args, kwargs)) is not NotImplemented:

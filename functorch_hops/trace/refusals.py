@@ -49,7 +49,10 @@ _COUNT = (
     "torch.arange(n) < i to mask what is beyond it"
 )
 _COMPUTE = "compute with the tensor itself, by functions of torch; use fh.cond to branch on it"
-_SIZE = "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound"
+_SIZE = (
+    "sizes and bounds are Python ints: mask what is beyond a traced one, for example by torch.arange(n) < bound; n "
+    "rows from a traced one on are x.narrow(dim, start, n)"
+)
 _REMEDIES = {
     ".item()": _COMPUTE,
     _torch.READ_AS_SIZE: _SIZE,
