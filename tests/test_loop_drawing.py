@@ -223,6 +223,15 @@ def test_a_graph_that_draws_is_one_kernel() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_graph_around")
+def test_a_graph_with_the_gradient_of_a_while_that_draws_is_one_kernel() -> None:
+    x = normal(33).abs() + 0.1
+    value, slope = fh.jit(fh.value_and_grad(dropped_while))(x)
+    same((slope * x).sum(), value, rtol=1e-4, atol=1e-4)
+    assert (slope == 0).any()
+
+
+@pytest.mark.slow
 def test_open_sizes() -> None:
     """The length and the lanes of a loop that draws."""
     from functorch_hops.lowering.inductor import exact_code

@@ -35,7 +35,7 @@ from functorch_hops.transforms.flat import (
     transformed,
     under_torchs_tracer,
 )
-from functorch_hops.transforms.pullbacks import PullData, PushData, Signature, matching, pullback_of
+from functorch_hops.transforms.pullbacks import PullData, PushData, Signature, check_one_tree, matching, pullback_of
 
 __all__ = ["grad", "jvp", "linearize", "value_and_grad", "vjp"]
 
@@ -243,7 +243,8 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
         outputs, pull_flat, *aux = _torch.vjp(flat, arguments.tensors, None, has_aux)
     spec = flat.spec
 
-    def pull(cotangents: Any) -> tuple[Any, ...]:
+    def pull(cotangents: Any, *more: Any, **options: Any) -> tuple[Any, ...]:
+        check_one_tree(more, options)
         leaves = matching("vjp", cotangents, outputs, spec, "cotangents")
         return arguments.tree(pull_flat(leaves))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
@@ -13,6 +15,10 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P
 from functorch_hops.calls.spelling import derivative
+from functorch_hops.errors import ArgumentValueError, message
+from functorch_hops.ir.generator import RandomState
+from functorch_hops.ir.subgraph import is_random_node
+from functorch_hops.trace.capture import current_capture
 from functorch_hops.transforms.flat import (
     DifferentiableArguments,
     FlatFunction,
@@ -171,7 +177,7 @@ def jacfwd(
             return torch.stack(columns, dim=-1)
 
     Arguments:
-        func: as for ``jacrev``. The derivative of an output with integer dtype is zero.
+        func: as for ``jacrev``, and draws no random numbers. The derivative of an output with integer dtype is zero.
         argnums: as for ``jacrev``.
         has_aux: whether `func` returns ``(output, aux)``.
         chunk_size: how many columns to compute at once; None for all. With 1 there is no vmap at all.
@@ -179,6 +185,7 @@ def jacfwd(
     Returns: as ``jacrev``.
 
     Raises: as ``jacrev``.
+        ArgumentValueError: `func` draws random numbers.
 
     Cost: one batched evaluation of the jvp of `func` per chunk. Prefer it when there are fewer inputs than
     outputs.
@@ -246,10 +253,36 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
         places = [place for place, tensor in enumerate(aux) if _torch.is_batched_here(tensor)]
         return derivatives, tuple(aux[place] for place in places)
 
-    chunks = [_in_lanes(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
+    with _drawing_nothing(flat.operation, arguments.tensors):
+        chunks = [_in_lanes(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
     for place, lanes in zip(places, chunks[-1][1], strict=True):
         aux[place] = lanes[0]
     return _concatenated([derivatives for derivatives, _ in chunks]), aux
+
+
+@contextlib.contextmanager
+def _drawing_nothing(operation: str, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Each column runs the function anew, which would be another one. Under vmap torch says so itself."""
+    capture = current_capture()
+    if capture is None:
+        random = RandomState(tensors)
+        yield
+        random.note_use()
+        is_drawn = random.is_used
+    else:
+        last = next(reversed(capture.graph.nodes), None)
+        yield
+        recorded = itertools.takewhile(lambda node: node is not last, reversed(capture.graph.nodes))
+        is_drawn = any(is_random_node(node, capture.root) for node in recorded)
+    if is_drawn:
+        raise ArgumentValueError(
+            message(
+                operation,
+                "a function that draws random numbers has no Jacobian",
+                parameter="func",
+                remedy="draw the numbers outside, and pass them, or write jacrev, which runs it once",
+            )
+        )
 
 
 def _concatenated(chunks: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -6,7 +6,7 @@ that the backward pass reads, and a graph of that pass. Calling it is a call lik
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from functorch_hops import pytree
 from functorch_hops.calls.leaf import one_node
 from functorch_hops.calls.validate import kind_of
-from functorch_hops.errors import MetadataMismatchError, TreeMismatchError, message
+from functorch_hops.errors import ArgumentTypeError, MetadataMismatchError, TreeMismatchError, message
 from functorch_hops.ir.meta import Mask, TensorMeta
 from functorch_hops.lowering.backends import Backend, Options
 from functorch_hops.ops.closed_call.op import ClosedCallParams, closed_call_op
 from functorch_hops.trace.speculate import speculate_subgraph
 from functorch_hops.transforms.flat import is_inexact, leaf_path
 
-__all__ = ["PullData", "Pullback", "PushData", "Signature", "matching", "pullback_of"]
+__all__ = ["PullData", "Pullback", "PushData", "Signature", "check_one_tree", "matching", "pullback_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,8 @@ class PullData:
     signature: Signature
     pullback: Pullback
 
-    def __call__(self, cotangents: Any) -> tuple[Any, ...]:
+    def __call__(self, cotangents: Any, *more: Any, **options: Any) -> tuple[Any, ...]:
+        check_one_tree(more, options)
         result: tuple[Any, ...] = _applied(self.signature, self.pullback, cotangents)
         return result
 
@@ -119,6 +120,18 @@ class PushData:
 def _applied(signature: Signature, pullback: Pullback, tree: Any) -> Any:
     leaves = matching(signature.operation, tree, signature.metas, signature.spec, signature.root)
     return signature.result.unflatten(pullback(*leaves))
+
+
+def check_one_tree(more: Sequence[Any], options: Collection[str]) -> None:
+    """Of the arguments of a pull function, behind the first."""
+    if more or options:
+        text = message(
+            "vjp",
+            "a pull function takes one tree of cotangents",
+            got=f"{1 + len(more) + len(options)} arguments",
+            remedy="those of several outputs are one tree, like the output; it may be called again without options",
+        )
+        raise ArgumentTypeError(text)
 
 
 def matching(

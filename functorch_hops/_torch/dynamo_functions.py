@@ -23,18 +23,23 @@ __all__ = ["apply_function", "backward_with_gradients"]
 
 _MARK = "functorch_hops"
 
+_REPLACED = "speculate_subgraph_with_auto_output_flattening"
+
 
 class _Backward(NamedTuple):
     """What a graph of a backward pass does not say: whose it is, and whether it may be differentiated."""
 
-    name: str = "Function"
-    is_once: bool = False
+    name: str
+    is_once: bool
 
 
 @contextlib.contextmanager
 def backward_with_gradients() -> Iterator[None]:
     """See NOTE [Backward passes are traced with gradients]."""
-    speculate: Any = higher_order_ops.speculate_subgraph_with_auto_output_flattening
+    speculate: Any = getattr(higher_order_ops, _REPLACED, None)
+    if speculate is None:
+        yield
+        return
 
     def speculated(tx: Any, function: Any, *args: Any, enable_grad: bool | None = None, **options: Any) -> Any:
         if enable_grad is not False:
@@ -49,11 +54,11 @@ def backward_with_gradients() -> Iterator[None]:
             node.meta[_MARK] = _Backward(owner, is_once)
         return made
 
-    higher_order_ops.speculate_subgraph_with_auto_output_flattening = speculated  # type: ignore[assignment]
+    setattr(higher_order_ops, _REPLACED, speculated)
     try:
         yield
     finally:
-        higher_order_ops.speculate_subgraph_with_auto_output_flattening = speculate
+        setattr(higher_order_ops, _REPLACED, speculate)
 
 
 def apply_function(fwd: fx.GraphModule, bwd: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
@@ -61,8 +66,13 @@ def apply_function(fwd: fx.GraphModule, bwd: fx.GraphModule, *args: Any, **kwarg
     forward and backward run in captures of their own. What is saved of operands and results is saved as such, so that
     it has derivatives.
     """
-    marks = (node.meta.get(_MARK) for node in bwd.graph.find_nodes(op="placeholder"))
-    made_of: _Backward = next(filter(None, marks), _Backward())
+    marks: Iterator[_Backward | None] = (node.meta.get(_MARK) for node in bwd.graph.find_nodes(op="placeholder"))
+    made_of = next(filter(None, marks), None)
+    if made_of is None:  # traced without gradients: another version of torch has no such function to replace
+        made_of = _Backward("Function", is_once=True)
+        for node in bwd.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled):
+            bwd.graph.erase_node(node)
+        bwd.recompile()
 
     def forward(ctx: Any, *args: Any) -> Any:
         output, saved = fwd(*args)

@@ -6,12 +6,15 @@ with an effect.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from .meta import TensorMeta
 
-__all__ = ["STATE", "current_state", "generator_state", "set_current_state", "set_generator_state"]
+__all__ = ["STATE", "RandomState", "current_state", "generator_state", "set_current_state", "set_generator_state"]
 
 STATE = TensorMeta(tuple(torch.default_generator.get_state().shape), torch.uint8, torch.device("cpu"))
 
@@ -34,3 +37,29 @@ torch.library.register_fake("functorch_hops::set_generator_state", lambda state:
 
 generator_state = torch.ops.functorch_hops.generator_state.default
 set_generator_state = torch.ops.functorch_hops.set_generator_state.default
+
+
+class RandomState:
+    """The random numbers that a run draws, on the devices of some tensors."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.devices = sorted({x.device.index for x in tensors if x.is_cuda})
+        self.states = self.now()
+        self.is_used = True
+
+    def now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+
+    def note_use(self) -> None:
+        self.is_used = not all(map(torch.equal, self.states, self.now()))
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        if not self.is_used:
+            yield
+            return
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:]):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
+from functorch_hops._torch import dynamo_functions
 
 # Dynamo's own doing
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -67,6 +68,10 @@ class Once(Sine):
         return g * ctx.saved_tensors[0]
 
 
+def twice(function):
+    return fh.grad(lambda u: fh.grad(lambda v: function.apply(v).sum())(u).sum())
+
+
 def test_second_derivatives_of_an_autograd_function() -> None:
     """Dynamo writes that a backward pass runs without gradients."""
 
@@ -76,10 +81,22 @@ def test_second_derivatives_of_an_autograd_function() -> None:
         return torch.autograd.grad(slope.sum(), leaf)[0]
 
     def compiled(function):
-        twice = fh.grad(lambda u: fh.grad(lambda v: function.apply(v).sum())(u).sum())
-        return torch.compile(twice, fullgraph=True, backend="eager")(x())
+        return torch.compile(twice(function), fullgraph=True, backend="eager")(x())
 
     for function in (Sine, Exponential):
         torch.testing.assert_close(compiled(function), by_torch(function))
     with pytest.raises(fh.ArgumentTypeError, match=r"Once.backward: it has no reverse-mode derivative"):
         compiled(Once)
+
+
+def test_where_dynamo_traces_a_backward_pass_elsewhere_it_has_no_derivative(monkeypatch) -> None:
+    """As in another version of torch: it would be zero."""
+
+    class Other(Sine):  # of which nothing is compiled yet
+        pass
+
+    monkeypatch.setattr(dynamo_functions, "_REPLACED", "elsewhere")
+    with pytest.raises(fh.ArgumentTypeError, match=r"backward: it has no reverse-mode derivative"):
+        torch.compile(twice(Other), fullgraph=True, backend="eager")(x())
+    once = fh.grad(lambda v: Other.apply(v).sum())
+    torch.testing.assert_close(torch.compile(once, fullgraph=True, backend="eager")(x()), 7 * x())

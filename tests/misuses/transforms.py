@@ -96,6 +96,12 @@ def vjp_cotangent_of_another_shape():
 
 
 @misuse(fh.ArgumentTypeError)
+def vjp_of_two_cotangents():
+    _, pull = fh.vjp(lambda x: (x, x), X)
+    pull(X, X)
+
+
+@misuse(fh.ArgumentTypeError)
 def jvp_primals_not_a_tuple():
     fh.jvp(torch.sin, X, X)
 
@@ -136,6 +142,11 @@ def jacrev_chunk_size_zero():
 
 
 # --- vmap
+
+
+@misuse(fh.ArgumentValueError)
+def jacfwd_of_random_numbers():
+    fh.jacfwd(lambda x: x * torch.rand(2), chunk_size=1)(X)
 
 
 @misuse(fh.ArgumentTypeError)

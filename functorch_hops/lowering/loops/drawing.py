@@ -178,10 +178,13 @@ class _KeyedCall:
         with made_for(params.origin):
             self._params: Params = replace(params, **changed)
         self._at = at + isinstance(form, Scan)  # whose length is an operand of its node, and none of its kernel's
+        self._is_carried = isinstance(form, While)
 
     def __call__(self, seed: Tensor, operands: Sequence[Any]) -> Any:
+        at = self._at
         key = self._key(lambda target, args, kwargs: target(*args, **kwargs), seed, operands[0])
-        return self._params.operator(self._params, *operands[: self._at], key, *operands[self._at :])
+        outs = self._params.operator(self._params, *operands[:at], key, *operands[at:])
+        return (*outs[:at], *outs[at + 1 :]) if self._is_carried else outs
 
 
 _CHANGED = {Scan: ("body", "n_xs"), While: ("cond", "body", "n_carry"), Branches: ("branches",)}

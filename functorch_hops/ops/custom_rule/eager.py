@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch
+from ...ir.generator import RandomState
 from ..missing_derivative.op import closed_over, missing
 from .flat_rule import FlatRule, differentiable_inputs
 
@@ -46,7 +47,7 @@ class _PythonCall:
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
         rule = self.rule
-        self.random = _RandomState(inputs)
+        self.random = RandomState(inputs)
         if rule.has_backward:
             outs, residuals = rule.forward(*inputs)
             self.pull = rule.backward
@@ -181,29 +182,3 @@ class _Guard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ct: Tensor) -> Any:
         raise closed_over(ctx.name, "tensor that requires gradients").exception()
-
-
-class _RandomState:
-    """The random numbers that a run draws, on the devices of some tensors."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self.devices = sorted({x.device.index for x in tensors if x.is_cuda})
-        self.states = self.now()
-        self.is_used = True
-
-    def now(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
-
-    def note_use(self) -> None:
-        self.is_used = not all(map(torch.equal, self.states, self.now()))
-
-    @contextlib.contextmanager
-    def replayed(self) -> Iterator[None]:
-        if not self.is_used:
-            yield
-            return
-        with torch.random.fork_rng(devices=self.devices):
-            torch.set_rng_state(self.states[0])
-            for device, state in zip(self.devices, self.states[1:]):
-                torch.cuda.set_rng_state(state, device)
-            yield
