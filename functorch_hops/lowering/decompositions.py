@@ -17,25 +17,28 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.decomposition import select_decomp_table
 
     table = select_decomp_table()
-    select = table[aten.index_select.default]
-
-    def selected(x: Tensor, dim: int, index: Tensor) -> Tensor:
-        """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
-        size = x.shape[dim] if x.dim() else 1
-        result: Tensor = select(x, dim, torch.where(index < 0, size, index))
-        return result
-
+    by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
     ours: dict[Any, Callable[..., Any]] = {
+        **{operator: _of_rows(table[operator]) for operator in by_row},
         aten.avg_pool2d_backward.default: _averaged_backward,
         aten.avg_pool3d_backward.default: _averaged_backward,
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
-        aten.index_select.default: selected,
         aten.pow.Scalar: _integer_power,
         aten.var_mean.correction: _spread_and_mean,
     }
     return {**table, **ours}
+
+
+def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
+
+    def made(x: Tensor, dim: int, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        size = x.shape[dim] if x.dim() else 1
+        return operator(x, dim, torch.where(index < 0, size, index), *args, **kwargs)
+
+    return made
 
 
 def _averaged_backward(
