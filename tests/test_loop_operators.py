@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.lowering.loops.scattering import scatters
 from loop_plans import Program, check, normal, plan, taken
 from modes import same
 
@@ -314,6 +315,11 @@ def test_a_scatter_out_of_range_raises_what_eager_does() -> None:
     with pytest.raises(RuntimeError, match="index 4 is out of bounds for dimension 0 with size 4") as raised:
         fh.jit(f)(*args)
     assert str(raised.value) in str(expected.value)
+
+
+def test_a_histogram_has_what_lies_on_an_edge_where_torch_has_it() -> None:
+    x = torch.cat([torch.linspace(0.1, 0.7, 8), torch.linspace(-0.5, 2, 301)])
+    same(scatters()[torch.ops.aten.histc.default](x, 7, 0.1, 0.7), x.histc(7, 0.1, 0.7))
 
 
 def recurrence(a: Any, b: Any) -> Any:
