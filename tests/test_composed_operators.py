@@ -115,7 +115,6 @@ LINEAR = {
         aten._upsample_nearest_exact2d_backward.default,
         aten.upsample_bicubic2d_backward.default,
         aten.upsample_bilinear2d_backward.default,
-        aten.upsample_nearest2d_backward.default,
     ),
     3: (
         aten._upsample_nearest_exact3d_backward.default,
@@ -123,6 +122,21 @@ LINEAR = {
         aten.upsample_trilinear3d_backward.default,
     ),
 }
+
+
+@pytest.mark.parametrize(("n", "m", "scale"), [(5, 8, 1.7), (26, 22, None), (2, 12, None)])
+def test_gradients_of_the_nearest_interpolation(n: int, m: int, scale: float | None) -> None:
+    """By a scale, of places that are rounded, of large windows: Inductor counts by the sizes."""
+    operator = aten.upsample_nearest2d_backward.default
+    args = normal(2, 3, m, 15), (m, 15), (2, 3, n, 3), scale, None
+    same(decompositions()[operator](*args), operator(*args))
+
+
+@pytest.mark.slow
+def test_gradients_of_the_nearest_interpolation_by_a_scale() -> None:
+    f = fh.grad(lambda x: (F.interpolate(x, scale_factor=1.7) ** 3).sum())
+    x = normal(1, 2, 5, 5)
+    same(fh.jit(f)(x), f(x))
 
 
 def test_adaptive_pooling() -> None:

@@ -138,6 +138,19 @@ def test_an_index_out_of_bounds_is_an_index_error(where):
     torch.testing.assert_close(f(x, rows), x[rows])
 
 
+@pytest.mark.parametrize("where", ["top", "loop"])
+@pytest.mark.parametrize("operator", ["index_add", "index_copy"])
+def test_a_negative_number_of_a_row_is_an_index_error(operator, where):
+    """Inductor counts from the end."""
+    x, rows = torch.arange(6.0).reshape(3, 2), torch.tensor([[0, 2], [1, 2]])
+    change = lambda i: getattr(x, operator)(0, i, torch.ones(2, 2))
+    run = (lambda rows: fh.map(change, rows)) if where == "loop" else (lambda rows: change(rows[0]))
+    f = fh.jit(run)
+    torch.testing.assert_close(f(rows), run(rows))
+    with pytest.raises(IndexError, match="out of bounds"):
+        f(rows - 1)
+
+
 def test_a_value_written_by_index_and_read_by_rows():
     """torch's own compiler fails (2.13 to 2.15, pytorch/pytorch#196570): see ``_writes_not_local``."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.lowering.loops.scattering import scatters
 from loop_plans import Program, check, normal, plan, taken
 from modes import same
 
@@ -43,13 +44,13 @@ def factors(a: Tensor, b: Tensor) -> Any:
     lu, pivots, info = linalg.lu_factor_ex(a)
     solved = [linalg.lu_solve(lu, pivots, b, adjoint=adjoint) for adjoint in (False, True)]
     right = [linalg.lu_solve(lu, pivots, b.mT, left=False, adjoint=adjoint) for adjoint in (False, True)]
-    return lu, pivots, info, torch.lu_unpack(lu, pivots), solved, right
+    return lu, pivots, info, torch.lu_unpack(lu, pivots), solved, right, linalg.lu(a), linalg.lu_factor(a)
 
 
 def rotations(a: Tensor, b: Tensor) -> list[Any]:
     """By reflections: of tall, wide and square matrices, of a triangle, of one without numbers, of columns."""
     given = a, b, b.mT, a.triu(), 0 * a, a[:, :1]
-    return [linalg.qr(x, mode) for x in given for mode in ("reduced", "complete")]
+    return [linalg.qr(x, mode) for x in given for mode in ("reduced", "complete", "r")]
 
 
 LINEAR: dict[str, Program] = {
@@ -75,7 +76,10 @@ LINEAR: dict[str, Program] = {
     ),
     "triangles": (each(triangles), (A, B)),
     "factors": (each(factors), (A, B)),
-    "factors of many": (each(factors), (MANY_A, MANY_B)),
+    "factors of many": (
+        each(lambda a, b: (linalg.lu(a), linalg.lu_solve(*linalg.lu_factor(a), b, adjoint=True))),
+        (MANY_A, MANY_B),
+    ),
     "rotations": (each(rotations), (A, B)),
     "exponential": (
         each(lambda a: [linalg.matrix_exp(a * scale) for scale in (0, 1e-3, 0.2, 1, 5)]),
@@ -131,19 +135,36 @@ SINGULAR = torch.cat([POSITIVE[:2], A[:1] * 0, POSITIVE[3:]])
 @pytest.mark.parametrize(
     ("f", "a"),
     [
-        (linalg.inv, SINGULAR),
         (lambda a: linalg.solve(a, a), SINGULAR),
         (linalg.cholesky, SINGULAR),
+        (linalg.lu_factor, SINGULAR),
         (linalg.inv, torch.stack([A, SINGULAR], 1)),
     ],
-    ids=["inv", "solve", "cholesky", "one of a batch"],
+    ids=["solve", "cholesky", "lu_factor", "inverse of one of a batch"],
 )
 def test_a_matrix_without_inverse_raises_what_eager_does(f: Callable[..., Any], a: Tensor) -> None:
     assert taken(list(plan(each(f), a).loops)) == ["steps"]
-    with pytest.raises(linalg.LinAlgError) as expected:
+    with pytest.raises(RuntimeError) as expected:
         f(a[2])
-    with pytest.raises(linalg.LinAlgError) as raised:
+    with pytest.raises(type(expected.value)) as raised:
         fh.jit(each(f))(a)
+    assert str(raised.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("f", [linalg.inv_ex, linalg.cholesky_ex, linalg.lu_factor_ex], ids=["inv", "cholesky", "lu"])
+def test_a_factorization_that_checks_itself_is_left_to_torch(f: Callable[..., Any]) -> None:
+    (report,) = plan(each(lambda a: f(a, check_errors=True)), POSITIVE).loops
+    assert report.taken == "native" and "checks its result" in str(report.reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pivot", [0, 4, -(2**31)])
+def test_pivots_that_are_no_rows_raise_what_eager_does(pivot: int) -> None:
+    f, pivots = each(torch.lu_unpack), torch.tensor([1, 2, pivot], dtype=torch.int32).expand(5, 3)
+    with pytest.raises(RuntimeError, match="pivots passed to lu_unpack") as expected:
+        f(A, pivots)
+    with pytest.raises(RuntimeError) as raised:
+        fh.jit(f)(A, pivots)
     assert str(raised.value) == str(expected.value)
 
 
@@ -294,6 +315,11 @@ def test_a_scatter_out_of_range_raises_what_eager_does() -> None:
     with pytest.raises(RuntimeError, match="index 4 is out of bounds for dimension 0 with size 4") as raised:
         fh.jit(f)(*args)
     assert str(raised.value) in str(expected.value)
+
+
+def test_a_histogram_has_what_lies_on_an_edge_where_torch_has_it() -> None:
+    x = torch.cat([torch.linspace(0.1, 0.7, 8), torch.linspace(-0.5, 2, 301)])
+    same(scatters()[torch.ops.aten.histc.default](x, 7, 0.1, 0.7), x.histc(7, 0.1, 0.7))
 
 
 def recurrence(a: Any, b: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from ctypes import c_float
 from typing import Any
 
 import torch
@@ -12,30 +14,37 @@ __all__ = ["decompositions"]
 
 aten = torch.ops.aten
 
+_MOST_UNROLLED = 25
+"""Elements of a window up to which Inductor makes C++ of its sum."""
+
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.decomposition import select_decomp_table
 
     table = select_decomp_table()
-    select = table[aten.index_select.default]
-
-    def selected(x: Tensor, dim: int, index: Tensor) -> Tensor:
-        """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
-        size = x.shape[dim] if x.dim() else 1
-        result: Tensor = select(x, dim, torch.where(index < 0, size, index))
-        return result
-
+    by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
     ours: dict[Any, Callable[..., Any]] = {
+        **{operator: _of_rows(table[operator]) for operator in by_row},
         aten.avg_pool2d_backward.default: _averaged_backward,
         aten.avg_pool3d_backward.default: _averaged_backward,
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
-        aten.index_select.default: selected,
         aten.pow.Scalar: _integer_power,
+        aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
     return {**table, **ours}
+
+
+def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
+
+    def made(x: Tensor, dim: int, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        size = x.shape[dim] if x.dim() else 1
+        return operator(x, dim, torch.where(index < 0, size, index), *args, **kwargs)
+
+    return made
 
 
 def _averaged_backward(
@@ -58,6 +67,35 @@ def _averaged_backward(
         cotangent = cotangent / count.to(x.dtype).reshape(-1, *[1] * (-1 - d))
     operator = aten.avg_pool2d_backward if len(kernel) == 2 else aten.avg_pool3d_backward
     return operator.default(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
+
+
+def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[int], *scales: float | None) -> Any:
+    """Inductor counts by the sizes alone, torch in single precision by the scale that was asked for."""
+    if not all(type(n) is int for n in (*out, *size)):
+        return NotImplemented
+    by_dim = list(zip((-2, -1), size[-2:], out, scales or (None, None), strict=True))
+    if not any(_counts_by_itself(n, m, scale) for _, n, m, scale in by_dim):
+        if any(m % n for _, n, m, _ in by_dim) or math.prod(m // n for _, n, m, _ in by_dim) <= _MOST_UNROLLED:
+            return NotImplemented
+        sides = [part for _, n, m, _ in by_dim for part in (n, m // n)]
+        return cotangent.reshape(*cotangent.shape[:-2], *sides).sum((-3, -1))
+    for d, n, m, scale in by_dim:
+        count = torch.arange(m, dtype=torch.float32, device=cotangent.device)
+        places = (count * _step(n, m, scale)).floor().long().clamp(max=n - 1)
+        shape = list(cotangent.shape)
+        shape[d] = n
+        cotangent = cotangent.new_zeros(shape).index_add(d, places, cotangent)
+    return cotangent
+
+
+def _step(n: int, m: int, scale: float | None) -> float:
+    """Between what is read for two of the ``m`` elements of a nearest interpolation of ``n``."""
+    return n / m if m in (n, 2 * n) else c_float(1 / scale if scale else n / m).value
+
+
+def _counts_by_itself(n: int, m: int, scale: float | None) -> bool:
+    step = _step(n, m, scale)
+    return any(min(int(c_float(o * step).value), n - 1) != o * n // m for o in range(m))
 
 
 def _spread_and_mean(

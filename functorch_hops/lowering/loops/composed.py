@@ -240,6 +240,15 @@ def _unpacked(factors: Tensor, pivots: Tensor, unpack_data: bool = True, unpack_
     return (p, none, none) if unpack_pivots else (none, lower, upper)
 
 
+def _factors(a: Tensor, *, pivot: bool = True) -> Any:
+    return torch.lu_unpack(*torch.linalg.lu_factor_ex(a)[:2]) if pivot else NotImplemented
+
+
+def _triangle(a: Tensor, mode: str = "reduced") -> Any:
+    """Where the rotations are not asked for."""
+    return (a.new_empty(0), torch.linalg.qr(a)[1]) if mode == "r" else NotImplemented
+
+
 _COMPOSED: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
@@ -253,6 +262,8 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
     aten.baddbmm.default: _added(torch.bmm),
     aten.cholesky_inverse.default: _inverse_of_factor,
     aten.kthvalue.default: _kth,
+    aten.linalg_lu.default: _factors,
+    aten.linalg_qr.default: _triangle,
     aten.lu_unpack.default: _unpacked,
     aten.median.default: _of_all(_median),
     aten.median.dim: _median,

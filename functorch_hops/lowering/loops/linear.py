@@ -37,16 +37,30 @@ aten = torch.ops.aten
 CHECKS = (aten._linalg_check_errors.default,)
 """The effects that a kernel has."""
 
-_NOT_POSITIVE = "The factorization could not be completed because the input is not positive-definite"
 _FAILURES = {
     "inv": (
-        "The diagonal element ",
-        " is zero, the inversion could not be completed because the input matrix is singular.",
+        "LinAlgError: ",
+        "The diagonal element # is zero, the inversion could not be completed because the input matrix is singular.",
     ),
-    "solve": ("The solver failed because the input matrix is singular.", None),
-    "cholesky": (f"{_NOT_POSITIVE} (the leading minor of order ", " is not positive-definite)."),
+    "solve": ("LinAlgError: ", "The solver failed because the input matrix is singular."),
+    "cholesky": (
+        "LinAlgError: ",
+        (
+            "The factorization could not be completed because the input is not positive-definite (the leading minor of "
+            "order # is not positive-definite)."
+        ),
+    ),
+    "lu_factor": (
+        "",
+        (
+            "U[#,#] is zero and using it on lu_solve would result in a division by zero. If you still want to perform "
+            "the factorization, consider calling linalg.lu(A, pivot) or linalg.lu_factor_ex(A, pivot)"
+        ),
+    ),
 }
-"""What torch says of a number in the result ``info``, by a part of the name of the function that asks."""
+"""The kind of the error that torch raises, and what it says of a number # in the result ``info``, by a part of the name
+of the function that asks.
+"""
 
 
 def _outer(x: Tensor) -> tuple[Size, ...]:
@@ -230,12 +244,21 @@ def _determinant(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Ten
 
 def _check(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], info: str) -> str:
     name, is_matrix = str(node.args[1]), node.kwargs["is_matrix"]
-    text = next((text for part, text in _FAILURES.items() if part in name), None)
-    if text is None:
+    failure = next((failure for part, failure in _FAILURES.items() if part in name), None)
+    if failure is None:
         raise Refused(f"{name} checks its result")
-    before, after = (json.dumps(part) if part is not None else "nullptr" for part in text)
+    kind, text = failure
     count = math.prod(map(size_of, tensors[0].shape))
-    return f"fh::check({info}, {count}, {json.dumps(name)}, {str(is_matrix).lower()}, {before}, {after});"
+    return f"fh::check({info}, {count}, {json.dumps(kind + name)}, {str(is_matrix).lower()}, {json.dumps(text)});"
+
+
+def _unchecked(statement: Callable[..., str]) -> Callable[..., str]:
+    def made(node: fx.Node, *args: Any) -> str:
+        if node.kwargs.get("check_errors", False):
+            raise Refused(f"{node.target} checks its result")
+        return statement(node, *args)
+
+    return made
 
 
 def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
@@ -243,10 +266,10 @@ def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
 
 
 LINEAR_STATEMENTS: dict[Any, Callable[..., str]] = {
-    aten._linalg_solve_ex.default: _solve,
-    aten.linalg_inv_ex.default: _inverse,
-    aten.linalg_cholesky_ex.default: _cholesky,
-    aten.linalg_lu_factor_ex.default: _factored,
+    aten._linalg_solve_ex.default: _unchecked(_solve),
+    aten.linalg_inv_ex.default: _unchecked(_inverse),
+    aten.linalg_cholesky_ex.default: _unchecked(_cholesky),
+    aten.linalg_lu_factor_ex.default: _unchecked(_factored),
     aten.linalg_lu_solve.default: _solve_with_factors,
     aten.linalg_matrix_exp.default: _exponential,
     aten.linalg_qr.default: _orthogonal,

@@ -78,7 +78,8 @@ def _histogram(x: Tensor, bins: int = 100, low: float = 0, high: float = 0) -> A
     if not low < high:
         return NotImplemented
     x = x.reshape(-1)
-    place = ((x - low) * bins / (high - low)).clamp(0, bins - 1).nan_to_num().long()
+    first, end = (torch.full((), bound, dtype=x.dtype, device=x.device) for bound in (low, high))
+    place = ((x - first) * bins / (end - first)).clamp(0, bins - 1).nan_to_num().long()
     return x.new_zeros(bins).index_add(0, place, ((x >= low) & (x <= high)).to(x.dtype))
 
 

@@ -1,8 +1,8 @@
 """Gradients of interpolation, and adaptive means, inside a loop (torch 2.13).
 
 What is linear in each dimension by itself is a product with a small matrix for each of them: of ``y[o] = sum_i m[i, o]
-x[i]`` the gradient is ``bar x[i] = sum_o m[i, o] bar y[o]``. Inductor has no C++ of these. A matrix is mostly zeros, so
-large sizes are left to the library, which does not multiply by them.
+x[i]`` the gradient is ``bar x[i] = sum_o m[i, o] bar y[o]``. Inductor has no C++ of these, but of the nearest in two
+dimensions. A matrix is mostly zeros, so large sizes are left to the library, which does not multiply by them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ def separable() -> dict[Any, Callable[..., Any]]:
         aten.upsample_bilinear2d_backward.default: _aligned_backward(_linear),
         aten.upsample_linear1d_backward.default: _aligned_backward(_linear),
         aten.upsample_nearest1d_backward.default: _upsampled_backward(_nearest(0)),
-        aten.upsample_nearest2d_backward.default: _upsampled_backward(_nearest(0)),
         aten.upsample_nearest3d_backward.default: _upsampled_backward(_nearest(0)),
         aten.upsample_trilinear3d_backward.default: _aligned_backward(_linear),
     }

@@ -54,12 +54,23 @@ static C10_ALWAYS_INLINE int factor(const Matrix<T>& a, int32_t* pivots) {
   }
   return info;
 }
+[[noreturn]] [[maybe_unused]] static C10_NOINLINE void no_pivot() {
+  throw std::runtime_error(
+      "pivots passed to lu_unpack must be between 1 and LU.size(-2) inclusive."
+      "Did you properly pass the result of lu_factor?");
+}
+// Pivots may be data, and no row.
+template <int N>
+static C10_ALWAYS_INLINE int row_of(int32_t pivot) {
+  if (pivot < 1 || pivot > N) no_pivot();
+  return pivot - 1;
+}
 // With the factors of a: a x = b, or the same of the transposed a.
 template <class T, int N, int K>
 static C10_ALWAYS_INLINE void solve_factored(
     const Matrix<T>& lu, const int32_t* pivots, const Matrix<T>& x, bool adjoint) {
   auto exchange = [&](int i) {
-    const int p = pivots[i] - 1;
+    const int p = row_of<N>(pivots[i]);
     if (p != i)
       for (int j = 0; j < K; ++j) std::swap(x(i, j), x(p, j));
   };
@@ -113,7 +124,7 @@ template <class T, int N>
 static void unpacked(Matrix<const T> factors, const int32_t* pivots, Matrix<T> p, Matrix<T> l, Matrix<T> u) {
   int rows[N];
   for (int i = 0; i < N; ++i) rows[i] = i;
-  for (int i = 0; i < N; ++i) std::swap(rows[i], rows[pivots[i] - 1]);
+  for (int i = 0; i < N; ++i) std::swap(rows[i], rows[row_of<N>(pivots[i])]);
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < N; ++j) {
       p(i, j) = T(rows[j] == i);
@@ -267,17 +278,16 @@ static void sign_and_log(Matrix<const T> a, Matrix<T> factors, int32_t* pivots, 
   copy<T, N, N>(lu.view, factors);
 }
 [[maybe_unused]] static C10_NOINLINE void failed(
-    int64_t place, int32_t info, const char* name, bool is_matrix, const char* before, const char* after) {
-  std::string text = "LinAlgError: " + std::string(name) + ": ";
+    int64_t place, int32_t info, const char* name, bool is_matrix, const char* said) {
+  std::string text = std::string(name) + ": ";
   if (!is_matrix) text += "(Batch element " + std::to_string(place) + "): ";
-  text += before;
-  if (after) text += std::to_string(info) + after;
+  for (; *said; ++said) text += *said == '#' ? std::to_string(info) : std::string(1, *said);
   throw std::runtime_error(text);
 }
 [[maybe_unused]] static C10_ALWAYS_INLINE void check(
-    const int32_t* info, int64_t count, const char* name, bool is_matrix, const char* before, const char* after) {
+    const int32_t* info, int64_t count, const char* name, bool is_matrix, const char* said) {
   for (int64_t i = 0; i < count; ++i)
-    if (info[i] != 0) failed(i, info[i], name, is_matrix, before, after);
+    if (info[i] != 0) failed(i, info[i], name, is_matrix, said);
 }
 }
 #endif
