@@ -181,7 +181,7 @@ def convolved_back_and_forth(x: Tensor) -> Tensor:
 
 
 def upsampled_and_pooled(x: Tensor) -> Tensor:
-    wide = F.interpolate(x, size=(9, 4), mode="bicubic") + F.interpolate(x, size=(9, 4), mode="nearest")
+    wide = F.interpolate(x, size=(9, 4), mode="bilinear") + F.interpolate(x, size=(9, 4), mode="nearest")
     return F.adaptive_avg_pool2d(wide, (6, 6)) + F.adaptive_max_pool2d(wide, (6, 6))
 
 
