@@ -32,6 +32,11 @@ _ELSEWHERE = {
     "make_jaxpr": "write fh.make_graph",
     "make_fx": "write fh.make_graph",
     "stop_gradient": "write x.detach()",
+    **dict.fromkeys(("dynamic_slice", "dynamic_slice_in_dim"), "write x.narrow(dim, start, n)"),
+    **dict.fromkeys(
+        ("dynamic_update_slice", "dynamic_update_slice_in_dim"),
+        "write y.narrow(dim, start, n).copy_(x) for a y made inside, such as a clone",
+    ),
     "log_compiles": "write fh.log_captures",
     "ShapeDtypeStruct": "write fh.TensorSpec",
     "checkify": "write fh.debug.check",

@@ -141,7 +141,8 @@ def written_by_lanes(context: ErrorContext, cause: Exception) -> CaptureError:
             "what differs between the examples is written to a tensor that is one for all of them",
             parameter=context.parameter,
             expected="a write to a value that is computed from what is mapped over",
-            remedy="map over fh.jit(function), whose graph has no writes; or write to value + 0 * x of a mapped x",
+            remedy="write to a clone of a row; map over fh.jit(function), whose graph has no writes; or write to "
+            "value + 0 * x of a mapped x",
             cause=cause,
         )
     )
