@@ -254,9 +254,27 @@ def test_indexing_under_vmap(run):
 def test_rows_are_views_in_lanes_of_their_own(run, part):
     """torch's vmap copies them, and what is written there is lost."""
     tables, rows = torch.stack([TABLE, TABLE.exp(), TABLE - 1]), torch.tensor([1, 0, 2])
-    f = lambda table, i: optree.tree_map(torch.clone, part(table, i))
-    expected = [f(table, i) for table, i in zip(tables, rows)]
-    same(run(fh.vmap(f), tables, rows), optree.tree_map(lambda *lanes: torch.stack(lanes), *expected))
+    expected = [optree.tree_map(torch.clone, part(table, i)) for table, i in zip(tables, rows)]
+    same(run(fh.vmap(part), tables, rows), optree.tree_map(lambda *lanes: torch.stack(lanes), *expected))
+
+
+@every_mode
+def test_rows_of_lanes_in_lanes_are_results_of_their_own(run):
+    """What an inner vmap returns is no row any more: to write there changes no table."""
+
+    def f(table, i):
+        rows = fh.vmap(lambda j: table[i][j])(torch.tensor([2, 0]))
+        rows.mul_(2)
+        table = table * 1
+        table[i][0] += 1
+        return rows, table
+
+    tables, places = torch.stack([TABLE, TABLE.exp()]), torch.tensor([1, 2])
+    expected = [
+        (2 * table[i][[2, 0]], table.index_add(0, i[None], torch.eye(3)[:1, :, None].expand(1, 3, 3).double()))
+        for table, i in zip(tables, places)
+    ]
+    same(run(fh.vmap(f), tables, places), optree.tree_map(lambda *lanes: torch.stack(lanes), *expected))
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])

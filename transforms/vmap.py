@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -116,9 +115,9 @@ def vmap(
         outputs = _BatchedOutputs(out_dims)
 
         def lane(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-            with _refused_calls_made():
-                out = func(*inputs.replaced(tensors), **kwargs)
-            flat = outputs.split(out)
+            capture = current_capture()
+            with OnLanes() if capture is None else capture.rows.of_lanes() as lanes:
+                flat = lanes.up_to_date(outputs.split(func(*inputs.replaced(tensors), **kwargs)))
             return flat[0] if len(flat) == 1 else flat
 
         # torch.func.vmap fails on an empty batch in chunks, and spends most of its time on tuples.
@@ -129,14 +128,6 @@ def vmap(
         return outputs.tree((result,) if isinstance(result, Tensor) else result)
 
     return batched
-
-
-def _refused_calls_made() -> contextlib.AbstractContextManager[Any]:
-    """What torch's vmap refuses is done in another way, once for the vmaps around."""
-    if current_capture() is not None:
-        return contextlib.nullcontext()
-    is_there = any(isinstance(mode, OnLanes) for mode in _torch.function_modes())
-    return contextlib.nullcontext() if is_there else OnLanes()
 
 
 class _BatchedInputs:

@@ -34,6 +34,9 @@ class OnLanes(TorchFunctionMode):
         super().__init__()
         self._rows = RowsOfLanes()
 
+    def up_to_date(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self._rows.up_to_date(results)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         check_collective(ErrorContext("vmap", "func"), func, args)

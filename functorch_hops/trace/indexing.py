@@ -11,8 +11,9 @@ written since is gathered again before it is used, as torch's functionalization 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -102,6 +103,19 @@ class Rows:
                 row.value.copy_(get_row(row.table, row.index))  # type: ignore[arg-type]
             del self._stale[_storage(x)]
         return x
+
+    def up_to_date(self, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What a function returns, and nobody reads before it ends."""
+        return tuple(map(self.fresh, results))
+
+    @contextlib.contextmanager
+    def of_lanes(self) -> Iterator[Self]:
+        """Around a function that is mapped: the rows that it reads end with its lanes."""
+        known = dict(self._rows)
+        try:
+            yield self
+        finally:
+            self._rows, self._stale = known, {key: row for key, row in self._stale.items() if key in known}
 
 
 class RowsOfLanes(Rows):
