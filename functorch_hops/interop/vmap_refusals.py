@@ -26,6 +26,8 @@ from ..trace.replaced import replaced
 
 __all__ = ["OnLanes", "call_on_lanes"]
 
+_CONTEXT = ErrorContext("vmap", "func")
+
 
 class OnLanes(TorchFunctionMode):
     """Around a function that is mapped in plain eager; in a capture, the capture's own mode does the same."""
@@ -39,7 +41,7 @@ class OnLanes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        check_collective(ErrorContext("vmap", "func"), func, args)
+        check_collective(_CONTEXT, func, args)
         if (result := replaced(func, args, kwargs)) is not NotImplemented:
             return result
         try:
@@ -56,15 +58,14 @@ def call_on_lanes(func: Any, args: Sequence[Any], kwargs: dict[str, Any], error:
         raise error
     if func is Tensor.__setitem__:
         return set_part(*args)
-    context = ErrorContext("vmap", "func")
     try:
         return as_graph("vmap", _called, (func,), (tuple(args), kwargs))
     except InputMutationError:
-        raise written_by_lanes(context, error) from error
+        raise written_by_lanes(_CONTEXT, error) from error
     except RuntimeError as again:
         if not _torch.is_refused_by_vmap(again):
             raise
-        raise unbatchable(context, _torch.function_name(func), error) from error
+        raise unbatchable(_CONTEXT, _torch.function_name(func), error) from error
 
 
 def _called(functions: Sequence[Callable[..., Any]], operands: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
