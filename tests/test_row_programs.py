@@ -57,13 +57,33 @@ WAYS: dict[str, Callable[..., Any]] = {
 }
 
 
+def made(seed: int) -> tuple[Callable[..., Any], Tensor, Tensor, Tensor]:
+    """A program, three tables, and two indices for each."""
+    namespace: dict[str, Any] = {}
+    exec(program(seed), namespace)
+    draw = torch.Generator().manual_seed(seed)
+    table = torch.rand(3, 4, 4, dtype=torch.float64, generator=draw)
+    return namespace["f"], table, *torch.randint(0, 4, (2, 3), generator=draw)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(20))
 def test_rows_of_random_programs(seed: int, way: str) -> None:
-    namespace: dict[str, Any] = {}
-    exec(program(seed), namespace)
-    f, draw = namespace["f"], torch.Generator().manual_seed(seed)
-    table = torch.rand(3, 4, 4, dtype=torch.float64, generator=draw)
-    i, j = torch.randint(0, 4, (2, 3), generator=draw)
+    f, table, i, j = made(seed)
     lanes = [[out.clone() for out in f(*lane)] for lane in zip(table, i.tolist(), j.tolist())]
     same(tuple(WAYS[way](f, table, i, j)), tuple(map(torch.stack, zip(*lanes))))
+
+
+@pytest.mark.parametrize("seed", range(20, 35))
+def test_gradients_of_rows_of_random_programs(seed: int) -> None:
+    f, table, i, j = made(seed)
+    loss = lambda *lane: sum(out.square().sum() for out in f(*lane))
+
+    def by_autograd(t: Tensor, *places: int) -> Tensor:
+        t = t.clone().requires_grad_()
+        return torch.autograd.grad(loss(t, *places), t)[0]
+
+    expected = torch.stack([by_autograd(*lane) for lane in zip(table, i.tolist(), j.tolist())])
+    same(fh.vmap(fh.grad(loss))(table, i, j), expected)
+    same(fh.jit(fh.grad(lambda t: fh.vmap(loss)(t, i, j).sum()), backend="eager")(table), expected)
+    same(fh.jit(fh.grad(loss), backend="eager")(table[0], i[0], j[0]), expected[0])

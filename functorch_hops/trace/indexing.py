@@ -185,7 +185,7 @@ def _selected(x: Tensor, dim: int, rows: Tensor) -> Tensor:
 def set_part(x: Tensor, index: Any, value: Any) -> None:
     """``x[index] = value``, by a traced integer or a mask too."""
     if isinstance(index, Window):
-        _put(x, *index, value)
+        _put(x, *index, value.clone())  # index_copy_ saves it, and it may be written to again
         return
     found = _first_traced_integer(x, index)
     if found is None:
