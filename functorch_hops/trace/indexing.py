@@ -17,9 +17,8 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from .._torch import base_tensor, is_batched, is_unbacked, storage_key
+from .._torch import base_tensor, is_batched, is_unbacked, storage_key, tree_leaves
 
 __all__ = ["NARROW", "Rows", "RowsOfLanes", "put_by_mask", "put_by_mask_", "set_part"]
 

@@ -33,6 +33,8 @@ class _Identity:
 
 def _has_defaults(fun: Callable[..., Any]) -> bool:
     """Whether a positional argument may be left out of a call."""
+    if torch.compiler.is_dynamo_compiling():  # which traces no signature
+        return False
     try:
         parameters = signature_of(fun).parameters.values()
     except ValueError:  # torch's functions in C++ have no signature
