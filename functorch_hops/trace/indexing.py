@@ -27,15 +27,10 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 class Window(NamedTuple):
-    """As an index: these ``rows`` of a dimension, which lie side by side."""
+    """As an item of an index: so many rows, from a traced one on."""
 
-    dim: int
-    rows: Tensor
-
-
-def _window(x: Tensor, dim: int, start: Tensor, length: int) -> Window:
-    first = _counted(start.to(x.device, torch.int64), x.shape[dim])
-    return Window(dim, first + torch.arange(length, device=x.device))
+    start: Tensor
+    length: int
 
 
 class _Row(NamedTuple):
@@ -62,7 +57,9 @@ class Rows:
 
     def narrow(self, input: Tensor, dim: int, start: Any, length: int) -> Tensor | None:
         """What torch's function of this name reads from a traced integer on; None where it begins at no such one."""
-        return self.getitem(input, _window(input, dim, start, length)) if _is_traced_integer(start) else None
+        if not _is_traced_integer(start):
+            return None
+        return self.getitem(input, (*[_ALL] * (dim % input.dim()), Window(start, length)))
 
     def setitem(self, table: Tensor, index: Any, value: Any) -> None:
         row = self._rows.get(_storage(value)) if self._rows and isinstance(value, Tensor) else None
@@ -163,16 +160,14 @@ def _storage(x: Tensor) -> int:
 
 
 def get_row(x: Tensor, index: Any) -> Tensor | None:
-    """``x[index]``, or None where no item of the index is a traced integer."""
-    if isinstance(index, Window):
-        return _selected(x, *index)
-    found = _first_traced_integer(x, index)
+    """``x[index]``, or None where no item of the index is traced."""
+    found = _first_traced(x, index)
     if found is None:
         return None
     while found is not None:
-        dim, row, index = found
-        x = _selected(x, dim, row)
-        found = _first_traced_integer(x, index)
+        dim, rows, index = found
+        x = _selected(x, dim, rows)
+        found = _first_traced(x, index)
     return x[index]
 
 
@@ -183,21 +178,14 @@ def _selected(x: Tensor, dim: int, rows: Tensor) -> Tensor:
 
 def set_part(x: Tensor, index: Any, value: Any) -> None:
     """``x[index] = value``, by a traced integer or a mask too."""
-    if isinstance(index, Window):
-        _put(x, *index, value.clone())  # index_copy_ saves it, and it may be written to again
-        return
-    found = _first_traced_integer(x, index)
+    found = _first_traced(x, index)
     if found is None:
         if not _set_by_mask(x, index, value):
             x[index] = value
         return
-    dim, row, rest = found
-    part = _selected(x, dim, row)
+    dim, rows, rest = found
+    part = _selected(x, dim, rows)
     set_part(part, rest, value)
-    _put(x, dim, row, part)
-
-
-def _put(x: Tensor, dim: int, rows: Tensor, part: Tensor) -> None:
     if not is_batched(rows):
         x.index_copy_(dim, rows, part)
         return
@@ -287,29 +275,33 @@ def _first_dim(x: Tensor, items: tuple[Any, ...], place: int) -> int:
 
 def _is_view(index: Any) -> bool:
     """Whether eager Python reads a view by this index: numbers and slices only."""
-    if isinstance(index, Window):
-        return True
     items = index if isinstance(index, tuple) else (index,)
-    return all(_is_traced_integer(i) or i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
+    return all(_is_traced(i) or i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
 
 
 def _is_traced_integer(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dim() == 0 and index.dtype in _INTEGERS
 
 
-def _first_traced_integer(x: Tensor, index: Any) -> tuple[int, Tensor, Any] | None:
-    """Dimension and row (a one-element index) of the first traced integer, and the index with 0 in its place. It may be
-    on the CPU, as in eager Python, wherever ``x`` is.
+def _is_traced(item: Any) -> bool:
+    return isinstance(item, Window) or _is_traced_integer(item)
+
+
+def _first_traced(x: Tensor, index: Any) -> tuple[int, Tensor, Any] | None:
+    """Dimension and rows (their numbers) of the first traced item, and the index with 0 in the place of an integer, all
+    in that of a window. A number may be on the CPU, as in eager Python, wherever ``x`` is.
     """
     items = index if isinstance(index, tuple) else (index,)
-    place = next((k for k, item in enumerate(items) if _is_traced_integer(item)), None)
+    place = next((k for k, item in enumerate(items) if _is_traced(item)), None)
     if place is None:
         return None
     dim = _dims_taken(items[:place])
     if any(item is Ellipsis for item in items[:place]):
         dim += x.dim() - _dims_taken(items)
-    row = items[place].to(x.device, torch.int64)
-    return dim, _counted(row, x.shape[dim]).reshape(1), (*items[:place], 0, *items[place + 1 :])
+    start, length = items[place] if isinstance(items[place], Window) else (items[place], None)
+    row = _counted(start.to(x.device, torch.int64), x.shape[dim])
+    rows = row.reshape(1) if length is None else row + torch.arange(length, device=x.device)
+    return dim, rows, (*items[:place], 0 if length is None else _ALL, *items[place + 1 :])
 
 
 def _counted(row: Tensor, size: Any) -> Tensor:

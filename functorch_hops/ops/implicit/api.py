@@ -20,10 +20,12 @@ from .rules import LinearSolve, Root
 
 __all__ = ["custom_linear_solve", "custom_root"]
 
-
-@spelled(
+_of_solution = spelled(
     has_aux="leave it out: solve returns the solution alone; what else it finds can be returned by a call of its own"
 )
+
+
+@_of_solution
 @one_node
 def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function) -> Any:
     """A root of a function, differentiated by the implicit function theorem.
@@ -84,9 +86,7 @@ def _root(functions: Sequence[Function], operands: tuple[Any]) -> Any:
     return equation.tree.unflatten(call_custom_rule(rule, [*parameters, *pytree.flatten(operands[0])[0]]))
 
 
-@spelled(
-    has_aux="leave it out: solve returns the solution alone; what else it finds can be returned by a call of its own"
-)
+@_of_solution
 @one_node
 def custom_linear_solve(
     matvec: Function,
