@@ -253,7 +253,8 @@ def _columns(flat: FlatFunction, chunk_size: int | None) -> tuple[list[Tensor], 
         places = [place for place, tensor in enumerate(aux) if _torch.is_batched_here(tensor)]
         return derivatives, tuple(aux[place] for place in places)
 
-    with _drawing_nothing(flat.operation, arguments.tensors):
+    column_by_column = chunk_size == 1
+    with _drawing_nothing(flat.operation, arguments.tensors) if column_by_column else contextlib.nullcontext():
         chunks = [_in_lanes(push, basis, chunk_size) for basis in _unit_vectors(arguments.inputs, chunk_size)]
     for place, lanes in zip(places, chunks[-1][1], strict=True):
         aux[place] = lanes[0]
