@@ -51,10 +51,13 @@ pytest.register_assert_rewrite("environments", "leftovers", "modes", "processes"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-case", action="store_true", help="run all cases of slow tests, not a quarter of them")
+    parser.addoption("--device", help="the default device of tensors: cuda runs the suite on a GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if config.getoption("device"):
+        torch.set_default_device(config.getoption("device"))
     if not torch.cuda.is_available():
         # torch 2.11 for CUDA gives what then guards devices to the first thread that makes fake tensors; when that
         # ends, the next one to make some reads freed memory.

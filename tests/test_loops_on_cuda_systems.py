@@ -61,7 +61,7 @@ def filtered(m: Tensor, p: Tensor, zs: Tensor, f: Tensor, h: Tensor) -> Any:
 
     def one(m: Tensor, p: Tensor, zs: Tensor) -> Any:
         def step(s: tuple[Tensor, Tensor], z: Tensor) -> Any:
-            m, p = f @ s[0], f @ s[1] @ f.T + 0.01 * torch.eye(2, dtype=f.dtype)
+            m, p = f @ s[0], f @ s[1] @ f.T + 0.01 * torch.eye(2, dtype=f.dtype, device=f.device)
             gain = p @ h / (h @ p @ h + 0.1)
             m = m + gain * (z - h @ m)
             return (m, p - torch.outer(gain, h @ p)), m

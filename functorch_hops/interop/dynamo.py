@@ -50,12 +50,17 @@ class CallModule(torch.nn.Module):
 
 
 class LeafCall(_torch.HigherOrderOperator):
-    """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments."""
+    """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments, with
+    which it is called as Python if Dynamo gives up within the frame of the call, as it does where a default device is.
+    """
 
     def __init__(self) -> None:
         super().__init__("fh_call")
 
-    def __call__(self, call: CallModule, *operands: Any) -> tuple[Tensor, ...]:
+    def __call__(self, call: CallModule | Callable[..., Any], *operands: Any) -> Any:
+        if not isinstance(call, CallModule):
+            args, kwargs = operands
+            return call(*args, **kwargs)
         params = call.params
         if current_capture() is not None:  # a user's function holds the call, and its graph runs in our capture
             with _torch.autocast_off():

@@ -26,6 +26,7 @@ from ..passes.ranges import without_ranges
 from .loops import kept
 from .loops.happening import raising_again
 from .real_parts import as_pairs, from_pairs, in_real_parts, over_pairs
+from .replayed import Replayed, is_replayable
 from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
 from .waiting import told_to_wait
 
@@ -273,7 +274,10 @@ def _compile_real(body: Subgraph, backend: Backend, record: Compilation) -> Code
         if backend.name == "inductor":
             from .inductor import compile_graph
 
-            return raising_again(compile_graph(module, fakes, options), _raise_as_eager)
+            code: Code = compile_graph(module, fakes, options)
+            if "triton.cudagraphs" not in options and is_replayable(body):
+                code = Replayed(code)
+            return raising_again(code, _raise_as_eager)
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
         return raising_again(lambda operands: _torch.writable(run(*operands)), _raise_as_eager)

@@ -56,6 +56,10 @@ def of_integers(x):
     return fh.grad(lambda x: x.sum())(x.long())
 
 
+def of_floats(x):
+    return fh.grad(lambda x: x.sum() * x.sum().item())(x)
+
+
 def in_a_rule(x):
     rule = fh.custom_vjp(lambda x: x.sin())
     rule.defvjp(lambda x: (x.sin(), x), lambda r, ct: (ct if r.sum() > 0 else r,))
@@ -99,6 +103,12 @@ def test_a_reason_that_dynamo_does_not_explain_is_named() -> None:
 @pytest.mark.parametrize("function", [branches, reads, masks, appends, prints, unlike], ids=lambda f: f.__name__)
 def test_without_fullgraph_the_call_runs_as_python(function) -> None:
     torch.testing.assert_close(torch.compile(function, backend="eager")(x()), function(x()))
+
+
+@pytest.mark.parametrize("function", [branches, reads, appends, of_floats], ids=lambda f: f.__name__)
+def test_under_a_default_device_it_runs_as_python_too(function) -> None:
+    with torch.device("cpu"):
+        torch.testing.assert_close(torch.compile(function, backend="eager")(x()), function(x()))
 
 
 def test_a_break_is_around_the_call() -> None:

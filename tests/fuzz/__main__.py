@@ -32,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:100", help="a seed, or first:last, the last one excluded")
     parser.add_argument("--backend", default="inductor", help="plain, captured, eager, aot_eager, inductor or dynamo")
+    parser.add_argument("--device", default="cpu", help="where programs run")
     parser.add_argument("--group", type=int, default=8, help="programs that are compiled as one function")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for a group")
     parser.add_argument("--shrink", type=float, nargs="?", const=300.0, help="seconds to shrink each failing program")
@@ -40,7 +41,7 @@ def main() -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return _work()
+        return _work(arguments.device)
     first, _, last = arguments.seeds.partition(":")
     seeds = list(range(int(first), int(last or int(first) + 1)))
     if arguments.show:
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def _run(seeds: list[int], arguments: argparse.Namespace) -> int:
-    worker, counts, start = Worker(), Counter[str](), time.monotonic()
+    worker, counts, start = Worker(arguments.device), Counter[str](), time.monotonic()
     try:
         for at in range(0, len(seeds), arguments.group):
             group = seeds[at : at + arguments.group]
@@ -123,7 +124,8 @@ def _report(seed: int, mode: str, failure: dict[str, Any], worker: Worker, argum
 class Worker:
     """A process that checks one group after the other, and is started again when it has died, hung or grown old."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self.device = device
         self.process: subprocess.Popen[str] | None = None
         self.age = 0
 
@@ -153,7 +155,7 @@ class Worker:
 
     def _start(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the process is stopped)
-        command = [sys.executable, "-X", "faulthandler", str(Path(__file__).parent), "--worker"]
+        command = [sys.executable, "-X", "faulthandler", str(Path(__file__).parent), "--worker", "--device", self.device]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
@@ -187,7 +189,7 @@ class Worker:
 # the process that runs programs
 
 
-def _work() -> int:
+def _work(device: str) -> int:
     import torch
 
     from fuzz.checking import failure_of
@@ -200,7 +202,8 @@ def _work() -> int:
             programs = [Program(0, request["source"], "", request["is_trained"])]
         else:
             programs = [generate(seed) for seed in request["seeds"]]
-        failure = failure_of(programs, request["mode"])
+        with torch.device(device):
+            failure = failure_of(programs, request["mode"])
         answer = None
         if failure is not None:
             answer = {

@@ -49,7 +49,7 @@ def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
         run = _function(loaded, mode)
         for seed in (0, 1, 0):
             arguments = [
-                [_leaf(x, program.is_trained) for x in names["inputs"](seed)]
+                [_leaf(x, program.is_trained) for x in _inputs(names, seed)]
                 for names, program in zip(loaded, programs)
             ]
             with patch.object(torch.nn.functional, "layer_norm", layer_norm):
@@ -85,6 +85,13 @@ def _for_dynamo(source: str) -> str:
 
 def _is_unknown_to_dynamo(part: ast.stmt) -> bool:
     return isinstance(part, ast.ClassDef) or (isinstance(part, ast.FunctionDef) and part.name == "jvp")
+
+
+def _inputs(names: dict[str, Any], seed: int) -> list[Tensor]:
+    """Drawn on the CPU, so that a seed has the same ones on every device."""
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        return [x.to(device) for x in names["inputs"](seed)]
 
 
 def _leaf(x: Tensor, is_trained: bool) -> Tensor:

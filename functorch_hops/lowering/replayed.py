@@ -1,0 +1,130 @@
+"""Graphs whose loops are launched step by step, on a GPU, replayed as CUDA graphs.
+
+NOTE [Replayed loops] A loop that is no kernel launches those of each step from Python, which takes longer than they
+run. If its trip count is known when it is compiled, each call launches the same kernels: they are recorded once, and
+each later call is one launch. What is recorded reads and writes memory of its own, so operands are copied to it and
+results from it. Values on the CPU are part of what was recorded: a call with others runs as if nothing had been. What
+Python does while it is recorded depends on nothing else, for CUDA lets nobody wait for a device meanwhile, and graphs
+with effects, random numbers or calls of Python are not recorded. Inductor's option ``triton.cudagraphs``, if given,
+decides instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from ..ir.subgraph import Subgraph, has_effect, params_of
+
+__all__ = ["Replayed", "is_replayable"]
+
+Code = Callable[[list[Tensor]], Sequence[Tensor]]
+
+_MOST_STEPS = 4096
+"""Each launch that is recorded takes about a kB, and each step has some."""
+_MOST_BYTES = 1 << 28
+_MOST_NUMBERS = 16
+"""Elements of an operand on the CPU: it is compared with that of the recorded call."""
+
+_log = logging.getLogger("functorch_hops")
+
+
+def is_replayable(body: Subgraph) -> bool:
+    """Whether each call of this graph, whose kernels are made, launches the same, and many times."""
+    metas = (*body.inputs, *body.outputs)
+    if body.shape_env is not None or body.random or not all(meta.device.type == "cuda" for meta in body.outputs):
+        return False
+    if any(meta.device.type != "cuda" and _size(meta.shape) > _MOST_NUMBERS for meta in body.inputs):
+        return False
+    if sum(_size(meta.shape) * meta.dtype.itemsize for meta in metas) > _MOST_BYTES:
+        return False
+    steps = _steps(body)
+    return steps is not None and 0 < steps <= _MOST_STEPS
+
+
+def _size(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _steps(body: Subgraph) -> int | None:
+    """How many steps the loops take that are no kernels; None if that may be another number in each call."""
+    total = 0
+    for node in body.module.graph.nodes:
+        if has_effect(node, body.module) or _asks_the_device(node):
+            return None
+        params = params_of(node, body.module)
+        if params is None:
+            continue
+        inside = [_steps(part) for part in params.run_bodies]
+        if params.calls_python or None in inside:
+            return None
+        steps = sum(inner for inner in inside if inner is not None)
+        if params.operator.rules.native_loop(params) is not None:
+            trips = params.trip_count([x.meta["val"] if isinstance(x, fx.Node) else x for x in node.args[1:]])
+            if trips is None:
+                return None
+            steps = trips * (1 + steps)
+        elif len(inside) != 1:
+            return None
+        total += steps
+    return total
+
+
+def _asks_the_device(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in node.target.tags
+
+
+class Replayed:
+    """Compiled ``code``, recorded when it is called for the second time: the first call may compile and tune."""
+
+    def __init__(self, code: Code) -> None:
+        self._code, self._calls, self._recorded = code, 0, list[_Recorded]()
+        self._lock = threading.Lock()
+
+    def __call__(self, operands: list[Tensor]) -> Sequence[Tensor]:
+        if torch.cuda.is_current_stream_capturing():
+            return self._code(operands)
+        with self._lock:
+            self._calls += 1
+            if self._calls == 2:
+                self._record(operands)
+            for recorded in self._recorded:
+                if recorded.is_for(operands):
+                    return recorded(operands)
+        return self._code(operands)
+
+    def _record(self, operands: Sequence[Tensor]) -> None:
+        try:
+            self._recorded = [_Recorded(self._code, operands)]
+        except RuntimeError as error:
+            _log.info("a graph is launched step by step, as CUDA can't record it: %s", error)
+
+
+class _Recorded:
+    """A call as a CUDA graph, with the memory that it reads and writes."""
+
+    def __init__(self, code: Code, operands: Sequence[Tensor]) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.current_stream()
+        self._operands = [x.clone() for x in operands]
+        self._numbers = [(i, x.tolist()) for i, x in enumerate(operands) if not x.is_cuda]
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._results = code([*self._operands])
+
+    def is_for(self, operands: Sequence[Tensor]) -> bool:
+        return all(operands[i].tolist() == number for i, number in self._numbers)
+
+    def __call__(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        stream = torch.cuda.current_stream()
+        if stream != self._stream:
+            stream.wait_stream(self._stream)
+            self._stream = stream
+        for own, operand in zip(self._operands, operands):
+            if own.is_cuda:
+                own.copy_(operand)
+        self._graph.replay()
+        return [x.clone() for x in self._results]

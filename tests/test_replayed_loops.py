@@ -1,0 +1,167 @@
+"""Loops on a GPU that are launched step by step: which are recorded as CUDA graphs, and is a replay what eager computes?"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import torch
+from torch import Tensor
+from triton_plans import on_cuda
+
+import functorch_hops as fh
+from functorch_hops.lowering.replayed import is_replayable
+from loop_plans import Program, normal
+from modes import same
+
+W, H, XS = normal(60, 60) / 8, normal(8, 60), normal(20, 8, 60)
+
+
+def recurrent(w: Tensor, h: Tensor, xs: Tensor) -> Any:
+    return fh.scan(lambda h, x: ((new := torch.tanh(h @ w + x)), new.sin()), h, xs)
+
+
+def loss(w: Tensor, h: Tensor, xs: Tensor) -> Tensor:
+    return recurrent(w, h, xs)[1].square().sum()
+
+
+def repeated(step: Callable[[Any, Tensor, Tensor], Tensor], n: int = 20) -> Callable[..., Tensor]:
+    return lambda w, h, *_: fh.fori_loop(0, n, lambda i, h: step(i, w, h), h)
+
+
+def product(_: Any, w: Tensor, h: Tensor) -> Tensor:
+    return torch.tanh(h @ w)
+
+
+def printed(h: Tensor) -> Tensor:
+    fh.debug.print("{}", h)
+    return h
+
+
+def scaled(w: Tensor, h: Tensor, xs: Tensor, rate: Any) -> Tensor:
+    return repeated(lambda i, w, h: torch.tanh(h @ w) * rate + i)(w, h)
+
+
+REPLAYED: dict[str, Program] = {
+    "scan": (recurrent, (W, H, XS)),
+    "its gradient": (fh.value_and_grad(loss, argnums=(0, 1, 2)), (W, H, XS)),
+    "steps that are counted": (scaled, (W, H, XS, torch.tensor(0.5))),
+    "loops in a loop": (repeated(lambda _, w, h: repeated(product, 3)(w, h)), (W, H, XS)),
+    "a kernel in a loop": (repeated(lambda _, w, h: fh.fori_loop(0, 3, lambda _, h: h.sin(), h) @ w), (W, H, XS)),
+    "a checkpoint around": (fh.checkpoint(recurrent), (W, H, XS)),
+}
+
+LAUNCHED: dict[str, Program] = {
+    "no loop": (lambda w, h, xs: h @ w, (W, H, XS)),
+    "a kernel": (repeated(lambda _, w, h: h.sin()), (W, H, XS)),
+    "an end that is looked for": (
+        lambda w, h, xs: fh.while_loop(lambda h: h.sum() > 1, lambda h: h @ w, h),
+        (W, H, XS),
+    ),
+    "a branch": (
+        repeated(lambda _, w, h: fh.cond(h.sum() > 0, lambda h: h @ w, lambda h: h.sum(0) + h, h)),
+        (W, H, XS),
+    ),
+    "random numbers": (repeated(lambda _, w, h: torch.dropout(h @ w, 0.3, True)), (W, H, XS)),
+    "what is printed": (repeated(lambda i, w, h: printed(h @ w)), (W, H, XS)),
+    "many steps": (repeated(product, 10_000), (W, H, XS)),
+}
+
+
+@pytest.mark.parametrize("name", REPLAYED | LAUNCHED)
+def test_what_each_call_launches_alike_is_recorded(name: str) -> None:
+    f, args = (REPLAYED | LAUNCHED)[name]
+    assert is_replayable(on_cuda(f, *args).body) is (name in REPLAYED)
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that are replayed, in turn."""
+    seen: list[Any] = []
+    original: Any = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (seen.append(graph), original(graph))[1])
+    return seen
+
+
+def on_gpu(args: Any, seed: int) -> Any:
+    change = lambda x: x.cuda() + 0.01 * seed if x.shape else x
+    return optree.tree_map(change, args)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", REPLAYED)
+def test_each_call_has_its_own_results(name: str, replays: list[Any]) -> None:
+    f, args = REPLAYED[name]
+    run, plain = fh.jit(f), fh.jit(f, backend="eager")
+    operands = [on_gpu(args, seed) for seed in range(4)]
+    found = [run(*each) for each in operands]
+    assert len(replays) == 3
+    for got, each in zip(found, operands):
+        same(optree.tree_leaves(got), optree.tree_leaves(plain(*each)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_a_number_may_change(replays: list[Any]) -> None:
+    run, plain = fh.jit(scaled), fh.jit(scaled, backend="eager")
+    operands = on_gpu((W, H, XS), 0)
+    for rate, n_replays in ((0.5, 0), (0.5, 1), (0.25, 1), (0.5, 2)):
+        same(run(*operands, rate), plain(*operands, rate), rtol=1e-4, atol=1e-4)
+        assert len(replays) == n_replays
+
+
+@pytest.mark.cuda
+def test_training(replays: list[Any]) -> None:
+    def trained(f: Callable[..., Tensor]) -> Tensor:
+        w = W.cuda().requires_grad_()
+        h, xs = on_gpu((H, XS), 0)
+        optimizer = torch.optim.SGD([w], lr=1e-3)
+        for _ in range(4):
+            optimizer.zero_grad()
+            f(w, h, xs).backward()
+            optimizer.step()
+        return w.detach()
+
+    same(trained(fh.jit(loss)), trained(fh.jit(loss, backend="eager")), rtol=1e-4, atol=1e-4)
+    assert len(replays) == 6  # forward and backward
+
+
+@pytest.mark.cuda
+def test_streams_and_threads_take_turns() -> None:
+    run = fh.jit(recurrent)
+    operands = [on_gpu((W, H, XS), seed) for seed in range(4)]
+    expected = [fh.jit(recurrent, backend="eager")(*each) for each in operands]
+    run(*operands[0])
+    run(*operands[0])
+    torch.cuda.synchronize()
+    found: list[list[Any]] = [[] for _ in operands]
+
+    def work(i: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found[i] += [run(*operands[i]) for _ in range(20)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    torch.cuda.synchronize()
+    for results, right in zip(found, expected):
+        assert len(results) == 20
+        for result in results:
+            same(result, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_a_graph_of_the_user_s_around() -> None:
+    run, operands = fh.jit(recurrent), on_gpu((W, H, XS), 0)
+    for _ in range(3):
+        run(*operands)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run(*operands)
+    operands[1].add_(1)
+    graph.replay()
+    same(results, fh.jit(recurrent, backend="eager")(*operands), rtol=1e-4, atol=1e-4)
