@@ -230,7 +230,12 @@ def test_other_loops_are_torch_s_own_and_say_why(name: str) -> None:
 
 
 def drawn(c: Tensor, _: Any) -> Any:
-    return c, (torch.rand_like(c), torch.randn_like(c), torch.randint(3, 10, c.shape), torch.rand_like(c.double()))
+    return c, (
+        torch.rand_like(c),
+        torch.randn_like(c),
+        torch.randint(3, 10, c.shape, device=c.device),
+        torch.rand_like(c.double()),
+    )
 
 
 DRAWING: dict[str, Program] = {
@@ -283,6 +288,20 @@ def test_python_numbers_are_operands_on_the_cpu() -> None:
         (node,) = kernels(planned(body, {}))
     devices = [x.meta["val"].device.type for x in node.args[0]]
     assert sorted(devices) == ["cpu", "cuda", "cuda"]
+
+
+def test_indices_of_steps_are_made_on_the_gpu() -> None:
+    """On the CPU Inductor would compile C++ for them."""
+    body = fh.jit(COUNTING["an index"][0]).lower(TensorSpec((N,), torch.float32, "cuda"))._body
+    with exact_code():
+        made = planned(without_numbers(body), {})
+    (indices,) = [x for node in kernels(made) for x in node.args[0] if "arange" in str(x.target)]
+    assert {node.device.type for node in made.body.inputs} == {indices.meta["val"].device.type} == {"cuda"}
+    assert not [node for node in made.body.module.graph.nodes if _is_on_cpu(node.meta.get("val"))]
+
+
+def _is_on_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cpu"
 
 
 COUNTING: dict[str, Program] = {

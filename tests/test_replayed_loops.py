@@ -1,4 +1,4 @@
-"""Loops on a GPU that are launched step by step: which are recorded as CUDA graphs, and is a replay what eager computes?"""
+"""Loops on a GPU that are launched step by step: which are replayed, and are the results right?"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What torch does in its own way, as a capture sees it: ``torch.autograd.Function``, ``torch.library``, control flow,
-and calls that its vmap refuses.
+recurrent layers, and calls that its vmap refuses.
 """
 
 from .. import _torch
@@ -7,6 +7,7 @@ from ..trace.hooks import handlers
 from .autograd_function import call_autograd_function
 from .dynamo import leaf_call, register_leaf
 from .library_operator import call_library_operator
+from .recurrent import LAYERS
 from .symbolic import SymbolicLeaves
 from .torch_operators import OPERATORS
 from .vmap_refusals import call_on_lanes
@@ -25,6 +26,7 @@ def install() -> None:
     handlers.function = call_autograd_function
     handlers.operator = call_library_operator
     handlers.control_flow = OPERATORS
+    handlers.layers = LAYERS
     handlers.on_lanes = call_on_lanes
     handlers.register_leaf, handlers.leaf = register_leaf, leaf_call
     handlers.symbolic = SymbolicLeaves()

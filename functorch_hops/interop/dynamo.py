@@ -50,8 +50,8 @@ class CallModule(torch.nn.Module):
 
 
 class LeafCall(_torch.HigherOrderOperator):
-    """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments, with
-    which it is called as Python if Dynamo gives up within the frame of the call, as it does where a default device is.
+    """The node of a call in Dynamo's graph. Before Dynamo traced it: the function of the library and its arguments.
+    Where Dynamo gives up in the frame of the call, as it does under a default device, that is a call of Python's.
     """
 
     def __init__(self) -> None:

@@ -389,8 +389,9 @@ def _is_on_accelerator(tensors: list[Tensor]) -> bool:
 @contextlib.contextmanager
 def counted_by_torch() -> Iterator[None]:
     """Leave to torch's operators what a loop of torch's counts on the CPU, beside an accelerator: asking whether it
-    goes on waits for nothing there. Inductor (torch 2.13) makes C++ of a sum and a comparison of integers; for them the
-    first call finds out what the processor can do and compiles headers and some kernels, up to a minute of one core.
+    goes on waits for nothing there, nor does making and reading the indices of its steps. Inductor (torch 2.13) makes
+    C++ of them; for it the first call finds out what the processor can do and compiles headers and some kernels, up to
+    a minute of one core.
     """
     from torch._inductor.graph import GraphLowering
     from torch._inductor.lowering import fallback_handler
@@ -405,14 +406,31 @@ def counted_by_torch() -> Iterator[None]:
         yield
 
 
+_MOST_COUNTED = 4096
+_OF_COUNTERS = {aten.full.default, aten.select.int, torch.ops.prims.iota.default}
+
+
 def _computes_numbers(node: fx.Node) -> bool:
-    is_simple = is_pointwise(node.target) or node.target is aten.full.default
-    return is_simple and all(map(_is_number, (node, *node.all_input_nodes)))
+    """Whether it makes or reads counters, or the indices of a loop's steps, that nobody writes to."""
+    has_operator = is_pointwise(node.target) or node.target in _OF_COUNTERS
+    nodes = node, *node.all_input_nodes
+    return has_operator and all(map(_is_counted, nodes)) and not any(map(_writes, (node, *_users(nodes))))
 
 
-def _is_number(node: fx.Node) -> bool:
+def _users(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+    return (user for node in nodes for user in node.users)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_counted(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return not isinstance(value, Tensor) or (value.dim() == 0 and value.device.type == "cpu")
+    if not isinstance(value, Tensor):
+        return True
+    n = value.numel()
+    return value.device.type == "cpu" and type(n) is int and n <= _MOST_COUNTED
 
 
 def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:

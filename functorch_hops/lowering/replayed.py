@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
+from .. import _torch
 from ..ir.subgraph import Subgraph, has_effect, params_of
 
 __all__ = ["Replayed", "is_replayable"]
@@ -29,6 +30,8 @@ _MOST_STEPS = 4096
 _MOST_BYTES = 1 << 28
 _MOST_NUMBERS = 16
 """Elements of an operand on the CPU: it is compared with that of the recorded call."""
+
+_OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 _log = logging.getLogger("functorch_hops")
 
@@ -75,7 +78,7 @@ def _steps(body: Subgraph) -> int | None:
 
 
 def _asks_the_device(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in node.target.tags
+    return _torch.is_operator_of_torch(node.target) and not _OF_VALUES.isdisjoint(node.target.tags)
 
 
 class Replayed:

@@ -71,6 +71,7 @@ class _Handlers:
     """``function(cls, args, kwargs, operator=None)``: a call of ``torch.autograd.Function``; ``operator``: the library
     operator whose derivative it is. ``operator(operator, args, kwargs)``: a call of a library operator.
     ``control_flow``: what to call in the place of operators of torch's own that hold functions, by their names.
+    ``layers``: recurrent layers, by the functions of torch; they return NotImplemented where torch's own will do.
     ``on_lanes(func, args, kwargs, error)``: a call that torch's vmap refused.
     ``leaf(function, args, kwargs)``: a call of the library that Dynamo traces, after ``register_leaf()``.
     ``symbolic``: calls under ``torch.fx.symbolic_trace``.
@@ -79,6 +80,7 @@ class _Handlers:
     function: Callable[..., Any]
     operator: Callable[[Any, Sequence[Any], dict[str, Any]], Any]
     control_flow: dict[str, Callable[..., Any]]
+    layers: dict[Any, Callable[..., Any]]
     on_lanes: Callable[[Any, Sequence[Any], dict[str, Any], RuntimeError], Any]
     register_leaf: Callable[[], None]
     leaf: Any

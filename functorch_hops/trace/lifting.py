@@ -125,6 +125,11 @@ class Lifting(_torch.ForwardRules):
         if _torch.is_operator_of_torch(func) and func.name() in handlers.control_flow:
             with self:
                 return handlers.control_flow[func.name()](*args, **kwargs)
+        if func in handlers.layers:
+            with self:
+                result = handlers.layers[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         is_read = func in READS and not (func in _AS_TENSOR and isinstance(args[0], Tensor))
         if is_read and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func], buffer=capture.path_of_buffer(args[0]))

@@ -181,8 +181,10 @@ def _polygamma(x: Tensor, n: int) -> Any:
 def _gru_cell(
     x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
 ) -> Any:
-    """torch's own (2.13) makes numbers of open sizes where it cuts its gates (``unsafe_chunk``)."""
-    if not _is_open(x, h) or x.shape[0] != h.shape[0]:
+    """torch's own (2.13) makes numbers of open sizes where it cuts its gates (``unsafe_chunk``), and neither vmap
+    nor forward mode nor Inductor knows its kernel for GPUs.
+    """
+    if not _is_written_out(x, h) or x.shape[0] != h.shape[0]:
         return NotImplemented
     given = torch.nn.functional.linear(x, w_x, b_x).split(h.shape[1], 1)
     kept = torch.nn.functional.linear(h, w_h, b_h).split(h.shape[1], 1)
@@ -196,7 +198,7 @@ def _lstm_cell(
 ) -> Any:
     """As :func:`_gru_cell`."""
     h, c = state
-    if not _is_open(x, h, c) or not x.shape[0] == h.shape[0] == c.shape[0]:
+    if not _is_written_out(x, h, c) or not x.shape[0] == h.shape[0] == c.shape[0]:
         return NotImplemented
     gates = torch.nn.functional.linear(h, w_h, b_h) + torch.nn.functional.linear(x, w_x, b_x)
     written, kept, new, shown = gates.split(c.shape[1], 1)
@@ -204,8 +206,8 @@ def _lstm_cell(
     return shown.sigmoid() * c.tanh(), c
 
 
-def _is_open(*tensors: Tensor) -> bool:
-    return any(isinstance(size, torch.SymInt) for t in tensors for size in t.shape)
+def _is_written_out(*tensors: Tensor) -> bool:
+    return any(t.device.type != "cpu" or any(isinstance(size, torch.SymInt) for size in t.shape) for t in tensors)
 
 
 def _out_dtype(operator: Any, dtype: torch.dtype, *args: Any) -> Tensor:

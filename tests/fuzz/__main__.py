@@ -155,7 +155,15 @@ class Worker:
 
     def _start(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the process is stopped)
-        command = [sys.executable, "-X", "faulthandler", str(Path(__file__).parent), "--worker", "--device", self.device]
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            str(Path(__file__).parent),
+            "--worker",
+            "--device",
+            self.device,
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )

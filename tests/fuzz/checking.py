@@ -49,8 +49,7 @@ def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
         run = _function(loaded, mode)
         for seed in (0, 1, 0):
             arguments = [
-                [_leaf(x, program.is_trained) for x in _inputs(names, seed)]
-                for names, program in zip(loaded, programs)
+                [_leaf(x, program.is_trained) for x in _inputs(names, seed)] for names, program in zip(loaded, programs)
             ]
             with patch.object(torch.nn.functional, "layer_norm", layer_norm):
                 expected = _results(loaded, programs, _together(loaded, Oracle), arguments)

@@ -29,6 +29,8 @@ from .values import copied
 
 __all__ = ["check_form", "is_on_cuda", "launch_of", "launched"]
 
+aten = torch.ops.aten
+
 _CPU = torch.device("cpu")
 
 
@@ -108,7 +110,8 @@ def launched(
     """
     device, mode = device_of(outputs), sizes.new_mode()
     written = [meta._replace(device=device) for meta in (*outputs, *launch.scratch)]
-    new = graph.call_function(triton_loop, launch_arguments(launch, operands, written, sizes.node_of))
+    given = [_made_on(x, device, mode) if x.target in _INDICES else x for x in operands]
+    new = graph.call_function(triton_loop, launch_arguments(launch, given, written, sizes.node_of))
     new.meta["val"] = [meta.fake(mode) for meta in written]
     results = []
     for i, (meta, value) in enumerate(zip(outputs, new.meta["val"])):
@@ -119,6 +122,16 @@ def launched(
             result.meta["val"] = meta.fake(mode)
         results.append(result)
     return results
+
+
+_INDICES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
+
+
+def _made_on(indices: fx.Node, device: torch.device, mode: Any) -> fx.Node:
+    """Indices of steps, which loops have on the CPU: there Inductor would need a C++ compiler for them."""
+    new = indices.graph.call_function(indices.target, indices.args, {**indices.kwargs, "device": device})
+    new.meta["val"] = TensorMeta.of(indices.meta["val"])._replace(device=device).fake(mode)
+    return new
 
 
 def _on_cpu(body: Subgraph) -> Subgraph:
