@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P, R
-from functorch_hops.calls.leaf import one_node, traced_through
+from functorch_hops.calls.leaf import left_to_python, one_node, traced_through
 from functorch_hops.calls.spelling import derivative, spelled
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, message
@@ -243,6 +243,7 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
         outputs, pull_flat, *aux = _torch.vjp(flat, arguments.tensors, None, has_aux)
     spec = flat.spec
 
+    @left_to_python
     def pull(cotangents: Any, *more: Any, **options: Any) -> tuple[Any, ...]:
         check_one_tree(more, options)
         leaves = matching("vjp", cotangents, outputs, spec, "cotangents")
@@ -367,6 +368,7 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     zeros = [torch.zeros_like(out) for out in outputs]
     _, transposed, *_ = _torch.vjp(lambda *cotangents: pull(cotangents), zeros, None, False)
 
+    @left_to_python
     def push(*tangents: Any) -> Any:
         leaves = matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
         return spec.unflatten(transposed(leaves or arguments.differentiated))
