@@ -147,6 +147,26 @@ def test_hooks_of_a_jitted_module_run_as_python() -> None:
     torch.testing.assert_close(compiled(x()), 2 * module(x()))
 
 
+@pytest.mark.parametrize(
+    "make",
+    {
+        "grad": lambda: fh.grad(lambda x: x.sin().sum()),
+        "vmap of grad": lambda: fh.vmap(fh.grad(lambda x: x.sin())),
+        "builtin": lambda: fh.vmap(torch.sin),
+        "jit": lambda: fh.jit(torch.sin, backend="eager"),
+        "checkpoint": lambda: fh.checkpoint(lambda x: x.sin()),
+        "vjp": lambda: lambda x: fh.vjp(torch.sin, x)[1](x)[0],
+        "pull": lambda: fh.vjp(torch.sin, x())[1],
+    }.values(),
+)
+def test_functions_that_python_makes_anew_are_compiled_once(make) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda function, x: function(x.cos()), backend=counter)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(make(), x()), make()(x().cos()))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("transform", [fh.vjp, fh.linearize])
 def test_a_function_that_python_made_runs_as_python(transform) -> None:
     """Dynamo goes on behind a break with what ``vjp`` returned there, and does not compile that."""
