@@ -55,7 +55,7 @@ def transformed(recipe: Recipe) -> Callable[[Function], Callable[..., Any]]:
 
         if torch.compiler.is_dynamo_compiling():
             return call  # to read the annotations of a function is, for Dynamo (torch 2.13), to write to it
-        return _torch.with_own_code(functools.wraps(recipe.func, updated=())(call))
+        return _torch.with_own_code(functools.wraps(recipe.func, updated=())(call), recipe.func)
 
     return decorate
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P, R
-from functorch_hops.calls.leaf import one_node, traced_through
+from functorch_hops.calls.leaf import left_to_python, one_node, traced_through
 from functorch_hops.calls.spelling import derivative, spelled
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, message
@@ -241,15 +241,26 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
     with _torch.differentiated_again():
         outputs, pull_flat, *aux = _torch.vjp(flat, arguments.tensors, None, has_aux)
-    spec = flat.spec
+    pull_tree = functools.partial(pull, pull_flat, outputs, flat.spec, arguments)
+    out = flat.spec.unflatten(outputs)
+    return (out, pull_tree, flat.aux.tree(*aux)) if has_aux else (out, pull_tree)
 
-    def pull(cotangents: Any, *more: Any, **options: Any) -> tuple[Any, ...]:
-        check_one_tree(more, options)
-        leaves = matching("vjp", cotangents, outputs, spec, "cotangents")
-        return arguments.tree(pull_flat(leaves))
 
-    out = spec.unflatten(outputs)
-    return (out, pull, flat.aux.tree(*aux)) if has_aux else (out, pull)
+@left_to_python
+def pull(
+    pull_flat: Function,
+    outputs: Sequence[Tensor],
+    spec: Any,
+    arguments: DifferentiableArguments,
+    /,
+    cotangents: Any,
+    *more: Any,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """What ``vjp`` returns, of one code: Dynamo compiles again for each other."""
+    check_one_tree(more, options)
+    leaves = matching("vjp", cotangents, outputs, spec, "cotangents")
+    return arguments.tree(pull_flat(leaves))
 
 
 @overload
@@ -347,7 +358,7 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     >>> push(torch.tensor(1.0), torch.tensor(10.0))
     tensor(25.)
     """
-    # `pull`, which takes ct to ct^T J, is linear. So is its own vjp, which is the transpose, t to J t,
+    # `pull_flat`, which takes ct to ct^T J, is linear. So is its own vjp, which is the transpose, t to J t,
     # wherever it is taken: at zero here. The alternatives lose something: torch.func.linearize calls `func`
     # twice, once under make_fx, where data-dependent Python control flow fails; a jvp in each push calls
     # `func` again, which repeats its side effects, draws other random numbers than `out` has seen, and costs
@@ -362,17 +373,18 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)
     with _torch.differentiated_again():
-        outputs, pull, *_ = _torch.vjp(flat, arguments.tensors, None, False)
-    spec = flat.spec
+        outputs, pull_flat, *_ = _torch.vjp(flat, arguments.tensors, None, False)
     zeros = [torch.zeros_like(out) for out in outputs]
-    _, transposed, *_ = _torch.vjp(lambda *cotangents: pull(cotangents), zeros, None, False)
+    _, transposed, *_ = _torch.vjp(lambda *cotangents: pull_flat(cotangents), zeros, None, False)
+    out: Any = flat.spec.unflatten(outputs)
+    return out, functools.partial(push, transposed, flat.spec, arguments)
 
-    def push(*tangents: Any) -> Any:
-        leaves = matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
-        return spec.unflatten(transposed(leaves or arguments.differentiated))
 
-    out: Any = spec.unflatten(outputs)
-    return out, push
+@left_to_python
+def push(transposed: Function, spec: Any, arguments: DifferentiableArguments, /, *tangents: Any) -> Any:
+    """What ``linearize`` returns, as :func:`pull`."""
+    leaves = matching("linearize", tangents, arguments.inputs, arguments.spec, "tangents")
+    return spec.unflatten(transposed(leaves or arguments.differentiated))
 
 
 @one_node

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .dispatch import suspended
 from .imports import Execute, when_imported
@@ -163,7 +164,18 @@ def never_compiled(function: F) -> F:
     return function
 
 
-def with_own_code(function: F) -> F:
-    """What Dynamo knows of a function it keeps with its code, which functions defined by the same lines share."""
-    function.__code__ = function.__code__.replace()
+def with_own_code(function: F, of: Any = None) -> F:
+    """What Dynamo knows of a function it keeps with its code, which functions defined by the same lines share. One that
+    is made of another function shares its code with those that are made of functions like that.
+    """
+    code = function.__code__
+    if of is None:
+        function.__code__ = code.replace()
+        return function
+    codes = _codes.setdefault(getattr(of, "__code__", type(of)), {})
+    function.__code__ = codes.setdefault(code, code.replace())
     return function
+
+
+_codes: Any = WeakIdKeyDictionary()
+"""By the code of the function that another one is made of, or its type, and by the lines that make it."""

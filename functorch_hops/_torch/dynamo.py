@@ -321,7 +321,9 @@ class _Call:
             sizes = [size if isinstance(size, int) else number for size in shape]
             proxy = create("call_function", torch.empty, (sizes,), {"dtype": torch.bool})
         else:
-            proxy = create("call_function", torch.scalar_tensor, (number,), {"dtype": torch.float64})
+            # AOTAutograd makes a tensor of a float that its graph multiplies by; ``scalar_tensor`` asks for the value.
+            one = create("call_function", torch.ones, ((),), {"dtype": torch.float64})
+            proxy = create("call_function", torch.mul, (one, number), {})
         with self.tx.fake_mode:
             carrier = wrap_fx_proxy(self.tx, proxy, example_value=new_carrier(shape, value))
         return OpenNumber(self.known(carrier))

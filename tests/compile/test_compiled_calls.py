@@ -282,7 +282,7 @@ def test_open_numbers_in_bodies() -> None:
     repeated = lambda x, n: fh.scan(lambda c, _: (1.1 * c, None), x, length=n)[0]
     assert graphs(repeated, *[(torch.randn(3), n) for n in (4, 5, 6)]) == 2
     scaled = lambda x, s: fh.scan(lambda c, _: (s * c, None), x, length=2)[0]
-    graphs(scaled, *[(torch.randn(3), s) for s in (0.5, 0.25, 0.75)])
+    assert graphs(scaled, *[(torch.randn(3), s) for s in (0.5, 0.25, 0.75, -0.0)]) == 2
     chosen = lambda x: fh.cond(x.shape[0] > 5, torch.sin, torch.cos, x)
     graphs(chosen, *[(torch.randn(t),) for t in (4, 5, 6, 7)])
 

@@ -8,6 +8,7 @@ from compiled_models import MODELS, training_step
 from matrix.contexts import CONTEXTS, LibraryTools
 from matrix.operations import OPERATIONS
 from matrix.test_grid import arguments, assert_same, expected
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 import functorch_hops as fh
@@ -33,6 +34,19 @@ def test_gradients_of_parameters(name) -> None:
     expected = training_step(model, model, example)
     got = training_step(model, torch.compile(model, fullgraph=True), example)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_float_that_changes_is_compiled_once_more() -> None:
+    """At the second value Dynamo leaves it open."""
+    counter = CompileCounterWithBackend("inductor")
+    function = lambda x, a: fh.scan(lambda c, _: (c * a + a, c * -a), x * a, length=3)[0]
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for a in (1.1, -2.3, -0.0, 4.0):
+        x = torch.randn(3, requires_grad=True)
+        results = [f(x, a) for f in (compiled, function)]
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*(torch.autograd.grad(out.sum(), x) for out in results))
+    assert counter.frame_count == 2
 
 
 def test_gradients_of_two_loops_that_begin_with_one_value() -> None:

@@ -157,6 +157,42 @@ def test_hooks_of_a_jitted_module_run_as_python() -> None:
     torch.testing.assert_close(compiled(x()), 2 * module(x()))
 
 
+@pytest.mark.parametrize(
+    "make",
+    {
+        "grad": lambda: fh.grad(lambda x: x.sin().sum()),
+        "vmap of grad": lambda: fh.vmap(fh.grad(lambda x: x.sin())),
+        "builtin": lambda: fh.vmap(torch.sin),
+        "jit": lambda: fh.jit(torch.sin, backend="eager"),
+        "checkpoint": lambda: fh.checkpoint(lambda x: x.sin()),
+        "vjp": lambda: lambda x: fh.vjp(torch.sin, x)[1](x)[0],
+        "pull": lambda: fh.vjp(torch.sin, x())[1],
+    }.values(),
+)
+def test_functions_that_python_makes_anew_are_compiled_once(make) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(lambda function, x: function(x.cos()), backend=counter)
+    for _ in range(3):
+        torch.testing.assert_close(compiled(make(), x()), make()(x().cos()))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("transform", [fh.vjp, fh.linearize])
+def test_a_function_that_python_made_runs_as_python(transform) -> None:
+    """Dynamo goes on behind a break with what ``vjp`` returned there, and does not compile that."""
+
+    def run(x):
+        out, linear = transform(lambda x: (print(end=""), x.sin())[1], x.cos())
+        return out, linear(out * 2)
+
+    counter = CompileCounter()
+    torch.testing.assert_close(torch.compile(run, backend=counter)(x()), run(x()))
+    assert counter.op_count == 2, "cos and the product"
+    linear = transform(torch.sin, x())[1]
+    with pytest.raises(Unsupported, match=r"has no node for pu\w+ of functorch_hops"):
+        torch.compile(lambda x: linear(x), fullgraph=True, backend="eager")(x())
+
+
 def test_a_failure_leaves_nothing_behind() -> None:
     def run(x):
         return torch.func.jvp(branches, (x,), (x,))

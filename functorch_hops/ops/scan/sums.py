@@ -38,7 +38,8 @@ def is_sum(node: fx.Node) -> bool:
     """Whether a node adds two different tensors of its own shape."""
     if node.target is not aten.add.Tensor or node.kwargs or len(set(node.all_input_nodes)) < 2:
         return False
-    return all(n.meta["val"].shape == node.meta["val"].shape for n in node.all_input_nodes)
+    terms = [n.meta["val"] for n in node.all_input_nodes]  # a float that Dynamo leaves open is one too
+    return all(isinstance(x, Tensor) and x.shape == node.meta["val"].shape for x in terms)
 
 
 _Rest = tuple[int, Subgraph]
