@@ -1,4 +1,4 @@
-"""``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` in captured functions: scans, with every derivative and any number of steps."""
+"""``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` in captured functions: scans, with all derivatives and any number of steps."""
 
 from __future__ import annotations
 

@@ -96,8 +96,9 @@ def _stacking(step: Cell, weights: Weights, state: State, gates: Tensor) -> tupl
 
 
 def _weights(params: Sequence[Tensor], has_biases: bool) -> Weights:
-    n = 4 if has_biases else 2
-    return Weights(*params[:n], projected=params[n] if len(params) > n else None)
+    biases = params[2:4] if has_biases else (None, None)
+    rest = params[4 if has_biases else 2 :]
+    return Weights(params[0], params[1], *biases, *rest)
 
 
 def _layer(step: Cell, xs: Tensor, states: Any, params: Any, *options: Any, **named: Any) -> Any:

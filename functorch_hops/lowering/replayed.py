@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from .. import _torch
+from .._torch import OpOverload
 from ..ir.subgraph import Subgraph, has_effect, params_of
 
 __all__ = ["Replayed", "is_replayable"]
@@ -78,7 +78,7 @@ def _steps(body: Subgraph) -> int | None:
 
 
 def _asks_the_device(node: fx.Node) -> bool:
-    return _torch.is_operator_of_torch(node.target) and not _OF_VALUES.isdisjoint(node.target.tags)
+    return isinstance(node.target, OpOverload) and not _OF_VALUES.isdisjoint(node.target.tags)
 
 
 class Replayed:

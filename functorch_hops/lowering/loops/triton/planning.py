@@ -129,6 +129,7 @@ _INDICES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
 
 def _made_on(indices: fx.Node, device: torch.device, mode: Any) -> fx.Node:
     """Indices of steps, which loops have on the CPU: there Inductor would need a C++ compiler for them."""
+    assert callable(indices.target)
     new = indices.graph.call_function(indices.target, indices.args, {**indices.kwargs, "device": device})
     new.meta["val"] = TensorMeta.of(indices.meta["val"])._replace(device=device).fake(mode)
     return new
