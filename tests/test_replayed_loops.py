@@ -99,6 +99,7 @@ def test_each_call_has_its_own_results(name: str, replays: list[Any]) -> None:
     operands = [on_gpu(args, seed) for seed in range(4)]
     found = [run(*each) for each in operands]
     assert len(replays) == 3
+    assert "replayed" in {loop.lowering for loop in fh.explain(run)(*operands[0]).loops}
     for got, each in zip(found, operands):
         same(optree.tree_leaves(got), optree.tree_leaves(plain(*each)), rtol=1e-4, atol=1e-4)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # it imports what compiles
 
 __all__ = ["Explanation", "LoopExplanation", "explain"]
 
-Lowering = Literal["lanes", "steps", "tape", "inside", "native", "python"]
+Lowering = Literal["lanes", "steps", "tape", "inside", "replayed", "native", "python"]
 Backward = Literal["late", "saved"]
 
 _WORDS: dict[Lowering, str] = {
@@ -40,6 +40,7 @@ _WORDS: dict[Lowering, str] = {
     "steps": "one kernel, whose step is a function of all lanes",
     "tape": "one kernel, which writes its steps to a tape for the backward pass, or reads them from it",
     "inside": "a part of the kernel of the loop around it",
+    "replayed": "torch's own operator, on a GPU: its launches are recorded in the second call, and replayed since",
     "native": "torch's own operator, whose body is compiled by itself",
     "python": "the operators of the graph, called from Python",
 }
@@ -62,8 +63,8 @@ class LoopExplanation:
         branch: the number of the branch that it runs, where lanes of a vmap select different ones: each branch is a
             ``cond`` of its own then. None otherwise.
         part: None for the call itself; its "forward" or "backward" pass or "tangent" where it was differentiated.
-        lowering: "lanes", "steps", "tape", "inside", "native" or "python"; ``str`` of the explanation has the words
-            for each.
+        lowering: "lanes", "steps", "tape", "inside", "replayed", "native" or "python"; ``str`` of the explanation has
+            the words for each.
         reason: why there is nothing better; None where nothing is, and for a part of another loop's kernel.
         trip_count: how many steps it takes, None where only a run knows.
         saved_bytes: what the forward pass keeps of each step for the backward pass; None for all other parts.

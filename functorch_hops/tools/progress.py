@@ -118,7 +118,7 @@ def progress(
         ArgumentTypeError, ArgumentValueError: ``total`` is no integer, or is negative.
 
     Cost: a loop that runs as Python says where it is after each step, a kernel every 50 ms and at its end. Loops that
-    :func:`explain` calls native, and those that another backend has compiled, say nothing. Without use: nothing.
+    :func:`explain` calls native or replayed, and those of another backend's, say nothing. Without use: nothing.
 
     Source: ``tqdm``; asked for in jax-ml/jax 2106 and 6166.
 

@@ -19,8 +19,8 @@ _TOLD_LINES = 5
 @dataclass(frozen=True)
 class LoopReport:
     """How a loop is lowered. ``taken``: "lanes" (one kernel, a block of lanes runs through all steps), "steps" (one
-    kernel, its body a function), "tape" (the same, and its steps are written to a tape or read from one) or "native"
-    (torch's own operator). ``reason``: what prevented the one before.
+    kernel, its body a function), "tape" (the same, and its steps are written to a tape or read from one),
+    "replayed" or "native" (torch's own operator). ``reason``: what prevented the one before.
     ``trips``: how many steps it takes, if that is known; ``depth``: how many loops are around it.
     """
 
@@ -36,6 +36,10 @@ class LoopReport:
         if self.params is None:
             return replace(self, params=params, trips=trips)
         return replace(self, depth=self.depth + 1)
+
+    def as_replayed(self) -> LoopReport:
+        """The report of a loop in a graph that is replayed: NOTE [Replayed loops]."""
+        return replace(self, taken="replayed") if self.taken == "native" else self
 
 
 @dataclass(frozen=True)
