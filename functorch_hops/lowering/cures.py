@@ -72,6 +72,7 @@ def exact_arithmetic() -> Iterator[None]:
         _writes_not_local(),
         _rounded_constants(),
         _exact_scalars(),
+        _exponents_of_doubles(),
         _errors_thrown(),
         strides_read(),
     ):
@@ -277,6 +278,26 @@ def _exact_scalars() -> Iterator[None]:
         replaced(SymPyOps, "constant", staticmethod(constant)),
         replaced(SymPyOps, "to_dtype", staticmethod(to_dtype)),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def _exponents_of_doubles() -> Iterator[None]:
+    """Hold the exponents of doubles (``frexp``) in as many vectors as other numbers of 32 bits. Inductor (torch 2.13)
+    takes as many as the doubles have, and no conversion of them compiles.
+    """
+    from torch._inductor.codegen.cpp import CppVecOverrides
+    from torch._inductor.virtualized import V
+
+    def frexp(x: Any) -> tuple[Any, Any]:
+        mantissa, exponent = original(x)
+        kernel: Any = V.kernel
+        if kernel._get_num_vectors(x.dtype) != kernel._get_num_vectors(torch.int32):
+            exponent = kernel.cse.generate(kernel.compute, f"{exponent}[0]", dtype=torch.int32)
+        return mantissa, exponent
+
+    original: Any = CppVecOverrides.frexp
+    with replaced(CppVecOverrides, "frexp", staticmethod(frexp)):
         yield
 
 

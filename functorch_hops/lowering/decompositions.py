@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from ctypes import c_float
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _torch
+from .nearest import which_nearest
 
 __all__ = ["decompositions"]
 
@@ -70,7 +72,7 @@ def _averaged_backward(
 
 
 def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[int], *scales: float | None) -> Any:
-    """Inductor counts by the sizes alone, torch in single precision by the scale that was asked for."""
+    """Inductor counts by the sizes alone, in whole numbers."""
     if not all(type(n) is int for n in (*out, *size)):
         return NotImplemented
     by_dim = list(zip((-2, -1), size[-2:], out, scales or (None, None), strict=True))
@@ -80,22 +82,17 @@ def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[in
         sides = [part for _, n, m, _ in by_dim for part in (n, m // n)]
         return cotangent.reshape(*cotangent.shape[:-2], *sides).sum((-3, -1))
     for d, n, m, scale in by_dim:
-        count = torch.arange(m, dtype=torch.float32, device=cotangent.device)
-        places = (count * _step(n, m, scale)).floor().long().clamp(max=n - 1)
         shape = list(cotangent.shape)
         shape[d] = n
+        places = which_nearest(n, m, scale, is_exact=False).to(cotangent.device)
         cotangent = cotangent.new_zeros(shape).index_add(d, places, cotangent)
     return cotangent
 
 
-def _step(n: int, m: int, scale: float | None) -> float:
-    """Between what is read for two of the ``m`` elements of a nearest interpolation of ``n``."""
-    return n / m if m in (n, 2 * n) else c_float(1 / scale if scale else n / m).value
-
-
 def _counts_by_itself(n: int, m: int, scale: float | None) -> bool:
-    step = _step(n, m, scale)
-    return any(min(int(c_float(o * step).value), n - 1) != o * n // m for o in range(m))
+    """Whether torch reads other elements than whole numbers say, ``o * n // m``."""
+    with _torch.suspended(keep_autocast=False):
+        return which_nearest(n, m, scale, is_exact=False).tolist() != [o * n // m for o in range(m)]
 
 
 def _spread_and_mean(
