@@ -211,6 +211,8 @@ def test_means_over_windows_that_end_behind_the_padding(sizes: tuple[int, int, i
         settings = [kernel] * dims, [step] * dims, [pad] * dims, True, True, None
         args = normal(*pool(x, *settings).shape, seed=1), x, *settings
         same(decompositions()[operator](*args), operator(*args))
+        settings = [kernel], [step], [pad], True, True, None  # each number for all dimensions
+        same(decompositions()[operator](*args[:2], *settings), operator(*args))
 
 
 @pytest.mark.filterwarnings("ignore:var_mean.*degrees of freedom")

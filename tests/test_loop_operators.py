@@ -318,6 +318,19 @@ def test_sorts_sums_and_searches(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_reductions_of_short_integers() -> None:
+    """Of which Inductor's vectors are not full."""
+
+    def reduced(x: Tensor) -> list[Tensor]:
+        sums = [(x + 1).sum(dtype=x.dtype), (x | 1).prod(dtype=x.dtype)]
+        return [*sums, x.min(), (x + 1).min(), x.max(), x.argmin(), x.argmax(), x.reshape(5, -1).amin(0)]
+
+    tensors = [(normal(3, 125).clamp(-3, 3) + first).to(dtype) for first, dtype in ((9, torch.uint8), (-9, torch.int8))]
+    f = lambda *xs: [(fh.map(reduced, x), reduced(x[1])) for x in xs]
+    same(fh.jit(f)(*tensors), f(*tensors))
+
+
+@pytest.mark.slow
 def test_exponents_of_doubles_are_numbers_of_32_bits() -> None:
     x = normal(3, 5, 11).double()
     check(each(lambda a: (torch.frexp(a).mantissa, torch.frexp(a).exponent.sin(), torch.frexp(a).exponent * a)), x)

@@ -73,6 +73,7 @@ def exact_arithmetic() -> Iterator[None]:
         _rounded_constants(),
         _exact_scalars(),
         _exponents_of_doubles(),
+        _short_vectors_reduced(),
         _errors_thrown(),
         strides_read(),
     ):
@@ -299,6 +300,32 @@ def _exponents_of_doubles() -> Iterator[None]:
     original: Any = CppVecOverrides.frexp
     with replaced(CppVecOverrides, "frexp", staticmethod(frexp)):
         yield
+
+
+@contextlib.contextmanager
+def _short_vectors_reduced() -> Iterator[None]:
+    """Reduce the lanes of a vector that hold elements. Of integers of one or two bytes Inductor (torch 2.13) loads as
+    many as a vector has numbers of 32 bits, and reduces what is in the other lanes, too.
+    """
+    from torch._inductor.codegen.cpp import CppVecKernel
+
+    def combine(kernel: Any, reduction_type: str, *args: Any, **kwargs: Any) -> str:
+        dtype = kwargs.get("src_dtype")
+        is_short = dtype in _SHORT_INTEGERS and kernel._get_raw_num_vectors(dtype) < 1
+        if kernel.tail_size is not None or not is_short:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        kernel.tail_size = kernel.tiling_factor
+        try:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        finally:
+            kernel.tail_size = None
+
+    original: Any = CppVecKernel.reduction_combine_vec
+    with replaced(CppVecKernel, "reduction_combine_vec", combine):
+        yield
+
+
+_SHORT_INTEGERS = torch.uint8, torch.int8, torch.int16
 
 
 @contextlib.contextmanager

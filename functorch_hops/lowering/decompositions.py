@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,8 +28,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
     ours: dict[Any, Callable[..., Any]] = {
         **{operator: _of_rows(table[operator]) for operator in by_row},
-        aten.avg_pool2d_backward.default: _averaged_backward,
-        aten.avg_pool3d_backward.default: _averaged_backward,
+        aten.avg_pool2d_backward.default: functools.partial(_averaged_backward, aten.avg_pool2d_backward.default, 2),
+        aten.avg_pool3d_backward.default: functools.partial(_averaged_backward, aten.avg_pool3d_backward.default, 3),
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
@@ -50,6 +51,8 @@ def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _averaged_backward(
+    operator: Callable[..., Tensor],
+    n: int,
     cotangent: Tensor,
     x: Tensor,
     kernel: Sequence[int],
@@ -59,16 +62,19 @@ def _averaged_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Any:
-    """A window that begins inside may end behind the padding, and has fewer elements then: Inductor divides by all."""
+    """A window that begins inside may end behind the padding, and has fewer elements then: Inductor divides by all.
+    One number stands for all ``n`` dimensions.
+    """
     if not (ceil_mode and count_include_pad) or divisor_override is not None:
         return NotImplemented
-    stride = stride or kernel
-    for d, (size, k, step, pad) in enumerate(zip(x.shape[-len(kernel) :], kernel, stride, padding), start=-len(kernel)):
+    kernel, stride, padding = (
+        [*given] * n if len(given) == 1 else given for given in (kernel, stride or kernel, padding)
+    )
+    for d, (size, k, step, pad) in enumerate(zip(x.shape[-n:], kernel, stride, padding, strict=True), start=-n):
         first = torch.arange(cotangent.shape[d], device=x.device) * step
         count = (first + k).clamp(max=size + 2 * pad) - first
         cotangent = cotangent / count.to(x.dtype).reshape(-1, *[1] * (-1 - d))
-    operator = aten.avg_pool2d_backward if len(kernel) == 2 else aten.avg_pool3d_backward
-    return operator.default(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
+    return operator(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
 
 
 def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[int], *scales: float | None) -> Any:

@@ -217,7 +217,7 @@ def _trilinear(
     if not _is_small(*torch.broadcast_shapes(x.shape, y.shape, z.shape)):
         return NotImplemented
     product = x * y * z
-    return product.sum(tuple(sumdim)) if sumdim else product
+    return product.sum(tuple(sumdim), dtype=product.dtype) if sumdim else product
 
 
 def _unsqueezed(x: Tensor, dims: Sequence[int]) -> Tensor:
