@@ -355,8 +355,8 @@ def _scatter_reduce(
     if reduce != "prod":
         return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
     if input.dim() == 0:
-        operands = (t.reshape(-1) for t in (index, src))
-        return _scatter_reduce(input.reshape(1), 0, *operands, reduce, include_self=include_self).reshape(())
+        input, index, src = (t.reshape(-1) for t in (input, index, src))
+        return _scatter_reduce(input, 0, index, src, reduce, include_self=include_self).reshape(())
     dim = dim % input.dim()
     src = src[tuple(slice(size) for size in index.shape)]
     places = torch.arange(input.shape[dim], device=input.device).reshape(-1, *[1] * (input.dim() - dim))

@@ -75,7 +75,7 @@ def _check_dtypes(module: fx.GraphModule, body: Subgraph) -> None:
     """Operators that others take the place of give what they gave: of a result only the bytes are copied."""
     (results,) = module.graph.output_node().args
     for node, meta in zip(results, body.outputs, strict=True):  # type: ignore[arg-type]
-        got = node.meta["val"].dtype  # type: ignore[union-attr]
+        got = node.meta["val"].dtype
         if got != meta.dtype:
             raise Refused(f"an operator is composed of others that give {got} instead of {meta.dtype}")
 
