@@ -16,6 +16,7 @@ from functorch_hops.lowering.decompositions import decompositions
 from functorch_hops.lowering.loops.composed import composed
 from functorch_hops.lowering.loops.convolution import convolutions
 from functorch_hops.lowering.loops.separable import separable
+from functorch_hops.lowering.nearest import which_nearest
 from loop_plans import check, normal, plan, taken
 from modes import same
 
@@ -132,6 +133,16 @@ def test_gradients_of_the_nearest_interpolation(n: int, m: int, scale: float | N
     same(decompositions()[operator](*args), operator(*args))
 
 
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_which_element_is_the_nearest(is_exact: bool) -> None:
+    operator = aten._upsample_nearest_exact1d_backward if is_exact else aten.upsample_nearest1d_backward
+    for n in range(1, 41):
+        for m in range(1, 41):
+            for scale in (None, (m + 0.5) / n):
+                rows = operator(torch.eye(m)[:, None], [m], [m, 1, n], scale)[:, 0].argmax(-1)
+                assert torch.equal(which_nearest(n, m, scale, is_exact=is_exact), rows), (n, m, scale)
+
+
 @pytest.mark.slow
 def test_gradients_of_the_nearest_interpolation_by_a_scale() -> None:
     f = fh.grad(lambda x: (F.interpolate(x, scale_factor=1.7) ** 3).sum())
@@ -162,10 +173,13 @@ def test_large_interpolation_is_left_to_the_library() -> None:
 
 def test_products_with_factors() -> None:
     x, a, b = normal(4), normal(2, 3, 5), normal(2, 5, 4, seed=1)
-    for factors in ({"alpha": 2}, {"beta": 0.5}, {"alpha": 0, "beta": 2}, {"beta": 0}):
+    for factors in ({"alpha": 2}, {"beta": 0.5}, {"alpha": 0, "beta": 2}, {"beta": 0}, {"alpha": 2.7, "beta": -1.9}):
         as_library(aten.addmm.default, x / (factors.get("beta", 1) != 0), a[0], b[0], **factors)
         as_library(aten.baddbmm.default, x, a, b, **factors)
         as_library(aten.addbmm.default, x, a, b, **factors)
+        whole = [(t * 9).long() for t in (x, a, b)]
+        as_library(aten.baddbmm.default, *whole, **factors)
+        as_library(aten.addbmm.default, *whole, **factors)
     as_library(aten.addbmm.default, x, a, b)
     as_library(aten._trilinear.default, x, normal(3, 4), normal(5, 4), [0, 1], [1], [0], [2])
     as_library(aten._trilinear.default, x, normal(3, 4), normal(5, 4), [0, 1], [1], [0], [])
@@ -197,6 +211,8 @@ def test_means_over_windows_that_end_behind_the_padding(sizes: tuple[int, int, i
         settings = [kernel] * dims, [step] * dims, [pad] * dims, True, True, None
         args = normal(*pool(x, *settings).shape, seed=1), x, *settings
         same(decompositions()[operator](*args), operator(*args))
+        settings = [kernel], [step], [pad], True, True, None  # each number for all dimensions
+        same(decompositions()[operator](*args[:2], *settings), operator(*args))
 
 
 @pytest.mark.filterwarnings("ignore:var_mean.*degrees of freedom")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import functorch_hops as fh
+from functorch_hops.lowering.decompositions import decompositions
 from functorch_hops.lowering.loops.scattering import scatters
 from loop_plans import Program, check, normal, plan, taken
 from modes import same
@@ -227,6 +228,13 @@ def scattered(a: Tensor, src: Tensor, index: Tensor) -> list[Any]:
     return [*found, *rows, torch.scatter(a, 0, index[:4], 2.0, reduce="multiply"), a[:, 0].histc(5, -1, 2)]
 
 
+def counted(a: Tensor, src: Tensor, index: Tensor) -> list[Any]:
+    """Sums in dtypes in which Inductor adds to no place that is data."""
+    sums = [a.scatter_add(0, index, src), a.scatter_reduce(0, index, src, "mean", include_self=False)]
+    sums += [a.index_add(0, index[:, 0], src), a.index_put((index[:, :2] - 4,), src[0], accumulate=True)]
+    return [*sums, a.index_add(1, index[0] + 5, src[:4], alpha=-2), a.bool().index_add(0, index[:, 0], src > 3)]
+
+
 REDUCTIONS = ("sum", "mean", "amax", "amin")
 
 
@@ -245,6 +253,11 @@ ORDERING: dict[str, Program] = {
             ]
         ),
         ((normal(3, 4, 9) * 9).int(), (normal(3, 5, 9, seed=1) * 9).int(), PLACES),
+    ),
+    "counts": (each(counted), ((normal(3, 4, 9) * 9).long(), (normal(3, 5, 9, seed=1) * 9).long(), PLACES)),
+    "rows of bfloat16": (
+        each(lambda a, src, index: a.index_add(0, index[:, 0], src, alpha=2)),
+        ((normal(3, 4, 9) * 9).round().bfloat16(), (normal(3, 5, 9, seed=1) * 9).round().bfloat16(), PLACES),
     ),
     "gradient of scatters": (
         gradient(lambda a, src, index: scattered_lightly(a, src, index), 0, 1),
@@ -305,6 +318,25 @@ def test_sorts_sums_and_searches(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_reductions_of_short_integers() -> None:
+    """Of which Inductor's vectors are not full."""
+
+    def reduced(x: Tensor) -> list[Tensor]:
+        sums = [(x + 1).sum(dtype=x.dtype), (x | 1).prod(dtype=x.dtype)]
+        return [*sums, x.min(), (x + 1).min(), x.max(), x.argmin(), x.argmax(), x.reshape(5, -1).amin(0)]
+
+    tensors = [(normal(3, 125).clamp(-3, 3) + first).to(dtype) for first, dtype in ((9, torch.uint8), (-9, torch.int8))]
+    f = lambda *xs: [(fh.map(reduced, x), reduced(x[1])) for x in xs]
+    same(fh.jit(f)(*tensors), f(*tensors))
+
+
+@pytest.mark.slow
+def test_exponents_of_doubles_are_numbers_of_32_bits() -> None:
+    x = normal(3, 5, 11).double()
+    check(each(lambda a: (torch.frexp(a).mantissa, torch.frexp(a).exponent.sin(), torch.frexp(a).exponent * a)), x)
+
+
+@pytest.mark.slow
 def test_a_scatter_out_of_range_raises_what_eager_does() -> None:
     index = PLACES.clone()
     index[1, 2, 3] = 4
@@ -319,7 +351,7 @@ def test_a_scatter_out_of_range_raises_what_eager_does() -> None:
 
 def test_a_histogram_has_what_lies_on_an_edge_where_torch_has_it() -> None:
     x = torch.cat([torch.linspace(0.1, 0.7, 8), torch.linspace(-0.5, 2, 301)])
-    same(scatters()[torch.ops.aten.histc.default](x, 7, 0.1, 0.7), x.histc(7, 0.1, 0.7))
+    same(scatters(decompositions())[torch.ops.aten.histc.default](x, 7, 0.1, 0.7), x.histc(7, 0.1, 0.7))
 
 
 def recurrence(a: Any, b: Any) -> Any:

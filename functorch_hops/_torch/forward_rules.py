@@ -4,8 +4,9 @@ NOTE [Right rules for forward mode] Some of torch's rules (2.13) are wrong: thos
 ``triangular_solve``, of the determinant of a singular matrix and of products by ``scatter_reduce``. Others read results
 that have no derivative of their own - factors of a matrix, means and deviations - and so are right once and wrong when
 they are differentiated again, in either mode ("we never differentiate over forward AD", says a comment there); of a few
-there is no second derivative at all. Tangents of scalars and numbers have another dtype (``number_forms.py``). All are
-silent. So where a level of forward mode is active, :class:`ForwardRules` computes these functions by others.
+there is no second derivative at all, of ``index_reduce`` no tangent. Tangents of scalars and numbers have another dtype
+(``number_forms.py``). Nearly all are silent. So where a level of forward mode is active, :class:`ForwardRules` computes
+these functions by others.
 ``tests/test_forward_rules.py`` says which of torch's rules are still wrong.
 
 It does so as well where reverse mode is differentiated again, or maps over its cotangents: the backward pass of a
@@ -44,7 +45,8 @@ class ForwardRules(TorchFunctionMode):
 
 def right_form(func: Any) -> Callable[..., Any]:
     """In a capture: the function itself, or what is called in its place."""
-    if func in _FORMS and (_again.depth or in_forward_level() or number_of_derivatives() > 1):
+    derivatives = number_of_derivatives() + (func in _READING)
+    if func in _FORMS and (_again.depth or in_forward_level() or derivatives > 1):
         return _FORMS[func]
     return _BACKWARD_FORMS[func] if func in _BACKWARD_FORMS and top_interpreter() is not None else func
 
@@ -350,8 +352,11 @@ def _scatter_reduce(
     input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Products by a table of which element goes where: ``out[i] = prod(where(index == i, src, 1))``."""
-    if reduce != "prod" or input.dim() == 0:
+    if reduce != "prod":
         return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
+    if input.dim() == 0:
+        input, index, src = (t.reshape(-1) for t in (input, index, src))
+        return _scatter_reduce(input, 0, index, src, reduce, include_self=include_self).reshape(())
     dim = dim % input.dim()
     src = src[tuple(slice(size) for size in index.shape)]
     places = torch.arange(input.shape[dim], device=input.device).reshape(-1, *[1] * (input.dim() - dim))
@@ -361,6 +366,14 @@ def _scatter_reduce(
     result = own * product if include_self else torch.where(goes.any(dim + 1), product, own)
     missing = [pad for d in reversed(range(input.dim())) for pad in (0, input.shape[d] - result.shape[d])]
     return torch.where(F.pad(torch.ones_like(result, dtype=torch.bool), missing), F.pad(result, missing), input)
+
+
+def _index_reduce(
+    input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    source = source if source.dim() else source.reshape(1)
+    index = index.reshape(-1, *[1] * (source.dim() - 1 - dim % source.dim())).expand(source.shape)
+    return _scatter_reduce(input, dim, index, source, reduce, include_self=include_self)
 
 
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
@@ -418,12 +431,21 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     torch.scatter_reduce: _scatter_reduce,
     Tensor.scatter_reduce: _scatter_reduce,
     _aten.scatter_reduce.two: _scatter_reduce,
+    torch.index_reduce: _index_reduce,
+    Tensor.index_reduce: _index_reduce,
+    _aten.index_reduce.default: _index_reduce,
     F.glu: _glu,
     _aten.glu.default: _glu,
     F.hardsigmoid: _hardsigmoid,
     _aten.hardsigmoid.default: _hardsigmoid,
     **NUMBER_FORMS,
 }
+_READING = {
+    function
+    for name in ("scatter_reduce", "index_reduce")
+    for function in (getattr(torch, name), getattr(Tensor, name))
+} | {_aten.scatter_reduce.two, _aten.index_reduce.default}
+"""Those whose backward pass, of a product, looks at its data."""
 _BACKWARD_FORMS: dict[Any, Callable[..., Any]] = {
     _aten.native_layer_norm_backward.default: _native_layer_norm_backward,
     _aten.native_batch_norm_backward.default: _native_batch_norm_backward,

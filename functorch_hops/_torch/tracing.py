@@ -32,6 +32,7 @@ from .symbols import new_shape_env
 
 __all__ = [
     "READ_AS_SIZE",
+    "READ_BY_KERNEL",
     "FakeTensor",
     "FakeTensorMode",
     "ProxyTorchDispatchMode",
@@ -87,10 +88,13 @@ def refused_read(error: BaseException) -> str | None:
     if isinstance(error, GuardOnDataDependentSymNode):
         return READ_AS_SIZE
     if type(error) is RuntimeError:
-        return next((what for words, what in _VMAP_REFUSALS.items() if words in str(error)), None)
+        refusals = {**_VMAP_REFUSALS, _WITHOUT_DATA: READ_BY_KERNEL}
+        return next((what for words, what in refusals.items() if words in str(error)), None)
     return None
 
 
+READ_BY_KERNEL = "an operator that reads its numbers to know what is to be done"
+_WITHOUT_DATA = "but its data is not allocated yet"
 READ_AS_SIZE = "use as a size, a bound or a Python number"
 _VMAP_REFUSALS = {
     "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "

@@ -72,6 +72,8 @@ def exact_arithmetic() -> Iterator[None]:
         _writes_not_local(),
         _rounded_constants(),
         _exact_scalars(),
+        _exponents_of_doubles(),
+        _short_vectors_reduced(),
         _errors_thrown(),
         strides_read(),
     ):
@@ -278,6 +280,52 @@ def _exact_scalars() -> Iterator[None]:
         replaced(SymPyOps, "to_dtype", staticmethod(to_dtype)),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _exponents_of_doubles() -> Iterator[None]:
+    """Hold the exponents of doubles (``frexp``) in as many vectors as other numbers of 32 bits. Inductor (torch 2.13)
+    takes as many as the doubles have, and no conversion of them compiles.
+    """
+    from torch._inductor.codegen.cpp import CppVecOverrides
+    from torch._inductor.virtualized import V
+
+    def frexp(x: Any) -> tuple[Any, Any]:
+        mantissa, exponent = original(x)
+        kernel: Any = V.kernel
+        if kernel._get_num_vectors(x.dtype) != kernel._get_num_vectors(torch.int32):
+            exponent = kernel.cse.generate(kernel.compute, f"{exponent}[0]", dtype=torch.int32)
+        return mantissa, exponent
+
+    original: Any = CppVecOverrides.frexp
+    with replaced(CppVecOverrides, "frexp", staticmethod(frexp)):
+        yield
+
+
+@contextlib.contextmanager
+def _short_vectors_reduced() -> Iterator[None]:
+    """Reduce the lanes of a vector that hold elements. Of integers of one or two bytes Inductor (torch 2.13) loads as
+    many as a vector has numbers of 32 bits, and reduces what is in the other lanes, too.
+    """
+    from torch._inductor.codegen.cpp import CppVecKernel
+
+    def combine(kernel: Any, reduction_type: str, *args: Any, **kwargs: Any) -> str:
+        dtype = kwargs.get("src_dtype")
+        is_short = dtype in _SHORT_INTEGERS and kernel._get_raw_num_vectors(dtype) < 1
+        if kernel.tail_size is not None or not is_short:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        kernel.tail_size = kernel.tiling_factor
+        try:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        finally:
+            kernel.tail_size = None
+
+    original: Any = CppVecKernel.reduction_combine_vec
+    with replaced(CppVecKernel, "reduction_combine_vec", combine):
+        yield
+
+
+_SHORT_INTEGERS = torch.uint8, torch.int8, torch.int16
 
 
 @contextlib.contextmanager

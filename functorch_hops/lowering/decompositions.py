@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from ctypes import c_float
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _torch
+from .nearest import which_nearest
 
 __all__ = ["decompositions"]
 
@@ -25,8 +28,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
     ours: dict[Any, Callable[..., Any]] = {
         **{operator: _of_rows(table[operator]) for operator in by_row},
-        aten.avg_pool2d_backward.default: _averaged_backward,
-        aten.avg_pool3d_backward.default: _averaged_backward,
+        aten.avg_pool2d_backward.default: functools.partial(_averaged_backward, aten.avg_pool2d_backward.default, 2),
+        aten.avg_pool3d_backward.default: functools.partial(_averaged_backward, aten.avg_pool3d_backward.default, 3),
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
@@ -48,6 +51,8 @@ def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _averaged_backward(
+    operator: Callable[..., Tensor],
+    n: int,
     cotangent: Tensor,
     x: Tensor,
     kernel: Sequence[int],
@@ -57,20 +62,23 @@ def _averaged_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Any:
-    """A window that begins inside may end behind the padding, and has fewer elements then: Inductor divides by all."""
+    """A window that begins inside may end behind the padding, and has fewer elements then: Inductor divides by all.
+    One number stands for all ``n`` dimensions.
+    """
     if not (ceil_mode and count_include_pad) or divisor_override is not None:
         return NotImplemented
-    stride = stride or kernel
-    for d, (size, k, step, pad) in enumerate(zip(x.shape[-len(kernel) :], kernel, stride, padding), start=-len(kernel)):
+    kernel, stride, padding = (
+        [*given] * n if len(given) == 1 else given for given in (kernel, stride or kernel, padding)
+    )
+    for d, (size, k, step, pad) in enumerate(zip(x.shape[-n:], kernel, stride, padding, strict=True), start=-n):
         first = torch.arange(cotangent.shape[d], device=x.device) * step
         count = (first + k).clamp(max=size + 2 * pad) - first
         cotangent = cotangent / count.to(x.dtype).reshape(-1, *[1] * (-1 - d))
-    operator = aten.avg_pool2d_backward if len(kernel) == 2 else aten.avg_pool3d_backward
-    return operator.default(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
+    return operator(cotangent, x, kernel, stride, padding, ceil_mode, count_include_pad, 1)
 
 
 def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[int], *scales: float | None) -> Any:
-    """Inductor counts by the sizes alone, torch in single precision by the scale that was asked for."""
+    """Inductor counts by the sizes alone, in whole numbers."""
     if not all(type(n) is int for n in (*out, *size)):
         return NotImplemented
     by_dim = list(zip((-2, -1), size[-2:], out, scales or (None, None), strict=True))
@@ -80,22 +88,17 @@ def _upsampled_backward(cotangent: Tensor, out: Sequence[int], size: Sequence[in
         sides = [part for _, n, m, _ in by_dim for part in (n, m // n)]
         return cotangent.reshape(*cotangent.shape[:-2], *sides).sum((-3, -1))
     for d, n, m, scale in by_dim:
-        count = torch.arange(m, dtype=torch.float32, device=cotangent.device)
-        places = (count * _step(n, m, scale)).floor().long().clamp(max=n - 1)
         shape = list(cotangent.shape)
         shape[d] = n
+        places = which_nearest(n, m, scale, is_exact=False).to(cotangent.device)
         cotangent = cotangent.new_zeros(shape).index_add(d, places, cotangent)
     return cotangent
 
 
-def _step(n: int, m: int, scale: float | None) -> float:
-    """Between what is read for two of the ``m`` elements of a nearest interpolation of ``n``."""
-    return n / m if m in (n, 2 * n) else c_float(1 / scale if scale else n / m).value
-
-
 def _counts_by_itself(n: int, m: int, scale: float | None) -> bool:
-    step = _step(n, m, scale)
-    return any(min(int(c_float(o * step).value), n - 1) != o * n // m for o in range(m))
+    """Whether torch reads other elements than whole numbers say, ``o * n // m``."""
+    with _torch.suspended(keep_autocast=False):
+        return which_nearest(n, m, scale, is_exact=False).tolist() != [o * n // m for o in range(m)]
 
 
 def _spread_and_mean(

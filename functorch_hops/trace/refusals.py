@@ -56,6 +56,7 @@ _SIZE = (
 _REMEDIES = {
     ".item()": _COMPUTE,
     _torch.READ_AS_SIZE: _SIZE,
+    _torch.READ_BY_KERNEL: "sizes, bounds and sections, as those of tensor_split, are Python ints",
     "num_batches_tracked": "give BatchNorm a momentum: the average over all batches, momentum=None, counts in Python",
     "the operator linalg_lstsq": "use torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b)",
     "the operator _ctc_loss": "give the lengths as tuples of ints",

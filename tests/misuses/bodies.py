@@ -25,6 +25,11 @@ def body_with_an_if():
 
 
 @misuse_captured(fh.DataDependentError)
+def sections_that_are_traced():
+    fh.scan(lambda c, ends: (c, torch.tensor_split(c, ends)[0].sum()), X, torch.ones(2, 2, dtype=torch.int64))
+
+
+@misuse_captured(fh.DataDependentError)
 def branch_with_an_if():
     fh.cond(YES, lambda x: x if x.sum() > 0 else -x, lambda x: x, X)
 

@@ -62,12 +62,22 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table = {**table, **composed(), **convolutions(), **scatters(), **separable(), **rewritten(table)}
+        table = {**table, **composed(), **convolutions(), **scatters(table), **separable(), **rewritten(table)}
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
+        _check_dtypes(module, body)
     module.graph.eliminate_dead_code()
     store_shared_sources(module.graph)
     module.recompile()
     return module
+
+
+def _check_dtypes(module: fx.GraphModule, body: Subgraph) -> None:
+    """Operators that others take the place of give what they gave: of a result only the bytes are copied."""
+    (results,) = module.graph.output_node().args
+    for node, meta in zip(results, body.outputs, strict=True):  # type: ignore[arg-type]
+        got = node.meta["val"].dtype
+        if got != meta.dtype:
+            raise Refused(f"an operator is composed of others that give {got} instead of {meta.dtype}")
 
 
 def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:

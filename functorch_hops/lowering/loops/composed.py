@@ -182,9 +182,13 @@ def _inverse_of_factor(factor: Tensor, upper: bool = False) -> Tensor:
 
 
 def _added(multiplied: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """A product with factors; with a factor of 0, what would be added is not read."""
+    """A product with factors, which are integers where the numbers are; with a factor of 0, what would be added is not
+    read.
+    """
 
     def added(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        if not a.is_floating_point():
+            beta, alpha = int(beta), int(alpha)
         if beta == 1 and alpha == 1 and multiplied is not _sum_of_products:
             return NotImplemented
         product = multiplied(a, b)
@@ -195,7 +199,8 @@ def _added(multiplied: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]
 
 
 def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a, b).sum(0)
+    """As one product, which rounds once."""
+    return torch.mm(a.transpose(0, 1).flatten(1), b.flatten(0, 1))
 
 
 def _trilinear(
@@ -212,7 +217,7 @@ def _trilinear(
     if not _is_small(*torch.broadcast_shapes(x.shape, y.shape, z.shape)):
         return NotImplemented
     product = x * y * z
-    return product.sum(tuple(sumdim)) if sumdim else product
+    return product.sum(tuple(sumdim), dtype=product.dtype) if sumdim else product
 
 
 def _unsqueezed(x: Tensor, dims: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +48,8 @@ from .whole import whole
 
 __all__ = ["loops_of_whole", "planned", "planned_whole"]
 
+_log = logging.getLogger("functorch_hops")
+
 
 class _Graph(NamedTuple):
     """A graph whose loops become kernels. ``is_inner``: of the body of a loop that is to be a kernel."""
@@ -81,8 +84,8 @@ def loops_of_whole(body: Subgraph, options: dict[str, Any]) -> tuple[LoopReport,
 
 
 def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
-    """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and what went
-    wrong shows when the graph is planned loop by loop.
+    """``body`` as one kernel, if it has loops and can be: NOTE [Whole graphs]. What can't be is no fault, and the log
+    says why; what went wrong in a loop shows when the graph is planned loop by loop.
     """
     if body.shape_env is not None or unknown_effects([body]):
         return None
@@ -97,7 +100,8 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         generated(made.source)
         with stage(COMPILED):
             return Whole(Library(load(made), workspace, len(made.source), body.random), plan.loops)
-    except Exception:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
+    except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
+        _log.info("loops are kernels apart from the graph around them: %s: %s", type(error).__name__, error)
         return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nearest import which_nearest
 from .source import computed_dtype
 
 __all__ = ["separable"]
@@ -32,14 +33,14 @@ def separable() -> dict[Any, Callable[..., Any]]:
         aten._adaptive_avg_pool2d_backward.default: _mean_backward(2),
         aten._adaptive_avg_pool3d.default: _mean,
         aten._adaptive_avg_pool3d_backward.default: _mean_backward(3),
-        aten._upsample_nearest_exact1d_backward.default: _upsampled_backward(_nearest(0.5)),
-        aten._upsample_nearest_exact2d_backward.default: _upsampled_backward(_nearest(0.5)),
-        aten._upsample_nearest_exact3d_backward.default: _upsampled_backward(_nearest(0.5)),
+        aten._upsample_nearest_exact1d_backward.default: _upsampled_backward(is_exact=True),
+        aten._upsample_nearest_exact2d_backward.default: _upsampled_backward(is_exact=True),
+        aten._upsample_nearest_exact3d_backward.default: _upsampled_backward(is_exact=True),
         aten.upsample_bicubic2d_backward.default: _aligned_backward(_cubic),
         aten.upsample_bilinear2d_backward.default: _aligned_backward(_linear),
         aten.upsample_linear1d_backward.default: _aligned_backward(_linear),
-        aten.upsample_nearest1d_backward.default: _upsampled_backward(_nearest(0)),
-        aten.upsample_nearest3d_backward.default: _upsampled_backward(_nearest(0)),
+        aten.upsample_nearest1d_backward.default: _upsampled_backward(is_exact=False),
+        aten.upsample_nearest3d_backward.default: _upsampled_backward(is_exact=False),
         aten.upsample_trilinear3d_backward.default: _aligned_backward(_linear),
     }
 
@@ -93,9 +94,9 @@ def _aligned_backward(matrix: Callable[[float, bool], Matrix]) -> Callable[..., 
     return backward
 
 
-def _upsampled_backward(matrix: Callable[[float], Matrix]) -> Callable[..., Any]:
+def _upsampled_backward(*, is_exact: bool) -> Callable[..., Any]:
     def backward(cotangent: Tensor, out: Sequence[int], size: Sequence[int], *scales: float | None) -> Any:
-        return _of_each(cotangent, out, size, scales, lambda *of: matrix(_step(*of)))
+        return _of_each(cotangent, out, size, scales, lambda *of: _nearest(*of, is_exact=is_exact))
 
     return backward
 
@@ -116,19 +117,11 @@ def _step(n: int, m: int, scale: float | None) -> float:
     return 1 / scale if scale else n / m
 
 
-def _nearest(within: float) -> Callable[[float], Matrix]:
-    """As torch does, equal and double sizes are counted, whatever the scale is, but for exact places."""
+def _nearest(n: int, m: int, scale: float | None, *, is_exact: bool) -> Matrix:
+    def matrix(n: int, m: int, dtype: torch.dtype) -> Tensor:
+        return (torch.arange(n)[:, None] == which_nearest(n, m, scale, is_exact=is_exact)).to(dtype)
 
-    def of_step(step: float) -> Matrix:
-        def matrix(n: int, m: int, dtype: torch.dtype) -> Tensor:
-            if not within and m in (n, 2 * n):
-                return (torch.arange(n)[:, None] == torch.arange(m) // (m // n)).to(dtype)
-            place = ((torch.arange(m, dtype=torch.float32) + within) * step).floor().long().clamp(max=n - 1)
-            return (torch.arange(n)[:, None] == place).to(dtype)
-
-        return matrix
-
-    return of_step
+    return matrix
 
 
 def _linear(step: float, is_aligned: bool) -> Matrix:
