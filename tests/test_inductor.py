@@ -10,7 +10,7 @@ from torch._inductor.codegen import cpp
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 import functorch_hops as fh
-from functorch_hops.lowering.cures import strides_read
+from functorch_hops.lowering.exact import strides_read
 
 pytestmark = pytest.mark.slow
 

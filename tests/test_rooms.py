@@ -34,6 +34,7 @@ PRIVATE_TORCH = (
     "_torch/",
     "lowering/cures.py",
     "lowering/decompositions.py",
+    "lowering/exact.py",
     "lowering/inductor.py",
     "lowering/loops/",
     "lowering/together.py",

@@ -1,0 +1,200 @@
+"""What is wrong with the code that Inductor (torch 2.13, or what a function names) generates, put right while it does.
+
+Of kernels, those of graphs and those of loops; what is wrong with a graph around them is put right in ``cures``. Each
+function says what goes wrong without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .loops.throwing import thrown
+
+__all__ = ["exact_arithmetic", "replaced", "strides_read"]
+
+aten = torch.ops.aten
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """While code is generated, for a graph or for the kernel of a loop."""
+    with (
+        _reads_after_writes(),
+        _writes_not_local(),
+        _rounded_constants(),
+        _exact_scalars(),
+        _exponents_of_doubles(),
+        _short_vectors_reduced(),
+        _errors_thrown(),
+        strides_read(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _reads_after_writes() -> Iterator[None]:
+    """Keep a read of what was written in place behind the write: where Inductor (torch 2.13) fits the loops of one
+    kernel to those of another, it forgets which version of a buffer the kernel reads.
+    """
+    from torch._inductor.scheduler import SchedulerNode
+
+    def recompute(node: Any, *args: Any, **kwargs: Any) -> None:
+        original(node, *args, **kwargs)
+        node.set_read_writes(node.read_writes.rename(node.mutation_renames))
+
+    original: Any = SchedulerNode.recompute_size_and_body
+    with replaced(SchedulerNode, "recompute_size_and_body", recompute):
+        yield
+
+
+@contextlib.contextmanager
+def _writes_not_local() -> Iterator[None]:
+    """Leave what is written in place in its memory. Inductor (torch 2.13, pytorch/pytorch#196570) asks whether a
+    kernel's loops all read it in order, to keep it local to the kernel; but they read it by the name of the memory,
+    and the name of the write is not found.
+    """
+    from torch._inductor.loop_body import LoopBody
+
+    def read(body: Any, name: str) -> Any:
+        return next(iter(body.get_all_read_expr(name)), None)
+
+    with replaced(LoopBody, "get_read_expr", read):  # which asks for nothing else
+        yield
+
+
+@contextlib.contextmanager
+def _rounded_constants() -> Iterator[None]:
+    """Round what Inductor computes of constants: it does so in Python's numbers (torch 2.13), and the same expression
+    has another value in a kernel where it is unrolled than in one where it is not.
+    """
+    from torch._inductor.index_propagation import TypedExpr
+    from torch._inductor.utils import get_dtype_size
+
+    def rounded(expression: Any) -> None:
+        original(expression)
+        if type(expression.expr) is float and get_dtype_size(expression.dtype) < get_dtype_size(torch.float64):
+            expression.expr = ctypes.c_float(expression.expr).value  # kernels compute in no less
+
+    original: Any = TypedExpr.__post_init__
+    with replaced(TypedExpr, "__post_init__", rounded):
+        yield
+
+
+@contextlib.contextmanager
+def _exact_scalars() -> Iterator[None]:
+    """Leave a number that is an operand beside a half-precision tensor as it is. Inductor (torch 2.15) rounds it where
+    all eager kernels do, and then once more with the operator's other operands, which a product in eager does not do.
+    """
+    from torch._inductor.index_propagation import SymPyOps, TypedExpr
+
+    class Scalar(TypedExpr):
+        """A number that nothing was computed of."""
+
+    def to_dtype(value: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, Scalar) and value.dtype == dtype:
+            return value
+        return original(value, dtype, *args, **kwargs)
+
+    def constant(value: Any, dtype: torch.dtype) -> Any:
+        return Scalar(value, dtype)
+
+    original: Any = SymPyOps.to_dtype
+    with (
+        replaced(SymPyOps, "constant", staticmethod(constant)),
+        replaced(SymPyOps, "to_dtype", staticmethod(to_dtype)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _exponents_of_doubles() -> Iterator[None]:
+    """Hold the exponents of doubles (``frexp``) in as many vectors as other numbers of 32 bits. Inductor (torch 2.13)
+    takes as many as the doubles have, and no conversion of them compiles.
+    """
+    from torch._inductor.codegen.cpp import CppVecOverrides
+    from torch._inductor.virtualized import V
+
+    def frexp(x: Any) -> tuple[Any, Any]:
+        mantissa, exponent = original(x)
+        kernel: Any = V.kernel
+        if kernel._get_num_vectors(x.dtype) != kernel._get_num_vectors(torch.int32):
+            exponent = kernel.cse.generate(kernel.compute, f"{exponent}[0]", dtype=torch.int32)
+        return mantissa, exponent
+
+    original: Any = CppVecOverrides.frexp
+    with replaced(CppVecOverrides, "frexp", staticmethod(frexp)):
+        yield
+
+
+@contextlib.contextmanager
+def _short_vectors_reduced() -> Iterator[None]:
+    """Reduce the lanes of a vector that hold elements. Of integers of one or two bytes Inductor (torch 2.13) loads as
+    many as a vector has numbers of 32 bits, and reduces what is in the other lanes, too.
+    """
+    from torch._inductor.codegen.cpp import CppVecKernel
+
+    def combine(kernel: Any, reduction_type: str, *args: Any, **kwargs: Any) -> str:
+        dtype = kwargs.get("src_dtype")
+        is_short = dtype in _SHORT_INTEGERS and kernel._get_raw_num_vectors(dtype) < 1
+        if kernel.tail_size is not None or not is_short:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        kernel.tail_size = kernel.tiling_factor
+        try:
+            return str(original(kernel, reduction_type, *args, **kwargs))
+        finally:
+            kernel.tail_size = None
+
+    original: Any = CppVecKernel.reduction_combine_vec
+    with replaced(CppVecKernel, "reduction_combine_vec", combine):
+        yield
+
+
+_SHORT_INTEGERS = torch.uint8, torch.int8, torch.int16
+
+
+@contextlib.contextmanager
+def _errors_thrown() -> Iterator[None]:
+    """See NOTE [What kernels throw]."""
+    from torch._inductor.codegen.cpp import KernelGroup
+
+    def generate(group: Any, *args: Any, **kwargs: Any) -> str:
+        return thrown(original(group, *args, **kwargs))
+
+    original: Any = KernelGroup.codegen_group
+    with replaced(KernelGroup, "codegen_group", generate):
+        yield
+
+
+@contextlib.contextmanager
+def strides_read() -> Iterator[None]:
+    """Read the stride of an index off its terms. Inductor (torch 2.13) has sympy simplify the index, and the difference
+    of two, which takes some 15 ms for each operand of a kernel, where most indices are sums of multiples of variables.
+    """
+    import sympy
+    from torch._inductor.codegen import cpp
+
+    def stride_at(index: Any, var: Any, vec_length: int | None = None) -> Any:
+        terms = [term.as_coeff_Mul() for term in sympy.Add.make_args(index)]
+        if all(factor.is_Integer and (of is sympy.S.One or of.is_Symbol) for factor, of in terms):
+            return sum((factor for factor, of in terms if of == var), sympy.S.Zero)
+        return original(index, var, vec_length)
+
+    original: Any = cpp.stride_at_vec_range
+    with replaced(cpp, "stride_at_vec_range", stride_at):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = inspect.getattr_static(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
