@@ -114,6 +114,16 @@ def test_a_number_may_change(replays: list[Any]) -> None:
 
 
 @pytest.mark.cuda
+def test_in_inference_mode_and_outside(replays: list[Any]) -> None:
+    run, operands = fh.jit(recurrent), on_gpu((W, H, XS), 0)
+    expected = fh.jit(recurrent, backend="eager")(*operands)
+    for is_inference in (True, True, False, True):
+        with torch.inference_mode(is_inference):
+            same(run(*operands), expected, rtol=1e-4, atol=1e-4)
+    assert len(replays) >= 2
+
+
+@pytest.mark.cuda
 def test_training(replays: list[Any]) -> None:
     def trained(f: Callable[..., Tensor]) -> Tensor:
         w = W.cuda().requires_grad_()

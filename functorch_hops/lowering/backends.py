@@ -276,7 +276,7 @@ def _compile_real(body: Subgraph, backend: Backend, record: Compilation) -> Code
 
             code: Code = compile_graph(module, fakes, options)
             if "triton.cudagraphs" not in options and is_replayable(body):
-                code, launched = Replayed(code), record.reports
+                code, launched = Replayed(code, body.outputs[0].device), record.reports
                 record.reports = lambda: tuple(report.as_replayed() for report in launched())
             return raising_again(code, _raise_as_eager)
         native = _torch.native_graph(module, fakes)

@@ -69,6 +69,17 @@ def _loaded(source: str, name: str) -> Any:
     return getattr(PyCodeCache.load(json.loads(source)), name)
 
 
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """A value on the CPU: waiting for it would be waiting for all that the device still has to do. A CUDA graph of the
+    user's would read the memory of the CPU whenever it is replayed, where by then anything may be.
+    """
+    if x.numel() == 1:
+        return torch.full(x.shape, x.item(), dtype=x.dtype, device=device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("values on the CPU can't be a part of a CUDA graph: move them to the GPU before")
+    return x.to(device, non_blocking=True)
+
+
 class Launcher:
     """Runs a kernel on its contiguous inputs and outputs, on their device, which is the current one. What lanes share
     is computed even if there are none.
@@ -80,8 +91,7 @@ class Launcher:
 
     def __call__(self, lanes: int, sizes: Sequence[int], *tensors: Tensor) -> None:
         device = tensors[-1].device
-        # Numbers may be on the CPU: waiting for them would be waiting for all that the device still has to do.
-        given = (x if x.device == device else x.to(device, non_blocking=True) for x in tensors)
+        given = (x if x.device == device else _moved(x, device) for x in tensors)
         self._kernel[(-(-lanes // self._block) or 1,)](*given, *sizes, self._block, **self._options)
 
 
