@@ -276,7 +276,7 @@ def _compile_real(body: Subgraph, backend: Backend, record: Compilation) -> Code
 
             code: Code = compile_graph(module, fakes, options)
             if "triton.cudagraphs" not in options and is_replayable(body):
-                code = Replayed(code)
+                code = Replayed(code, body.outputs[0].device)
             return raising_again(code, _raise_as_eager)
         native = _torch.native_graph(module, fakes)
         run = _torch.lookup_backend(backend.name)(native, fakes, **_as_keywords(backend))
