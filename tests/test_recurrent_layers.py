@@ -114,6 +114,20 @@ def test_what_torch_refuses_it_refuses_in_its_words() -> None:
         jitted(x, torch.zeros(1, BATCH + 1, UNITS, dtype=F64))
     with pytest.raises(RuntimeError, match="larger than 0"):
         jitted(x[:0])
+    params = [*module.parameters()]
+    run = lambda x, h: torch.gru(x, h, params, True, 1, 0.0, True, False, False)
+    with pytest.raises(RuntimeError, match="more hidden states"):
+        fh.jit(run, backend="eager")(x, torch.zeros(2, BATCH, UNITS, dtype=F64))
+
+
+def test_torchs_functions_by_themselves() -> None:
+    module, x = layer("lstm")
+    h, params = torch.zeros(1, BATCH, UNITS, dtype=F64), [*module.parameters()]
+    promoted = lambda x, h: torch.lstm(x, (h, h.float()), params, True, 1, 0.0, True, False, False)
+    options = {"has_biases": True, "num_layers": 1, "dropout": 0.0, "train": True, "bidirectional": False}
+    named = lambda x, h: torch.lstm(x, (h, h), params, **options, batch_first=False)
+    for f in (promoted, named):
+        same(fh.jit(f, backend="eager")(x, h), f(x, h))
 
 
 def test_any_length_is_one_graph() -> None:

@@ -13,9 +13,13 @@ from torch import Tensor
 from triton_plans import on_cuda
 
 import functorch_hops as fh
-from functorch_hops.lowering.replayed import is_replayable
+from functorch_hops._torch import new_fake_mode
+from functorch_hops.ir.meta import TensorMeta
+from functorch_hops.lowering.replayed import bits, is_replayable, moves
 from loop_plans import Program, normal
 from modes import same
+
+aten = torch.ops.aten
 
 W, H, XS = normal(60, 60) / 8, normal(8, 60), normal(20, 8, 60)
 
@@ -77,6 +81,37 @@ def test_what_each_call_launches_alike_is_recorded(name: str) -> None:
     assert is_replayable(on_cuda(f, *args).body) is (name in REPLAYED)
 
 
+@pytest.mark.parametrize(
+    ("operator", "given", "made", "is_moved"),
+    [
+        (aten.mul.Tensor, [("cuda:0", (3,)), ("cuda:0", (3,))], "cuda:0", False),
+        (aten.mul.Tensor, [("cuda:0", (3,)), ("cpu", ())], "cuda:0", False),
+        (aten.mul.Tensor, [("cpu", ()), ("cpu", ())], "cpu", False),
+        (aten.add.Tensor, [("cuda:0", (3,)), ("cpu", (3,))], "cuda:0", True),
+        (aten._to_copy.default, [("cpu", ())], "cuda:0", True),
+        (aten._to_copy.default, [("cuda:0", (3,))], "cuda:1", True),
+        (aten.index_select.default, [("cuda:0", (3,)), ("cpu", ())], "cuda:0", True),
+    ],
+)
+def test_what_moves_between_devices(operator: Any, given: Any, made: str, is_moved: bool) -> None:
+    """torch waits for it, which a recording can't."""
+    graph, mode = torch.fx.Graph(), new_fake_mode(None)
+
+    def with_value(node: torch.fx.Node, device: str, shape: tuple[int, ...]) -> torch.fx.Node:
+        node.meta["val"] = TensorMeta.of(torch.zeros(shape))._replace(device=torch.device(device)).fake(mode)
+        return node
+
+    args = [with_value(graph.placeholder(f"x{i}"), *each) for i, each in enumerate(given)]
+    assert moves(with_value(graph.call_function(operator, tuple(args)), made, (3,))) is is_moved
+
+
+def test_numbers_are_compared_to_the_bit() -> None:
+    zero, negative, nan = (torch.tensor(x) for x in (0.0, -0.0, torch.nan))
+    assert bits(zero) != bits(negative)
+    assert bits(nan) == bits(nan.clone())
+    assert bits(torch.tensor(True)) != bits(torch.tensor(False))
+
+
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The graphs that are replayed, in turn."""
@@ -111,16 +146,6 @@ def test_a_number_may_change(replays: list[Any]) -> None:
     for rate, n_replays in ((0.5, 0), (0.5, 1), (0.25, 1), (0.5, 2)):
         same(run(*operands, rate), plain(*operands, rate), rtol=1e-4, atol=1e-4)
         assert len(replays) == n_replays
-
-
-@pytest.mark.cuda
-def test_in_inference_mode_and_outside(replays: list[Any]) -> None:
-    run, operands = fh.jit(recurrent), on_gpu((W, H, XS), 0)
-    expected = fh.jit(recurrent, backend="eager")(*operands)
-    for is_inference in (True, True, False, True):
-        with torch.inference_mode(is_inference):
-            same(run(*operands), expected, rtol=1e-4, atol=1e-4)
-    assert len(replays) >= 2
 
 
 @pytest.mark.cuda
@@ -176,3 +201,34 @@ def test_a_graph_of_the_user_s_around() -> None:
     operands[1].add_(1)
     graph.replay()
     same(results, fh.jit(recurrent, backend="eager")(*operands), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cuda
+def test_what_cuda_refuses_to_record_is_launched(replays: list[Any]) -> None:
+    """A failed recording of torch's would leave the thread on another stream."""
+
+    @torch.library.custom_op("replayed_loops::waits", mutates_args=())
+    def waits(x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+    waits.register_fake(torch.empty_like)
+    run = fh.jit(lambda w, h, xs: waits(recurrent(w, h, xs)[0]))
+    operands, stream = on_gpu((W, H, XS), 0), torch.cuda.current_stream()
+    expected = recurrent(*operands)[0] * recurrent(*operands)[0].sum()
+    for _ in range(3):
+        same(run(*operands), expected, rtol=1e-4, atol=1e-4)
+        assert torch.cuda.current_stream() == stream
+    assert not replays
+    recorded = fh.jit(recurrent)
+    for _ in range(3):
+        same(recorded(*operands), recurrent(*operands), rtol=1e-4, atol=1e-4)
+    assert len(replays) == 2
+
+
+@pytest.mark.cuda
+def test_what_inference_mode_recorded_is_replayed_outside(replays: list[Any]) -> None:
+    run, operands = fh.jit(recurrent), on_gpu((W, H, XS), 0)
+    with torch.inference_mode():
+        for _ in range(2):
+            run(*operands)
+    same(run(*operands), recurrent(*operands), rtol=1e-4, atol=1e-4)

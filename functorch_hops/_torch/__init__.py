@@ -8,6 +8,7 @@ writes ``_torch.name`` and does not ask in which file that is.
 from .ambient import *
 from .autograd import *
 from .compilers import *
+from .cuda_graphs import *
 from .dispatch import *
 from .distributed import *
 from .forward_rules import *

@@ -101,25 +101,42 @@ def _weights(params: Sequence[Tensor], has_biases: bool) -> Weights:
     return Weights(params[0], params[1], *biases, *rest)
 
 
-def _layer(step: Cell, xs: Tensor, states: Any, params: Any, *options: Any, **named: Any) -> Any:
+def _layer(step: Cell, *args: Any, **named: Any) -> Any:
+    if named:
+        return NotImplemented
+    xs, states, params, *options = args
     is_packed = isinstance(params, Tensor) or isinstance(states, Tensor) is (step is _lstm_step)
-    if is_packed or named:
+    if is_packed:
         return NotImplemented
     states = states if step is _lstm_step else [states]
     is_done_by_torch = xs.device.type == "cpu" and not torch.is_grad_enabled()
-    if is_done_by_torch or torch.is_autocast_enabled(xs.device.type) or not _agree(xs, states, options[-1]):
+    if is_done_by_torch or torch.is_autocast_enabled(xs.device.type) or not _agree(xs, states, params, *options):
         return NotImplemented
     out, last = _layers(step, xs, states, params, *options)
     return out, *last
 
 
-def _agree(xs: Tensor, states: Sequence[Tensor], batch_first: bool) -> bool:
-    """Whether there are steps, and a state for each element of the batch; else torch says what is wrong."""
+def _agree(
+    xs: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> bool:
+    """Whether there are steps, and a state of that dtype for each layer, direction and element of the batch; else torch
+    promotes, or says what is wrong.
+    """
     time, batch = (1, 0) if batch_first else (0, 1)
-    if xs.dim() != 3 or any(state.dim() != 3 for state in states):
+    if xs.dim() != 3 or any(state.dim() != 3 or state.dtype != xs.dtype for state in states):
         return False
+    rows = num_layers * (2 if bidirectional else 1)
     has_steps = isinstance(xs.shape[time], torch.SymInt) or xs.shape[time] > 0
-    return has_steps and all(state.shape[1] == xs.shape[batch] for state in states)
+    has_parts = len(params) % rows == 0 and len(params) // rows in ((4, 5) if has_biases else (2, 3))
+    return has_steps and has_parts and all(state.shape[:2] == (rows, xs.shape[batch]) for state in states)
 
 
 LAYERS: dict[Any, Callable[..., Any]] = {

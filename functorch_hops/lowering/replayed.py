@@ -3,11 +3,10 @@
 NOTE [Replayed loops] A loop that is no kernel launches those of each step from Python, which takes longer than they
 run. If its trip count is known when it is compiled, each call launches the same kernels: they are recorded once, and
 each later call is one launch. What is recorded reads and writes memory of its own, so operands are copied to it and
-results from it. Values on the CPU are part of what was recorded: a call with others runs as if nothing had been. What
-Python does while it is recorded depends on nothing else, for CUDA lets nobody wait for a device meanwhile, and graphs
-with effects, random numbers or calls of Python are not recorded. Replays on different streams wait for one another:
-graphs share the workspace of the library that computes products, as they were recorded on one stream. Inductor's option
-``triton.cudagraphs``, if given, decides instead.
+results from it. Values on the CPU are part of what was recorded: a call with others, to the bit, runs as if nothing
+had been. What Python does while it is recorded depends on nothing else, for CUDA lets nobody wait for a device
+meanwhile, and graphs with effects, random numbers or calls of Python are not recorded, nor are those that move tensors
+between devices, for which torch waits. Inductor's option ``triton.cudagraphs``, if given, decides instead.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload
+from .._torch import OpOverload, is_pointwise, recorded_on_cuda
 from ..ir.subgraph import Subgraph, has_effect, params_of
 
-__all__ = ["Replayed", "is_replayable"]
+__all__ = ["Replayed", "bits", "is_replayable", "moves"]
 
 Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -33,9 +32,10 @@ _MOST_STEPS = 4096
 _MOST_BYTES = 1 << 28
 """Of operands and results, which have copies."""
 _MOST_RESERVED = 1 << 30
-"""By all graphs together: a function that is compiled for many shapes has a graph for each."""
+"""By the recordings of all graphs: a function that is compiled for many shapes has one for each."""
 _MOST_NUMBERS = 16
 """Elements of an operand on the CPU: it is compared with that of the recorded call."""
+
 _OF_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 _log = logging.getLogger("functorch_hops")
@@ -44,11 +44,11 @@ _log = logging.getLogger("functorch_hops")
 def is_replayable(body: Subgraph) -> bool:
     """Whether each call of this graph, whose kernels are made, launches the same, and many times."""
     metas = (*body.inputs, *body.outputs)
-    if body.shape_env is not None or body.random or any(meta.device.type != "cuda" for meta in body.outputs):
+    if body.shape_env is not None or body.random or not all(meta.device.type == "cuda" for meta in body.outputs):
         return False
     if len({meta.device for meta in metas if meta.device.type != "cpu"}) != 1:
         return False
-    if any(meta.device.type == "cpu" and torch.Size(meta.shape).numel() > _MOST_NUMBERS for meta in body.inputs):
+    if any(meta.device.type != "cuda" and torch.Size(meta.shape).numel() > _MOST_NUMBERS for meta in body.inputs):
         return False
     if sum(meta.nbytes for meta in metas) > _MOST_BYTES:
         return False
@@ -60,7 +60,7 @@ def _steps(body: Subgraph) -> int | None:
     """How many steps the loops take that are no kernels; None if that may be another number in each call."""
     total = 0
     for node in body.module.graph.nodes:
-        if has_effect(node, body.module) or _asks_the_device(node) or node.kwargs.get("non_blocking"):
+        if has_effect(node, body.module) or _waits_for_a_device(node):
             return None
         params = params_of(node, body.module)
         if params is None:
@@ -80,84 +80,98 @@ def _steps(body: Subgraph) -> int | None:
     return total
 
 
-def _asks_the_device(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and not _OF_VALUES.isdisjoint(node.target.tags)
+def _waits_for_a_device(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and (not _OF_VALUES.isdisjoint(node.target.tags) or moves(node))
 
 
-class _Shared:
-    """What all graphs share: whoever replays one holds ``lock``, on ``streams`` of the devices."""
+def moves(node: fx.Node) -> bool:
+    """Whether a tensor goes to another device. A number on the CPU is an argument of the kernel that reads it."""
+    value = node.meta.get("val")
+    made = _tensors(value if isinstance(value, (list, tuple)) else [value])
+    given = _tensors(n.meta.get("val") for n in node.all_input_nodes)
+    moved = [x for x in given if any(x.device != y.device for y in made)]
+    is_argument = is_pointwise(node.target) and len(moved) < len(given) and not any(x.dim() for x in moved)
+    return bool(moved) and not is_argument
 
-    lock: ClassVar = threading.Lock()
-    streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [x for x in values if isinstance(x, Tensor)]
+
+
+class _Memory:
+    """What recordings hold, in bytes."""
+
     reserved: ClassVar[int] = 0
 
+    @classmethod
+    def hold(cls, owner: object, size: int) -> None:
+        cls.reserved += size
+        weakref.finalize(owner, cls._release, size)
 
-def _release(size: int) -> None:
-    _Shared.reserved -= size
+    @classmethod
+    def _release(cls, size: int) -> None:
+        cls.reserved -= size
 
 
 class Replayed:
-    """Compiled ``code`` for a device, recorded when it is called for the second time: the first call may compile and
-    tune.
-    """
+    """Compiled ``code``, recorded when it is called for the second time: the first call may compile and tune."""
 
     def __init__(self, code: Code, device: torch.device) -> None:
-        self._code, self._device, self._calls = code, device, 0
+        self._code, self._device = code, device
+        self._calls = 0
         self._recorded: _Recorded | None = None
+        self._lock = threading.Lock()
 
     def __call__(self, operands: list[Tensor]) -> Sequence[Tensor]:
-        if torch.cuda.is_current_stream_capturing():
+        with torch.cuda.device(self._device):
+            if torch.cuda.is_current_stream_capturing():
+                return self._code(operands)
+            with self._lock:
+                self._calls += 1
+                if self._calls == 2 and _Memory.reserved < _MOST_RESERVED:
+                    self._recorded = self._record(operands)
+                if self._recorded is not None and self._recorded.is_for(operands):
+                    return self._recorded(operands)
             return self._code(operands)
-        with _Shared.lock, torch.cuda.device(self._device):
-            self._calls += 1
-            if self._calls == 2 and _Shared.reserved < _MOST_RESERVED:
-                self._record(operands)
-            if self._recorded is not None and self._recorded.is_for(operands):
-                self._take_turns()
-                return self._recorded(operands)
-        return self._code(operands)
 
-    def _record(self, operands: Sequence[Tensor]) -> None:
+    def _record(self, operands: Sequence[Tensor]) -> _Recorded | None:
         before = torch.cuda.memory_reserved()
         try:
-            self._recorded = _Recorded(self._code, operands)
+            recorded = _Recorded(self._code, operands, self._device)
         except RuntimeError as error:
             _log.info("a graph is launched step by step, as CUDA can't record it: %s", error)
-            return
-        size = max(0, torch.cuda.memory_reserved() - before)
-        _Shared.reserved += size
-        weakref.finalize(self._recorded, _release, size)
-
-    def _take_turns(self) -> None:
-        stream = torch.cuda.current_stream()
-        last = _Shared.streams.setdefault(self._device, stream)
-        if stream != last:
-            stream.wait_stream(last)
-            _Shared.streams[self._device] = stream
+            return None
+        _Memory.hold(recorded, max(0, torch.cuda.memory_reserved() - before))
+        return recorded
 
 
 class _Recorded:
-    """A call as a CUDA graph, with the memory that it reads and writes, in inference mode or not."""
+    """A call as a CUDA graph, with the memory that it reads and writes."""
 
-    def __init__(self, code: Code, operands: Sequence[Tensor]) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(False), torch.no_grad():
+    def __init__(self, code: Code, operands: Sequence[Tensor], device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream()
+        self._numbers = [(i, bits(x)) for i, x in enumerate(operands) if not x.is_cuda]
+        with torch.inference_mode(False), torch.no_grad():  # calls outside of inference mode write to its operands
             self._operands = [x.clone() for x in operands]
-            self._numbers = [(i, _bits(x)) for i, x in enumerate(operands) if not x.is_cuda]
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._results = code([*self._operands])
+            self._graph, self._results = recorded_on_cuda(device, lambda: code([*self._operands]))
 
     def is_for(self, operands: Sequence[Tensor]) -> bool:
-        return all(_bits(operands[i]) == bits for i, bits in self._numbers)
+        return all(bits(operands[i]) == number for i, number in self._numbers)
 
     def __call__(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        for own, operand in zip(self._operands, operands):
-            if own.is_cuda:
-                own.copy_(operand)
+        own = [(x, operand) for x, operand in zip(self._operands, operands) if x.is_cuda]
+        stream = torch.cuda.current_stream()
+        if stream != self._stream:
+            stream.wait_stream(self._stream)
+            self._stream = stream
+            for x, _ in own:
+                x.record_stream(stream)
+        for x, operand in own:
+            x.copy_(operand)
         self._graph.replay()
         return [x.clone() for x in self._results]
 
 
-def _bits(x: Tensor) -> list[int]:
-    bits: list[int] = x.reshape(-1).view(torch.uint8).tolist()
-    return bits
+def bits(number: Tensor) -> list[int]:
+    """Of a tensor on the CPU: a zero has a sign, and NaN is itself."""
+    return number.reshape(-1).view(torch.uint8).tolist()
