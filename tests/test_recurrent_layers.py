@@ -130,6 +130,11 @@ def test_torchs_functions_by_themselves() -> None:
         same(fh.jit(f, backend="eager")(x, h), f(x, h))
 
 
+def test_tensors_without_numbers() -> None:
+    module = nn.LSTM(INPUTS, UNITS).to("meta")
+    assert fh.jit(module, backend="eager")(torch.empty(STEPS, BATCH, INPUTS, device="meta"))[0].shape == (4, 3, 3)
+
+
 def test_any_length_is_one_graph() -> None:
     module = nn.LSTM(INPUTS, UNITS).to(F64)
     run = fh.jit(lambda x: loss(module, x), dynamic=True, backend="eager")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .. import _torch
 from ..ops.scan.api import scan
 
 __all__ = ["LAYERS"]
@@ -110,7 +111,7 @@ def _layer(step: Cell, *args: Any, **named: Any) -> Any:
         return NotImplemented
     states = states if step is _lstm_step else [states]
     is_done_by_torch = xs.device.type == "cpu" and not torch.is_grad_enabled()
-    if is_done_by_torch or torch.is_autocast_enabled(xs.device.type) or not _agree(xs, states, params, *options):
+    if is_done_by_torch or _torch.autocast_enabled() or not _agree(xs, states, params, *options):
         return NotImplemented
     out, last = _layers(step, xs, states, params, *options)
     return out, *last
