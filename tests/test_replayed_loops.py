@@ -15,6 +15,7 @@ from triton_plans import on_cuda
 import functorch_hops as fh
 from functorch_hops._torch import new_fake_mode
 from functorch_hops.ir.meta import TensorMeta
+from functorch_hops.lowering.loops.triton.operator import triton_loop
 from functorch_hops.lowering.replayed import bits, is_replayable, moves
 from loop_plans import Program, normal
 from modes import same
@@ -87,6 +88,7 @@ def test_what_each_call_launches_alike_is_recorded(name: str) -> None:
         (aten.mul.Tensor, [("cuda:0", (3,)), ("cuda:0", (3,))], "cuda:0", False),
         (aten.mul.Tensor, [("cuda:0", (3,)), ("cpu", ())], "cuda:0", False),
         (aten.mul.Tensor, [("cpu", ()), ("cpu", ())], "cpu", False),
+        (triton_loop, [("cuda:0", (3,)), ("cpu", ())], "cuda:0", False),
         (aten.add.Tensor, [("cuda:0", (3,)), ("cpu", (3,))], "cuda:0", True),
         (aten._to_copy.default, [("cpu", ())], "cuda:0", True),
         (aten._to_copy.default, [("cuda:0", (3,))], "cuda:1", True),

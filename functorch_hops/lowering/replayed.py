@@ -90,8 +90,9 @@ def moves(node: fx.Node) -> bool:
     made = _tensors(value if isinstance(value, (list, tuple)) else [value])
     given = _tensors(n.meta.get("val") for n in node.all_input_nodes)
     moved = [x for x in given if any(x.device != y.device for y in made)]
-    is_argument = is_pointwise(node.target) and len(moved) < len(given) and not any(x.dim() for x in moved)
-    return bool(moved) and not is_argument
+    is_kernel = is_pointwise(node.target) or getattr(node.target, "namespace", "") == "functorch_hops"
+    are_arguments = is_kernel and len(moved) < len(given) and not any(x.dim() for x in moved)
+    return bool(moved) and not are_arguments
 
 
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
