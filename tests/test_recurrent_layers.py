@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -128,6 +129,19 @@ def test_torchs_functions_by_themselves() -> None:
     named = lambda x, h: torch.lstm(x, (h, h), params, **options, batch_first=False)
     for f in (promoted, named):
         same(fh.jit(f, backend="eager")(x, h), f(x, h))
+
+
+def test_weights_as_arguments() -> None:
+    """The module remembers those that it was called with last, traced ones too."""
+    module, x = layer("lstm")
+    weights = {name: p.detach() * 2 for name, p in module.named_parameters()}
+    f = lambda weights, x: torch.func.functional_call(module, weights, (x,))[0]
+    run = fh.jit(f, backend="eager")
+    for scale in (1, 3):
+        given = {name: p * scale for name, p in weights.items()}
+        same(run(given, x), f(given, x))
+    assert run.cache_info().misses == 1
+    same(copy.deepcopy(module)(x)[0], module(x)[0])
 
 
 def test_tensors_without_numbers() -> None:

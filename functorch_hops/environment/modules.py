@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 from typing import Any
 
+from torch import nn
+
 from .. import _torch
 from .containers import entries
 from .guard import HOOKS, PARTS, SAME
@@ -13,6 +15,11 @@ from .places import Path
 from .walk import Walk
 
 __all__ = ["module"]
+
+_RECURRENT = ("_flat_weights", "_flat_weight_refs")
+"""What recurrent modules of torch remember of their parameters, and look up again in each call: ``functional_call``
+leaves its own there.
+"""
 
 
 def global_hooks(walk: Walk) -> None:
@@ -53,7 +60,7 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         path,
         by_size=not followed,
         methods=walk.methods_of(cls),
-        skip=("training", *PARTS, *HOOKS),
+        skip=("training", *PARTS, *HOOKS, *(_RECURRENT if isinstance(value, nn.RNNBase) else ())),
     )
     if followed or hooked:
         walk.guard.object(value)

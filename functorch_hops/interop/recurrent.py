@@ -4,7 +4,8 @@ NOTE [Recurrent layers] ``nn.LSTM`` and its kin are one call of torch's, of thre
 values only, or on GPUs, where it packs the weights by a write to their storage; else the operators of all steps one
 after the other, some fifty each with a gradient. A capture can hold the first only, and takes a minute for a hundred
 steps of the last. So there a layer is a ``scan``, but where torch's kernel gives all that is asked for: values of
-tensors on the CPU, while no gradients are recorded. Packed sequences stay torch's.
+tensors on the CPU, while no gradients are recorded. Packed sequences, whose sizes are data, are left to torch, and
+can't be captured.
 """
 
 from __future__ import annotations
