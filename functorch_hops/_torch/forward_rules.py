@@ -440,11 +440,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     _aten.hardsigmoid.default: _hardsigmoid,
     **NUMBER_FORMS,
 }
-_READING = {
-    function
-    for name in ("scatter_reduce", "index_reduce")
-    for function in (getattr(torch, name), getattr(Tensor, name))
-} | {_aten.scatter_reduce.two, _aten.index_reduce.default}
+_READING = {function for function, form in _FORMS.items() if form in (_scatter_reduce, _index_reduce)}
 """Those whose backward pass, of a product, looks at its data."""
 _BACKWARD_FORMS: dict[Any, Callable[..., Any]] = {
     _aten.native_layer_norm_backward.default: _native_layer_norm_backward,

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
-from .._torch import is_pointwise
+from .._torch import OpOverload, is_pointwise
 from .exact import replaced
 from .loops.happening import LOOK
 
@@ -289,7 +289,7 @@ def _users(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
 
 
 def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def _is_counted(node: fx.Node) -> bool:

@@ -18,8 +18,6 @@ from .loops.throwing import thrown
 
 __all__ = ["exact_arithmetic", "replaced", "strides_read"]
 
-aten = torch.ops.aten
-
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from .cells import gru_step, lstm_step
 from .indexing import put_by_mask, put_by_mask_
 
 __all__ = ["replaced"]
@@ -186,11 +187,7 @@ def _gru_cell(
     """
     if not _is_written_out(x, h) or x.shape[0] != h.shape[0]:
         return NotImplemented
-    given = torch.nn.functional.linear(x, w_x, b_x).split(h.shape[1], 1)
-    kept = torch.nn.functional.linear(h, w_h, b_h).split(h.shape[1], 1)
-    reset, update = ((k + g).sigmoid() for k, g in zip(kept[:2], given[:2]))
-    new = (given[2] + kept[2] * reset).tanh()
-    return (h - new) * update + new
+    return gru_step(torch.nn.functional.linear(x, w_x, b_x), h, w_h, b_h)
 
 
 def _lstm_cell(
@@ -200,10 +197,7 @@ def _lstm_cell(
     h, c = state
     if not _is_written_out(x, h, c) or not x.shape[0] == h.shape[0] == c.shape[0]:
         return NotImplemented
-    gates = torch.nn.functional.linear(h, w_h, b_h) + torch.nn.functional.linear(x, w_x, b_x)
-    written, kept, new, shown = gates.split(c.shape[1], 1)
-    c = kept.sigmoid() * c + written.sigmoid() * new.tanh()
-    return shown.sigmoid() * c.tanh(), c
+    return lstm_step(torch.nn.functional.linear(x, w_x, b_x), h, c, w_h, b_h)
 
 
 def _is_written_out(*tensors: Tensor) -> bool:
