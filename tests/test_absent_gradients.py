@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import every_mode, same, while_capturing
+from modes import MODES, every_mode, same, while_capturing
+from reference import Reference
 
 F64 = torch.float64
 X, Y, Z = torch.rand(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -89,3 +90,78 @@ def test_a_backward_that_is_told_of_no_cotangent(run, name):
     for i, out in enumerate(run(PLACES[name], *xs)):
         grads = torch.autograd.grad(out.sum(), xs, allow_unused=True, retain_graph=True)
         assert [g is not None for g in grads] == [i == 0, i == 1]
+
+
+def recording(y):
+    with torch.enable_grad():
+        return y * 2
+
+
+CALLS = {
+    "while_loop": lambda ns, y: ns.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1]), (y.sum() * 0, y)),
+    "while_loop, a swap": lambda ns, y: ns.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, c[2], c[1]), (y.sum() * 0, y, y * 3)
+    ),
+    "while_loop, recording": lambda ns, y: ns.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, recording(c[1])), (y.sum() * 0, y)
+    ),
+    "fori_loop": lambda ns, y: ns.fori_loop(0, 3, lambda i, c: (c[0] * 2, c[1]), (y.sin(), y)),
+    "scan": lambda ns, y: ns.scan(lambda c, x: ((c[0] * x, c[1]), c[1]), (y, y), y),
+    "scan, recording": lambda ns, y: ns.scan(lambda c, x: (recording(c), x), y[0], y),
+    "map": lambda ns, y: ns.map(lambda x: x, y),
+    "cond": lambda ns, y: ns.cond(y.sum() > 0, lambda a, b: (a + 1, b), lambda a, b: (a, b), y, y * 2),
+    "cond, of other branches": lambda ns, y: ns.cond(y.sum() > 0, lambda a: (a, a * 2), lambda a: (a * 2, a), y),
+    "checkpoint": lambda ns, y: ns.checkpoint(lambda a, b: (a + 1, b))(y, y * 2),
+    "jit": lambda ns, y: ns.jit(lambda a, b: (a + 1, b, recording(b)))(y, y * 2),
+}
+
+
+def compiled(f, *args):
+    torch.compiler.reset()
+    return torch.compile(f, backend="aot_eager", fullgraph=True)(*args)
+
+
+@pytest.mark.parametrize("run", [*MODES.values(), compiled], ids=[*MODES, "compiled"])
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_under_no_grad(run, name):
+    """What a body hands on keeps its history, as in Python, and what it computes has none."""
+
+    def of(ns):
+        def f(x):
+            y = x * 2
+            with torch.no_grad():
+                outs = CALLS[name](ns, y)
+            leaves = torch.utils._pytree.tree_leaves(outs)
+            return x.sum() + sum((i + 2) * leaf.square().sum() for i, leaf in enumerate(leaves)), leaves
+
+        return f
+
+    def gradient(f, run):
+        x = X.clone().requires_grad_()
+        return torch.autograd.grad(run(f, x)[0], x)[0]
+
+    expected = gradient(of(Reference), MODES["plain"])
+    same(gradient(of(fh), run), expected)
+    same(run(fh.grad(lambda x: of(fh)(x)[0]), X), expected)
+    same(
+        run(fh.jvp, lambda x: of(fh)(x)[0], (X,), (Y,))[1], torch.func.jvp(lambda x: of(Reference)(x)[0], (X,), (Y,))[1]
+    )
+
+
+@every_mode
+def test_loops_of_lanes_under_no_grad(run):
+    def f(y):
+        with torch.no_grad():
+            return fh.scan(lambda c, x: ((c[0] * x, c[1]), None), (y.sum(), y), y)[0][1]
+
+    x = X.clone().requires_grad_()
+    same(torch.autograd.grad(run(fh.vmap(f), x[None] * 2).sum(), x), (torch.full_like(X, 2),))
+
+
+def test_a_loop_through_which_no_gradient_leads_is_not_recorded():
+    with torch.no_grad():
+        text = fh.jit(lambda x: fh.while_loop(lambda c: c.sum() < 3, torch.exp, x), backend="eager").lower(X).as_text()
+    graph = fh.make_graph(
+        fh.grad(lambda x: x.sum() + torch.no_grad()(fh.while_loop)(lambda c: c.sum() < 3, torch.exp, x).sum())
+    )(X)
+    assert text.count("while_loop[") == str(graph.code).count("fh_while_loop") == 1

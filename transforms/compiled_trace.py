@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from functorch_hops import _torch, environment
+from functorch_hops.calls.recording import recorded_as_bodies_say
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.ir.dependence import Through, dependent_outputs
 from functorch_hops.ir.sizes import facts_hold
@@ -76,9 +77,10 @@ class CompiledTrace:
 
     def call(self, operands: list[Tensor], places: Places | None = None) -> Sequence[Tensor]:
         """``places``: of the environment that the operands come from, if it is not the one that is watched now."""
-        if not self.trace.updates:
-            return closed_call_op(self.params, *operands)
-        return self._call_with_updates(operands, self.watched.places if places is None else places)
+        with recorded_as_bodies_say(self.params.body):
+            if not self.trace.updates:
+                return closed_call_op(self.params, *operands)
+            return self._call_with_updates(operands, self.watched.places if places is None else places)
 
     def results(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """What the call returns, given what :meth:`call` computed."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.output import Constant, OutputSpec
 from functorch_hops.calls.reading import Reader
+from functorch_hops.calls.recording import is_recorded_under_no_grad
 from functorch_hops.environment.source import Source
 from functorch_hops.hop.operator import is_plain_call
 from functorch_hops.ir.active import state
@@ -88,7 +89,7 @@ def quick_call(
 def _run(
     entry: CompiledTrace, operands: Sequence[Tensor], places: Places
 ) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    if entry.trace.updates or _torch.autocast_enabled():
+    if entry.trace.updates or _torch.autocast_enabled() or is_recorded_under_no_grad(entry.params.body):
         return functools.partial(entry.call, places=places)
     return prepared(entry.params, operands)
 

@@ -45,7 +45,7 @@ def _copied(t: Tensor) -> Tensor:
     if torch.is_inference_mode_enabled() and not t.is_inference():
         with torch.inference_mode(False):
             return _copied(t)
-    with torch.set_grad_enabled(t.requires_grad or torch.is_grad_enabled()):
+    with torch.enable_grad():
         copy = t.clone()
     if t.requires_grad and t.retains_grad:
         copy.retain_grad()

@@ -36,6 +36,7 @@ from .arguments import Arguments
 from .listening import caller, timed
 from .output import Constant, OutputSpec
 from .recent import Recent
+from .recording import recorded_as_bodies_say
 from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
@@ -122,7 +123,7 @@ def as_graph(
         _warn_of_calls(operation, observers or ())
         return result
     trace, flat = found
-    with _torch.autocast_off():
+    with _torch.autocast_off(), recorded_as_bodies_say(trace.body):
         outputs = trace.body(*flat)
     return trace.output.unflatten(outputs)
 

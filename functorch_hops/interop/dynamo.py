@@ -24,6 +24,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..calls.arguments import Arguments
 from ..calls.listening import caller, timed
+from ..calls.recording import recorded_as_bodies_say
 from ..calls.static_values import same_function
 from ..calls.traced_call import trace_call
 from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
@@ -62,6 +63,10 @@ class LeafCall(_torch.HigherOrderOperator):
             args, kwargs = operands
             return call(*args, **kwargs)
         params = call.params
+        with recorded_as_bodies_say(params.body):
+            return self._called(params, operands)
+
+    def _called(self, params: ClosedCallParams, operands: Sequence[Any]) -> Any:
         if current_capture() is not None:  # a user's function holds the call, and its graph runs in our capture
             with _torch.autocast_off():
                 return params.body(*operands)

@@ -15,6 +15,7 @@ from ...calls.arguments import P, R, is_operand
 from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
+from ...calls.recording import recorded_as_bodies_say
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import check_callable
@@ -184,5 +185,6 @@ def _captured_checkpoint(
     inputs = [TensorMeta.of(leaves[i]) for i in places]
     sources = [Itself(leaves[i]) for i in places]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func", sources=sources)
-    outs = checkpoint_op(CheckpointParams(body, policy), *(leaves[i] for i in places), *lifted)
+    with recorded_as_bodies_say(body):
+        outs = checkpoint_op(CheckpointParams(body, policy), *(leaves[i] for i in places), *lifted)
     return outputs[-1].unflatten(outs)

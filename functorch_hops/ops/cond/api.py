@@ -15,6 +15,7 @@ from ...calls.notes import note_body
 from ...calls.numbers import as_number, number_as_tensor, numbers_as_tensors
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
+from ...calls.recording import recorded_as_bodies_say
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import (
@@ -243,5 +244,6 @@ def _captured_cond(
         note_untaken(error)
         raise
     bodies, lifted = merge_lifted(captured, len(inputs))
-    outs = cond_op(CondParams(tuple(bodies)), selector, *leaves, *lifted)
+    with recorded_as_bodies_say(*bodies):
+        outs = cond_op(CondParams(tuple(bodies)), selector, *leaves, *lifted)
     return specs[0].unflatten(outs)

@@ -13,6 +13,7 @@ from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import numbers_as_tensors
 from ...calls.output import OutputSpec
+from ...calls.recording import recorded_as_bodies_say, untracked_under_no_grad
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import as_flag, as_int, check_callable, check_tensor_leaves, kind_of, order_of
@@ -262,5 +263,7 @@ def _captured_scan(
     body = step.body
     if body.holds_effects:
         body = in_loop(body, begin_loop(context.operation))
-    outs = run_scan_graph(body, length, carry_leaves, leaves, step.lifted, reverse, unroll, remat)
-    return carry.unflatten(outs[: len(carry_leaves)]), step.output.unflatten(outs[len(carry_leaves) :])
+    n = len(carry_leaves)
+    with recorded_as_bodies_say(body, n_returned=n):
+        outs = run_scan_graph(body, length, carry_leaves, leaves, step.lifted, reverse, unroll, remat)
+    return carry.unflatten(outs[:n]), step.output.unflatten(untracked_under_no_grad(outs[n:]))

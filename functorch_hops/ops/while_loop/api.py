@@ -14,6 +14,7 @@ from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number
 from ...calls.output import OutputSpec
+from ...calls.recording import recorded_as_bodies_say
 from ...calls.spelling import spelled
 from ...calls.trace_cache import as_graph
 from ...calls.validate import PYTHON_NUMBERS, as_int, check_callable, kind_of
@@ -256,7 +257,8 @@ def _captured_steps(
         cond_graph, body_graph = in_loop(cond_graph, loop, ends_step=False), in_loop(body_graph, loop)
     params = WhileLoopParams(cond_graph, body_graph, len(leaves), checkpoints=checkpoints)
     params, flat, restore = simplify_call(while_loop_passthrough, params, [*leaves, *lifted])
-    return carry.unflatten(restore(while_loop_op(params, *flat)))
+    with recorded_as_bodies_say(body_graph):
+        return carry.unflatten(restore(while_loop_op(params, *flat)))
 
 
 def _capture_condition(
