@@ -26,6 +26,7 @@ __all__ = [
     "MAKE_DUAL",
     "SingleLevelFunction",
     "VmapInfo",
+    "Written",
     "applied",
     "below_autograd",
     "differentiable",
@@ -39,6 +40,7 @@ __all__ = [
     "lowered",
     "make_dual",
     "operator_with_rule",
+    "saved_despite_writes",
     "vjp",
     "writable",
 ]
@@ -54,6 +56,41 @@ def applied(function: type[_SingleLevelFunction]) -> Callable[..., Any]:
     """``function.apply``, past what waits there for functions of the user's."""
     apply: Callable[..., Any] = super(_SingleLevelFunction, function).apply  # type: ignore[misc]
     return apply
+
+
+Written = dict[int, tuple[Tensor, RuntimeError]]
+"""Saved inputs that were written to since, by their places, as they are now; and torch's error."""
+
+
+def saved_despite_writes(ctx: Any, n_inputs: int, written: Written) -> list[Tensor | None]:
+    """What a Function saved. Of the first ``n_inputs``, which are inputs, torch refuses to unpack those that were
+    written to: they are added to ``written``, and a hook answers for them from then on.
+    """
+    while True:
+        try:
+            saved = list(ctx.saved_tensors)
+            break
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            packed = ctx._raw_saved_tensors
+            places = [i for i in range(n_inputs) if not _unpacks(packed[i])]
+            if not places:
+                raise
+            for i in places:
+                written[i] = packed[i].data, error
+                packed[i].register_hooks(lambda t: t, lambda t: torch.empty(0))
+    for i, (value, _) in written.items():
+        saved[i] = value
+    return saved
+
+
+def _unpacks(packed: Any) -> bool:
+    try:
+        packed.unpack()
+    except RuntimeError:
+        return False
+    return True
 
 
 def writable(results: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -27,6 +27,7 @@ from ..trace.refusals import legacy_vmap_inside
 from ..trace.speculate import observed
 from .anomaly import check_gradients
 from .rules import Maybe, operator_of
+from .written import unpacked
 
 __all__ = [
     "PlainCall",
@@ -84,7 +85,7 @@ class RecordedCall(_torch.SingleLevelFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.params, ctx.augmented, ctx.active, has_tangent, interpreter, ctx.plain, *operands = inputs
-        ctx.for_transform = interpreter is not None
+        ctx.for_transform, ctx.written = interpreter is not None, {}
         ctx.set_materialize_grads(False)
         ctx.trips = ctx.params.trip_count(operands)
         ctx.differentiable = _differentiable(ctx.params, ctx.augmented, ctx.active, has_tangent, ctx.trips, output)
@@ -109,13 +110,15 @@ class RecordedCall(_torch.SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         # A pull function runs after its transform has ended: what it saved is then wrapped at a level that is gone.
-        saved = [None if t is None else _torch.unwrap_if_dead(t) for t in ctx.saved_tensors]
+        saved = [None if t is None else _torch.unwrap_if_dead(t) for t in unpacked(ctx, cotangents)]
         n_operands, n_outputs = len(ctx.active), ctx.params.n_outputs
         operands: list[Any] = [ctx.numbers.get(i, t) for i, t in enumerate(saved[:n_operands])]
         residuals: list[Any] = saved[n_operands:]
 
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
+                for _, error in ctx.written.values():
+                    raise error
                 return _second_derivative(ctx, operands, cotangents)
             rules, outer = operator_of(ctx.params).rules, _pulling.for_transform
             _pulling.for_transform = ctx.for_transform

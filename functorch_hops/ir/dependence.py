@@ -16,7 +16,7 @@ from .meta import Mask, is_differentiable
 from .nodes import behind, unfilled, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
-__all__ = ["Pruned", "Through", "dependent_outputs", "depends", "needed_inputs", "passes"]
+__all__ = ["Pruned", "Through", "dependent_outputs", "depends", "is_read", "needed_inputs", "passes"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Through(enum.Enum):
     """Any operator: the value of the output may be another one."""
     LANE = "lane"
     """Any operator, under a vmap in which each lane draws random numbers of its own: these are sources too."""
+    READ = "read"
+    """Any operator but those that take the shape of their operand and none of its values."""
     TANGENT = "tangent"
     """Operators on differentiable values, which ``detach`` stops."""
     GRADIENT = "gradient"
@@ -49,7 +51,7 @@ class Through(enum.Enum):
 
     @property
     def is_of_values(self) -> bool:
-        return self in (Through.VALUE, Through.LANE)
+        return self in (Through.VALUE, Through.LANE, Through.READ)
 
     @property
     def is_of_history(self) -> bool:
@@ -59,16 +61,18 @@ class Through(enum.Enum):
 
 _aten = torch.ops.aten
 
-_WITHOUT_HISTORY = frozenset(
+_OF_SHAPE = frozenset(
     {
         *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default, _aten.empty_like.default),
         *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.new_empty.default),
-        *(_aten.rand_like.default, _aten.randn_like.default, _aten.new_empty_strided.default, _aten.histc.default),
-        *(_aten.randint_like.default, _aten.randint_like.low_dtype, _aten.randint_like.Tensor),
-        _aten.detach.default,
+        *(_aten.rand_like.default, _aten.randn_like.default, _aten.new_empty_strided.default),
+        *(_aten.randint_like.default, _aten.randint_like.low_dtype),
     }
 )
-"""Operators of which autograd knows no derivative: most take the shape of their operand and none of its values."""
+"""Operators that take the shape of their operand and none of its values."""
+
+_WITHOUT_HISTORY = _OF_SHAPE | {_aten.randint_like.Tensor, _aten.histc.default, _aten.detach.default}
+"""Operators of which autograd knows no derivative."""
 
 _BARRIERS = {
     Through.TANGENT: _WITHOUT_HISTORY,
@@ -117,10 +121,16 @@ def passes(node: fx.Node, through: Through) -> bool:
     if node.target is unfilled:
         return False
     if through.is_of_values:
-        return True
+        return through is not Through.READ or node.target not in _OF_SHAPE
     value = node.meta.get("val")
     carries = is_differentiable(value.dtype) if isinstance(value, Tensor) else isinstance(value, (tuple, list))
     return carries and node.target not in _BARRIERS[through]
+
+
+def is_read(body: Subgraph, place: int) -> bool:
+    """Whether more of an input than its shape is needed."""
+    alone = tuple(i == place for i in range(len(body.inputs)))
+    return body.input_nodes()[place] in behind(body.pinned_nodes()) or any(dependent_outputs(body, alone, Through.READ))
 
 
 def needed_inputs(body: Subgraph, outputs: Sequence[bool]) -> Mask:

@@ -5,7 +5,7 @@ in plain eager, and hardly anybody asks for them. A forward graph that saves wha
 derived and compiled in vain, take longer, and keep what it saved as long as the results live. So where a function
 differentiates by an operand that requires gradients, plain autograd remembers the operands alone. A backward pass that
 comes nevertheless runs the graph once more, the one that saves; since this one is there, later calls run it at once.
-An operand that was changed in place meanwhile is an error then, of autograd, whatever the backward pass would read.
+An operand that was changed in place meanwhile is an error then, of autograd, if the function reads its value.
 
 So it is where a transform differentiates a compiled function (``value_and_grad(jit(loss))``): of its forward and its
 backward graph, for parameters that require gradients; and of the backward graph for the transform itself, which lets
