@@ -40,7 +40,7 @@ def of(ns, call, is_active):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    "run, is_active",
+    ("run", "is_active"),
     [*((run, active) for run in MODES.values() for active in (False, True)), (compiled, True)],
     ids=[*(f"{name}-{kind}" for name in MODES for kind in ("constant", "active")), "compiled"],
 )

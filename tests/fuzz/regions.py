@@ -112,6 +112,23 @@ def _shared_data(s: Scope, depth: int) -> None:
     run(s, lines, f"({y} * 1, {z} * {y})")
 
 
+def _written_to_later(s: Scope, depth: int) -> None:
+    """A value that is written to after control flow has read it. The derivative reads none of it."""
+    a = s.pick(where=lambda x: x.numel() > 0 and x.is_floating_point())
+    y, r = s.new("y"), s.new("r")
+    call = s.one_of(
+        f"ns.fori_loop(0, 2, lambda i, c: c * 0.7 + {y}, {a})",
+        f"ns.scan(lambda c, e: (c.sin() - {y}, e), {a}, {a}[None])[0]",
+        f"ns.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] * 0.7 + {y}), (torch.tensor(0), {a}))[1]",
+        f"ns.cond({a}.sum() > 0.137, lambda v: v.sin() + {y}, lambda v: v * 0.7, {a})",
+        f"ns.map(lambda v: v.cos() + {y}, {a}[None])[0]",
+        f"ns.jit(lambda v: v.cos() - {y}, backend='eager')({a})",
+    )
+    write = s.one_of("{y}.mul_({k})", "{y}[...] = {r}", "{y}.reshape(-1)[:1].zero_()", "{y}.add_({a})", "{y}.tanh_()")
+    lines = [f"{y} = {a} * {s.number}", f"{r} = {call}", write.format(y=y, r=r, a=a, k=s.number)]
+    run(s, lines, f"({r} * 1, {y} * {a})")
+
+
 def _nothing(s: Scope, depth: int) -> None:
     """A branch whose result has parts that are no tensors."""
     a = s.pick(where=lambda x: x.numel() > 0)
@@ -125,4 +142,4 @@ def _nothing(s: Scope, depth: int) -> None:
 
 
 REGIONS: list[Callable[[Scope, int], Any]] = [_region, _region, _jitted, _jitted, _in_place, _by_hand, _nothing]
-REGIONS += [_function_of_torch, _function_of_torch, _shared_data]
+REGIONS += [_function_of_torch, _function_of_torch, _shared_data, _written_to_later]
