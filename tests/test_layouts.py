@@ -251,6 +251,22 @@ def test_batch_normalisation_by_strided_weights(training):
 TURNED = torch.arange(6.0, dtype=F64).reshape(2, 3).mT
 
 
+STACKS = {
+    "scan": lambda x: fh.scan(lambda c, r: (c + r, c * r), x[0], x)[1],
+    "map": lambda x: fh.map(torch.sin, x),
+    "associative_scan": lambda x: fh.associative_scan(torch.mul, x),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("in_dim", [0, 1])
+@pytest.mark.parametrize("name", STACKS)
+def test_a_view_of_stacked_results_of_lanes(name, in_dim, run):
+    f, x = STACKS[name], torch.arange(24.0, dtype=F64).reshape(3, 2, 4)
+    expected = torch.stack([f(lane).view(-1) for lane in x.unbind(in_dim)])
+    same(run(fh.vmap(lambda x: f(x).view(-1), in_dims=in_dim), x), expected)
+
+
 @every_mode
 def test_a_view_of_what_lies_otherwise_in_the_trace(run):
     f = lambda x: fh.cond(x.sum() > -99, lambda x: (x * 2).mT.view(-1).sin(), lambda x: x.reshape(-1), x)

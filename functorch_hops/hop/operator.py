@@ -164,6 +164,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
             values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
             mapped = tuple(d is not None for d in dims)
             outs, out_mapped = self.rules.batch(params, values, mapped, interpreter.batch_size(), randomness)
+            if current_capture() is None:
+                outs = [o.contiguous() for o in outs]  # so is each lane, as if the call had been its own
         return _torch.wrap_batched(tuple(outs), tuple(0 if m else None for m in out_mapped), level)
 
     def _jvp(self, interpreter: Any, params: P, *operands: Any) -> Any:
