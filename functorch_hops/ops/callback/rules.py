@@ -43,10 +43,11 @@ _MISSING = missing(
 def callback_impl(params: CallbackParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     with outside_of_captures(), torch.no_grad():
         if params.at_once and params.lanes:
-            full = [_expanded(x, mapped, params.lanes) for x, mapped in zip(operands, params.mapped)]
-            return _called(params, full, params.all_outputs)
-        outs = [meta.empty() for meta in params.all_outputs]
-        for lane in params.each_lane():
+            lanes = params.lane_sizes(operands)
+            full = [_expanded(x, mapped, lanes) for x, mapped in zip(operands, params.mapped)]
+            return _called(params, full, params.all_outputs(operands))
+        outs = [meta.empty() for meta in params.all_outputs(operands)]
+        for lane in params.each_lane(operands):
             for out, value in zip(outs, _called(params, params.at_lane(operands, lane), params.outputs)):
                 out[lane] = value
         return outs
@@ -89,7 +90,7 @@ def _refusal(params: CallbackParams, problem: str, expected: object, got: object
 
 
 def callback_abstract_eval(params: CallbackParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in params.all_outputs]
+    return [meta.empty() for meta in params.all_outputs(operands)]
 
 
 def callback_dependent_outputs(
@@ -101,7 +102,8 @@ def callback_dependent_outputs(
 def callback_batch(
     params: CallbackParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    outs = callback_op(params.under_vmap(mapped, size), *operands)
+    batched, operands = params.under_vmap(operands, mapped, size)
+    outs = callback_op(batched, *operands)
     return outs, (True,) * params.n_outputs
 
 
@@ -109,7 +111,7 @@ def callback_jvp(
     params: CallbackParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     reached = callback_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)
-    metas = [meta for meta, r in zip(params.all_outputs, reached) if r]
+    metas = [meta for meta, r in zip(params.all_outputs(primals), reached) if r]
     asked = [*primals, *(t for t in tangents if t is not None)]
     found = iter(absent_derivatives(_MISSING, metas, asked) if metas else ())
     return callback_op(params, *primals), [next(found) if r else None for r in reached]

@@ -48,6 +48,8 @@ class Action:
     """What happens. Equal actions are one in captured graphs."""
 
     happens_in_each_lane: ClassVar[bool] = True
+    asks_for_lanes: ClassVar[bool] = True
+    """Whether vmaps around it matter to it at all."""
     when: ClassVar[When] = When.NOW
 
     @property
