@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.notes import note_callback
 from ...errors import MetadataMismatchError, TreeMismatchError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, is_differentiable
@@ -63,7 +64,12 @@ def _called(params: CallbackParams, values: Sequence[Tensor], metas: Sequence[Te
     """One call, of NumPy arrays."""
     arrays: list[Any] = [x.detach().cpu().numpy() for x in values]
     args, kwargs = params.call.unflatten(arrays)
-    leaves, _ = pytree.flatten(params.function(*args, **kwargs))
+    try:
+        result = params.function(*args, **kwargs)
+    except Exception as error:
+        note_callback(error, "pure_callback", params.place)
+        raise
+    leaves, _ = pytree.flatten(result)
     if len(leaves) != len(metas):
         raise TreeMismatchError(_refusal(params, "a result of another tree", f"{len(metas)} arrays", len(leaves)))
     return [_as_declared(params, leaf, meta) for leaf, meta in zip(leaves, metas)]
