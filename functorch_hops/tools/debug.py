@@ -153,7 +153,7 @@ def _check_format(operation: str, parameter: str, fmt: str, args: tuple[Any, ...
         fields = [*_fields(fmt)]
     except ValueError as error:
         refuse(f"no format string: {error}", "write {{ and }} for braces", fmt)
-    unread: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    unread: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for field, spec, conversion in fields:
         first = re.match(r"[^.\[]*", field)[0]  # type: ignore[index]
         key = next(counted) if first == "" else int(first) if first.isdigit() else first

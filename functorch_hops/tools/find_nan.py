@@ -458,7 +458,7 @@ class _Watch(_torch.CallMode):
             self._hook(_of_operator(self._calls[i] if self._calls else _NO_CALL, node), node)
 
     def _hook(self, call: _WatchedCall, node: Any) -> None:
-        is_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+        is_python = _is_python(node)
         name = "backward pass" if is_python else node.name()
         if is_python:
             node.register_prehook(functools.partial(self._before, call, name))
@@ -488,5 +488,9 @@ def _of_operator(call: _WatchedCall, node: Any) -> _WatchedCall:
         origin = params.origin
         place = None if origin is None else (origin.file, origin.line, origin.function)
         return replace(call, func=params.public_name, operands=(), versions=(), place=place)
-    name = rule_name(node) or type(node).__name__.removesuffix("Backward")
-    return replace(call, func=name, operands=(), versions=(), place=None)
+    of_function = type(node).__name__.removesuffix("Backward") if _is_python(node) else "an unknown operation"
+    return replace(call, func=rule_name(node) or of_function, operands=(), versions=(), place=None)
+
+
+def _is_python(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)

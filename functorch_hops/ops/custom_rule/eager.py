@@ -186,4 +186,5 @@ class _Guard(torch.autograd.Function):
 
 def rule_name(node: Any) -> str | None:
     """Of a node of autograd that runs a rule, the name of that."""
-    return node.call.rule.name if isinstance(node, _Attached._backward_cls) else None
+    call = getattr(node, "call", None)
+    return call.rule.name if isinstance(call, _PythonCall) else None
