@@ -135,7 +135,7 @@ def perform(params: EffectParams, operands: Sequence[Tensor]) -> None:
     if _state.deferred is not None:
         _state.deferred.append((params, operands))
         return
-    action = params.action
+    action, operands = params.action, params.values(operands)
     with outside_of_captures(), torch.no_grad():
         if not action.happens_in_each_lane:
             action(params, operands, ())
