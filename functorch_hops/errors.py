@@ -230,15 +230,17 @@ def user_frame(error: BaseException | None = None) -> traceback.FrameSummary | N
     return None
 
 
-def user_place(frame: FrameType | None = None) -> tuple[str, int, str] | None:
-    """File, line and function of the innermost frame that is the user's code, from ``frame`` outwards. Reads no source
-    file.
+def user_place(frame: FrameType | None = None, *, within: CodeType | None = None) -> tuple[str, int, str] | None:
+    """File, line and function of the innermost frame that is the user's code, from ``frame`` outwards, and inside of
+    any that runs ``within``. Reads no source file.
     """
     if _traced.stack is not None:
         traced = user_frame()
         return None if traced is None else (traced.filename, traced.lineno or 0, traced.name)
     internal = _internal_paths()
     for code, line in _frames_of_stack(frame):
+        if code is within:
+            return None
         if not code.co_filename.startswith(internal):
             return code.co_filename, line, code.co_name
     return None

@@ -14,7 +14,15 @@ def compiled(f, *args):
     return fh.jit(f, backend="aot_eager")(*args)
 
 
-every_way = pytest.mark.parametrize("run", [*every_mode.args[1], compiled], ids=[*every_mode.kwargs["ids"], "compiled"])
+def with_open_sizes(f, *args):
+    return fh.jit(f, backend="eager", dynamic=True)(*args)
+
+
+every_way = pytest.mark.parametrize(
+    "run",
+    [*every_mode.args[1], compiled, with_open_sizes],
+    ids=[*every_mode.kwargs["ids"], "compiled", "with open sizes"],
+)
 X = torch.tensor([3.0, 1.0, 2.0])
 
 

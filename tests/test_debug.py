@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,7 +17,15 @@ def compiled(f, *args):
     return fh.jit(f, backend="aot_eager")(*args)
 
 
-every_way = pytest.mark.parametrize("run", [*every_mode.args[1], compiled], ids=[*every_mode.kwargs["ids"], "compiled"])
+def with_open_sizes(f, *args):
+    return fh.jit(f, backend="eager", dynamic=True)(*args)
+
+
+every_way = pytest.mark.parametrize(
+    "run",
+    [*every_mode.args[1], compiled, with_open_sizes],
+    ids=[*every_mode.kwargs["ids"], "compiled", "with open sizes"],
+)
 
 
 class Log:
@@ -159,6 +169,22 @@ def test_nested_lanes_and_what_does_not_differ(run) -> None:
     same(got, torch.tensor([[3.0, 4.0], [3.0, 4.0], [6.0, 8.0]]))
     both = [("both", x, y) for x in (1.0, 2.0) for y in (3.0, 4.0)]
     assert log.taken() == [*both, ("none",), ("none",), ("none",)]
+
+
+def test_any_number_of_lanes_by_one_trace() -> None:
+    def f(x):
+        fh.debug.callback(log, "no operands")
+        halve = lambda v: (fh.debug.callback(log, v), v / 2)[1]
+        return fh.while_loop(lambda v: v > 1, halve, x)
+
+    run = fh.jit(fh.vmap(f), backend="eager", dynamic=True)
+    for xs in ([3.0, 1.0], [2.0, 1.0, 8.0, 4.0], [1.0, 1.0, 6.0]):
+        same(run(torch.tensor(xs)), torch.tensor([x / 2 ** max(math.ceil(math.log2(x)), 0) for x in xs]))
+        steps = [sorted(x / 2**k for x in xs if x / 2**k > 1) for k in range(3)]
+        entries = log.taken()
+        assert entries[: len(xs)] == [("no operands",)] * len(xs)
+        assert sorted(entries[len(xs) :]) == sorted((v,) for values in steps for v in values)
+    assert run.cache_info().misses == 1
 
 
 @every_way

@@ -56,6 +56,20 @@ def test_a_lowered_function_is_drawn(tmp_path: Path) -> None:
     assert "scan, 7 steps" in (tmp_path / "loss.SVG").read_text()
 
 
+def test_several_results_are_written_in_the_room_of_their_box(tmp_path: Path) -> None:
+    sizes = 1, 2, 3, 4, 5, 6, 11
+    parts = lambda x: [part.sum() for part in x.split(sizes)] + [part.sum() for part in x.chunk(4)]
+    root = ElementTree.fromstring(
+        drawn(tmp_path / "split.svg", lambda _, xs: fh.map(lambda x: parts(x), xs.new_ones(2, 32)))
+    )
+    texts = [element.text or "" for element in root.iter(f"{SVG}text")]
+    assert "0-3: f32[8]" in texts
+    (cut,) = (text for text in texts if text.endswith("…"))
+    assert cut.startswith("0: f32[1]  1: f32[2") and len(cut) < 25
+    whole = "  ".join(f"{i}: f32[{size}]" for i, size in enumerate(sizes))
+    assert any((element.text or "").endswith(f"\n{whole}") for element in root.iter(f"{SVG}title"))
+
+
 class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

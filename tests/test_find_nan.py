@@ -145,6 +145,149 @@ def test_closed_over_tensors_have_gradients_too() -> None:
     assert layer.weight.grad is None
 
 
+@fh.custom_vjp
+def with_vjp(x, k):
+    return (x - 1).log() + k  # VALUE
+
+
+def pulled(k, ct):
+    return ct / k, None  # VJP
+
+
+with_vjp.defvjp(lambda x, k: (with_vjp(x, k), k), pulled)
+
+
+@fh.custom_jvp
+def with_jvp(x, k):
+    return (x - 1).log() + k
+
+
+@with_jvp.defjvp
+def pushed(primals, tangents):
+    return with_jvp(*primals), tangents[0] / primals[1]  # JVP
+
+
+class WithBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(x, k):
+        return x + k
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, ct):
+        (k,) = ctx.saved_tensors
+        return ct / k, None  # BACKWARD
+
+
+class OfNumPy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, k):
+        ctx.k = k.item()
+        return torch.tensor(x.detach().numpy() + ctx.k)
+
+    @staticmethod
+    def backward(ctx, ct):
+        return torch.tensor(math.inf if ctx.k == 0 else ct.item() / ctx.k), None
+
+
+RULES = {
+    "custom_vjp": (with_vjp, pulled, "# VJP"),
+    "custom_jvp": (with_jvp, pushed, "# JVP"),
+    "Function": (WithBackward.apply, WithBackward.backward, "# BACKWARD"),
+}
+
+
+def steps_with(rule, init, divisors=(1.0, 0.0, 1.0)):
+    return fh.scan(lambda c, k: (rule(c, k), None), init, torch.tensor(divisors))[0]
+
+
+@pytest.mark.parametrize("rule", ["custom_vjp", "Function"])
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_the_line_in_a_rule_and_the_step_of_its_call(rule, zero) -> None:
+    apply, backward, text = RULES[rule]
+    divisors = [0.0 if i == zero else 1.0 for i in range(3)]
+    for around in (lambda f: f, fh.checkpoint, lambda f: fh.jit(f, backend="eager")):
+        report = find(around(lambda x: steps_with(apply, x, divisors)))(torch.tensor(30.0))
+        assert report.value is None and report.in_gradient
+        found = report.gradient
+        assert (found.found, found.operation, found.node) == ("inf", "torch.Tensor.div", None)
+        assert (found.line, found.iteration) == (line_of(backward, text), zero) and text in found.source
+        assert found.operands == (torch.tensor(found.operands[0].item()), torch.tensor(0.0))
+    assert find(fh.vmap(lambda x: steps_with(apply, x, divisors)))(torch.full((2,), 30.0)).gradient.lane == 1
+
+
+def test_what_a_forward_mode_rule_makes() -> None:
+    found = find(lambda x: steps_with(with_jvp, x))(torch.tensor(30.0)).value
+    assert (found.operation, found.line, found.iteration) == ("torch.Tensor.div", line_of(pushed, "# JVP"), 1)
+
+
+@pytest.mark.parametrize("rule", ["custom_vjp", "custom_jvp", "Function"])
+@pytest.mark.parametrize("grad", [fh.grad, torch.func.grad])
+def test_a_rule_under_a_transform(rule, grad) -> None:
+    apply, backward, text = RULES[rule]
+
+    def step(c, k):
+        return c + grad(apply)(c, k), None  # CALL
+
+    found = find(lambda x: fh.scan(step, x, torch.tensor([1.0, 0.0]))[0])(torch.tensor(30.0)).value
+    assert (found.found, found.iteration, found.operands) == ("inf", 1, (torch.tensor(1.0), torch.tensor(0.0)))
+    if rule == "Function":
+        assert (found.operation, found.node, found.line) == ("torch.Tensor.div", None, line_of(backward, text))
+    else:  # a graph: its operator, and the line of the call
+        assert (found.operation, found.node) == (f"{rule} {apply.__name__}", "aten.div.Tensor in the backward pass")
+        assert found.line == line_of(step, "# CALL")
+
+
+def test_a_loop_in_a_rule_is_in_the_loop_of_its_call() -> None:
+    @fh.custom_vjp
+    def looped(x):
+        return x.sin()
+
+    def bwd(_, ct):
+        return (fh.scan(lambda c, k: (c / k, None), ct, torch.tensor([2.0, 0.0]))[0],)  # HERE
+
+    looped.defvjp(lambda x: (x.sin(), None), bwd)
+    found = find(lambda x: fh.scan(lambda c, _: (looped(c), None), x, length=3)[0])(torch.tensor(1.0)).gradient
+    assert (found.loops, found.iteration, found.line) == (("scan", "scan"), (2, 1), line_of(bwd, "HERE"))
+
+
+def test_a_rule_that_calls_nothing_of_torchs() -> None:
+    found = find(lambda x: steps_with(OfNumPy.apply, x))(torch.tensor(1.0)).gradient
+    assert (found.operation, found.node, found.iteration) == ("OfNumPy", "backward pass", 1)
+    assert find(lambda x: OfNumPy.apply(x, torch.tensor(0.0)))(torch.tensor(1.0)).gradient.operation == "OfNumPy"
+
+
+def test_a_rule_whose_result_no_call_reads_before_its_gradient() -> None:
+    def f(x):
+        weight = torch.ones((), requires_grad=True)
+        return x + torch.autograd.grad(WithBackward.apply(weight, x - x), weight)[0]
+
+    found = find(f)(torch.tensor(1.0)).value
+    assert (found.operation, found.line) == ("torch.Tensor.div", line_of(WithBackward.backward, "# BACKWARD"))
+
+
+def test_a_rule_that_raises_leaves_nothing_behind() -> None:
+    class Raises(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x + 1
+
+        @staticmethod
+        def backward(ctx, ct):
+            raise ZeroDivisionError
+
+    def f(x):
+        with pytest.raises(ZeroDivisionError):
+            torch.autograd.grad(Raises.apply(x), x)
+        return (x - x).log()  # HERE
+
+    found = find(f)(torch.tensor(1.0)).value
+    assert (found.operation, found.node, found.line) == ("torch.Tensor.log", None, line_of(f, "HERE"))
+
+
 def test_what_is_given_is_not_made() -> None:
     mask = torch.full((3, 3), -math.inf).triu(1)
     f = lambda x: torch.softmax(x @ x.T + mask, -1) @ x

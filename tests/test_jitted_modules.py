@@ -361,3 +361,20 @@ def test_a_decorator_of_methods_and_modules():
 
     assert torch.equal(Model().double(X), X * 2)
     assert isinstance(fh.jit(backend="eager")(nn.Linear(3, 3)), nn.Linear)
+
+
+def test_a_module_that_torch_compiled() -> None:
+    """``torch.compile`` makes a module around the module, whose mode is that of the inner one."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).eval()
+    outer = torch.compile(model, backend="eager")
+    jitted = jit(outer)
+    expected = model(X)
+    assert torch.equal(jitted(X), expected) and jit(lambda x: outer(x) * 2)(X).equal(expected * 2)
+    assert len(fh.make_graph(outer)(X)(X)) == 4
+    assert "no loops" in str(fh.explain(jitted)(X))
+    model[0] = nn.Linear(3, 3)
+    assert torch.equal(jitted(X), model(X)) and not torch.equal(jitted(X), expected)
+    outer.register_forward_hook(lambda module, args, result: result + 1)
+    assert torch.equal(jitted(X), model(X) + 1)
+    model.train()
+    assert (jitted(X) == 1).any()

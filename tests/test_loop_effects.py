@@ -100,6 +100,16 @@ def twice(xs):
     return sum(fh.scan(step, torch.tensor(1.0), xs)[0] for _ in range(2))
 
 
+def of_complex_numbers(xs):
+    def body(z, x):
+        fh.debug.print("{iteration} {lane}: {}, {}, {}", x, z, z.abs() > 1)
+        fh.debug.callback(log, z, x)
+        fh.debug.check(z == z, "{}", z)
+        return z * 0.5j + x, z.conj()
+
+    return fh.scan(body, torch.tensor(1 + 2j), xs)
+
+
 PROGRAMS: dict[str, tuple[Callable[..., Any], Tensor]] = {
     "nested": (nested, XS),
     "lanes": (fh.vmap(collatz), torch.tensor([4, 3, 1])),
@@ -107,6 +117,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Tensor]] = {
     "gradient": (fh.value_and_grad(in_pieces), XS),
     "unread": (unread, XS),
     "twice": (twice, XS),
+    "complex numbers": (of_complex_numbers, XS),
+    "complex numbers in lanes": (fh.vmap(of_complex_numbers), torch.stack([XS, XS + 1])),
     "a vmap over loops in a loop": (fh.vmap(lambda xs: nested(xs)[0]), torch.stack([XS, XS + 1])),
 }
 

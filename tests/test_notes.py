@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +143,30 @@ def test_our_own_errors_and_interrupts_get_none(run) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         run(lambda: fh.scan(interrupted, 0.0, X))
     assert not hasattr(caught.value, "__notes__")
+
+
+@every_mode
+def test_python_that_a_graph_calls(run) -> None:
+    def seen(c):
+        if c > 1:
+            raise UserError("mine")
+
+    ways = {
+        "debug.callback": lambda c: fh.debug.callback(seen, c),
+        "debug.print": lambda c: fh.debug.print("{:d}", c),  # of a float
+        "debug.check": lambda c: fh.debug.check(c < 2, "{:d}", c),
+    }
+    steps = {"debug.callback": 2, "debug.print": 0, "debug.check": 2}
+    for name, way in ways.items():
+        step = lambda c, _, way=way: (way(c), (c + 1, None))[1]
+        notes = notes_of(lambda step=step: run(lambda x: fh.scan(step, x, length=4)[0], torch.tensor(0.0)))
+        assert notes[0] == f"in {name}, iteration {steps[name]}, called at {__file__}:{line_of(way)}"
+    notes = notes_of(lambda: run(fh.vmap(lambda x: fh.debug.callback(seen, x)), torch.tensor([0.0, 2.0])))
+    assert notes[0].startswith("in debug.callback, lane 1, called at ")
+
+
+@every_mode
+def test_a_callback_without_its_result_shape(run) -> None:
+    in_place, hint = notes_of(lambda: run(lambda x: fh.pure_callback(np.sin, x), X))
+    assert in_place.startswith(f"in pure_callback, called at {__file__}:")
+    assert hint == "help: pure_callback calls f with the arguments behind result_shape"

@@ -119,3 +119,63 @@ def test_counts_of_steps_that_follow_from_an_open_size(name: str) -> None:
         torch.testing.assert_close(run(x), Model()(x))
     with pytest.raises(torch._dynamo.exc.UserError, match=r"T = Dim\('T', min=[78]\)"):
         torch.export.export(Model(), (rows(12),), dynamic_shapes=({0: Dim("T")},))
+
+
+SHARED = torch.linspace(0, 1, 3, dtype=F64)
+BRANCHES = {
+    "no operands": lambda s: fh.cond(s > 0, lambda: torch.ones((), dtype=F64), lambda: torch.zeros((), dtype=F64)),
+    "closed over": lambda s: fh.cond(s > 0, lambda: SHARED.sum(), lambda: SHARED[0]),
+    "an operand of no lane": lambda s: fh.cond(s > 0, lambda v: v.sum(), lambda v: v[0], SHARED),
+    "a switch": lambda s: fh.switch((s > 0).long(), [lambda: SHARED[0], lambda: SHARED.sum()]),
+    "a loop in it": lambda s: fh.cond(
+        s > 0, lambda: fh.scan(lambda c, a: (c + a, None), 0.0, SHARED)[0], lambda: SHARED[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_that_read_nothing_of_a_lane(name: str) -> None:
+    f = lambda row: row.sum() * BRANCHES[name](row[0])
+    expected_of = lambda row: row.sum() * (0.0 if row[0] <= 0 else 1.0 if name == "no operands" else SHARED.sum())
+    run, gradient = (fh.jit(fh.vmap(g), dynamic=True, backend="eager") for g in (f, fh.grad(f)))
+    for x in (rows(4), rows(2), rows(7)):
+        expected = torch.stack([torch.as_tensor(expected_of(row), dtype=F64) for row in x])
+        torch.testing.assert_close(run(x), expected)
+        torch.testing.assert_close(gradient(x), (expected / x.sum(1))[:, None].expand_as(x))
+    assert run.cache_info().misses == gradient.cache_info().misses == 1
+
+
+SAME_IN_ALL = {
+    "scan": lambda note: fh.scan(lambda c, a: (note(c + a), None), torch.zeros((), dtype=F64), SHARED)[0],
+    "while_loop": lambda note: fh.while_loop(lambda c: c < 1.5, lambda c: note(c + 0.5), torch.zeros((), dtype=F64)),
+    "cond": lambda note: fh.cond(SHARED.sum() > 0, lambda: note(SHARED.sum()), lambda: SHARED[0]),
+    "checkpoint": lambda note: fh.checkpoint(lambda v: note(v.sum()))(SHARED),
+    "a gradient": lambda note: fh.grad(lambda v: note(v.sin()) * 1.5)(torch.zeros((), dtype=F64)),
+}
+
+
+@pytest.mark.parametrize("name", SAME_IN_ALL)
+def test_what_is_seen_in_each_lane_of_what_all_share(name: str) -> None:
+    seen: list[float] = []
+
+    def note(v: Tensor) -> Tensor:
+        fh.debug.callback(lambda v: seen.append(v.item()), v)
+        return v
+
+    SAME_IN_ALL[name](note)
+    alone = seen.copy()
+    run = fh.jit(fh.vmap(lambda row: row.sum() + SAME_IN_ALL[name](note)), dynamic=True, backend="eager")
+    for x in (rows(4), rows(2)):
+        seen.clear()
+        torch.testing.assert_close(run(x), x.sum(1) + 1.5)
+        assert seen == [v for v in alone for _ in x]
+    assert run.cache_info().misses == 1
+
+
+def test_lanes_that_nothing_counts_are_refused() -> None:
+    def f(row: Tensor) -> Tensor:
+        says = lambda: (fh.debug.print("taken"), torch.ones(()))[1]
+        return row.sum() + fh.cond(SHARED.sum() > 0, says, lambda: torch.zeros(()))
+
+    with pytest.raises(fh.CaptureError, match=r"cond: a body without operands(?s:.*)dynamic=False"):
+        fh.jit(fh.vmap(f), dynamic=True, backend="eager")(rows(4))

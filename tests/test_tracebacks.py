@@ -29,7 +29,25 @@ WAYS = {
     "grad": lambda f: fh.grad(lambda xs: f(xs).sum()),
     "jitted grad": lambda f: fh.jit(fh.grad(lambda xs: f(xs).sum()), backend="eager"),
     "checkpoint": fh.checkpoint,
+    "jvp": lambda f: lambda xs: fh.jvp(f, (xs,), (xs,)),
+    "vjp": lambda f: lambda xs: fh.vjp(f, xs),
+    "linearize": lambda f: lambda xs: fh.linearize(f, xs),
+    "hessian": lambda f: fh.hessian(lambda xs: f(xs).sum()),
+    "lower": lambda f: fh.jit(f).lower,
+    "make_graph": fh.make_graph,
+    "explain": fh.explain,
+    "find_nan": fh.debug.find_nan,
+    "jitted module": lambda f: fh.jit(Calling(f), backend="eager"),
 }
+
+
+class Calling(torch.nn.Module):
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, xs):
+        return self.f(xs)
 
 
 def nested(body):

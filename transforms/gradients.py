@@ -16,6 +16,7 @@ from torch import Tensor
 from functorch_hops import _torch
 from functorch_hops.calls.arguments import Function, P, R
 from functorch_hops.calls.leaf import left_to_python, one_node, traced_through
+from functorch_hops.calls.leaving import leaving
 from functorch_hops.calls.spelling import derivative, spelled
 from functorch_hops.calls.validate import kind_of
 from functorch_hops.errors import ArgumentTypeError, message
@@ -236,6 +237,11 @@ def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
         return _vjp_as_data("vjp", func, primals, has_aux)
     if is_symbolic():
         return handlers.symbolic.operation(vjp, (func, *primals), {"has_aux": has_aux})
+    return _vjp_as_python(func, primals, has_aux)
+
+
+@leaving
+def _vjp_as_python(func: Function, primals: tuple[Any, ...], has_aux: bool) -> Any:
     refuse_under_torchs_tracer("vjp", "pull functions")
     arguments = DifferentiableArguments("vjp", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("vjp", func, arguments, has_aux, is_inexact)
@@ -358,17 +364,22 @@ def linearize(func: Callable[..., R], *primals: Any) -> tuple[R, Callable[..., R
     >>> push(torch.tensor(1.0), torch.tensor(10.0))
     tensor(25.)
     """
+    require_callable("linearize", func)
+    if torch.compiler.is_dynamo_compiling():
+        return _linearize_as_data("linearize", func, primals)
+    if is_symbolic():
+        return handlers.symbolic.operation(linearize, (func, *primals), {})
+    return _linearize_as_python(func, primals)
+
+
+@leaving
+def _linearize_as_python(func: Callable[..., R], primals: tuple[Any, ...]) -> tuple[R, Callable[..., R]]:
     # `pull_flat`, which takes ct to ct^T J, is linear. So is its own vjp, which is the transpose, t to J t,
     # wherever it is taken: at zero here. The alternatives lose something: torch.func.linearize calls `func`
     # twice, once under make_fx, where data-dependent Python control flow fails; a jvp in each push calls
     # `func` again, which repeats its side effects, draws other random numbers than `out` has seen, and costs
     # more after about three of them. (J. Townsend, "A new trick for calculating Jacobian vector products",
     # 2017.)
-    require_callable("linearize", func)
-    if torch.compiler.is_dynamo_compiling():
-        return _linearize_as_data("linearize", func, primals)
-    if is_symbolic():
-        return handlers.symbolic.operation(linearize, (func, *primals), {})
     refuse_under_torchs_tracer("linearize", "push functions")
     arguments = DifferentiableArguments("linearize", primals, {}, range(len(primals)), root="primals")
     flat = FlatFunction("linearize", func, arguments, False, is_inexact)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from functorch_hops import _torch, environment, pytree
 from functorch_hops.calls.arguments import Arguments, P, R
 from functorch_hops.calls.leaf import traced_through
-from functorch_hops.calls.leaving import prepare
+from functorch_hops.calls.leaving import leaving, prepare
 from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.static_values import described, described_arguments, static_key
@@ -155,6 +155,7 @@ class JittedFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"jit({self._func!r})"
 
+    @leaving
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered[P, R]:
         """The captured graph for these arguments, before compilation."""
         return Lowered(self, args, kwargs)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from functorch_hops.calls.leaf import left_to_python
+from functorch_hops.calls.leaving import leaving
 from functorch_hops.trace.hooks import handlers, is_symbolic
 
 __all__ = ["JittedModule", "jitted_inside", "module_of"]
@@ -48,7 +49,7 @@ class JittedModule(nn.Module):
             return _call_with_hooks(self, args, kwargs) if has_hooks else self._jitted(*args, **kwargs)
         if is_symbolic():
             return handlers.symbolic.module(self, args, kwargs)
-        return nn.Module.__call__(self, *args, **kwargs)
+        return _call_as_python(self, args, kwargs)
 
     @property
     def _jitted(self) -> Any:
@@ -109,6 +110,11 @@ class JittedModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JittedModule:
         return module_of(*copy.deepcopy(self.__reduce__()[1], memo))
+
+
+@leaving
+def _call_as_python(module: JittedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return nn.Module.__call__(module, *args, **kwargs)
 
 
 @left_to_python

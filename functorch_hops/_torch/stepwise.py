@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import vmap
+from torch._functorch.autograd_function import custom_function_call
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
@@ -24,8 +25,10 @@ from .dispatch import no_gradients
 from .levels import base_tensor, below_transforms, is_wrapped, unwrap_once
 
 __all__ = [
+    "BACKWARD_PASS",
     "OF_DUALS",
     "CallMode",
+    "custom_function_call",
     "is_write",
     "lane_by_lane",
     "lane_here",
@@ -173,6 +176,8 @@ def _level() -> int | None:
     return torch._C._functorch.maybe_current_level()
 
 
+BACKWARD_PASS = torch.autograd.graph._engine_run_backward.__code__
+"""In a stack, what is inside of a frame of this code was called by a node of autograd."""
 OF_DUALS = torch._VF._unpack_dual, torch._VF._make_dual
 """What a transform does to get at its values."""
 

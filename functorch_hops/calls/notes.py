@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import FunctorchHopsError, is_internal, is_own, user_place
 
-__all__ = ["note_body", "note_habits"]
+__all__ = ["note_body", "note_callback", "note_habits"]
 
 _CALLS = {
     "cond": "true_fn(*operands) or false_fn(*operands)",
@@ -23,6 +23,8 @@ _CALLS = {
     "sharded_scan": "f(carry, x)",
     "map": "f(x), where x is one argument, and is a tuple if xs is one",
     "associative_scan": "fn(left, right)",
+    "pure_callback": "f with the arguments behind result_shape",
+    "debug.callback": "func with the arguments behind it",
     "sharded_associative_scan": "fn(left, right)",
 }
 """How operations call their bodies."""
@@ -55,6 +57,15 @@ def note_body(
     notes = [what if place is None else f"{what}, called at {place[0]}:{place[1]}"]
     if isinstance(error, (TypeError, AttributeError)):
         notes += _hints(operation, function, given) or _call_of(operation, error)
+    _add(error, notes)
+
+
+def note_callback(error: Exception, operation: str, place: tuple[str, int] | None, **at: Any) -> None:
+    """Note on an exception of Python that a graph calls: where in the user's code, and ``at`` which step and lane."""
+    parts = [f"in {operation}", *(f"{name} {value}" for name, value in at.items() if value is not None)]
+    notes = [", ".join([*parts, *([] if place is None else [f"called at {place[0]}:{place[1]}"])])]
+    if isinstance(error, TypeError):
+        notes += _call_of(operation, error)
     _add(error, notes)
 
 

@@ -42,6 +42,12 @@ def module(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
         walk.unfollowed(path, value)
         return
     walk.record(path, ("module", cls, *map(tuple, parts)))
+    if "training" not in attributes:  # what torch.compile made of a module: hooks of its own, and that module
+        for name in HOOKS:
+            walk.item(attributes, name, f"{path}.{name}")
+        for part in parts:
+            entries(walk, part, [f"{path}.{name}" for name in part])
+        return
     hooked = any(attributes[name] for name in HOOKS)
     if hooked or walk.value(f"{path}.training", value.training) != SAME:
         for name in ("training", *HOOKS):

@@ -21,8 +21,10 @@ from torch.autograd import forward_ad
 
 from .. import _torch
 from ..derive.numbers import without_numbers
+from ..errors import CaptureError, message
 from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
+from ..ir.sizes import is_closed
 from ..ir.subgraph import P, Params
 from ..lowering.empty import without_empty
 from ..lowering.exported import exported
@@ -161,9 +163,12 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
             differ = params.holds_effects or (params.draws and randomness == "different")
             if all(d is None for d in dims) and not differ:
                 return self(params, *values)
+            size = interpreter.batch_size()
             values = [v if d is None else v.movedim(d, 0) for v, d in zip(values, dims)]
             mapped = tuple(d is not None for d in dims)
-            outs, out_mapped = self.rules.batch(params, values, mapped, interpreter.batch_size(), randomness)
+            if params.bodies and not any(mapped) and not is_closed((size,)):
+                values, mapped = _telling_size(params, values, size)
+            outs, out_mapped = self.rules.batch(params, values, mapped, size, randomness)
             if current_capture() is None:
                 outs = [o.contiguous() for o in outs]  # so is each lane, as if the call had been its own
         return _torch.wrap_batched(tuple(outs), tuple(0 if m else None for m in out_mapped), level)
@@ -213,6 +218,18 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
             plain = PlainCall(augmented) if is_plain else None
             outs = RecordedCall.apply(params, augmented, active, has_tangent, interpreter, plain, *operands)  # type: ignore[attr-defined]
         return outs[: params.n_outputs]
+
+
+def _telling_size(params: Params, operands: Sequence[Any], size: int) -> tuple[list[Any], Mask]:
+    """The operands, the last of which differs between the lanes: how many there are is open, and a body knows that by
+    its inputs only.
+    """
+    *others, last = operands or [None]
+    if not isinstance(last, Tensor) or not all(body.inputs for body in params.bodies):
+        problem = "a body without operands happens in each lane, and how many lanes there are is left open"
+        remedy = "pass a value of the lane to it, or use dynamic=False"
+        raise CaptureError(message(params.public_name, problem, remedy=remedy))
+    return [*others, last.expand(size, *last.shape)], (*(False for _ in others), True)
 
 
 def is_plain_call(operands: Sequence[Any]) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from .. import _torch
 from ..calls.trace_cache import note_callback
 from ..errors import CaptureError, message
 from ..ir.meta import Mask
+from ..ir.sizes import is_closed
 from ..ir.subgraph import Params
 
 __all__ = ["UserPython"]
@@ -20,11 +22,12 @@ __all__ = ["UserPython"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UserPython(Params):
-    """``lanes``: the sizes of the vmaps around it, from the outermost; ``mapped``: for each operand, over which of them
-    it has a dimension (at front).
+    """``lanes``: the sizes of the vmaps around it, from the outermost, None where it is left open; ``mapped``: for each
+    operand, over which of them it has a dimension (at front). Over lanes whose number is open one operand is at least,
+    and may be there for nothing else.
     """
 
-    lanes: tuple[Any, ...] = ()
+    lanes: tuple[int | None, ...] = ()
     mapped: tuple[Mask, ...] = ()
 
     @property
@@ -32,14 +35,30 @@ class UserPython(Params):
         """File and line of the user's call, as far as they are known."""
         return None if self.origin is None else (self.origin.file, self.origin.line)
 
-    def under_vmap(self, mapped: Mask, size: int) -> Self:
-        """With a vmap of ``size`` lanes around all others, over the ``mapped`` operands."""
-        return replace(self, lanes=(size, *self.lanes), mapped=tuple((m, *old) for m, old in zip(mapped, self.mapped)))
+    def under_vmap(self, operands: Sequence[Tensor], mapped: Mask, size: int) -> tuple[Self, Sequence[Tensor]]:
+        """With a vmap of ``size`` lanes around all others, over the ``mapped`` operands; and its operands."""
+        known: int | None = size
+        masks = self.mapped
+        if not is_closed((size,)):
+            known = None
+            if not any(mapped):
+                first, *rest = operands or [torch.zeros(())]
+                operands, mapped = [first.expand(size, *first.shape), *rest], (True, *(False for _ in rest))
+                masks = masks or ((False,) * len(self.lanes),)
+        lanes, masks = (known, *self.lanes), tuple((m, *old) for m, old in zip(mapped, masks, strict=True))
+        return replace(self, lanes=lanes, mapped=masks), operands
 
-    def each_lane(self) -> Iterator[tuple[int, ...]]:
+    def lane_sizes(self, operands: Sequence[Tensor]) -> tuple[int, ...]:
+        """How many lanes each vmap around it has, in a call with these operands."""
+        return tuple(size if size is not None else self._lanes_of(i, operands) for i, size in enumerate(self.lanes))
+
+    def _lanes_of(self, i: int, operands: Sequence[Tensor]) -> int:
+        return next(x.shape[sum(mapped[:i])] for x, mapped in zip(operands, self.mapped) if mapped[i])
+
+    def each_lane(self, operands: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
         """Where it runs now."""
         note_callback()
-        return itertools.product(*map(range, self.lanes))
+        return itertools.product(*map(range, self.lane_sizes(operands)))
 
     def at_lane(self, operands: Sequence[Tensor], lane: tuple[int, ...]) -> list[Tensor]:
         """The operands' values there, which share memory with them."""

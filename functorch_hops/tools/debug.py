@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .. import pytree
 from ..calls.leaf import left_to_python, one_effect, stands_for_another
+from ..calls.notes import note_callback
 from ..calls.numbers import as_number, number_as_tensor, symbol_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
-from ..errors import ArgumentTypeError, ArgumentValueError, CaptureError, CheckError, message
+from ..errors import ArgumentTypeError, ArgumentValueError, CaptureError, CheckError, FunctorchHopsError, message
 from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
@@ -39,7 +40,20 @@ def _one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
 class _OfCall(Action):
     """An action with arguments: their tree and constants; the values come when it happens."""
 
+    operation: ClassVar[str]
     call: OutputSpec
+
+    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+        try:
+            self.happen(params, values, lane)
+        except FunctorchHopsError:  # which says where
+            raise
+        except Exception as error:
+            note_callback(error, self.operation, params.place, **_place(params, lane))
+            raise
+
+    def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+        raise NotImplementedError
 
     def arguments(self, values: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = self.call.unflatten(values)
@@ -52,9 +66,10 @@ def _place(params: EffectParams, lane: Lane) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Print(_OfCall):
+    operation: ClassVar[str] = "debug.print"
     fmt: str
 
-    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+    def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         args, kwargs = self.arguments(values)
         builtins.print(_formatted(self.fmt, args, {**_place(params, lane), **kwargs}))
 
@@ -64,9 +79,10 @@ class _Print(_OfCall):
 
 @dataclass(frozen=True)
 class _Callback(_OfCall):
+    operation: ClassVar[str] = "debug.callback"
     function: Callable[..., Any]
 
-    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+    def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         args, kwargs = self.arguments(values)
         self.function(*args, **kwargs)
 
@@ -76,10 +92,11 @@ class _Callback(_OfCall):
 
 @dataclass(frozen=True)
 class _Check(_OfCall):
+    operation: ClassVar[str] = "debug.check"
     text: str
     when: ClassVar[When] = When.FAILED
 
-    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+    def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         pred, *rest = values
         if bool(pred):
             return
@@ -98,7 +115,9 @@ class _Check(_OfCall):
 
 @dataclass(frozen=True)
 class _Breakpoint(_OfCall):
-    def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
+    operation: ClassVar[str] = "debug.breakpoint"
+
+    def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:
         args, kwargs = self.arguments(values)
         place = _place(params, lane)
         _stop(str(params.origin), args, kwargs, place["iteration"], place["lane"])
@@ -134,15 +153,23 @@ def _check_format(operation: str, parameter: str, fmt: str, args: tuple[Any, ...
         fields = [*_fields(fmt)]
     except ValueError as error:
         refuse(f"no format string: {error}", "write {{ and }} for braces", fmt)
+    unread: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for field, spec, conversion in fields:
         first = re.match(r"[^.\[]*", field)[0]  # type: ignore[index]
         key = next(counted) if first == "" else int(first) if first.isdigit() else first
         if not (key < len(args) if isinstance(key, int) else key in kwargs or key in ("iteration", "lane")):
             refuse("the format asks for a value that is not given", "pass it behind the format", f"{{{field}}}")
         value = args[key] if isinstance(key, int) else kwargs.get(key)
+        unread.pop(key, None)
         if spec and not conversion and field == first and isinstance(value, Tensor) and value.numel() != 1:
             got = f"{{{field}:{spec}}} for {kind_of(value)}"
             refuse("a tensor of several elements is formatted as a number", "write {} for it, or reduce it", got)
+    for name in unread:
+        got = f"argument {name}" if isinstance(name, int) else f"{name}="
+        refuse("a value is given that the format does not show", _UNREAD.get(name, "write {} where it belongs"), got)
+
+
+_UNREAD: dict[int | str, str] = {"ordered": "leave it out: the order is always that of Python"}
 
 
 def _fields(fmt: str) -> Iterator[tuple[str, str, str | None]]:
@@ -186,7 +213,8 @@ def print(fmt: str, /, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         ArgumentTypeError: ``fmt`` is no string.
-        ArgumentValueError: ``fmt`` asks for a value that is not given, or holds one of a tensor that had none yet.
+        ArgumentValueError: ``fmt`` asks for a value that is not given, does not show one that is, or holds one of a
+            tensor that had none yet.
 
     Cost: what is printed is copied, lane by lane. A kernel of a loop asks Python in each step, and takes
     all lanes of a step before the next one.
@@ -269,7 +297,7 @@ def check(pred: Any, text: str, /, *args: Any, **kwargs: Any) -> None:
         CheckError: ``pred`` is false. It is raised by the call of the compiled function, names the line of the check,
             the iteration and the lane, and has the latter two as attributes. It is an AssertionError.
         ArgumentTypeError: ``pred`` has several elements, ``text`` is no string.
-        ArgumentValueError: ``text`` asks for a value that is not given.
+        ArgumentValueError: ``text`` asks for a value that is not given, or does not show one that is.
 
     Cost: the predicate is read in each step, in the kernel of a loop without Python. That kernel takes all lanes of a
     step before the next one, see ``"steps"`` of :func:`explain`.

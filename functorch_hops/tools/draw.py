@@ -114,6 +114,10 @@ class _Node:
         # What is written to the right of its edges needs room too.
         room = min(2 * len(self.values) * _SMALL + _PAD, _ROOM)
         self.box = Box(max(self.width, room), height)
+        fitting = int((self.box.width - _PAD) / 2 / _SMALL)
+        if len(self.values) > fitting:
+            self.hint = f"{self.hint or self.lines[0]}\n{self.values}"
+            self.values = f"{self.values[: fitting - 1].rstrip()}…"
 
 
 @dataclass(eq=False)
@@ -185,7 +189,14 @@ def _shapes(node: fx.Node) -> str:
         return _kind(TensorMeta.of(value))
     read = {int(user.args[1]) for user in node.users if user.target is operator.getitem}  # type: ignore[arg-type]
     several = value if isinstance(value, (tuple, list)) else ()
-    return "  ".join(f"{i}: {_kind(TensorMeta.of(several[i]))}" for i in sorted(read) if i < len(several))
+    kinds = ((i, _kind(TensorMeta.of(several[i]))) for i in sorted(read) if i < len(several))
+    runs: list[tuple[int, int, str]] = []  # of results of one kind: the first, the last, the kind
+    for i, kind in kinds:
+        if runs and runs[-1][1:] == (i - 1, kind):
+            runs[-1] = (runs[-1][0], i, kind)
+        else:
+            runs.append((i, i, kind))
+    return "  ".join(f"{first}: {kind}" if first == last else f"{first}-{last}: {kind}" for first, last, kind in runs)
 
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c", "bool": "bool"}

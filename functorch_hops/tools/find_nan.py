@@ -4,11 +4,15 @@ NOTE [One lane, one step] The function runs as the plain Python that it is equiv
 or computed again. So the stack tells the line, the step of each loop and the lane; no value is that of another lane.
 A function mode looks at the results of each call of torch's; what autograd computes for a call is looked at by a hook
 on each of its nodes, at every level, which knows the call. A derivative that has derivatives makes nodes as it
-runs: they belong to the same call. Nodes that no call made are those of operators of ours, which know their line.
+runs: they belong to the same call. Nodes that no call made are those of operators of ours, which know their line, and
+those of a rule that is Python: a ``torch.autograd.Function``, ``custom_vjp``. What a node calls that is itself Python
+is looked at call by call too, by the same mode, which autograd takes off again with the state of the thread behind each
+node. The stack below such a call is that of whoever runs the backward pass; loops and lanes are those of the node.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import linecache
 import math
@@ -27,6 +31,7 @@ from ..calls.validate import check_callable
 from ..errors import user_place
 from ..ir.meta import is_differentiable
 from ..ir.subgraph import Params
+from ..ops.custom_rule.eager import rule_name
 from ..ops.effect.running import plain_loops
 from ..ops.mode import stepwise
 
@@ -54,8 +59,9 @@ class NanOrigin:
         is_made: whether the operation made it, from operands that are finite (or, of a NaN, hold none); if False, it
             came in as an operand: nothing that was seen had made it.
         operation: the function of torch that was called, such as "torch.Tensor.log".
-        node: None for a value; of a gradient what autograd ran for that call, such as "LogBackward0", and
-            "tangent" in forward mode.
+        node: None for a value, and for what the Python of a derivative rule calls itself; of a gradient what autograd
+            ran for that call, such as "LogBackward0", and "tangent" in forward mode. A rule that is a graph where it
+            runs, under another transform, is named with the operator in it: "aten.div.Tensor in the backward pass".
         file, line, source: where the user called it; ``source`` is the text of that line.
         loops: the loops around, such as "scan", from the outermost.
         iteration: the step of the loop around, counted from 0, a tuple in nested loops; None outside of loops.
@@ -193,6 +199,7 @@ def find_nan(func: Callable[P, Any]) -> Callable[P, NanReport]:
             result = func(*own_args, **own_kwargs)
         value, entered = watch.taken()
         outs = [x for x in pytree.flatten(result)[0] if isinstance(x, Tensor)]
+        watch.look_behind(outs)
         pulled = (
             None if watch.has_pulled else _pulled(outs, [x for x in tracked if _has_gradient(x)] + watch.closed_over)
         )
@@ -251,11 +258,21 @@ class _WatchedCall:
     loops: tuple[tuple[str, int], ...]
     lane: tuple[int, ...]
 
+    node: str | None = None
+    """The node of autograd that made it, where that is all there is to name it by."""
+
     @classmethod
-    def of(cls, func: Any, operands: Sequence[Any]) -> _WatchedCall:
-        loops = tuple((loop.operation, loop.steps) for loop in plain_loops())
-        versions = tuple(map(_version, operands))
-        return cls(func, tuple(operands), versions, user_place(), loops, _torch.lane_here())
+    def of(cls, func: Any, operands: Sequence[Any], inside: _Inside | None) -> _WatchedCall:
+        versions, place = tuple(map(_version, operands)), user_place(within=_torch.BACKWARD_PASS)
+        if inside is None:
+            return cls(func, tuple(operands), versions, place, _loops_here(), _torch.lane_here())
+        outer, name = inside.call, None
+        if place is None:  # a graph: what is known is the call that it belongs to
+            func, place, name = outer.func, outer.place, f"{_name(func)} in the {inside.node}"
+        loops = outer.loops + _loops_here()[inside.n_loops :]
+        return cls(
+            func, tuple(operands), versions, place, loops, outer.lane + _torch.lane_here()[inside.n_lanes :], name
+        )
 
     def origin(
         self, found: str, *, is_made: bool, node: str | None = None, cotangents: Sequence[Tensor] = ()
@@ -264,8 +281,8 @@ class _WatchedCall:
         return NanOrigin(
             found=found,
             is_made=is_made,
-            operation=self.func if isinstance(self.func, str) else _torch.function_name(self.func),
-            node=node,
+            operation=_name(self.func),
+            node=self.node if node is None else node,
             file=file,
             line=line,
             source="" if file is None or line is None else linecache.getline(file, line).strip(),
@@ -275,6 +292,26 @@ class _WatchedCall:
             operands=tuple(map(_kept, self.operands, self.versions)),
             cotangents=tuple(_kept(ct, _version(ct)) for ct in cotangents),
         )
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A node of autograd that runs Python: its call, its name, and how many loops and vmaps are around the backward
+    pass.
+    """
+
+    call: _WatchedCall
+    node: str
+    n_loops: int
+    n_lanes: int
+
+
+def _loops_here() -> tuple[tuple[str, int], ...]:
+    return tuple((loop.operation, loop.steps) for loop in plain_loops())
+
+
+def _name(func: Any) -> str:
+    return func if isinstance(func, str) else _torch.function_name(func)
 
 
 def _one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
@@ -311,6 +348,9 @@ def _shown(value: Any) -> str:
     return f"{text}, {others} NaN or infinite" if others else text
 
 
+_NO_CALL = _WatchedCall("", (), (), None, (), ())
+
+
 class _Watch(_torch.CallMode):
     """``closed_over``: tensors with gradients that the function reads, and did not make; ``has_pulled``: it ran a
     backward pass of plain autograd.
@@ -324,6 +364,10 @@ class _Watch(_torch.CallMode):
         self._begin = _torch.next_node()
         self._made: NanOrigin | None = None
         self._entered: NanOrigin | None = None
+        self._inside: list[_Inside] = []
+        self._calls: list[_WatchedCall] = []
+        self._numbers: list[int] = []
+        """Of the node that autograd would have made after each of these calls."""
 
     def taken(self) -> tuple[NanOrigin | None, NanOrigin | None]:
         """What was found since: what an operation made, and what came to one that nothing seen had made."""
@@ -332,23 +376,32 @@ class _Watch(_torch.CallMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.has_pulled |= func in _BACKWARD and _torch.top_interpreter() is None
         operands = list(_flat((args, kwargs)))
+        if func in _BACKWARD:
+            self.has_pulled |= _torch.top_interpreter() is None
+            self.look_behind([x for x in operands if isinstance(x, Tensor)])
         is_write = _torch.is_write(func, kwargs)
         if is_write:
             operands = [_kept(x, _version(x)) for x in operands]
-        result = func(*args, **kwargs)
+        inside = len(self._inside)
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            del self._inside[inside:]  # nodes that failed
         outs = [x for x in _flat([args[:1] if is_write else (), result]) if isinstance(x, Tensor)]
         if outs and func not in _UNSEEN:
-            self._look(_WatchedCall.of(func, operands), outs)
+            known_by = args[0].__name__ if func is _torch.custom_function_call else func
+            call = _WatchedCall.of(known_by, operands, self._inside[-1] if self._inside else None)
+            self._numbers.append(_torch.next_node())
+            self._calls.append(replace(call, operands=(), versions=()))
+            self._look(call, outs)
         return result
 
     def _look(self, call: _WatchedCall, outs: Sequence[Tensor]) -> None:
         given = [x for x in call.operands if isinstance(x, Tensor)]
         for x in given:
             self._close_over(x)
-            for node in _torch.new_nodes(x, self._begin):
-                self._hook(_of_operator(call, node), node)
+            self._hook_unmade(x)
         self._hook_all(call, outs)
         if self._made is None:
             self._judge(call, outs, call.operands)
@@ -390,11 +443,37 @@ class _Watch(_torch.CallMode):
                 for node in _torch.new_nodes(value, self._begin):
                     self._hook(call, node)
 
-    def _hook(self, call: _WatchedCall, node: Any) -> None:
-        name = "backward pass" if hasattr(node, "params") else node.name()
-        node.register_hook(functools.partial(self._after, call, name))
+    def look_behind(self, outs: Sequence[Tensor]) -> None:
+        """Tensors of which a backward pass is about to begin, whether a call has read them or not."""
+        for x in outs:
+            self._hook_unmade(x)
 
-    def _after(self, call: _WatchedCall, name: str, grads: Sequence[Any], cotangents: Sequence[Any]) -> None:
+    def _hook_unmade(self, x: Tensor) -> None:
+        """The nodes behind ``x`` that no call has made. A ``torch.autograd.Function`` has its node before it calls
+        anything, a rule of ours after that.
+        """
+        for node in _torch.new_nodes(x, self._begin):
+            following = bisect.bisect_right(self._numbers, node._sequence_nr())
+            i = max(following - 1, 0) if rule_name(node) else min(following, len(self._calls) - 1)
+            self._hook(_of_operator(self._calls[i] if self._calls else _NO_CALL, node), node)
+
+    def _hook(self, call: _WatchedCall, node: Any) -> None:
+        is_python = _is_python(node)
+        name = "backward pass" if is_python else node.name()
+        if is_python:
+            node.register_prehook(functools.partial(self._before, call, name))
+        node.register_hook(functools.partial(self._after, call, name, is_python))
+
+    def _before(self, call: _WatchedCall, name: str, cotangents: Sequence[Any]) -> None:
+        self._inside.append(_Inside(call, name, len(_loops_here()), len(_torch.lane_here())))
+        self.__enter__()
+
+    def _after(
+        self, call: _WatchedCall, name: str, is_python: bool, grads: Sequence[Any], cotangents: Sequence[Any]
+    ) -> None:
+        if is_python:
+            self.__exit__(None, None, None)
+            self._inside.pop()
         grads, cotangents = ([x for x in values if isinstance(x, Tensor)] for values in (grads, cotangents))
         if self._made is None:
             self._judge(call, grads, call.operands, name, cotangents)
@@ -403,10 +482,15 @@ class _Watch(_torch.CallMode):
 
 
 def _of_operator(call: _WatchedCall, node: Any) -> _WatchedCall:
-    """The call that made a node, given one that read its result."""
+    """The call that made a node, given one in the same step and lane."""
     params = getattr(node, "params", None)
-    if not isinstance(params, Params):
-        return replace(call, func="an unknown operation", operands=(), versions=(), place=None)
-    origin = params.origin
-    place = None if origin is None else (origin.file, origin.line, origin.function)
-    return replace(call, func=params.public_name, operands=(), versions=(), place=place)
+    if isinstance(params, Params):
+        origin = params.origin
+        place = None if origin is None else (origin.file, origin.line, origin.function)
+        return replace(call, func=params.public_name, operands=(), versions=(), place=place)
+    of_function = type(node).__name__.removesuffix("Backward") if _is_python(node) else "an unknown operation"
+    return replace(call, func=rule_name(node) or of_function, operands=(), versions=(), place=None)
+
+
+def _is_python(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)

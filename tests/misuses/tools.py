@@ -69,6 +69,16 @@ def debug_print_of_what_is_not_given():
 
 
 @misuse(fh.ArgumentValueError)
+def debug_print_of_what_is_not_shown():
+    fh.debug.print("x = %s", X)
+
+
+@misuse(fh.ArgumentValueError)
+def debug_print_that_is_ordered():
+    fh.debug.print("{}", X, ordered=True)
+
+
+@misuse(fh.ArgumentValueError)
 def debug_print_of_many_numbers_as_one():
     fh.debug.print("{:.2f}", X)
 

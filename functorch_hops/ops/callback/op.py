@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ...calls.output import OutputSpec
 from ...hop.operator import Hop
@@ -33,10 +35,10 @@ class CallbackParams(UserPython):
     def n_outputs(self) -> int:
         return len(self.outputs)
 
-    @property
-    def all_outputs(self) -> tuple[TensorMeta, ...]:
+    def all_outputs(self, operands: Sequence[Tensor]) -> tuple[TensorMeta, ...]:
         """The outputs with the dimensions of the lanes."""
-        return tuple(TensorMeta((*self.lanes, *meta.shape), meta.dtype, meta.device) for meta in self.outputs)
+        lanes = self.lane_sizes(operands)
+        return tuple(TensorMeta((*lanes, *meta.shape), meta.dtype, meta.device) for meta in self.outputs)
 
 
 callback_op = Hop("callback", CallbackParams)

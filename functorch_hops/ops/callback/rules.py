@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
+from ...calls.notes import note_callback
 from ...errors import MetadataMismatchError, TreeMismatchError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, is_differentiable
@@ -43,10 +44,11 @@ _MISSING = missing(
 def callback_impl(params: CallbackParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     with outside_of_captures(), torch.no_grad():
         if params.at_once and params.lanes:
-            full = [_expanded(x, mapped, params.lanes) for x, mapped in zip(operands, params.mapped)]
-            return _called(params, full, params.all_outputs)
-        outs = [meta.empty() for meta in params.all_outputs]
-        for lane in params.each_lane():
+            lanes = params.lane_sizes(operands)
+            full = [_expanded(x, mapped, lanes) for x, mapped in zip(operands, params.mapped)]
+            return _called(params, full, params.all_outputs(operands))
+        outs = [meta.empty() for meta in params.all_outputs(operands)]
+        for lane in params.each_lane(operands):
             for out, value in zip(outs, _called(params, params.at_lane(operands, lane), params.outputs)):
                 out[lane] = value
         return outs
@@ -62,7 +64,12 @@ def _called(params: CallbackParams, values: Sequence[Tensor], metas: Sequence[Te
     """One call, of NumPy arrays."""
     arrays: list[Any] = [x.detach().cpu().numpy() for x in values]
     args, kwargs = params.call.unflatten(arrays)
-    leaves, _ = pytree.flatten(params.function(*args, **kwargs))
+    try:
+        result = params.function(*args, **kwargs)
+    except Exception as error:
+        note_callback(error, "pure_callback", params.place)
+        raise
+    leaves, _ = pytree.flatten(result)
     if len(leaves) != len(metas):
         raise TreeMismatchError(_refusal(params, "a result of another tree", f"{len(metas)} arrays", len(leaves)))
     return [_as_declared(params, leaf, meta) for leaf, meta in zip(leaves, metas)]
@@ -89,7 +96,7 @@ def _refusal(params: CallbackParams, problem: str, expected: object, got: object
 
 
 def callback_abstract_eval(params: CallbackParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
-    return [meta.empty() for meta in params.all_outputs]
+    return [meta.empty() for meta in params.all_outputs(operands)]
 
 
 def callback_dependent_outputs(
@@ -101,7 +108,8 @@ def callback_dependent_outputs(
 def callback_batch(
     params: CallbackParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    outs = callback_op(params.under_vmap(mapped, size), *operands)
+    batched, operands = params.under_vmap(operands, mapped, size)
+    outs = callback_op(batched, *operands)
     return outs, (True,) * params.n_outputs
 
 
@@ -109,7 +117,7 @@ def callback_jvp(
     params: CallbackParams, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
     reached = callback_dependent_outputs(params, tuple(t is not None for t in tangents), Through.TANGENT)
-    metas = [meta for meta, r in zip(params.all_outputs, reached) if r]
+    metas = [meta for meta, r in zip(params.all_outputs(primals), reached) if r]
     asked = [*primals, *(t for t in tangents if t is not None)]
     found = iter(absent_derivatives(_MISSING, metas, asked) if metas else ())
     return callback_op(params, *primals), [next(found) if r else None for r in reached]

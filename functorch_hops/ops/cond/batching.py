@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ...derive.batch import batched
 from ...derive.rewrite import rewritten
+from ...ir.build import with_inputs
 from ...ir.meta import Mask, TensorMeta
 from ...ir.origin import made_for
+from ...ir.sizes import is_closed
 from ...ir.subgraph import Subgraph
 from ..effect.marking import enter_scope, in_scope, new_scope
 from ..lanes import borrow_operands, place_of, select_lanes, with_numbers_on
@@ -49,6 +51,8 @@ def _per_lane(
     everywhere = (True,) * params.n_outputs
     device = place_of(selector, rest)
     params = params.with_bodies(lambda body: with_numbers_on(device, body, 0, params.n_outputs))
+    if not any(mapped[1:]) and not is_closed((size,)):  # a branch knows by its inputs how many lanes there are
+        params, rest, mapped = _with_selector(params, selector), [selector, *rest], (True, *mapped)
     batched_params, _ = _batched_branches(params, mapped[1:], size, randomness, everywhere)
     results: list[Tensor] | None = None
     for i, branch in enumerate(batched_params.branches):
@@ -64,6 +68,16 @@ def _per_lane(
         results = list(outs) if results is None else [select_lanes(taken, new, old) for new, old in zip(outs, results)]
     assert results is not None
     return results, everywhere
+
+
+def _with_selector(params: CondParams, selector: Tensor) -> CondParams:
+    """With branches that take a lane of the selector first, and ignore it."""
+    first = TensorMeta(tuple(selector.shape[1:]), selector.dtype, selector.device)
+
+    def change(body: Subgraph) -> Subgraph:
+        return with_inputs(body, range(1, len(body.inputs) + 1), [first, *body.inputs])
+
+    return params.with_bodies(change)
 
 
 def _masked(branch: Subgraph, mask: TensorMeta, mapped: Mask) -> Subgraph:

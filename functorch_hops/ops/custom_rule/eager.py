@@ -20,7 +20,7 @@ from ...ir.generator import RandomState
 from ..missing_derivative.op import closed_over, missing
 from .flat_rule import FlatRule, differentiable_inputs
 
-__all__ = ["call_in_python"]
+__all__ = ["call_in_python", "rule_name"]
 
 Tensors = Sequence[Tensor]
 
@@ -182,3 +182,9 @@ class _Guard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ct: Tensor) -> Any:
         raise closed_over(ctx.name, "tensor that requires gradients").exception()
+
+
+def rule_name(node: Any) -> str | None:
+    """Of a node of autograd that runs a rule, the name of that."""
+    call = getattr(node, "call", None)
+    return call.rule.name if isinstance(call, _PythonCall) else None

@@ -74,7 +74,7 @@ class TreeCall(FlatRule):
         """A tangent or gradient, None for zero, after a check that it fits what it belongs to."""
         if isinstance(value, (int, float)) and not meta.shape:
             value = torch.full((), value, dtype=meta.dtype, device=meta.device)
-        if value is None or (isinstance(value, Tensor) and TensorMeta.of(value) == meta):
+        if value is None or (isinstance(value, Tensor) and TensorMeta.of(value).agrees(meta)):
             return value
         got = kind_of(value) if not isinstance(value, Tensor) else TensorMeta.of(value)
         remedy = "return it in shape, dtype and device of its value: sum over what was broadcast"

@@ -36,7 +36,10 @@ def in_scope(body: Subgraph, scope: int) -> Subgraph:
 
 def enter_scope(scope: int, taken: Tensor) -> None:
     """What follows in this scope happens in the lanes that are ``taken``."""
-    effect_op(EffectParams(EnterScope(scope), lanes=(taken.shape[0],), mapped=((True,),)), taken.detach())
+    params, operands = EffectParams(EnterScope(scope), mapped=((),)).under_vmap(
+        [taken.detach()], (True,), taken.shape[0]
+    )
+    effect_op(params, *operands)
 
 
 def begin_loop(operation: str, first: int = 0) -> Loop:

@@ -14,13 +14,16 @@ read off the stack.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from ...hop.operator import Hop
+from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
 from ...lowering.loops.happening import When
 from ..user_python import UserPython
 
@@ -48,6 +51,8 @@ class Action:
     """What happens. Equal actions are one in captured graphs."""
 
     happens_in_each_lane: ClassVar[bool] = True
+    asks_for_lanes: ClassVar[bool] = True
+    """Whether vmaps around it matter to it at all."""
     when: ClassVar[When] = When.NOW
 
     @property
@@ -64,7 +69,8 @@ class Action:
 class EffectParams(UserPython):
     """What happens, and where. Operands: the values that it needs. No outputs.
 
-    ``scopes``, ``loops``: those that it is in, from the outermost.
+    ``scopes``, ``loops``: those that it is in, from the outermost. ``complex_values``: in a graph in real parts, which
+    values are complex: each of these has two operands there.
     """
 
     is_effect: ClassVar[bool] = True
@@ -72,6 +78,17 @@ class EffectParams(UserPython):
     action: Action
     scopes: tuple[int, ...] = ()
     loops: tuple[Loop, ...] = ()
+    complex_values: Mask = ()
+
+    def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
+        return replace(self, complex_values=is_complex)
+
+    def values(self, operands: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The values that it needs, the complex ones put together from their parts."""
+        if not self.complex_values:
+            return operands
+        rest = iter(operands)
+        return [torch.complex(next(rest), next(rest)) if pair else next(rest) for pair in self.complex_values]
 
     @property
     def n_outputs(self) -> int:

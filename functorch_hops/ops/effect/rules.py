@@ -42,7 +42,9 @@ def effect_dependent_outputs(params: EffectParams, sources: Mask, through: Throu
 def effect_batch(
     params: EffectParams, operands: Sequence[Tensor], mapped: Mask, size: int, randomness: str
 ) -> tuple[Sequence[Tensor], Mask]:
-    effect_op(params.under_vmap(mapped, size), *operands)
+    if params.action.asks_for_lanes:
+        params, operands = params.under_vmap(operands, mapped, size)
+    effect_op(params, *operands)
     return [], ()
 
 

@@ -71,6 +71,7 @@ class BeginLoop(Action):
     loop: Loop
     first: int
     happens_in_each_lane: ClassVar[bool] = False
+    asks_for_lanes: ClassVar[bool] = False
     when: ClassVar[When] = When.LATEST
 
     @property
@@ -90,6 +91,7 @@ class EndStep(Action):
 
     loop: Loop
     happens_in_each_lane: ClassVar[bool] = False
+    asks_for_lanes: ClassVar[bool] = False
     when: ClassVar[When] = When.COUNTED
 
     @property
@@ -118,8 +120,9 @@ class EnterScope(Action):
 
     def __call__(self, params: EffectParams, values: Sequence[Tensor], lane: tuple[int, ...]) -> None:
         (mask,), (mapped,) = values, params.mapped
-        shape = [size if m else 1 for size, m in zip(params.lanes, mapped)]
-        _state.masks[self.scope] = mask.detach().reshape(shape).expand(params.lanes).clone()
+        lanes = params.lane_sizes(values)
+        shape = [size if m else 1 for size, m in zip(lanes, mapped)]
+        _state.masks[self.scope] = mask.detach().reshape(shape).expand(lanes).clone()
 
     def __str__(self) -> str:
         return f"enter scope {self.scope}"
@@ -132,13 +135,13 @@ def perform(params: EffectParams, operands: Sequence[Tensor]) -> None:
     if _state.deferred is not None:
         _state.deferred.append((params, operands))
         return
-    action = params.action
+    action, operands = params.action, params.values(operands)
     with outside_of_captures(), torch.no_grad():
         if not action.happens_in_each_lane:
             action(params, operands, ())
             return
         masks = [_state.masks[scope] for scope in params.scopes]
-        for lane in params.each_lane():
+        for lane in params.each_lane(operands):
             if all(mask[lane[: mask.dim()]] for mask in masks):
                 values = [x.clone() for x in params.at_lane(operands, lane)]
                 with _kept_state():
