@@ -59,7 +59,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[Tensor,
     ),
     "half": (lambda xs, c: fh.scan(lambda c, x: (c * 0.5 + x, c), c.half(), xs.half()), lanes),
     "while under vmap": (
-        lambda x: fh.vmap(lambda v: fh.while_loop(lambda v: v > 0.1, lambda v: v * 0.7, v))(x.abs()),
+        # No lane of no dimensions is multiplied: torch's vmap can't where there are no lanes.
+        lambda x: fh.vmap(lambda v: fh.while_loop(lambda v: v > 0.3, torch.tanh, v))(x.abs()),
         one,
     ),
     "map": (lambda xs: fh.map(lambda x: x.sin() * 2, xs), lambda t, n: (normal(t, n),)),

@@ -17,7 +17,7 @@ from functorch_hops._torch.parts import collections_paused
 from processes import in_a_process
 
 pytestmark = pytest.mark.skipif(
-    not TorchVersion("2.13") <= TorchVersion(torch.__version__) < TorchVersion("2.14"),
+    not TorchVersion("2.13") <= TorchVersion(torch.__version__) < TorchVersion("2.15"),
     reason="other versions of torch have other parts: the packages are imported there",
 )
 

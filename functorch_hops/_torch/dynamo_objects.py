@@ -1,4 +1,4 @@
-"""Objects that Python gets when a graph of Dynamo's runs (checked against torch 2.13.0).
+"""Objects that Python gets when a graph of Dynamo's runs (checked against torch 2.13.0 and 2.14.1).
 
 While Dynamo traces it has stand-ins for them. What comes from outside of the traced code is that object, and a guard
 sees to it that Dynamo compiles again for another one. What the traced code makes is made again of the same parts:
@@ -83,8 +83,11 @@ class Objects:
             return (list if kind is ListVariable else tuple)(self.of(x, name) for x in found.items)
         parts = getattr(type_of(variable), "__fh_parts__", None)
         if parts is not None:
-            return type_of(variable)(*(self.of(found.var_getattr(self.tx, part), name) for part in parts))
+            return type_of(variable)(*(self.of(self._attribute(variable, part), name) for part in parts))
         return self._known(variable, name)
+
+    def _attribute(self, variable: VariableTracker, name: str) -> VariableTracker:
+        return VariableTracker.build(self.tx, getattr).call_function(self.tx, [variable, ConstantVariable(name)], {})
 
     def _known(self, variable: Any, name: str) -> Any:
         is_function = type(variable) is UserFunctionVariable

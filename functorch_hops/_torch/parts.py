@@ -1,4 +1,4 @@
-"""What a capture needs of Dynamo and Inductor, without the rest (checked against torch 2.13.0).
+"""What a capture needs of Dynamo and Inductor, without the rest (checked against torch 2.13.0 and 2.14.1).
 
 NOTE [Captures import no compiler] torch's modes import Dynamo, and Inductor with it, at their first operator: a second
 of CPU, for some settings, and to have Dynamo leave the modes alone. A process that finds its kernels on disk needs no
@@ -34,7 +34,7 @@ __all__ = ["collections_paused", "load_parts", "new_proxy_mode"]
 _PARTS = {"torch._dynamo": ("config", "exc", "utils"), "torch._inductor": ("config", "compiler_bisector")}
 _BEFORE = "torch._refs", "torch._decomp", "torch._higher_order_ops.triton_kernel_wrap"
 """What the modes import at their first operator, or expect to be there."""
-_IS_KNOWN = torch.__version__.startswith("2.13.")
+_IS_KNOWN = torch.__version__.startswith(("2.13.", "2.14."))
 _MARK = "__dynamo_disable"
 """Where torch keeps the function that Dynamo made of one that it is to leave alone."""
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, suspended
+from .._torch import OpOverload, size_hint, suspended
 from ..errors import CaptureError, message
 from ..ir.build import Builder
 from ..ir.meta import Mask, TensorMeta, is_differentiable
@@ -246,13 +246,15 @@ def _closure(nodes: Iterable[fx.Node], sources: set[fx.Node]) -> set[fx.Node]:
 
 
 def _constant_outputs(node: fx.Node, tracked: set[fx.Node]) -> list[int]:
-    """The outputs to which autograd gives no gradient, if some inputs are ``tracked``; asked without data."""
+    """The outputs to which autograd gives no gradient, if some inputs are ``tracked``; asked without data, and with the
+    sizes of the call that was traced: open ones would learn what an operator asks of them.
+    """
 
     def sample(argument: fx.Node) -> Any:
         value: Any = argument.meta["val"]
         if not isinstance(value, Tensor):
-            return value
-        sizes = tuple(value.shape)
+            return size_hint(value)
+        sizes = tuple(map(size_hint, value.shape))
         needs = argument in tracked and is_differentiable(value.dtype)
         return torch.empty(sizes, dtype=value.dtype, device="meta", requires_grad=needs)
 
