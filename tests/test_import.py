@@ -126,6 +126,7 @@ class Square(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * ct
 
 programs = [
+    Square.apply,
     vmap(torch.sin),
     vmap(grad(torch.sin)),
     grad(lambda x: Square.apply(x).sum()),

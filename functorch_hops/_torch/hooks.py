@@ -204,8 +204,14 @@ def _hook_functions(
             refuse_function(context._forward_cls)
 
     module, method = torch.autograd.function, vars(torch.autograd.Function)["apply"]
-    bind = lambda cls, *args, **kwargs: method.__get__(None, cls)(*args, **kwargs)
-    setattr(torch.autograd.Function, "apply", classmethod(hooked(bind)))  # noqa: B010
+    run = hooked(lambda cls, *args, **kwargs: method.__get__(None, cls)(*args, **kwargs))
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():  # `torch.compile(MyFunction.apply)` traces this; it knows the method
+            return cls.apply(*args, **kwargs)
+        return run(cls, *args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010
     if isinstance(method, classmethod):
         below = lambda cls, *args: super(_SingleLevelFunction, cls).apply(*args)
         setattr(_SingleLevelFunction, "apply", classmethod(hooked(below)))  # noqa: B010
