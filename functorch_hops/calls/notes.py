@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import FunctorchHopsError, is_internal, is_own, user_place
 
-__all__ = ["note_body", "note_callback", "note_habits"]
+__all__ = ["note_body", "note_called_back", "note_habits"]
 
 _CALLS = {
     "cond": "true_fn(*operands) or false_fn(*operands)",
@@ -60,7 +60,7 @@ def note_body(
     _add(error, notes)
 
 
-def note_callback(error: Exception, operation: str, place: tuple[str, int] | None, **at: Any) -> None:
+def note_called_back(error: Exception, operation: str, place: tuple[str, int] | None, **at: Any) -> None:
     """Note on an exception of Python that a graph calls: where in the user's code, and ``at`` which step and lane."""
     parts = [f"in {operation}", *(f"{name} {value}" for name, value in at.items() if value is not None)]
     notes = [", ".join([*parts, *([] if place is None else [f"called at {place[0]}:{place[1]}"])])]

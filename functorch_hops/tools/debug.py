@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import pytree
 from ..calls.leaf import left_to_python, one_effect, stands_for_another
-from ..calls.notes import note_callback
+from ..calls.notes import note_called_back
 from ..calls.numbers import as_number, number_as_tensor, symbol_as_tensor
 from ..calls.output import OutputSpec
 from ..calls.validate import PYTHON_NUMBERS, check_callable, kind_of, order_of
@@ -49,7 +49,7 @@ class _OfCall(Action):
         except FunctorchHopsError:  # which says where
             raise
         except Exception as error:
-            note_callback(error, self.operation, params.place, **_place(params, lane))
+            note_called_back(error, self.operation, params.place, **_place(params, lane))
             raise
 
     def happen(self, params: EffectParams, values: Sequence[Tensor], lane: Lane) -> None:

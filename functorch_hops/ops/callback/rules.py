@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import pytree
-from ...calls.notes import note_callback
+from ...calls.notes import note_called_back
 from ...errors import MetadataMismatchError, TreeMismatchError, message
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, is_differentiable
@@ -67,7 +67,7 @@ def _called(params: CallbackParams, values: Sequence[Tensor], metas: Sequence[Te
     try:
         result = params.function(*args, **kwargs)
     except Exception as error:
-        note_callback(error, "pure_callback", params.place)
+        note_called_back(error, "pure_callback", params.place)
         raise
     leaves, _ = pytree.flatten(result)
     if len(leaves) != len(metas):
