@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -94,6 +97,21 @@ def test_what_was_freed_is_still_refused():
     c.backward()
     with pytest.raises(RuntimeError, match="second time"):
         c.backward()
+
+
+def test_what_was_saved_is_freed_with_the_graph():
+    """Without the garbage collector, as without a write."""
+    w, n = X.clone().requires_grad_(), X.clone()
+    gc.disable()
+    try:
+        c = captured(lambda: fh.scan(lambda c, _: (c * w + n, None), w * 2, length=3)[0])
+        node = weakref.ref(c.grad_fn)
+        n.mul_(3)
+        c.sum().backward()
+        del c
+        assert node() is None
+    finally:
+        gc.enable()
 
 
 def test_a_buffer_that_a_compiled_module_updates():

@@ -77,8 +77,9 @@ def saved_despite_writes(ctx: Any, n_inputs: int, written: Written) -> list[Tens
             places = [i for i in range(n_inputs) if not _unpacks(packed[i])]
             if not places:
                 raise
+            kept = error.with_traceback(None)  # whose frames would keep all that was saved, in a cycle
             for i in places:
-                written[i] = packed[i].data, error
+                written[i] = packed[i].data, kept
                 packed[i].register_hooks(lambda t: t, lambda t: torch.empty(0))
     for i, (value, _) in written.items():
         saved[i] = value
