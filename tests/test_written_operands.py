@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import MODES, captured, jitted, plain, same
+from modes import MODES, captured, every_mode, jitted, plain, same
 from reference import Reference
 
 X = torch.tensor([0.5, 1.5], dtype=torch.float64)
@@ -88,6 +88,26 @@ def test_a_second_derivative_reads_more():
     same(first, again.detach())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         again.sum().backward()
+
+
+@every_mode
+def test_what_a_rule_of_the_users_does_not_save(run):
+    rule = fh.custom_vjp(lambda x, n: x * 2 + n)
+    rule.defvjp(lambda x, n: (x * 2 + n, None), lambda _, ct: (ct * 2, ct))
+    saving = fh.custom_vjp(lambda x, n: x * n)
+    saving.defvjp(lambda x, n: (x * n, (x, n)), lambda saved, ct: (ct * saved[1], ct * saved[0]))
+
+    def f(rule, x):
+        n = x * 3
+        result = rule(x, n)
+        n.mul_(3)
+        return result.sum() + n.sum()
+
+    x = X.clone().requires_grad_()
+    same(torch.autograd.grad(run(lambda x: f(rule, x), x), x)[0], torch.full_like(X, 2 + 3 + 9))
+    if run is not jitted:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            run(lambda x: f(saving, x), x).backward()
 
 
 def test_what_was_freed_is_still_refused():

@@ -147,17 +147,22 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _PythonCall, outs: Tensors, residuals: Tensors, *tensors: Tensor) -> Tensors:
         inputs, guards = tensors[: len(call.differentiable_inputs)], tensors[len(call.differentiable_inputs) :]
-        ctx.call, ctx.n_residuals = call, len(residuals)
+        ctx.call, ctx.written = call, {}
         ctx.guards = [torch.zeros_like(g) for g in guards]
-        ctx.save_for_backward(*residuals, *inputs)
+        ctx.save_for_backward(*inputs, *residuals)
         ctx.mark_non_differentiable(*(o for o, d in zip(outs, call.differentiable) if not d))
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        saved = ctx.saved_tensors  # read once: a checkpoint around the call hands each out once
-        residuals, inputs = saved[: ctx.n_residuals], saved[ctx.n_residuals :]
         call: _PythonCall = ctx.call
+        n = len(call.differentiable_inputs)
+        # Read once: a checkpoint around the call hands each out once.
+        saved: list[Any] = _torch.saved_despite_writes(ctx, n, ctx.written)
+        inputs, residuals = saved[:n], saved[n:]
+        if torch.is_grad_enabled():  # then the rule runs again
+            for _, error in ctx.written.values():
+                raise error
         if _torch.is_legacy_batched(cotangents):
             pull = functools.partial(call.gradients, inputs, residuals)
             grads = _torch.over_legacy_batch(call.rule.name, lambda *cts: pull(cts), cotangents)
