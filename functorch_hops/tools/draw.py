@@ -72,7 +72,7 @@ def draw(graph: CapturedGraph | Lowered[..., Any], path: str | os.PathLike[str],
         body, name = graph._body, getattr(graph._jitted, "__name__", "main")
     else:
         expected, got = "what fh.make_graph(f)(*args) or fh.jit(f).lower(*args) returned", type(graph).__name__
-        remedy = "pass fh.make_graph(f)(*args), f being the function"
+        remedy = "pass fh.make_graph(f)(*args), f being a function, a module or an exported program's .module()"
         text = message("draw", "not a graph", parameter="graph", expected=expected, got=got, remedy=remedy)
         raise ArgumentTypeError(text)
     target = Path(path)
