@@ -447,11 +447,18 @@ def test_gradients_of_prepared_calls_under_modes_and_batches():
             close(torch.autograd.grad(out, w), expected)
     with torch.autograd.graph.save_on_cpu():
         close(torch.autograd.grad(jitted(X).sum(), w), torch.autograd.grad(f(X).sum(), w))
-    out = jitted(X).sum()
+
+
+def test_what_the_gradient_of_a_prepared_call_reads_may_not_be_written_to():
+    w = torch.rand(2, 2, requires_grad=True)
+    f, reading = (lambda x: (x @ w).sin()), (lambda x: (x @ w * w).sin())
+    outs = [g(X).sum() for g in (prepared(f, X), f, prepared(reading, X), reading)]
     with torch.no_grad():
         w.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(out, w)
+    close(torch.autograd.grad(outs[0], w), torch.autograd.grad(outs[1], w))
+    for out in outs[2:]:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(out, w)
 
 
 def test_buffers_are_written_back(searches):
