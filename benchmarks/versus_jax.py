@@ -40,6 +40,7 @@ from functorch_hops.lowering.real_parts import in_real_parts
 
 PROGRAMS = {**LOOP_PROGRAMS, **USER_PROGRAMS}
 OURS = Library(torch, torch.nn.functional, fh, fh)
+VECTORS = torch.backends.cpu.get_cpu_capability()
 THEIRS = Library(jnp, jax.nn, SimpleNamespace(**vars(jax.lax)), jax)
 
 
@@ -120,7 +121,7 @@ def keep(path: Path, rows: list[Row]) -> None:
     """Put rows into a file, in the place of older ones."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = {(row["form"], row["program"]): row for row in [*old, *(row._asdict() for row in rows)]}
-    about = {"date": str(datetime.date.today()), "machine": f"{processor()}, {os.cpu_count()} cores"}
+    about = {"date": str(datetime.date.today()), "machine": f"{processor()}, {VECTORS}, {os.cpu_count()} cores"}
     versions = {"torch": torch.__version__, "jax": jax.__version__, "python": platform.python_version()}
     path.write_text(json.dumps({**about, "versions": versions, "rows": [*merged.values()]}, indent=1) + "\n")
 
