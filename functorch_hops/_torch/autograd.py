@@ -58,6 +58,9 @@ def applied(function: type[_SingleLevelFunction]) -> Callable[..., Any]:
     return apply
 
 
+_TELLS_WRITTEN = hasattr(torch._C._autograd.SavedTensor, "unpack")
+"""Whether one saved tensor can be unpacked alone, and looked at without (torch 2.11 knows all of a node's only)."""
+
 Written = dict[int, tuple[Tensor, RuntimeError]]
 """Saved inputs that were written to since, by their places, as they are now; and torch's error."""
 
@@ -71,7 +74,7 @@ def saved_despite_writes(ctx: Any, n_inputs: int, written: Written) -> list[Tens
             saved = list(ctx.saved_tensors)
             break
         except RuntimeError as error:
-            if "modified by an inplace operation" not in str(error):
+            if "modified by an inplace operation" not in str(error) or not _TELLS_WRITTEN:
                 raise
             packed = ctx._raw_saved_tensors
             places = [i for i in range(n_inputs) if not _unpacks(packed[i])]
