@@ -1,4 +1,4 @@
-"""The three ways to run a program: plain eager, captured, and under ``jit``; and how to compare them."""
+"""The three ways to run a program: plain eager, captured, and under ``jit``; further ones; and how to compare them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,24 @@ def jitted(f, *args):
 MODES = {"plain": plain, "captured": captured, "jit": jitted}
 every_mode = pytest.mark.parametrize("run", MODES.values(), ids=MODES)
 while_capturing = pytest.mark.parametrize("run", [captured, jitted], ids=["captured", "jit"])
+
+
+def compiled(f, *args):
+    return fh.jit(f, backend="aot_eager")(*args)
+
+
+def with_open_sizes(f, *args):
+    return fh.jit(f, backend="eager", dynamic=True)(*args)
+
+
+every_way = pytest.mark.parametrize(
+    "run", [*MODES.values(), compiled, with_open_sizes], ids=[*MODES, "compiled", "with open sizes"]
+)
+
+
+def compiled_by_torch(f, *args):
+    torch.compiler.reset()
+    return torch.compile(f, backend="aot_eager", fullgraph=True)(*args)
 
 
 def same(got: Any, expected: Any, **tolerances: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import MODES, every_mode, same, while_capturing
+from modes import MODES, compiled_by_torch, every_mode, same, while_capturing
 from reference import Reference
 
 F64 = torch.float64
@@ -116,12 +116,7 @@ CALLS = {
 }
 
 
-def compiled(f, *args):
-    torch.compiler.reset()
-    return torch.compile(f, backend="aot_eager", fullgraph=True)(*args)
-
-
-@pytest.mark.parametrize("run", [*MODES.values(), compiled], ids=[*MODES, "compiled"])
+@pytest.mark.parametrize("run", [*MODES.values(), compiled_by_torch], ids=[*MODES, "compiled"])
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_under_no_grad(run, name):
     """What a body hands on keeps its history, as in Python, and what it computes has none."""

@@ -7,22 +7,8 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import every_mode, same
+from modes import every_way, same
 
-
-def compiled(f, *args):
-    return fh.jit(f, backend="aot_eager")(*args)
-
-
-def with_open_sizes(f, *args):
-    return fh.jit(f, backend="eager", dynamic=True)(*args)
-
-
-every_way = pytest.mark.parametrize(
-    "run",
-    [*every_mode.args[1], compiled, with_open_sizes],
-    ids=[*every_mode.kwargs["ids"], "compiled", "with open sizes"],
-)
 X = torch.tensor([3.0, 1.0, 2.0])
 
 

@@ -8,24 +8,9 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import every_mode, same, while_capturing
+from modes import compiled, every_mode, every_way, same, while_capturing
 
 XS = torch.tensor([1.0, 2.0, 3.0])
-
-
-def compiled(f, *args):
-    return fh.jit(f, backend="aot_eager")(*args)
-
-
-def with_open_sizes(f, *args):
-    return fh.jit(f, backend="eager", dynamic=True)(*args)
-
-
-every_way = pytest.mark.parametrize(
-    "run",
-    [*every_mode.args[1], compiled, with_open_sizes],
-    ids=[*every_mode.kwargs["ids"], "compiled", "with open sizes"],
-)
 
 
 class Log:

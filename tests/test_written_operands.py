@@ -9,17 +9,12 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import MODES, captured, every_mode, jitted, plain, same
+from modes import MODES, captured, compiled_by_torch, every_mode, jitted, plain, same
 from reference import Reference
 
 pytestmark = pytest.mark.skipif(torch.__version__ < (2, 12), reason="torch 2.11 does not say what was written to")
 
 X = torch.tensor([0.5, 1.5], dtype=torch.float64)
-
-
-def compiled(f, *args):
-    torch.compiler.reset()
-    return torch.compile(f, backend="aot_eager", fullgraph=True)(*args)
 
 
 CALLS = {
@@ -46,7 +41,7 @@ def of(ns, call, is_active):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("run", "is_active"),
-    [*((run, active) for run in MODES.values() for active in (False, True)), (compiled, True)],
+    [*((run, active) for run in MODES.values() for active in (False, True)), (compiled_by_torch, True)],
     ids=[*(f"{name}-{kind}" for name in MODES for kind in ("constant", "active")), "compiled"],
 )
 def test_gradients(run, call, is_active):
@@ -150,7 +145,7 @@ def test_a_buffer_that_a_compiled_module_updates():
 
     xs = torch.stack([X, X + 1, X - 1])
     found = []
-    for run in (plain, jitted, compiled):
+    for run in (plain, jitted, compiled_by_torch):
         model = Model()
         run(model, xs).square().sum().backward()
         found.append((model.weight.grad, model.mean))

@@ -40,6 +40,7 @@ __all__ = [
     "lowered",
     "make_dual",
     "operator_with_rule",
+    "refuse_written",
     "saved_despite_writes",
     "vjp",
     "writable",
@@ -87,6 +88,12 @@ def saved_despite_writes(ctx: Any, n_inputs: int, written: Written) -> list[Tens
     for i, (value, _) in written.items():
         saved[i] = value
     return saved
+
+
+def refuse_written(written: Written) -> None:
+    """Raise torch's error, if there is one: more is read than the caller of :func:`saved_despite_writes` looks at."""
+    for _, error in written.values():
+        raise error
 
 
 def _unpacks(packed: Any) -> bool:

@@ -117,8 +117,7 @@ class RecordedCall(_torch.SingleLevelFunction):
 
         def pull(*cotangents: Tensor | None) -> Maybe:
             if any(c is not None for c in cotangents[n_outputs:]):
-                for _, error in ctx.written.values():
-                    raise error
+                _torch.refuse_written(ctx.written)
                 return _second_derivative(ctx, operands, cotangents)
             rules, outer = operator_of(ctx.params).rules, _pulling.for_transform
             _pulling.for_transform = ctx.for_transform

@@ -161,8 +161,7 @@ class _Attached(torch.autograd.Function):
         saved: list[Any] = _torch.saved_despite_writes(ctx, n, ctx.written)
         inputs, residuals = saved[:n], saved[n:]
         if torch.is_grad_enabled():  # then the rule runs again
-            for _, error in ctx.written.values():
-                raise error
+            _torch.refuse_written(ctx.written)
         if _torch.is_legacy_batched(cotangents):
             pull = functools.partial(call.gradients, inputs, residuals)
             grads = _torch.over_legacy_batch(call.rule.name, lambda *cts: pull(cts), cotangents)
