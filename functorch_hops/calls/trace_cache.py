@@ -40,7 +40,7 @@ from .recording import recorded_as_bodies_say
 from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
-__all__ = ["Trace", "as_graph", "forget", "kept_trace", "note_callback"]
+__all__ = ["Trace", "as_graph", "count_callback", "forget", "kept_trace"]
 
 MOST_TRACES = 128
 ATTEMPTS = 3
@@ -181,7 +181,7 @@ class _Bodies(threading.local):
 _bodies = _Bodies()
 
 
-def note_callback() -> None:
+def count_callback() -> None:
     _bodies.callbacks += 1
 
 

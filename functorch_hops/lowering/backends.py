@@ -27,7 +27,7 @@ from .loops import kept
 from .loops.happening import raising_again
 from .real_parts import as_pairs, from_pairs, in_real_parts, over_pairs
 from .replayed import Replayed, is_replayable
-from .stages import GRAPH, KERNELS, PASSES, Compilation, compilation, stage
+from .stages import GRAPH, KERNELS, PASSES, Code, Compilation, compilation, stage
 from .waiting import told_to_wait
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backend",
-    "Code",
     "Compiled",
     "Options",
     "OtherSizesError",
@@ -44,8 +43,6 @@ __all__ = [
     "dissolved",
     "with_tapes",
 ]
-
-Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 class Options(Mapping[str, Any]):

@@ -44,7 +44,7 @@ from .loops.tapes import TAPED_KERNELS
 from .loops.triton.extern import register_launches
 from .loops.triton.operator import triton_loop
 from .packaged import put_kernels
-from .stages import generated
+from .stages import Code, generated
 
 __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
@@ -52,9 +52,6 @@ aten = torch.ops.aten
 
 _LOWERINGS = 41
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
-
-
-Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
 def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict[str, Any]) -> Code:

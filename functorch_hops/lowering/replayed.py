@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,10 +22,9 @@ from torch import Tensor, fx
 
 from .._torch import OpOverload, is_pointwise, recorded_on_cuda
 from ..ir.subgraph import Subgraph, has_effect, params_of
+from .stages import Code
 
 __all__ = ["Replayed", "bits", "is_replayable", "moves"]
-
-Code = Callable[[list[Tensor]], Sequence[Tensor]]
 
 _MOST_STEPS = 4096
 """Each launch that is recorded takes about a kB, and each step has some."""

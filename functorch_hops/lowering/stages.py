@@ -5,11 +5,27 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COMPILED", "GRAPH", "KERNELS", "PASSES", "Compilation", "compilation", "generated", "keep_named", "stage"]
+from torch import Tensor
+
+__all__ = [
+    "COMPILED",
+    "GRAPH",
+    "KERNELS",
+    "PASSES",
+    "Code",
+    "Compilation",
+    "compilation",
+    "generated",
+    "keep_named",
+    "stage",
+]
+
+Code = Callable[[list[Tensor]], Sequence[Tensor]]
+"""What a compilation makes of a graph: it may empty the list of operands."""
 
 PASSES, KERNELS, COMPILED, GRAPH = "passes", "code of kernels", "compilation of kernels", "graph"
 """The stages, in their order; "graph" is what the backend does."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
-from ..calls.trace_cache import note_callback
+from ..calls.trace_cache import count_callback
 from ..errors import CaptureError, message
 from ..ir.meta import Mask
 from ..ir.sizes import is_closed
@@ -57,7 +57,7 @@ class UserPython(Params):
 
     def each_lane(self, operands: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
         """Where it runs now."""
-        note_callback()
+        count_callback()
         return itertools.product(*map(range, self.lane_sizes(operands)))
 
     def at_lane(self, operands: Sequence[Tensor], lane: tuple[int, ...]) -> list[Tensor]:

@@ -24,16 +24,11 @@ from ..errors import ArgumentTypeError, ArgumentValueError, CaptureError, CheckE
 from ..lowering.loops.happening import When
 from ..ops.effect.op import Action, EffectParams, effect_op
 from ..ops.effect.running import iteration_of
-from .find_nan import find_nan
+from .find_nan import find_nan, one_or_all
 
 __all__ = ["breakpoint", "callback", "check", "find_nan", "print"]
 
 Lane = tuple[int, ...]
-
-
-def _one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
-    """None for no number, one number as it is, several as a tuple."""
-    return None if not numbers else numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class _OfCall(Action):
 
 
 def _place(params: EffectParams, lane: Lane) -> dict[str, Any]:
-    return {"iteration": _one_or_all(iteration_of(params)), "lane": _one_or_all(lane)}
+    return {"iteration": one_or_all(iteration_of(params)), "lane": one_or_all(lane)}
 
 
 @dataclass(frozen=True)

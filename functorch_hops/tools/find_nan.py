@@ -35,7 +35,7 @@ from ..ops.custom_rule.eager import rule_name
 from ..ops.effect.running import plain_loops
 from ..ops.mode import stepwise
 
-__all__ = ["NanOrigin", "NanReport", "find_nan"]
+__all__ = ["NanOrigin", "NanReport", "find_nan", "one_or_all"]
 
 _BACKWARD = torch.autograd.grad, torch.autograd.backward, Tensor.backward
 _UNSEEN = {
@@ -287,8 +287,8 @@ class _WatchedCall:
             line=line,
             source="" if file is None or line is None else linecache.getline(file, line).strip(),
             loops=tuple(operation for operation, _ in self.loops),
-            iteration=_one_or_all([step for _, step in self.loops]),
-            lane=_one_or_all(self.lane),
+            iteration=one_or_all([step for _, step in self.loops]),
+            lane=one_or_all(self.lane),
             operands=tuple(map(_kept, self.operands, self.versions)),
             cotangents=tuple(_kept(ct, _version(ct)) for ct in cotangents),
         )
@@ -314,7 +314,8 @@ def _name(func: Any) -> str:
     return func if isinstance(func, str) else _torch.function_name(func)
 
 
-def _one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
+def one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
+    """None for no number, one number as it is, several as a tuple."""
     return None if not numbers else numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
