@@ -1,6 +1,6 @@
-"""A vmap over an open number of examples: loops, their derivatives in each lane, and parts put together.
+"""A vmap over an open number of examples: loops, models, and their derivatives in each lane.
 
-torch's batching rules (2.13) of ``cat`` and of the derivatives of slices make a number of an open number of lanes.
+Many of torch's batching rules (2.13) make a number of an open number of lanes, so that each number is traced anew.
 """
 
 from __future__ import annotations
@@ -101,6 +101,81 @@ def test_derivatives_of_loops_in_each_lane(order: str, how: str) -> None:
     for x in (rows(7), rows(2), rows(5)):
         torch.testing.assert_close(run(x), torch.stack([expected(row) for row in x]))
     assert len(compiled) == (how == "compile")
+
+
+PLACES = torch.tensor([0, 2, 2, 1])
+WEIGHT = torch.linspace(-1, 1, 18, dtype=F64).reshape(3, 2, 3)
+MASK = torch.ones(4, 4, dtype=torch.bool).tril()
+
+
+def written(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[0], y[1:3] = x[1] * 3, x[:2].sin()
+    return y
+
+
+F = nn.functional
+IN_A_LANE: dict[str, Run] = {
+    "slices": lambda x: x[1:] * x[:-1, :1],
+    "slices of slices": lambda x: x[:, 1:][::2].narrow(1, 0, 2),
+    "parts": lambda x: torch.stack([part.prod() for part in (*x.split([1, 3]), *x.unbind())]),
+    "joined with what is empty": lambda x: torch.cat((torch.zeros(0, dtype=F64), x, x.sin()), 0),
+    "a diagonal": lambda x: x.diagonal(1).sin(),
+    "windows": lambda x: x.unfold(0, 2, 1),
+    "gathered": lambda x: x.gather(0, PLACES[:, None]).sin() + x.gather(1, x.argsort(1))[:, :1],
+    "selected": lambda x: x.index_select(1, PLACES) * x.index_select(0, x[:, 0].argsort())[:, :4],
+    "gathered numbers": lambda x: x[0, 0].gather(0, torch.tensor(0)) * x[0].gather(0, torch.tensor(1)),
+    "scattered": lambda x: torch.zeros_like(x).scatter_add(0, PLACES[:, None].expand(4, 6), x.sin()),
+    "largest and smallest": lambda x: x.topk(2, 1).values * x.sort(1).values[:, :2] + x.max(),
+    "written parts": written,
+    "rows": lambda x: F.embedding(PLACES, x.sin(), padding_idx=1),
+    "linear": lambda x: F.linear(x[None], WEIGHT.reshape(9, 2).mT.reshape(3, 6), WEIGHT[0, 0]),
+    "convolution": lambda x: F.conv1d(x.reshape(2, 2, 6), WEIGHT, WEIGHT[:, 0, 0], padding=1),
+    "convolution with weights": lambda x: F.conv1d(x.reshape(2, 2, 6).sin(), x[:2].reshape(2, 2, 3)),
+    "grouped convolution": lambda x: F.conv1d(x.reshape(2, 2, 6), x[:2, :3].reshape(2, 1, 3), x[0, :2], groups=2),
+    "pools": lambda x: F.max_pool2d(x[None], 2).sum() * F.avg_pool1d(x[None], 2) + F.adaptive_avg_pool1d(x[None], 3),
+    "layer norm": lambda x: F.layer_norm(x, (6,), x[0]),
+    "batch norm": lambda x: F.batch_norm(x, PLACES.double().repeat(2)[:6], torch.ones(6, dtype=F64)),
+    "attention": lambda x: F.scaled_dot_product_attention(*(x.reshape(1, 2, 4, 3),) * 3, is_causal=True),
+    "masked attention": lambda x: F.scaled_dot_product_attention(*(x[None, None],) * 3, attn_mask=MASK),
+    "attention with weights": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=x[:, :4]),
+    "padding": lambda x: F.pad(x[None], (1, 2), "reflect") * F.pad(x[None], (2, 1)),
+    "enlarged": lambda x: F.interpolate(x[None, None], (5, 7), mode="bilinear"),
+    "losses": lambda x: F.cross_entropy(x, PLACES) + F.binary_cross_entropy(x.sigmoid(), x.detach().sigmoid()),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_LANE)
+def test_lanes_of_a_model(name: str) -> None:
+    f = IN_A_LANE[name]
+    loss = lambda x: (f(x) ** 2).sum()
+    value, gradient = (fh.jit(fh.vmap(g), dynamic=True, backend="eager") for g in (f, fh.grad(loss)))
+    for n in (3, 2, 5):
+        x = torch.randn(n, 4, 6, dtype=F64, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(value(x), torch.stack([f(row) for row in x]))
+        torch.testing.assert_close(gradient(x), torch.stack([torch.func.grad(loss)(row) for row in x]))
+    assert value.cache_info().misses == gradient.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("how", ["compile", "export", "strict export"])
+def test_gradients_of_a_model_in_each_lane(how: str) -> None:
+    weights = {"conv": WEIGHT, "linear": torch.linspace(-1, 1, 6, dtype=F64)}
+    features = lambda w, x: F.max_pool1d(F.conv1d(x[None], w["conv"]), 2).flatten()
+    loss = lambda w, x: (features(w, x) @ w["linear"]).square()
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return fh.vmap(lambda row: fh.grad(loss)(weights, row[:, 1:]))(x)
+
+    x = torch.randn(6, 2, 7, dtype=F64)
+    if how == "compile":
+        run: Any = torch.compile(Model(), dynamic=True, backend="aot_eager", fullgraph=True)
+    else:
+        sizes = ({0: Dim("batch", min=2)},)
+        run = torch.export.export(Model(), (x,), dynamic_shapes=sizes, strict=how == "strict export").module()
+    for part in (x, x[:2]):
+        each = [torch.func.grad(loss)(weights, row[:, 1:]) for row in part]
+        torch.testing.assert_close(run(part), {name: torch.stack([g[name] for g in each]) for name in weights})
 
 
 COUNTS: dict[str, Callable[[int], int]] = {"n - 5": lambda n: n - 5, "n // 4": lambda n: n // 4}

@@ -22,6 +22,7 @@ from .interrupts import *
 from .legacy_vmap import *
 from .levels import *
 from .logs import *
+from .open_lanes import *
 from .parts import *
 from .pointwise import *
 from .process import *

@@ -26,7 +26,6 @@ __all__ = [
     "below_transforms",
     "current_level",
     "dispatch_functorch",
-    "has_open_lanes",
     "have_nested_tangents",
     "in_forward_level",
     "in_gradient_level",
@@ -37,7 +36,6 @@ __all__ = [
     "is_wrapped",
     "number_of_derivatives",
     "numbers_of_lanes",
-    "over_lanes",
     "read_number",
     "restore_vmap",
     "top_interpreter",
@@ -136,28 +134,6 @@ def numbers_of_lanes() -> tuple[Any, ...]:
     return tuple(
         _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if level.key() == TransformType.Vmap
     )
-
-
-def has_open_lanes() -> bool:
-    """Whether a trace leaves open how many lanes some vmap around has."""
-    return any(isinstance(lanes, torch.SymInt) for lanes in numbers_of_lanes())
-
-
-def over_lanes(function: Callable[[Sequence[Tensor], Sequence[Any]], Tensor], *tensors: Tensor) -> Tensor:
-    """``function(tensors, lanes)`` where all levels are of vmaps: its tensors begin with the dimensions ``lanes``. For
-    operators whose batching rules (2.13) make a number of an open number of lanes.
-    """
-    if top_interpreter() is None:
-        return function(tensors, ())
-    interpreter: Any = retrieve_current_functorch_interpreter()
-    level, n = interpreter.level(), interpreter.batch_size()
-    flat, dims = unwrap_batched(tensors, level)
-    with interpreter.lower():
-        if all(d is None for d in dims):
-            return over_lanes(function, *flat)
-        moved = [x.expand(n, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(flat, dims)]
-        whole = over_lanes(lambda parts, lanes: function(parts, (*lanes, n)), *moved)
-    return _functorch._add_batch_dim(whole, 0, level)
 
 
 def _level_keys() -> list[Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -46,7 +45,6 @@ __all__ = [
     "is_effectful",
     "is_recording_script",
     "is_refused_by_vmap",
-    "kernels_of_open_sizes",
     "new_fake_mode",
     "new_graph_module",
     "new_tracer",
@@ -73,10 +71,6 @@ def whole_storages(mode: FakeTensorMode) -> Iterator[None]:
         yield
     finally:
         mode.cache_enabled = before
-
-
-kernels_of_open_sizes = enable_python_dispatcher
-"""As in torch's symbolic tracing: kernels are looked up in Python first, since some in C++ ask for numbers."""
 
 
 def refused_read(error: BaseException) -> str | None:

@@ -18,7 +18,6 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .indexing import NARROW
-from .open_sizes import written_copy
 from .refusals import READS, backward_inside, check_collective, generator_inside, refused_of_tensor, unreadable
 from .regrouping import note_regrouped
 from .replaced import replaced
@@ -173,7 +172,7 @@ class Lifting(_torch.ForwardRules):
             return part
         if func is Tensor.__setitem__:
             rows.setitem(*args)
-        elif (result := self._replaced(func, args, kwargs)) is not NotImplemented:
+        elif (result := replaced(func, args, kwargs)) is not NotImplemented:
             pass
         elif _torch.in_gradient_level() and (operator := _torch.operator_with_rule(func, args, kwargs)) is not None:
             result = handlers.operator(operator, args, kwargs)
@@ -189,12 +188,6 @@ class Lifting(_torch.ForwardRules):
         if func in _REGROUPING:
             note_regrouped(self.capture, args[0], result)
         rows.write_through()
-        return result
-
-    def _replaced(self, func: Any, args: Any, kwargs: Any) -> Any:
-        result = replaced(func, args, kwargs)
-        if result is NotImplemented and self.capture.session.has_open_sizes:
-            result = written_copy(func, args, kwargs)
         return result
 
     def _detach(self, x: Tensor) -> None:

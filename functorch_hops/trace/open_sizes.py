@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _torch
-
-__all__ = ["laid_out_zeros", "symbol_as_tensor", "written_copy"]
+__all__ = ["laid_out_zeros", "symbol_as_tensor"]
 
 
 def symbol_as_tensor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -35,30 +32,3 @@ def laid_out_zeros(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     shape = [*x.shape[: kwargs.get("self_num_batch_dims", 0)], *other.shape]
     zeros: Tensor = torch.ops.aten.zeros.default(shape, dtype=x.dtype, device=x.device)
     return zeros
-
-
-def written_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``slice_scatter`` or ``select_scatter`` of lanes of a vmap as a write to a view of a copy: vmap's own rule (torch
-    2.13) reads concrete sizes. NotImplemented for other calls.
-    """
-    view = _VIEWS.get(func)
-    if view is None or not any(isinstance(a, Tensor) and _torch.is_batched(a) for a in args):
-        return NotImplemented
-
-    def written(input: Tensor, src: Tensor, *where: Any, **named: Any) -> Tensor:
-        # A write needs lanes of its own, which those of ``src`` may be alone.
-        copy = torch.where(src.new_zeros((), dtype=torch.bool), input, input)
-        view(copy, *where, **named).copy_(src)
-        return copy
-
-    return written(*args, **kwargs)
-
-
-_VIEWS: dict[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys(
-        (torch.slice_scatter, Tensor.slice_scatter, torch.ops.aten.slice_scatter.default), torch.ops.aten.slice.Tensor
-    ),
-    **dict.fromkeys(
-        (torch.select_scatter, Tensor.select_scatter, torch.ops.aten.select_scatter.default), torch.ops.aten.select.int
-    ),
-}

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _torch
 from .cells import gru_step, lstm_step
 from .indexing import put_by_mask, put_by_mask_
 
@@ -103,36 +102,6 @@ def _flip(x: Tensor, *places: Any, dims: Any = None) -> Any:
     """torch's batching rule (2.13) refuses what has no dimensions."""
     given = places if dims is None else (dims,)
     return x.clone() if x.dim() == 0 and given in ((0,), (-1,), ((0,),), ((-1,),), ([0],), ([-1],)) else NotImplemented
-
-
-def _is_in_open_lanes() -> bool:
-    """Whether there is nothing but lanes around, of an open number."""
-    return _torch.has_open_lanes() and not _torch.in_gradient_level()
-
-
-def _cat(tensors: Any, dim: int = 0, **named: Any) -> Any:
-    parts = list(tensors)
-    is_plain = not named and len({part.dim() for part in parts}) == 1 and parts[0].dim() > 0
-    if not is_plain or not _is_in_open_lanes():
-        return NotImplemented
-    return _torch.over_lanes(lambda parts, lanes: torch.cat([*parts], _behind(dim, lanes)), *parts)
-
-
-def _part_backward(func: Any) -> Callable[..., Any]:
-    """The derivative of a part of a tensor, which writes it into zeros."""
-
-    def other(grad: Tensor, sizes: Any, dim: int, *place: Any) -> Any:
-        if not _is_in_open_lanes():
-            return NotImplemented
-        written = lambda grads, lanes: func(*grads, [*lanes, *sizes], _behind(dim, lanes), *place)
-        return _torch.over_lanes(written, grad)
-
-    return other
-
-
-def _behind(dim: int, lanes: Any) -> int:
-    """A dimension of each lane, where the dimensions of the lanes come first."""
-    return dim if dim < 0 else dim + len(lanes)
 
 
 def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Any:
@@ -239,11 +208,6 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
         torch.split_with_sizes,
     ),
     **dict.fromkeys((torch.unsafe_chunk, Tensor.unsafe_chunk), torch.chunk),
-    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate, torch.ops.aten.cat.default), _cat),
-    **{
-        func: _part_backward(func)
-        for func in (torch.ops.aten.select_backward.default, torch.ops.aten.slice_backward.default)
-    },
     torch.flip: _flip,
     Tensor.flip: _flip,
     **dict.fromkeys((torch.index_put, Tensor.index_put, torch.ops.aten.index_put.default), put_by_mask),

@@ -14,7 +14,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ... import _torch
 from ...ir.meta import Mask
 from ..loops.backward import BackwardPlan, run_backward, with_kept_carry
 from .op import ScanParams, split_operands
@@ -70,9 +69,4 @@ def _with_carries_before(
 def _moved_on(after: Tensor, first: Tensor, reverse: bool) -> Tensor:
     """The carries before each step, of those after it."""
     first = first.unsqueeze(0)
-    if not _torch.has_open_lanes():
-        return torch.cat((after, first))[1:] if reverse else torch.cat((first, after))[:-1]
-    # torch's batching rules (2.13) of `cat`, and of the derivative of a slice, make a number of the number of lanes.
-    length = after.shape[0]
-    steps = torch.arange(length, device=after.device).reshape(-1, *[1] * (after.dim() - 1))
-    return torch.where(steps == (length - 1 if reverse else 0), first, after.roll(-1 if reverse else 1, 0))
+    return torch.cat((after, first))[1:] if reverse else torch.cat((first, after))[:-1]
