@@ -337,6 +337,15 @@ def test_sorts_sums_and_searches(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.bool, torch.int64], ids=str)
+def test_comparisons_of_short_integers(dtype: torch.dtype) -> None:
+    """Whose masks have more lanes than the kernel: what lies behind their stack, another one, is not written to."""
+    xs, ys = torch.ones(3, 3, 19, dtype=dtype), torch.arange(171).reshape(3, 3, 19)
+    f = fh.vmap(lambda xs, ys: fh.scan(lambda c, r: (c, (r[0] > 0, r[1] & 3, r[1].amin())), 0, (xs, ys))[1])
+    same(fh.jit(f)(xs, ys), (xs > 0, ys & 3, ys.amin(-1)))
+
+
+@pytest.mark.slow
 def test_reductions_of_short_integers() -> None:
     """Of which Inductor's vectors are not full."""
 
