@@ -356,3 +356,21 @@ def test_torchs_tangents_of_scalars_and_numbers_are_doubles(name: str) -> None:
     """torch (2.13). If this fails, torch was mended: the forms may go."""
     x = torch.tensor(0.7)
     assert torch.func.jvp(NUMBERS[name], (x,), (x,))[1].dtype is torch.float64
+
+
+BESIDE_TRUTH_VALUES = {
+    "/": lambda b, x: b / x,
+    "%": lambda b, x: b % x,
+    "maximum": lambda b, x: torch.maximum(b, x),
+    "-": lambda b, x: b.int() - x,
+}
+
+
+@pytest.mark.parametrize("f", BESIDE_TRUTH_VALUES.values(), ids=BESIDE_TRUTH_VALUES)
+def test_tangents_beside_truth_values(f: Any) -> None:
+    """Those of the truth values are zeros of their dtype, from which torch subtracts nothing but zeros by structure."""
+    b, x = torch.tensor([True, False]), torch.tensor([0.75, 2.0])
+    expected = torch.func.jvp(lambda x: f(b, x), (x,), (x + 1,))
+    for g in (lambda x: f(b, x), lambda x: fh.scan(lambda c, row: (c, f(*row)), 0, (b[None], x[None]))[1][0]):
+        got = fh.jit(lambda x, g=g: fh.jvp(g, (x,), (x + 1,)), backend="eager")(x)
+        torch.testing.assert_close(got, expected)

@@ -310,11 +310,39 @@ def test_integers_divided_by_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rounded_quotients(dtype: torch.dtype) -> None:
+    """As torch computes them, digit by digit, in a loop and outside of one: Inductor's own are others."""
+    ends = [0.0, 1.0, 7.0, 0.1, 2.5, 3.3, 1e-5, 3e9, math.inf, math.nan]
+    numbers = torch.tensor([*ends, *(-v for v in ends)], dtype=dtype)
+    x, y = torch.cartesian_prod(numbers, numbers).unbind(1)
+    n = torch.arange(1, len(x) + 1, dtype=torch.int32)
+
+    def divided(x: Tensor, y: Tensor) -> list[Tensor]:
+        return [x // y, x % y, x // 0.1, x % 0.1, 7.0 // y, 7 % y, x // 3, x % n, n // y, x.floor_divide(-2.5)]
+
+    got = fh.jit(lambda x, y: (fh.map(lambda row: divided(*row), (x[None], y[None])), divided(x, y)))(x, y)
+    expected = divided(x, y)
+    for values in ([v[0] for v in got[0]], got[1]):
+        same(values, expected, rtol=0, atol=0, equal_nan=True)
+        same(*([v.nan_to_num(1.0).signbit() for v in each] for each in (values, expected)))
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:index_reduce.. is in beta")
 @pytest.mark.parametrize("name", ORDERING)
 def test_sorts_sums_and_searches(name: str) -> None:
     f, args = ORDERING[name]
     assert set(taken(check(f, *args))) == {"steps"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.bool, torch.int64], ids=str)
+def test_comparisons_of_short_integers(dtype: torch.dtype) -> None:
+    """Whose masks have more lanes than the kernel: what lies behind their stack, another one, is not written to."""
+    xs, ys = torch.ones(3, 3, 19, dtype=dtype), torch.arange(171).reshape(3, 3, 19)
+    f = fh.vmap(lambda xs, ys: fh.scan(lambda c, r: (c, (r[0] > 0, r[1] & 3, r[1].amin())), 0, (xs, ys))[1])
+    same(fh.jit(f)(xs, ys), (xs > 0, ys & 3, ys.amin(-1)))
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
         aten.pow.Scalar: _integer_power,
+        **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
         aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
@@ -112,14 +113,50 @@ def _spread_and_mean(
 
 
 def _divided(x: Any, y: Any, *, rounding_mode: str | None = None) -> Any:
-    """The truncated quotient of integers, by operators for which a division by zero is an error: in C++ it ends the
-    process.
+    """Rounded quotients. Those of integers are truncated by operators for which a division by zero is an error: in C++
+    it ends the process.
     """
     dtype = torch.result_type(x, y)
+    if rounding_mode == "floor" and dtype.is_floating_point:
+        return _floored(*_tensors(x, y))
     if rounding_mode != "trunc" or dtype.is_floating_point:
         return NotImplemented
-    x, y = (v if isinstance(v, Tensor) else aten.scalar_tensor.default(v, dtype=dtype) for v in (x, y))
+    x, y = _tensors(x, y)
     return aten.div.Tensor_mode(x - aten.fmod.Tensor(x, y), y, rounding_mode="floor")
+
+
+def _floored(x: Tensor, y: Tensor) -> Tensor:
+    """Python's ``x // y``, as torch computes it. Inductor rounds a quotient down that is rounded already: ``7 // 0.1``
+    is 69, since 0.1 is a little more than a tenth; nor is ``-1 // inf`` a zero.
+    """
+    quotient, rest = x / y, aten.fmod.Tensor(x, y)
+    exact = (x - rest) / y - _is_off(rest, y).to(quotient.dtype)
+    floor = exact.floor()
+    floor = torch.where(exact - floor > 0.5, floor + 1, floor)
+    floor = torch.where(exact == 0, torch.copysign(torch.zeros_like(quotient), quotient), floor)
+    overflows = (quotient.abs() == math.inf) & (x.abs() != math.inf)
+    return torch.where((y == 0) | overflows, quotient, floor)
+
+
+def _remainder(x: Any, y: Any) -> Any:
+    """Python's ``x % y``, as torch computes it. Inductor's vectors multiply the quotient again, which is rounded:
+    ``1 % inf`` would be NaN, and ``5e15 % 0.3`` zero.
+    """
+    if not torch.result_type(x, y).is_floating_point:
+        return NotImplemented
+    x, y = _tensors(x, y)
+    rest = aten.fmod.Tensor(x, y)
+    return torch.where(_is_off(rest, y), rest + y, rest)
+
+
+def _is_off(rest: Tensor, y: Tensor) -> Tensor:
+    """Whether what is left of a truncated quotient has not the sign of the divisor."""
+    return (rest != 0) & ((rest < 0) != (y < 0))
+
+
+def _tensors(x: Any, y: Any) -> Any:
+    dtype = torch.result_type(x, y)
+    return (v if isinstance(v, Tensor) else aten.scalar_tensor.default(v, dtype=dtype) for v in (x, y))
 
 
 def _eye(

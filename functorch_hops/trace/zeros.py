@@ -43,8 +43,10 @@ class SymbolicZeros:
             return self._new(like.shape, like.dtype, like.device)
         if func in _SUMS and second and isinstance(args[0], Tensor):
             return _cast(args[0], _value(func, args, kwargs))
-        if func is _aten.add.Tensor and first and not kwargs and isinstance(args[1], Tensor):
-            return _cast(args[1], _value(func, args, kwargs))
+        if func in _SUMS and first and not kwargs and isinstance(args[1], Tensor):
+            # As torch's kernel does: there is no subtraction from truth values, whose tangents these may be.
+            like = _value(func, args, kwargs)
+            return _cast(args[1] if func is _aten.add.Tensor else _aten.neg.default(args[1]), like)
         return None
 
     def forget(self, written: Tensor) -> None:

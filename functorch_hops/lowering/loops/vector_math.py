@@ -224,7 +224,7 @@ def kernel_proxy() -> Any:
             if not (is_plain and is_row and self.tail_size is None):
                 return super()._get_store_line(value, var, index, dtype, accu_store)
             code = IndentedBuffer()
-            code.writeline(f"fh::store_mask({value}, {var} + {cpp.cexpr_index(index)});")
+            code.writeline(f"fh::store_mask<{self.tiling_factor}>({value}, {var} + {cpp.cexpr_index(index)});")
             return code
 
     class KernelProxy(cpp.CppKernelProxy):

@@ -435,10 +435,11 @@ FH_DIVISION_BY_NUMBER(floor_divide)
 FH_DIVISION_BY_NUMBER(remainder)
 
 #if INDUCTOR_USE_VECTOR_TYPES()
-// Masks in memory are bytes, which torch's own masks read and write one by one.
-template <class T, int N> FH_INLINE void store_mask(at::vec::VecMask<T, N> mask, bool* to) {
+// Masks in memory are bytes, which torch's own masks read and write one by one. A mask of narrow numbers has more lanes
+// than the kernel.
+template <int64_t count, class T, int N> FH_INLINE void store_mask(at::vec::VecMask<T, N> mask, bool* to) {
 #if FH_HAS_VECTORS
-  if constexpr (sizeof(T) == sizeof(float)) {
+  if constexpr (sizeof(T) == sizeof(float) && at::vec::VecMask<T, N>::size() == count) {
     typedef uint8_t Bytes __attribute__((vector_size(math::N_LANES)));
     at::vec::VectorizedN<T, N> lanes(mask);
     for (int i = 0; i < N; ++i) {
@@ -448,7 +449,7 @@ template <class T, int N> FH_INLINE void store_mask(at::vec::VecMask<T, N> mask,
     return;
   }
 #endif
-  mask.store(to, mask.size());
+  mask.store(to, count);
 }
 template <class M> struct LoadedMask {
   static FH_INLINE M of(const bool* from) { return M::from(from, M::size()); }
