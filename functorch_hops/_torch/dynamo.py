@@ -155,10 +155,13 @@ class _Backend:
         """The values of Dynamo's that the library got, by identity, and their proxies."""
         self.attributes: dict[Any, tuple[Any, fx.Proxy]] = {}
         """Those among them that are an attribute of another value, by that value and the name."""
+        self.numbers: dict[fx.Node, OpenNumber] = {}
+        """Open numbers, by their nodes: a function that is traced twice closes over the same carriers."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
         self.attributes.clear()
+        self.numbers.clear()
         with self.library.compiling(self.compiler):
             return self.backend(*args, **kwargs)
 
@@ -306,7 +309,10 @@ class _Call:
         if isinstance(value, torch.SymBool):
             return bool(value)
         if not isinstance(value, Tensor):
-            return self.open_number(proxy, value)
+            numbers, node = self.backend.numbers, proxy.node
+            if node not in numbers:
+                numbers[node] = self.open_number(proxy, value)
+            return numbers[node]
         if proxy.node.target is getattr:  # ``x.T``: a node of the graph around, made again for each trace
             value, proxy = self.backend.attributes.setdefault(proxy.node.args, (value, proxy))
         self.backend.proxies[id(value)] = value, proxy
