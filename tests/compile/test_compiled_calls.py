@@ -300,7 +300,7 @@ def test_open_numbers_that_a_rule_closes_over() -> None:
         return fh.custom_root(lambda z: z - 0.5 * torch.cos(z + x), torch.zeros_like(x), solve, tangent_solve)
 
     gradient = fh.grad(lambda x: root(x).square().sum())
-    sizes = [(torch.rand(n, 2, dtype=torch.float64),) for n in (2, 3, 5)]
+    sizes = [(torch.rand(n, 2, dtype=torch.float64),) for n in (3, 5, 4)]
     assert graphs(lambda x: (root(x), gradient(x)), *sizes, dynamic=True) == 1
 
 
