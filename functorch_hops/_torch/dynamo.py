@@ -155,8 +155,10 @@ class _Backend:
         """The values of Dynamo's that the library got, by identity, and their proxies."""
         self.attributes: dict[Any, tuple[Any, fx.Proxy]] = {}
         """Those among them that are an attribute of another value, by that value and the name."""
-        self.numbers: dict[fx.Node, OpenNumber] = {}
-        """Open numbers, by their nodes: a function that is traced twice closes over the same carriers."""
+        self.numbers: dict[tuple[Any, fx.Node], OpenNumber] = {}
+        """Open numbers, by the graph that their carriers are made in and their nodes: a function that is traced twice
+        closes over the same carriers.
+        """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
@@ -309,10 +311,10 @@ class _Call:
         if isinstance(value, torch.SymBool):
             return bool(value)
         if not isinstance(value, Tensor):
-            numbers, node = self.backend.numbers, proxy.node
-            if node not in numbers:
-                numbers[node] = self.open_number(proxy, value)
-            return numbers[node]
+            numbers, key = self.backend.numbers, (self.tx.output.current_tracer, proxy.node)
+            if key not in numbers:
+                numbers[key] = self.open_number(proxy, value)
+            return numbers[key]
         if proxy.node.target is getattr:  # ``x.T``: a node of the graph around, made again for each trace
             value, proxy = self.backend.attributes.setdefault(proxy.node.args, (value, proxy))
         self.backend.proxies[id(value)] = value, proxy
