@@ -225,6 +225,36 @@ def test_a_scan_that_stacks_nothing_and_saves_nothing() -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+DETERMINANTS = {"det": torch.linalg.det, "slogdet": lambda a: torch.linalg.slogdet(a)[1]}
+
+
+@pytest.mark.parametrize("name", DETERMINANTS)
+def test_torch_differentiates_determinants_in_a_scan_by_the_layout_of_what_it_stacked(name: str) -> None:
+    """torch (2.13): without a word. If this fails, see `trace/normalize.py`."""
+    a, rows = torch.tensor([[1.0, 2.0], [0.5, 3.0]], requires_grad=True), torch.tensor([1.0, 0.5])
+    step = lambda c, row, a: (c + DETERMINANTS[name]((a * row).T), c.clone())
+    total, _ = scan_op(step, [torch.zeros(())], [rows], (a,))
+    expected = sum(DETERMINANTS[name]((a * row).T) for row in rows)
+    torch.testing.assert_close(total, expected)
+    found, right = (torch.autograd.grad(value, a)[0] for value in (total, expected))
+    assert not torch.allclose(found, right)
+
+
+@both_ways
+@pytest.mark.parametrize("name", DETERMINANTS)
+def test_determinants_of_transposed_matrices(name: str, strict: bool) -> None:
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            step = lambda c, row: (c + DETERMINANTS[name]((torch.outer(self.w, row) + torch.diag(row.exp())).T), c)
+            return fh.scan(step, x.new_zeros(()), torch.stack([x, x + 1]))
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x.clone().requires_grad_(),), strict=strict).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 @both_ways
 def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
     """torch's derivative of a cond is one, whose results would be a transposed, a dense and an expanded tensor."""

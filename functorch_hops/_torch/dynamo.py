@@ -155,10 +155,15 @@ class _Backend:
         """The values of Dynamo's that the library got, by identity, and their proxies."""
         self.attributes: dict[Any, tuple[Any, fx.Proxy]] = {}
         """Those among them that are an attribute of another value, by that value and the name."""
+        self.numbers: dict[tuple[Any, fx.Node], OpenNumber] = {}
+        """Open numbers, by the graph that their carriers are made in and their nodes: a function that is traced twice
+        closes over the same carriers.
+        """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
         self.attributes.clear()
+        self.numbers.clear()
         with self.library.compiling(self.compiler):
             return self.backend(*args, **kwargs)
 
@@ -306,7 +311,10 @@ class _Call:
         if isinstance(value, torch.SymBool):
             return bool(value)
         if not isinstance(value, Tensor):
-            return self.open_number(proxy, value)
+            numbers, key = self.backend.numbers, (self.tx.output.current_tracer, proxy.node)
+            if key not in numbers:
+                numbers[key] = self.open_number(proxy, value)
+            return numbers[key]
         if proxy.node.target is getattr:  # ``x.T``: a node of the graph around, made again for each trace
             value, proxy = self.backend.attributes.setdefault(proxy.node.args, (value, proxy))
         self.backend.proxies[id(value)] = value, proxy

@@ -10,6 +10,8 @@ Its derivatives of its own operators (2.13) are right at first order with except
 - the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
   expanded tensors;
 - a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
+- the derivative of a determinant in a ``scan`` is that of the transposed matrix where the matrix was not contiguous
+  (`trace/normalize.py` sees to it that it is);
 - none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;
 - the derivative of a custom rule is that of the function.
 

@@ -315,7 +315,7 @@ def own_leaves(capture: Any, values: Sequence[Tensor]) -> list[int]:
         return [
             i
             for i, t in enumerate(values)
-            if t.requires_grad and t.is_leaf and capture.owns(t) and capture.node_of(t).op != "placeholder"
+            if capture.owns(t) and t.requires_grad and t.is_leaf and capture.node_of(t).op != "placeholder"
         ]
 
 

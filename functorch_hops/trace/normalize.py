@@ -46,6 +46,12 @@ _MISREADERS: dict[Any, range] = {_aten.native_batch_norm_backward.default: range
 """Operators that read some of their operands as if they were contiguous (torch 2.13), and which."""
 
 
+_DETERMINANTS = (_aten._linalg_det.default, _aten._linalg_slogdet.default)
+"""torch's derivative asks the matrix that it saved whether the factors are those of its transpose; a loop of torch's
+stacks what it saves, which is contiguous then (torch 2.13).
+"""
+
+
 def normalize(module: fx.GraphModule) -> None:
     """Free the graph of layout assumptions, of lazy tensors, of what has no derivative, and of dead code."""
     for node in list(module.graph.nodes):
@@ -56,6 +62,8 @@ def normalize(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         for place in _MISREADERS.get(node.target, ()):
             _make_contiguous(node, place)
+        if node.target in _DETERMINANTS and not node.args[0].meta["val"].is_contiguous():
+            _make_contiguous(node, 0)
     readers = [node for node in module.graph.nodes if node.target in _LAYOUT_READERS]
     for base in dict.fromkeys(base_of(node.args[0]) for node in readers):
         _fix_layout(base)

@@ -287,6 +287,23 @@ def test_open_numbers_in_bodies() -> None:
     graphs(chosen, *[(torch.randn(t),) for t in (4, 5, 6, 7)])
 
 
+def test_open_numbers_that_a_rule_closes_over() -> None:
+    """A rule that calls its own function is traced twice: what it closes over is the same both times."""
+
+    def root(x):
+        solve = lambda f, z: fh.while_loop(lambda z: f(z).abs().max() > 1e-9, lambda z: z - f(z), z)
+
+        def tangent_solve(g, y):
+            rows = fh.vmap(lambda row: g(row.reshape(y.shape)).reshape(-1))(torch.eye(y.numel(), dtype=y.dtype))
+            return torch.linalg.solve(rows.T, y.reshape(-1)).reshape(y.shape)
+
+        return fh.custom_root(lambda z: z - 0.5 * torch.cos(z + x), torch.zeros_like(x), solve, tangent_solve)
+
+    gradient = fh.grad(lambda x: root(x).square().sum())
+    sizes = [(torch.rand(n, 2, dtype=torch.float64),) for n in (3, 5, 4)]
+    assert graphs(lambda x: (root(x), gradient(x)), *sizes, dynamic=True) == 1
+
+
 @pytest.mark.parametrize(
     "number", [lambda n: n - 5, lambda n: 4 - n, lambda n: n % 3, lambda n: -n // 4], ids=["n-5", "4-n", "n%3", "-n//4"]
 )
@@ -357,6 +374,18 @@ def test_a_rule_that_reads_an_attribute_of_a_closed_over_matrix() -> None:
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     gradients = lambda f: torch.autograd.grad(f(a, b).sum(), (a, b))
     torch.testing.assert_close(gradients(compiled), gradients(run))
+
+
+def test_a_body_returns_a_view_of_what_was_written_to() -> None:
+    """autograd makes the history of such a view anew when it is asked for: with operators, on Dynamo's fakes."""
+
+    def written(x):
+        x = x.clone()
+        first = x[0]
+        x[x > 0.5] = 1.0
+        return fh.map(lambda _: (first,), (x,))[0].sum()
+
+    same(lambda x: fh.grad(written)(x), x())
 
 
 def test_a_transform_in_a_body_of_a_function_around_it() -> None:
