@@ -9,6 +9,7 @@ are written in place.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,6 +219,26 @@ def replayed(
         return [handler.load(out.get_name(), place_in(out.get_name())) for out in graph.graph_outputs]
 
 
+@functools.cache
+def _loop_body() -> Any:
+    from torch._inductor.loop_body import LoopBody
+
+    class Body(LoopBody):
+        """Its indices at given variables are computed once: Inductor asks for all of them at each load and store, which
+        takes seconds where an unrolled step has thousands.
+        """
+
+        known: tuple[Any, dict[str, Any]] | None = None
+
+        def indexing_from_args(self, indices: Any, allow_same_symbol_in_index: bool = False) -> dict[str, Any]:
+            at = tuple(map(tuple, indices)), allow_same_symbol_in_index, len(self.indexing_exprs)
+            if self.known is None or self.known[0] != at:
+                self.known = at, super().indexing_from_args(indices, allow_same_symbol_in_index)
+            return self.known[1]
+
+    return Body
+
+
 def loop_code(
     graph: Any,
     dtypes: Mapping[str, torch.dtype],
@@ -231,7 +252,6 @@ def loop_code(
     """
     from torch._inductor.codegen.common import KernelArgs
     from torch._inductor.codegen.cpp import KernelGroup
-    from torch._inductor.loop_body import LoopBody
     from torch._inductor.utils import sympy_index_symbol_with_prefix
     from torch.utils._sympy.symbol import SymT
 
@@ -250,7 +270,7 @@ def loop_code(
     guesses.update(dict.fromkeys(unknown, 8192))
     try:
         over = lambda variables: run(variables or [sympy.Integer(0)] * len(lengths))
-        loop = LoopBody(over, (variables,), dict(zip(variables, lengths)), variables, [])
+        loop = _loop_body()(over, (variables,), dict(zip(variables, lengths)), variables, [])
         proxy.codegen_loop_bodies([loop], [(tuple(lengths[: len(variables)]), ())])
         group.finalize_kernel(proxy, [])
         group.stack.close()
