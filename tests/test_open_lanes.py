@@ -157,6 +157,18 @@ def test_lanes_of_a_model(name: str) -> None:
     assert value.cache_info().misses == gradient.cache_info().misses == 1
 
 
+def test_numbers_that_were_first_read_in_a_call_that_vmap_refused() -> None:
+    """The call is made of other operators, which read the same numbers."""
+    cell = nn.RNNCell(3, 2).double()
+    weights = {name: w.detach() for name, w in cell.named_parameters()}
+    slope = fh.grad(lambda w, x: torch.func.functional_call(cell, w, (x,)).square().sum())
+    gradients = fh.jit(lambda w, x: fh.vmap(slope, in_dims=(None, 0))(w, x), dynamic=True, backend="eager")
+    for n in (4, 2):
+        x = torch.randn(n, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(n))
+        each = [slope(weights, row) for row in x]
+        torch.testing.assert_close(gradients(weights, x), {k: torch.stack([g[k] for g in each]) for k in weights})
+
+
 @pytest.mark.parametrize("how", ["compile", "export", "strict export"])
 def test_gradients_of_a_model_in_each_lane(how: str) -> None:
     weights = {"conv": WEIGHT, "linear": torch.linspace(-1, 1, 6, dtype=F64)}

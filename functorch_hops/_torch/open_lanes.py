@@ -270,6 +270,17 @@ def _convolution_double_backward(
 
 
 _RANKS_OF_BATCHES = {
+    _aten._adaptive_avg_pool2d_backward.default: 4,
+    _aten.adaptive_max_pool2d.default: 4,
+    _aten.adaptive_max_pool2d_backward.default: 4,
+    _aten.avg_pool2d.default: 4,
+    _aten.avg_pool2d_backward.default: 4,
+    _aten.avg_pool3d.default: 5,
+    _aten.avg_pool3d_backward.default: 5,
+    _aten.max_pool2d_with_indices.default: 4,
+    _aten.max_pool2d_with_indices_backward.default: 4,
+    _aten.max_pool3d_with_indices.default: 5,
+    _aten.max_pool3d_with_indices_backward.default: 5,
     _aten.reflection_pad1d.default: 3,
     _aten.reflection_pad1d_backward.default: 3,
     _aten.reflection_pad2d.default: 4,
@@ -282,13 +293,8 @@ _RANKS_OF_BATCHES = {
     _aten.replication_pad2d_backward.default: 4,
     _aten.replication_pad3d.default: 5,
     _aten.replication_pad3d_backward.default: 5,
-    _aten._adaptive_avg_pool2d_backward.default: 4,
-    _aten.adaptive_max_pool2d.default: 4,
-    _aten.adaptive_max_pool2d_backward.default: 4,
-    _aten.avg_pool3d.default: 5,
-    _aten.avg_pool3d_backward.default: 5,
-    _aten.max_pool3d_with_indices.default: 5,
-    _aten.max_pool3d_with_indices_backward.default: 5,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: 4,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 4,
     _aten.upsample_bicubic2d_backward.default: 4,
     _aten.upsample_bilinear2d_backward.default: 4,
     _aten.upsample_linear1d_backward.default: 3,
@@ -296,23 +302,8 @@ _RANKS_OF_BATCHES = {
     _aten.upsample_nearest2d_backward.default: 4,
     _aten.upsample_nearest3d_backward.default: 5,
     _aten.upsample_trilinear3d_backward.default: 5,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default: 4,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 4,
-    _aten.avg_pool2d.default: 4,
-    _aten.avg_pool2d_backward.default: 4,
-    _aten.max_pool2d_with_indices.default: 4,
-    _aten.max_pool2d_with_indices_backward.default: 4,
 }
-_COMPOSED = (
-    _aten.bilinear.default,
-    _aten.isclose.default,
-    _aten.kl_div.default,
-    _aten.nanquantile.default,
-    _aten.nanquantile.scalar,
-    _aten.quantile.default,
-    _aten.quantile.scalar,
-    _aten.triplet_margin_loss.default,
-)
+_COMPOSED = (_aten.isclose.default, _aten.kl_div.default, _aten.triplet_margin_loss.default)
 """Which torch calls for each lane, though it could compose them of other operators."""
 _FORMS = (
     (_aten._convolution_double_backward.default, _COMPOSITE, _convolution_double_backward),

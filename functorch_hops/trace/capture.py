@@ -251,11 +251,14 @@ class Capture:
         return node
 
     def erase_after(self, last: fx.Node | None) -> None:
-        """Take back what a call recorded before it failed, behind ``last``."""
+        """Take back what a call recorded before it failed, behind ``last``. Open numbers that it was the first to read
+        stay, with what they are read of: the tracer hands their nodes to whoever reads them next.
+        """
         for node in reversed(self.graph.nodes):
             if node is last:
                 return
-            if node.op != "placeholder":
+            is_number = isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+            if node.op != "placeholder" and not is_number and not node.users:
                 self.graph.erase_node(node)
 
     def is_from_outside(self, storage: int) -> bool:
