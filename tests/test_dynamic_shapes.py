@@ -442,6 +442,27 @@ def test_slices_put_into_lanes_of_open_sizes():
         torch.testing.assert_close(jitted(x), torch.stack([f(row) for row in x]))
 
 
+def squared_windows(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.unfold(0, 2, 2).square_()
+    return y
+
+
+STRIDED = {
+    "a strided view": lambda x: x.as_strided((2, 3), (1, 2), 1).sin(),
+    "windows that are written to": squared_windows,
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_gradients_of_strided_views_with_open_sizes(name):
+    slope = fh.grad(lambda x: STRIDED[name](x).square().sum())
+    run = fh.jit(slope, dynamic=True, backend="eager")
+    for x in (random(9, 2), random(6, 3)):
+        torch.testing.assert_close(run(x), slope(x))
+    assert run.cache_info().misses == 1
+
+
 def test_gradients_of_writes_to_parts_of_lanes_of_open_sizes():
     slope = fh.grad(lambda x: shifted(x).sum())
     run = fh.jit(fh.vmap(slope), dynamic=True, backend="eager")

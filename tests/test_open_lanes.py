@@ -135,6 +135,7 @@ IN_A_LANE: dict[str, Run] = {
     "grouped convolution": lambda x: F.conv1d(x.reshape(2, 2, 6), x[:2, :3].reshape(2, 1, 3), x[0, :2], groups=2),
     "pools": lambda x: F.max_pool2d(x[None], 2).sum() * F.avg_pool1d(x[None], 2) + F.adaptive_avg_pool1d(x[None], 3),
     "layer norm": lambda x: F.layer_norm(x, (6,), x[0]),
+    "group norm": lambda x: F.group_norm(x[None], 2, x[:, 0], x[:, 1]),
     "batch norm": lambda x: F.batch_norm(x, PLACES.double().repeat(2)[:6], torch.ones(6, dtype=F64)),
     "attention": lambda x: F.scaled_dot_product_attention(*(x.reshape(1, 2, 4, 3),) * 3, is_causal=True),
     "masked attention": lambda x: F.scaled_dot_product_attention(*(x[None, None],) * 3, attn_mask=MASK),

@@ -340,6 +340,8 @@ _DECOMPOSED = {
         "linalg_cross",
         "native_batch_norm",
         "native_batch_norm_backward",
+        "native_group_norm",
+        "native_group_norm_backward",
         "native_layer_norm",
         "native_layer_norm_backward",
         "pixel_shuffle",

@@ -151,9 +151,28 @@ def restride_windows(graph: fx.Graph) -> None:
             if base is not chain[-1] and not _is_all_of_its_memory(base.meta["val"]):
                 problem = f"{node.target} of a detached part of a value, where memory that they share is written to"
                 raise CaptureError(message("as_strided", problem, remedy="take it of a copy, by clone()"))
-            value = node.meta["val"]
+            layout = _layout(graph, node)
             node.target = torch.ops.aten.as_strided.default
-            node.args = (base, list(value.shape), list(value.stride()), value.storage_offset())
+            node.args = (base, *layout)
+
+
+def _layout(graph: fx.Graph, node: fx.Node) -> tuple[list[Any], list[Any], Any]:
+    """Sizes, strides and offset of the value of a node; open ones are read of a node like it."""
+    value, alike = node.meta["val"], list[fx.Node]()
+
+    def number(known: Any, query: OpOverload, *dim: int) -> Any:
+        if isinstance(known, int):
+            return known
+        with graph.inserting_before(node):
+            if not alike:
+                alike.append(graph.node_copy(node))
+            read = graph.call_function(query, (*alike, *dim))
+        read.meta["val"] = known
+        return read
+
+    sizes = [number(size, torch.ops.aten.sym_size.int, dim) for dim, size in enumerate(value.shape)]
+    strides = [number(stride, torch.ops.aten.sym_stride.int, dim) for dim, stride in enumerate(value.stride())]
+    return sizes, strides, number(value.storage_offset(), torch.ops.aten.sym_storage_offset.default)
 
 
 def _is_all_of_its_memory(value: Tensor) -> bool:
