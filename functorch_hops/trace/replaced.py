@@ -159,6 +159,20 @@ def _gru_cell(
     return gru_step(torch.nn.functional.linear(x, w_x, b_x), h, w_h, b_h)
 
 
+def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """torch (2.13) calls the cell for each lane of a vmap."""
+
+    def cell(
+        x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+    ) -> Any:
+        if not _is_written_out(x, h) or x.shape[0] != h.shape[0]:
+            return NotImplemented
+        linear = torch.nn.functional.linear
+        return activation(linear(x, w_x, b_x) + linear(h, w_h, b_h))
+
+    return cell
+
+
 def _lstm_cell(
     x: Tensor, state: Any, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
 ) -> Any:
@@ -201,6 +215,8 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     Tensor.polygamma_: _polygamma,
     torch.gru_cell: _gru_cell,
     torch.lstm_cell: _lstm_cell,
+    torch.rnn_relu_cell: _rnn_cell(torch.relu),
+    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
     # torch's functional forms (2.13) take their results for copies; they are views, to which some write.
     **dict.fromkeys((torch.unsafe_split, Tensor.unsafe_split, torch.ops.aten.unsafe_split.Tensor), _split),
     **dict.fromkeys(
