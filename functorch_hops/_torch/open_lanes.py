@@ -40,7 +40,7 @@ def _register() -> None:
     rules: dict[Any, Callable[..., Any]] = {op: functools.partial(_over_lanes, op, rule) for op, rule in _RULES.items()}
     rules |= {op: decomposition_table[op] for op in decomposition_table if op in _DECOMPOSED or _is_run_in_a_loop(op)}
     rules |= {op: functools.partial(op._op_dk, _COMPOSITE) for op in _COMPOSED}
-    rules |= {op: op.py_kernels[_COMPOSITE] for op in _COMPOSED_IN_PYTHON}
+    rules |= {op: op.py_kernels[_COMPOSITE] for op in _COMPOSED_IN_PYTHON if _COMPOSITE in op.py_kernels}
     for op, rule in rules.items():
         if _BATCHED not in op.py_kernels:
             op.py_impl(_BATCHED)(rule)
