@@ -18,7 +18,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .levels import is_batched
+from .levels import is_batched, is_batched_here
 
 __all__ = ["kernels_of_open_sizes"]
 
@@ -78,10 +78,6 @@ class _Lanes:
         vmap: Any = retrieve_current_functorch_interpreter()
         self.level, self.n = vmap.level(), vmap.batch_size()
 
-    def map(self, x: Tensor) -> bool:
-        """Whether they have values of ``x`` of their own."""
-        return _functorch.is_batchedtensor(x) and _functorch.maybe_get_level(x) == self.level
-
     def whole(self, x: Tensor) -> Tensor:
         """The values in all lanes, whose dimension comes first."""
         value, dim = _functorch._unwrap_batched(x, self.level)
@@ -106,7 +102,7 @@ def _over_lanes(op: Any, rule: Rule, *args: Any, **kwargs: Any) -> Any:
     given.update(zip(given, args), **kwargs)
     lanes = _Lanes()
     with _ExcludeDispatchKeyGuard(DispatchKeySet(_BATCHED)):
-        if not any(isinstance(x, Tensor) and lanes.map(x) for x in tree_leaves(given)):
+        if not any(isinstance(x, Tensor) and is_batched_here(x) for x in tree_leaves(given)):
             return op(**given)
         return tree_map_only(Tensor, lambda x: _functorch._add_batch_dim(x, 0, lanes.level), rule(op, given, lanes))
 
@@ -143,7 +139,7 @@ def _selected(op: Any, given: Arguments, lanes: _Lanes) -> Tensor:
     """Rows along a dimension, the same in all lanes or others in each."""
     x, index, rank = lanes.whole(given["self"]), given["index"], given["self"].dim()
     x, dim = (x, given["dim"] % rank + 1) if rank else (x.unsqueeze(-1), 1)
-    if lanes.map(index):
+    if is_batched_here(index):
         places = lanes.whole(index).reshape(lanes.n, *[1] * (dim - 1), -1, *[1] * (x.dim() - dim - 1))
         rows = x.gather(dim, places.expand(*x.shape[:dim], -1, *x.shape[dim + 1 :]))
     else:
@@ -161,7 +157,7 @@ def _with_strides(op: Any, given: Arguments, lanes: _Lanes) -> Tensor:
 def _rows(op: Any, given: Arguments, lanes: _Lanes) -> Tensor:
     """Rows of one table, or of the tables of all lanes one behind the other."""
     indices = lanes.whole(given["indices"])
-    if not lanes.map(given["weight"]):
+    if not is_batched_here(given["weight"]):
         return op(**{**given, "indices": indices})
     table = lanes.whole(given["weight"])
     return op(table.flatten(0, 1), _of_all_tables(indices, lanes, table.shape[1]))
@@ -204,7 +200,7 @@ def _as_batch(op: Any, given: Arguments, lanes: _Lanes) -> Any:
 def _convolution(op: Any, given: Arguments, lanes: _Lanes) -> Tensor:
     """One of a larger batch, or one in groups of channels where the lanes have weights of their own."""
     x, weight, bias = given["input"], given["weight"], given["bias"]
-    if lanes.map(weight):
+    if is_batched_here(weight):
         wider = {"input": lanes.side_by_side(x), "weight": lanes.merged(weight), "groups": lanes.n * given["groups"]}
         result = op(**{**given, **wider, "bias": None}).unflatten(1, (lanes.n, -1)).transpose(0, 1)
     else:
@@ -224,7 +220,7 @@ def _convolution_backward(op: Any, given: Arguments, lanes: _Lanes) -> tuple[Ten
         "bias_sizes": None,
     }
     d_input = d_weight = d_bias = None
-    if of_input and not lanes.map(weight):
+    if of_input and not is_batched_here(weight):
         batch = {"grad_output": lanes.merged(grad), "input": lanes.merged(x), "output_mask": [True, False, False]}
         d_input = op(**{**given, **batch})[0].unflatten(0, (lanes.n, -1))
     elif of_input:

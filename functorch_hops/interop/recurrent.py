@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from .. import _torch
 from ..ops.scan.api import scan
-from ..trace.cells import gru_step, lstm_step
+from ..trace.cells import elman_step, gru_step, lstm_step
 
 __all__ = ["LAYERS"]
 
@@ -60,12 +60,8 @@ def _lstm(gates: Tensor, state: State, weights: Weights) -> State:
     return h if weights.projected is None else linear(h, weights.projected), c
 
 
-def _gru(gates: Tensor, state: State, weights: Weights) -> State:
-    return (gru_step(gates, state[0], weights.of_hidden, weights.bias_of_hidden),)
-
-
-def _elman(activation: Callable[[Tensor], Tensor], gates: Tensor, state: State, weights: Weights) -> State:
-    return (activation(gates + linear(state[0], weights.of_hidden, weights.bias_of_hidden)),)
+def _of_h(step: Callable[..., Tensor], gates: Tensor, state: State, weights: Weights) -> State:
+    return (step(gates, state[0], weights.of_hidden, weights.bias_of_hidden),)
 
 
 def _layers(
@@ -136,8 +132,8 @@ def _agree(xs: Tensor, states: Sequence[Tensor], options: Options) -> bool:
 
 LAYERS: dict[Any, Callable[..., Any]] = {
     torch.lstm: functools.partial(_layer, _lstm),
-    torch.gru: functools.partial(_layer, _gru),
-    torch.rnn_tanh: functools.partial(_layer, functools.partial(_elman, torch.tanh)),
-    torch.rnn_relu: functools.partial(_layer, functools.partial(_elman, torch.relu)),
+    torch.gru: functools.partial(_layer, functools.partial(_of_h, gru_step)),
+    torch.rnn_tanh: functools.partial(_layer, functools.partial(_of_h, functools.partial(elman_step, torch.tanh))),
+    torch.rnn_relu: functools.partial(_layer, functools.partial(_of_h, functools.partial(elman_step, torch.relu))),
 }
 """By the functions of torch; NotImplemented where torch's own will do."""

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["gru_step", "lstm_step"]
+__all__ = ["elman_step", "gru_step", "lstm_step"]
+
+
+def elman_step(
+    activation: Callable[[Tensor], Tensor], gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return activation(gates + linear(h, weight, bias))
 
 
 def gru_step(gates: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

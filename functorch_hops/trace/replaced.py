@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cells import gru_step, lstm_step
+from .cells import elman_step, gru_step, lstm_step
 from .indexing import put_by_mask, put_by_mask_
 
 __all__ = ["replaced"]
@@ -148,27 +148,17 @@ def _polygamma(x: Tensor, n: int) -> Any:
     return x.copy_(torch.polygamma(n, x.clone()))
 
 
-def _gru_cell(
-    x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
-) -> Any:
-    """torch's own (2.13) makes numbers of open sizes where it cuts its gates (``unsafe_chunk``), and neither vmap
-    nor forward mode nor Inductor knows its kernel for GPUs.
+def _cell(step: Callable[..., Tensor]) -> Callable[..., Any]:
+    """torch's own (2.13) makes numbers of open sizes where it cuts its gates (``unsafe_chunk``), or is called for each
+    lane of a vmap; and neither vmap nor forward mode nor Inductor knows its kernel for GPUs.
     """
-    if not _is_written_out(x, h) or x.shape[0] != h.shape[0]:
-        return NotImplemented
-    return gru_step(torch.nn.functional.linear(x, w_x, b_x), h, w_h, b_h)
-
-
-def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """torch (2.13) calls the cell for each lane of a vmap."""
 
     def cell(
         x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
     ) -> Any:
         if not _is_written_out(x, h) or x.shape[0] != h.shape[0]:
             return NotImplemented
-        linear = torch.nn.functional.linear
-        return activation(linear(x, w_x, b_x) + linear(h, w_h, b_h))
+        return step(torch.nn.functional.linear(x, w_x, b_x), h, w_h, b_h)
 
     return cell
 
@@ -176,7 +166,7 @@ def _rnn_cell(activation: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 def _lstm_cell(
     x: Tensor, state: Any, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
 ) -> Any:
-    """As :func:`_gru_cell`."""
+    """As :func:`_cell`."""
     h, c = state
     if not _is_written_out(x, h, c) or not x.shape[0] == h.shape[0] == c.shape[0]:
         return NotImplemented
@@ -213,10 +203,10 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.combinations: _combinations,
     Tensor.random_: _random,
     Tensor.polygamma_: _polygamma,
-    torch.gru_cell: _gru_cell,
+    torch.gru_cell: _cell(gru_step),
     torch.lstm_cell: _lstm_cell,
-    torch.rnn_relu_cell: _rnn_cell(torch.relu),
-    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
+    torch.rnn_relu_cell: _cell(functools.partial(elman_step, torch.relu)),
+    torch.rnn_tanh_cell: _cell(functools.partial(elman_step, torch.tanh)),
     # torch's functional forms (2.13) take their results for copies; they are views, to which some write.
     **dict.fromkeys((torch.unsafe_split, Tensor.unsafe_split, torch.ops.aten.unsafe_split.Tensor), _split),
     **dict.fromkeys(
