@@ -46,9 +46,9 @@ def test_one_source_for_all_kernels(sources: list[str]) -> None:
 
 
 def test_long_sources_are_cut(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from functorch_hops.lowering import together
+    from functorch_hops.lowering.loops import libraries
 
-    monkeypatch.setattr(together, "_ENOUGH", 1)
+    monkeypatch.setattr(libraries, "_ENOUGH", 1)
     same(fh.jit(lambda x, w: chain(x, w) + 1)(*ARGS), chain(*ARGS) + 1)
     assert len(sources) >= 4 and all(source.count('extern "C"') == 1 for source in sources)
 
@@ -77,6 +77,39 @@ def test_dtypes_and_open_sizes(sources: list[str]) -> None:
         for got, expected in zip(jitted(*xs), f(*xs)):
             assert torch.equal(got, expected) and got.dtype == expected.dtype
     assert all("fh::method" in source for source in sources)
+
+
+def rows(c: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Two loops, the second of which reads what the first stacked, from its second row on; torch's product between."""
+    last, ys = fh.scan(lambda c, x: (torch.tanh(c @ w + x),) * 2, c, x)
+    again = fh.scan(lambda c, y: (torch.sin(c) + y.sum(), c), last, ys[1:], reverse=True)
+    return again[1] @ torch.linalg.svdvals(w)
+
+
+def test_the_loops_of_a_graph_are_one_library(sources: list[str]) -> None:
+    args = torch.rand(7), torch.rand(5, 7), torch.rand(7, 7) + 7 * torch.eye(7)
+    same(fh.jit(rows)(*args), rows(*args))
+    (loops,) = {source for source in sources if "fh::Call call" in source}
+    assert loops.count('extern "C"') == 2 and sources.count(loops) == 2
+
+
+def test_loops_are_compiled_one_by_one_where_one_of_them_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others stay kernels."""
+    with exact_code():
+        from torch._inductor.codecache import CppPythonBindingsCodeCache
+    original: Any = CppPythonBindingsCodeCache.load_async
+
+    def load(cache: Any, source: str, *args: Any, **kwargs: Any) -> Any:
+        if "fh::Call call" in source and "fh::sin(tmp" in source:
+            raise OSError("it has a sine")
+        return original.__func__(cache, source, *args, **kwargs)
+
+    monkeypatch.setattr(CppPythonBindingsCodeCache, "load_async", classmethod(load))
+    args = torch.rand(7), torch.rand(5, 7), torch.rand(7, 7) + 7 * torch.eye(7)
+    with pytest.warns(RuntimeWarning, match="it has a sine"):
+        loops = fh.explain(lambda *args: rows(*args) + 1)(*args).loops
+    assert [loop.lowering for loop in loops] == ["steps", "native"]
+    same(fh.jit(lambda *args: rows(*args) + 1)(*args), rows(*args) + 1)
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -94,14 +94,32 @@ def test_what_fails_outside_of_the_loops_raises(name: str) -> None:
 
 
 LEFT_TO_INDUCTOR: dict[str, Callable[..., Any]] = {
-    "much work": lambda c, xs: (decaying(c, xs)[0], torch.outer(c.repeat(200), c.repeat(200)).sin().sum()),
+    "much work": lambda c, xs: (decaying(c, xs)[0], torch.outer(c.repeat(200), c.repeat(200)).sin().mean()),
     "no loop": lambda c, xs: c + xs,
     "an operator of a library": lambda c, xs: (decaying(c, xs)[0], torch.linalg.svdvals(xs)),
 }
 
 
-@pytest.mark.usefixtures("no_graph_around")
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("no_graph_around", "two_threads")
 @pytest.mark.parametrize("name", LEFT_TO_INDUCTOR)
 def test_what_is_left_to_inductor(name: str) -> None:
     with pytest.raises(AssertionError, match="asked for a graph"):
         fh.jit(LEFT_TO_INDUCTOR[name])(C, XS)
+
+
+@pytest.mark.usefixtures("no_graph_around")
+def test_one_thread_has_no_use_for_kernels_apart() -> None:
+    before, f = torch.get_num_threads(), LEFT_TO_INDUCTOR["much work"]
+    torch.set_num_threads(1)
+    try:
+        same(fh.jit(f)(C, XS), f(C, XS))
+    finally:
+        torch.set_num_threads(before)

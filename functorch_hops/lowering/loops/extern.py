@@ -15,7 +15,7 @@ from .forms import TAPE_META
 from .happening import effect
 from .operator import effectful_kernel, loop_kernel, output_metas
 from .sizes import size_of
-from .source import ENTRY, program
+from .source import program
 from .tapes import effectful_taped_kernel
 
 __all__ = [
@@ -105,11 +105,11 @@ def _loop_kernel() -> Any:
                 if self.tape is not None:
                     wrapper.own_tape(self.tape)
                 return
-            is_cpp = V.graph.cpp_wrapper
             name = f"cpp_loop_{wrapper.next_kernel_suffix()}"
-            entry = name if is_cpp else ENTRY
-            source, types = program(self.parts, self.function, len(self.sizes), *self.dtypes, entry, self.offsets)
-            text = source if is_cpp else f"async_compile.cpp_pybinding({types!r}, {source!r})\n"
+            made = program(self.parts, self.function, len(self.sizes), *self.dtypes, self.offsets)
+            of_program = ", ".join(map(repr, made))
+            text = made.source(name) if V.graph.cpp_wrapper else f"async_compile.loop_kernel({of_program})\n"
+            types = list(made.types)
             declaration = f'extern "C" void {name}({", ".join(types)});\n'
             wrapper.define_kernel(name, text, gpu=False, cpp_definition=declaration)
             arguments = [*self.arguments, *map(wrapper.codegen_sizevar, (*self.sizes, self.workspace))]

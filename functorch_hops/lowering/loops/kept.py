@@ -39,11 +39,10 @@ from ...ir import nodes
 from ...ir.meta import TensorMeta
 from ...ir.subgraph import Params, Subgraph
 from . import watching as _watching  # noqa: F401 - kernels look for it
+from .libraries import Kernel
 from .tape_values import empty_tape, free_tape, owner_of, tapes_made
 
 __all__ = ["Library", "found", "is_noted", "keep", "name_of", "note"]
-
-Kernel = Callable[..., None]
 
 _imported_at = time.time()
 
@@ -163,7 +162,7 @@ def _loaded(library: Path) -> Kernel:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    kernel: Kernel = module.kernel
+    kernel: Kernel = module.kernel_0
     return kernel
 
 

@@ -14,10 +14,11 @@ from ... import _torch
 from ...ir.meta import TensorMeta
 from . import watching as _watching  # noqa: F401 - kernels look for it
 from .happening import raising_again
+from .libraries import load
 from .sizes import Size, size_of
-from .source import ENTRY, Function, Program, program
+from .source import Function, program
 
-__all__ = ["call_arguments", "effectful_kernel", "empty_outputs", "load", "loop_kernel", "output_metas", "run_kernel"]
+__all__ = ["call_arguments", "effectful_kernel", "empty_outputs", "loop_kernel", "output_metas", "run_kernel"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _SIGNATURE = (
@@ -69,13 +70,6 @@ def empty_outputs(*described: Any) -> list[Tensor]:
     return [meta.empty() for meta in output_metas(*described)]
 
 
-def load(library: Program) -> Any:
-    """The compiled function, as Inductor's own code loads it: from its cache if it can."""
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
-
-    return CppPythonBindingsCodeCache.load_pybinding(library.types, library.source)
-
-
 @functools.lru_cache
 def _loaded(
     parts: tuple[str, ...],
@@ -84,7 +78,8 @@ def _loaded(
     inputs: tuple[torch.dtype, ...],
     outputs: tuple[torch.dtype, ...],
 ) -> Any:
-    return raising_again(load(program(parts, name, n_sizes, inputs, outputs, ENTRY)))
+    (kernel,) = load([program(parts, name, n_sizes, inputs, outputs)]).values()
+    return raising_again(kernel)
 
 
 def run_kernel(

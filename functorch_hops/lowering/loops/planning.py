@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,12 +32,13 @@ from .kept import Library
 from .lane_steps import Body
 from .lanes import lane_body
 from .late import Late, late_reductions
+from .libraries import load, source_of
 from .masked import is_masked, without_representatives
-from .operator import call_arguments, effectful_kernel, load, loop_kernel
+from .operator import call_arguments, effectful_kernel, loop_kernel
 from .plans import LoopReport, Plan, Whole, failed
 from .sinking import sunk, sunk_products
-from .sizes import size_of
-from .source import ENTRY, Function, check_metas, program
+from .sizes import Size, size_of
+from .source import Function, Program, check_metas, program
 from .stacks import Place, shifted, with_leads
 from .systems import Bodies, systems
 from .tapes import Reader, effectful_taped_kernel, erase, has_kernels, layout_of, reader_of, taped_kernel
@@ -51,13 +53,26 @@ __all__ = ["loops_of_whole", "planned", "planned_whole"]
 _log = logging.getLogger("functorch_hops")
 
 
+class _Task(NamedTuple):
+    """What becomes of a graph. ``options``: those of Inductor; ``compiled``: compiles a kernel, None in the body of a
+    loop that is to be one, hence all its loops must be; ``is_draft``: the kernels have names, and no code.
+    """
+
+    options: dict[str, Any]
+    compiled: Callable[[Program], Any] | None = None
+    is_draft: bool = False
+
+    @property
+    def is_inner(self) -> bool:
+        return self.compiled is None
+
+
 class _Graph(NamedTuple):
-    """A graph whose loops become kernels. ``is_inner``: of the body of a loop that is to be a kernel."""
+    """A graph whose loops become kernels."""
 
     module: fx.GraphModule
-    options: dict[str, Any]
+    task: _Task
     sizes: GraphSizes
-    is_inner: bool
 
 
 class _Stacking(NamedTuple):
@@ -74,13 +89,19 @@ class _Stacking(NamedTuple):
 
 
 def planned(body: Subgraph, options: dict[str, Any]) -> Plan:
-    """``body`` with kernels, each compiled. ``options``: those of Inductor."""
-    return _plan(body, options, is_inner=False)
+    """``body`` with kernels, all compiled. ``options``: those of Inductor."""
+    programs = list[Program]()
+    plan = _plan(body, _Task(options, programs.append))
+    try:
+        load(programs)
+    except Exception:  # noqa: BLE001 - whatever the C++ compiler raises: which one it was shows when each is by itself
+        return _plan(body, _Task(options, _compile_alone))
+    return plan
 
 
 def loops_of_whole(body: Subgraph, options: dict[str, Any]) -> tuple[LoopReport, ...]:
     """What became of the loops of a graph that is one kernel."""
-    return _plan(_seeded(body), options, is_inner=True).loops
+    return _plan(_seeded(body), _Task(options)).loops
 
 
 def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
@@ -93,13 +114,12 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         check_metas((*body.inputs, *body.outputs))
         if is_on_cuda(body):
             return None
-        plan = _plan(_seeded(body), options, is_inner=True)
+        plan = _plan(_seeded(body), _Task(options))
         if not (plan.loops or has_kernels(body)):
             return None
         made, workspace = whole(lowered(plan.body, options), options)
-        generated(made.source)
-        with stage(COMPILED):
-            return Whole(Library(load(made), workspace, len(made.source), body.random), plan.loops)
+        kernel = load([made])[made]
+        return Whole(Library(kernel, workspace, len(source_of([made])), body.random), plan.loops)
     except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
         _log.info("loops are kernels apart from the graph around them: %s: %s", type(error).__name__, error)
         return None
@@ -110,21 +130,19 @@ def _seeded(body: Subgraph) -> Subgraph:
     return keyed_body(body, len(body.inputs))[0] if body.random else body
 
 
-def _plan(body: Subgraph, options: dict[str, Any], *, is_inner: bool, is_draft: bool = False) -> Plan:
-    """``is_inner``: of the body of a loop that is to be a kernel, hence all its loops must be. ``is_draft``: the
-    kernels have names, and no code.
-    """
+def _plan(body: Subgraph, task: _Task) -> Plan:
     body = without_numbers(body)
     if not any(params_of(node, body.module) for node in body.module.graph.nodes):
         return Plan(body, ())
     with _torch.no_new_facts(body.shape_env):
-        return _plan_loops(body, options, is_inner, is_draft)
+        return _plan_loops(body, task)
 
 
-def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draft: bool) -> Plan:
+def _plan_loops(body: Subgraph, task: _Task) -> Plan:
     module = copy_of(body)
     clean(module)
-    within = _Graph(module, options, sizes := GraphSizes(module, body.inputs), is_inner)
+    options, is_inner = task.options, task.is_inner
+    within = _Graph(module, task, sizes := GraphSizes(module, body.inputs))
     reports: list[LoopReport] = []
     kernels: dict[str, Form] = {}
     done: set[fx.Node] = set()
@@ -142,7 +160,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                 places = {user: Place(int(user.args[1])) for user in node.users}
                 reader = None
                 if isinstance(form, While) and form.flags:
-                    if is_draft:
+                    if task.is_draft:
                         raise Refused("it stacks values for a gradient, and its lanes take turns")
                     reader = reader_of(form, node, module)
                 if params.random:
@@ -159,7 +177,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     done.add(reader.node)
                     continue
                 late = None
-                if is_draft:
+                if task.is_draft:
                     kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
                 elif (found := _with_late_reductions(form, params.operator.label, options)) is not None:
                     late, kernel, inner = found
@@ -168,8 +186,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
                     kernel, inner = _kernel(form, params.operator.label, options)
                 sizes.check(kernel.sizes)
                 kernels[kernel.name] = form
-                if not is_inner:
-                    _compile(kernel, form.inputs, form.outputs)
+                _compile(kernel, form.inputs, form.outputs, task, [_offset(x) for x in tensors])
             except Refused as why:
                 reason = str(why)
             except _torch.NewFactError as fact:
@@ -199,7 +216,7 @@ def _plan_loops(body: Subgraph, options: dict[str, Any], is_inner: bool, is_draf
 def _plan_inside(node: fx.Node, params: Params, within: _Graph) -> tuple[LoopReport, ...]:
     """Plan the loops in the bodies of a node that stays."""
     module = within.module
-    plans = {body: _plan(body, within.options, is_inner=within.is_inner) for body in params.run_bodies}
+    plans = {body: _plan(body, within.task) for body in params.run_bodies}
     new = params.with_bodies(lambda body: plans[body].body if body in plans else body)
     if new is not params:
         with module.graph.inserting_before(node):
@@ -232,27 +249,27 @@ def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[
     """A loop inside of one over lanes: a name for it, and how it and the loops in it are lowered there."""
     if not isinstance(form, Scan | While):
         raise Refused("it is no loop over lanes")
-    inner = _plan(form.body, options, is_inner=True, is_draft=True).loops
+    inner = _plan(form.body, _Task(options, is_draft=True)).loops
     return Function(name, (), 0, 1, loops=True), [LoopReport(label, "lanes"), *inner]
 
 
 def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
     if is_on_cuda(form):
-        draft = functools.cache(lambda body: _plan(body, options, is_inner=True, is_draft=True))
+        draft = functools.cache(lambda body: _plan(body, _Task(options, is_draft=True)))
         launch, plans = launch_of(form, draft, options)
         return launch, [LoopReport(label, "lanes"), *(report for plan in plans for report in plan.loops)]
     if isinstance(form, Prefixes):
         scan, reports = _kernel(form.scan, label, options)
         return prefixes(form, scan), reports
     if isinstance(form, Branches):
-        plans = [_plan(body, options, is_inner=True) for body in form.branches]
+        plans = [_plan(body, _Task(options)) for body in form.branches]
         functions = [statements(lowered(plan.body, options), options, len(form.inputs)) for plan in plans]
         return branches(form, functions), [report for plan in plans for report in plan.loops]
     try:
         return _over_lanes(form, label, options)
     except Refused as why:
         reason = str(why)
-    plans = [_plan(body, options, is_inner=True) for body in _bodies(form)]
+    plans = [_plan(body, _Task(options)) for body in _bodies(form)]
     inner = [report for plan in plans for report in plan.loops]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
@@ -268,7 +285,7 @@ def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tupl
     """A loop whose lanes don't read one another."""
     if any(body.holds_effects for body in _bodies(form)):
         raise Refused("what is printed, checked or called in a step comes in all its lanes before the next step")
-    draft = functools.cache(lambda body: _plan(body, options, is_inner=True, is_draft=True))
+    draft = functools.cache(lambda body: _plan(body, _Task(options, is_draft=True)))
     reports = [LoopReport(label, "lanes"), *(report for body in _bodies(form) for report in draft(body).loops)]
     of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, draft, options))
     bodies: Bodies = lambda loop: of_lanes(loop.body, isinstance(loop, While) and is_masked(loop))
@@ -303,29 +320,69 @@ def _by_lanes(form: Scan | While, bodies: Bodies, draft: Drafts, options: dict[s
     return while_by_lanes(form, lane_body(test, n, options, "test", steps=None, is_test=True), step)
 
 
-def _compile(kernel: Function | Launch, inputs: Sequence[TensorMeta], outputs: Sequence[TensorMeta]) -> None:
-    """Compile before anything depends on it; Inductor finds the library in its cache, Triton its binary."""
+def _compile(
+    kernel: Function | Launch,
+    inputs: Sequence[TensorMeta],
+    outputs: Sequence[TensorMeta],
+    task: _Task,
+    offsets: Sequence[int] = (),
+) -> None:
+    """Compile before anything depends on it; Inductor finds the library in its cache, Triton its binary. ``offsets``:
+    where the elements of the inputs will begin.
+    """
+    if task.compiled is None:
+        return
     if isinstance(kernel, Launch):
         generated(kernel.source)
         with stage(COMPILED):
             compile_launch(kernel, inputs, outputs)
         return
     given, results = ([meta.dtype for meta in metas] for metas in (inputs, outputs))
-    library = program(kernel.parts, kernel.name, len(kernel.sizes), given, results, ENTRY)
-    generated(library.source)
-    with stage(COMPILED):
-        load(library)
+    starts = [*(offsets or [0] * len(given)), *(0 for _ in results)]
+    task.compiled(program(kernel.parts, kernel.name, len(kernel.sizes), given, results, starts))
+
+
+def _compile_alone(made: Program) -> None:
+    load([made])
+
+
+def _offset(node: fx.Node) -> int:
+    """Where in the memory of what Inductor allocates or is given the elements of ``node`` begin, as far as it shows: a
+    kernel that is named with another offset later is compiled again.
+    """
+    offset: Size = 0
+    shown: Any = node
+    while shown.target in _VIEWS:
+        base, dim, start = (*shown.args, 0, 0)[:3]
+        if shown.target in _PARTS:
+            shape = meta_of(base).shape
+            if any(size_of(size) != 1 for size in shape[:dim]) or not isinstance(start, int) or start < 0:
+                return 0
+            offset += start * math.prod(map(size_of, shape[dim + 1 :]))
+        shown = base
+    is_place = shown.op == "placeholder" or shown.target is operator.getitem
+    return offset if is_place and isinstance(offset, int) else 0
+
+
+_PARTS = torch.ops.aten.slice.Tensor, torch.ops.aten.select.int
+_VIEWS = {
+    *_PARTS,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.squeeze.dims,
+}
 
 
 def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     """Put kernels in the place of a loop that stacks, and of the one that reads its stacks: NOTE [Tapes]."""
     node, form, _, params, reader, again = stacking
-    options, sizes = within.options, within.sizes
+    options, sizes = within.task.options, within.sizes
     if again.random:
         raise Refused("the loop of its gradient draws random numbers")
     n, scan = form.n_carry, reader.form
     check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
-    plans = [_plan(body, options, is_inner=True) for body in (form.cond, form.body, scan.body)]
+    plans = [_plan(body, _Task(options)) for body in (form.cond, form.body, scan.body)]
     firsts = n, n, scan.n_carry + scan.n_xs
     cond, body, back = [statements(lowered(p.body, options), options, first) for p, first in zip(plans, firsts)]
     record = layout_of(form.body.outputs[n:])
@@ -333,9 +390,10 @@ def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     reads = scan_of_tape(scan, back, record, reader.rows)
     graph, mode = node.graph, sizes.new_mode()
     sizes.check([*writes.sizes, *reads.sizes])
-    if not within.is_inner:
-        _compile(writes, form.inputs, [*form.outputs, TAPE_META])
-        _compile(reads, [*map(meta_of, reader.operands), TAPE_META], scan.body.outputs)
+    if not within.task.is_inner:
+        alone = within.task._replace(compiled=_compile_alone)  # Python calls them: Inductor's code does not name them
+        _compile(writes, form.inputs, [*form.outputs, TAPE_META], alone)
+        _compile(reads, [*map(meta_of, reader.operands), TAPE_META], scan.body.outputs, alone)
 
     def replaced(old: fx.Node, kernel: Function, tensors: Sequence[Any], metas: Sequence[TensorMeta], tape: Any) -> Any:
         operation = effectful_taped_kernel if has_effect(old, within.module) else taped_kernel
@@ -363,15 +421,15 @@ def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
 
 def _plan_counted(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     """The same on CUDA: NOTE [Counted, then stacked]."""
-    assert not within.is_inner
+    assert not within.task.is_inner
     form, reader, sizes = stacking.form, stacking.reader, within.sizes
     loops = counted(form, reader)
     forms: list[Form] = [loops.counting, loops.writing, loops.reading]
     owners = stacking.params, stacking.params, stacking.again
-    made = [_kernel(loop, owner.operator.label, within.options) for loop, owner in zip(forms, owners)]
+    made = [_kernel(loop, owner.operator.label, within.task.options) for loop, owner in zip(forms, owners)]
     for loop, (kernel, _) in zip(forms, made):
         sizes.check(size for size in kernel.sizes if size != TAKEN)
-        _compile(kernel, loop.inputs, loop.outputs)
+        _compile(kernel, loop.inputs, loop.outputs, within.task)
     put_stacks(stacking.node, form, stacking.operands, reader, loops, [kernel for kernel, _ in made], sizes)
     return [report.of(owner, None) for owner, (_, reports) in zip(owners[1:], made[1:]) for report in reports]
 

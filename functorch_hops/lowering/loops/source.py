@@ -25,7 +25,6 @@ from .throwing import DIVISION, checked_divisions
 from .vector_math import VECTOR_MATH
 
 __all__ = [
-    "ENTRY",
     "Dense",
     "Function",
     "Program",
@@ -44,9 +43,6 @@ __all__ = [
 
 _CONTROL = header("control")
 _RANGES = header("ranges")
-
-ENTRY = "kernel"
-"""What Inductor's loader calls the C++ function of a library."""
 
 _TYPES = {
     torch.float32: "float",
@@ -217,12 +213,22 @@ def _escaped(text: str) -> str:
 
 
 class Program(NamedTuple):
-    """The source of a library with one function of arguments of these types: pointers to the inputs, to the outputs,
-    open sizes, the bytes of the workspace.
+    """Functions of C++, and what a function of these ``types`` does with them: pointers to the inputs, to the outputs,
+    open sizes, the bytes of the workspace. ``shared``: what all programs begin with.
     """
 
-    source: str
-    types: list[str]
+    shared: tuple[str, ...]
+    parts: tuple[str, ...]
+    types: tuple[str, ...]
+    statements: tuple[str, ...]
+
+    def defined_as(self, name: str) -> str:
+        """The function alone."""
+        arguments = ", ".join(f"{kind} p{i}" for i, kind in enumerate(self.types))
+        return "\n".join([f'extern "C" void {name}({arguments})', "{", *self.statements, "}", ""])
+
+    def source(self, name: str) -> str:
+        return "\n".join([*self.shared, *self.parts, self.defined_as(name)])
 
 
 def program(
@@ -231,31 +237,18 @@ def program(
     n_sizes: int,
     inputs: Sequence[torch.dtype],
     outputs: Sequence[torch.dtype],
-    entry: str,
     offsets: Sequence[int] = (),
 ) -> Program:
-    """A library whose function ``entry`` calls ``name``. ``offsets``: where the elements begin, 0 for all if empty."""
+    """The function that calls ``name``. ``offsets``: where the elements begin, 0 for all if empty."""
     types = [*(f"const {c_type(dtype)}*" for dtype in inputs), *(f"{c_type(dtype)}*" for dtype in outputs)]
-    names = [f"p{i}" for i in range(len(types))]
-    places = [f"{p} + {offset}" if offset else p for p, offset in zip(names, offsets or [0] * len(names))]
-    sizes = [f"n{i}" for i in range(n_sizes)]
+    n = len(types)
+    places = [f"p{i} + {offset}" if offset else f"p{i}" for i, offset in enumerate(offsets or [0] * n)]
+    sizes = [f"p{n + i}" for i in range(n_sizes)]
     types += ["int64_t"] * (n_sizes + 1)
-    names += [*sizes, "workspace"]
-    head = f'extern "C" void {entry}({", ".join(f"{t} {p}" for t, p in zip(types, names))})'
-    call = f"{name}({', '.join([*places, *sizes, 'call.workspace.get()', 'call.control'])});"
-    rest = ["fh::tell(call.control);"] if EVENTS in parts else []
-    lines = [
-        f"#define FH_ENOUGH {_ENOUGH}",
-        _CONTROL,
-        VECTOR_MATH,
-        *parts,
-        head,
-        "{",
-        "fh::Call call(workspace);",
-        call,
-        *rest,
-        "}",
-        "",
+    statements = [
+        f"fh::Call call(p{n + n_sizes});",
+        f"{name}({', '.join([*places, *sizes, 'call.workspace.get()', 'call.control'])});",
+        *(["fh::tell(call.control);"] if EVENTS in parts else []),
     ]
-    source = "\n".join(lines)
-    return Program(source, types)
+    shared = f"#define FH_ENOUGH {_ENOUGH}", _CONTROL, VECTOR_MATH
+    return Program(shared, tuple(parts), tuple(types), tuple(statements))

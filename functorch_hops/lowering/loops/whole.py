@@ -12,7 +12,7 @@ import torch
 
 from .body import Lowered, statements
 from .forms import Refused
-from .source import ENTRY, Program, is_long, program
+from .source import Program, program
 
 __all__ = ["whole"]
 
@@ -23,10 +23,10 @@ _FEW = 1 << 18
 def whole(lowered: Lowered, options: dict[str, object]) -> tuple[Program, int]:
     """The graph of ``lowered``, whose loops are kernels, and the bytes of its workspace."""
     body, work = lowered.body, lowered.work
-    if not isinstance(work, int) or is_long(work) or (work > _FEW and torch.get_num_threads() > 1):
+    if not isinstance(work, int) or (work > _FEW and torch.get_num_threads() > 1):
         raise Refused("the work around its loops is worth several threads")
     function = statements(lowered, dict(options), len(body.inputs))
     if function.sizes or not isinstance(function.workspace, int):
         raise Refused("a size is open")
     given, results = ([meta.dtype for meta in metas] for metas in (body.inputs, body.outputs))
-    return program(function.parts, function.name, 0, given, results, ENTRY), function.workspace
+    return program(function.parts, function.name, 0, given, results), function.workspace
