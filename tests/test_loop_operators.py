@@ -345,6 +345,20 @@ def test_comparisons_of_short_integers(dtype: torch.dtype) -> None:
     same(fh.jit(f)(xs, ys), (xs > 0, ys & 3, ys.amin(-1)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64], ids=str)
+def test_parts_of_vectors(dtype: torch.dtype) -> None:
+    """Rows of all lengths, written from the last to the first: what lies behind a row is not written to."""
+    rows = [normal(3, n, seed=n).mul(9).round().to(dtype) for n in (1, 2, 3, 5, 6, 7, 9, 12, 15, 17)]
+
+    def step(carry: list[Tensor], xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [c * 2 - x for c, x in zip(carry, xs)], [c + x * 3 - c.amax() for c, x in zip(carry, xs)]
+
+    def f(*rows: Tensor) -> Any:
+        return fh.scan(step, [row[0] for row in rows], list(rows), reverse=True)
+
+    assert taken(check(f, *rows)) == ["steps"]
+
+
 @pytest.mark.slow
 def test_reductions_of_short_integers() -> None:
     """Of which Inductor's vectors are not full."""

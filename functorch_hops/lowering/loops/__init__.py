@@ -17,7 +17,8 @@ their gradient,
 ``sizes``: sizes in C++, ``graph_sizes``: the open ones in a graph; ``drawing``: random numbers;
 ``whole``: a graph with what is around its loops as one kernel, ``kept``: the same from disk, ``probing``: what
 Inductor asks each process, asked once;
-``source``: the C++ that all kernels share, ``libraries``: kernels compiled together, ``operator`` and ``extern``: the operator, and how Inductor runs it.
+``source``: the C++ that all kernels share, ``libraries``: kernels compiled together;
+``operator`` and ``extern``: the operator, and how Inductor runs it.
 ``watching``: who is told where a loop is.
 ``own``: operators that Inductor makes no C++ of; ``rewritten``: operators that are others inside a loop;
 ``products``; ``convolution``; ``linear``: solves and factorizations of small matrices;

@@ -28,6 +28,9 @@ _DRAWN = {
 }
 
 
+_WIDE = torch.float32, torch.float64, torch.int32, torch.int64
+
+
 _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 
@@ -208,24 +211,32 @@ def kernel_proxy() -> Any:
             return f"fh::found<{str(reduction_type == 'argmax').lower()}>({var}, {next_value}, {lanes}{tail})"
 
         def _get_vec_load_line(self, var: str, index: Any, dtype: torch.dtype, load_mask: Any = None) -> Any:
-            place = f"{var} + {cpp.cexpr_index(index)}"
-            if load_mask is None and self.tail_size is None:
-                if dtype is torch.bool:
+            place, count = f"{var} + {cpp.cexpr_index(index)}", self.tail_size
+            if load_mask is None:
+                if dtype is torch.bool and count is None:
                     return f"fh::LoadedMask<{self._get_mask_type()}>::of({place})"
-                if self._get_raw_num_vectors(dtype) >= 1:  # with a count, integers go through memory once more
-                    return f"{self._get_vec_type(dtype)}::loadu({place})"
+                kind = self._get_vec_type(dtype)
+                if count is None and self._get_raw_num_vectors(dtype) >= 1:  # with a count they go through memory
+                    return f"{kind}::loadu({place})"
+                if count is not None and dtype in _WIDE:
+                    return f"fh::First<{kind}>::load({place}, {cpp.cexpr_index(count)})"
             return super()._get_vec_load_line(var, index, dtype, load_mask)
 
         def _get_store_line(
             self, value: Any, var: str, index: Any, dtype: torch.dtype, accu_store: bool = False
         ) -> Any:
-            is_plain = dtype is torch.bool and is_vector(value) and value.dtype is torch.bool and not accu_store
+            place, count = f"{var} + {cpp.cexpr_index(index)}", self.tail_size
             is_row = self._try_get_const_stride(index, self.itervars[self.tiling_idx]) == 1
-            if not (is_plain and is_row and self.tail_size is None):
-                return super()._get_store_line(value, var, index, dtype, accu_store)
             code = IndentedBuffer()
-            code.writeline(f"fh::store_mask<{self.tiling_factor}>({value}, {var} + {cpp.cexpr_index(index)});")
-            return code
+            is_mask = is_vector(value) and value.dtype is torch.bool
+            if is_row and count is None and dtype is torch.bool and is_mask and not accu_store:
+                code.writeline(f"fh::store_mask<{self.tiling_factor}>({value}, {place});")
+                return code
+            if is_row and count is not None and dtype in _WIDE:
+                before = f" + {self._get_vec_load_line(var, index, dtype)}" if accu_store else ""
+                code.writeline(f"fh::store_first({value}{before}, {place}, {cpp.cexpr_index(count)});")
+                return code
+            return super()._get_store_line(value, var, index, dtype, accu_store)
 
     class KernelProxy(cpp.CppKernelProxy):
         kernel_cls = with_functions(cpp.CppKernel)

@@ -467,6 +467,70 @@ template <int N> struct LoadedMask<at::vec::VecMask<float, N>> {
     return lanes;
   }
 };
+// The first ``count`` elements of a vector, and zeros. Torch's are masked: a store with a mask takes some twenty cycles
+// where it is microcode (AMD, AVX2), and no load can be served before it is done.
+template <class V> struct First {
+  template <class T> static FH_INLINE V load(const T* from, int64_t count) { return V::loadu(from, count); }
+  template <class T> static FH_INLINE void store(V x, T* to, int64_t count) { x.store(to, count); }
+};
+#if defined(CPU_CAPABILITY_AVX2)
+template <class T> struct First<at::vec::Vectorized<T>> {
+  typedef at::vec::Vectorized<T> V;
+  static constexpr int64_t HALF = 16 / sizeof(T);
+  static constexpr bool IS_WIDE = sizeof(T) == 4 || sizeof(T) == 8;
+  static FH_INLINE V load(const T* from, int64_t count) {
+    if constexpr (!IS_WIDE) return V::loadu(from, count);
+    if (count >= 2 * HALF) return V::loadu(from);
+    __m128 low = count >= HALF ? _mm_loadu_ps(reinterpret_cast<const float*>(from)) : load_few(from, count);
+    __m128 high = count > HALF ? load_few(from + HALF, count - HALF) : _mm_setzero_ps();
+    return math::recast<V>(_mm256_set_m128(high, low));
+  }
+  static FH_INLINE void store(V x, T* to, int64_t count) {
+    if constexpr (!IS_WIDE) return x.store(to, count);
+    if (count >= 2 * HALF) return x.store(to);
+    __m256 all = math::recast<__m256>(x);
+    __m128 low = _mm256_castps256_ps128(all);
+    if (count < HALF) return store_few(low, to, count);
+    _mm_storeu_ps(reinterpret_cast<float*>(to), low);
+    store_few(_mm256_extractf128_ps(all, 1), to + HALF, count - HALF);
+  }
+
+ private:
+  static FH_INLINE __m128 load_few(const T* from, int64_t count) {
+    const float* words = reinterpret_cast<const float*>(from);
+    const int64_t n = count * (sizeof(T) / 4);
+    if (n < 2) return n == 1 ? _mm_load_ss(words) : _mm_setzero_ps();
+    __m128 two = _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(words)));
+    return n == 3 ? _mm_movelh_ps(two, _mm_load_ss(words + 2)) : two;
+  }
+  static FH_INLINE void store_few(__m128 x, T* to, int64_t count) {
+    float* words = reinterpret_cast<float*>(to);
+    const int64_t n = count * (sizeof(T) / 4);
+    if (n >= 2) _mm_storel_epi64(reinterpret_cast<__m128i*>(words), _mm_castps_si128(x));
+    if (n == 3) _mm_store_ss(words + 2, _mm_movehl_ps(x, x));
+    if (n == 1) _mm_store_ss(words, x);
+  }
+};
+template <class U, int N> struct First<at::vec::VectorizedN<U, N>> {
+  typedef at::vec::VectorizedN<U, N> V;
+  typedef First<at::vec::Vectorized<U>> One;
+  static constexpr int64_t L = at::vec::Vectorized<U>::size();
+  static FH_INLINE V load(const U* from, int64_t count) {
+    V x;
+    for (int i = 0; i < N; ++i) x[i] = One::load(from + std::min(i * L, count), std::max<int64_t>(count - i * L, 0));
+    return x;
+  }
+  static FH_INLINE void store(V x, U* to, int64_t count) {
+    for (int i = 0; i < N && i * L < count; ++i) One::store(x[i], to + i * L, count - i * L);
+  }
+};
+#endif
+template <class T> FH_INLINE void store_first(at::vec::Vectorized<T> x, T* to, int64_t count) {
+  First<at::vec::Vectorized<T>>::store(x, to, count);
+}
+template <class T, int N> FH_INLINE void store_first(at::vec::VectorizedN<T, N> x, T* to, int64_t count) {
+  First<at::vec::VectorizedN<T, N>>::store(x, to, count);
+}
 // The lanes before number n, or those from there on.
 template <int N, bool before> FH_INLINE at::vec::VecMask<float, N> lanes(int64_t n) {
   constexpr int L = math::N_LANES;
