@@ -338,11 +338,15 @@ figure {{ margin: .5em 0; overflow-x: auto; }}
 <p>Time goes down. A green box has a body, which opens below the picture; hover over a box for more.</p>
 {content}
 <script>
-addEventListener("hashchange", () => {{
+function show() {{
   for (let part = document.getElementById(decodeURIComponent(location.hash.slice(1))); part; part = part.parentElement)
     if (part.tagName === "DETAILS") part.open = true;
   document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
-}});
+}}
+addEventListener("hashchange", show);
+// The address stays the same where a link is followed again.
+addEventListener("click", event => {{ if (event.target.closest("a")) setTimeout(show); }});
+show();
 </script>
 </body>
 </html>
