@@ -18,7 +18,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = [path for path in (ROOT / "tutorials").glob("*.py") if path.name != "gallery.py"]  # what they share
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -29,7 +28,7 @@ PAGES = {
     "tests/messages.txt": "messages.md",
     "docs/autodidax.py": "autodidax.md",
     "tutorials/README.md": "gallery/index.md",
-    **{f"tutorials/{path.name}": f"gallery/{path.stem}.md" for path in PROGRAMS},
+    **{f"tutorials/{path.name}": f"gallery/{path.stem}.md" for path in (ROOT / "tutorials").glob("*.py")},
     **{f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")},
 }
 """From files of the repository to pages of the site."""
