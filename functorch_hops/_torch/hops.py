@@ -145,9 +145,10 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
 
 
 def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The sizes in these shapes that are symbols, each once."""
-    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
-    return list({size.node.expr: size for size in sizes if size.node.expr.is_Symbol}.values())
+    """The symbols of which the sizes in these shapes are made, each once."""
+    nodes = [size.node for shape in shapes for size in shape if isinstance(size, torch.SymInt)]
+    symbols = {symbol: node.shape_env for node in nodes for symbol in sorted(node.expr.free_symbols, key=str)}
+    return [env.create_symintnode(symbol, hint=None) for symbol, env in symbols.items()]
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
