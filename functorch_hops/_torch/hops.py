@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
+from .symbols import symbols_around
 
 __all__ = [
     "SCAN_FORGETS_CARRIES",
@@ -145,10 +146,11 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
 
 
 def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The symbols of which the sizes in these shapes are made, each once."""
-    nodes = [size.node for shape in shapes for size in shape if isinstance(size, torch.SymInt)]
-    symbols = {symbol: node.shape_env for node in nodes for symbol in sorted(node.expr.free_symbols, key=str)}
-    return [env.create_symintnode(symbol, hint=None) for symbol, env in symbols.items()]
+    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them."""
+    expressions = (size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    symbols = dict.fromkeys(symbol for e in expressions for symbol in sorted(e.free_symbols, key=str))
+    known = symbols_around() or {}
+    return [known[symbol].value for symbol in symbols if symbol in known]
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
