@@ -32,9 +32,10 @@ types: .venv-test/installed
 	MYPYPATH=tests .venv-test/bin/mypy -p functorch_hops -m test_types -m typed_program
 	.venv-test/bin/basedpyright --pythonpath .venv-test/bin/python --level error
 
-# A warning, such as a link that leads nowhere, is an error. The site is build/site/index.html.
+# A warning, such as a link that leads nowhere, is an error (but not with --quiet, which hides them from mkdocs itself).
+# The site is build/site/index.html.
 docs: .venv-test/installed
-	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
 check: test lint types docs
 

@@ -18,12 +18,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-GALLERY = sorted(path for path in (ROOT / "tutorials").glob("*.py") if path.name != "quickstart.py")
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "index.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/RESULTS.md": "results.md",
     "tests/README.md": "tests.md",
     "tests/messages.txt": "messages.md",
     "docs/autodidax.py": "autodidax.md",
@@ -126,6 +126,13 @@ def _markdown(docstring: str) -> str:
 
 class Docstrings(griffe.Extension):
     """Docstrings of the library, which are written for ``help()``, for the site."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """``functorch_hops.jit`` is the function, and not the file of that name that it stands in."""
+        for name in API:
+            found = pkg.members[name].final_target if pkg.members[name].is_alias else pkg.members[name]
+            if found.is_module and name in found.members:
+                pkg.set_member(name, griffe.Alias(name, found.members[name], parent=pkg))
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

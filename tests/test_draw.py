@@ -70,6 +70,12 @@ def test_several_results_are_written_in_the_room_of_their_box(tmp_path: Path) ->
     assert any((element.text or "").endswith(f"\n{whole}") for element in root.iter(f"{SVG}title"))
 
 
+@pytest.mark.parametrize("size", [0, 3, 10, 1000])
+def test_a_shape_below_a_narrow_box_is_whole(tmp_path: Path, size: int) -> None:
+    text = drawn(tmp_path / "sine.svg", lambda *_: torch.ones(size).sin())
+    assert text.count(f">f32[{size}]<") == 2 and "…" not in text
+
+
 class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -241,6 +241,36 @@ def test_a_rule_under_a_transform(rule, grad) -> None:
         assert found.line == line_of(step, "# CALL")
 
 
+@fh.custom_jvp
+def with_pole(x):
+    return x * 2
+
+
+with_pole.defjvp(lambda primals, tangents: (with_pole(*primals), tangents[0] * (primals[0] - 2) ** -1))
+
+
+def test_a_rule_in_forward_mode_is_named_with_the_operator_in_its_graph() -> None:
+    def step(c, _):
+        return with_pole(c - 1), None  # CALL
+
+    report = find(lambda x: fh.jvp(lambda x: fh.scan(step, x, length=3)[0], (x,), (x,)))(torch.tensor(2.5))
+    named = ("custom_jvp with_pole", "aten.pow.Tensor_Scalar in the graph", 1, line_of(step, "# CALL"))
+    assert (report.value.operation, report.value.node, report.value.iteration, report.value.line) == named
+    assert (report.gradient.operation, report.gradient.line) == (named[0], named[3])
+
+
+def test_the_line_of_a_call_whose_rule_autograd_transposes() -> None:
+    def f(x):
+        return with_pole(x)  # CALL
+
+    found = find(f)(torch.tensor(2.0)).gradient
+    assert (found.operation, found.node, found.line) == (
+        "custom_jvp with_pole",
+        "backward pass",
+        line_of(f, "# CALL"),
+    )
+
+
 def test_a_loop_in_a_rule_is_in_the_loop_of_its_call() -> None:
     @fh.custom_vjp
     def looped(x):
@@ -286,6 +316,14 @@ def test_a_rule_that_raises_leaves_nothing_behind() -> None:
 
     found = find(f)(torch.tensor(1.0)).value
     assert (found.operation, found.node, found.line) == ("torch.Tensor.log", None, line_of(f, "HERE"))
+
+
+def test_a_gradient_that_is_refused_hides_no_value() -> None:
+    report = find(lambda x: x.log() * fh.pure_callback(lambda v: v, x, x))(torch.tensor(0.0))
+    assert (report.value.operation, report.in_gradient) == ("torch.Tensor.log", None)
+    assert isinstance(report.refused, fh.ArgumentTypeError)
+    assert "no gradient of the result was taken; ArgumentTypeError: pure_callback" in str(report)
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
 def test_what_is_given_is_not_made() -> None:

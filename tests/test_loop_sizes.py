@@ -164,6 +164,34 @@ def test_what_needs_a_number_has_no_kernel() -> None:
     assert loop.taken == "native" and "open" in str(loop.reason)
 
 
+def pairs(x: Tensor) -> Tensor:
+    """So many steps as there are pairs: half of an open size."""
+    return x.unflatten(0, (x.shape[0] // 2, 2))
+
+
+def paired(x: Tensor) -> Any:
+    return fh.scan(lambda c, row: (c + row, c * row), torch.zeros(2), pairs(x))
+
+
+def shaken(x: Tensor) -> Any:
+    return fh.scan(lambda c, row: (c + torch.rand(()) * 0 + row, c * row), torch.zeros(2), pairs(x))
+
+
+@pytest.mark.parametrize("f", [paired, shaken])
+def test_a_length_that_is_made_of_an_open_size_has_no_kernel(f: Callable[..., Any]) -> None:
+    made = plan(f, normal(8))
+    assert made.loops[0].taken == "native" and "(s" in str(made.loops[0].reason)
+    made.body.module.graph.lint()
+
+
+@pytest.mark.parametrize("f", [paired, pytest.param(shaken, marks=pytest.mark.slow)])
+def test_stacks_of_such_a_length(f: Callable[..., Any]) -> None:
+    jitted = fh.jit(f, dynamic=True)
+    for n in (8, 6, 12):
+        same(jitted(normal(n)), paired(normal(n)))
+    assert jitted.cache_info().misses == 1
+
+
 EMPTY = {
     "no lanes": (decay, lanes(3, 0)),
     "an empty carry beside another": (

@@ -80,6 +80,17 @@ def test_each_loop_of_one_kernel_is_counted() -> None:
     test_loops_behind_one_another_are_counted_each(lambda f: jitted)
 
 
+@every_run
+def test_a_bar_inside_of_another(run) -> None:
+    with fh.progress(show=False) as outer:
+        run(nested)(XS)
+        with fh.progress(show=False) as inner:
+            run(counted)(torch.tensor(1.0))
+        run(nested)(XS)
+    assert (outer.steps, inner.steps) == (6 + 4 + 6, 4)
+    assert state.watch is None
+
+
 def test_what_is_inside_is_seen_while_it_runs() -> None:
     seen = []
 
@@ -166,7 +177,7 @@ def test_the_bar_is_on_terminals(is_terminal, show, is_seen, monkeypatch: pytest
     text = stream.getvalue()
     assert (text != "") == is_seen
     if is_seen:
-        assert re.search(r"training: 100%.* 6/6 ", text)
+        assert re.search(r"training: 100%[^\r]* 6/6 \[[^,]*, [^,]*step/s\]\s*$", text)  # and no loops inside
 
 
 def test_a_missing_package_is_named_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
+from .symbols import symbols_around
 
 __all__ = [
     "SCAN_FORGETS_CARRIES",
@@ -145,9 +146,11 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
 
 
 def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The sizes in these shapes that are symbols, each once."""
-    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
-    return list({size.node.expr: size for size in sizes if size.node.expr.is_Symbol}.values())
+    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them."""
+    expressions = (size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    symbols = dict.fromkeys(symbol for e in expressions for symbol in sorted(e.free_symbols, key=str))
+    known = symbols_around() or {}
+    return [known[symbol].value for symbol in symbols if symbol in known]
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:

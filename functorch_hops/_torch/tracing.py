@@ -49,6 +49,7 @@ __all__ = [
     "new_graph_module",
     "new_tracer",
     "read_scalar",
+    "refused_class",
     "refused_read",
     "refused_write",
     "run_of",
@@ -101,6 +102,11 @@ _VMAP_REFUSALS = {
 def refused_write(error: BaseException) -> bool:
     """Whether a vmap refused to write what it maps over to a tensor that is one for all lanes."""
     return type(error) is RuntimeError and "is not possible because there exists a Tensor `other`" in str(error)
+
+
+def refused_class(error: BaseException) -> bool:
+    """Whether a traced tensor was to be of a class of which a fake one is not."""
+    return type(error) is RuntimeError and "already associated to a python object of type FakeTensor" in str(error)
 
 
 def asks_for_sizes(error: BaseException) -> bool:

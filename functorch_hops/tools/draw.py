@@ -112,12 +112,11 @@ class _Node:
             self.width = max(self.width, sum(picture.width + 3 * _PAD for _, picture in self.inside) + _PAD)
             height += max(picture.height for _, picture in self.inside) + _LINE + 3 * _PAD
         # What is written to the right of its edges needs room too.
-        room = min(2 * len(self.values) * _SMALL + _PAD, _ROOM)
-        self.box = Box(max(self.width, room), height)
-        fitting = int((self.box.width - _PAD) / 2 / _SMALL)
+        fitting = int((max(self.width, _ROOM) - _PAD) / (2 * _SMALL))
         if len(self.values) > fitting:
             self.hint = f"{self.hint or self.lines[0]}\n{self.values}"
             self.values = f"{self.values[: fitting - 1].rstrip()}…"
+        self.box = Box(max(self.width, 2 * len(self.values) * _SMALL + _PAD), height)
 
 
 @dataclass(eq=False)
@@ -339,11 +338,15 @@ figure {{ margin: .5em 0; overflow-x: auto; }}
 <p>Time goes down. A green box has a body, which opens below the picture; hover over a box for more.</p>
 {content}
 <script>
-addEventListener("hashchange", () => {{
+function show() {{
   for (let part = document.getElementById(decodeURIComponent(location.hash.slice(1))); part; part = part.parentElement)
     if (part.tagName === "DETAILS") part.open = true;
   document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
-}});
+}}
+addEventListener("hashchange", show);
+// The address stays the same where a link is followed again.
+addEventListener("click", event => {{ if (event.target.closest("a")) setTimeout(show); }});
+show();
 </script>
 </body>
 </html>

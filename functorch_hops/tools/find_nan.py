@@ -16,8 +16,10 @@ import bisect
 import functools
 import linecache
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,10 +30,11 @@ from ..calls.arguments import P
 from ..calls.leaf import left_to_python
 from ..calls.spelling import spelled
 from ..calls.validate import check_callable
-from ..errors import user_place
+from ..errors import is_internal, user_place
+from ..hop.operator import Hop
 from ..ir.meta import is_differentiable
 from ..ir.subgraph import Params
-from ..ops.custom_rule.eager import rule_name
+from ..ops.custom_rule.eager import rule_of
 from ..ops.effect.running import plain_loops
 from ..ops.mode import stepwise
 
@@ -61,7 +64,8 @@ class NanOrigin:
         operation: the function of torch that was called, such as "torch.Tensor.log".
         node: None for a value, and for what the Python of a derivative rule calls itself; of a gradient what autograd
             ran for that call, such as "LogBackward0", and "tangent" in forward mode. A rule that is a graph where it
-            runs, under another transform, is named with the operator in it: "aten.div.Tensor in the backward pass".
+            runs, under another transform, is named with the operator in it: "aten.div.Tensor in the backward pass", or
+            "in the graph".
         file, line, source: where the user called it; ``source`` is the text of that line.
         loops: the loops around, such as "scan", from the outermost.
         iteration: the step of the loop around, counted from 0, a tuple in nested loops; None outside of loops.
@@ -116,6 +120,7 @@ class NanReport:
         in_value: whether the results hold a NaN or an infinity; one that was made may have been masked.
         in_gradient: whether one of these gradients does; None if there is none, or if the function runs a backward pass
             itself, after which there is no other.
+        refused: what the backward pass raised, of a function that has no gradient; else None.
 
     >>> import torch, functorch_hops as fh
     >>> root = lambda x: torch.where(x > 0, x.sqrt(), 0.0)
@@ -129,6 +134,7 @@ class NanReport:
     gradient: NanOrigin | None
     in_value: bool
     in_gradient: bool | None
+    refused: Exception | None = None
 
     def __bool__(self) -> bool:
         return self.value is not None or self.gradient is not None
@@ -138,13 +144,16 @@ class NanReport:
         results = ("result", self.value, self.in_value), ("gradient", self.gradient, self.in_gradient)
         for name, origin, is_there in results:
             if is_there is None:
-                lines.append(f"{self.name}: no gradient of the result was taken")
+                lines.append(f"{self.name}: no gradient of the result was taken{self._why()}")
             elif origin is None:
                 lines.append(f"{self.name}: no NaN and no infinity on the way to the {name}")
             else:
                 holds = "holds NaN or infinity" if is_there else "is finite all the same"
                 lines.append(f"{self.name}: the {name} {holds}; {origin}")
         return "\n".join(lines)
+
+    def _why(self) -> str:
+        return "" if self.refused is None else f"; {type(self.refused).__name__}: {self.refused}"
 
 
 @spelled()
@@ -166,7 +175,8 @@ def find_nan(func: Callable[P, Any]) -> Callable[P, NanReport]:
         such as the ``-inf`` of a mask is not reported. Uninitialised memory (``torch.empty``) is not looked at.
 
     Raises:
-        ArgumentTypeError: ``func`` is not callable. What ``func`` raises is raised.
+        ArgumentTypeError: ``func`` is not callable. What ``func`` raises is raised; what the gradient of its result
+            raises is in the report.
 
     Cost: each call of torch, in each step and lane by itself, takes some tenths of a millisecond more; the memory of
     reverse mode through all of them.
@@ -200,14 +210,17 @@ def find_nan(func: Callable[P, Any]) -> Callable[P, NanReport]:
         value, entered = watch.taken()
         outs = [x for x in pytree.flatten(result)[0] if isinstance(x, Tensor)]
         watch.look_behind(outs)
-        pulled = (
-            None if watch.has_pulled else _pulled(outs, [x for x in tracked if _has_gradient(x)] + watch.closed_over)
-        )
+        inputs = [x for x in tracked if _has_gradient(x)] + watch.closed_over
+        pulled, refused = None, None
+        try:
+            pulled = None if watch.has_pulled else _pulled(outs, inputs)
+        except Exception as error:  # noqa: BLE001 - of what was found in the values the user is told all the same
+            refused = error
         in_value = any(_torch.nonfinite(x) for x in outs)
         in_gradient = None if pulled is None else any(_torch.nonfinite(x) for x in pulled)
         gradient, summed = watch.taken()
         value, gradient = value or (entered if in_value else None), gradient or (summed if in_gradient else None)
-        return NanReport(name, value, gradient, in_value, in_gradient)
+        return NanReport(name, value, gradient, in_value, in_gradient, refused)
 
     return functools.wraps(func)(found)
 
@@ -265,7 +278,10 @@ class _WatchedCall:
     def of(cls, func: Any, operands: Sequence[Any], inside: _Inside | None) -> _WatchedCall:
         versions, place = tuple(map(_version, operands)), user_place(within=_torch.BACKWARD_PASS)
         if inside is None:
-            return cls(func, tuple(operands), versions, place, _loops_here(), _torch.lane_here())
+            of, name = func, None
+            if isinstance(func, _torch.OpOverload) and (operator := _operator_here()) is not None:
+                of, name = operator.public_name, f"{_name(func)} in the graph"
+            return cls(of, tuple(operands), versions, place, _loops_here(), _torch.lane_here(), name)
         outer, name = inside.call, None
         if place is None:  # a graph: what is known is the call that it belongs to
             func, place, name = outer.func, outer.place, f"{_name(func)} in the {inside.node}"
@@ -308,6 +324,24 @@ class _Inside:
 
 def _loops_here() -> tuple[tuple[str, int], ...]:
     return tuple((loop.operation, loop.steps) for loop in plain_loops())
+
+
+def _operator_here() -> Params | None:
+    """The operator of ours whose rule makes this call, by the stack: what it runs is a graph."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_internal(frame.f_code.co_filename):
+        if frame.f_code is Hop.__call__.__code__:
+            params: Params = frame.f_locals["params"]
+            return params
+        frame = frame.f_back
+    return None
+
+
+def _known_by(func: Any, args: Sequence[Any]) -> Any:
+    """The function itself, or a name of what the user calls by it."""
+    if func is _torch.custom_function_call:
+        return args[0].__name__
+    return args[0].public_name if isinstance(func, Hop) else func
 
 
 def _name(func: Any) -> str:
@@ -391,8 +425,7 @@ class _Watch(_torch.CallMode):
             del self._inside[inside:]  # nodes that failed
         outs = [x for x in _flat([args[:1] if is_write else (), result]) if isinstance(x, Tensor)]
         if outs and func not in _UNSEEN:
-            known_by = args[0].__name__ if func is _torch.custom_function_call else func
-            call = _WatchedCall.of(known_by, operands, self._inside[-1] if self._inside else None)
+            call = _WatchedCall.of(_known_by(func, args), operands, self._inside[-1] if self._inside else None)
             self._numbers.append(_torch.next_node())
             self._calls.append(replace(call, operands=(), versions=()))
             self._look(call, outs)
@@ -455,7 +488,7 @@ class _Watch(_torch.CallMode):
         """
         for node in _torch.new_nodes(x, self._begin):
             following = bisect.bisect_right(self._numbers, node._sequence_nr())
-            i = max(following - 1, 0) if rule_name(node) else min(following, len(self._calls) - 1)
+            i = max(following - 1, 0) if rule_of(node) else min(following, len(self._calls) - 1)
             self._hook(_of_operator(self._calls[i] if self._calls else _NO_CALL, node), node)
 
     def _hook(self, call: _WatchedCall, node: Any) -> None:
@@ -488,9 +521,10 @@ def _of_operator(call: _WatchedCall, node: Any) -> _WatchedCall:
     if isinstance(params, Params):
         origin = params.origin
         place = None if origin is None else (origin.file, origin.line, origin.function)
-        return replace(call, func=params.public_name, operands=(), versions=(), place=place)
+        return replace(call, func=params.public_name, operands=(), versions=(), place=place, node=None)
     of_function = type(node).__name__.removesuffix("Backward") if _is_python(node) else "an unknown operation"
-    return replace(call, func=rule_name(node) or of_function, operands=(), versions=(), place=None)
+    rule, place = rule_of(node) or (of_function, None)
+    return replace(call, func=rule, operands=(), versions=(), place=place, node=None)
 
 
 def _is_python(node: Any) -> bool:

@@ -88,9 +88,8 @@ class Progress:
         self.inner = (*((steps, length) for _, steps, length in self._loops[1:]), *inner)
         if self._bar is not None:
             self._bar.total = self.total
-            if self.inner:
-                inside = (f"{steps}/{'?' if length is None else length}" for steps, length in self.inner)
-                self._bar.set_postfix_str(", ".join(inside), refresh=False)
+            inside = (f"{steps}/{'?' if length is None else length}" for steps, length in self.inner)
+            self._bar.set_postfix_str(", ".join(inside), refresh=False)
             self._bar.update(self.steps - self._bar.n)
 
 
@@ -101,9 +100,9 @@ def progress(
     """Show a bar while loops run, compiled ones included.
 
     ``progress : (int, str) -> context manager of Progress``. Equivalent to ``contextlib.nullcontext()`` but for the bar
-    on stdout, which counts the steps of all loops inside it on this thread, backward passes included. Neither the
-    functions nor what was compiled of them change. Of loops in loops it counts the outer one; the inner ones are said
-    behind the bar.
+    on stdout, which counts the steps of all loops inside it on this thread, backward passes included, and those inside
+    of a second ``progress`` there. Neither the functions nor what was compiled of them change. Of loops in loops it
+    counts the outer one; the inner ones are said behind the bar.
 
     Arguments:
         total: how many steps there will be. None: the sum of the loops that have begun, as far as they know.

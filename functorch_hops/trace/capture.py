@@ -27,7 +27,7 @@ from .indexing import Rows
 from .refusals import (
     check_tensor_class,
     is_refusal,
-    refused_of_tensor,
+    subclass_inside,
     unknown_shape,
     write_to_closed_over,
     write_to_input,
@@ -375,8 +375,7 @@ class Capture:
         for node in [n for n in self.graph.nodes if n.op == "get_attr"]:
             constant = getattr(self.root, str(node.target))
             if isinstance(constant, _torch.FakeTensor):  # of a call that no mode sees
-                remedy = "make it of the result, outside of the captured function"
-                raise refused_of_tensor(self.context, "as_subclass()", remedy, TensorMeta.of(constant))
+                raise subclass_inside(self.context, TensorMeta.of(constant))
             if isinstance(constant, Tensor):
                 fake = self.new_input(TensorMeta.of(constant), None)
                 self.lifted.append(constant)

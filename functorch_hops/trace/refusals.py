@@ -32,6 +32,7 @@ __all__ = [
     "operator_of_torch",
     "refused_of_tensor",
     "seed_inside",
+    "subclass_inside",
     "unbatchable",
     "unknown_shape",
     "unknown_to_export",
@@ -104,6 +105,8 @@ def in_our_words(context: ErrorContext) -> Iterator[None]:
             raise known_sizes_alone(context, error) from error
         if _torch.refused_write(error):
             raise written_by_lanes(context, error) from error
+        if _torch.refused_class(error):
+            raise subclass_inside(context, None, error) from error
         raise
 
 
@@ -250,7 +253,15 @@ def legacy_vmap_inside(context: ErrorContext) -> CaptureError:
     )
 
 
-def refused_of_tensor(context: ErrorContext, what: str, remedy: str, target: TensorMeta | None) -> CaptureError:
+def subclass_inside(context: ErrorContext, target: TensorMeta | None, cause: Exception | None = None) -> CaptureError:
+    """No mode sees ``as_subclass()``: it is noticed where torch refuses it, or when the capture ends."""
+    remedy = "make it of the result, outside of the captured function"
+    return refused_of_tensor(context, "as_subclass()", remedy, target, cause)
+
+
+def refused_of_tensor(
+    context: ErrorContext, what: str, remedy: str, target: TensorMeta | None, cause: Exception | None = None
+) -> CaptureError:
     """What a captured function may not ask of a tensor or do to it."""
     return CaptureError(
         message(
@@ -259,6 +270,7 @@ def refused_of_tensor(context: ErrorContext, what: str, remedy: str, target: Ten
             parameter=context.parameter,
             got=None if target is None else str(target),
             remedy=remedy,
+            cause=cause,
         )
     )
 

@@ -402,6 +402,11 @@ def body_makes_a_subclass():
 
 
 @misuse_captured(fh.CaptureError)
+def body_makes_a_parameter_of_a_value():
+    fh.scan(lambda c, x: (c.as_subclass(torch.nn.Parameter) * x, None), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
 def body_copies_an_object():
     fh.scan(lambda c, x: (copy.copy(c) * x, None), X, torch.ones(3))
 

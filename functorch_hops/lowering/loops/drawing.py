@@ -110,10 +110,10 @@ class _Nodes:
     def add(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         with self._loop.graph.inserting_before(self._loop):
             node = self._loop.graph.call_function(target, args, kwargs)
+        self._added.append(node)  # also if its sizes are refused
         given = fx.map_arg(args, lambda x: x.meta["val"])
         with self._mode:
             node.meta["val"] = target(*given, **kwargs)
-        self._added.append(node)
         return node
 
     def seed(self, device: torch.device) -> fx.Node:

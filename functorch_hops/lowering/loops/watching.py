@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 __all__ = ["Watch", "address", "report", "state", "watched", "watching"]
@@ -31,6 +32,30 @@ class Watch(Protocol):
         """Steps done and length (-1: unknown) of the loops of a kernel that run, from the outermost."""
 
 
+@dataclass(frozen=True)
+class _Both:
+    """A watch and the one around it, which is told of the same loops."""
+
+    outer: Watch
+    inner: Watch
+
+    def begin(self, loop: object, length: int | None) -> None:
+        self.outer.begin(loop, length)
+        self.inner.begin(loop, length)
+
+    def at(self, loop: object, step: int) -> None:
+        self.outer.at(loop, step)
+        self.inner.at(loop, step)
+
+    def end(self, loop: object) -> None:
+        self.outer.end(loop)
+        self.inner.end(loop)
+
+    def kernel_at(self, levels: Sequence[tuple[int, int]], has_ended: bool) -> None:
+        self.outer.kernel_at(levels, has_ended)
+        self.inner.kernel_at(levels, has_ended)
+
+
 class _State(threading.local):
     watch: Watch | None = None
     failed: BaseException | None = None
@@ -47,7 +72,8 @@ _lock = threading.Lock()
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[None]:
     """Tell the watch of the loops that run meanwhile, on this thread."""
-    outer, state.watch = state.watch, watch
+    outer = state.watch
+    state.watch = watch if outer is None else _Both(outer, watch)
     with _lock:
         _n_watches.value += 1
     try:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ... import _torch
+from ...errors import user_place
 from ...ir.generator import RandomState
 from ..missing_derivative.op import closed_over, missing
+from ..mode import is_stepwise
 from .flat_rule import FlatRule, differentiable_inputs
 
-__all__ = ["call_in_python", "rule_name"]
+__all__ = ["call_in_python", "rule_of"]
 
 Tensors = Sequence[Tensor]
 
@@ -44,6 +46,8 @@ class _PythonCall:
     def __init__(self, rule: FlatRule, differentiable: Sequence[bool], needed: Sequence[bool]) -> None:
         self.rule, self.differentiable_inputs, self.needed = rule, differentiable, needed
         self.pull: Callable[[Tensors, Tensors], Sequence[Tensor | None]]
+        self.place = user_place() if is_stepwise() else None
+        """Of the call, which is looked for only where somebody asks for it."""
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Tensors]:
         rule = self.rule
@@ -188,7 +192,7 @@ class _Guard(torch.autograd.Function):
         raise closed_over(ctx.name, "tensor that requires gradients").exception()
 
 
-def rule_name(node: Any) -> str | None:
-    """Of a node of autograd that runs a rule, the name of that."""
+def rule_of(node: Any) -> tuple[str, tuple[str, int, str] | None] | None:
+    """Of a node of autograd that runs a rule, the name of that and the place of the call."""
     call = getattr(node, "call", None)
-    return call.rule.name if isinstance(call, _PythonCall) else None
+    return (call.rule.name, call.place) if isinstance(call, _PythonCall) else None
