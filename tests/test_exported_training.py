@@ -273,6 +273,23 @@ def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+@both_ways
+def test_gradients_of_a_while_loop_that_differ_in_strides(strict: bool) -> None:
+    """torch's derivative of a while loop carries the gradients of a weight, and of the carry, which are transposed."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            w = torch.outer(self.w, x)
+            step = lambda s: (torch.tanh(w @ s[0].T.contiguous()).T, s[1] + 1)
+            return fh.while_loop(lambda s: s[1] < 3, step, (torch.stack([x, x.sin(), -x]), 0))[0]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x.clone().requires_grad_(),), strict=strict).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 def test_a_custom_rule_is_called_what_the_user_calls_it() -> None:
     """By its own line, too, where equal rules are made at others."""
     w = torch.tensor([1.5, 2.5], requires_grad=True)

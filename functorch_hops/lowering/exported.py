@@ -8,7 +8,7 @@ Its derivatives of its own operators (2.13) are right at first order with except
 - integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
   pass too; in torch 2.11 a carry of a ``scan`` is like that of a ``while_loop``;
 - the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
-  expanded tensors;
+  expanded tensors; that of a ``while_loop`` is one whose carries, the gradients, must keep their strides;
 - a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
 - the derivative of a determinant in a ``scan`` is that of the transposed matrix where the matrix was not contiguous
   (`trace/normalize.py` sees to it that it is);
@@ -36,7 +36,16 @@ from ..errors import message, warn
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.subgraph import Params, params_of
 
-__all__ = ["as_declared", "as_floats", "as_real", "exported", "is_training", "native_cond", "tied"]
+__all__ = [
+    "as_declared",
+    "as_floats",
+    "as_real",
+    "exported",
+    "is_training",
+    "native_cond",
+    "tied",
+    "with_dense_gradients",
+]
 
 Lower = Callable[[Sequence[Any]], Sequence[Tensor]]
 
@@ -129,14 +138,14 @@ def native_cond(
     """torch's ``cond`` in a form of which its derivative is right."""
     if is_training():
         operands = [_torch.dense(x) if _is_float(x) else x for x in operands]
-        true_fn, false_fn = _with_dense_gradients(true_fn), _with_dense_gradients(false_fn)
+        true_fn, false_fn = with_dense_gradients(true_fn), with_dense_gradients(false_fn)
     return _torch.native_cond(predicate, true_fn, false_fn, tuple(operands))
 
 
-def _with_dense_gradients(branch: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def with_dense_gradients(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """The gradient of a part of a tensor is written into zeros, hence that of all of it into a tensor of its own."""
     all_of = lambda x: x.reshape(-1)[:].reshape(x.shape) if _is_float(x) and x.dim() else x
-    return lambda *args: branch(*map(all_of, args))
+    return lambda *args: function(*map(all_of, args))
 
 
 def tied(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:

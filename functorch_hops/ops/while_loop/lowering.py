@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ...ir.meta import is_differentiable
-from ...lowering.exported import as_declared, as_floats, is_training, native_cond, tied
+from ...lowering.exported import as_declared, as_floats, is_training, native_cond, tied, with_dense_gradients
 from ...lowering.loops.forms import NativeLoop, While
 from .op import WhileLoopParams, merge_flags
 
@@ -34,6 +34,8 @@ def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Seq
 def _native(params: WhileLoopParams, init: Sequence[Tensor], consts: tuple[Tensor, ...]) -> Sequence[Tensor]:
     cond, body = params.cond, params.body
     step = lambda *args: tuple(_torch.dense(o) for o in body(*args))
+    if is_training():
+        step = with_dense_gradients(step)
     return _torch.native_while_loop(lambda *args: cond(*args)[0], step, tuple(init), consts)
 
 
