@@ -302,6 +302,8 @@ def test_open_numbers_that_a_rule_closes_over() -> None:
     gradient = fh.grad(lambda x: root(x).square().sum())
     sizes = [(torch.rand(n, 2, dtype=torch.float64),) for n in (3, 5, 4)]
     assert graphs(lambda x: (root(x), gradient(x)), *sizes, dynamic=True) == 1
+    equal = [(torch.rand(n, n, dtype=torch.float64),) for n in (3, 2, 4)]  # whose product is a power
+    assert graphs(lambda x: (root(x), gradient(x)), *equal, dynamic=True) == 1
 
 
 @pytest.mark.parametrize(
