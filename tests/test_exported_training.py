@@ -274,6 +274,37 @@ def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
 
 
 @both_ways
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_chunks_and_their_remainder(has_gradient: bool, strict: bool) -> None:
+    """torch's vmap can't stand by itself in what torch exports, around a parameter."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            w = torch.outer(self.w, x)
+            return fh.map(lambda row: (torch.tanh(w @ row), row.argmax()), torch.stack([x, x.sin(), -x]), batch_size=2)
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    with torch.set_grad_enabled(has_gradient):
+        program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@both_ways
+def test_what_shares_memory_with_a_parameter_is_carried(strict: bool) -> None:
+    """Without gradients a captured view is detached: torch, which decomposes the program, asks whether loops share."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            step = lambda c, row: (torch.tanh(self.w.sum() * c + row), c)
+            return fh.jit(lambda x: fh.scan(step, self.w[:1], x), backend="eager")(x)
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.run_decompositions().module()(x), model(x))
+
+
+@both_ways
 def test_gradients_of_a_while_loop_that_differ_in_strides(strict: bool) -> None:
     """torch's derivative of a while loop carries the gradients of a weight, and of the carry, which are transposed."""
 

@@ -19,6 +19,10 @@ Where a tensor of the export requires a gradient, an operator takes a form for w
 there is one: a ``while_loop`` is a branch of a ``cond`` on its first condition. Where there is none, the program is for
 inference: a warning says so, and a backward pass through the operator raises. The latter takes an operator that torch
 has no derivative of, since the program runs without this library.
+
+A program that becomes one of ONNX is never differentiated, and ONNX has nothing to put in the place of these forms.
+What an operator takes is detached there: to decompose the program torch runs it once more, with gradients, and would
+look for derivatives.
 """
 
 from __future__ import annotations
@@ -77,6 +81,9 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
     why = params.lost_when_exported
     if _inside.training is not None or (why is None and not params.is_native):
         return lower(operands)  # inside, or an operator that dissolves: what it holds comes here itself
+    if _torch.is_exporting_to_onnx():
+        with _exporting(training=False):
+            return lower(_detached(operands))
     has_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in operands)
     parts = list(_within(params))
     why = why or next((part.lost_when_exported for part in parts if part.lost_when_exported), None) or _nested(params)
@@ -84,7 +91,7 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
         if has_gradient:
             _warn(params, why)
         with _exporting(training=False):
-            results = lower([x.detach() if isinstance(x, Tensor) else x for x in operands])
+            results = lower(_detached(operands))
         return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in tied(results, operands)]
     with _exporting(has_gradient):
         results = lower(operands)
@@ -95,6 +102,10 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
     elif any(part.trains_otherwise for part in parts):
         return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in results]
     return results
+
+
+def _detached(operands: Sequence[Any]) -> list[Any]:
+    return [x.detach() if isinstance(x, Tensor) else x for x in operands]
 
 
 def _within(params: Params) -> Iterator[Params]:
