@@ -293,12 +293,16 @@ def test_chunks_and_their_remainder(has_gradient: bool, strict: bool) -> None:
 def test_what_shares_memory_with_a_parameter_is_carried(strict: bool) -> None:
     """Without gradients a captured view is detached: torch, which decomposes the program, asks whether loops share."""
 
-    class Module(Growth):
-        def forward(self, x: Tensor) -> Any:
-            step = lambda c, row: (torch.tanh(self.w.sum() * c + row), c)
-            return fh.jit(lambda x: fh.scan(step, self.w[:1], x), backend="eager")(x)
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([[0.5, 0.2], [0.1, 0.4]], dtype=torch.float64))
 
-    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+        def forward(self, xs: Tensor) -> Any:
+            step = lambda c, x: (torch.tanh(self.w @ c + x), c.sum())
+            return fh.jit(lambda xs: fh.scan(step, self.w[0], xs), backend="eager")(xs)
+
+    model, x = Module(), torch.tensor([[0.3, 1.2], [0.1, -0.4]], dtype=torch.float64)
     with torch.no_grad():
         program = torch.export.export(model, (x,), strict=strict)
     torch.testing.assert_close(program.run_decompositions().module()(x), model(x))
