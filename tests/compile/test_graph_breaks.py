@@ -240,3 +240,17 @@ def test_errors_of_the_users_own() -> None:
     run = lambda x: fh.cond(x.sum() > 0, fails, torch.sin, x)
     with pytest.raises(ValueError, match="mine"):
         torch.compile(run, backend="eager")(x())
+
+
+def test_torch_loses_what_is_written_to_a_number_of_another_graph() -> None:
+    """AOTAutograd (torch 2.13) forgets writes to 0-d inputs of float64: no operation of the library is here."""
+
+    def written(x, *, is_broken):
+        y = x * 1.0
+        if is_broken:
+            torch._dynamo.graph_break()
+        return y.mul_(0.7)
+
+    x, compiled = torch.tensor(2.0, dtype=torch.float64), torch.compile(written, backend="aot_eager")
+    assert compiled(x, is_broken=False) == 1.4
+    assert compiled(x, is_broken=True) == 2.0, "the write is lost"
