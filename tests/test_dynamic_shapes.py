@@ -48,6 +48,13 @@ def size_as_shape(xs: Tensor) -> Any:
     return fh.scan(lambda c, x: (c + torch.ones(n, dtype=F64).sum() * x, torch.arange(n)), WEIGHT[0], xs[:, :3])
 
 
+def size_as_product(xs: Tensor) -> Any:
+    """The bodies of bodies close over powers of sizes, and over products of three, that were computed around."""
+    n, m = xs.shape[0] ** 2, (xs.shape[0] + 1) * (xs.shape[1] + 2) * 2
+    ones = lambda: torch.ones(n, dtype=F64).sum()
+    return fh.scan(lambda c, x: (fh.cond(x.sum() > 0, lambda: c / n + ones(), lambda: c * 2 - m), None), xs.sum(), xs)
+
+
 def indexed(xs: Tensor) -> Tensor:
     return fh.fori_loop(0, xs.shape[0], lambda i, c: c * 0.5 + xs[i], torch.zeros(3, dtype=F64))
 
@@ -99,6 +106,7 @@ CASES: dict[str, tuple[Any, list[tuple[Tensor, ...]]]] = {
     "cond": (branch, [(random(4),), (random(7),), (-random(5).abs(),), (random(6).abs(),)]),
     "size as a number": (size_as_number, [(random(4, 3),), (random(9, 3),)]),
     "size as a shape": (size_as_shape, [(random(4, 5),), (random(9, 5),)]),
+    "products of sizes": (size_as_product, [(random(4, 3),), (random(9, 5),)]),
     "fori_loop": (indexed, [(random(4, 3),), (random(9, 3),)]),
     "map": (lambda xs: fh.map(torch.sin, xs), [(random(4, 3),), (random(9, 2),)]),
     "vmap(scan)": (fh.vmap(cumulative), [(random(2, 4, 3),), (random(5, 9, 3),)]),
@@ -263,6 +271,8 @@ EXPORTS: dict[str, tuple[Any, Any, list[tuple[Tensor, ...]]]] = {
     "vmap(while_loop)": (fh.vmap(doubled_until), ({0: B},), [(random(4, 3),), (random(7, 3),)]),
     "cond": (branch, ({0: B},), CASES["cond"][1]),
     "fori_loop": (indexed, ({0: B},), CASES["fori_loop"][1]),
+    "products of sizes": (size_as_product, ({0: B, 1: T},), CASES["products of sizes"][1]),
+    "products of one size": (size_as_product, ({0: B, 1: B},), [(random(4, 4),), (random(7, 7),)]),
     "associative_scan": (lambda x: fh.associative_scan(torch.add, x), ({0: B},), [(random(4, 3),), (random(9, 3),)]),
     "jit": (fh.jit(cumulative, backend="eager"), ({0: B},), CASES["scan"][1]),
     "remat": (recomputing("sqrt", 2), ({0: B},), CASES["scan"][1]),

@@ -273,6 +273,58 @@ def test_gradients_of_branches_that_differ_in_strides(strict: bool) -> None:
     torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
 
 
+@both_ways
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_chunks_and_their_remainder(has_gradient: bool, strict: bool) -> None:
+    """torch's vmap can't stand by itself in what torch exports, around a parameter."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            w = torch.outer(self.w, x)
+            return fh.map(lambda row: (torch.tanh(w @ row), row.argmax()), torch.stack([x, x.sin(), -x]), batch_size=2)
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    with torch.set_grad_enabled(has_gradient):
+        program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@both_ways
+def test_what_shares_memory_with_a_parameter_is_carried(strict: bool) -> None:
+    """Without gradients a captured view is detached: torch, which decomposes the program, asks whether loops share."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([[0.5, 0.2], [0.1, 0.4]], dtype=torch.float64))
+
+        def forward(self, xs: Tensor) -> Any:
+            step = lambda c, x: (torch.tanh(self.w @ c + x), c.sum())
+            return fh.jit(lambda xs: fh.scan(step, self.w[0], xs), backend="eager")(xs)
+
+    model, x = Module(), torch.tensor([[0.3, 1.2], [0.1, -0.4]], dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.run_decompositions().module()(x), model(x))
+
+
+@both_ways
+def test_gradients_of_a_while_loop_that_differ_in_strides(strict: bool) -> None:
+    """torch's derivative of a while loop carries the gradients of a weight, and of the carry, which are transposed."""
+
+    class Module(Growth):
+        def forward(self, x: Tensor) -> Any:
+            w = torch.outer(self.w, x)
+            step = lambda s: (torch.tanh(w @ s[0].T.contiguous()).T, s[1] + 1)
+            return fh.while_loop(lambda s: s[1] < 3, step, (torch.stack([x, x.sin(), -x]), 0))[0]
+
+    model, x = Module(), torch.tensor([0.3, 1.2], dtype=torch.float64)
+    run = torch.export.export(model, (x.clone().requires_grad_(),), strict=strict).module()
+    torch.testing.assert_close(run(x), model(x))
+    expected = gradients(model, list(model.parameters()), x)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), x), expected)
+
+
 def test_a_custom_rule_is_called_what_the_user_calls_it() -> None:
     """By its own line, too, where equal rules are made at others."""
     w = torch.tensor([1.5, 2.5], requires_grad=True)

@@ -284,6 +284,14 @@ def test_a_write_through_such_a_view_is_refused():
         fh.jit(f, backend="eager")(TURNED)
 
 
+def test_products_of_lanes_that_lie_otherwise_without_gradients():
+    """To take a lane's result apart functorch asks no layout, hence none is unknown."""
+    w, xs = torch.rand(3, 3, dtype=F64), torch.rand(2, 3, dtype=F64).expand(4, -1, -1)
+    f = lambda xs: fh.map(fh.vmap(lambda x: torch.tanh(w @ x)), xs)
+    with torch.no_grad():
+        same(fh.jit(f, backend="eager")(xs), f(xs))
+
+
 def test_a_view_of_lanes_that_lie_otherwise_in_the_trace():
     """The rows that a loop stacks for all lanes lie between one another."""
     f = lambda x: (fh.map(lambda row: row * 2, x) + 1).view(-1).sin()

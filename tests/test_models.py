@@ -367,3 +367,14 @@ def test_power_iteration(run):
         run(fh.vmap(fh.value_and_grad(ours)), m), tuple(reversed(torch.func.vmap(torch.func.grad_and_value(python))(m)))
     )
     same(run(fh.hessian(ours), m[0]), torch.func.hessian(python)(m[0]))
+
+
+def test_gradients_of_masked_attention_in_half_precision():
+    """The mask is an operand by its name, beside those of two dtypes."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.full((5, 5), -1e9).triu(1).bfloat16()
+    q = torch.randn(2, 2, 5, 4, generator=generator).bfloat16()
+    attended = lambda c: c + nn.functional.scaled_dot_product_attention(c, c, c, attn_mask=mask)
+    ours = lambda q: fh.fori_loop(0, 2, lambda i, c: attended(c), q).float().square().sum()
+    python = lambda q: attended(attended(q)).float().square().sum()
+    same(fh.jit(fh.grad(ours), backend="eager")(q), torch.func.grad(python)(q))

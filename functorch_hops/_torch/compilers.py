@@ -27,6 +27,7 @@ __all__ = [
     "dynamo_silent",
     "index_bound",
     "is_exporting",
+    "is_exporting_to_onnx",
     "is_refused_by_dynamo",
     "lookup_backend",
     "matrix_failure",
@@ -94,6 +95,12 @@ def lookup_backend(backend: str | Callable[..., Any]) -> Callable[..., Any]:
 def is_exporting() -> bool:
     """Whether torch.export traces around us."""
     return torch.compiler.is_exporting()
+
+
+def is_exporting_to_onnx() -> bool:
+    """Whether what torch.export traces becomes a program of ONNX, which has no derivative."""
+    # Without the exporter torch imports what may not be installed to answer.
+    return is_exporting() and "torch.onnx._internal.exporter._core" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def assume_constant_result(function: Callable[P, T]) -> Callable[P, T]:

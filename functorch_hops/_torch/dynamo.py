@@ -6,9 +6,11 @@ Imported when Dynamo first meets such a call, never before: Dynamo takes a secon
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import optree
@@ -21,7 +23,7 @@ from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
-from torch._dynamo.variables.functions import UserFunctionVariable
+from torch._dynamo.variables.functions import NestedUserFunctionVariable, UserFunctionVariable
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -121,6 +123,16 @@ class _Stub(_Opaque):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.call.run(self.variable, args, kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Of a function that the traced code makes: its defaults are values of Dynamo's."""
+        given = getattr(self.variable, "defaults", None)
+        if not isinstance(self.variable, NestedUserFunctionVariable) or given is None:
+            raise AttributeError("__signature__")
+        code, defaults = self.variable.get_code(), self.call.to_python(given, self.call.known)
+        cells = tuple(CellType() for _ in code.co_freevars)
+        return inspect.signature(FunctionType(code, {}, self.__name__, tuple(defaults), cells))
 
 
 class OpenNumber(_Leaf):

@@ -14,6 +14,7 @@ from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
 from .symbols import symbols_around
+from .tensors import storage_key
 
 __all__ = [
     "SCAN_FORGETS_CARRIES",
@@ -63,7 +64,7 @@ def unshared(tensors: Sequence[Tensor], constants: Sequence[Tensor] = ()) -> lis
     """
     seen, result = list(constants), []
     for t in tensors:
-        is_shared = any(t is other or t._is_view() or other._is_view() for other in seen)
+        is_shared = any(t._is_view() or other._is_view() or storage_key(t) == storage_key(other) for other in seen)
         result.append(t.clone() if is_shared else t)
         seen.append(result[-1])
     return result

@@ -276,8 +276,9 @@ def symbols_around() -> Any | None:
 
 
 class LiftedSymbols(dict[Any, Any]):
-    """A tracer's table of symbols that asks ``lift`` for one that it does not know: a number of an enclosing
-    capture.
+    """A tracer's table of symbols that asks ``lift`` for what it does not know: a number of an enclosing capture, or
+    what was computed from such numbers there. torch builds the latter itself, but (2.13) no powers, to which sympy
+    makes equal factors, and no products of three.
     """
 
     def __init__(self, lift: Callable[[Any], Any | None]) -> None:
@@ -285,7 +286,7 @@ class LiftedSymbols(dict[Any, Any]):
         self.lift = lift
 
     def get(self, key: Any, default: Any = None) -> Any:
-        if not super().__contains__(key) and key.is_Symbol:
+        if not super().__contains__(key) and key.free_symbols:
             found = self.lift(key)
             if found is not None:
                 self[key] = found

@@ -8,7 +8,7 @@ Its derivatives of its own operators (2.13) are right at first order with except
 - integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
   pass too; in torch 2.11 a carry of a ``scan`` is like that of a ``while_loop``;
 - the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
-  expanded tensors;
+  expanded tensors; that of a ``while_loop`` is one whose carries, the gradients, must keep their strides;
 - a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
 - the derivative of a determinant in a ``scan`` is that of the transposed matrix where the matrix was not contiguous
   (`trace/normalize.py` sees to it that it is);
@@ -19,6 +19,10 @@ Where a tensor of the export requires a gradient, an operator takes a form for w
 there is one: a ``while_loop`` is a branch of a ``cond`` on its first condition. Where there is none, the program is for
 inference: a warning says so, and a backward pass through the operator raises. The latter takes an operator that torch
 has no derivative of, since the program runs without this library.
+
+A program that becomes one of ONNX is never differentiated, and ONNX has nothing to put in the place of these forms.
+What an operator takes is detached there: to decompose the program torch runs it once more, with gradients, and would
+look for derivatives.
 """
 
 from __future__ import annotations
@@ -36,7 +40,16 @@ from ..errors import message, warn
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.subgraph import Params, params_of
 
-__all__ = ["as_declared", "as_floats", "as_real", "exported", "is_training", "native_cond", "tied"]
+__all__ = [
+    "as_declared",
+    "as_floats",
+    "as_real",
+    "exported",
+    "is_training",
+    "native_cond",
+    "tied",
+    "with_dense_gradients",
+]
 
 Lower = Callable[[Sequence[Any]], Sequence[Tensor]]
 
@@ -68,6 +81,9 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
     why = params.lost_when_exported
     if _inside.training is not None or (why is None and not params.is_native):
         return lower(operands)  # inside, or an operator that dissolves: what it holds comes here itself
+    if _torch.is_exporting_to_onnx():
+        with _exporting(training=False):
+            return lower(_detached(operands))
     has_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in operands)
     parts = list(_within(params))
     why = why or next((part.lost_when_exported for part in parts if part.lost_when_exported), None) or _nested(params)
@@ -75,7 +91,7 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
         if has_gradient:
             _warn(params, why)
         with _exporting(training=False):
-            results = lower([x.detach() if isinstance(x, Tensor) else x for x in operands])
+            results = lower(_detached(operands))
         return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in tied(results, operands)]
     with _exporting(has_gradient):
         results = lower(operands)
@@ -86,6 +102,10 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
     elif any(part.trains_otherwise for part in parts):
         return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in results]
     return results
+
+
+def _detached(operands: Sequence[Any]) -> list[Any]:
+    return [x.detach() if isinstance(x, Tensor) else x for x in operands]
 
 
 def _within(params: Params) -> Iterator[Params]:
@@ -129,14 +149,14 @@ def native_cond(
     """torch's ``cond`` in a form of which its derivative is right."""
     if is_training():
         operands = [_torch.dense(x) if _is_float(x) else x for x in operands]
-        true_fn, false_fn = _with_dense_gradients(true_fn), _with_dense_gradients(false_fn)
+        true_fn, false_fn = with_dense_gradients(true_fn), with_dense_gradients(false_fn)
     return _torch.native_cond(predicate, true_fn, false_fn, tuple(operands))
 
 
-def _with_dense_gradients(branch: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def with_dense_gradients(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """The gradient of a part of a tensor is written into zeros, hence that of all of it into a tensor of its own."""
     all_of = lambda x: x.reshape(-1)[:].reshape(x.shape) if _is_float(x) and x.dim() else x
-    return lambda *args: branch(*map(all_of, args))
+    return lambda *args: function(*map(all_of, args))
 
 
 def tied(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:

@@ -32,7 +32,7 @@ def check_dtypes(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None
         return
     with _torch.suspended(keep_autocast=False):
         try:
-            func(*map(_small, args), **kwargs)
+            func(*map(_small, args), **{name: _small(value) for name, value in kwargs.items()})
         except (RuntimeError, TypeError, ValueError) as error:
             if _OF_DTYPES.search(str(error)):
                 raise

@@ -136,9 +136,10 @@ class Effects(_torch.TorchDispatchMode):
         tracer = self.capture.tracer
         target: Any = torch.ops.aten.detach.default if _torch.in_no_mode_of_gradients() else untracked
         proxy = tracer.create_proxy("call_function", target, (self.capture.proxy_of(out),), {})
-        with _torch.disable_proxy_modes_tracing():
-            alias = out.detach()
-        return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
+        with _torch.without_torch_function():  # functorch takes a lane apart where the other mode listens
+            with _torch.disable_proxy_modes_tracing():
+                alias = out.detach()
+            return _torch.track_tensor_tree(alias, proxy, constant=None, tracer=tracer)
 
     def _bernoulli(self, x: Tensor, p: float = 0.5, *, generator: None = None) -> Tensor:
         """Numbers drawn into ``x``, on whose values they don't depend. A call of the user's draws them in the order of

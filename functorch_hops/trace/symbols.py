@@ -31,8 +31,24 @@ class Symbols:
         self.from_around: dict[int, Any] = {}
         """Places of lifted tensors, and the numbers of torch's trace that they carry."""
 
-    def lift(self, symbol: Any) -> Any | None:
+    def lift(self, expression: Any) -> Any | None:
         """The entry for the table of the tracer; None for a symbol of nothing that encloses this capture."""
+        return self._lift_symbol(expression) if expression.is_Symbol else self._compute(expression)
+
+    def _compute(self, expression: Any) -> Any | None:
+        """The entry of what is computed from symbols."""
+        table, known = self.capture.tracer.sympy_expr_tracker, {}
+        for symbol in sorted(expression.free_symbols, key=str):  # in each process in the same order
+            entry = table.get(symbol)
+            if entry is None:
+                return None
+            known[symbol] = node = entry.proxy.force().node
+            node.meta.setdefault("val", entry.value)
+        with _torch.disable_proxy_modes_tracing():
+            node = _torch.expression_node(self.capture.graph, expression, known)
+        return _torch.symbol_entry(fx.Proxy(node, self.capture.tracer), node.meta["val"])
+
+    def _lift_symbol(self, symbol: Any) -> Any | None:
         capture, parent = self.capture, self.capture.parent
         known = parent.tracer.sympy_expr_tracker if parent is not None else self.around
         entry = known.get(symbol) if known is not None else None

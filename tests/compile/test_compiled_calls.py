@@ -246,6 +246,23 @@ def test_rules_that_call_their_own_function() -> None:
 # -- compilations
 
 
+def scaled_rule(scale):
+    """A rule with a default, which it takes where a call leaves the argument out."""
+
+    def scaled(x, s=scale):
+        return x.sin() * s
+
+    rule = fh.custom_vjp(scaled)
+    rule.defvjp(lambda x, s: (scaled(x, s), (x, s)), lambda r, ct: (ct * r[0].cos() * r[1] * 10, None))
+    return rule
+
+
+def test_defaults_of_a_rule_that_the_traced_code_makes() -> None:
+    same(lambda x: fh.grad(lambda x: scaled_rule(2.0)(x).sum())(x), x())
+    same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y).sum())(x), x())
+    same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y, 3.0).sum())(x), x())
+
+
 def graphs(f, *calls, **options) -> int:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(f, fullgraph=True, backend=counter, **options)
@@ -302,6 +319,8 @@ def test_open_numbers_that_a_rule_closes_over() -> None:
     gradient = fh.grad(lambda x: root(x).square().sum())
     sizes = [(torch.rand(n, 2, dtype=torch.float64),) for n in (3, 5, 4)]
     assert graphs(lambda x: (root(x), gradient(x)), *sizes, dynamic=True) == 1
+    equal = [(torch.rand(n, n, dtype=torch.float64),) for n in (3, 2, 4)]  # whose product is a power
+    assert graphs(lambda x: (root(x), gradient(x)), *equal, dynamic=True) == 1
 
 
 @pytest.mark.parametrize(

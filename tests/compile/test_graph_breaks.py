@@ -240,3 +240,18 @@ def test_errors_of_the_users_own() -> None:
     run = lambda x: fh.cond(x.sum() > 0, fails, torch.sin, x)
     with pytest.raises(ValueError, match="mine"):
         torch.compile(run, backend="eager")(x())
+
+
+def test_torch_loses_what_is_written_to_a_number_of_another_graph() -> None:
+    """AOTAutograd (torch 2.13) forgets writes to 0-d inputs of float64: no operation of the library is here."""
+
+    def written(x):
+        y = x * 1.0
+        torch._dynamo.graph_break()
+        y.mul_(0.7)
+        return y
+
+    x = torch.tensor(2.0, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(written, backend="eager")(x), x * 0.7)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(written, backend="aot_eager")(x), x, msg="torch keeps the write now")

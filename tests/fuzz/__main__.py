@@ -31,7 +31,7 @@ _ANSWER = "fuzz: "
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0:100", help="a seed, or first:last, the last one excluded")
-    parser.add_argument("--backend", default="inductor", help="plain, captured, eager, aot_eager, inductor or dynamo")
+    parser.add_argument("--backend", default="inductor", help="one of MODES in checking.py")
     parser.add_argument("--device", default="cpu", help="where programs run")
     parser.add_argument("--group", type=int, default=8, help="programs that are compiled as one function")
     parser.add_argument("--timeout", type=float, default=240.0, help="seconds for a group")

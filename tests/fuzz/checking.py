@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,8 +23,10 @@ from .oracle import Oracle, layer_norm
 
 __all__ = ["MODES", "Failure", "failure_of"]
 
-MODES = ("plain", "captured", "eager", "aot_eager", "inductor", "dynamo")
-"""Plain eager, ``eager_capture``, the backends of jit, and ``torch.compile`` of a program as one graph."""
+MODES = ("plain", "captured", "eager", "aot_eager", "inductor", "dynamo", "breaks")
+"""Plain eager, ``eager_capture``, the backends of jit, ``torch.compile`` of a program as one graph, and of one with
+graph breaks at random places.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ Function = Callable[..., Any]
 
 def failure_of(programs: Sequence[Program], mode: str) -> Failure | None:
     """What is wrong when these programs are run together, in one jitted function if the mode has one."""
-    sources = [program.source for program in programs]
-    loaded = [load(_for_dynamo(source) if mode == "dynamo" else source) for source in sources]
+    rewritten = {"dynamo": _for_dynamo, "breaks": _with_breaks}.get(mode, str)
+    loaded = [load(rewritten(program.source)) for program in programs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
@@ -82,6 +85,23 @@ def _for_dynamo(source: str) -> str:
     return ast.unparse(tree)
 
 
+_BREAKS = "torch._dynamo.graph_break()", "print(end='')", "unknown_to_dynamo()"
+_WHOLE = ("inputs", "flat", "scalar", "slopes")
+"""Functions that a program does not consist of."""
+
+
+def _with_breaks(source: str) -> str:
+    """The program with statements in its functions that end a graph of Dynamo's; the same for the same program."""
+    draw, tree = random.Random(source), ast.parse(_for_dynamo(source))
+    classes = {node for part in ast.walk(tree) if isinstance(part, ast.ClassDef) for node in ast.walk(part)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name not in _WHOLE and node not in classes:
+            for place in reversed(range(len(node.body))):
+                if draw.random() < 0.2:
+                    node.body.insert(place, ast.parse(draw.choice(_BREAKS)).body[0])
+    return "@torch.compiler.disable\ndef unknown_to_dynamo():\n    pass\n".join(["import torch\n", ast.unparse(tree)])
+
+
 def _is_unknown_to_dynamo(part: ast.stmt) -> bool:
     return isinstance(part, ast.ClassDef) or (isinstance(part, ast.FunctionDef) and part.name == "jvp")
 
@@ -112,9 +132,11 @@ def _function(loaded: Sequence[dict[str, Any]], mode: str) -> Function:
                 return together(arguments)
 
         return captured
-    if mode == "dynamo":
+    if mode in ("dynamo", "breaks"):
         torch.compiler.reset()
-        return torch.compile(together, fullgraph=True, backend="aot_eager")
+        # AOTAutograd (torch 2.13) loses what a part of a program writes to a 0-d tensor of another part.
+        backend = "aot_eager" if mode == "dynamo" else "eager"
+        return torch.compile(together, fullgraph=mode == "dynamo", backend=backend)
     return fh.jit(together, backend=mode)
 
 

@@ -3,8 +3,9 @@
 NOTE [Where torch's associative_scan is right] torch's operator (2.13) calls its function on many pairs at once, not
 vmapped: it has to be pointwise, which nothing checks. Its derivative takes the leaves one by one, so what one leaf does
 to another is missing from it without a word; it refuses constants and complex numbers. Export therefore keeps the
-operator for pointwise functions of one real tensor. Elsewhere, and for compilation - Inductor lowers the operator on
-CUDA only -, the O(log n) steps are written out; on the CPU a kernel of one pass takes their place.
+operator for pointwise functions of one real tensor. Elsewhere, for ONNX, which has no such operator, and for
+compilation - Inductor lowers it on CUDA only -, the O(log n) steps are written out; on the CPU a kernel of one pass
+takes their place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ __all__ = ["associative_scan_form", "associative_scan_lower"]
 
 def associative_scan_lower(params: AssociativeScanParams, operands: Sequence[Tensor]) -> Sequence[Tensor]:
     body = params.body
-    if not _torch.is_exporting() or operands[0].shape[0] == 0 or not _is_native(body):
+    has_native = _torch.is_exporting() and not _torch.is_exporting_to_onnx()
+    if not has_native or operands[0].shape[0] == 0 or not _is_native(body):
         return associative_scan_impl(params, operands)
     # A list, since Dynamo, for a strict export of the program, compares the tree of results with that of the elements.
     return _torch.native_associative_scan(lambda a, b: list(body(a, b)), [_torch.dense(operands[0])], ())

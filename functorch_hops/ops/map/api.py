@@ -79,13 +79,14 @@ def _each(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size
 def _in_chunks(f: Callable[[Any], Any], leaves: list[Tensor], spec: pytree.Spec, size: Any, batch_size: int) -> Any:
     chunks, rest = size // batch_size, size % batch_size  # open sizes know no divmod
     batched = _vmapped(f)
+    # The remainder is a loop of one step: where torch traces, its vmap may not stand there by itself.
+    split = [(0, chunks, batch_size)] if chunks or not rest else []
+    split += [(chunks * batch_size, 1, rest)] if rest else []
     parts = []
-    if chunks or not rest:
-        whole = [x[: chunks * batch_size].unflatten(0, (chunks, batch_size)) for x in leaves]
-        ys = _each(batched, whole, spec, chunks)
+    for start, n, lanes in split:
+        elements = [x[start : start + n * lanes].unflatten(0, (n, lanes)) for x in leaves]
+        ys = _each(batched, elements, spec, n)
         parts.append(pytree.map(lambda y: y.flatten(0, 1) if isinstance(y, Tensor) else y, ys))
-    if rest:
-        parts.append(batched(pytree.unflatten(spec, [x[chunks * batch_size :] for x in leaves])))
     if len(parts) == 1:
         return parts[0]
     return pytree.map(lambda a, b: torch.cat((a, b)) if isinstance(a, Tensor) else a, *parts)

@@ -31,8 +31,9 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         xs = [torch.arange(length)]
     if params.reverse:
         xs = [x.flip(0) for x in xs]
-    is_map = n == 0 and _torch.is_exporting()
-    # Inductor lowers no map, and takes a scan of a single output for that output: an idle carry makes it two.
+    is_map = n == 0 and _torch.is_exporting() and not _torch.is_exporting_to_onnx()
+    # Inductor and ONNX have no map, and Inductor takes a scan of a single output for that output: an idle carry makes
+    # it two.
     idle = [] if is_map or (n > 0 and len(body.outputs) > 1) else [torch.zeros(())]
     k, first_const = len(idle), len(idle) + n + len(xs)
     # Inductor does not find a scan with complex operands or outputs: there they travel as pairs of real numbers.

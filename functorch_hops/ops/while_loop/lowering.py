@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ... import _torch
+from ...errors import CaptureError, message
 from ...ir.meta import is_differentiable
-from ...lowering.exported import as_declared, as_floats, is_training, native_cond, tied
+from ...lowering.exported import as_declared, as_floats, is_training, native_cond, tied, with_dense_gradients
 from ...lowering.loops.forms import NativeLoop, While
 from .op import WhileLoopParams, merge_flags
 
@@ -34,6 +35,8 @@ def while_loop_lower(params: WhileLoopParams, operands: Sequence[Tensor]) -> Seq
 def _native(params: WhileLoopParams, init: Sequence[Tensor], consts: tuple[Tensor, ...]) -> Sequence[Tensor]:
     cond, body = params.cond, params.body
     step = lambda *args: tuple(_torch.dense(o) for o in body(*args))
+    if is_training():
+        step = with_dense_gradients(step)
     return _torch.native_while_loop(lambda *args: cond(*args)[0], step, tuple(init), consts)
 
 
@@ -52,6 +55,17 @@ def _trained(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor, 
     return as_declared(native_cond(params.cond(*operands)[0], loop, no_loop, operands), params.body.outputs)
 
 
+def _unknown_to_onnx(params: WhileLoopParams) -> CaptureError:
+    origin = params.origin
+    text = message(
+        params.public_name,
+        "torch.onnx has no program for the gradient of a while loop, which keeps what each step computed",
+        remedy="differentiate a fh.scan, or a fh.fori_loop, whose number of steps is known before it runs",
+        at=None if origin is None else (origin.file, origin.line),
+    )
+    return CaptureError(text)
+
+
 def while_loop_native_loop(params: WhileLoopParams) -> NativeLoop:
     return NativeLoop.STACKED_CARRIES if params.flags else NativeLoop.PLAIN
 
@@ -66,6 +80,8 @@ def _stacking(params: WhileLoopParams, init: list[Tensor], consts: tuple[Tensor,
     torch's operator gives one row, the initial carry, when the loop does not run. Its count is 0, hence ``valid`` is
     False there, and the loop backwards skips it.
     """
+    if _torch.is_exporting_to_onnx():
+        raise _unknown_to_onnx(params)
     cond, body, n, flags = params.cond, params.body, params.n_carry, params.flags
     stacked = [0 not in meta.shape for meta in body.outputs[n:]]
     dummies = [meta.zeros() for meta, s in zip(body.outputs[n:], stacked) if s]
