@@ -75,6 +75,22 @@ def test_a_question(run, place, question, asked):
         same(run(place(f), x), f(x))
 
 
+@every_mode
+@pytest.mark.parametrize("read", [lambda x: x[0], lambda x: x.view(1, 3), lambda x: x.detach()[0]])
+def test_a_body_asks_an_outer_view_of_what_was_written_to(run, read):
+    """Autograd takes such a view again when it is asked, in the levels that are there."""
+
+    def f(x):
+        x = x * 1
+        v = read(x)
+        x[x > 0] = 1.0
+        return fh.map(lambda _: v * (2 if v.requires_grad and not v.is_leaf else 3) * W.sum(), x).sum() + (x * x).sum()
+
+    x = tensor(0.5, -2.0, 3.0)
+    same(run(f, x), f(x))
+    same(run(fh.grad(f), x), torch.func.grad(f)(x))
+
+
 @while_capturing
 def test_a_carry_that_begins_without_history(run):
     """One capture can't answer differently in the first step and later; what has a history anyway is no question."""
