@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -364,6 +366,22 @@ def test_weights_clamped_in_a_loop(run):
         return c * 2, None
 
     same(run(lambda x: fh.scan(step, x, length=2)[0], tensor(1.1, 2.0)), tensor(3.0, 3.0))
+
+
+@while_capturing
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        (lambda x: x._version == 0, "._version"),
+        (lambda x: x.retains_grad, ".retains_grad"),
+        (lambda x: x.is_set_to(x), "is_set_to()"),
+    ],
+)
+def test_what_a_traced_value_does_not_know(run, question, name):
+    """The fake's answer would be wrong for the tensor that it stands for."""
+    for f in (lambda x: x * (2 if question(x) else 3), lambda x: x * (2 if question(x * W) else 3)):
+        with pytest.raises(fh.CaptureError, match=re.escape(name)):
+            run(lambda x: fh.map(f, x), torch.ones(2, 2, dtype=F64))
 
 
 @while_capturing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pathlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -113,7 +114,7 @@ class Arguments:
                 key.append(float)
             else:
                 entry = static_key(leaf)
-                if isinstance(entry[1], ObjectKey):
+                if isinstance(entry[1], ObjectKey) or isinstance(leaf, pathlib.Path):  # what a path names may change
                     self.objects.append(leaf)
                 key.append(entry)
         if len({*map(id, self.operands)}) != len(self.operands):
