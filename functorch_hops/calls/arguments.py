@@ -16,7 +16,7 @@ from ..ir.sizes import open_shape, shape_env_of
 from .numbers import from_numpy
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "is_operand", "one_or_several", "signature_of"]
+__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "distinct", "is_operand", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
 P = ParamSpec("P")
@@ -142,6 +142,13 @@ class Arguments:
 def is_operand(leaf: Any) -> bool:
     """Whether a leaf is a value of the graph, if it is no float. A sparse matrix is not: NOTE [Sparse matrices]."""
     return _torch.is_dense(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, TensorSpec)
+
+
+def distinct(operands: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The operands without repeats, and where each stands among them: what is one object outside is one inside."""
+    places: dict[int, int] = {}
+    found = [places.setdefault(id(x), len(places)) for x in operands]
+    return [operands[found.index(i)] for i in range(len(places))], found
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:
