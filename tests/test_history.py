@@ -372,7 +372,6 @@ def test_weights_clamped_in_a_loop(run):
 @pytest.mark.parametrize(
     ("question", "name"),
     [
-        (lambda x: x._version == 0, "._version"),
         (lambda x: x.retains_grad, ".retains_grad"),
         (lambda x: x.is_set_to(x), "is_set_to()"),
     ],

@@ -257,7 +257,6 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.resize_: _refused("resize_()", "make a tensor of the new size"),
     Tensor.resize_as_: _refused("resize_as_()", "make a tensor of the new size"),
     Tensor.is_set_to: _refused("is_set_to()", "ask `x is y`, which is known of arguments"),
-    _Tensor._version.__get__: _refused("._version", "a captured function counts no writes: keep a count of its own"),
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),
