@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,22 @@ def test_a_question(run, place, question, asked):
         return  # the initial carry requires a gradient, and no other: refused
     with torch.set_grad_enabled(asked != "no_grad"):
         same(run(place(f), x), f(x))
+
+
+@every_mode
+@pytest.mark.parametrize("read", [lambda x: x[0], lambda x: x.view(1, 3), lambda x: x.detach()[0]])
+def test_a_body_asks_an_outer_view_of_what_was_written_to(run, read):
+    """Autograd takes such a view again when it is asked, in the levels that are there."""
+
+    def f(x):
+        x = x * 1
+        v = read(x)
+        x[x > 0] = 1.0
+        return fh.map(lambda _: v * (2 if v.requires_grad and not v.is_leaf else 3) * W.sum(), x).sum() + (x * x).sum()
+
+    x = tensor(0.5, -2.0, 3.0)
+    same(run(f, x), f(x))
+    same(run(fh.grad(f), x), torch.func.grad(f)(x))
 
 
 @while_capturing
@@ -348,6 +366,21 @@ def test_weights_clamped_in_a_loop(run):
         return c * 2, None
 
     same(run(lambda x: fh.scan(step, x, length=2)[0], tensor(1.1, 2.0)), tensor(3.0, 3.0))
+
+
+@while_capturing
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        (lambda x: x.retains_grad, ".retains_grad"),
+        (lambda x: x.is_set_to(x), "is_set_to()"),
+    ],
+)
+def test_what_a_traced_value_does_not_know(run, question, name):
+    """The fake's answer would be wrong for the tensor that it stands for."""
+    for f in (lambda x: x * (2 if question(x) else 3), lambda x: x * (2 if question(x * W) else 3)):
+        with pytest.raises(fh.CaptureError, match=re.escape(name)):
+            run(lambda x: fh.map(f, x), torch.ones(2, 2, dtype=F64))
 
 
 @while_capturing

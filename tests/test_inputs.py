@@ -149,6 +149,24 @@ def test_an_argument_that_is_given_twice_is_one_object(run):
 
 
 @every_mode
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x, y: fh.cond(x.sum() > -9, f, lambda x, y: f(x, y) * 1, x, y),
+        lambda f, x, y: fh.switch(x.sum().long().clamp(0, 1), [f, f], x, y),
+        lambda f, x, y: fh.checkpoint(f)(x, y=y),
+    ],
+)
+def test_an_operand_that_is_given_twice_is_one_object(run, call):
+    f = lambda x, y: x * (2 if x is y else 3) * y
+    x, y = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 3.0])
+    for args in ((x, x), (x, y), (x, x)):
+        same(run(lambda: call(f, *args)), f(*args))
+    gradient = lambda f: lambda x: torch.func.grad(lambda x: f(x, x).sum())(x)
+    same(run(gradient(lambda *args: call(f, *args)), x), gradient(f)(x))
+
+
+@every_mode
 def test_a_parameter_is_one_inside(run):
     weight = torch.nn.Parameter(torch.tensor([0.5, 2.0]))
     f = lambda x: x * (2 if isinstance(x, torch.nn.Parameter) else 3)

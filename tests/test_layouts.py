@@ -75,6 +75,7 @@ QUESTIONS = {
     "stride of a dimension": chosen(lambda x: x.stride(-1) == 1),
     "contiguous": chosen(lambda x: x.is_contiguous()),
     "offset": chosen(lambda x: x.storage_offset() > 0),
+    "order of dimensions": chosen(lambda x: x.dim_order() == (1, 0)),
     "made contiguous": chosen(lambda x: x.contiguous().is_contiguous()),
     "of a copy": chosen(lambda x: (x.contiguous() * 2).stride() == (2, 1)),
 }

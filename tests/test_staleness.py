@@ -15,7 +15,9 @@ import enum
 import functools
 import logging
 import math
+import multiprocessing
 import os
+import pathlib
 import random
 import re
 import sys
@@ -176,6 +178,7 @@ NUMPY_GENERATOR = np.random.default_rng(0)
 GENERATOR = random.Random(0)
 NUMBERS = iter(range(100))
 LOCK = threading.Lock()
+HERE = pathlib.Path(__file__)
 VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("VARIABLE", default=0)
 
 
@@ -238,6 +241,8 @@ def sets_by_name(x: Any) -> Any:
         (lambda x: x * LOCK.locked(), "calls _thread.locked"),
         (lambda x: x * float(np.random.default_rng().normal()), "calls random.SystemRandom.getrandbits"),
         (lambda x: x * time.time(), "calls time.time"),
+        (lambda x: x * HERE.exists(), "calls pathlib.Path.exists"),
+        (lambda x: x * len(pathlib.Path(__file__).read_bytes()[:1]), "calls pathlib.Path.read_bytes"),
         (lambda x: x * decimal.getcontext().prec, "calls decimal.getcontext"),
         (lambda x: x * sys.getrecursionlimit(), "calls sys.getrecursionlimit"),
         (lambda x: x * len(threading.current_thread().name), "calls threading.current_thread"),
@@ -299,6 +304,13 @@ def test_what_can_not_be_watched_is_named() -> None:
     pointer = ctypes.pointer(ctypes.c_double(2.0))
     with pytest.warns(RuntimeWarning, match="'pointer' is a pointer, behind which nobody looks"):
         jit(lambda x: x * pointer[0])(torch.ones(2))
+
+    shared = multiprocessing.Value("d", 2.0)
+    with pytest.warns(RuntimeWarning, match="'shared' is a Synchronized, whose state can't be watched"):
+        jit(lambda x: x * shared.value)(torch.ones(2))
+
+    with pytest.warns(RuntimeWarning, match="calls pathlib.Path.exists"):
+        jit(lambda x, path: x * path.exists())(torch.ones(2), HERE)
 
     many = [[n] for n in range(fh.environment.found.MOST + 1)]
     with pytest.warns(RuntimeWarning, match="'many' is list, too large to be watched"):

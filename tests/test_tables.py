@@ -182,3 +182,37 @@ def test_state_that_is_kept_outside_of_buffers_is_refused_by_its_place():
         same(kept(x), expected(x))
     with pytest.raises(fh.LeakedTensorError, match=r"keeps a traced tensor, .*\n  where: .*membrane"):
         fh.jit(Leaky(is_buffer=False), backend="eager")(x)
+
+
+@pytest.mark.parametrize("place", ["attribute", "item"])
+def test_a_state_that_goes_on_from_itself_is_refused_at_the_second_capture(place):
+    """It was served stale from the third call on. A table that is made larger once is none."""
+    holder = {"n": torch.zeros(())} if place == "item" else torch.nn.Identity()
+    if place == "attribute":
+        holder.n = torch.zeros(())
+    get = (lambda: holder["n"]) if place == "item" else lambda: holder.n
+    put = functools.partial(holder.__setitem__ if place == "item" else holder.__setattr__, "n")
+
+    def count(x):
+        put(get() + 1)
+        return x * get()
+
+    counted, x = fh.jit(count, backend="eager"), torch.ones(2)
+    with pytest.warns(RuntimeWarning, match="captured again at every call"):
+        same(counted(x), x)
+    for _ in range(2):
+        with pytest.raises(fh.LeakedTensorError, match=r"keeps a traced tensor, .*\n  where: .*holder"):
+            counted(x)
+
+    put(torch.ones(1))
+
+    def grow(x):
+        if len(get()) < len(x):
+            put(torch.cat([get(), torch.full((len(x) - len(get()),), 2.0)]))
+        return x * get()
+
+    grown = fh.jit(grow, backend="eager")
+    with pytest.warns(RuntimeWarning, match="captured again at every call"):
+        grown(x)
+    for _ in range(2):
+        same(grown(x), torch.tensor([1.0, 2.0]))

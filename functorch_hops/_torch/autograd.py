@@ -36,6 +36,7 @@ __all__ = [
     "has_tangent",
     "in_dual_level",
     "in_no_mode_of_gradients",
+    "is_leaf",
     "is_once_differentiable",
     "lowered",
     "make_dual",
@@ -51,6 +52,20 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 MAKE_DUAL = torch._VF._make_dual
 """What ``torch.func.jvp`` and ``forward_ad.make_dual`` call."""
+
+
+def is_leaf(t: Tensor) -> bool:
+    """``t.is_leaf``, also of a view in a level that is not entered now.
+
+    Autograd takes a view of what was written to since again, in the levels that are there: without its own one the view
+    gets no history, which autograd asserts. A view taken where gradients are tracked is never a leaf if what it is a
+    view of requires one.
+    """
+    autograd: Any = torch._C._autograd
+    base = t._base
+    if base is not None and base.requires_grad and autograd._get_creation_meta(t) == autograd.CreationMeta.DEFAULT:
+        return not t.requires_grad
+    return t.is_leaf
 
 
 def applied(function: type[_SingleLevelFunction]) -> Callable[..., Any]:

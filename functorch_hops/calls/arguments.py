@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pathlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,7 +16,7 @@ from ..ir.sizes import open_shape, shape_env_of
 from .numbers import from_numpy
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "is_operand", "one_or_several", "signature_of"]
+__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "distinct", "is_operand", "one_or_several", "signature_of"]
 
 Function = Callable[..., Any]
 P = ParamSpec("P")
@@ -113,7 +114,7 @@ class Arguments:
                 key.append(float)
             else:
                 entry = static_key(leaf)
-                if isinstance(entry[1], ObjectKey):
+                if isinstance(entry[1], ObjectKey) or isinstance(leaf, pathlib.Path):  # what a path names may change
                     self.objects.append(leaf)
                 key.append(entry)
         if len({*map(id, self.operands)}) != len(self.operands):
@@ -141,6 +142,13 @@ class Arguments:
 def is_operand(leaf: Any) -> bool:
     """Whether a leaf is a value of the graph, if it is no float. A sparse matrix is not: NOTE [Sparse matrices]."""
     return _torch.is_dense(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, TensorSpec)
+
+
+def distinct(operands: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The operands without repeats, and where each stands among them: what is one object outside is one inside."""
+    places: dict[int, int] = {}
+    found = [places.setdefault(id(x), len(places)) for x in operands]
+    return [operands[found.index(i)] for i in range(len(places))], found
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:

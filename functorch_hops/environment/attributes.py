@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import pathlib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["Slots", "attributes_of", "extras", "parts"]
 def parts(walk: Walk, path: Path, value: Any, escapes: bool) -> None:
     """The attributes of what is compared by value."""
     cls = type(value)
+    if isinstance(value, pathlib.Path):  # which names something that changes
+        walk.unwatched(path)
     if not any(map(walk.follows_class, cls.__mro__)):
         return
     for names in (attributes_of(value), Slots(value)):

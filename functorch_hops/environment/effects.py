@@ -9,11 +9,12 @@ unknown behaviour, because it slows the capture down.
 from __future__ import annotations
 
 import dis
+import pathlib
 import random
 import re
 import sys
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from .. import _torch
@@ -32,6 +33,8 @@ _TREES = frozenset({"functorch_hops.pytree", _torch.TREES_OF_TORCH, "optree.ops"
 """Their functions take apart and rebuild the types that the user registered."""
 _SEEDING = random.Random.__init__.__code__
 """Without an argument it reads what the operating system offers."""
+_WITHOUT_STATE = (ModuleType, random.SystemRandom, pathlib.Path)
+"""What objects of these do is done to something outside of them."""
 _CALLED_BY_ALL = frozenset({"__del__", "<module>"})
 
 
@@ -94,8 +97,10 @@ class Observer:
         self.calls.setdefault(f"calls {text}", f"{caller.f_code.co_filename}:{caller.f_lineno}")
 
     def _is_outside(self, owner: Any) -> bool:
-        """Whether an object was there before: in the environment, or as a part of its own module."""
-        if type(owner) is type(sys) or isinstance(owner, random.SystemRandom) or id(owner) in self._seen:
+        """Whether an object was there before - in the environment, or as a part of its own module - or stands for what
+        was.
+        """
+        if isinstance(owner, _WITHOUT_STATE) or id(owner) in self._seen:
             return True
         modules = (sys, sys.modules.get(type(owner).__module__))
         return any(value is owner for module in modules if module is not None for value in vars(module).values())

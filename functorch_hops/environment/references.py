@@ -233,7 +233,8 @@ def hides_state(cls: type) -> bool:
     package = origin.package((cls.__module__, None))
     if hasattr(cls, "__get__") or origin.is_pure((cls.__module__, None)) or package in _INNOCENT:
         return False
-    return any(base is not object and _is_compiled(base) for base in cls.__mro__)
+    is_of_processes = package == "multiprocessing"  # which share what it holds
+    return is_of_processes or any(base is not object and _is_compiled(base) for base in cls.__mro__)
 
 
 def _is_compiled(cls: type) -> bool:

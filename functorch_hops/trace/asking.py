@@ -159,6 +159,14 @@ def _is_contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format =
     return True
 
 
+def _dim_order(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not capture.history.knows_layout(t):
+        strides = _stride(capture, t)
+        with _torch.disable_proxy_modes_tracing():
+            t = torch.empty_strided(t.shape, strides, device="meta")
+    return t.dim_order(*args, **kwargs)
+
+
 def _contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     """Of a value that is contiguous in the graph alone, a copy: what reads its layout, or writes to it, finds that."""
     if memory_format is torch.contiguous_format and not capture.history.knows_layout(t, is_assumed=False):
@@ -239,6 +247,7 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.stride: _stride,
     Tensor.storage_offset: _storage_offset,
     Tensor.is_contiguous: _is_contiguous,
+    Tensor.dim_order: _dim_order,
     Tensor.contiguous: _contiguous,
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,
@@ -247,9 +256,11 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.__reduce_ex__: _refused("copy.copy() of a tensor, or its pickling,", "use clone()"),
     Tensor.resize_: _refused("resize_()", "make a tensor of the new size"),
     Tensor.resize_as_: _refused("resize_as_()", "make a tensor of the new size"),
+    Tensor.is_set_to: _refused("is_set_to()", "ask `x is y`, which is known of arguments"),
     _Tensor.grad.__get__: _refused(".grad", _GRADIENTS),
     _Tensor.grad.__set__: _refused("`.grad = ...`", _GRADIENTS),
     _Tensor.grad.__delete__: _refused("del .grad", _GRADIENTS),
+    _Tensor.retains_grad.__get__: _refused(".retains_grad", "ask requires_grad or is_leaf, which a traced value knows"),
     Tensor.retain_grad: _refused("retain_grad()", "return the value, and differentiate by it outside"),
     Tensor.register_post_accumulate_grad_hook: _refused("register_post_accumulate_grad_hook()", _GRADIENTS),
 }

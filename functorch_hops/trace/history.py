@@ -76,7 +76,7 @@ class Question(enum.Enum):
             if self.is_of_layout:
                 return t.stride() if self is Question.STRIDE else t.storage_offset()
             if self is Question.IS_LEAF:
-                return t.is_leaf
+                return _torch.is_leaf(t)
             return t.requires_grad and (self is Question.REQUIRES_GRAD or _torch.is_tracked_at(level, t))
 
 

@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.arguments import P, R, is_operand
+from ...calls.arguments import P, R, distinct, is_operand
 from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
@@ -171,20 +171,21 @@ def _captured_checkpoint(
     (func,) = functions
     leaves, spec = pytree.flatten(operands)
     places = [i for i, leaf in enumerate(leaves) if is_operand(leaf)]
+    tensors, which = distinct([leaves[i] for i in places])
     outputs: list[OutputSpec] = []
 
     def run(*flat: Tensor) -> list[Tensor]:
         values = list(leaves)
-        for place, value in zip(places, flat):
-            values[place] = value
+        for place, i in zip(places, which):
+            values[place] = flat[i]
         call_args, call_kwargs = pytree.unflatten(spec, values)
-        tensors, output = OutputSpec.flatten(func(*call_args, **call_kwargs))
+        results, output = OutputSpec.flatten(func(*call_args, **call_kwargs))
         outputs.append(output)
-        return tensors
+        return results
 
-    inputs = [TensorMeta.of(leaves[i]) for i in places]
-    sources = [Itself(leaves[i]) for i in places]
+    inputs = [TensorMeta.of(x) for x in tensors]
+    sources = [Itself(x) for x in tensors]
     body, lifted = speculate_subgraph(run, inputs, operation="checkpoint", parameter="func", sources=sources)
     with recorded_as_bodies_say(body):
-        outs = checkpoint_op(CheckpointParams(body, policy), *(leaves[i] for i in places), *lifted)
+        outs = checkpoint_op(CheckpointParams(body, policy), *tensors, *lifted)
     return outputs[-1].unflatten(outs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.arguments import is_operand
+from ...calls.arguments import distinct, is_operand
 from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number, number_as_tensor, numbers_as_tensors
@@ -210,15 +210,15 @@ def _captured_cond(
     selector, *operands = arguments
     all_leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
     places = [i for i, leaf in enumerate(all_leaves) if is_operand(leaf)]
-    leaves = [all_leaves[i] for i in places]
+    leaves, which = distinct([all_leaves[i] for i in places])
     inputs = [TensorMeta.of(x) for x in leaves]
     captured, specs, errors = [], [], []
     for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
             values = list(all_leaves)
-            for place, value in zip(places, flat):
-                values[place] = value
+            for place, i in zip(places, which):
+                values[place] = flat[i]
             tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, values)))
             specs.append(output)
             return tensors
