@@ -210,6 +210,47 @@ def mandelbrot(points: int) -> Program:
     return Program(make, lambda: [normal(points), normal(points, seed=1)], False)
 
 
+def written(x: Any, at: Any, row: Any) -> Any:
+    """A copy of ``x`` with another row."""
+    return x.index_put((at,), row) if hasattr(x, "index_put") else x.at[at].set(row)
+
+
+def embedded(words: int, width: int, steps: int) -> Program:
+    """A recurrent cell that reads the row of a word in each step: all rows have a gradient."""
+
+    def make(lib: Library) -> Any:
+        def run(table: Any, w: Any, text: Any) -> Any:
+            def step(h: Any, word: Any) -> Any:
+                h = lib.np.tanh(h * w + table[word])
+                return h, h
+
+            return (lib.loops.scan(step, w * 0, whole(text))[1] ** 2).mean()
+
+        return run
+
+    text = lambda: np.floor(words * uniform(steps, seed=2))
+    return Program(make, lambda: [normal(words, width), normal(width, seed=1), text()])
+
+
+def cached(keys: int, width: int, steps: int) -> Program:
+    """Attention to the last 16 keys of a cache, to which each step writes one."""
+
+    def make(lib: Library) -> Any:
+        def run(cache: Any, x: Any) -> Any:
+            def step(i: Any, state: Any) -> Any:
+                cache, x = state
+                last = cache[i + lib.np.arange(16)]
+                x = x + lib.nn.softmax(last @ x, -1) @ last
+                x = x / (1 + abs(x).mean())
+                return written(cache, i + 16, x), x
+
+            return lib.loops.fori_loop(0, steps, step, (cache, x))[1].sum()
+
+        return run
+
+    return Program(make, lambda: [normal(keys, width), normal(width, seed=1)])
+
+
 PROGRAMS: dict[str, Program] = {
     "N-body, 64 bodies": n_body(64, 50),
     "Viterbi, 32 states": viterbi(32, 200),
@@ -222,4 +263,6 @@ PROGRAMS: dict[str, Program] = {
     "complex recurrence, 64 states": linear_recurrence(64, 500),
     "spectral method, 256 points": spectral(256, 100),
     "Mandelbrot, 1024 points": mandelbrot(1024),
+    "table of 4096 words": embedded(4096, 32, 200),
+    "cache of 4096 keys": cached(4096, 32, 200),
 }

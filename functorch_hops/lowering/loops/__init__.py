@@ -8,7 +8,7 @@ loop, and the loop takes the native path.
 ``forms``: what a loop is, whoever made it. ``planning``: each loop of a graph as a kernel, or the reason why not;
 ``plans``: what became of each.
 ``body``: a body as a function, ``lanes``: the same for a block of lanes, ``lane_blocks``: how to cut it,
-``late``: numbers of all lanes, reduced after the loop,
+``late``: numbers of all lanes, reduced after the loop, ``in_place``: carries of which a step writes to a part,
 ``systems``: lanes of several numbers, ``lane_steps``, ``unrolled`` and ``lane_rows``: their steps,
 numbers and places, ``masked``: whiles under vmap, ``around``: the loop around a body, ``sinking`` and ``stacks``: what
 makes the rows of a loop, and where they lie, ``tapes`` and ``tape_values``: loops of unknown length that save for

@@ -110,21 +110,26 @@ def led(form: Scan) -> list[str]:
     return lines
 
 
-def _carries(metas: Sequence[TensorMeta]) -> tuple[list[str], Size]:
-    """Two copies of each carry, which take turns, the first filled from the inputs."""
+def _carries(metas: Sequence[TensorMeta], body: Function) -> tuple[list[str], Size]:
+    """Two copies of each carry, which take turns, the first filled from the inputs; of what ``body`` updates in place
+    that which is the result.
+    """
     lines: list[str] = []
     offset: Size = 0
     for i, meta in enumerate(metas):
         c = c_type(meta.dtype)
-        for name in ("now", "next"):
+        if i in body.in_place:
+            lines.append(f"auto *now_{i} = out_{i}, *next_{i} = out_{i};")
+        for name in ("now", "next") if i not in body.in_place else ():
             lines.append(f"auto* {name}_{i} = reinterpret_cast<{c}*>(workspace + {offset});")
             offset = offset_after(offset, n_bytes(meta))
         lines.append(f"std::memcpy(now_{i}, in_{i}, {n_bytes(meta)});")
     return lines, offset
 
 
-def _results(metas: Sequence[TensorMeta]) -> list[str]:
-    return [f"std::memcpy(out_{i}, now_{i}, {n_bytes(meta)});" for i, meta in enumerate(metas)]
+def _results(metas: Sequence[TensorMeta], body: Function) -> list[str]:
+    sizes = {i: n_bytes(meta) for i, meta in enumerate(metas) if i not in body.in_place}
+    return [f"std::memcpy(out_{i}, now_{i}, {size});" for i, size in sizes.items()]
 
 
 def _call(function: Function, arguments: Sequence[str], dense: Sequence[str] = (), inner: str = "inner") -> str:
@@ -154,13 +159,13 @@ def _step(
     last: str,
 ) -> list[str]:
     """The end of a loop: a step, after which carries take turns, and the results."""
-    swaps = [f"std::swap(now_{i}, next_{i});" for i in range(len(carries))]
-    return [_call(body, arguments, dense), *swaps, leave, "}", last, *_results(carries)]
+    swaps = [f"std::swap(now_{i}, next_{i});" for i in range(len(carries)) if i not in body.in_place]
+    return [_call(body, arguments, dense), *swaps, leave, "}", last, *_results(carries, body)]
 
 
 def scan_by_steps(form: Scan, body: Function) -> Function:
     n, metas, length = form.n_carry, form.body.inputs, length_of(form)
-    lines, offset = _carries(metas[:n])
+    lines, offset = _carries(metas[:n], body)
     copies, dense, offset = _dense("factor", body, offset)
     arguments = [
         *(f"now_{i}" for i in range(n)),
@@ -210,7 +215,7 @@ def time_of(form: Scan) -> str:
 def while_by_steps(form: While, cond: Function, body: Function, record: Layout | None = None) -> Function:
     """With a ``record`` it writes what it stacks to a tape, the place of which is its last output."""
     n, metas = form.n_carry, form.inputs
-    lines, offset = _carries(metas[:n])
+    lines, offset = _carries(metas[:n], body)
     test_copies, test_dense, offset = _dense("test_factor", cond, offset)
     copies, dense, offset = _dense("factor", body, offset)
     given = [*(f"now_{i}" for i in range(n)), *(f"in_{i}" for i in range(n, len(metas)))]
@@ -262,7 +267,7 @@ def scan_of_tape(form: Scan, body: Function, record: Layout, rows: Sequence[int]
     """The loop over the records of a tape, the place of which is its last input; ``rows``: which value each x is."""
     n, first_const = form.n_carry, form.n_carry + form.n_xs
     metas = form.body.inputs
-    lines, offset = _carries(metas[:n])
+    lines, offset = _carries(metas[:n], body)
     moved = replace(body, dense=tuple(replace(copy, place=copy.place - form.n_xs) for copy in body.dense))
     copies, dense, offset = _dense("factor", moved, offset)
     consts = metas[first_const:]

@@ -24,6 +24,7 @@ from ..decompositions import decompositions
 from .composed import composed
 from .convolution import convolutions
 from .forms import Refused
+from .in_place import update_in_place
 from .operator import effectful_kernel, loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
@@ -44,8 +45,8 @@ _MULTIPLYING = aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddb
 
 @dataclass(frozen=True)
 class Lowered:
-    """A body, scheduled: Inductor's graph of it, how many elements a call computes besides inner loops, and the open
-    sizes in it.
+    """A body, scheduled: Inductor's graph of it, how many elements a call computes besides inner loops, the open sizes
+    in it, and the inputs in which it leaves the outputs of the same number.
     """
 
     body: Subgraph
@@ -53,6 +54,7 @@ class Lowered:
     work: Size
     loops: bool
     sizes: tuple[OpenSize, ...]
+    in_place: frozenset[int]
 
 
 def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
@@ -80,14 +82,17 @@ def _check_dtypes(module: fx.GraphModule, body: Subgraph) -> None:
             raise Refused(f"an operator is composed of others that give {got} instead of {meta.dtype}")
 
 
-def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
-    """``body`` as Inductor schedules it; its inner loops are kernels already."""
+def lowered(body: Subgraph, options: dict[str, Any], n_updated: int = 0) -> Lowered:
+    """``body`` as Inductor schedules it; its inner loops are kernels already. It may write to its first ``n_updated``
+    inputs what the same outputs are.
+    """
     from torch._inductor.exc import LoweringException, MissingOperatorWithoutDecomp
 
     with _torch.suspended(keep_autocast=False), torch.no_grad():
         mode = _torch.new_fake_mode(body.shape_env)
         with settings(options):
             module = traced(body, mode)
+            in_place = update_in_place(module, n_updated, mode)
         work, loops = _work(module)
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
         with settings(options):
@@ -105,7 +110,7 @@ def lowered(body: Subgraph, options: dict[str, Any]) -> Lowered:
                 raise Refused(_first_line(error)) from error
             if graph.constants:
                 raise Refused("its body holds a tensor")
-    return Lowered(body, graph, work, loops, _sizes(module))
+    return Lowered(body, graph, work, loops, _sizes(module), in_place)
 
 
 def _first_line(error: BaseException) -> str:
@@ -133,7 +138,10 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
         if node.target in (loop_kernel, effectful_kernel, *TAPED_KERNELS):
             loops = True
         elif node.op == "call_function":
-            read = [TensorMeta.of(x.meta["val"]) for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
+            operands = [x.meta["val"] for x in node.all_input_nodes if isinstance(x.meta["val"], Tensor)]
+            read = [TensorMeta.of(x) for x in operands]
+            if isinstance(node.target, _torch.OpOverload) and node.target._schema.is_mutable:
+                metas, read = [], read[1:]
             is_product = node.target in _MULTIPLYING
             inner = size_of(read[-1].shape[-2]) if is_product else 1
             total = total + inner * largest(map(numel, metas if is_product else [*metas, *read]))
@@ -185,7 +193,7 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
         graph.scheduler.codegen()
     code = graph.wrapper_code
-    tail, names = _outputs(graph, body)
+    tail, names = _outputs(lowered)
     offset: Size = 0
     places = []
     for name, (count, dtype) in code.buffers.items():
@@ -193,7 +201,10 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
             c = c_type(dtype)
             places.append(f"auto* {name} = reinterpret_cast<{c}*>(workspace + {offset});")
             offset = offset_after(offset, count * dtype.itemsize)
-    head = [f"auto* {name} = in_{i};" for i, name in enumerate(graph.graph_input_names)]
+    head = []
+    for i, (name, meta) in enumerate(zip(graph.graph_input_names, body.inputs)):
+        place = f"const_cast<{c_type(meta.dtype)}*>(in_{i})" if i in lowered.in_place else f"in_{i}"
+        head.append(f"auto* {name} = {place};")
     head += [f"auto* {name} = out_{i};" for name, i in names.items()]
     # What it hands on is the caller's.
     places += [f"fh::TapeOwner owner_of_{name}({name});" for name in code.tapes if name not in names]
@@ -212,17 +223,21 @@ def statements(lowered: Lowered, options: dict[str, Any], first_const: int) -> F
         work=lowered.work,
         loops=lowered.loops,
         sizes=lowered.sizes,
+        in_place=lowered.in_place,
     )
 
 
-def _outputs(graph: Any, body: Subgraph) -> tuple[list[str], dict[str, int]]:
+def _outputs(lowered: Lowered) -> tuple[list[str], dict[str, int]]:
     """Statements that copy what is no buffer of its own, and the output that each other buffer is."""
     from torch._inductor import ir
 
-    tail, names = [], {}
+    tail, names, graph = [], {}, lowered.graph
     buffers = graph.wrapper_code.buffers
-    for i, (out, meta) in enumerate(zip(graph.graph_outputs, body.outputs)):
+    for i, (out, meta) in enumerate(zip(graph.graph_outputs, lowered.body.outputs)):
         layout, name = out.get_layout(), out.get_name()
+        if i in lowered.in_place:
+            assert name == graph.graph_input_names[i] and layout.offset == 0
+            continue
         dense = ir.FlexibleLayout.contiguous_strides(layout.size)
         assert 0 in layout.size or all(a == b for a, b, size in zip(layout.stride, dense, layout.size) if size != 1)
         if name not in names and buffers.get(name) == (numel(meta), meta.dtype) and layout.offset == 0:
@@ -275,6 +290,22 @@ def _graph_class() -> Any:
         def create_backend(self, device: torch.device) -> Any:
             V.graph.add_device_info(device)
             return Scheduling(self)
+
+        def can_fuse(self, node1: Any, node2: Any, *args: Any, **kwargs: Any) -> Any:
+            """What an input holds before and behind a write to it is not told apart by Inductor's own rule."""
+            written = {
+                self._name(x) for node in (node1, node2) for out in node.get_outputs() for x in out.get_mutations()
+            }
+            for name in written.intersection(V.graph.graph_inputs):
+                if all(
+                    name in {self._name(x.name) for x in node.read_writes.reads_and_writes()} for node in (node1, node2)
+                ):
+                    return False
+            return super().can_fuse(node1, node2, *args, **kwargs)
+
+        def _name(self, name: str) -> str:
+            """Of the buffer that is called otherwise since something was written to it."""
+            return self.mutation_real_name.get(name, name)
 
     class Statements(PythonWrapperCodegen):
         """Collects what would be launched as statements of a function."""

@@ -272,7 +272,8 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
     plans = [_plan(body, _Task(options)) for body in _bodies(form)]
     inner = [report for plan in plans for report in plan.loops]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
-    functions = [statements(lowered(plan.body, options), options, first_const) for plan in plans]
+    updated = [*(0 for _ in plans[1:]), form.n_carry]  # a test writes nothing
+    functions = [statements(lowered(p.body, options, n), options, first_const) for p, n in zip(plans, updated)]
     *tests, body = functions
     function = scan_by_steps(form, body) if isinstance(form, Scan) else while_by_steps(form, tests[0], body)
     return function, [LoopReport(label, "steps", reason), *inner]
@@ -383,8 +384,10 @@ def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     n, scan = form.n_carry, reader.form
     check_metas((*form.body.outputs, *scan.body.inputs, *scan.body.outputs))
     plans = [_plan(body, _Task(options)) for body in (form.cond, form.body, scan.body)]
-    firsts = n, n, scan.n_carry + scan.n_xs
-    cond, body, back = [statements(lowered(p.body, options), options, first) for p, first in zip(plans, firsts)]
+    firsts, updated = (n, n, scan.n_carry + scan.n_xs), (0, n, scan.n_carry)
+    cond, body, back = [
+        statements(lowered(p.body, options, k), options, first) for p, first, k in zip(plans, firsts, updated)
+    ]
     record = layout_of(form.body.outputs[n:])
     writes = while_by_steps(form, cond, body, record)
     reads = scan_of_tape(scan, back, record, reader.rows)

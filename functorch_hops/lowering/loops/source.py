@@ -142,6 +142,7 @@ class Function:
 
     ``parts`` are the texts that define it and what it calls, in order, each once in a program. ``work`` is how many
     elements a call computes, as far as it does not loop; ``loops``: whether it may stop early (``control.stopped``).
+    ``in_place``: the outputs that it leaves in the inputs of the same number, which it writes to.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Function:
     loops: bool
     dense: tuple[Dense, ...] = ()
     sizes: tuple[OpenSize, ...] = ()
+    in_place: frozenset[int] = frozenset()
 
     @property
     def has_workspace(self) -> bool:
@@ -172,6 +174,7 @@ def defined(
     loops: bool,
     sizes: Iterable[Size] = (),
     steps: Size = -1,
+    in_place: frozenset[int] = frozenset(),
 ) -> Function:
     """A function with a name of its content, so that equal ones are one, and their source is the same in every run.
 
@@ -198,7 +201,7 @@ def defined(
     parts = [*needs, *(part for function in calls for part in function.parts)]
     parts.append(f"#ifndef {space}\n#define {space}\nnamespace {space}_ {{\n{code}\n}}\n#endif")
     name = f"{space}_::{label}"
-    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense), open_sizes)
+    return Function(name, tuple(dict.fromkeys(parts)), workspace, work, loops, tuple(dense), open_sizes, in_place)
 
 
 def identifier(label: str) -> str:
