@@ -133,7 +133,7 @@ class _Stub(_Opaque):
         defaults = self.call.to_python(self.variable.defaults, self.call.known)
         cells = tuple(CellType() for _ in code.co_freevars)
         function = FunctionType(code, {}, self.__name__, tuple(defaults), cells)
-        function.__kwdefaults__ = of_names and self.call.to_python(of_names, self.call.known)
+        function.__kwdefaults__ = None if of_names is None else self.call.to_python(of_names, self.call.known)
         return inspect.signature(function)
 
 

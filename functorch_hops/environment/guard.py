@@ -147,7 +147,7 @@ class Guard:
         self.states = {path: state for (_, path), state in zip(tensors, self._states)}
         # What a user hung on a tensor does not hang on the next one that stands there.
         self._attributes = [(at, tensor.__dict__) for at, (tensor, _) in enumerate(tensors) if tensor.__dict__]
-        self._same = [
+        self._same: list[tuple[str, int, weakref.ref[torch.Tensor], int]] = [
             (path, at, weakref.ref(tensor), _torch.n_writes(tensor))
             for at, (tensor, path) in enumerate(tensors)
             if path in same
@@ -175,8 +175,11 @@ class Guard:
 
     def has_same(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         """Whether the tensors that must be the same are, given those of another walk."""
-        found = ((tensors.get(path), get(), n) for path, _, get, n in self._same)
-        return all(t is not None and t is expected and _torch.n_writes(t) == n for t, expected, n in found)
+        for path, _, get, n in self._same:
+            tensor = tensors.get(path)
+            if tensor is None or tensor is not get() or _torch.n_writes(tensor) != n:
+                return False
+        return True
 
     @functools.cached_property
     def fetch(self) -> Callable[[], list[Any] | None]:
