@@ -43,7 +43,7 @@ from .tools.annotate import annotate
 from .tools.captures import assert_max_captures, log_captures
 from .tools.draw import draw
 from .tools.explain import Explanation, LoopExplanation, explain
-from .tools.find_nan import NanOrigin, NanReport
+from .tools.nan_report import NanOrigin, NanReport
 from .tools.progress import Progress, progress
 from .transforms import (
     CacheInfo,

@@ -359,6 +359,17 @@ def test_parts_of_vectors(dtype: torch.dtype) -> None:
     assert taken(check(f, *rows)) == ["steps"]
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_divisions_by_parts_of_vectors(dtype: torch.dtype) -> None:
+    """Behind the last number nothing is divided by zero."""
+    rows = [torch.arange(1, 3 * n + 1, dtype=dtype).reshape(3, n) for n in (1, 3, 5, 7, 9, 17)]
+
+    def step(carry: list[Tensor], xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [c + 17 % x for c, x in zip(carry, xs)], [c.amax() % x - 9 // x for c, x in zip(carry, xs)]
+
+    assert taken(check(lambda *rows: fh.scan(step, [row[0] for row in rows], list(rows)), *rows)) == ["steps"]
+
+
 @pytest.mark.slow
 def test_reductions_of_short_integers() -> None:
     """Of which Inductor's vectors are not full."""

@@ -101,25 +101,23 @@ LEFT_TO_INDUCTOR: dict[str, Callable[..., Any]] = {
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("no_graph_around", "two_threads")
+@pytest.mark.usefixtures("no_graph_around", "threads")
+@pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.parametrize("name", LEFT_TO_INDUCTOR)
 def test_what_is_left_to_inductor(name: str) -> None:
     with pytest.raises(AssertionError, match="asked for a graph"):
         fh.jit(LEFT_TO_INDUCTOR[name])(C, XS)
 
 
-@pytest.mark.usefixtures("no_graph_around")
+@pytest.mark.usefixtures("no_graph_around", "threads")
+@pytest.mark.parametrize("threads", [1], indirect=True)
 def test_one_thread_has_no_use_for_kernels_apart() -> None:
-    before, f = torch.get_num_threads(), LEFT_TO_INDUCTOR["much work"]
-    torch.set_num_threads(1)
-    try:
-        same(fh.jit(f)(C, XS), f(C, XS))
-    finally:
-        torch.set_num_threads(before)
+    f = LEFT_TO_INDUCTOR["much work"]
+    same(fh.jit(f)(C, XS), f(C, XS))

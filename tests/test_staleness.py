@@ -242,6 +242,8 @@ def sets_by_name(x: Any) -> Any:
         (lambda x: x * float(np.random.default_rng().normal()), "calls random.SystemRandom.getrandbits"),
         (lambda x: x * time.time(), "calls time.time"),
         (lambda x: x * HERE.exists(), "calls pathlib.Path.exists"),
+        (lambda x: x * len(HERE.resolve().parts), "calls pathlib.Path.resolve"),
+        (lambda x: x * len(list(HERE.parent.rglob("test_st*.py"))), "calls pathlib.Path.rglob"),
         (lambda x: x * len(pathlib.Path(__file__).read_bytes()[:1]), "calls pathlib.Path.read_bytes"),
         (lambda x: x * decimal.getcontext().prec, "calls decimal.getcontext"),
         (lambda x: x * sys.getrecursionlimit(), "calls sys.getrecursionlimit"),

@@ -28,7 +28,6 @@ from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
 from functorch_hops.trace.capture import current_capture
 from functorch_hops.trace.hooks import handlers, is_symbolic
-from functorch_hops.trace.outliving import is_made_of
 from functorch_hops.trace.refusals import check_tensor_class
 from functorch_hops.trace.session import is_left_over, refuse_state
 from functorch_hops.transforms.compiled_trace import CompiledTrace
@@ -63,7 +62,6 @@ class JittedFunction(Generic[P, R]):
         self._entries = Recent[CompiledTrace](MOST_TRACES)
         self._ignored: frozenset[environment.Path] = frozenset()
         self._written: frozenset[environment.Path] = frozenset()
-        self._moved: frozenset[environment.Path] = frozenset()
         self._static_floats = False
         self._hits = self._misses = 0
         self._quick: tuple[QuickCall, ...] = ()
@@ -248,12 +246,6 @@ class JittedFunction(Generic[P, R]):
         for path, tensor in after.tensors.items():
             if is_left_over(tensor, None if around is None else around.session):
                 refuse_state("jit", path)
-        # A place that two captures filled with what they computed of the tensor there holds a state.
-        stayed = before.tensors.keys() & after.tensors.keys()
-        moved = frozenset(path for path in stayed if is_made_of(after.tensors[path], before.tensors[path]))
-        for path in sorted(moved & self._moved):
-            refuse_state("jit", path)
-        self._moved |= moved
         effects = {f"changes {place}, which is a copy": "" for place in call.changed}
         effects.update(environment.effects(before, after, seen))
         effects.update({effect: line for effect, line in call.effects.items() if line not in effects.values()})
@@ -265,7 +257,7 @@ class JittedFunction(Generic[P, R]):
             after = environment.snapshot(root, ignore=self._ignored)
         self._written |= changed
         self._last = (key, after.statics)
-        entry = self._new_entry(Trace.of(call, after), after)
+        entry = self._new_entry(Trace.of(call, after, before), after)
         if not entry.trace.lost:
             self._entries.add(key, entry)
         return entry, [*arguments.operands, *call.lifted]
@@ -273,8 +265,8 @@ class JittedFunction(Generic[P, R]):
     def _new_entry(self, trace: Trace, found: environment.Snapshot) -> CompiledTrace:
         if trace.lost:
             self._warn(
-                f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]}), "
-                "so it is captured again at every call; pass them as arguments"
+                f"reads {len(trace.lost)} tensor(s) from a place that can't be watched, or that it fills anew (first: "
+                f"{trace.lost[0]}), so it is captured again at every call; pass them as arguments"
             )
         with made_for(self._origin):
             differentiated = gradients_returned(trace.body, trace.differentiated)

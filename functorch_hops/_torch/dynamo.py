@@ -127,12 +127,14 @@ class _Stub(_Opaque):
     @property
     def __signature__(self) -> inspect.Signature:
         """Of a function that the traced code makes: its defaults are values of Dynamo's."""
-        given = getattr(self.variable, "defaults", None)
-        if not isinstance(self.variable, NestedUserFunctionVariable) or given is None:
+        if not isinstance(self.variable, NestedUserFunctionVariable) or self.variable.defaults is None:
             raise AttributeError("__signature__")
-        code, defaults = self.variable.get_code(), self.call.to_python(given, self.call.known)
+        code, of_names = self.variable.get_code(), self.variable.kwdefaults
+        defaults = self.call.to_python(self.variable.defaults, self.call.known)
         cells = tuple(CellType() for _ in code.co_freevars)
-        return inspect.signature(FunctionType(code, {}, self.__name__, tuple(defaults), cells))
+        function = FunctionType(code, {}, self.__name__, tuple(defaults), cells)
+        function.__kwdefaults__ = None if of_names is None else self.call.to_python(of_names, self.call.known)
+        return inspect.signature(function)
 
 
 class OpenNumber(_Leaf):

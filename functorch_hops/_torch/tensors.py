@@ -28,6 +28,7 @@ __all__ = [
     "is_lazy",
     "known_constant",
     "known_number",
+    "n_writes",
     "plain",
     "storage_key",
     "storage_numel",
@@ -99,6 +100,11 @@ def _numbered(number: int) -> torch.dtype:
 def storage_key(t: Tensor) -> int:
     """Identity of the storage of ``t``; equal for views of one tensor."""
     return t.untyped_storage()._cdata
+
+
+def n_writes(t: Tensor) -> int:
+    """How often ``t`` was written to, as far as torch counts: of a tensor of inference mode it does not."""
+    return 0 if t.is_inference() else t._version
 
 
 def storage_numel(t: Tensor) -> int:

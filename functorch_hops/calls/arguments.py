@@ -146,9 +146,9 @@ def is_operand(leaf: Any) -> bool:
 
 def distinct(operands: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
     """The operands without repeats, and where each stands among them: what is one object outside is one inside."""
-    places: dict[int, int] = {}
-    found = [places.setdefault(id(x), len(places)) for x in operands]
-    return [operands[found.index(i)] for i in range(len(places))], found
+    by_identity = {id(x): x for x in operands}
+    places = {key: i for i, key in enumerate(by_identity)}
+    return [*by_identity.values()], [places[id(x)] for x in operands]
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:

@@ -4,7 +4,7 @@ NOTE [When a trace is valid] A trace stands for a call as long as five things ar
 static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the
 function reads from closures, globals and modules (``environment``); the metadata of the tensors that it
 finds there; and what it asked of tensors (NOTE [A traced value answers as the real one]). The tensors themselves are
-operands, fetched anew at each call.
+operands, fetched anew at each call, but for those that the trace has built (NOTE [Tables built at first use]).
 
 ``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
 changed itself while being traced is said in a warning, and watched until a second trace changes it too, as a counter
@@ -31,7 +31,7 @@ from ..errors import warn
 from ..ir.meta import Mask, TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
-from ..trace.capture import answer, current_capture
+from ..trace.capture import answer, current_capture, tables
 from .arguments import Arguments
 from .listening import caller, timed
 from .output import Constant, OutputSpec
@@ -58,24 +58,29 @@ class Trace:
     """For each tensor beyond the arguments its path, or itself if tracing made it."""
     updates: tuple[Update, ...]
     lost: tuple[TensorMeta, ...]
-    """Tensors from places that can't be watched: this trace holds for the call that made it only."""
+    """Tensors from places that can't be watched, or hold others now: the trace is for the call that made it only."""
+    built: tuple[environment.Path, ...]
+    """Where the call left a table that the graph computes: see NOTE [Tables built at first use]."""
     assumed: tuple[Assumed, ...]
     returned: Returned | None
     differentiated: Mask
 
     @classmethod
-    def of(cls, call: TracedCall, found: environment.Snapshot) -> Trace:
+    def of(cls, call: TracedCall, found: environment.Snapshot, before: environment.Snapshot | None = None) -> Trace:
+        """``found``: where the next call finds tensors; ``before``: where this one did, if that may differ."""
+        before = before or found
         sources: list[environment.Path | Tensor] = []
         lost: list[TensorMeta] = []
         for t in call.lifted:
-            path = None if id(t) in call.constants else found.path_of(t)
+            path, is_replaced = found.path_of(t), before.path_of(t) is not None
             if path is not None:
                 sources.append(path)
-            elif id(t) in call.constants or found.holds_memory_of(t):
+            elif (id(t) in call.constants and not is_replaced) or found.holds_memory_of(t):
                 sources.append(t)
             else:
                 lost.append(TensorMeta.of(t))
-        facts = tuple(call.updates), tuple(lost), tuple(call.assumed)
+        built = (path for path, t in found.tensors.items() if t in tables and before.tensors.get(path) is not t)
+        facts = tuple(call.updates), tuple(lost), tuple(built), tuple(call.assumed)
         return cls(call.body, call.output, tuple(sources), *facts, call.returned, call.differentiated)
 
     def holds_for(self, operands: Sequence[Tensor]) -> bool:

@@ -28,7 +28,7 @@ no part of any snapshot - a clock, a file, ``eval`` - an `Observer` sees while i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -85,9 +85,11 @@ class Snapshot:
         """Where a tensor was found."""
         return self._paths.get(id(tensor))
 
-    def guard(self, paths: Sequence[Path] = ()) -> Guard:
-        """A check that nothing has changed, which gives the tensors that stand at `paths` then."""
-        return Guard(self._found, paths)
+    def guard(self, paths: Sequence[Path] = (), same: Collection[Path] = ()) -> Guard:
+        """A check that nothing has changed, which gives the tensors that stand at `paths` then; those at `same` must be
+        the same, and unwritten.
+        """
+        return Guard(self._found, paths, same)
 
     def holds_memory_of(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was made of an array that is watched, as ``torch.from_numpy`` does."""

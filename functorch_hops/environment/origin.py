@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
@@ -73,8 +74,7 @@ _STATEFUL_NAMES = {
     "_thread": {"get_ident", "get_native_id", "locked"},
     "posixpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
     "ntpath": {"abspath", "realpath", "relpath", "expanduser", "expandvars", "ismount", "lexists"},
-    "pathlib": {"exists", "is_file", "is_dir", "stat", "open", "iterdir", "glob", "mkdir", "touch", "unlink", "cwd"}
-    | {"read_text", "read_bytes", "write_text", "write_bytes"},
+    "pathlib": {*dir(pathlib.Path)} - {*dir(pathlib.PurePath)},
 }
 # What of these is known by the environment, or always the same.
 _NOT_STATEFUL_NAMES = {

@@ -40,9 +40,7 @@ __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "refus
 
 
 tables = _torch.WeakTensorKeyDictionary()
-"""Tensors that a function built while it was captured and kept, with the identities of those from outside that they
-were computed from: see NOTE [Tables built at first use].
-"""
+"""Tensors that a function built while it was captured and kept: see NOTE [Tables built at first use]."""
 
 
 class Capture:

@@ -4,8 +4,9 @@ NOTE [Tables built at first use] A module builds a table when it is first called
 embeddings, ``functools.lru_cache``). In a capture that table is a fake. What it was computed from - Python numbers, and
 tensors from outside of all captures - is at hand when the capture ends, so its value is computed then, and the very
 object that was kept becomes the real table (``_torch.become``), whoever holds it. Traces that meet it again take it for
-a constant. A tensor that depends on traced values can't be had: its next use is refused (``session``). So is a place
-that one capture after another fills with what it computes of the tensor there: a state, with which no graph goes on.
+an operand where its place is watched, else for a constant. The trace that built it computes it again, so it holds as
+long as that very tensor stands there, unwritten (``Trace.built``). A tensor that depends on traced values can't be had:
+its next use is refused (``session``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
-from ..ir.nodes import behind, untracked
+from ..ir.nodes import untracked
 from ..ir.subgraph import has_effect, is_random_node
 from .capture import Capture, outside_of_captures, tables
 from .detached import memory_chains, written
 
-__all__ = ["is_made_of", "make_real"]
+__all__ = ["make_real"]
 
 
 def make_real(capture: Capture) -> None:
@@ -41,12 +42,7 @@ def make_real(capture: Capture) -> None:
             for t, node in alive:
                 del capture.tracer.tensor_tracker[t]
                 _torch.become(t, values[node])
-                tables[t] = frozenset(id(known[n]) for n in behind([node]) if n.op == "placeholder")
-
-
-def is_made_of(table: Tensor, t: Tensor) -> bool:
-    """Whether a tensor became real that was computed from another one."""
-    return id(t) in tables.get(table, ())
+                tables[t] = True
 
 
 def _known_inputs(capture: Capture) -> dict[fx.Node, Tensor]:

@@ -258,6 +258,16 @@ def scaled_rule(scale):
 
 
 def test_defaults_of_a_rule_that_the_traced_code_makes() -> None:
+    def of_both_kinds(x, scale):
+        def scaled(x, s=scale, *, shift=scale):
+            return x.sin() * s + shift
+
+        rule = fh.custom_vjp(scaled)
+        rule.defvjp(lambda x, s: (scaled(x, s), (x, s)), lambda r, ct: (ct * r[0].cos() * r[1] * 10, None))
+        return fh.value_and_grad(lambda x: rule(x).sum())(x)
+
+    same(lambda x: of_both_kinds(x, 2.0), x())
+    same(lambda x: of_both_kinds(x, x.detach() * 2), x())
     same(lambda x: fh.grad(lambda x: scaled_rule(2.0)(x).sum())(x), x())
     same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y).sum())(x), x())
     same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y, 3.0).sum())(x), x())

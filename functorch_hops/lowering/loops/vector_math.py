@@ -27,10 +27,8 @@ _DRAWN = {
     "randint64": ("integer", torch.int64),
 }
 
-
 _WIDE = torch.float32, torch.float64, torch.int32, torch.int64
-
-
+"""Of which parts of vectors are read and written in words: see ``fh::First``."""
 _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 

@@ -467,8 +467,9 @@ template <int N> struct LoadedMask<at::vec::VecMask<float, N>> {
     return lanes;
   }
 };
-// The first ``count`` elements of a vector, and zeros. Torch's are masked: a store with a mask takes some twenty cycles
-// where it is microcode (AMD, AVX2), and no load can be served before it is done.
+// The first ``count`` elements of a vector, and zeros; behind integers ones, as in torch's vectors, for kernels divide by
+// them. Torch's are masked: a store with a mask takes some twenty cycles where it is microcode (AMD, AVX2), and no load
+// can be served before it is done.
 template <class V> struct First {
   template <class T> static FH_INLINE V load(const T* from, int64_t count) { return V::loadu(from, count); }
   template <class T> static FH_INLINE void store(V x, T* to, int64_t count) { x.store(to, count); }
@@ -483,7 +484,9 @@ template <class T> struct First<at::vec::Vectorized<T>> {
     if (count >= 2 * HALF) return V::loadu(from);
     __m128 low = count >= HALF ? _mm_loadu_ps(reinterpret_cast<const float*>(from)) : load_few(from, count);
     __m128 high = count > HALF ? load_few(from + HALF, count - HALF) : _mm_setzero_ps();
-    return math::recast<V>(_mm256_set_m128(high, low));
+    V x = math::recast<V>(_mm256_set_m128(high, low));
+    if constexpr (std::is_integral_v<T>) return x - (V::arange(T(0), T(1)) > V(T(count - 1)));  // true is -1
+    return x;
   }
   static FH_INLINE void store(V x, T* to, int64_t count) {
     if constexpr (!IS_WIDE) return x.store(to, count);
