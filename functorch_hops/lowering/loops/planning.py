@@ -339,7 +339,7 @@ def _compile(
             compile_launch(kernel, inputs, outputs)
         return
     given, results = ([meta.dtype for meta in metas] for metas in (inputs, outputs))
-    starts = [*(offsets or [0] * len(given)), *(0 for _ in results)]
+    starts = [start for start, _ in zip(offsets or [0] * len(given), given, strict=True)] + [0] * len(results)
     task.compiled(program(kernel.parts, kernel.name, len(kernel.sizes), given, results, starts))
 
 
@@ -357,9 +357,10 @@ def _offset(node: fx.Node) -> int:
         base, dim, start = (*shown.args, 0, 0)[:3]
         if shown.target in _PARTS:
             shape = meta_of(base).shape
-            if any(size_of(size) != 1 for size in shape[:dim]) or not isinstance(start, int) or start < 0:
+            before, behind = shape[: dim % len(shape)], shape[dim % len(shape) + 1 :]
+            if any(size_of(size) != 1 for size in before) or not isinstance(start, int) or start < 0:
                 return 0
-            offset += start * math.prod(map(size_of, shape[dim + 1 :]))
+            offset += start * math.prod(map(size_of, behind))
         shown = base
     is_place = shown.op == "placeholder" or shown.target is operator.getitem
     return offset if is_place and isinstance(offset, int) else 0
