@@ -16,7 +16,17 @@ from ..ir.sizes import open_shape, shape_env_of
 from .numbers import from_numpy
 from .static_values import ObjectKey, static_key
 
-__all__ = ["Arguments", "Function", "P", "R", "TensorSpec", "distinct", "is_operand", "one_or_several", "signature_of"]
+__all__ = [
+    "Arguments",
+    "Function",
+    "P",
+    "R",
+    "TensorSpec",
+    "distinct_operands",
+    "is_operand",
+    "one_or_several",
+    "signature_of",
+]
 
 Function = Callable[..., Any]
 P = ParamSpec("P")
@@ -144,11 +154,16 @@ def is_operand(leaf: Any) -> bool:
     return _torch.is_dense(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, TensorSpec)
 
 
-def distinct(operands: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The operands without repeats, and where each stands among them: what is one object outside is one inside."""
-    by_identity = {id(x): x for x in operands}
-    places = {key: i for i, key in enumerate(by_identity)}
-    return [*by_identity.values()], [places[id(x)] for x in operands]
+def distinct_operands(leaves: Sequence[Any]) -> tuple[list[Tensor], Callable[[Sequence[Any]], list[Any]]]:
+    """The operands among ``leaves``, each once, and the leaves with other values in their places: what is one object
+    outside is one inside.
+    """
+    operands = {id(leaf): leaf for leaf in leaves if is_operand(leaf)}
+    numbers = {key: i for i, key in enumerate(operands)}
+    which = [numbers.get(id(leaf)) for leaf in leaves]
+    return [*operands.values()], lambda values: [
+        leaf if i is None else values[i] for leaf, i in zip(leaves, which, strict=True)
+    ]
 
 
 def signature_of(func: Callable[..., Any]) -> inspect.Signature:

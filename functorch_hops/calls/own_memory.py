@@ -58,10 +58,10 @@ class InputVersions:
     """Which versions the inputs of a body had when it was first called."""
 
     def __init__(self, inputs: Iterable[Any]) -> None:
-        plain = [x for x in inputs if type(x) in _torch.PLAIN_TYPES and isinstance(x, Tensor) and not x.is_inference()]
-        self._versions = [(x, x._version) for x in plain]
+        plain = [x for x in inputs if type(x) in _torch.PLAIN_TYPES and isinstance(x, Tensor)]
+        self._writes = [(x, _torch.n_writes(x)) for x in plain]
 
     def check(self, context: ErrorContext) -> None:
-        for x, version in self._versions:
-            if x._version != version:
+        for x, before in self._writes:
+            if _torch.n_writes(x) != before:
                 raise write_to_input(context, f"a write to {TensorMeta.of(x)}")

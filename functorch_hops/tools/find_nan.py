@@ -251,8 +251,7 @@ def one_or_all(numbers: Sequence[int]) -> int | tuple[int, ...] | None:
 
 def _version(x: Any) -> int | None:
     """How often a tensor was written to, as far as torch counts."""
-    base = _torch.base_tensor(x) if isinstance(x, Tensor) else None
-    return None if base is None or base.is_inference() else base._version
+    return _torch.n_writes(_torch.base_tensor(x)) if isinstance(x, Tensor) else None
 
 
 def _kept(value: Any, version: int | None) -> Any:

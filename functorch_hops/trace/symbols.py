@@ -42,8 +42,8 @@ class Symbols:
             entry = table.get(symbol)
             if entry is None:
                 return None
-            known[symbol] = node = entry.proxy.force().node
-            node.meta.setdefault("val", entry.value)
+            known[symbol] = entry.proxy.force().node
+            known[symbol].meta.setdefault("val", entry.value)
         with _torch.disable_proxy_modes_tracing():
             node = _torch.expression_node(self.capture.graph, expression, known)
         return _torch.symbol_entry(fx.Proxy(node, self.capture.tracer), node.meta["val"])

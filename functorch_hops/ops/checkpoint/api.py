@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.arguments import P, R, distinct, is_operand
+from ...calls.arguments import P, R, distinct_operands
 from ...calls.leaf import one_node, traced_through
 from ...calls.output import OutputSpec
 from ...calls.own_memory import with_own_memory
@@ -170,15 +170,11 @@ def _captured_checkpoint(
 ) -> Any:
     (func,) = functions
     leaves, spec = pytree.flatten(operands)
-    places = [i for i, leaf in enumerate(leaves) if is_operand(leaf)]
-    tensors, which = distinct([leaves[i] for i in places])
+    tensors, filled = distinct_operands(leaves)
     outputs: list[OutputSpec] = []
 
     def run(*flat: Tensor) -> list[Tensor]:
-        values = list(leaves)
-        for place, i in zip(places, which):
-            values[place] = flat[i]
-        call_args, call_kwargs = pytree.unflatten(spec, values)
+        call_args, call_kwargs = pytree.unflatten(spec, filled(flat))
         results, output = OutputSpec.flatten(func(*call_args, **call_kwargs))
         outputs.append(output)
         return results

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch, pytree
-from ...calls.arguments import distinct, is_operand
+from ...calls.arguments import distinct_operands
 from ...calls.leaf import one_node
 from ...calls.notes import note_body
 from ...calls.numbers import as_number, number_as_tensor, numbers_as_tensors
@@ -209,17 +209,13 @@ def _captured_cond(
 ) -> Any:
     selector, *operands = arguments
     all_leaves, spec = check_tensor_leaves(operation, "operands", tuple(operands))
-    places = [i for i, leaf in enumerate(all_leaves) if is_operand(leaf)]
-    leaves, which = distinct([all_leaves[i] for i in places])
+    leaves, filled = distinct_operands(all_leaves)
     inputs = [TensorMeta.of(x) for x in leaves]
     captured, specs, errors = [], [], []
     for name, branch in zip(names, branches):
 
         def run(*flat: Tensor, branch: Callable[..., Any] = branch) -> list[Tensor]:
-            values = list(all_leaves)
-            for place, i in zip(places, which):
-                values[place] = flat[i]
-            tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, values)))
+            tensors, output = OutputSpec.of_body(branch(*pytree.unflatten(spec, filled(flat))))
             specs.append(output)
             return tensors
 
