@@ -111,6 +111,20 @@ def test_the_gradient_of_a_table_of_which_rows_are_read() -> None:
     same(fh.jit(gradient)(*args), gradient(*args))
 
 
+def test_old_rows_among_the_results() -> None:
+    """Of a table that is written to by a view, by its rows, twice."""
+
+    def step(table: Tensor, x: Tensor) -> Any:
+        flat = table.reshape(-1).index_put((torch.arange(4, 8),), x.sum().expand(4))
+        new = flat.reshape(table.shape).index_add(0, torch.tensor([1, 1]), x.expand(2, COLUMNS))
+        return new.select_scatter(x, 0, 2), (table[1:3] * 2, flat[5:7] + 1, new[1], table.view(-1)[4])
+
+    f = lambda table, xs: fh.scan(step, table, xs)
+    args = tables(1)[0], XS
+    assert updated(f, *args) == [1]
+    same(fh.jit(f)(*args), f(*args))
+
+
 def mixed(carry: tuple[Tensor, Tensor], x: Tensor) -> Any:
     table, i = carry
     new = table.index_put((i,), x)

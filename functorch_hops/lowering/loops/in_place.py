@@ -42,10 +42,9 @@ _PARTS: dict[Any, Any] = {aten.select_scatter.default: aten.select.int, aten.sli
 
 
 class _Writes(NamedTuple):
-    """``total`` is ``before`` but for what ``nodes`` write, or add (``are_sums``) where they write it to zeros."""
+    """``total`` is what was before but for what ``nodes`` write, or add (``are_sums``) where they write it to zeros."""
 
     total: fx.Node
-    before: fx.Node
     nodes: list[fx.Node]
     are_sums: bool
 
@@ -58,26 +57,29 @@ def update_in_place(module: fx.GraphModule, n_carry: int, mode: Any) -> frozense
     written = dict[int, list[_Writes]]()
     for i, carry in enumerate(carries):
         several = _writes_between(carry, results[i])
-        if several and hint(_numel(carry)) >= _FEW and _uses(several[-1].total) == 1:
+        if several and hint(_numel(carry)) >= _FEW and sum(x in _shown([several[-1].total]) for x in results) == 1:
             written[i] = several
     if not written:
         return frozenset()
-    graph.store_old(written.values(), [carries[i] for i in written])
+    versions = {i: [carries[i], *(writes.total for writes in several)] for i, several in written.items()}
+    graph.store_old(versions.values(), written.values())
     order = list(module.graph.nodes)
     before = {node: set(node.all_input_nodes) for node in order}
     for first, second in itertools.pairwise(node for node in order if node.is_impure()):
         before[second].add(first)
-    for i, several in list(written.items()):
+    for i in list(written):
         tried = {node: set(earlier) for node, earlier in before.items()}
-        for writes in several:
-            tried[writes.total].update(x for x in _readers(writes.before) if x is not writes.total)
+        for old, new in itertools.pairwise(versions[i]):
+            tried[new].update(x for x in _readers(old) if x is not new)
         found = _in_order(tried)
         if found is None:
             del written[i]
         else:
             before, order = tried, found
+    end = module.graph.output_node()
     for node in order:
-        module.graph.output_node().prepend(node)
+        if node is not end:
+            end.prepend(node)
     for i, several in written.items():
         for writes in several:
             graph.write_all(carries[i], writes)
@@ -113,12 +115,12 @@ def _writes_between(carry: fx.Node, result: fx.Node) -> list[_Writes]:
     while node is not carry:
         before: Any = node.args[0] if node.args else None
         if node.target in _WRITES or node.target in _PARTS:
-            found.append(_Writes(node, before, [node], are_sums=False))
+            found.append(_Writes(node, [node], are_sums=False))
         elif node.target is aten.add.Tensor and not node.kwargs:
             before, part = node.args if _is_zero_but_for_a_part(node.args[1], node) else node.args[::-1]
             if not _is_zero_but_for_a_part(part, node):
                 return []
-            found.append(_Writes(node, before, _terms(part), are_sums=True))
+            found.append(_Writes(node, _terms(part), are_sums=True))
         elif node.target is not aten.view.default or symbols(_shape(node)):
             return []
         if not isinstance(before, fx.Node) or not _is_like(before, node, node.target is aten.view.default):
@@ -194,27 +196,31 @@ def _behind(node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-def _uses(node: fx.Node) -> int:
-    """How many results a value is, itself or as a view."""
-    results: Any = node.graph.output_node().args[0]
-    shown = {node}
-    for later in _behind(node):
-        if is_view(later) and later.args[0] in shown:
-            shown.add(later)
-    return sum(result in shown for result in results)
+def _shown(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Values and all views of them."""
+    shown = set(nodes)
+    for node in nodes:
+        shown.update(later for later in _behind(node) if is_view(later) and later.args[0] in shown)
+    return shown
 
 
 class _Graph(NamedTuple):
     graph: fx.Graph
     mode: Any
 
-    def store_old(self, several: Iterable[Sequence[_Writes]], carries: Sequence[fx.Node]) -> None:
-        """Store what is written, and where, if it is made of the old value of a carry: it is read where that is."""
-        old = set[fx.Node]().union(*map(_dependent, carries))
-        for writes in itertools.chain.from_iterable(several):
+    def store_old(self, versions: Iterable[Sequence[fx.Node]], written: Iterable[Sequence[_Writes]]) -> None:
+        """Store what is written, and where, if it is made of an old value of a carry, and results that are parts of
+        one: they are read where that is.
+        """
+        old = {node for several in versions for node in several[:-1]}
+        made_of_old = set[fx.Node]().union(*map(_dependent, old))
+        for writes in itertools.chain.from_iterable(written):
             for leaf in [leaf for node in writes.nodes for leaf in _leaves(node, writes.are_sums)]:
-                rest = fx.node.map_arg(leaf.args[1:], lambda x: self.stored(x) if x in old else x)
+                rest = fx.node.map_arg(leaf.args[1:], lambda x: self.stored(x) if x in made_of_old else x)
                 leaf.args = leaf.args[0], *rest
+        end, parts = self.graph.output_node(), _shown(old)
+        results: Any = end.args[0]
+        end.args = ([self.stored(x) if x in parts else x for x in results],)
 
     def write_all(self, carry: fx.Node, writes: _Writes) -> None:
         with self.graph.inserting_before(writes.total):
