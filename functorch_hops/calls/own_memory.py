@@ -47,7 +47,9 @@ def _copied(t: Tensor) -> Tensor:
             return _copied(t)
     with torch.enable_grad():
         copy = t.clone()
-    if t.requires_grad and t.retains_grad:
+    with _torch.without_torch_function():  # a traced value retains none, and refuses to be asked
+        retains_grad = t.requires_grad and t.retains_grad
+    if retains_grad:
         copy.retain_grad()
     if type(t) is Tensor:
         copy.__dict__.update(t.__dict__)
