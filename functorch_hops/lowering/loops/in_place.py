@@ -10,6 +10,7 @@ it is made of the old value.
 
 from __future__ import annotations
 
+import graphlib
 import heapq
 import itertools
 import math
@@ -90,22 +91,20 @@ def update_in_place(module: fx.GraphModule, n_carry: int, mode: Any) -> frozense
 
 def _in_order(before: Mapping[fx.Node, set[fx.Node]]) -> list[fx.Node] | None:
     """All nodes, each behind those that come ``before`` it, and else as they are; None if there is no such order."""
-    places = {node: i for i, node in enumerate(before)}
-    behind: dict[fx.Node, list[fx.Node]] = {node: [] for node in before}
-    for node, earlier in before.items():
-        for x in earlier:
-            behind[x].append(node)
-    missing = {node: len(earlier) for node, earlier in before.items()}
-    ready = [places[node] for node, count in missing.items() if count == 0]
-    nodes, order = list(before), list[fx.Node]()
-    while ready:
-        node = nodes[heapq.heappop(ready)]
-        order.append(node)
-        for x in behind[node]:
-            missing[x] -= 1
-            if missing[x] == 0:
-                heapq.heappush(ready, places[x])
-    return order if len(order) == len(nodes) else None
+    nodes = list(before)
+    places = {node: i for i, node in enumerate(nodes)}
+    sorter = graphlib.TopologicalSorter(before)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError:
+        return None
+    ready, order = list[int](), list[fx.Node]()
+    while sorter.is_active():
+        for node in sorter.get_ready():
+            heapq.heappush(ready, places[node])
+        order.append(nodes[heapq.heappop(ready)])
+        sorter.done(order[-1])
+    return order
 
 
 def _writes_between(carry: fx.Node, result: fx.Node) -> list[_Writes]:
