@@ -120,9 +120,10 @@ def _carries(metas: Sequence[TensorMeta], body: Function) -> tuple[list[str], Si
         c = c_type(meta.dtype)
         if i in body.in_place:
             lines.append(f"auto *now_{i} = out_{i}, *next_{i} = out_{i};")
-        for name in ("now", "next") if i not in body.in_place else ():
-            lines.append(f"auto* {name}_{i} = reinterpret_cast<{c}*>(workspace + {offset});")
-            offset = offset_after(offset, n_bytes(meta))
+        else:
+            for name in ("now", "next"):
+                lines.append(f"auto* {name}_{i} = reinterpret_cast<{c}*>(workspace + {offset});")
+                offset = offset_after(offset, n_bytes(meta))
         lines.append(f"std::memcpy(now_{i}, in_{i}, {n_bytes(meta)});")
     return lines, offset
 

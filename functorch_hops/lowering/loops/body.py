@@ -293,14 +293,11 @@ def _graph_class() -> Any:
 
         def can_fuse(self, node1: Any, node2: Any, *args: Any, **kwargs: Any) -> Any:
             """What an input holds before and behind a write to it is not told apart by Inductor's own rule."""
-            written = {
-                self._name(x) for node in (node1, node2) for out in node.get_outputs() for x in out.get_mutations()
-            }
-            for name in written.intersection(V.graph.graph_inputs):
-                if all(
-                    name in {self._name(x.name) for x in node.read_writes.reads_and_writes()} for node in (node1, node2)
-                ):
-                    return False
+            nodes = node1, node2
+            written = {self._name(x) for node in nodes for out in node.get_outputs() for x in out.get_mutations()}
+            touched = [{self._name(x.name) for x in node.read_writes.reads_and_writes()} for node in nodes]
+            if written.intersection(V.graph.graph_inputs, *touched):
+                return False
             return super().can_fuse(node1, node2, *args, **kwargs)
 
         def _name(self, name: str) -> str:

@@ -39,11 +39,11 @@ C = TypeVar("C", bound=CompiledTogether)
 
 def load(programs: Iterable[Program]) -> dict[Program, Kernel]:
     """The compiled functions, from Inductor's cache where it has them."""
-    distinct = ordered(programs)
-    for several in _cut(distinct):
-        generated(source_of(several))
+    libraries = _libraries(ordered(programs))
+    for _, source in libraries:
+        generated(source)
     with stage(COMPILED):
-        return dict(loading(distinct))
+        return dict(_loaded(libraries))
 
 
 def ordered(programs: Iterable[Program]) -> list[Program]:
@@ -52,13 +52,21 @@ def ordered(programs: Iterable[Program]) -> list[Program]:
 
 def loading(kernels: Sequence[C], submit: Callable[..., Any] | None = None) -> Iterator[tuple[C, Kernel]]:
     """Have the libraries of ``kernels`` compiled, at once if there is a ``submit``, and then loaded one by one."""
+    return _loaded(_libraries(kernels), submit)
+
+
+def _libraries(kernels: Sequence[C]) -> list[tuple[list[C], str]]:
+    """The kernels of each library, and its source."""
+    return [(several, source_of(several)) for several in _cut(kernels)]
+
+
+def _loaded(
+    libraries: Sequence[tuple[list[C], str]], submit: Callable[..., Any] | None = None
+) -> Iterator[tuple[C, Kernel]]:
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-    loads = []
-    for several in _cut(kernels):
-        source = source_of(several)
-        loads.append((several, CppPythonBindingsCodeCache.load_async(source, submit_fn=submit)))
-    for several, load_library in loads:
+    loads = [CppPythonBindingsCodeCache.load_async(source, submit_fn=submit) for _, source in libraries]
+    for (several, _), load_library in zip(libraries, loads):
         library = load_library()
         for i, kernel in enumerate(several):
             yield kernel, getattr(library, f"kernel_{i}")
