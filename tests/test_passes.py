@@ -106,9 +106,28 @@ def recurrent_in_lanes(h, w, xs):
     return fh.vmap(lambda u: recurrent(h, u, xs))(torch.stack([w, w.sin()]))
 
 
+def recurrent_of_vectors(h, w, xs):
+    u, v = w.outer(w) + 1, torch.diag(w) - 0.5
+    return fh.scan(lambda c, x: ((u @ x + v @ c).tanh(), (v @ x).sin()), h, xs)
+
+
+def sums_of_outer_products(h, w, xs):
+    def step(c, x):
+        state, plain, lanes, deep = c
+        state = (state * x + w).sin()
+        rows = torch.stack([state, x])
+        lanes = lanes + rows[:, :, None] * rows.flip(0)[:, None]
+        return (state, plain + state.outer(x) + x[:, None] * w, lanes, deep + rows[:, None, None] * state[:, None]), None
+
+    zeros = lambda *shape: torch.zeros(shape, dtype=F64)
+    return fh.scan(step, (h, zeros(3, 3), zeros(2, 3, 3), zeros(2, 1, 3, 3)), xs)[0]
+
+
 PROGRAMS = [
     recurrent,
     recurrent_in_lanes,
+    recurrent_of_vectors,
+    sums_of_outer_products,
     unchanged_carry,
     carry_that_is_a_constant,
     exchanged_carries,
@@ -455,7 +474,7 @@ f(%arg0: float64[3], %arg1: float64[3], %arg2: float64[4, 3]):
 
 def products(text: str) -> tuple[int, int]:
     """How many products a program takes outside and inside its loops."""
-    lines = [line for line in text.splitlines() if " mm(" in line or " bmm(" in line]
+    lines = [line for line in text.splitlines() if any(f" {name}(" in line for name in ("mm", "bmm", "mv"))]
     outside = [line for line in lines if line.startswith("  %")]
     return len(outside), len(lines) - len(outside)
 
@@ -467,6 +486,17 @@ def test_products_that_wait_for_no_carry_are_taken_for_all_steps():
     f = fh.grad(loss, argnums=(1, 2))
     body = graph_of(f, h, u, v, xs)
     assert products(print_subgraph(body, "body")) == (0, 5)
+    assert products(print_subgraph(batch_products(body), "body")) == (3, 2)
+    torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
+
+
+def test_products_with_vectors_are_taken_for_all_steps():
+    """The gradients of the matrices are outer products, whose sum is a product."""
+    h, u, v, xs = inputs((8,), (8, 8), (8, 8), (5, 8))
+    loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((u @ x + v @ c).tanh(), None), h, xs)[0].sum()
+    f = fh.grad(loss, argnums=(1, 2))
+    body = graph_of(f, h, u, v, xs)
+    assert products(print_subgraph(body, "body")) == (0, 3)
     assert products(print_subgraph(batch_products(body), "body")) == (3, 2)
     torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
 

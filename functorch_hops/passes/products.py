@@ -22,7 +22,7 @@ from .cleaning import clean
 
 __all__ = ["batch_products", "is_product", "no_products"]
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.mv.default)
 
 
 def is_product(node: fx.Node) -> bool:

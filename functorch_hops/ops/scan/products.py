@@ -1,15 +1,18 @@
 """Products of a scan that wait for no carry, and sums of products over the steps.
 
 A sum is a carry that a step only adds to: ``s' = s + a^T b``. With the rows of all steps below one another in ``A`` and
-``B``, its final value is ``s + A^T B``.
+``B``, its final value is ``s + A^T B``. An outer product has a single row in each step: it is the gradient of a matrix
+that is multiplied by a vector.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ..._torch import OpOverload
@@ -27,6 +30,8 @@ from .op import ScanParams, scan_op
 from .sums import LateSums, is_sum
 
 __all__ = ["scan_products"]
+
+aten = torch.ops.aten
 
 
 def scan_products(params: ScanParams, operands: Sequence[Any]) -> Subgraph | None:
@@ -76,7 +81,7 @@ def _gains_from_rows(node: fx.Node) -> bool:
     if not is_product(node):
         return False
     first = node.all_input_nodes[0].meta["val"]
-    is_thin = 2 * min(node.meta["val"].shape[-2:]) <= first.shape[-1]
+    is_thin = node.target is aten.mv.default or 2 * min(node.meta["val"].shape[-2:]) <= first.shape[-1]
     return is_thin and _numel(node) <= 4 * min(map(_numel, node.all_input_nodes))
 
 
@@ -84,15 +89,29 @@ def _numel(node: fx.Node) -> int:
     return int(node.meta["val"].numel())
 
 
+_OVER_STEPS = {
+    aten.mm.default: "tik,tkj->ij",
+    aten.bmm.default: "tbik,tbkj->bij",
+    aten.mv.default: "tik,tk->i",
+    aten.mul.Tensor: "t...,t...->...",
+}
+"""The sum of products over the steps, at dimension 0."""
+
+
 @dataclass(frozen=True)
 class _Sum:
-    """A carry to which each step adds products of these pairs, and where the memory of their factors comes from."""
+    """A carry to which each step adds these products."""
 
     carry: int
-    factors: tuple[fx.Node, ...]
+    products: tuple[fx.Node, ...]
+
+    @property
+    def factors(self) -> list[fx.Node]:
+        return [factor for product in self.products for factor in product.args]
 
     @property
     def bases(self) -> list[fx.Node]:
+        """Where the memory of the factors comes from."""
         return list(dict.fromkeys(map(base_of, self.factors)))
 
 
@@ -113,7 +132,7 @@ class _Summing:
         nodes, outputs = body.input_nodes(), body.output_nodes()
         xs = {node: i for i, node in enumerate(nodes[n_carry : n_carry + n_xs])}
         consts = set(nodes[n_carry + n_xs :])
-        sums = tuple(s for s in _sums(body, n_carry) if consts.isdisjoint(s.bases) and _is_cheaper(s, set(xs)))
+        sums = tuple(s for s in _sums(body, n_carry) if consts.isdisjoint(s.bases) and _is_cheaper(s, body, set(xs)))
         dropped = {s.carry for s in sums}
         bases = list(dict.fromkeys(base for s in sums for base in s.bases))
         smaller = Builder(body.module)
@@ -153,15 +172,15 @@ class _Summing:
         left = iter(factors(*stacks))
         totals: dict[int, Tensor] = {}
         for s in self.sums:
-            products = [_product(next(left), next(left)) for _ in s.factors[::2]]
+            products = [_over_steps(product.target, next(left), next(left)) for product in s.products]
             totals[s.carry] = sum(products, start=init[s.carry])
         return [*(totals[i] if i in totals else next(carry) for i in range(self.n_carry)), *ys]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The sum over the steps, at dimension 0, of their products."""
-    columns, rows = (x.movedim(0, -3).flatten(-3, -2) for x in (a.mT, b))
-    return columns.mT @ rows
+def _over_steps(operator: Any, a: Tensor, b: Tensor) -> Tensor:
+    if operator is aten.mul.Tensor:
+        a, b = (x[:, *[None] * (max(a.dim(), b.dim()) - x.dim())] for x in (a, b))
+    return torch.einsum(_OVER_STEPS[operator], a, b)
 
 
 def _sums(body: Subgraph, n_carry: int) -> list[_Sum]:
@@ -169,23 +188,39 @@ def _sums(body: Subgraph, n_carry: int) -> list[_Sum]:
     for i, (carry, out) in enumerate(zip(body.input_nodes()[:n_carry], body.output_nodes())):
         if is_sum(out) and list(carry.users) == [out] and len(out.users) == 1:
             (added,) = (a for a in out.args if a is not carry)
-            factors = _factors(added)
-            if factors:
-                found.append(_Sum(i, tuple(factors)))
+            products = _products(added)
+            if products:
+                found.append(_Sum(i, tuple(products)))
     return found
 
 
-def _factors(node: Any) -> list[fx.Node]:
-    """The factors, in pairs, of the products whose sum a node is and that only it reads; empty if it is no such sum."""
+def _products(node: Any) -> list[fx.Node]:
+    """The products whose sum a node is and that only it reads; empty if it is no such sum."""
     if len(node.users) > 1:
         return []
-    if is_product(node):
-        return list(node.args)
-    parts = [_factors(n) for n in node.args] if is_sum(node) else []
-    return [f for part in parts for f in part] if all(parts) else []
+    if is_product(node) or _is_outer(node):
+        return [node]
+    parts = [_products(n) for n in node.args] if is_sum(node) else []
+    return [product for part in parts for product in part] if all(parts) else []
 
 
-def _is_cheaper(s: _Sum, xs: set[fx.Node]) -> bool:
+def _is_outer(node: fx.Node) -> bool:
+    """Whether a node multiplies two tensors, each of which is broadcast along a dimension of the other."""
+    if node.target is not aten.mul.Tensor or len(node.all_input_nodes) != 2:
+        return False
+    x, a, b = (n.meta["val"] for n in (node, *node.all_input_nodes))
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    has_one_dtype = x.dtype.is_floating_point and x.dtype == a.dtype == b.dtype
+    return has_one_dtype and x.numel() > 0 and _is_broadcast(a, b) and _is_broadcast(b, a)
+
+
+def _is_broadcast(x: Tensor, by: Tensor) -> bool:
+    """Whether a dimension of ``x`` is expanded to that of another tensor."""
+    return any(n > 1 and (i > x.dim() or x.shape[-i] == 1) for i, n in enumerate(reversed(by.shape), 1))
+
+
+def _is_cheaper(s: _Sum, body: Subgraph, xs: set[fx.Node]) -> bool:
     """Whether stacking what is not stacked yet moves less than reading and writing the sum in each step."""
-    total = _numel(s.factors[0]) // s.factors[0].meta["val"].shape[-1] * s.factors[1].meta["val"].shape[-1]
+    total = math.prod(body.inputs[s.carry].shape)
     return sum(_numel(base) for base in s.bases if base not in xs) <= 2 * total
