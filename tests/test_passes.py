@@ -117,7 +117,12 @@ def sums_of_outer_products(h, w, xs):
         state = (state * x + w).sin()
         rows = torch.stack([state, x])
         lanes = lanes + rows[:, :, None] * rows.flip(0)[:, None]
-        return (state, plain + state.outer(x) + x[:, None] * w, lanes, deep + rows[:, None, None] * state[:, None]), None
+        return (
+            state,
+            plain + state.outer(x) + x[:, None] * w,
+            lanes,
+            deep + rows[:, None, None] * state[:, None],
+        ), None
 
     zeros = lambda *shape: torch.zeros(shape, dtype=F64)
     return fh.scan(step, (h, zeros(3, 3), zeros(2, 3, 3), zeros(2, 1, 3, 3)), xs)[0]

@@ -89,15 +89,6 @@ def _numel(node: fx.Node) -> int:
     return int(node.meta["val"].numel())
 
 
-_OVER_STEPS = {
-    aten.mm.default: "tik,tkj->ij",
-    aten.bmm.default: "tbik,tbkj->bij",
-    aten.mv.default: "tik,tk->i",
-    aten.mul.Tensor: "t...,t...->...",
-}
-"""The sum of products over the steps, at dimension 0."""
-
-
 @dataclass(frozen=True)
 class _Sum:
     """A carry to which each step adds these products."""
@@ -178,9 +169,14 @@ class _Summing:
 
 
 def _over_steps(operator: Any, a: Tensor, b: Tensor) -> Tensor:
+    """The sum over the steps, at dimension 0, of their products."""
     if operator is aten.mul.Tensor:
         a, b = (x[:, *[None] * (max(a.dim(), b.dim()) - x.dim())] for x in (a, b))
-    return torch.einsum(_OVER_STEPS[operator], a, b)
+        return torch.einsum("t...,t...->...", a, b)
+    if operator is aten.mv.default:
+        return _over_steps(aten.mm.default, a, b[..., None]).squeeze(-1)
+    columns, rows = (x.movedim(0, -3).flatten(-3, -2) for x in (a.mT, b))
+    return columns.mT @ rows
 
 
 def _sums(body: Subgraph, n_carry: int) -> list[_Sum]:
