@@ -567,6 +567,7 @@ struct Places {
     for (int lane = 0; lane < n_lanes; ++lane) to[lane] = places[lane];
   }
 };
+FH_INLINE void store_first(const Places& places, int64_t* to, int64_t count) { places.store(to, count); }
 struct Found {
   Values value;
   Places index{at::vec::Vectorized<int32_t>(0)};
