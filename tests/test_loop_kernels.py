@@ -168,6 +168,10 @@ BY_STEPS: dict[str, Program] = {
     "another lane under a condition": (scan(lambda c, x: (F.pad(c[:-1], (1, 0)) + x, c)), (C, XS)),
     "a value under a condition": (scan(lambda c, x: (F.pad(torch.sin(c)[1:] * x[1:], (0, 1)), c)), (C, XS)),
     "transposed": (scan(lambda c, x: (torch.sin(c).t() + x, c)), (normal(8, 8), normal(STEPS, 8, 8))),
+    "a sum over a square and its transpose": (
+        scan(lambda c, x: (torch.tanh((c + c.t() * x).mean(1)) * x.t(), (c * c.t()).amax(0))),
+        (normal(N, N), normal(STEPS, N, N)),
+    ),
     "sizes": (
         lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + c[0].sum()), c[1]), (c, c.sum()), xs),
         (C, XS),

@@ -54,6 +54,12 @@ def rotations(a: Tensor, b: Tensor) -> list[Any]:
     return [linalg.qr(x, mode) for x in given for mode in ("reduced", "complete", "r")]
 
 
+def spectra(a: Tensor, b: Tensor) -> list[Any]:
+    """Of square, tall and wide matrices, and of one without numbers."""
+    given = a, b, b.mT, 0 * a, a.float()
+    return [(linalg.svd(x), linalg.svd(x, full_matrices=False), linalg.svdvals(x)) for x in given]
+
+
 LINEAR: dict[str, Program] = {
     "solve": (each(lambda a, b: (linalg.solve(a, b), linalg.solve(a.mT, b), linalg.solve(a, b[:, 0]))), (A, B)),
     "from the right": (
@@ -103,6 +109,31 @@ LINEAR: dict[str, Program] = {
     "gradient of qr": (gradient(lambda a, b: linalg.qr(b)[1] + linalg.qr(b)[0].mT @ a @ b, 0, 1), (A, B)),
     "gradient of lu": (gradient(lambda a, b: linalg.lu_solve(*linalg.lu_factor_ex(a)[:2], b), 0, 1), (A, B)),
     "gradient of matrix_exp": (gradient(linalg.matrix_exp, 0), (A,)),
+    "eigenvalues": (
+        each(
+            lambda a: (linalg.eigh(a), linalg.eigh(a.triu(), UPLO="U"), linalg.eigvalsh(a), linalg.eigvalsh(a.float()))
+        ),
+        (A + A.mT,),
+    ),
+    "eigenvalues of many": (each(linalg.eigh), (MANY_A + MANY_A.mT,)),
+    "singular values": (each(spectra), (A, B)),
+    "singular values of many": (each(linalg.svd), (MANY_A,)),
+    "pseudoinverses": (
+        each(
+            lambda a, b: (
+                *(linalg.pinv(x) for x in (a, b, b.mT, b @ b.mT, 0 * b)),
+                linalg.pinv(a + a.mT, hermitian=True),
+                linalg.pinv(a, atol=b[0, 0].abs()),
+                linalg.pinv(a, atol=0.1, rtol=0.5),
+                linalg.matrix_rank(b @ b.mT),
+            )
+        ),
+        (A, B),
+    ),
+    "gradient of eigh": (gradient(lambda a: linalg.eigh(a @ a.mT)[1] ** 2, 0), (A,)),
+    "gradient of singular values": (gradient(linalg.svdvals, 0), (A,)),
+    "gradient of pinv": (gradient(linalg.pinv, 0), (B,)),
+    "gradient of det": (gradient(linalg.det, 0), (A,)),
 }
 
 
@@ -150,6 +181,21 @@ def test_a_matrix_without_inverse_raises_what_eager_does(f: Callable[..., Any], 
     with pytest.raises(type(expected.value)) as raised:
         fh.jit(each(f))(a)
     assert str(raised.value) == str(expected.value)
+
+
+UNKNOWN = A.clone()
+UNKNOWN[2] = torch.nan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("f", [linalg.eigh, linalg.svd, linalg.eigvalsh, linalg.svdvals])
+@pytest.mark.parametrize("rows", [UNKNOWN, UNKNOWN[None]], ids=["one", "many"])
+def test_a_matrix_with_nan_raises_what_eager_does(f: Callable[..., Any], rows: Tensor) -> None:
+    with pytest.raises(linalg.LinAlgError) as expected:
+        f(rows[2] if rows is UNKNOWN else rows[0])
+    with pytest.raises(linalg.LinAlgError) as raised:
+        fh.jit(each(f))(rows)
+    assert str(raised.value).split(" (error code")[0] == str(expected.value).split(" (error code")[0]
 
 
 @pytest.mark.parametrize("f", [linalg.inv_ex, linalg.cholesky_ex, linalg.lu_factor_ex], ids=["inv", "cholesky", "lu"])

@@ -92,6 +92,8 @@ def _sides(n: int, size: Any) -> int:
 def _matrix(name: str, x: Tensor, *, transposed: bool = False, is_result: bool = False) -> str:
     """Matrix ``batch`` of ``x``."""
     n, m = map(number, x.shape[-2:])
+    if n * m == 0:
+        raise Refused("a matrix without elements")
     steps = "1, {m}" if transposed else "{m}, 1"
     place = f"{name} + batch * int64_t({n * m})" if math.prod(_outer(x)) != 1 else name
     constant = "" if is_result else "const "

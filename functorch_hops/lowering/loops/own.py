@@ -13,6 +13,7 @@ from ...ir.meta import TensorMeta
 from .extern import in_turn, lower_taped, plain_input, writing_kernel
 from .forms import Refused
 from .happening import EVENTS, HAPPENING_STATEMENTS
+from .lapack import LAPACK, LAPACK_STATEMENTS
 from .linear import LINEAR, LINEAR_STATEMENTS
 from .ordering import ORDERING, ORDERING_STATEMENTS
 from .scattering import SCATTERING, SCATTERING_STATEMENTS
@@ -38,6 +39,7 @@ def own_lowering(node: fx.Node) -> Callable[..., Any] | None:
 
 _STATEMENTS = (
     (LINEAR_STATEMENTS, LINEAR),
+    (LAPACK_STATEMENTS, LAPACK),
     (ORDERING_STATEMENTS, ORDERING),
     (SCATTERING_STATEMENTS, SCATTERING),
     (HAPPENING_STATEMENTS, EVENTS),
@@ -51,24 +53,29 @@ def _lower(node: fx.Node, statement: Statement, part: str, *args: Any, **kwargs:
     nodes = [x for x in tree_leaves(node.args) if isinstance(x, fx.Node)]
     tensors = [x.meta["val"] for x in nodes if isinstance(x.meta["val"], Tensor)]
     value = node.meta.get("val")
-    is_empty = [numel(TensorMeta.of(x)) == 0 for x in (*tensors, *_results_of(value))]
-    if any(is_empty) and not all(is_empty[len(tensors) :]):
+    results = _results_of(value)
+    is_done = bool(results) and not any(map(_has_elements, results))
+    if not is_done and not all(map(_has_elements, tensors)):
         raise Refused(f"{node.target} of an empty tensor")
     inputs = [plain_input(x) for x in tree_leaves(args) if isinstance(x, ir.TensorBox)]
     outputs = []
-    for result in _results_of(value):
+    for result in results:
         c_type(result.dtype)
         shape = [expression_of(size_of(size)) for size in result.shape]
         out = empty_strided(shape, None, dtype=result.dtype, device=result.device)
         out.realize()
         outputs.append(out)
-    if any(is_empty):
+    if is_done:
         return outputs[0] if isinstance(value, Tensor) else tuple(outputs)
     kernel = _own_kernel()(inputs, outputs)
-    kernel.statement, kernel.part = statement(node, tensors, _results_of(value), *kernel.arguments), part
+    kernel.statement, kernel.part = statement(node, tensors, results, *kernel.arguments), part
     if kernel.has_side_effects():
         in_turn(kernel)
     return outputs[0] if isinstance(value, Tensor) else tuple(outputs)
+
+
+def _has_elements(x: Tensor) -> bool:
+    return numel(TensorMeta.of(x)) != 0
 
 
 def _results_of(value: Any) -> Sequence[Tensor]:

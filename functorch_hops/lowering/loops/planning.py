@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -224,14 +224,20 @@ def _plan_inside(node: fx.Node, params: Params, within: _Graph) -> tuple[LoopRep
     return tuple(report for plan in plans.values() for report in plan.loops)
 
 
+T = TypeVar("T")
+
+
 def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[LoopReport]]:
-    """A loop as one function, and how it and the loops in it are lowered: made once, though a graph may be planned as
-    a whole and then again, loop by loop.
-    """
+    """A loop as one function, and how it and the loops in it are lowered."""
+    return _once(_made, form, label, options)
+
+
+def _once(make: Callable[..., T], form: Form, label: str, options: dict[str, Any]) -> T:
+    """``make`` of a form, though a graph may be planned as a whole and then again, loop by loop."""
     body = form.branches[0] if isinstance(form, Branches) else form.body
     known = replace(form, length=size_key(form.length)) if isinstance(form, Scan | Prefixes) else form
-    key = "kernel", known, label, repr(sorted(options.items())), torch.get_num_threads()
-    return body.derive_apart(key, lambda: _made(form, label, options))
+    key = make, known, label, repr(sorted(options.items())), torch.get_num_threads()
+    return body.derive_apart(key, lambda: make(form, label, options))
 
 
 def _with_late_reductions(
@@ -239,10 +245,17 @@ def _with_late_reductions(
 ) -> tuple[Late, Function, list[LoopReport]] | None:
     """A loop over lanes, once what its steps return is reduced later: NOTE [Late reductions]."""
     late = late_reductions(form) if isinstance(form, Scan) and not is_on_cuda(form) else None
-    if late is None:
+    found = _once(_over_lanes_if_it_can_be, late.form, label, options) if late is not None else None
+    return (late, *found) if late is not None and found is not None else None
+
+
+def _over_lanes_if_it_can_be(
+    form: Scan, label: str, options: dict[str, Any]
+) -> tuple[Function, list[LoopReport]] | None:
+    try:
+        return _over_lanes(form, label, options)
+    except Refused:
         return None
-    kernel, reports = _kernel(late.form, label, options)
-    return (late, kernel, reports) if reports[0].taken == "lanes" else None
 
 
 def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[Function, list[LoopReport]]:

@@ -148,7 +148,13 @@ def kernel_proxy() -> Any:
         members = {"overrides": overrides, "create_cse_var": staticmethod(Variable)}
         return type(kernel.__name__, (*before, kernel), members)
 
-    class VecKernel(with_functions(cpp.CppVecKernel)):  # type: ignore[misc]
+    class OfVectors(type):
+        """Inductor asks whether a kernel is of the class of those of vectors: its kernels of tiles are too."""
+
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, cpp.CppVecKernel)
+
+    class VecKernel(with_functions(cpp.CppVecKernel), metaclass=OfVectors):  # type: ignore[misc]
         """Reads and writes masks of whole vectors, and finds where a value is the largest, by functions of ours.
         ``intervals``: between which its indices lie, where these are not all (NOTE [Usual indices]).
         """
@@ -245,7 +251,7 @@ def kernel_proxy() -> Any:
         def codegen_functions(self, functions: Any, sizes: Any) -> None:
             super().codegen_functions(functions, sizes)
             general: Any = self.kernels[0]
-            intervals = general.usual() if isinstance(general, VecKernel) else {}
+            intervals = general.usual() if type(general) is VecKernel else {}
             if intervals:
                 kernel = self.kernel_group.new_kernel(VecKernel, general.tiling_factor, general.tiling_idx)
                 kernel.intervals = intervals
