@@ -6,11 +6,12 @@ Imported when Dynamo first meets such a call, never before: Dynamo takes a secon
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import optree
@@ -23,7 +24,12 @@ from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
-from torch._dynamo.variables.functions import NestedUserFunctionVariable, UserFunctionVariable
+from torch._dynamo.variables.functions import (
+    FunctoolsPartialVariable,
+    NestedUserFunctionVariable,
+    UserFunctionVariable,
+    UserMethodVariable,
+)
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -126,15 +132,7 @@ class _Stub(_Opaque):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """Of a function that the traced code makes: its defaults are values of Dynamo's."""
-        if not isinstance(self.variable, NestedUserFunctionVariable) or self.variable.defaults is None:
-            raise AttributeError("__signature__")
-        code, of_names = self.variable.get_code(), self.variable.kwdefaults
-        defaults = self.call.to_python(self.variable.defaults, self.call.known)
-        cells = tuple(CellType() for _ in code.co_freevars)
-        function = FunctionType(code, {}, self.__name__, tuple(defaults), cells)
-        function.__kwdefaults__ = None if of_names is None else self.call.to_python(of_names, self.call.known)
-        return inspect.signature(function)
+        return self.call.signature(self.variable)
 
 
 class OpenNumber(_Leaf):
@@ -302,6 +300,37 @@ class _Call:
             if torch.is_grad_enabled() and (dtype.is_floating_point or dtype.is_complex):
                 value = value.requires_grad_().clone()  # which may be written to
         return wrap_fx_proxy(self.tx, proxy, example_value=value)
+
+    def signature(self, function: VariableTracker) -> inspect.Signature:
+        """Of a function of the user's. Its defaults are values of Dynamo's."""
+        found: Any = function.realize()
+        if isinstance(found, FunctoolsPartialVariable):
+            given = [self.to_python(x, self.known) for x in found.args]
+            named = {name: self.to_python(x, self.known) for name, x in found.keywords.items()}
+            return inspect.signature(functools.partial(_Stub(self, found.func), *given, **named))
+        if isinstance(found, NestedUserFunctionVariable):
+            written = self.tx.output.side_effects
+            if written.has_pending_mutation_of_attr(found, "__wrapped__"):  # by functools.wraps
+                return self.signature(written.load_attr(found, "__wrapped__"))
+            code, defaults, of_names = found.get_code(), found.defaults, found.kwdefaults
+            cells = tuple(CellType() for _ in code.co_freevars)
+            made = FunctionType(code, {}, code.co_name, closure=cells)
+            made.__defaults__ = None if defaults is None else tuple(self.to_python(defaults, self.known))
+            made.__kwdefaults__ = None if of_names is None else self.to_python(of_names, self.known)
+            return inspect.signature(made)
+        if isinstance(found, UserMethodVariable):
+            value: Any = MethodType(found.get_function(), found)
+        else:
+            value = found.get_function() if isinstance(found, UserFunctionVariable) else value_of(found)
+        signature = self.library.signature(value)
+        if all(p.default is p.empty for p in signature.parameters.values()):
+            return signature
+        read: Any = self.library.defaults
+        with self.as_around(), _force_inline():
+            defaults = self.tx.inline_user_function_return(UserFunctionVariable(read), [found], {})
+            values = self.to_python(defaults, self.known)
+        parameters = zip(signature.parameters.values(), values, strict=True)
+        return signature.replace(parameters=[p.replace(default=x) for p, x in parameters])
 
     # -- values
 

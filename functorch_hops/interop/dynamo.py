@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch, pytree
-from ..calls.arguments import Arguments
+from ..calls.arguments import Arguments, signature_of
 from ..calls.listening import caller, timed
 from ..calls.recording import recorded_as_bodies_say
 from ..calls.static_values import same_function
@@ -117,6 +117,10 @@ def _operation(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return name
 
 
+def _defaults(function: Callable[..., Any]) -> tuple[Any, ...]:
+    return tuple(p.default for p in signature_of(function).parameters.values())
+
+
 _READS = {
     "Data-dependent branching",
     "Unsupported Tensor.item() call with capture_scalar_outputs=False",
@@ -153,6 +157,8 @@ class _Library:
         return getattr(type(value), "__fh_own__", False)
 
     operation = staticmethod(_operation)
+    signature = staticmethod(signature_of)
+    defaults = staticmethod(_defaults)
 
     def refused(self, operation: str, kind: str, reason: str) -> CaptureError:
         if kind in _READS:

@@ -273,6 +273,39 @@ def test_defaults_of_a_rule_that_the_traced_code_makes() -> None:
     same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y, 3.0).sum())(x), x())
 
 
+class Scaled(nn.Module):
+    def forward(self, x, s=2.0):
+        return x.sin() * s
+
+
+def scaled(x, s=2.0):
+    return x.sin() * s
+
+
+CALLABLES = {
+    "function": lambda: scaled,
+    "module": Scaled,
+    "method": lambda: Scaled().forward,
+    "partial": lambda: functools.partial(lambda shift, x, s=2.0: scaled(x, s), 1),
+    "wrapped": lambda: functools.wraps(scaled)(lambda *args, **kwargs: scaled(*args, **kwargs)),
+    "jitted": lambda: fh.jit(scaled, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
+def test_a_rule_that_the_traced_code_makes_is_called_by_name(make) -> None:
+    def rule(function):
+        made = fh.custom_vjp(function)
+        made.defvjp(lambda x, s: (function(x, s), (x, s)), lambda r, ct: (ct * r[0].cos() * r[1] * 10, None))
+        return made
+
+    outside = make()
+    same(lambda x: fh.grad(lambda y: rule(outside)(y, s=x * 3).sum())(x), x())
+    same(lambda x: fh.grad(lambda y: rule(outside)(y).sum())(x), x())
+    if make is CALLABLES["wrapped"]:
+        same(lambda x: fh.grad(lambda y: rule(make())(y, s=x * 3).sum())(x), x())
+
+
 def graphs(f, *calls, **options) -> int:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(f, fullgraph=True, backend=counter, **options)
