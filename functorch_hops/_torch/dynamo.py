@@ -24,6 +24,7 @@ from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
+from torch._dynamo.variables.ctx_manager import GradModeVariable, WithExitFunctionVariable
 from torch._dynamo.variables.functions import (
     FunctoolsPartialVariable,
     NestedUserFunctionVariable,
@@ -37,6 +38,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, te
 from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
+from .compilers import is_exporting
 from .dispatch import suspended
 from .dynamo_functions import backward_with_gradients
 from .dynamo_graphs import is_open, made_to_run
@@ -199,7 +201,7 @@ class _Call:
         positional, keywords = self.to_python(args, self.known), self.to_python(kwargs, self.known)
         self.operation = self.library.operation(function, positional)
         try:
-            with self.library.tracing(TracingContext.extract_stack):
+            with self.library.tracing(TracingContext.extract_stack), self.in_mode_of_program():
                 captured = self.library.capture(function, positional, keywords, self.backend.compiler)
         except self.library.errors as error:
             self.failure = self.failure or as_unsupported(error)
@@ -216,6 +218,18 @@ class _Call:
         node = tx.output.create_proxy("call_function", self.operator, (call, *operands), {}, name=name)
         return self.to_dynamo(captured.result(wrap_fx_proxy(tx, node).unpack_var_sequence(tx)))
 
+    def in_mode_of_program(self) -> contextlib.AbstractContextManager[object]:
+        """``no_grad`` around the whole of an export is no part of the program."""
+        if torch.is_grad_enabled() or not is_exporting():
+            return contextlib.nullcontext()
+        frame = self.tx
+        while frame is not None:
+            left = (x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable))
+            if any(isinstance(x, GradModeVariable) for x in left):
+                return contextlib.nullcontext()
+            frame = frame.parent
+        return torch.enable_grad()
+
     def proxy_of(self, x: Tensor) -> fx.Proxy:
         known = self.backend.proxies.get(id(x))
         if known is not None:
@@ -227,7 +241,7 @@ class _Call:
     def run(self, function: VariableTracker, args: Any, kwargs: Any) -> Any:
         """A call by the library, in a capture: Dynamo's graph of the function, run on the values of the capture."""
         leaves, spec = self.library.flatten((args, kwargs))
-        inputs = [x for x in leaves if isinstance(x, Tensor)]
+        inputs = [*{id(x): x for x in leaves if isinstance(x, Tensor)}.values()]  # one object is one inside, too
         metas = [(tuple(x.shape), x.dtype, x.device) for x in inputs]
         try:
             with self.as_around():
@@ -475,8 +489,9 @@ class _Flat(VariableTracker):
         self.tree: Any = None
 
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
-        call, inputs, outputs = self.call, iter(args), list[VariableTracker]()
-        leaves = [next(inputs) if isinstance(x, Tensor) else x for x in self.leaves]
+        call, outputs = self.call, list[VariableTracker]()
+        inputs = dict(zip(dict.fromkeys(id(x) for x in self.leaves if isinstance(x, Tensor)), args, strict=True))
+        leaves = [inputs[id(x)] if isinstance(x, Tensor) else x for x in self.leaves]
         positional, keywords = call.library.unflatten(self.spec, leaves)
         named = {name: call.to_dynamo(x) for name, x in keywords.items()}
         result = self.function.call_function(tx, [call.to_dynamo(x) for x in positional], named)

@@ -18,6 +18,7 @@ from .. import _torch
 from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
 from .leaving import prepare
+from .recording import in_mode_of_program
 
 __all__ = ["itself", "left_to_python", "one_effect", "one_node", "stands_for_another", "traced_through"]
 
@@ -46,7 +47,8 @@ def _leaf(function: Callable[P, R], *, is_effect: bool) -> Callable[P, R]:
             node: R = leave(function, args, kwargs)
             return node
         try:
-            return function(*args, **kwargs)
+            with in_mode_of_program():
+                return function(*args, **kwargs)
         except Exception as error:
             prepare(error, function)
             raise

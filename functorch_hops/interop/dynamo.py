@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import _torch, pytree
 from ..calls.arguments import Arguments, signature_of
 from ..calls.listening import caller, timed
-from ..calls.recording import recorded_as_bodies_say
+from ..calls.recording import in_mode_of_program, recorded_as_bodies_say
 from ..calls.static_values import same_function
 from ..calls.traced_call import trace_call
 from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
@@ -63,7 +63,7 @@ class LeafCall(_torch.HigherOrderOperator):
             args, kwargs = operands
             return call(*args, **kwargs)
         params = call.params
-        with recorded_as_bodies_say(params.body):
+        with in_mode_of_program(), recorded_as_bodies_say(params.body):
             return self._called(params, operands)
 
     def _called(self, params: ClosedCallParams, operands: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ import torch
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
+from ...calls.recording import in_mode_of_program
 from ...calls.spelling import spelled
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
@@ -94,7 +95,8 @@ class _CustomFunction(Generic[P, R]):
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         self._require_rule()
         positional = self._positional(args, kwargs)
-        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
+        with in_mode_of_program():
+            result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
         return result
 
     def _require_rule(self) -> None:
