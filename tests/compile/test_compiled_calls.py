@@ -273,6 +273,26 @@ def test_defaults_of_a_rule_that_the_traced_code_makes() -> None:
     same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y, 3.0).sum())(x), x())
 
 
+def test_an_operand_that_is_given_twice_is_one_tensor() -> None:
+    def run(x):
+        first = fh.cond(x.sum() > 0, lambda a, b: a * (2 if a is b else 3), lambda a, b: a - (5 if a is b else 7), x, x)
+        return first, fh.scan(lambda c, rows: (c + rows[0] * (2 if rows[0] is rows[1] else 3), None), x[0], (x, x))[0]
+
+    same(run, x())
+
+
+def test_a_deque_is_a_carry() -> None:
+    def run(x):
+        def step(last, row):
+            last.append(last[-1] * row)
+            return collections.deque(last, maxlen=2), last[0].sum()
+
+        (first, second), sums = fh.scan(step, collections.deque([x[0], x[1]], maxlen=2), x)
+        return first, second, sums
+
+    same(run, x())
+
+
 class Scaled(nn.Module):
     def forward(self, x, s=2.0):
         return x.sin() * s

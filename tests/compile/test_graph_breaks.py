@@ -207,6 +207,23 @@ def test_a_failure_leaves_nothing_behind() -> None:
         torch.testing.assert_close(torch.compile(good, fullgraph=True, backend="eager")(x()), good(x()))
 
 
+def test_a_callback_is_refused_in_our_words() -> None:
+    """It may read what Dynamo only traces."""
+
+    def step(c, row):
+        doubled = row * 2
+        fh.debug.callback(lambda c: c + doubled, c)
+        return c + row, None
+
+    for run in (lambda x: step(x, x)[0], lambda x: fh.scan(step, x, length=None, xs=x[None])[0]):
+        with pytest.raises(fh.CaptureError, match=r"^debug.callback: torch.compile has no node for debug.callback") as e:
+            torch.compile(run, fullgraph=True, backend="eager")(x())
+        assert "help: call it outside of what is compiled" in str(e.value)
+        assert "fh.debug.callback(lambda c: c + doubled, c)" in str(e.value)
+        assert isinstance(e.value, Unsupported)
+        torch.testing.assert_close(torch.compile(run, backend="eager")(x()), run(x()))
+
+
 def logs(x):
     with fh.log_captures(quiet=True):
         return fh.jit(torch.sin, backend="eager")(x)
