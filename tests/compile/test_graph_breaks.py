@@ -272,3 +272,13 @@ def test_torch_loses_what_is_written_to_a_number_of_another_graph() -> None:
     torch.testing.assert_close(torch.compile(written, backend="eager")(x), x * 0.7)
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(written, backend="aot_eager")(x), x, msg="torch keeps the write now")
+
+
+def test_torch_loses_the_steps_of_a_compiled_optimizer_for_a_number() -> None:
+    """The same where a compiled optimizer (torch 2.13) updates a 0-d parameter of float64."""
+    number, row = (torch.full(shape, 2.0, dtype=torch.float64, requires_grad=True) for shape in ((), (1,)))
+    optimizer = torch.optim.SGD([number, row], lr=0.5)
+    number.grad, row.grad = torch.ones_like(number), torch.ones_like(row)
+    torch.compile(optimizer.step, backend="aot_eager")()
+    assert row.item() == 1.5
+    assert number.item() == 2, "torch keeps the write now"
