@@ -21,7 +21,7 @@ for integers among their results, of whose derivative torch asks even in the for
 Where there is none, the program is for inference: a warning says so, and a backward pass through the operator raises.
 The latter takes an operator that torch has no derivative of, since the program runs without this library.
 
-What the whole export runs under, such as ``no_grad``, is no part of the program, as it is none for torch's own operators
+``no_grad`` around a whole export is no part of the program, as it is none for torch's own operators
 (`calls/recording.py`). But there a tensor that is no parameter never requires a gradient.
 
 A program that becomes one of ONNX is never differentiated, and ONNX has nothing to put in the place of these forms.

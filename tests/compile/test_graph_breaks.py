@@ -216,7 +216,9 @@ def test_a_callback_is_refused_in_our_words() -> None:
         return c + row, None
 
     for run in (lambda x: step(x, x)[0], lambda x: fh.scan(step, x, length=None, xs=x[None])[0]):
-        with pytest.raises(fh.CaptureError, match=r"^debug.callback: torch.compile has no node for debug.callback") as e:
+        with pytest.raises(
+            fh.CaptureError, match=r"^debug.callback: torch.compile has no node for debug.callback"
+        ) as e:
             torch.compile(run, fullgraph=True, backend="eager")(x())
         assert "help: call it outside of what is compiled" in str(e.value)
         assert "fh.debug.callback(lambda c: c + doubled, c)" in str(e.value)
