@@ -226,6 +226,14 @@ def test_a_callback_is_refused_in_our_words() -> None:
         torch.testing.assert_close(torch.compile(run, backend="eager")(x()), run(x()))
 
 
+@pytest.mark.parametrize("kind", [fh.custom_vjp, fh.custom_jvp])
+def test_a_function_without_a_rule_is_refused_in_our_words(kind) -> None:
+    made_outside = kind(torch.sin)
+    for call in (made_outside, lambda x: kind(lambda x: x.sin())(x)):
+        with pytest.raises(fh.ArgumentTypeError, match="has no derivative rule yet"):
+            torch.compile(lambda x: call(x), fullgraph=True, backend="eager")(x())
+
+
 def logs(x):
     with fh.log_captures(quiet=True):
         return fh.jit(torch.sin, backend="eager")(x)

@@ -81,7 +81,6 @@ class _CustomFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
-            self._require_rule()
             functions = {name: getattr(self, name) for name in ("fun", *self.rules)}
             made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, args, kwargs)
             return made
