@@ -15,6 +15,7 @@ from matrix.operations import OPERATIONS, Operation, examples, weights
 from matrix.test_grid import assert_same
 from torch import Tensor, nn
 from torch._higher_order_ops.cond import cond_op
+from torch._higher_order_ops.scan import scan as scan_of_torch
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
@@ -644,3 +645,33 @@ def test_torch_forgets_no_grad_in_a_model_around_its_control_flow_and_in_an_expo
         x = X.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(program.module()(x).sum(), x)
         assert (gradient == 3).all(), "of the region too"
+
+
+def test_torchs_strict_export_takes_no_associative_scan_that_was_loaded() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return fh.associative_scan(torch.add, x)
+
+    loaded = saved_and_loaded(torch.export.export(Sums(), (X,))).module()
+    with pytest.raises(Exception, match="mismatched input/output tree structure"):
+        torch.export.export(loaded, (X,), strict=True)
+    again = torch.export.export(loaded, (X,), strict=False).module()
+    torch.testing.assert_close(again(X), X.cumsum(0))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_torch_has_no_derivative_of_a_scan_in_a_scan_that_saves_its_own_result() -> None:
+    class Nest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Any:
+            inner = lambda c, r: (torch.tanh(c * self.w + r), c.clone())
+            return scan_of_torch(lambda c, r: (scan_of_torch(inner, c, x)[0] + r, c.clone()), x[0] * self.w, x)[0]
+
+    run = torch.export.export(Nest(), (X,)).module()
+    with torch.no_grad():
+        run(X)
+    with pytest.raises(RuntimeError, match="derivative for aten::detach_copy is not implemented"):
+        run(X)

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import flex_attention
 
 import functorch_hops as fh
 
@@ -292,3 +293,9 @@ def test_torch_loses_the_steps_of_a_compiled_optimizer_for_a_number() -> None:
     torch.compile(optimizer.step, backend="aot_eager")()
     assert row.item() == 1.5
     assert number.item() == 2, "torch keeps the write now"
+
+
+def test_torch_has_no_gradient_of_flex_attention_on_a_cpu() -> None:
+    q = torch.ones(1, 1, 16, 16, requires_grad=True)
+    with pytest.raises(Unsupported, match="FlexAttention does not support backward on CPU"):
+        torch.compile(flex_attention, fullgraph=True, backend="aot_eager")(q, q, q)
