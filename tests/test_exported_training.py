@@ -15,6 +15,7 @@ from matrix.operations import OPERATIONS, Operation, examples, weights
 from matrix.test_grid import assert_same
 from torch import Tensor, nn
 from torch._higher_order_ops.cond import cond_op
+from torch._higher_order_ops.scan import scan as scan_of_torch
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
@@ -562,3 +563,115 @@ def test_what_is_refused(function: Any, kind: type[Exception], words: str, stric
         torch.export.export(Module(), (torch.ones(2),), strict=strict)
     assert f"at {__file__}" in str(caught.value), "the user's line"
     test_integers_among_the_results(strict)  # a failure leaves nothing behind
+
+
+class Loops(nn.Module):
+    """Loops and branches with integers among their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.4], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Any:
+        step = lambda c, r: ((torch.tanh(c[0] * self.w + r), c[1] + 1), (c[0] > 0, c[0] * r))
+        scanned = fh.scan(step, (x[0] * self.w, 0), x)
+        mapped = fh.map(lambda r: (r * self.w * r, r.argmax()), x * self.w)
+        grown = lambda x: (x.T * self.w[0], x.argmax())
+        chosen = fh.cond(x.sum() > 0, grown, lambda x: ((x.sin() * self.w).T, x.argmin()), x * self.w)
+        jitted = fh.jit(lambda x: x.sin() * self.w, backend="eager")(x)
+        return scanned, mapped, chosen, jitted, fh.checkpoint(lambda x: x.sin() * self.w)(x)
+
+
+X = torch.tensor([[0.3, 1.2], [0.1, -0.4], [-1.0, 0.7]], dtype=torch.float64)
+
+
+@both_ways
+def test_no_grad_around_an_export_is_no_part_of_the_program(strict: bool) -> None:
+    model = Loops()
+    with torch.no_grad():
+        program = torch.export.export(model, (X,), strict=strict)
+    run = program.module()
+    expected = gradients(model, list(model.parameters()), X)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+    with torch.no_grad():
+        run = fh.export(model, (X,)).module()
+    torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+
+
+@both_ways
+def test_an_input_may_require_a_gradient_where_none_did_in_the_export(strict: bool) -> None:
+    model = Loops().requires_grad_(False)
+    run = torch.export.export(model, (X,), strict=strict).module()
+    torch.testing.assert_close(gradients(run, [], X), gradients(model, [], X))
+
+
+class Target(Loops):
+    """What it compares with has no gradient."""
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            with torch.no_grad():
+                first = fh.cond(x.sum() > 0, lambda x: x * self.w, torch.sin, x)
+            target = fh.scan(lambda c, r: (torch.tanh(c * self.w + r), None), x[0], x)[0]
+        return first + target * fh.map(lambda r: r * self.w, x)
+
+
+@both_ways
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_grad_in_a_model_is_part_of_the_program(strict: bool, enabled: bool) -> None:
+    model = Target()
+    with torch.set_grad_enabled(enabled):
+        program = torch.export.export(model, (X,), strict=strict)
+    run = program.module()
+    expected = gradients(model, list(model.parameters()), X)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+
+
+def test_torch_forgets_no_grad_in_a_model_around_its_control_flow_and_in_an_export_without_gradients() -> None:
+    class Region(nn.Module):
+        def __init__(self, function: Any) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y: Tensor = self.function(x)
+            return y + x
+
+    branch = Region(lambda x: torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x * 3, (x,)))
+    with torch.no_grad():
+        plain = torch.export.export(Region(lambda x: x * 2), (X,))
+    for program in (torch.export.export(branch, (X,)), plain):
+        x = X.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(program.module()(x).sum(), x)
+        assert (gradient == 3).all(), "of the region too"
+
+
+def test_torchs_strict_export_takes_no_associative_scan_that_was_loaded() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return fh.associative_scan(torch.add, x)
+
+    loaded = saved_and_loaded(torch.export.export(Sums(), (X,))).module()
+    with pytest.raises(Exception, match="mismatched input/output tree structure"):
+        torch.export.export(loaded, (X,), strict=True)
+    again = torch.export.export(loaded, (X,), strict=False).module()
+    torch.testing.assert_close(again(X), X.cumsum(0))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_torch_has_no_derivative_of_a_scan_in_a_scan_that_saves_its_own_result() -> None:
+    class Nest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Any:
+            inner = lambda c, r: (torch.tanh(c * self.w + r), c.clone())
+            return scan_of_torch(lambda c, r: (scan_of_torch(inner, c, x)[0] + r, c.clone()), x[0] * self.w, x)[0]
+
+    run = torch.export.export(Nest(), (X,)).module()
+    with torch.no_grad():
+        run(X)
+    with pytest.raises(RuntimeError, match="derivative for aten::detach_copy is not implemented"):
+        run(X)

@@ -73,10 +73,11 @@ def export(
     # Captured with gradients on: what no_grad marks in a graph would be nodes, which torch's export loses its way in
     # where they stand in a loop that holds a branch.
     call = trace_call(func, Arguments(args, kwargs, static_floats=True, numpy=False), "export", grad_enabled=True)
-    if dynamic_shapes is None:
-        return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
-    shapes = _by_parameter(func, args, kwargs, dynamic_shapes)
-    return torch.export.export(_ExportedDynamic(call, func, kwargs), args, kwargs, dynamic_shapes=shapes, strict=False)
+    with torch.enable_grad():
+        if dynamic_shapes is None:
+            return torch.export.export(_Exported(call, func), args, kwargs, strict=False)
+        shapes, module = _by_parameter(func, args, kwargs, dynamic_shapes), _ExportedDynamic(call, func, kwargs)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _by_parameter(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> Any:

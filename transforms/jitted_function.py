@@ -17,6 +17,7 @@ from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.leaving import leaving, prepare
 from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
+from functorch_hops.calls.recording import in_mode_of_program
 from functorch_hops.calls.static_values import described, described_arguments, static_key
 from functorch_hops.calls.trace_cache import Trace
 from functorch_hops.calls.traced_call import trace_call
@@ -95,7 +96,8 @@ class JittedFunction(Generic[P, R]):
                     return result
         except OtherSizesError:  # what was assumed since then for a transform does not hold here
             pass
-        return self._call_slowly(args, kwargs)
+        with in_mode_of_program():
+            return self._call_slowly(args, kwargs)
 
     def _call_slowly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if is_capturing() or is_jit_disabled():

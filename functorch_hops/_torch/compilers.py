@@ -21,7 +21,6 @@ from .tracing import new_fake_mode
 
 __all__ = [
     "assume_constant_result",
-    "break_graph",
     "compilation",
     "compile_lock",
     "dynamo_silent",
@@ -155,11 +154,6 @@ def _import_dynamo(module: Any, execute: Execute) -> None:
 
 def _silence(dynamo: Any) -> None:
     dynamo._stance = dynamo.DynamoStance("force_eager")
-
-
-def break_graph(reason: str) -> None:
-    """For Dynamo, which reads this call instead of running it: it ends its graph here, or says why it can't go on."""
-    torch._dynamo.graph_break(msg=reason)
 
 
 def never_compiled(function: F) -> F:

@@ -6,11 +6,12 @@ Imported when Dynamo first meets such a call, never before: Dynamo takes a secon
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import optree
@@ -23,7 +24,13 @@ from torch._dynamo.utils import get_unique_name_wrt
 from torch._dynamo.variables import higher_order_ops
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder, wrap_fx_proxy
-from torch._dynamo.variables.functions import NestedUserFunctionVariable, UserFunctionVariable
+from torch._dynamo.variables.ctx_manager import GradModeVariable, WithExitFunctionVariable
+from torch._dynamo.variables.functions import (
+    FunctoolsPartialVariable,
+    NestedUserFunctionVariable,
+    UserFunctionVariable,
+    UserMethodVariable,
+)
 from torch._dynamo.variables.lazy import LazyVariableTracker
 from torch._dynamo.variables.lists import TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable, TensorVariable
@@ -31,6 +38,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, te
 from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
+from .compilers import is_exporting
 from .dispatch import suspended
 from .dynamo_functions import backward_with_gradients
 from .dynamo_graphs import is_open, made_to_run
@@ -126,15 +134,7 @@ class _Stub(_Opaque):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """Of a function that the traced code makes: its defaults are values of Dynamo's."""
-        if not isinstance(self.variable, NestedUserFunctionVariable) or self.variable.defaults is None:
-            raise AttributeError("__signature__")
-        code, of_names = self.variable.get_code(), self.variable.kwdefaults
-        defaults = self.call.to_python(self.variable.defaults, self.call.known)
-        cells = tuple(CellType() for _ in code.co_freevars)
-        function = FunctionType(code, {}, self.__name__, tuple(defaults), cells)
-        function.__kwdefaults__ = None if of_names is None else self.call.to_python(of_names, self.call.known)
-        return inspect.signature(function)
+        return self.call.signature(self.variable)
 
 
 class OpenNumber(_Leaf):
@@ -201,7 +201,7 @@ class _Call:
         positional, keywords = self.to_python(args, self.known), self.to_python(kwargs, self.known)
         self.operation = self.library.operation(function, positional)
         try:
-            with self.library.tracing(TracingContext.extract_stack):
+            with self.library.tracing(TracingContext.extract_stack), self.in_mode_of_program():
                 captured = self.library.capture(function, positional, keywords, self.backend.compiler)
         except self.library.errors as error:
             self.failure = self.failure or as_unsupported(error)
@@ -218,6 +218,18 @@ class _Call:
         node = tx.output.create_proxy("call_function", self.operator, (call, *operands), {}, name=name)
         return self.to_dynamo(captured.result(wrap_fx_proxy(tx, node).unpack_var_sequence(tx)))
 
+    def in_mode_of_program(self) -> contextlib.AbstractContextManager[object]:
+        """``no_grad`` around the whole of an export is no part of the program."""
+        if torch.is_grad_enabled() or not is_exporting():
+            return contextlib.nullcontext()
+        frame = self.tx
+        while frame is not None:
+            left = (x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable))
+            if any(isinstance(x, GradModeVariable) for x in left):
+                return contextlib.nullcontext()
+            frame = frame.parent
+        return torch.enable_grad()
+
     def proxy_of(self, x: Tensor) -> fx.Proxy:
         known = self.backend.proxies.get(id(x))
         if known is not None:
@@ -229,7 +241,7 @@ class _Call:
     def run(self, function: VariableTracker, args: Any, kwargs: Any) -> Any:
         """A call by the library, in a capture: Dynamo's graph of the function, run on the values of the capture."""
         leaves, spec = self.library.flatten((args, kwargs))
-        inputs = [x for x in leaves if isinstance(x, Tensor)]
+        inputs = [*{id(x): x for x in leaves if isinstance(x, Tensor)}.values()]  # one object is one inside, too
         metas = [(tuple(x.shape), x.dtype, x.device) for x in inputs]
         try:
             with self.as_around():
@@ -302,6 +314,37 @@ class _Call:
             if torch.is_grad_enabled() and (dtype.is_floating_point or dtype.is_complex):
                 value = value.requires_grad_().clone()  # which may be written to
         return wrap_fx_proxy(self.tx, proxy, example_value=value)
+
+    def signature(self, function: VariableTracker) -> inspect.Signature:
+        """Of a function of the user's. Its defaults are values of Dynamo's."""
+        found: Any = function.realize()
+        if isinstance(found, FunctoolsPartialVariable):
+            given = [self.to_python(x, self.known) for x in found.args]
+            named = {name: self.to_python(x, self.known) for name, x in found.keywords.items()}
+            return inspect.signature(functools.partial(_Stub(self, found.func), *given, **named))
+        if isinstance(found, NestedUserFunctionVariable):
+            written = self.tx.output.side_effects
+            if written.has_pending_mutation_of_attr(found, "__wrapped__"):  # by functools.wraps
+                return self.signature(written.load_attr(found, "__wrapped__"))
+            code, defaults, of_names = found.get_code(), found.defaults, found.kwdefaults
+            cells = tuple(CellType() for _ in code.co_freevars)
+            made = FunctionType(code, {}, code.co_name, closure=cells)
+            made.__defaults__ = None if defaults is None else tuple(self.to_python(defaults, self.known))
+            made.__kwdefaults__ = None if of_names is None else self.to_python(of_names, self.known)
+            return inspect.signature(made)
+        if isinstance(found, UserMethodVariable):
+            value: Any = MethodType(found.get_function(), found)
+        else:
+            value = found.get_function() if isinstance(found, UserFunctionVariable) else value_of(found)
+        signature = self.library.signature(value)
+        if all(p.default is p.empty for p in signature.parameters.values()):
+            return signature
+        read: Any = self.library.defaults
+        with self.as_around(), _force_inline():
+            defaults = self.tx.inline_user_function_return(UserFunctionVariable(read), [found], {})
+            values = self.to_python(defaults, self.known)
+        parameters = zip(signature.parameters.values(), values, strict=True)
+        return signature.replace(parameters=[p.replace(default=x) for p, x in parameters])
 
     # -- values
 
@@ -446,8 +489,9 @@ class _Flat(VariableTracker):
         self.tree: Any = None
 
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
-        call, inputs, outputs = self.call, iter(args), list[VariableTracker]()
-        leaves = [next(inputs) if isinstance(x, Tensor) else x for x in self.leaves]
+        call, outputs = self.call, list[VariableTracker]()
+        inputs = dict(zip(dict.fromkeys(id(x) for x in self.leaves if isinstance(x, Tensor)), args, strict=True))
+        leaves = [inputs[id(x)] if isinstance(x, Tensor) else x for x in self.leaves]
         positional, keywords = call.library.unflatten(self.spec, leaves)
         named = {name: call.to_dynamo(x) for name, x in keywords.items()}
         result = self.function.call_function(tx, [call.to_dynamo(x) for x in positional], named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from types import CodeType
 from typing import Any, NamedTuple, Protocol
@@ -71,6 +72,14 @@ class Library(Protocol):
 
     def unknown_object(self, operation: str, name: str) -> Exception:
         """The error for an object that Python is to get when the graph runs, and that Dynamo makes while it traces."""
+        ...
+
+    def signature(self, function: Any) -> inspect.Signature:
+        """Of a function, as its callers know it."""
+        ...
+
+    def defaults(self, function: Any) -> tuple[Any, ...]:
+        """Those of the parameters in the signature; Dynamo traces this."""
         ...
 
     def is_same_function(self, found: object, kept: object) -> bool:

@@ -23,7 +23,7 @@ from torch._dynamo.variables.functions import (
     UserFunctionVariable,
     UserMethodVariable,
 )
-from torch._dynamo.variables.lists import ListVariable, SizeVariable, TupleVariable
+from torch._dynamo.variables.lists import BaseListVariable, ListVariable, SizeVariable, TupleVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 __all__ = ["Objects", "type_of", "value_of"]
@@ -33,7 +33,8 @@ def value_of(variable: VariableTracker) -> Any:
     """The object that a variable stands for, None where there is none."""
     if variable.is_python_constant():
         return variable.as_python_constant()
-    return getattr(variable, "value", None)
+    # What a sequence has by this name is that of its items, which may have none.
+    return None if isinstance(variable, BaseListVariable) else getattr(variable, "value", None)
 
 
 def type_of(variable: VariableTracker) -> type:

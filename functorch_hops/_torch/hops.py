@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
@@ -20,6 +22,8 @@ __all__ = [
     "SCAN_FORGETS_CARRIES",
     "attention_in_python",
     "dense",
+    "gradients_on_unseen",
+    "is_exported_without_gradients",
     "is_operator_of_torch",
     "native_associative_scan",
     "native_cond",
@@ -84,6 +88,35 @@ def traced(operands: Sequence[Any]) -> list[Any]:
             seen.append(x)
         values.append(x)
     return values
+
+
+def is_exported_without_gradients() -> bool:
+    """Whether gradients are off around the whole of what torch.export traces. Where the program switches them off
+    itself, torch's graph says so at the begin and at the end of it, for the same line.
+    """
+    if torch.is_grad_enabled() or not is_exporting():
+        return False
+    mode = get_proxy_mode()
+    if mode is None:
+        return False
+    switches = mode.tracer.graph.find_nodes(op="call_function", target=torch._C._set_grad_enabled)
+    return all(times % 2 == 0 for times in Counter(node.stack_trace for node in switches).values())
+
+
+@contextlib.contextmanager
+def gradients_on_unseen() -> Iterator[None]:
+    """``enable_grad``, of which torch's graph says nothing."""
+    enabled = torch.is_grad_enabled()
+    _set_grad_enabled_unseen(True)
+    try:
+        yield
+    finally:
+        _set_grad_enabled_unseen(enabled)
+
+
+def _set_grad_enabled_unseen(enabled: bool) -> None:
+    with torch._C.DisableTorchFunction():
+        torch._C._set_grad_enabled(enabled)
 
 
 def underivable(x: Tensor) -> Tensor:

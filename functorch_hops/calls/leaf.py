@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from .. import _torch
+from ..errors import CaptureError, message
 from ..trace.hooks import handlers, is_symbolic
 from .arguments import P, R
 from .leaving import prepare
+from .recording import in_mode_of_program
 
 __all__ = ["itself", "left_to_python", "one_effect", "one_node", "stands_for_another", "traced_through"]
 
@@ -46,7 +48,8 @@ def _leaf(function: Callable[P, R], *, is_effect: bool) -> Callable[P, R]:
             node: R = leave(function, args, kwargs)
             return node
         try:
-            return function(*args, **kwargs)
+            with in_mode_of_program():
+                return function(*args, **kwargs)
         except Exception as error:
             prepare(error, function)
             raise
@@ -73,17 +76,24 @@ def traced_through(function: Callable[P, R]) -> Callable[P, R]:
     return _torch.never_compiled(function)
 
 
+def _refused(operation: str) -> NoReturn:
+    problem = f"torch.compile has no node for {operation} of functorch_hops"
+    remedy = "call it outside of what is compiled; without fullgraph=True it runs as Python"
+    raise CaptureError(message(operation, problem, remedy=remedy))
+
+
 def left_to_python(function: Callable[P, R]) -> Callable[P, R]:
     """Under Dynamo a call of `function` is a graph break, hence refused where there may be none. For ``torch.fx`` it is
     as :func:`one_effect`.
     """
-    name = function.__name__
-    reason = f"torch.compile has no node for {name} of functorch_hops, which without fullgraph=True runs as Python"
+    is_of_debug = function.__module__.endswith(".debug")
+    name = f"debug.{function.__name__}" if is_of_debug else function.__name__
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
-            _torch.break_graph(reason)
+            handlers.register_leaf()
+            handlers.leaf(_refused, (name,), {})
         if is_symbolic() and _torch.is_proxied((args, kwargs)):
             node: R = handlers.symbolic.effect(function, args, kwargs)
             return node

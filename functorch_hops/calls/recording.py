@@ -5,6 +5,9 @@ mode stops there. What it only hands on, or computes under ``enable_grad``, keep
 the loop is called in. So a call under ``no_grad`` is recorded if a gradient leads through a body. What the operator
 itself puts together, such as stacked outputs, has no history then. (One case is left to the data in Python, and has no
 history in a graph: a carry that each step computes, where no step is taken.)
+
+Under torch.export the modes are those of the program. ``no_grad`` around the whole export is none of it: it may be
+trained.
 """
 
 from __future__ import annotations
@@ -15,11 +18,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _torch
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.nodes import untracked
 from ..ir.subgraph import Subgraph
+from ..trace.capture import current_capture
 
-__all__ = ["is_recorded_under_no_grad", "recorded_as_bodies_say", "untracked_under_no_grad"]
+__all__ = ["in_mode_of_program", "is_recorded_under_no_grad", "recorded_as_bodies_say", "untracked_under_no_grad"]
+
+
+def in_mode_of_program() -> contextlib.AbstractContextManager[object]:
+    """For a call that no capture of this library is around."""
+    if current_capture() is None and _torch.is_exported_without_gradients():
+        return _torch.gradients_on_unseen()
+    return _UNCHANGED
+
+
+_UNCHANGED = contextlib.nullcontext()
 
 
 def recorded_as_bodies_say(

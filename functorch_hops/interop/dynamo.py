@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from .. import _torch, pytree
-from ..calls.arguments import Arguments
+from ..calls.arguments import Arguments, signature_of
 from ..calls.listening import caller, timed
-from ..calls.recording import recorded_as_bodies_say
+from ..calls.recording import in_mode_of_program, recorded_as_bodies_say
 from ..calls.static_values import same_function
 from ..calls.traced_call import trace_call
 from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
@@ -63,7 +63,7 @@ class LeafCall(_torch.HigherOrderOperator):
             args, kwargs = operands
             return call(*args, **kwargs)
         params = call.params
-        with recorded_as_bodies_say(params.body):
+        with in_mode_of_program(), recorded_as_bodies_say(params.body):
             return self._called(params, operands)
 
     def _called(self, params: ClosedCallParams, operands: Sequence[Any]) -> Any:
@@ -117,6 +117,10 @@ def _operation(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return name
 
 
+def _defaults(function: Callable[..., Any]) -> tuple[Any, ...]:
+    return tuple(p.default for p in signature_of(function).parameters.values())
+
+
 _READS = {
     "Data-dependent branching",
     "Unsupported Tensor.item() call with capture_scalar_outputs=False",
@@ -153,6 +157,8 @@ class _Library:
         return getattr(type(value), "__fh_own__", False)
 
     operation = staticmethod(_operation)
+    signature = staticmethod(signature_of)
+    defaults = staticmethod(_defaults)
 
     def refused(self, operation: str, kind: str, reason: str) -> CaptureError:
         if kind in _READS:

@@ -16,9 +16,13 @@ Its derivatives of its own operators (2.13) are right at first order with except
 - the derivative of a custom rule is that of the function.
 
 Where a tensor of the export requires a gradient, an operator takes a form for which torch is right (`is_training`), if
-there is one: a ``while_loop`` is a branch of a ``cond`` on its first condition. Where there is none, the program is for
-inference: a warning says so, and a backward pass through the operator raises. The latter takes an operator that torch
-has no derivative of, since the program runs without this library.
+there is one: a ``while_loop`` is a branch of a ``cond`` on its first condition. So do operators that are torch's but
+for integers among their results, of whose derivative torch asks even in the forward pass, once an input requires one.
+Where there is none, the program is for inference: a warning says so, and a backward pass through the operator raises.
+The latter takes an operator that torch has no derivative of, since the program runs without this library.
+
+``no_grad`` around a whole export is no part of the program, as it is none for torch's own operators
+(`calls/recording.py`). But there a tensor that is no parameter never requires a gradient.
 
 A program that becomes one of ONNX is never differentiated, and ONNX has nothing to put in the place of these forms.
 What an operator takes is detached there: to decompose the program torch runs it once more, with gradients, and would
@@ -92,16 +96,21 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
             _warn(params, why)
         with _exporting(training=False):
             results = lower(_detached(operands))
-        return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in tied(results, operands)]
-    with _exporting(has_gradient):
+        return _underivable(results, operands)
+    trains_otherwise = any(part.trains_otherwise for part in parts)
+    with _exporting(has_gradient or not trains_otherwise):
         results = lower(operands)
     if has_gradient:
         for x in results:
             if is_differentiable(x.dtype) and not x.requires_grad:
                 x.requires_grad_()  # which torch does not know while it traces
-    elif any(part.trains_otherwise for part in parts):
-        return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in results]
+    elif trains_otherwise:
+        return _underivable(results, operands)
     return results
+
+
+def _underivable(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:
+    return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in tied(results, operands)]
 
 
 def _detached(operands: Sequence[Any]) -> list[Any]:
@@ -161,12 +170,13 @@ def with_dense_gradients(function: Callable[..., tuple[Tensor, ...]]) -> Callabl
 
 def tied(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:
     """The same values, with gradients wherever an operand has one: of the results of each, times a one that is the
-    product of nothing.
+    product of one and nothing of theirs. (ONNX joins no tensors that are all empty.)
     """
     nothing = [_numbers(x).unsqueeze(0).narrow(0, 0, 0) for x in operands if _is_float(x)]
     if not nothing:
         return list(results)
-    one = torch.cat([x.reshape(0).to(torch.float64) for x in nothing]).prod()
+    numbers = [x.reshape(0).to(torch.float64) for x in nothing]
+    one = torch.cat([numbers[0].new_ones(1), *numbers]).prod()
     return [_times(x, one) if _is_float(x) else x for x in results]
 
 

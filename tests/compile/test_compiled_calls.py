@@ -273,6 +273,59 @@ def test_defaults_of_a_rule_that_the_traced_code_makes() -> None:
     same(lambda x: fh.grad(lambda y: scaled_rule(x * 2)(y, 3.0).sum())(x), x())
 
 
+def test_an_operand_that_is_given_twice_is_one_tensor() -> None:
+    def run(x):
+        first = fh.cond(x.sum() > 0, lambda a, b: a * (2 if a is b else 3), lambda a, b: a - (5 if a is b else 7), x, x)
+        return first, fh.scan(lambda c, rows: (c + rows[0] * (2 if rows[0] is rows[1] else 3), None), x[0], (x, x))[0]
+
+    same(run, x())
+
+
+def test_a_deque_is_a_carry() -> None:
+    def run(x):
+        def step(last, row):
+            last.append(last[-1] * row)
+            return collections.deque(last, maxlen=2), last[0].sum()
+
+        (first, second), sums = fh.scan(step, collections.deque([x[0], x[1]], maxlen=2), x)
+        return first, second, sums
+
+    same(run, x())
+
+
+class Scaled(nn.Module):
+    def forward(self, x, s=2.0):
+        return x.sin() * s
+
+
+def scaled(x, s=2.0):
+    return x.sin() * s
+
+
+CALLABLES = {
+    "function": lambda: scaled,
+    "module": Scaled,
+    "method": lambda: Scaled().forward,
+    "partial": lambda: functools.partial(lambda shift, x, s=2.0: scaled(x, s), 1),
+    "wrapped": lambda: functools.wraps(scaled)(lambda *args, **kwargs: scaled(*args, **kwargs)),
+    "jitted": lambda: fh.jit(scaled, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
+def test_a_rule_that_the_traced_code_makes_is_called_by_name(make) -> None:
+    def rule(function):
+        made = fh.custom_vjp(function)
+        made.defvjp(lambda x, s: (function(x, s), (x, s)), lambda r, ct: (ct * r[0].cos() * r[1] * 10, None))
+        return made
+
+    outside = make()
+    same(lambda x: fh.grad(lambda y: rule(outside)(y, s=x * 3).sum())(x), x())
+    same(lambda x: fh.grad(lambda y: rule(outside)(y).sum())(x), x())
+    if make is CALLABLES["wrapped"]:
+        same(lambda x: fh.grad(lambda y: rule(make())(y, s=x * 3).sum())(x), x())
+
+
 def graphs(f, *calls, **options) -> int:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(f, fullgraph=True, backend=counter, **options)

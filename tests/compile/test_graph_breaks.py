@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
+from torch.nn.attention.flex_attention import flex_attention
 
 import functorch_hops as fh
 
@@ -207,6 +208,33 @@ def test_a_failure_leaves_nothing_behind() -> None:
         torch.testing.assert_close(torch.compile(good, fullgraph=True, backend="eager")(x()), good(x()))
 
 
+def test_a_callback_is_refused_in_our_words() -> None:
+    """It may read what Dynamo only traces."""
+
+    def step(c, row):
+        doubled = row * 2
+        fh.debug.callback(lambda c: c + doubled, c)
+        return c + row, None
+
+    for run in (lambda x: step(x, x)[0], lambda x: fh.scan(step, x, length=None, xs=x[None])[0]):
+        with pytest.raises(
+            fh.CaptureError, match=r"^debug.callback: torch.compile has no node for debug.callback"
+        ) as e:
+            torch.compile(run, fullgraph=True, backend="eager")(x())
+        assert "help: call it outside of what is compiled" in str(e.value)
+        assert "fh.debug.callback(lambda c: c + doubled, c)" in str(e.value)
+        assert isinstance(e.value, Unsupported)
+        torch.testing.assert_close(torch.compile(run, backend="eager")(x()), run(x()))
+
+
+@pytest.mark.parametrize("kind", [fh.custom_vjp, fh.custom_jvp])
+def test_a_function_without_a_rule_is_refused_in_our_words(kind) -> None:
+    made_outside = kind(torch.sin)
+    for call in (made_outside, lambda x: kind(lambda x: x.sin())(x)):
+        with pytest.raises(fh.ArgumentTypeError, match="has no derivative rule yet"):
+            torch.compile(lambda x: call(x), fullgraph=True, backend="eager")(x())
+
+
 def logs(x):
     with fh.log_captures(quiet=True):
         return fh.jit(torch.sin, backend="eager")(x)
@@ -255,3 +283,19 @@ def test_torch_loses_what_is_written_to_a_number_of_another_graph() -> None:
     torch.testing.assert_close(torch.compile(written, backend="eager")(x), x * 0.7)
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(written, backend="aot_eager")(x), x, msg="torch keeps the write now")
+
+
+def test_torch_loses_the_steps_of_a_compiled_optimizer_for_a_number() -> None:
+    """The same where a compiled optimizer (torch 2.13) updates a 0-d parameter of float64."""
+    number, row = (torch.full(shape, 2.0, dtype=torch.float64, requires_grad=True) for shape in ((), (1,)))
+    optimizer = torch.optim.SGD([number, row], lr=0.5)
+    number.grad, row.grad = torch.ones_like(number), torch.ones_like(row)
+    torch.compile(optimizer.step, backend="aot_eager")()
+    assert row.item() == 1.5
+    assert number.item() == 2, "torch keeps the write now"
+
+
+def test_torch_has_no_gradient_of_flex_attention_on_a_cpu() -> None:
+    q = torch.ones(1, 1, 16, 16, requires_grad=True)
+    with pytest.raises(Unsupported, match="FlexAttention does not support backward on CPU"):
+        torch.compile(flex_attention, fullgraph=True, backend="aot_eager")(q, q, q)

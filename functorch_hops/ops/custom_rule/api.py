@@ -12,6 +12,7 @@ import torch
 from ... import pytree
 from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
+from ...calls.recording import in_mode_of_program
 from ...calls.spelling import spelled
 from ...calls.validate import check_callable
 from ...errors import ArgumentTypeError, ArgumentValueError, message
@@ -33,7 +34,7 @@ class _Identity:
 
 def _has_defaults(fun: Callable[..., Any]) -> bool:
     """Whether a positional argument may be left out of a call."""
-    if torch.compiler.is_dynamo_compiling():  # which traces no signature
+    if torch.compiler.is_dynamo_compiling():  # which traces no signature; a call is made anew outside of its reach
         return False
     try:
         parameters = signature_of(fun).parameters.values()
@@ -52,6 +53,7 @@ class _CustomFunction(Generic[P, R]):
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         check_callable(self.operation, "fun", fun)
         functools.update_wrapper(cast(Any, self), fun, updated=())
+        self.__name__ = getattr(fun, "__name__", type(fun).__name__)  # a module or a functools.partial has none
         self.fun = fun
         self.identity = _Identity()
         self.nondiff_argnums = frozenset(_argnums(self.operation, nondiff_argnums))
@@ -79,10 +81,8 @@ class _CustomFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
-            self._require_rule()
             functions = {name: getattr(self, name) for name in ("fun", *self.rules)}
-            positional = self._positional(args, kwargs)
-            made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, positional)
+            made: R = _made_anew(self.operation, self.identity, functions, self.nondiff_argnums, args, kwargs)
             return made
         if is_symbolic():
             parts = [getattr(self, name) for name in ("fun", *self.rules)]
@@ -94,7 +94,8 @@ class _CustomFunction(Generic[P, R]):
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         self._require_rule()
         positional = self._positional(args, kwargs)
-        result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
+        with in_mode_of_program():
+            result: R = as_python_or_graph(self.operation, _call_with_rule, (self,), positional)
         return result
 
     def _require_rule(self) -> None:
@@ -406,6 +407,7 @@ def _made_anew(
     functions: dict[str, Function],
     nondiff_argnums: frozenset[int],
     args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     """A call under Dynamo: of the same function, with rules that Dynamo traces."""
     fun, *rules = functions.values()
@@ -413,7 +415,7 @@ def _made_anew(
     made.identity = identity
     for name, rule in zip(made.rules, rules):
         setattr(made, name, rule)
-    return made(*args)
+    return made(*args, **kwargs)
 
 
 _KINDS: dict[str, Any] = {"custom_vjp": custom_vjp, "custom_jvp": custom_jvp}
