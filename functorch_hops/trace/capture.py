@@ -8,6 +8,7 @@ raises it when its function returns all the same. So does an error of the user's
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "refus
 
 
 tables = _torch.WeakTensorKeyDictionary()
-"""Tensors that a function built while it was captured and kept: see NOTE [Tables built at first use]."""
+"""Tensors that a function built while it was captured and kept, and whether it computed them from others: see NOTE
+[Tables built at first use].
+"""
 
 
 class Capture:
@@ -86,6 +89,8 @@ class Capture:
         """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
         self.differentiated: set[fx.Node] = set()
         """The inputs by which a transform in the function differentiates, in reverse mode."""
+        self.wrapped: list[weakref.ref[Tensor]] = []
+        """Results of operators in transforms, which wrap what they differentiate or map over."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
@@ -278,6 +283,11 @@ class Capture:
         """Let ``t`` stand for the value of ``new`` from now on."""
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
             _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
+
+    def note_wrapped(self, result: Any) -> None:
+        for t in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(t, Tensor) and _torch.is_wrapped(t):
+                self.wrapped.append(weakref.ref(t))
 
     def note_differentiated(self, t: Tensor) -> None:
         """A transform begins to differentiate by ``t``, in reverse mode: by an input, or by something else."""

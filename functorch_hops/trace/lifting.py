@@ -86,10 +86,13 @@ class Lifting(_torch.ForwardRules):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return self._result(func, types, args, kwargs)
+            result = self._result(func, types, args, kwargs)
         except BaseException as error:
             self.capture.note_refusal(error)
             raise
+        if _torch.top_interpreter() is not None:
+            self.capture.note_wrapped(result)
+        return result
 
     def _result(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         for cls in types:

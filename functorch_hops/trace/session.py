@@ -85,6 +85,7 @@ origins_of: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref
 
 def is_left_over(t: Tensor, session: Session | None) -> bool:
     """Whether ``t`` is a traced value of a session that has ended, or of a capture that did in the one that goes on."""
+    t = _torch.base_tensor(t)
     if not isinstance(t, _torch.FakeTensor):
         return False
     origins = origins_of.get(t.fake_mode)
