@@ -382,6 +382,14 @@ def test_a_state_in_a_loop_is_told(run, count):
     same(got, x + 3 * torch.arange(2, dtype=F64))
 
 
+@pytest.mark.parametrize("count", [by_attribute, by_list, by_two_places])
+def test_a_state_is_no_part_of_a_program(count):
+    state, x = State(), torch.ones(2, dtype=F64)
+    with pytest.warns(RuntimeWarning, match="export: .* never by the program: changes closure 'state"):
+        program = fh.export(lambda x: x * count(state), (x,)).module()
+    same(program(x), program(x))
+
+
 def test_a_single_call_is_not_compiled():
     """One that builds a table, whose trace no other call finds."""
     compiled, state, x = [], State(), torch.ones(2, dtype=F64)

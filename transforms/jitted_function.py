@@ -34,7 +34,7 @@ from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
 from functorch_hops.transforms.quick_call import QuickCall, quick_call
 
-__all__ = ["JittedFunction"]
+__all__ = ["JittedFunction", "listed"]
 
 CAPTURES_BEFORE_WARNING = 8
 MOST_NOTES = 6
@@ -358,9 +358,9 @@ class JittedFunction(Generic[P, R]):
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""
         told = []
         if effects:
-            told.append(f"does what no graph does, so it is done now and not in every call: {_listed(effects)}")
+            told.append(f"does what no graph does, so it is done now and not in every call: {listed(effects)}")
         if not_seen:
-            told.append(f"reads what can't be watched, so that a change goes unnoticed: {_listed(not_seen)}")
+            told.append(f"reads what can't be watched, so that a change goes unnoticed: {listed(not_seen)}")
         if told:
             self._warn("; it ".join(told))
 
@@ -427,7 +427,7 @@ def _buffers(found: environment.Snapshot) -> Buffers:
     return Buffers(found.buffers, "jit", writable=True)
 
 
-def _listed(notes: dict[str, str]) -> str:
+def listed(notes: dict[str, str]) -> str:
     """Notes with their lines; of many, the first."""
     texts = [f"{note} ({line})" if line else note for note, line in notes.items()]
     more = [f"and {len(texts) - MOST_NOTES} more"] if len(texts) > MOST_NOTES else []

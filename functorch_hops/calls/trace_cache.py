@@ -42,7 +42,7 @@ from .recording import recorded_as_bodies_say
 from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
-__all__ = ["Trace", "as_graph", "count_callback", "forget", "kept_trace", "replaced_tensors"]
+__all__ = ["Trace", "as_graph", "count_callback", "effects_of_one", "forget", "kept_trace", "replaced_tensors"]
 
 MOST_TRACES = 128
 ATTEMPTS = 3
@@ -196,9 +196,20 @@ def replaced_tensors(before: environment.Snapshot, found: environment.Snapshot) 
 
     def is_replaced(path: environment.Path) -> bool:
         new = found.tensors.get(path)
-        return path in before.tensors and (new is None or tables.get(new, True))
+        if path not in before.tensors or new is None:
+            return path in before.tensors
+        return before.path_of(new) is not None or tables.get(new, not _is_traced(new))
 
     return [*filter(is_replaced, environment.exchanged(before, found))]
+
+
+def _added(before: environment.Snapshot, found: environment.Snapshot) -> list[environment.Path]:
+    return [path for path, t in found.tensors.items() if path not in before.tensors and not _is_traced(t)]
+
+
+def _is_traced(t: Tensor) -> bool:
+    """Whether the next use of ``t`` is refused, as it has no value."""
+    return isinstance(_torch.base_tensor(t), _torch.FakeTensor)
 
 
 class _Bodies(threading.local):
@@ -226,8 +237,7 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
         first, *others = functions
         root = functools.partial(first, *others)
         called, around = _bodies.callbacks, _bodies.told
-        with _torch.without_torch_function():
-            before = environment.snapshot(root)
+        before = _snapshot(root)
         _bodies.told = frozenset()
         try:
             result = captured(functions, *rest)
@@ -235,12 +245,7 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
             told, _bodies.told = _bodies.told or frozenset(), around
         if _bodies.callbacks != called:
             return result
-        with _torch.without_torch_function():
-            after = environment.snapshot(root)
-            replaced = replaced_tensors(before, after)
-            if not before.tensors.keys() >= after.tensors.keys():
-                replaced += _left_again(operation, lambda: captured(functions, *rest), root, after)
-            changes = environment.effects(before, after, before.observer(), replaced)
+        changes = effects_of_one(operation, lambda: captured(functions, *rest), root, before, before.observer())
         # A body inside of this one says the same of a place, but for the functions that lead to it.
         places = {change: (line, change.rpartition(":")[2]) for change, line in changes.items()}
         changes = {change: line for change, line in changes.items() if places[change] not in told}
@@ -256,21 +261,35 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
     return capture
 
 
-def _left_again(
-    operation: str, run: Callable[[], Any], root: Callable[..., Any], before: environment.Snapshot
-) -> list[environment.Path]:
-    """Where bodies that left tensors leave others when they run again, which they do for nothing but this: a table that
-    is there is read, a state goes on, in each step of a loop.
+def effects_of_one(
+    operation: str,
+    run: Callable[[], Any],
+    root: Callable[..., Any],
+    before: environment.Snapshot,
+    seen: environment.Observer,
+) -> dict[str, str]:
+    """What `root` did since `before`, captured by ``run()`` for all the calls that there will be, with the lines.
+
+    Where it left tensors, it runs again for nothing but this: a table that is there is read, a state goes on.
     """
+    after = _snapshot(root)
+    replaced = replaced_tensors(before, after)
+    if _added(before, after):
 
-    def again() -> list[Tensor]:
-        run()
-        return []
+        def again() -> list[Tensor]:
+            run()
+            return []
 
-    speculate_subgraph(again, (), operation=operation, parameter="the body")
-    after = environment.snapshot(root)
-    new = after.tensors.keys() - before.tensors.keys()
-    return [*replaced_tensors(before, after), *new]
+        speculate_subgraph(again, (), operation=operation, parameter="the body")
+        later = _snapshot(root)
+        replaced += [*replaced_tensors(after, later), *_added(after, later)]
+    return environment.effects(before, after, seen, replaced)
+
+
+def _snapshot(root: Callable[..., Any]) -> environment.Snapshot:
+    """Taken in a capture around, which is not to see it."""
+    with _torch.without_torch_function():
+        return environment.snapshot(root)
 
 
 def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:

@@ -22,6 +22,7 @@ from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Params, Subgraph
+from .arrays import check_unwritten
 from .buffers import Buffers, refuse_history, refuse_update
 from .history import Carried, History, HistoryAsked, Itself, Question, Source
 from .indexing import Rows
@@ -75,6 +76,8 @@ class Capture:
         self.in_transform = False
         self.is_detaching = False
         """Whether a call of the user's detaches; autograd does so by itself."""
+        self.is_copying = False
+        """Whether a call of the user's makes a tensor of an array, but with memory of its own."""
         self.is_functionalizing = False
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_of_user = True
@@ -369,6 +372,8 @@ class Capture:
 
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
+        if self.parent is None:
+            check_unwritten(self.context, self.session.shared)
         outputs = self._without_aliases(outputs)
         for copy in self.buffers.unwritten() if self.buffers is not None else ():
             node = self.proxy_of(copy).node

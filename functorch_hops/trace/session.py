@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _torch, pytree
 from ..errors import CaptureError, ErrorContext, LeakedTensorError, message
+from .arrays import SharedMemory
 
 __all__ = ["Session", "is_left_over", "origins_of", "refuse_leak", "refuse_state"]
 
@@ -31,6 +32,8 @@ class Session:
         """What bodies of loops changed while they were captured, and where."""
         self.ended: list[tuple[ErrorContext, Any]] = []
         self.deepest = 0
+        self.shared: list[SharedMemory] = []
+        """Tensors that were made of arrays."""
         self.parts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         """Of sparse matrices: each with one of its parts. See NOTE [Sparse matrices]."""
         self.transposed: dict[int, tuple[Tensor, Tensor]] = {}
