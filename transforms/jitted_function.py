@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from functorch_hops import _torch, environment, pytree
-from functorch_hops.calls.arguments import Arguments, P, R
+from functorch_hops.calls.arguments import Arguments, P, R, signature_of
 from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.leaving import leaving, prepare
 from functorch_hops.calls.listening import is_heard, timed
@@ -68,6 +68,8 @@ class JittedFunction(Generic[P, R]):
         self._lanes = Recent[None](MOST_TRACES)
         self._last: tuple[Hashable, environment.Fingerprint, tuple[environment.Path, ...]] | None = None
         functools.update_wrapper(self, func, updated=())
+        if isinstance(func, nn.Module):  # of which this is ``forward``
+            self.__doc__, self.__signature__ = func.forward.__doc__, signature_of(func.forward)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
