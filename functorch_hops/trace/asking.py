@@ -241,7 +241,8 @@ def _deepcopy(capture: Any, t: Tensor, memo: dict[Any, Any]) -> Tensor:
             what = "deepcopy of values that share memory, or of an expanded one,"
             raise refused_of_tensor(capture.context, what, "use clone() of each", TensorMeta.of(t))
         memo[memory] = t
-        memo[id(t)] = t.detach().clone().requires_grad_(_requires_grad(capture, t))
+        made = t.detach().clone()
+        memo[id(t)] = made.requires_grad_() if _requires_grad(capture, t) else made  # which transforms refuse
     copy: Tensor = memo[id(t)]
     return copy
 

@@ -372,8 +372,7 @@ class Capture:
 
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
-        if self.parent is None:
-            check_unwritten(self.context, self.session.shared)
+        check_unwritten(self.context, self.session.shared)
         outputs = self._without_aliases(outputs)
         for copy in self.buffers.unwritten() if self.buffers is not None else ():
             node = self.proxy_of(copy).node

@@ -421,15 +421,17 @@ def _path_outside(context: ErrorContext, meta: TensorMeta) -> CaptureError:
 
 def _changing(capture: Any, question: Question) -> CaptureError:
     what = "requires a gradient"
+    remedy = "decide it outside of the loop, or start with a carry that has a gradient history as well"
     if question is not Question.REQUIRES_GRAD and question is not Question.IS_TRACKED:
         what = "is a leaf" if question is Question.IS_LEAF else "is contiguous, or has some layout"
-        what = "is lazily conjugated or negated" if question.is_of_bits else what
+    if question.is_of_bits:
+        what, remedy = "is lazily conjugated or negated", "start with init.resolve_conj().resolve_neg()"
     return CaptureError(
         message(
             capture.operation,
             f"{capture.parameter} asks whether a carry {what}, and the answer changes after the first step",
             parameter=capture.parameter,
             expected="one answer for the initial carry and for the returned one, as one capture stands for all steps",
-            remedy="decide it outside of the loop, or start with a carry that has a gradient history as well",
+            remedy=remedy,
         )
     )
