@@ -391,7 +391,6 @@ def test_what_a_traced_value_does_not_know(run, question, name):
         (lambda x: x._is_view(), "_is_view()"),
         (lambda x: x._base is not None, "._base"),
         (lambda x: x.output_nr, ".output_nr"),
-        (lambda x: x.untyped_storage().nbytes() == 4, "untyped_storage()"),
     ],
 )
 def test_what_an_input_does_not_know(run, question, name):

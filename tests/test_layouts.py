@@ -444,6 +444,7 @@ BITS = {
     "twice": lambda z: (z * 2).conj().conj().is_conj(),
     "resolved": lambda z: z.resolve_conj().is_conj(),
     "the object": lambda z: z.resolve_conj() is z,
+    "a part resolved": lambda z: z[:1].resolve_conj().resolve_neg().sum().is_conj(),
     "real part": lambda z: (z * 1).imag.is_neg(),
     "imaginary part": lambda z: (z * 1).conj().imag.is_neg(),
     "negated": lambda z: z.is_neg(),

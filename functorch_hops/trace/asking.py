@@ -168,11 +168,11 @@ def _is_neg(capture: Any, t: Tensor) -> bool:
 
 
 def _resolve_conj(capture: Any, t: Tensor) -> Tensor:
-    return t.clone() if not t.is_conj() and _is_conj(capture, t) else t.resolve_conj()
+    return t.clone() if _is_from_outside(capture, t) and _is_conj(capture, t) else t.resolve_conj()
 
 
 def _resolve_neg(capture: Any, t: Tensor) -> Tensor:
-    return t.clone() if not t.is_neg() and _is_neg(capture, t) else t.resolve_neg()
+    return t.clone() if _is_from_outside(capture, t) and _is_neg(capture, t) else t.resolve_neg()
 
 
 def _of_values_made_inside(what: str, remedy: str, ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -290,7 +290,6 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     _Tensor._base.__get__: _of_values_made_inside("._base", _OUTSIDE, _Tensor._base.__get__),
     _Tensor._version.__get__: _of_values_made_inside("._version", _OUTSIDE, _Tensor._version.__get__),
     _Tensor.output_nr.__get__: _of_values_made_inside(".output_nr", _OUTSIDE, _Tensor.output_nr.__get__),
-    Tensor.untyped_storage: _of_values_made_inside("untyped_storage()", _OUTSIDE, Tensor.untyped_storage),
     Tensor.contiguous: _contiguous,
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,
