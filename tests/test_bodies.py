@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -539,3 +540,19 @@ def test_modes_that_observe_operators_see_those_of_the_bodies(run):
     with FlopCounterMode(display=False) as counter:
         run(loss, w).backward()
     assert counter.get_total_flops() == 3 * 3 * (2 * 4 * 4)  # one forward, two backward, in each of three steps
+
+
+@every_mode
+def test_a_deep_copy_of_a_configuration_with_tensors(run):
+    """In lanes and in what is differentiated, too, where torch refuses ``requires_grad_()``."""
+    configuration = {"scale": 2.0, "weight": torch.tensor([1.0, 3.0], dtype=torch.float64)}
+
+    def f(x):
+        own = copy.deepcopy(configuration)
+        own["weight"] = own["weight"] * x
+        own["scale"] += 1
+        return own["weight"] * own["scale"] + configuration["weight"]
+
+    x = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    same(run(fh.vmap(f), torch.stack([x, x + 1])), torch.stack([f(x), f(x + 1)]))
+    same(run(fh.grad(lambda x: f(x).sum()), x), 3 * configuration["weight"])

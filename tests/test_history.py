@@ -384,6 +384,24 @@ def test_what_a_traced_value_does_not_know(run, question, name):
 
 
 @while_capturing
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        (lambda x: x._version, "._version"),
+        (lambda x: x._is_view(), "_is_view()"),
+        (lambda x: x._base is not None, "._base"),
+        (lambda x: x.output_nr, ".output_nr"),
+    ],
+)
+def test_what_an_input_does_not_know(run, question, name):
+    """A value that the function made does."""
+    with pytest.raises(fh.CaptureError, match=re.escape(f"{name} of an input")):
+        run(lambda x: fh.map(lambda x: x * (2 if question(x) else 3), x), torch.ones(2, 2, dtype=F64))
+    of_its_own = lambda x: x * (2 if question((x * 1).add_(1)) else 3)
+    same(run(in_a_checkpoint(of_its_own), tensor(0.5, 1.0)), of_its_own(tensor(0.5, 1.0)))
+
+
+@while_capturing
 def test_requires_grad_of_an_input_that_requires_it(run):
     """A force: the leaf is the argument itself."""
 

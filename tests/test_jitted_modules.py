@@ -1,6 +1,7 @@
 """jit of a module: a module that is the same in all but its call."""
 
 import copy
+import inspect
 import multiprocessing
 import pickle
 import weakref
@@ -378,3 +379,12 @@ def test_a_module_that_torch_compiled() -> None:
     assert torch.equal(jitted(X), model(X) + 1)
     model.train()
     assert (jitted(X) == 1).any()
+
+
+def test_forward_has_the_signature_and_the_documentation_of_the_modules():
+    """Trainers look at it for the names of arguments."""
+    module = nn.Linear(2, 2)
+    jitted = fh.jit(module, backend="eager")
+    assert inspect.signature(jitted.forward) == inspect.signature(module.forward)
+    assert inspect.signature(jitted) == inspect.signature(module)
+    assert inspect.getdoc(jitted.forward) == inspect.getdoc(module.forward)

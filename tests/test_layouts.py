@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import every_mode, same
+from modes import every_mode, plain, same
 
 F64 = torch.float64
 STRIDED = torch.arange(12.0, dtype=F64).reshape(3, 4)[:, ::2]
@@ -434,3 +434,52 @@ def test_a_write_to_a_part_of_an_unsafe_split(split):
 
     x = torch.arange(6.0)
     torch.testing.assert_close(fh.jit(f, backend="eager")(x), f(x))
+
+
+BITS = {
+    "conjugated": lambda z: z.is_conj(),
+    "function": torch.is_conj,
+    "computed": lambda z: (z * 2).is_conj(),
+    "conjugated inside": lambda z: (z * 2).conj().is_conj(),
+    "twice": lambda z: (z * 2).conj().conj().is_conj(),
+    "resolved": lambda z: z.resolve_conj().is_conj(),
+    "the object": lambda z: z.resolve_conj() is z,
+    "a part resolved": lambda z: z[:1].resolve_conj().resolve_neg().sum().is_conj(),
+    "real part": lambda z: (z * 1).imag.is_neg(),
+    "imaginary part": lambda z: (z * 1).conj().imag.is_neg(),
+    "negated": lambda z: z.is_neg(),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("ask", BITS.values(), ids=BITS)
+def test_lazily_conjugated_and_negated_operands(run, ask):
+    """A trace is for operands that answer alike; values are right anyway."""
+    z = torch.tensor([1 + 2j, 3 - 1j])
+    f = lambda z: fh.checkpoint(lambda z: z * 3 if ask(z) else z)(z)
+    for operand in (z, z.conj(), z, z.conj(), z.conj().conj()):
+        same(run(f, operand), f(operand))
+    of_number = lambda x: x * 3 if x.is_neg() else x.resolve_neg() * 2
+    for part in (z.conj().imag, z.imag, z.real):
+        same(run(of_number, part), of_number(part))
+
+
+def test_quick_calls_compare_lazy_bits():
+    z = torch.tensor([1 + 2j, 3 - 1j])
+    asked = fh.jit(lambda z: z * 3 if z.is_conj() else z * 2, backend="eager")
+    for _ in range(3):
+        for operand in (z, z, z, z.conj(), z.conj(), z.conj()):
+            same(asked(operand), operand * (3 if operand.is_conj() else 2))
+    assert asked.cache_info().misses == 2
+
+
+@every_mode
+def test_a_row_and_a_carry_answer_for_all_steps(run):
+    z = torch.tensor([[1 + 2j, 3 - 1j], [2j, 1j]]).conj()
+    rows = lambda z: fh.map(lambda row: row * (3 if row.is_conj() else 1), z)
+    same(run(rows, z), rows(z))
+    if run is not plain:
+        with pytest.raises(fh.CaptureError, match="whether a carry is lazily conjugated"):
+            run(lambda z: fh.fori_loop(0, 2, lambda i, c: c * (3 if c.is_conj() else 1), z), z)
+        with pytest.raises(fh.CaptureError, match=r"is_conj\(\) or is_neg\(\) of a view"):
+            run(lambda z: fh.scan(lambda c, _: (c, z[0].is_conj()), 0, length=2)[0], z)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import functorch_hops as fh
-from modes import same
+from modes import jitted, same, while_capturing
 
 F64 = torch.float64
 
@@ -114,3 +114,53 @@ def test_options_are_compared_by_content():
     given["passes"].append("c")
     later(torch.zeros(2))
     assert compiled[-1]["passes"] == ["a", {"b": [1, 2]}]
+
+
+WRITES = {
+    "from_numpy": lambda a: torch.from_numpy(a).add_(1),
+    "view": lambda a: torch.from_numpy(a)[1:].fill_(3.0),
+    "as_tensor": lambda a: torch.as_tensor(a).mul_(2),
+    "asarray": lambda a: torch.asarray(a).__setitem__(0, 5.0),
+    "frombuffer": lambda a: torch.frombuffer(a, dtype=F64).add_(1),
+    "from_dlpack": lambda a: torch.from_dlpack(a).add_(1),
+    "out": lambda a: torch.add(torch.ones(2, dtype=F64), 1, out=torch.from_numpy(a)),
+}
+
+
+@while_capturing
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("is_closed_over", [True, False])
+def test_writes_to_the_memory_of_an_array_are_refused(run, write, is_closed_over):
+    """In eager the array changes, too, and NumPy may read it."""
+    outer = np.ones(2)
+
+    def f(x):
+        write(outer if is_closed_over else np.ones(2))
+        return x * 2
+
+    loop = lambda x: fh.scan(lambda c, _: (f(c), None), x, length=1)[0]
+    for program in (loop, *((f, fh.vmap(lambda x: f(x) * 1)) if run is jitted else ())):
+        with pytest.raises(fh.InputMutationError, match=r"shares its memory with an array|that it closes over"):
+            run(program, torch.ones(2, dtype=F64))
+    assert outer.tolist() == [1.0, 1.0]
+
+
+@while_capturing
+@pytest.mark.filterwarnings("ignore:.* captured again at every call:RuntimeWarning")
+def test_an_array_that_is_written_to_behind_a_tensor_is_refused(run):
+    """The graph would read what NumPy wrote last. Each tensor of a copy is what it was."""
+
+    def f(make, x):
+        buffer = np.empty(2)
+        for i in range(3):
+            buffer[:] = i, np.nan if i == 1 else -0.0
+            x = x + make(buffer).nan_to_num()
+        return x
+
+    for make in (torch.from_numpy, torch.as_tensor):
+        loop = lambda x: fh.scan(lambda c, _: (f(make, c), None), x, length=1)[0]
+        with pytest.raises(fh.CaptureError, match="written to after a tensor was made of it"):
+            run(loop, torch.ones(2, dtype=F64))
+    for make in (torch.tensor, lambda a: torch.from_numpy(a.copy()), lambda a: torch.tensor(a, dtype=torch.float32)):
+        loop = lambda x: fh.scan(lambda c, _: (f(make, c), None), x, length=1)[0]
+        same(run(loop, torch.ones(2, dtype=F64)), torch.tensor([4.0, 1.0], dtype=F64))

@@ -176,6 +176,13 @@ STATE = {"calls": 0}
 COUNT = 0
 NUMPY_GENERATOR = np.random.default_rng(0)
 GENERATOR = random.Random(0)
+
+
+@functools.lru_cache
+def power_of_two(n: int) -> int:
+    return int(2**n)
+
+
 NUMBERS = iter(range(100))
 LOCK = threading.Lock()
 HERE = pathlib.Path(__file__)
@@ -234,6 +241,10 @@ def sets_by_name(x: Any) -> Any:
         (lambda x: x * random.random(), "calls random.random"),
         (lambda x: x * random.choice([1, 2]), "calls random.Random.choice"),
         (lambda x: x * GENERATOR.random(), "calls random.random"),
+        (lambda x: x * power_of_two(3) * power_of_two.cache_info().currsize, "calls functools.cache_info"),
+        (lambda x: x * torch.is_inference_mode_enabled(), "calls torch.is_inference_mode_enabled"),
+        (lambda x: x * torch.is_warn_always_enabled(), "calls torch.is_warn_always_enabled"),
+        (lambda x: x * torch.is_anomaly_check_nan_enabled(), "calls torch.is_anomaly_check_nan_enabled"),
         (lambda x: x * float(np.random.rand()), "changes module 'numpy.random.rand'"),  # noqa: NPY002
         (lambda x: x * float(NUMPY_GENERATOR.normal()), "changes global 'NUMPY_GENERATOR'"),
         (lambda x: x * random.SystemRandom().random(), "calls random.SystemRandom.random"),

@@ -110,6 +110,8 @@ class Lowered(Generic[P, Result_co]):
     def __init__(self, jitted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._jitted = jitted
         self._entry, operands = jitted._find(args, kwargs)
+        if self._entry.trace.is_for_one_call:  # it built a table, which the trace for later calls reads
+            self._entry, operands = jitted._find(args, kwargs)
         are_recorded = torch.is_grad_enabled()
         self._active = tuple(are_recorded and isinstance(x, Tensor) and x.requires_grad for x in operands)
         self._key = self._key_of(args, kwargs)

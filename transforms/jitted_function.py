@@ -5,25 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from functorch_hops import _torch, environment, pytree
-from functorch_hops.calls.arguments import Arguments, P, R
+from functorch_hops.calls.arguments import Arguments, P, R, signature_of
 from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.leaving import leaving, prepare
 from functorch_hops.calls.listening import is_heard, timed
 from functorch_hops.calls.recent import Recent
 from functorch_hops.calls.recording import in_mode_of_program
 from functorch_hops.calls.static_values import described, described_arguments, static_key
-from functorch_hops.calls.trace_cache import Trace
+from functorch_hops.calls.trace_cache import Trace, replaced_tensors
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.errors import ArgumentTypeError, DataDependentError, message, warn
 from functorch_hops.ir.origin import Origin, made_for
-from functorch_hops.lowering.backends import Backend, OtherSizesError
+from functorch_hops.lowering.backends import Backend, Options, OtherSizesError
 from functorch_hops.ops.closed_call.op import ClosedCallParams, gradients_returned
 from functorch_hops.ops.mode import is_capturing, is_jit_disabled
 from functorch_hops.trace.buffers import Buffers
@@ -35,7 +35,7 @@ from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
 from functorch_hops.transforms.quick_call import QuickCall, quick_call
 
-__all__ = ["JittedFunction"]
+__all__ = ["JittedFunction", "listed"]
 
 CAPTURES_BEFORE_WARNING = 8
 MOST_NOTES = 6
@@ -67,8 +67,10 @@ class JittedFunction(Generic[P, R]):
         self._hits = self._misses = 0
         self._quick: tuple[QuickCall, ...] = ()
         self._lanes = Recent[None](MOST_TRACES)
-        self._last: tuple[Hashable, environment.Fingerprint] | None = None
+        self._last: tuple[Hashable, environment.Fingerprint, tuple[environment.Path, ...]] | None = None
         functools.update_wrapper(self, func, updated=())
+        if isinstance(func, nn.Module):  # of which this is ``forward``
+            self.__doc__, self.__signature__ = func.forward.__doc__, signature_of(func.forward)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_dynamo_compiling():
@@ -249,31 +251,46 @@ class JittedFunction(Generic[P, R]):
             if is_left_over(tensor, None if around is None else around.session):
                 refuse_state("jit", path)
         effects = {f"changes {place}, which is a copy": "" for place in call.changed}
-        effects.update(environment.effects(before, after, seen))
+        trace = Trace.of(call, after, before)
+        replaced = set(replaced_tensors(before, after)).difference(trace.left)
+        effects.update(environment.effects(before, after, seen, replaced))
         effects.update({effect: line for effect, line in call.effects.items() if line not in effects.values()})
         self._warn_of_effects(effects, environment.not_seen(after, seen))
-        changed = environment.written(before, after)
-        # What a function sets once is watched; what each capture sets anew would never stay.
-        if changed & self._written:
-            self._ignored |= changed & self._written
-            after = environment.snapshot(root, ignore=self._ignored)
-        self._written |= changed
-        self._last = (key, after.statics)
-        entry = self._new_entry(Trace.of(call, after, before), after)
-        if not entry.trace.lost:
+        if trace.is_for_one_call:
+            read = set(map(id, call.lifted))
+            self._warn_of_state(trace, [path for path in trace.left if id(before.tensors.get(path)) in read])
+        else:
+            changed = environment.written(before, after)
+            # What a function sets once is watched; what each capture sets anew would never stay.
+            if changed & self._written:
+                self._ignored |= changed & self._written
+                after = environment.snapshot(root, ignore=self._ignored)
+                trace = Trace.of(call, after)
+            self._written |= changed
+        self._last = (key, after.statics, trace.left)
+        entry = self._new_entry(trace, after)
+        if not trace.is_for_one_call:
             self._entries.add(key, entry)
         return entry, [*arguments.operands, *call.lifted]
 
     def _new_entry(self, trace: Trace, found: environment.Snapshot) -> CompiledTrace:
-        if trace.lost:
-            self._warn(
-                f"reads {len(trace.lost)} tensor(s) from a place that can't be watched, or that it fills anew (first: "
-                f"{trace.lost[0]}), so it is captured again at every call; pass them as arguments"
-            )
+        # Nothing is compiled for a single call.
+        backend = Backend("eager", Options({})) if trace.is_for_one_call else self._backend.now()
         with made_for(self._origin):
             differentiated = gradients_returned(trace.body, trace.differentiated)
-            params = ClosedCallParams.of(trace.body, self._backend.now(), differentiated)
+            params = ClosedCallParams.of(trace.body, backend, differentiated)
         return CompiledTrace(trace, params, found)
+
+    def _warn_of_state(self, trace: Trace, replaced: list[environment.Path]) -> None:
+        """What is built once is a table; what takes the place of another tensor that was read does so in each call."""
+        if trace.lost:
+            what = f"reads {len(trace.lost)} tensor(s) from a place that can't be watched (first: {trace.lost[0]})"
+            self._warn(f"{what}, so it is captured again at every call; pass them as arguments")
+        elif replaced:
+            self._warn(
+                f"puts another tensor in the place of {_places(replaced)}, so it is captured again at "
+                "every call; register buffers of a module, or pass the tensors and return the new ones"
+            )
 
     def _without_static(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -315,8 +332,10 @@ class JittedFunction(Generic[P, R]):
         """What is not as it was at the last capture; nothing if this is the first one."""
         if self._last is None:
             return []
-        old_key, old = self._last
+        old_key, old, left = self._last
         reasons = environment.difference(old, now)
+        if left:
+            reasons.append(f"the call before left other tensors at {_places(left)}")
         if key[0] != old_key[0]:  # type: ignore[index]
             reasons.append(f"arguments changed from {described_arguments(old_key[0])} to {described_arguments(key[0])}")  # type: ignore[index]
         if key[1] != old_key[1]:  # type: ignore[index]
@@ -343,9 +362,9 @@ class JittedFunction(Generic[P, R]):
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""
         told = []
         if effects:
-            told.append(f"does what no graph does, so it is done now and not in every call: {_listed(effects)}")
+            told.append(f"does what no graph does, so it is done now and not in every call: {listed(effects)}")
         if not_seen:
-            told.append(f"reads what can't be watched, so that a change goes unnoticed: {_listed(not_seen)}")
+            told.append(f"reads what can't be watched, so that a change goes unnoticed: {listed(not_seen)}")
         if told:
             self._warn("; it ".join(told))
 
@@ -412,11 +431,15 @@ def _buffers(found: environment.Snapshot) -> Buffers:
     return Buffers(found.buffers, "jit", writable=True)
 
 
-def _listed(notes: dict[str, str]) -> str:
+def listed(notes: dict[str, str]) -> str:
     """Notes with their lines; of many, the first."""
     texts = [f"{note} ({line})" if line else note for note, line in notes.items()]
     more = [f"and {len(texts) - MOST_NOTES} more"] if len(texts) > MOST_NOTES else []
     return ", ".join([*texts[:MOST_NOTES], *more])
+
+
+def _places(paths: Sequence[environment.Path]) -> str:
+    return ", ".join(map(environment.quoted, paths[:MOST_NOTES]))
 
 
 def _position(number: int, count: int) -> int:

@@ -128,5 +128,5 @@ def _write_result(source: Source, output: OutputSpec) -> None:
         source.add(f"return {source.name(output.spec.unflatten)}([{', '.join(leaves)}]),")
 
 
-_UNSEEN = frozenset({Question.IS_LEAF, Question.LIES_PLAINLY, Question.OFFSET})
+_UNSEEN = frozenset({Question.IS_LEAF, Question.LIES_PLAINLY, Question.OFFSET, Question.IS_CONJ, Question.IS_NEG})
 """What the check of the tensors does not compare."""

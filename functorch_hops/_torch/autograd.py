@@ -123,9 +123,9 @@ def writable(results: Sequence[Tensor]) -> Sequence[Tensor]:
     """The results of a call without a gradient history, none a view: torch refuses work in place on views that were
     taken where nothing was recorded. What they are views of belongs to nobody else.
     """
-    if not any(map(Tensor._is_view, results)):
-        return results
-    return tuple(t.detach() if t._is_view() else t for t in results)
+    with torch._C.DisableTorchFunction():
+        are_views = [t._is_view() for t in results]
+    return tuple(t.detach() if is_view else t for t, is_view in zip(results, are_views)) if any(are_views) else results
 
 
 def make_dual(primal: Tensor, tangent: Tensor) -> Tensor:

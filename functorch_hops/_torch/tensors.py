@@ -44,19 +44,16 @@ empty_strided_cpu = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[a
 
 def is_lazy(t: Tensor) -> bool:
     """Whether what lies in its memory, if it has any, are not its values."""
-    return t.is_neg() or t.is_conj() or t._is_zerotensor()
+    with torch._C.DisableTorchFunction():  # a capture around would take this for a question of the user's
+        return t.is_neg() or t.is_conj() or t._is_zerotensor()
 
 
 def plain(t: Tensor) -> Tensor:
     """``t`` as a tensor that a HOP may hand to any kernel: no dead wrapper, zero tensor, lazy conj or neg."""
     t = unwrap_if_dead(t)
-    if t._is_zerotensor():
-        t = torch.zeros_like(t)
-    if t.is_conj():
-        t = t.resolve_conj()
-    if t.is_neg():
-        t = t.resolve_neg()
-    return t
+    if not is_lazy(t):
+        return t
+    return torch.zeros_like(t) if t._is_zerotensor() else t.resolve_conj().resolve_neg()
 
 
 def become(t: Tensor, value: Tensor) -> None:
@@ -104,7 +101,8 @@ def storage_key(t: Tensor) -> int:
 
 def n_writes(t: Tensor) -> int:
     """How often ``t`` was written to, as far as torch counts: of a tensor of inference mode it does not."""
-    return 0 if t.is_inference() else t._version
+    with torch._C.DisableTorchFunction():
+        return 0 if t.is_inference() else t._version
 
 
 def storage_numel(t: Tensor) -> int:

@@ -4,7 +4,8 @@ NOTE [When a trace is valid] A trace stands for a call as long as five things ar
 static values of the arguments; the ambient settings (gradient mode, autocast, default dtype and device); what the
 function reads from closures, globals and modules (``environment``); the metadata of the tensors that it
 finds there; and what it asked of tensors (NOTE [A traced value answers as the real one]). The tensors themselves are
-operands, fetched anew at each call, but for those that the trace has built (NOTE [Tables built at first use]).
+operands, fetched anew at each call. A call that leaves other tensors in its environment than it found there - a table
+built at first use, a state - is no evidence of what the next one does, which finds them: its trace is for itself only.
 
 ``jit`` and :func:`as_graph` share this. They differ in effects. A jitted function is traced once by contract; what it
 changed itself while being traced is said in a warning, and watched until a second trace changes it too, as a counter
@@ -32,6 +33,7 @@ from ..ir.meta import Mask, TensorMeta
 from ..ir.subgraph import Subgraph
 from ..trace.buffers import Buffers, Update
 from ..trace.capture import answer, current_capture, tables
+from ..trace.speculate import speculate_subgraph
 from .arguments import Arguments
 from .listening import caller, timed
 from .output import Constant, OutputSpec
@@ -40,7 +42,7 @@ from .recording import recorded_as_bodies_say
 from .returned import Returned
 from .traced_call import Assumed, TracedCall, trace_call
 
-__all__ = ["Trace", "as_graph", "count_callback", "forget", "kept_trace"]
+__all__ = ["Trace", "as_graph", "count_callback", "effects_of_one", "forget", "kept_trace", "replaced_tensors"]
 
 MOST_TRACES = 128
 ATTEMPTS = 3
@@ -55,12 +57,12 @@ class Trace:
     body: Subgraph
     output: OutputSpec
     sources: tuple[environment.Path | Tensor, ...]
-    """For each tensor beyond the arguments its path, or itself if tracing made it."""
+    """For each tensor beyond the arguments its path, or itself if tracing made it, or if the trace is for one call."""
     updates: tuple[Update, ...]
     lost: tuple[TensorMeta, ...]
-    """Tensors from places that can't be watched, or hold others now: the trace is for the call that made it only."""
-    built: tuple[environment.Path, ...]
-    """Where the call left a table that the graph computes: see NOTE [Tables built at first use]."""
+    """Tensors from places that can't be watched."""
+    left: tuple[environment.Path, ...]
+    """Where other tensors stood after the call than before."""
     assumed: tuple[Assumed, ...]
     returned: Returned | None
     differentiated: Mask
@@ -68,20 +70,21 @@ class Trace:
     @classmethod
     def of(cls, call: TracedCall, found: environment.Snapshot, before: environment.Snapshot | None = None) -> Trace:
         """``found``: where the next call finds tensors; ``before``: where this one did, if that may differ."""
-        before = before or found
+        left = () if before is None else _left(before, found, set(map(id, call.lifted)))
         sources: list[environment.Path | Tensor] = []
         lost: list[TensorMeta] = []
         for t in call.lifted:
-            path, is_replaced = found.path_of(t), before.path_of(t) is not None
-            if path is not None:
-                sources.append(path)
-            elif (id(t) in call.constants and not is_replaced) or found.holds_memory_of(t):
-                sources.append(t)
-            else:
+            path = found.path_of(t)
+            sources.append(t if path is None else path)
+            if not (left or path is not None or id(t) in call.constants or found.holds_memory_of(t)):
                 lost.append(TensorMeta.of(t))
-        built = (path for path, t in found.tensors.items() if t in tables and before.tensors.get(path) is not t)
-        facts = tuple(call.updates), tuple(lost), tuple(built), tuple(call.assumed)
+        facts = tuple(call.updates), tuple(lost), left, tuple(call.assumed)
         return cls(call.body, call.output, tuple(sources), *facts, call.returned, call.differentiated)
+
+    @property
+    def is_for_one_call(self) -> bool:
+        """Whether it stands for no call but the one that made it."""
+        return bool(self.lost or self.left)
 
     def holds_for(self, operands: Sequence[Tensor]) -> bool:
         """Whether the operands, those from the environment included, answer as those did that were traced."""
@@ -174,6 +177,41 @@ def kept_trace(
     return trace, [*arguments.operands, *call.lifted]
 
 
+def _left(before: environment.Snapshot, found: environment.Snapshot, read: set[int]) -> tuple[environment.Path, ...]:
+    """Where a call left a tensor on which the next one may depend: not where it puts one of the same kind, made anew,
+    in the place of one that it never read.
+    """
+
+    def is_like(path: environment.Path) -> bool:
+        old, new = before.tensors.get(path), found.tensors.get(path)
+        if old is None or new is None or id(old) in read:
+            return False
+        return new in tables and before.path_of(new) is None and TensorMeta.of(old) == TensorMeta.of(new)
+
+    return tuple(path for path in environment.exchanged(before, found) if not is_like(path))
+
+
+def replaced_tensors(before: environment.Snapshot, found: environment.Snapshot) -> list[environment.Path]:
+    """Where a call took a tensor away, or put another one in its place that may not be the same in each call."""
+
+    def is_replaced(path: environment.Path) -> bool:
+        new = found.tensors.get(path)
+        if path not in before.tensors or new is None:
+            return path in before.tensors
+        return before.path_of(new) is not None or tables.get(new, not _is_traced(new))
+
+    return [*filter(is_replaced, environment.exchanged(before, found))]
+
+
+def _added(before: environment.Snapshot, found: environment.Snapshot) -> list[environment.Path]:
+    return [path for path, t in found.tensors.items() if path not in before.tensors and not _is_traced(t)]
+
+
+def _is_traced(t: Tensor) -> bool:
+    """Whether the next use of ``t`` is refused, as it has no value."""
+    return isinstance(_torch.base_tensor(t), _torch.FakeTensor)
+
+
 class _Bodies(threading.local):
     """Of the captures of bodies that are under way."""
 
@@ -199,8 +237,7 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
         first, *others = functions
         root = functools.partial(first, *others)
         called, around = _bodies.callbacks, _bodies.told
-        with _torch.without_torch_function():
-            before = environment.snapshot(root)
+        before = _snapshot(root)
         _bodies.told = frozenset()
         try:
             result = captured(functions, *rest)
@@ -208,8 +245,7 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
             told, _bodies.told = _bodies.told or frozenset(), around
         if _bodies.callbacks != called:
             return result
-        with _torch.without_torch_function():
-            changes = environment.effects(before, environment.snapshot(root), before.observer())
+        changes = effects_of_one(operation, lambda: captured(functions, *rest), root, before, before.observer())
         # A body inside of this one says the same of a place, but for the functions that lead to it.
         places = {change: (line, change.rpartition(":")[2]) for change, line in changes.items()}
         changes = {change: line for change, line in changes.items() if places[change] not in told}
@@ -223,6 +259,37 @@ def _told(operation: str, captured: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return capture
+
+
+def effects_of_one(
+    operation: str,
+    run: Callable[[], Any],
+    root: Callable[..., Any],
+    before: environment.Snapshot,
+    seen: environment.Observer,
+) -> dict[str, str]:
+    """What `root` did since `before`, captured by ``run()`` for all the calls that there will be, with the lines.
+
+    Where it left tensors, it runs again for nothing but this: a table that is there is read, a state goes on.
+    """
+    after = _snapshot(root)
+    replaced = replaced_tensors(before, after)
+    if _added(before, after):
+
+        def again() -> list[Tensor]:
+            run()
+            return []
+
+        speculate_subgraph(again, (), operation=operation, parameter="the body")
+        later = _snapshot(root)
+        replaced += [*replaced_tensors(after, later), *_added(after, later)]
+    return environment.effects(before, after, seen, replaced)
+
+
+def _snapshot(root: Callable[..., Any]) -> environment.Snapshot:
+    """Taken in a capture around, which is not to see it."""
+    with _torch.without_torch_function():
+        return environment.snapshot(root)
 
 
 def _warn_of_calls(operation: str, observers: Sequence[environment.Observer]) -> None:

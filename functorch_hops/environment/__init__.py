@@ -28,7 +28,7 @@ no part of any snapshot - a clock, a file, ``eval`` - an `Observer` sees while i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ __all__ = [
     "Snapshot",
     "difference",
     "effects",
+    "exchanged",
     "not_seen",
+    "quoted",
     "snapshot",
     "written",
 ]
@@ -85,11 +87,9 @@ class Snapshot:
         """Where a tensor was found."""
         return self._paths.get(id(tensor))
 
-    def guard(self, paths: Sequence[Path] = (), same: Collection[Path] = ()) -> Guard:
-        """A check that nothing has changed, which gives the tensors that stand at `paths` then; those at `same` must be
-        the same, and unwritten.
-        """
-        return Guard(self._found, paths, same)
+    def guard(self, paths: Sequence[Path] = ()) -> Guard:
+        """A check that nothing has changed, which gives the tensors that stand at `paths` then."""
+        return Guard(self._found, paths)
 
     def holds_memory_of(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was made of an array that is watched, as ``torch.from_numpy`` does."""
@@ -135,9 +135,17 @@ def written(before: Snapshot, after: Snapshot) -> frozenset[Path]:
     return changed(before.statics, after.statics)
 
 
-def effects(before: Snapshot, after: Snapshot, seen: Observer) -> dict[str, str]:
-    """What a function did that ran between two snapshots, observed, and that would be done again; with the lines."""
-    return {**changes(before.statics, after.statics, after.codes), **seen.calls}
+def exchanged(before: Snapshot, after: Snapshot) -> tuple[Path, ...]:
+    """The places that lead to another tensor after a call than before, or to one at only one of these times."""
+    paths = {**before.tensors, **after.tensors}
+    return tuple(path for path in paths if before.tensors.get(path) is not after.tensors.get(path))
+
+
+def effects(before: Snapshot, after: Snapshot, seen: Observer, tensors: Iterable[Path] = ()) -> dict[str, str]:
+    """What a function did that ran between two snapshots, observed, and that would be done again; with the lines.
+    `tensors`: the places among those where it exchanged tensors.
+    """
+    return {**changes(before.statics, after.statics, after.codes, tensors), **seen.calls}
 
 
 def not_seen(after: Snapshot, seen: Observer) -> dict[str, str]:

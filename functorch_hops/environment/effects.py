@@ -115,14 +115,20 @@ class Observer:
         }
 
 
-def changes(before: Fingerprint, after: Fingerprint, codes: Iterable[CodeType]) -> dict[str, str]:
-    """What the user's code changed between two snapshots, with the line that mentions it. Tensors are not told."""
+def changes(
+    before: Fingerprint, after: Fingerprint, codes: Iterable[CodeType], exchanged: Iterable[Path] = ()
+) -> dict[str, str]:
+    """What the user's code changed between two snapshots, with the line that mentions it. Of tensors those are told
+    that stand at the places `exchanged`.
+    """
     old, new = before.entries(), after.entries()
     tensors = [path for path in new.keys() - old.keys() if _is_tensor(new[path])]
     found = {}
-    for path in sorted(changed(before, after)):
+    told = frozenset(exchanged)
+    for path in sorted(changed(before, after) | told):
         keys = [key for key in (old.get(path), new.get(path)) if isinstance(key, tuple)]
-        if any(map(_is_tensor, keys)) or any(tensor.startswith(path) for tensor in tensors):
+        is_of_tensors = any(map(_is_tensor, keys)) or any(tensor.startswith(path) for tensor in tensors)
+        if is_of_tensors and path not in told:
             continue
         is_content = path.endswith(("]", ")")) or any(key[0] in _CONTENT for key in keys)
         line = _line(codes, path, stores_only=not is_content)

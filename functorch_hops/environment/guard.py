@@ -4,8 +4,8 @@ NOTE [The flat check] What a walk has found lies in flat lists, one for each kin
 is written for them: a line for each place of a kind of which there are few, a tight loop for the others, and nothing
 for a kind that is not there. Values are compared by identity. A place is a pair of a container and a key. Whether the
 container is still the same object is checked where it is itself stored, one level up. At some places stand tensors:
-another tensor may stand there, if it is of the same type, and if places that shared one tensor share that; unless the
-trace does not read it there, but computes what it was. A guard keeps no tensor alive.
+another tensor may stand there, if it is of the same type, and if places that shared one tensor share that. A guard
+keeps no tensor alive.
 
 Identity is stricter than equality, and that is safe: a failed check costs a new walk, after which
 fingerprints are compared by value.
@@ -16,8 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, compress
 from types import CellType, FunctionType
 from typing import Any
@@ -138,7 +137,7 @@ _KINDS = ("items", "cells", "calls", "views", "mixed")
 class Guard:
     """Called, it gives the tensors that stand at the given paths now, or None if anything else changed."""
 
-    def __init__(self, places: GuardBuilder, paths: Sequence[str], same: Collection[str] = ()) -> None:
+    def __init__(self, places: GuardBuilder, paths: Sequence[str]) -> None:
         self._places = copy.copy(places)
         self._places.tensors = {}  # they are not to be kept
         tensors = [pair for kind in _KINDS for pair in places.tensors[kind]]
@@ -147,11 +146,6 @@ class Guard:
         self.states = {path: state for (_, path), state in zip(tensors, self._states)}
         # What a user hung on a tensor does not hang on the next one that stands there.
         self._attributes = [(at, tensor.__dict__) for at, (tensor, _) in enumerate(tensors) if tensor.__dict__]
-        self._same: list[tuple[str, int, weakref.ref[torch.Tensor], int]] = [
-            (path, at, weakref.ref(tensor), _torch.n_writes(tensor))
-            for at, (tensor, path) in enumerate(tensors)
-            if path in same
-        ]
         first: dict[int, int] = {}
         shared = [(first.setdefault(id(tensor), at), at) for at, (tensor, _) in enumerate(tensors)]
         self._shared = [(left, right) for left, right in shared if left != right]
@@ -173,14 +167,6 @@ class Guard:
             return None
         return tuple([tensors[at] for at in self.selected])
 
-    def has_same(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the tensors that must be the same are, given those of another walk."""
-        for path, _, get, n in self._same:
-            tensor = tensors.get(path)
-            if tensor is None or tensor is not get() or _torch.n_writes(tensor) != n:
-                return False
-        return True
-
     @functools.cached_property
     def fetch(self) -> Callable[[], list[Any] | None]:
         """A function that gives what stands at all places where tensors stood, or None if anything else changed.
@@ -193,9 +179,6 @@ class Guard:
         source.add(f"found = [{', '.join(_tensors(source, self._places))}]")
         for at, attributes in self._attributes:
             source.refuse_if(f"found[{at}].__dict__ is not {source.name(attributes)}")
-        for _, at, get, n in self._same:
-            count = source.name(_torch.n_writes)
-            source.refuse_if(f"found[{at}] is not {source.name(get)}() or {count}(found[{at}]) != {n}")
         source.add("return found")
         # What is gone, or is just being changed by a thread.
         return source.function("fetch", "", (LookupError, AttributeError, TypeError, ValueError, RuntimeError))

@@ -51,8 +51,12 @@ _NOT_REPEATABLE_NAMES = frozenset(
             "set_rng_state",
         ),
         *("save", "load", "set_printoptions", "get_printoptions", "set_flush_denormal", "geterr", "seterr"),
+        # Settings that no trace depends on, and inference mode, which is off in a capture.
+        *("is_inference_mode_enabled", "is_warn_always_enabled", "is_anomaly_check_nan_enabled"),
+        *("_is_multithreading_enabled", "_is_fwd_grad_enabled"),
+        *("get_overwrite_module_params_on_conversion", "get_swap_module_params_on_conversion"),
         *("print", "input", "open", "exec", "eval", "compile", "__import__", "breakpoint"),
-        *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache"),
+        *("globals", "locals", "id", "hash", "setattr", "delattr", "lru_cache", "cache", "cache_info", "cache_clear"),
     }
 )
 _READ_FROM_OUTSIDE = frozenset({"print", "input", "open", "exec", "eval", "breakpoint"})
@@ -67,6 +71,7 @@ _STATEFUL = frozenset(
 _STATEFUL_NAMES = {
     "datetime": {"now", "today", "utcnow"},
     "_contextvars": {"set", "reset"},
+    "functools": {"cache_info", "cache_clear"},
     "decimal": {"getcontext", "localcontext", "setcontext"},
     "sys": {"getrecursionlimit", "setrecursionlimit", "getswitchinterval", "setswitchinterval", "getrefcount"}
     | {"gettrace", "settrace", "getprofile", "setprofile", "getallocatedblocks", "_current_frames"},

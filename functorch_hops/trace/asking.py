@@ -159,6 +159,33 @@ def _is_contiguous(capture: Any, t: Tensor, memory_format: torch.memory_format =
     return True
 
 
+def _is_conj(capture: Any, t: Tensor) -> bool:
+    return bool(capture.history.answer(Question.IS_CONJ, t))
+
+
+def _is_neg(capture: Any, t: Tensor) -> bool:
+    return bool(capture.history.answer(Question.IS_NEG, t))
+
+
+def _resolve_conj(capture: Any, t: Tensor) -> Tensor:
+    return t.clone() if _is_from_outside(capture, t) and _is_conj(capture, t) else t.resolve_conj()
+
+
+def _resolve_neg(capture: Any, t: Tensor) -> Tensor:
+    return t.clone() if _is_from_outside(capture, t) and _is_neg(capture, t) else t.resolve_neg()
+
+
+def _of_values_made_inside(what: str, remedy: str, ask: Callable[..., Any]) -> Callable[..., Any]:
+    """What is known of values that the function made, and of no input."""
+
+    def answered(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if _is_from_outside(capture, t):
+            raise refused_of_tensor(capture.context, f"{what} of an input", remedy, TensorMeta.of(t))
+        return ask(t, *args, **kwargs)
+
+    return answered
+
+
 def _dim_order(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not capture.history.knows_layout(t):
         strides = _stride(capture, t)
@@ -214,7 +241,8 @@ def _deepcopy(capture: Any, t: Tensor, memo: dict[Any, Any]) -> Tensor:
             what = "deepcopy of values that share memory, or of an expanded one,"
             raise refused_of_tensor(capture.context, what, "use clone() of each", TensorMeta.of(t))
         memo[memory] = t
-        memo[id(t)] = t.detach().clone().requires_grad_(_requires_grad(capture, t))
+        made = t.detach().clone()
+        memo[id(t)] = made.requires_grad_() if _requires_grad(capture, t) else made  # which transforms refuse
     copy: Tensor = memo[id(t)]
     return copy
 
@@ -234,6 +262,8 @@ _GRADIENTS = (
     "take derivatives with fh.grad or fh.value_and_grad, and update parameters outside of the captured function"
 )
 
+_OUTSIDE = "ask the tensor before the call, and pass what it says"
+
 _Tensor: Any = Tensor
 
 OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
@@ -248,6 +278,18 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     Tensor.storage_offset: _storage_offset,
     Tensor.is_contiguous: _is_contiguous,
     Tensor.dim_order: _dim_order,
+    Tensor.is_conj: _is_conj,
+    torch.is_conj: _is_conj,
+    Tensor.is_neg: _is_neg,
+    torch.is_neg: _is_neg,
+    Tensor.resolve_conj: _resolve_conj,
+    torch.resolve_conj: _resolve_conj,
+    Tensor.resolve_neg: _resolve_neg,
+    torch.resolve_neg: _resolve_neg,
+    Tensor._is_view: _of_values_made_inside("_is_view()", _OUTSIDE, Tensor._is_view),
+    _Tensor._base.__get__: _of_values_made_inside("._base", _OUTSIDE, _Tensor._base.__get__),
+    _Tensor._version.__get__: _of_values_made_inside("._version", _OUTSIDE, _Tensor._version.__get__),
+    _Tensor.output_nr.__get__: _of_values_made_inside(".output_nr", _OUTSIDE, _Tensor.output_nr.__get__),
     Tensor.contiguous: _contiguous,
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,

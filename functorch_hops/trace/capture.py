@@ -8,6 +8,7 @@ raises it when its function returns all the same. So does an error of the user's
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..ir.active import state
 from ..ir.build import copy_nodes
 from ..ir.meta import TensorMeta
 from ..ir.subgraph import Params, Subgraph
+from .arrays import check_unwritten
 from .buffers import Buffers, refuse_history, refuse_update
 from .history import Carried, History, HistoryAsked, Itself, Question, Source
 from .indexing import Rows
@@ -40,7 +42,9 @@ __all__ = ["Capture", "answer", "current_capture", "outside_of_captures", "refus
 
 
 tables = _torch.WeakTensorKeyDictionary()
-"""Tensors that a function built while it was captured and kept: see NOTE [Tables built at first use]."""
+"""Tensors that a function built while it was captured and kept, and whether it computed them from others: see NOTE
+[Tables built at first use].
+"""
 
 
 class Capture:
@@ -72,6 +76,8 @@ class Capture:
         self.in_transform = False
         self.is_detaching = False
         """Whether a call of the user's detaches; autograd does so by itself."""
+        self.is_copying = False
+        """Whether a call of the user's makes a tensor of an array, but with memory of its own."""
         self.is_functionalizing = False
         """Whether a recorded graph runs again without its writes; its views, made anew, detach where they did."""
         self.is_of_user = True
@@ -86,6 +92,8 @@ class Capture:
         """See NOTE [A view or a copy]: values, their nodes, and the nodes of what ``reshape`` made of them."""
         self.differentiated: set[fx.Node] = set()
         """The inputs by which a transform in the function differentiates, in reverse mode."""
+        self.wrapped: list[weakref.ref[Tensor]] = []
+        """Results of operators in transforms, which wrap what they differentiate or map over."""
         self._fakes: dict[int, Tensor] = {}
         self._input_storages: dict[int, int] = {}
         self._taken_as_contiguous: set[int] = set()
@@ -279,6 +287,11 @@ class Capture:
         with _torch.without_torch_function(), _torch.disable_proxy_modes_tracing():
             _torch.track_tensor_tree(t, fx.Proxy(self.node_of(new), self.tracer), constant=None, tracer=self.tracer)
 
+    def note_wrapped(self, result: Any) -> None:
+        for t in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(t, Tensor) and _torch.is_wrapped(t):
+                self.wrapped.append(weakref.ref(t))
+
     def note_differentiated(self, t: Tensor) -> None:
         """A transform begins to differentiate by ``t``, in reverse mode: by an input, or by something else."""
         if not self.owns(_torch.base_tensor(t)):
@@ -359,6 +372,7 @@ class Capture:
 
     def finish(self, outputs: Sequence[Tensor]) -> fx.GraphModule:
         """Close the graph over ``outputs``, which must be tensors of this capture (see NOTE [Subgraph invariants])."""
+        check_unwritten(self.context, self.session.shared)
         outputs = self._without_aliases(outputs)
         for copy in self.buffers.unwritten() if self.buffers is not None else ():
             node = self.proxy_of(copy).node

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _torch
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import bernoulli_like, untracked
+from .arrays import shared_memory, write_to_array
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
@@ -101,7 +102,13 @@ class Effects(_torch.TorchDispatchMode):
             out = self._bernoulli(*args, **kwargs)
         else:
             other = REPLACED.get(func)
+            shared = shared_memory(args[0]) if func is torch.ops.aten.lift_fresh.default else None
+            if shared is not None and self.capture.is_copying:
+                args, shared = (shared.content,), None
             out = self.capture.recorder.call(func, args, kwargs) if other is None else other(*args, **kwargs)
+            if shared is not None:
+                self.capture.session.shared.append(shared)
+                self.capture.protect(out, write_to_array)
         return self._untracked(out) if detached else out
 
     def _is_of_autograd(self) -> bool:

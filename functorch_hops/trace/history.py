@@ -63,10 +63,17 @@ class Question(enum.Enum):
     """Whether it is contiguous, from the beginning of its memory."""
     STRIDE = enum.auto()
     OFFSET = enum.auto()
+    IS_CONJ = enum.auto()
+    IS_NEG = enum.auto()
+    """Whether what lies in its memory is to be conjugated, or negated, when it is read."""
 
     @property
     def is_of_layout(self) -> bool:
         return self in (Question.LIES_PLAINLY, Question.STRIDE, Question.OFFSET)
+
+    @property
+    def is_of_bits(self) -> bool:
+        return self in (Question.IS_CONJ, Question.IS_NEG)
 
     def of(self, t: Tensor, level: int | None) -> Any:
         """The answer of a tensor from outside of every capture, at this level of functorch."""
@@ -77,7 +84,12 @@ class Question(enum.Enum):
                 return t.stride() if self is Question.STRIDE else t.storage_offset()
             if self is Question.IS_LEAF:
                 return _torch.is_leaf(t)
+            if self.is_of_bits:
+                return t.is_conj() if self is Question.IS_CONJ else t.is_neg()
             return t.requires_grad and (self is Question.REQUIRES_GRAD or _torch.is_tracked_at(level, t))
+
+
+_BITS = (Question.IS_CONJ, Question.IS_NEG)
 
 
 class HistoryAsked(BaseException):
@@ -140,6 +152,8 @@ class History:
         capture, t = self.capture, self.capture.lift(t)
         if question.is_of_layout:
             return self._layout(question, t)
+        if question.is_of_bits:
+            return self._bit(question, t)
         of_autograd = question.of(t, None)
         if (
             _torch.is_wrapped(t)
@@ -187,6 +201,19 @@ class History:
         for node in behind if len(asked) > 1 else behind - asked:
             if self.of_input(Question.IS_TRACKED, node) and not self.of_input(Question.IS_LEAF, node):
                 raise _path_outside(self.capture.context, TensorMeta.of(node.meta["val"]))
+
+    def _bit(self, question: Question, t: Tensor) -> Any:
+        """Graphs hold values as they are read: an input has the bit of its tensor, and views of one could have it."""
+        base = _torch.base_tensor(t)
+        if not self.capture.owns(base):
+            return question.of(t, None)
+        node = self.capture.node_of(base)
+        if node.op == "placeholder":
+            return self._layout_of_input(question, node)
+        origin = memory_chains(node.graph)[node][-1]
+        if origin.op == "placeholder" and any(self._layout_of_input(q, origin) for q in _BITS):
+            raise _unresolved(self.capture.context)
+        return question.of(t, None)
 
     def _layout(self, question: Question, t: Tensor) -> Any:
         if self.knows_layout(t):
@@ -368,6 +395,17 @@ def layout_unknown(context: ErrorContext) -> CaptureError:
     )
 
 
+def _unresolved(context: ErrorContext) -> CaptureError:
+    return CaptureError(
+        message(
+            context.operation,
+            "is_conj() or is_neg() of a view of a lazily conjugated or negated input is not known",
+            parameter=context.parameter,
+            remedy="ask the input itself, or call resolve_conj() and resolve_neg() first",
+        )
+    )
+
+
 def _path_outside(context: ErrorContext, meta: TensorMeta) -> CaptureError:
     return CaptureError(
         message(
@@ -383,14 +421,17 @@ def _path_outside(context: ErrorContext, meta: TensorMeta) -> CaptureError:
 
 def _changing(capture: Any, question: Question) -> CaptureError:
     what = "requires a gradient"
+    remedy = "decide it outside of the loop, or start with a carry that has a gradient history as well"
     if question is not Question.REQUIRES_GRAD and question is not Question.IS_TRACKED:
         what = "is a leaf" if question is Question.IS_LEAF else "is contiguous, or has some layout"
+    if question.is_of_bits:
+        what, remedy = "is lazily conjugated or negated", "start with init.resolve_conj().resolve_neg()"
     return CaptureError(
         message(
             capture.operation,
             f"{capture.parameter} asks whether a carry {what}, and the answer changes after the first step",
             parameter=capture.parameter,
             expected="one answer for the initial carry and for the returned one, as one capture stands for all steps",
-            remedy="decide it outside of the loop, or start with a carry that has a gradient history as well",
+            remedy=remedy,
         )
     )

@@ -27,6 +27,8 @@ __all__ = ["Lifting"]
 
 _AS_TENSOR = (torch.as_tensor, torch.asarray)
 """What reads numbers in a list, and gives a tensor as it is."""
+_COPIES = (torch.tensor, Tensor.new_tensor)
+"""What makes a tensor with memory of its own, whatever it is given."""
 _SHOWN = (Tensor.__repr__, Tensor.__format__)
 """What makes text of a tensor, if it is given no more than the tensor."""
 _DETACH = (Tensor.detach_, torch.detach_)
@@ -86,10 +88,13 @@ class Lifting(_torch.ForwardRules):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return self._result(func, types, args, kwargs)
+            result = self._result(func, types, args, kwargs)
         except BaseException as error:
             self.capture.note_refusal(error)
             raise
+        if _torch.top_interpreter() is not None:
+            self.capture.note_wrapped(result)
+        return result
 
     def _result(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         for cls in types:
@@ -136,6 +141,7 @@ class Lifting(_torch.ForwardRules):
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
+        capture.is_copying = func in _COPIES
         last = next(iter(reversed(capture.graph.nodes)), None)
         try:
             return self._call(form, args, kwargs)
@@ -149,7 +155,7 @@ class Lifting(_torch.ForwardRules):
                 return handlers.on_lanes(func, args, kwargs, error)
             raise
         finally:
-            capture.is_detaching = False
+            capture.is_detaching = capture.is_copying = False
 
     def _check_level(self, primal: Tensor) -> None:
         """A graph holds values: a tangent for a level of plain forward mode around it is lost."""

@@ -3,10 +3,10 @@
 NOTE [Tables built at first use] A module builds a table when it is first called and keeps it (positions, masks, rotary
 embeddings, ``functools.lru_cache``). In a capture that table is a fake. What it was computed from - Python numbers, and
 tensors from outside of all captures - is at hand when the capture ends, so its value is computed then, and the very
-object that was kept becomes the real table (``_torch.become``), whoever holds it. Traces that meet it again take it for
-an operand where its place is watched, else for a constant. The trace that built it computes it again, so it holds as
-long as that very tensor stands there, unwritten (``Trace.built``). A tensor that depends on traced values can't be had:
-its next use is refused (``session``).
+object that was kept becomes the real table (``_torch.become``), whoever holds it: the fake, or what a transform that
+has ended wrapped it in. Traces that meet it again take it for an operand where its place is watched, else for a
+constant. The trace that built it is for one call, if its place is watched (NOTE [When a trace is valid]): the next call
+goes another way. A tensor that depends on traced values can't be had: its next use is refused (``session``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
-from ..ir.nodes import untracked
+from ..ir.nodes import behind, untracked
 from ..ir.subgraph import has_effect, is_random_node
 from .capture import Capture, outside_of_captures, tables
 from .detached import memory_chains, written
@@ -29,8 +29,10 @@ __all__ = ["make_real"]
 def make_real(capture: Capture) -> None:
     """Let the values of an ended capture that are still alive, and can be computed now, become real."""
     own = capture.stand_ins()
+    wrapped = [t for ref in capture.wrapped if (t := ref()) is not None and capture.owns(_torch.base_tensor(t))]
+    wrapped_in = {id(_torch.base_tensor(t)): t for t in wrapped}
     alive = [(t, capture.node_of(t)) for t in list(capture.tracer.tensor_tracker) if id(t) not in own]
-    alive = [(t, node) for t, node in alive if node.op == "call_function"]
+    alive = [(wrapped_in.get(id(t), t), node) for t, node in alive if node.op == "call_function"]
     if not alive:
         return
     known, overwritten = _known_nodes(capture)
@@ -40,9 +42,9 @@ def make_real(capture: Capture) -> None:
         with _torch.suspended(keep_autocast=False), outside_of_captures(), torch.set_grad_enabled(has_history):
             values = _computed(capture, known)
             for t, node in alive:
-                del capture.tracer.tensor_tracker[t]
+                del capture.tracer.tensor_tracker[_torch.base_tensor(t)]
                 _torch.become(t, values[node])
-                tables[t] = True
+                tables[t] = any(capture.history.inputs.get(n) is not None for n in behind([node]))
 
 
 def _known_inputs(capture: Capture) -> dict[fx.Node, Tensor]:

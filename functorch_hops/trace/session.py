@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _torch, pytree
 from ..errors import CaptureError, ErrorContext, LeakedTensorError, message
+from .arrays import SharedMemory
 
 __all__ = ["Session", "is_left_over", "origins_of", "refuse_leak", "refuse_state"]
 
@@ -31,6 +32,8 @@ class Session:
         """What bodies of loops changed while they were captured, and where."""
         self.ended: list[tuple[ErrorContext, Any]] = []
         self.deepest = 0
+        self.shared: list[SharedMemory] = []
+        """Tensors that were made of arrays."""
         self.parts: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         """Of sparse matrices: each with one of its parts. See NOTE [Sparse matrices]."""
         self.transposed: dict[int, tuple[Tensor, Tensor]] = {}
@@ -85,6 +88,7 @@ origins_of: weakref.WeakKeyDictionary[_torch.FakeTensorMode, _Origins] = weakref
 
 def is_left_over(t: Tensor, session: Session | None) -> bool:
     """Whether ``t`` is a traced value of a session that has ended, or of a capture that did in the one that goes on."""
+    t = _torch.base_tensor(t)
     if not isinstance(t, _torch.FakeTensor):
         return False
     origins = origins_of.get(t.fake_mode)

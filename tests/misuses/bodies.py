@@ -602,6 +602,44 @@ def leaked_tensor_as_a_carry():
     fh.scan(lambda c, x: (c, x), kept[0], torch.ones(3))
 
 
+@misuse_captured(fh.InputMutationError)
+def body_writes_to_the_memory_of_an_array():
+    array = np.ones(2, np.float32)
+
+    def step(c, x):
+        torch.from_numpy(array).add_(1)
+        return c, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def array_is_written_to_behind_its_tensor():
+    def step(c, x):
+        array = np.ones(2, np.float32)
+        c = c + torch.from_numpy(array)
+        array[:] = 2
+        return c, x
+
+    fh.scan(step, X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def version_of_an_input():
+    fh.scan(lambda c, x: (c * c._version, x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def lazy_bit_of_a_view_of_a_conjugated_input():
+    z = torch.ones(2, 2, dtype=torch.complex64).conj()
+    fh.scan(lambda c, x: (c * z[0].is_conj(), x), X, torch.ones(3))
+
+
+@misuse_captured(fh.CaptureError)
+def carry_that_is_conjugated_in_the_first_step():
+    fh.fori_loop(0, 2, lambda i, c: c * (2 if c.is_conj() else 1), torch.ones(2, dtype=torch.complex64).conj())
+
+
 @misuse_captured(fh.LeakedTensorError)
 def leaked_tensor_of_a_sibling_branch():
     kept = []

@@ -1,0 +1,69 @@
+"""Tensors that a captured function makes of NumPy arrays, whose memory they share.
+
+NOTE [Memory that others have too] ``torch.from_numpy(a)`` is an operand of the graph, which reads the memory of ``a``
+when it runs. In eager Python a write to the tensor is one to ``a``, and the other way round, from that line on; a graph
+has no line at which it happens. So a write to the tensor is refused, and so is a capture at whose end an array holds
+other bytes than when the tensor was made. The array itself is unknown here, as no mode sees ``from_numpy``: memory that
+torch did not allocate is what can't be resized. What ``torch.tensor(a)`` copies is copied when it is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from ..errors import CaptureError, ErrorContext, InputMutationError, message
+
+__all__ = ["SharedMemory", "check_unwritten", "shared_memory", "write_to_array"]
+
+
+class SharedMemory(NamedTuple):
+    """A tensor that was made of an array, and what it held then."""
+
+    tensor: Tensor
+    content: Tensor
+
+
+def shared_memory(made: Tensor) -> SharedMemory | None:
+    """Of a tensor that has just been made from Python; None if it has memory of its own, as most have."""
+    with _torch.without_torch_function():
+        if isinstance(made, _torch.FakeTensor) or not _torch.has_storage(made) or made.untyped_storage().resizable():
+            return None
+    with _torch.suspended(keep_autocast=False):
+        return SharedMemory(made, made.clone())
+
+
+def check_unwritten(context: ErrorContext, shared: Sequence[SharedMemory]) -> None:
+    with _torch.suspended(keep_autocast=False):
+        if all(torch.equal(_bytes(tensor), _bytes(content)) for tensor, content in shared):
+            return
+    raise CaptureError(
+        message(
+            context.operation,
+            "an array is written to after a tensor was made of it, which shares its memory: the graph reads that when "
+            "it runs",
+            parameter=context.parameter,
+            remedy="make the tensor of a copy: torch.tensor(array)",
+        )
+    )
+
+
+def _bytes(t: Tensor) -> Tensor:
+    """NaN equals itself, and zeros of both signs differ."""
+    return t.contiguous().reshape(-1).view(torch.uint8)
+
+
+def write_to_array(context: ErrorContext, function: str) -> InputMutationError:
+    return InputMutationError(
+        message(
+            context.operation,
+            f"{context.parameter} writes to a tensor that shares its memory with an array, to which no graph writes",
+            parameter=context.parameter,
+            got=function,
+            remedy="write to a copy, torch.tensor(array), and assign to the array after the call",
+        )
+    )
