@@ -98,7 +98,7 @@ class _Sum:
 
     @property
     def factors(self) -> list[fx.Node]:
-        return [factor for product in self.products for factor in product.args]
+        return [factor for product in self.products for factor in product.args]  # type: ignore[misc]
 
     @property
     def bases(self) -> list[fx.Node]:
