@@ -194,6 +194,10 @@ OTHERS: dict[str, Program] = {
         lambda c, xs: fh.scan(lambda c, x: (torch.tanh(c @ x), c), c, xs),
         (normal(32, 16), normal(3, 16, 16)),
     ),
+    "a matrix of as many elements as there are lanes": (
+        lambda w, c, xs: fh.scan(lambda c, x: (torch.tanh(c @ w) @ w.mT + x, c), c, xs),
+        (normal(4, 16), normal(64, 4), normal(3, 64, 4, seed=1)),
+    ),
     "little work": (twice(lambda c, x: c.flip(0) + x), (C, XS)),
 }
 

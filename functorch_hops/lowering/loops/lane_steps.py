@@ -114,6 +114,7 @@ class Step:
         if isinstance(node, NopKernelSchedulerNode):
             return
         names = [dep.name for dep in node.read_writes.reads]
+        is_large = False
         if isinstance(node, SchedulerNode):
             if any(buffer.get_mutations() for buffer in node.get_outputs()):
                 raise Refused("a buffer is written in place")
@@ -124,12 +125,12 @@ class Step:
             return
         elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
             body, ranges, reduced = product_body(node.node)
-            of_many = any(getattr(self.scope.rows_in(name), "step", 0) == 0 for name in names)
-            if of_many and math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes:
-                raise Refused("a product of all lanes with one matrix")
+            is_large = math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes
         else:
             raise Refused(f"{type(node.node).__name__} is no work of one lane")
         work = work_of(self.scope, self.handler, body, ranges, reduced, names)
+        if is_large and self.handler.alike:
+            raise Refused("a product of all lanes with one matrix")
         now = len(self.stages) - 1
         self.stages[-1].append(work)  # type: ignore[arg-type]
         for name in work.reads:
