@@ -343,6 +343,13 @@ ORDERING: dict[str, Program] = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int64], ids=str)
+def test_rows_are_reduced_within_vectors(dtype: torch.dtype) -> None:
+    rows = (normal(3, 5, 19) * 9).to(dtype)
+    reduced = lambda a: [a.sum(1), a.amax(1), a.amin(1), (a[:, :16] % 3).prod(1), a[:, :1].sum(1)]
+    assert taken(check(each(reduced), rows)) == ["steps"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
 def test_integers_divided_by_numbers(dtype: torch.dtype) -> None:

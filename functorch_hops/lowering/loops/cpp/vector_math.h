@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #if INDUCTOR_USE_VECTOR_TYPES() && defined(__GNUC__)
 #define FH_HAS_VECTORS 1
 #else
@@ -605,4 +606,28 @@ template <class T, class U> FH_INLINE auto pow(T x, U y) {
   else return std::pow(x, y);
 }
 }  // namespace fh
+#if FH_HAS_VECTORS && defined(__cpp_concepts) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+// Halves of a vector are combined, then quarters: torch does so with floats, and goes through memory with others.
+namespace at::vec {
+template <class T, class Op>
+  requires(std::is_arithmetic_v<T> && sizeof(T) >= 4 && !std::is_same_v<T, float>)
+struct VecReduceAllSIMD<T, Op> {
+  typedef T Lanes __attribute__((vector_size(sizeof(Vectorized<T>))));
+  template <int apart, size_t... i>
+  static FH_INLINE Vectorized<T> combined(const Op& combine, Vectorized<T> x, std::index_sequence<i...> lanes) {
+    auto all = fh::math::recast<Lanes>(x);
+    auto others = fh::math::recast<Vectorized<T>>(Lanes(__builtin_shufflevector(all, all, (i ^ apart)...)));
+    x = combine(x, others);
+    if constexpr (apart > 1) return combined<apart / 2>(combine, x, lanes);
+    else return x;
+  }
+  static FH_INLINE T apply(const Op& combine, const Vectorized<T>& x) {
+    constexpr int n = Vectorized<T>::size();
+    return fh::math::recast<Lanes>(combined<n / 2>(combine, x, std::make_index_sequence<n>()))[0];
+  }
+};
+}  // namespace at::vec
+#endif
+#endif
 #endif
