@@ -1,4 +1,4 @@
-"""How Inductor's code comes to call the functions of ``cpp/vector_math.h`` (torch 2.13)."""
+"""How Inductor's code comes to call the functions of ``cpp/vector_math.h`` and ``cpp/vectors.h`` (torch 2.13)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .index_sets import MIRRORED, Interval, is_within, most_indices, splitting_h
 
 __all__ = ["VECTOR_MATH", "kernel_proxy"]
 
-VECTOR_MATH = header("vector_math")
+VECTOR_MATH = f"{header('vector_math')}\n{header('vectors')}"
 
 _FUNCTIONS = "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sin", "cos", "erf"
 
