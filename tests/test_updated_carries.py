@@ -87,6 +87,25 @@ def test_what_is_read_of_what_is_written_to() -> None:
     same(fh.jit(writing(*READS))(*args), writing(*READS)(*args))
 
 
+def test_rows_that_are_read_again_between_two_writes() -> None:
+    """A kernel that made both writes would move rows before one of them is written."""
+    rows, columns = 20, 5
+
+    def f(tables: tuple[Tensor, ...], xs: Tensor) -> Any:
+        def step(carry: tuple[Tensor, Tensor], x: Tensor) -> Any:
+            table, i = carry
+            row = (3 * i + 6) % rows
+            table = table.index_put(((row + 1) % rows,), table[row] + torch.tanh(x))
+            return (table.slice_scatter(table[:5], 0, 1, 6), i + 1), None
+
+        return fh.scan(step, (tables[0], torch.tensor(0)), xs)[0][:1]
+
+    args = (normal(rows, columns).double(),), normal(6, columns, seed=1).double()
+    assert updated(f, *args) == [1]
+    same(fh.jit(f)(*args), f(*args))
+    same(fh.jit(total(f))(*args), total(f)(*args))
+
+
 def test_their_gradients() -> None:
     """Which write zeros, and add what is read to where it was read."""
     f = writing(*WRITES[:4], WRITES[5], READS[0], READS[2])
