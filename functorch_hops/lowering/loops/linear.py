@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import has_side_effect
 
 from .forms import Refused
 from .headers import header
@@ -36,6 +37,9 @@ aten = torch.ops.aten
 
 CHECKS = (aten._linalg_check_errors.default,)
 """The effects that a kernel has."""
+
+for _check in CHECKS:
+    has_side_effect(_check)  # torch 2.11 drops what has no results
 
 _FAILURES = {
     "inv": (
@@ -244,7 +248,7 @@ def _determinant(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Ten
     return _each(_batch(m), f"fh::{function}<{c_type(m.dtype)}, {n}>({view}, {places})")
 
 
-def _check(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], info: str) -> str:
+def _checked(node: fx.Node, tensors: Sequence[Tensor], results: Sequence[Tensor], info: str) -> str:
     name, is_matrix = str(node.args[1]), node.kwargs["is_matrix"]
     failure = next((failure for part, failure in _FAILURES.items() if part in name), None)
     if failure is None:
@@ -280,5 +284,5 @@ LINEAR_STATEMENTS: dict[Any, Callable[..., str]] = {
     aten.lu_unpack.default: _unpacked,
     aten._linalg_det.default: _determinant,
     aten._linalg_slogdet.default: _determinant,
-    aten._linalg_check_errors.default: _check,
+    aten._linalg_check_errors.default: _checked,
 }
