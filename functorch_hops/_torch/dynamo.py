@@ -225,7 +225,7 @@ class _Call:
             return contextlib.nullcontext()
         frame = self.tx
         while frame is not None:
-            switches = [x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable)]
+            switches: list[Any] = [x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable)]
             switches.append(getattr(getattr(frame, "funcvar", None), "context", None))  # of a decorated function
             if any(isinstance(x, GradModeVariable) for x in switches):
                 return contextlib.nullcontext()

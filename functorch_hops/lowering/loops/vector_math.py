@@ -153,7 +153,7 @@ def kernel_proxy() -> Any:
 
         def codegen_conditions(self, *args: Any, **kwargs: Any) -> Any:
             whole = {v: (0, size) for v, size in zip(self.itervars[1:], self.ranges[1:])}
-            active = self.active_ranges
+            active: dict[Any, Any] = self.active_ranges  # type: ignore[has-type]
             self.active_ranges = {v: (0, 1) if limits == whole.get(v) else limits for v, limits in active.items()}
             try:
                 return super().codegen_conditions(*args, **kwargs)
