@@ -213,6 +213,16 @@ def test_what_has_no_rule_takes_and_returns_complex_tensors() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex operators")
+def test_pseudoinverses() -> None:
+    """In and outside of a loop: torch.compile loses conjugates in its own (torch 2.13)."""
+    f = lambda xs: (torch.linalg.pinv(xs), fh.map(lambda x: torch.linalg.pinv(x[:2]), xs))
+    xs = torch.randn(4, 3, 3, dtype=C128, generator=torch.Generator().manual_seed(0))
+    same(fh.jit(f)(xs), f(xs))
+    same(fh.jit(f, dynamic=True)(xs), f(xs))
+
+
+@pytest.mark.slow
 def test_backward_of_a_jitted_call() -> None:
     decay = DECAY.clone().requires_grad_()
     loss = lambda f: sum(x.real.sum() for x in optree.tree_leaves(f(decay, XS)))

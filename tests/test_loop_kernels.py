@@ -172,6 +172,14 @@ BY_STEPS: dict[str, Program] = {
         scan(lambda c, x: (torch.tanh((c + c.t() * x).mean(1)) * x.t(), (c * c.t()).amax(0))),
         (normal(N, N), normal(STEPS, N, N)),
     ),
+    "a sum over a square of odd size and its transpose": (
+        scan(lambda c, x: (c * 0.9, torch.where((torch.arange(33) > 16)[:, None], c.t(), x).sum(0))),
+        (normal(33, 33), normal(STEPS, 33, 33)),
+    ),
+    "places of the largest in half precision": (
+        scan(lambda c, x: (c * 0.5, ((c + x.t()).argmax(0), (c.t() - x).argmin(1)))),
+        (normal(33, 33).half(), normal(STEPS, 33, 33).half()),
+    ),
     "sizes": (
         lambda c, xs: fh.scan(lambda c, x: ((c[0] + x, c[1] + c[0].sum()), c[1]), (c, c.sum()), xs),
         (C, XS),

@@ -198,6 +198,11 @@ def test_a_matrix_with_nan_raises_what_eager_does(f: Callable[..., Any], rows: T
     assert str(raised.value).split(" (error code")[0] == str(expected.value).split(" (error code")[0]
 
 
+def test_a_driver_that_no_cpu_has_is_left_to_torch_which_refuses_it() -> None:
+    (report,) = plan(each(lambda a: linalg.svdvals(a, driver="gesvd")), A).loops
+    assert report.taken == "native" and "drivers" in str(report.reason)
+
+
 @pytest.mark.parametrize("f", [linalg.inv_ex, linalg.cholesky_ex, linalg.lu_factor_ex], ids=["inv", "cholesky", "lu"])
 def test_a_factorization_that_checks_itself_is_left_to_torch(f: Callable[..., Any]) -> None:
     (report,) = plan(each(lambda a: f(a, check_errors=True)), POSITIVE).loops

@@ -164,3 +164,10 @@ def test_an_array_that_is_written_to_behind_a_tensor_is_refused(run):
     for make in (torch.tensor, lambda a: torch.from_numpy(a.copy()), lambda a: torch.tensor(a, dtype=torch.float32)):
         loop = lambda x: fh.scan(lambda c, _: (f(make, c), None), x, length=1)[0]
         same(run(loop, torch.ones(2, dtype=F64)), torch.tensor([4.0, 1.0], dtype=F64))
+
+
+def test_arrays_without_elements():
+    """Whose strides may be any."""
+    f = lambda x: torch.cat([x, torch.from_numpy(np.zeros(0)), torch.from_numpy(np.zeros((3, 0))).sum(1)])
+    x = torch.ones(2, dtype=torch.float64)
+    same(fh.make_graph(f)(x)(x), f(x))

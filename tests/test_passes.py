@@ -506,6 +506,17 @@ def test_products_with_vectors_are_taken_for_all_steps():
     torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
 
 
+def test_products_of_half_precision_are_summed_as_a_carry_of_more():
+    """Among themselves their sum is more than half precision holds."""
+    a, b = torch.full((50, 3), 200.0).half(), torch.full((50, 4), 100.0).half()
+    for step in (
+        lambda c, x: (c + x[0][:, None] * x[1], None),
+        lambda c, x: (c + x[0][:, None] @ x[1][None], None),
+    ):
+        f = lambda a, b, step=step: fh.scan(step, torch.zeros(3, 4), (a, b))[0]
+        assert torch.equal(fh.jit(f, backend="eager")(a, b), f(a, b))
+
+
 def test_products_of_many_rows_stay_in_the_loop():
     h, u, v, xs = inputs((20, 4), (4, 4), (4, 4), (5, 20, 4))
     loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()

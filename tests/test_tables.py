@@ -412,6 +412,24 @@ def test_a_single_call_is_not_compiled():
     assert len(compiled) == 2
 
 
+@pytest.mark.parametrize("transform", [fh.jit, fh.make_graph, lambda f: lambda x: fh.map(f, x[None])])
+def test_a_table_of_a_call_that_failed(transform):
+    """The next call finds it."""
+    table = []
+
+    def f(x):
+        if not table:
+            table.append(torch.arange(3.0))
+        return x * table[0]
+
+    f = transform(f)
+    with fh.eager_capture():
+        with pytest.raises(RuntimeError, match="broadcast"):
+            f(torch.ones(2))
+        f(torch.ones(3))
+    assert torch.equal(table[0], torch.arange(3.0))
+
+
 @pytest.mark.parametrize("n_calls", [1, 3])
 def test_a_table_that_is_replaced_or_written_to_later(n_calls):
     """By somebody else than the function: the trace that built it computes it again."""

@@ -220,12 +220,14 @@ class _Call:
 
     def in_mode_of_program(self) -> contextlib.AbstractContextManager[object]:
         """``no_grad`` around the whole of an export is no part of the program."""
-        if torch.is_grad_enabled() or not is_exporting():
+        _, had_gradients = self.tx.output.tracing_context.global_context.global_state["grad_enabled"]
+        if torch.is_grad_enabled() or had_gradients or not is_exporting():
             return contextlib.nullcontext()
         frame = self.tx
         while frame is not None:
-            left = (x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable))
-            if any(isinstance(x, GradModeVariable) for x in left):
+            switches: list[Any] = [x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable)]
+            switches.append(getattr(getattr(frame, "funcvar", None), "context", None))  # of a decorated function
+            if any(isinstance(x, GradModeVariable) for x in switches):
                 return contextlib.nullcontext()
             frame = frame.parent
         return torch.enable_grad()

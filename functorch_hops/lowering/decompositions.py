@@ -33,12 +33,35 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
+        aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
         aten.pow.Scalar: _integer_power,
         **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
         aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
     return {**table, **ours}
+
+
+def _pseudoinverse(
+    a: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, hermitian: bool = False
+) -> Any:
+    """Inside torch's own a functionalized graph loses the conjugates of complex matrices. In a loop this is C++."""
+    if any(size == 0 for size in a.shape[-2:]):
+        return NotImplemented
+    if rtol is None:
+        default = torch.finfo(a.dtype).eps * torch.sym_max(*a.shape[-2:])
+        epsilon = torch.full((), default, dtype=a.dtype.to_real(), device=a.device)
+        rtol = epsilon if atol is None else torch.where(atol > 0, 0.0, epsilon)
+    if hermitian:
+        values, left = torch.linalg.eigh(a)
+        right, sizes = left, values.abs()
+    else:
+        left, values, right = torch.linalg.svd(a, full_matrices=False)
+        sizes, right = values, right.mH
+    least = rtol[..., None] * sizes.amax(-1, keepdim=True)
+    least = least if atol is None else torch.maximum(atol[..., None], least)
+    inverses = torch.where(sizes > least, 1 / values, 0.0)
+    return (right * inverses[..., None, :]) @ left.mH
 
 
 def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:

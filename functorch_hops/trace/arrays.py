@@ -53,8 +53,8 @@ def check_unwritten(context: ErrorContext, shared: Sequence[SharedMemory]) -> No
 
 
 def _bytes(t: Tensor) -> Tensor:
-    """NaN equals itself, and zeros of both signs differ."""
-    return t.contiguous().reshape(-1).view(torch.uint8)
+    """NaN equals itself, and zeros of both signs differ. With one element or none an array may have any strides."""
+    return t.contiguous().as_strided((t.numel(),), (1,)).view(torch.uint8)
 
 
 def write_to_array(context: ErrorContext, function: str) -> InputMutationError:

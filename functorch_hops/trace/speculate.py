@@ -165,6 +165,8 @@ def _trace(
         make_real(capture)
         raise
     except Exception as error:
+        if keep_autocast:  # the next call finds what this one has built
+            make_real(capture)
         if parent is not None:
             parent.note_refusal(error)
         raise

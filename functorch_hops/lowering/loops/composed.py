@@ -254,26 +254,6 @@ def _triangle(a: Tensor, mode: str = "reduced") -> Any:
     return (a.new_empty(0), torch.linalg.qr(a)[1]) if mode == "r" else NotImplemented
 
 
-def _pseudoinverse(
-    a: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, hermitian: bool = False
-) -> Any:
-    if not all(type(size) is int and size > 0 for size in a.shape):
-        return NotImplemented
-    if rtol is None:
-        default = torch.finfo(a.dtype).eps * max(a.shape[-2:])
-        rtol = a.new_full((), default) if atol is None else torch.where(atol > 0, 0.0, default)
-    if hermitian:
-        values, left = torch.linalg.eigh(a)
-        right, sizes = left, values.abs()
-    else:
-        left, values, right = torch.linalg.svd(a, full_matrices=False)
-        sizes, right = values, right.mT
-    least = rtol[..., None] * sizes.amax(-1, keepdim=True)
-    least = least if atol is None else torch.maximum(atol[..., None], least)
-    inverses = torch.where(sizes > least, 1 / values, 0.0)
-    return (right * inverses[..., None, :]) @ left.mT
-
-
 _COMPOSED: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
@@ -288,7 +268,6 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
     aten.cholesky_inverse.default: _inverse_of_factor,
     aten.kthvalue.default: _kth,
     aten.linalg_lu.default: _factors,
-    aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
     aten.linalg_qr.default: _triangle,
     aten.lu_unpack.default: _unpacked,
     aten.median.default: _of_all(_median),

@@ -46,6 +46,8 @@ def _singular(
 ) -> str:
     (m,) = tensors
     rows, columns = _sizes(m, "gesdd")
+    if node.kwargs.get("driver") is not None:
+        raise Refused("torch has a choice of drivers on CUDA only, and says so")
     is_full, has_vectors = _arguments(node, False, True)
     places = f"{a}, {u}, {values}, {vh}" if has_vectors else f"{a}, nullptr, {values}, nullptr"
     sizes = f"{rows}, {columns}, {min(rows, columns)}, {str(is_full).lower()}, {_count(m)}"

@@ -148,6 +148,18 @@ def kernel_proxy() -> Any:
         members = {"overrides": overrides, "create_cse_var": staticmethod(Variable)}
         return type(kernel.__name__, (*before, kernel), members)
 
+    class ScalarKernel(with_functions(cpp.CppKernel)):  # type: ignore[misc]
+        """Inductor knows by the very class which kernel loops over a whole inner range by itself, hence runs once."""
+
+        def codegen_conditions(self, *args: Any, **kwargs: Any) -> Any:
+            whole = {v: (0, size) for v, size in zip(self.itervars[1:], self.ranges[1:])}
+            active: dict[Any, Any] = self.active_ranges  # type: ignore[has-type]
+            self.active_ranges = {v: (0, 1) if limits == whole.get(v) else limits for v, limits in active.items()}
+            try:
+                return super().codegen_conditions(*args, **kwargs)
+            finally:
+                self.active_ranges = active
+
     class OfVectors(type):
         """Inductor asks whether a kernel is of the class of those of vectors: its kernels of tiles are too."""
 
@@ -189,8 +201,10 @@ def kernel_proxy() -> Any:
             return most_indices(self.indices, tiled, self.tiling_factor) if is_split else {}
 
         def _finds_floats(self, reduction_type: str, dtype: torch.dtype) -> bool:
-            """Whether a reduction asks for the place of a float, and places are numbers of 32 bits."""
+            """Whether a reduction asks for the place of a float, a vector at a time, and places have 32 bits."""
             if reduction_type not in ("argmax", "argmin") or dtype is not torch.float32:
+                return False
+            if self._get_num_vectors(dtype) != 1:
                 return False
             n_places = math.prod(self.ranges[self.reduction_depth :])
             return isinstance(n_places, (int, sympy.Integer)) and n_places < 2**31
@@ -243,7 +257,7 @@ def kernel_proxy() -> Any:
             return super()._get_store_line(value, var, index, dtype, accu_store)
 
     class KernelProxy(cpp.CppKernelProxy):
-        kernel_cls = with_functions(cpp.CppKernel)
+        kernel_cls = ScalarKernel
         vec_kernel_cls = VecKernel
         tile2d_kernel_cls = with_functions(cpp.CppTile2DKernel)
         usual: Any = None

@@ -35,11 +35,14 @@ _LINEAR_VIEWS = (aten.reshape.default, aten.squeeze.dim, aten.squeeze.dims, aten
 
 
 def is_sum(node: fx.Node) -> bool:
-    """Whether a node adds two different tensors of its own shape."""
+    """Whether a node adds two different tensors of its own shape and dtype: sums of half precision that a carry of
+    float32 takes up would overflow where they are added among themselves.
+    """
     if node.target is not aten.add.Tensor or node.kwargs or len(set(node.all_input_nodes)) < 2:
         return False
-    terms = [n.meta["val"] for n in node.all_input_nodes]  # a float that Dynamo leaves open is one too
-    return all(isinstance(x, Tensor) and x.shape == node.meta["val"].shape for x in terms)
+    total, terms = node.meta["val"], [n.meta["val"] for n in node.all_input_nodes]
+    # A float that Dynamo leaves open is a term too.
+    return all(isinstance(x, Tensor) and x.shape == total.shape and x.dtype == total.dtype for x in terms)
 
 
 _Rest = tuple[int, Subgraph]
