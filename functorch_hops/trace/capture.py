@@ -166,14 +166,15 @@ class Capture:
         fake = self._fakes.get(id(t))
         if fake is None:
             check_tensor_class(self.operation, t)
-            with _torch.without_torch_function():
+            with _torch.without_torch_function():  # what is asked of ``t`` would lift it
                 meta = TensorMeta.of(t)
+                buffers = self.buffers if self.buffers is not None and self.buffers.may_update(t) else None
             fake = self.new_input(meta, Itself(t))
             if t in tables:
                 self.constants.add(id(t))
-            if self.buffers is not None and self.buffers.may_update(t):
+            if buffers is not None:
                 fake = self._buffer_copy(fake)
-                self.buffers.add_copy(t, fake)
+                buffers.add_copy(t, fake)
             self._fakes[id(t)] = fake
             self.lifted.append(t)
         return fake
