@@ -73,7 +73,7 @@ class Question(enum.Enum):
 
     @property
     def is_of_bits(self) -> bool:
-        return self in (Question.IS_CONJ, Question.IS_NEG)
+        return self in _BITS
 
     def of(self, t: Tensor, level: int | None) -> Any:
         """The answer of a tensor from outside of every capture, at this level of functorch."""
