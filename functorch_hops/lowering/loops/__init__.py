@@ -21,6 +21,7 @@ Inductor asks each process, asked once;
 ``operator`` and ``extern``: the operator, and how Inductor runs it.
 ``watching``: who is told where a loop is.
 ``own``: operators that Inductor makes no C++ of; ``rewritten``: operators that are others inside a loop;
-``products``; ``convolution``; ``linear``: solves and factorizations of small matrices;
+``products``; ``convolution``; ``linear``: solves and factorizations of small matrices; ``lapack``: their eigenvalues
+and singular values;
 ``ordering``: sorts, running sums and searches.
 """
