@@ -114,7 +114,6 @@ class Step:
         if isinstance(node, NopKernelSchedulerNode):
             return
         names = [dep.name for dep in node.read_writes.reads]
-        is_large = False
         if isinstance(node, SchedulerNode):
             if any(buffer.get_mutations() for buffer in node.get_outputs()):
                 raise Refused("a buffer is written in place")
@@ -126,11 +125,12 @@ class Step:
         elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
             body, ranges, reduced = product_body(node.node)
             is_large = math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes
+            has_one_for_each = math.prod(ranges[:-2]) % self.block.lanes == 0
+            if is_large and not (has_one_for_each and all(map(self._differs, names))):
+                raise Refused("a product of all lanes with one matrix")
         else:
             raise Refused(f"{type(node.node).__name__} is no work of one lane")
         work = work_of(self.scope, self.handler, body, ranges, reduced, names)
-        if is_large and self.handler.alike:
-            raise Refused("a product of all lanes with one matrix")
         now = len(self.stages) - 1
         self.stages[-1].append(work)  # type: ignore[arg-type]
         for name in work.reads:
@@ -138,6 +138,10 @@ class Step:
                 self._keep(name)
         for buffer in node.get_outputs():
             self.made[self.scope.place(buffer.get_name(), sympy.Integer(0))[0]] = now
+
+    def _differs(self, name: str) -> bool:
+        """Whether lanes have numbers of their own in a buffer."""
+        return getattr(self.scope.rows_in(name), "step", 0) != 0
 
     def _keep(self, name: str) -> Held:
         """An array for a value that is read after another loop, or by it."""

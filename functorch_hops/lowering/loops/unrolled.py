@@ -129,11 +129,8 @@ def unrolled() -> Any:
             self.sums: list[Any] = []
             self.n_reduced = self.place = 0
             self.only_guessed = self.only_own = False
-            self.alike = set[str]()
 
         def run(self, work: Work) -> None:
-            """``alike`` are then the buffers that all lanes read at one place."""
-            self.alike = set()
             with V.set_ops_handler(self):
                 for point in work.points:
                     self.sums = []
@@ -148,8 +145,6 @@ def unrolled() -> Any:
 
         def load(self, name: str, index: Any) -> Any:
             name, index = self.scope.place(name, index)
-            if LANE not in index.free_symbols:
-                self.alike.add(name)
             if name in self.values:
                 if index not in self.values[name]:
                     raise Refused("a carry or an intermediate value is accessed at another lane")
