@@ -484,26 +484,25 @@ def products(text: str) -> tuple[int, int]:
     return len(outside), len(lines) - len(outside)
 
 
+def check_products(loss: Callable[..., Any], args: Any, *, before: tuple[int, int], after: tuple[int, int]) -> None:
+    """Of a loss's gradient by two matrices."""
+    f = fh.grad(loss, argnums=(1, 2))
+    body = graph_of(f, *args)
+    assert products(print_subgraph(body, "body")) == before
+    assert products(print_subgraph(batch_products(body), "body")) == after
+    torch.testing.assert_close(fh.jit(f, backend="eager")(*args), f(*args))
+
+
 def test_products_that_wait_for_no_carry_are_taken_for_all_steps():
     """``x @ u`` is taken before the loop, the gradients of ``u`` and ``v`` after it."""
-    h, u, v, xs = inputs((2, 8), (8, 8), (8, 8), (5, 2, 8))
     loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((x @ u + c @ v).tanh(), None), h, xs)[0].sum()
-    f = fh.grad(loss, argnums=(1, 2))
-    body = graph_of(f, h, u, v, xs)
-    assert products(print_subgraph(body, "body")) == (0, 5)
-    assert products(print_subgraph(batch_products(body), "body")) == (3, 2)
-    torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
+    check_products(loss, inputs((2, 8), (8, 8), (8, 8), (5, 2, 8)), before=(0, 5), after=(3, 2))
 
 
 def test_products_with_vectors_are_taken_for_all_steps():
     """The gradients of the matrices are outer products, whose sum is a product."""
-    h, u, v, xs = inputs((8,), (8, 8), (8, 8), (5, 8))
     loss = lambda h, u, v, xs: fh.scan(lambda c, x: ((u @ x + v @ c).tanh(), None), h, xs)[0].sum()
-    f = fh.grad(loss, argnums=(1, 2))
-    body = graph_of(f, h, u, v, xs)
-    assert products(print_subgraph(body, "body")) == (0, 3)
-    assert products(print_subgraph(batch_products(body), "body")) == (3, 2)
-    torch.testing.assert_close(fh.jit(f, backend="eager")(h, u, v, xs), f(h, u, v, xs))
+    check_products(loss, inputs((8,), (8, 8), (8, 8), (5, 8)), before=(0, 3), after=(3, 2))
 
 
 def test_products_of_half_precision_are_summed_as_a_carry_of_more():

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from .. import _torch
-from ..errors import CaptureError, ErrorContext, InputMutationError, message
+from ..errors import CaptureError, ErrorContext, message
 
-__all__ = ["SharedMemory", "check_unwritten", "shared_memory", "write_to_array"]
+__all__ = ["SharedMemory", "check_unwritten", "shared_memory"]
 
 
 class SharedMemory(NamedTuple):
@@ -55,15 +55,3 @@ def check_unwritten(context: ErrorContext, shared: Sequence[SharedMemory]) -> No
 def _bytes(t: Tensor) -> Tensor:
     """NaN equals itself, and zeros of both signs differ. With one element or none an array may have any strides."""
     return t.contiguous().as_strided((t.numel(),), (1,)).view(torch.uint8)
-
-
-def write_to_array(context: ErrorContext, function: str) -> InputMutationError:
-    return InputMutationError(
-        message(
-            context.operation,
-            f"{context.parameter} writes to a tensor that shares its memory with an array, to which no graph writes",
-            parameter=context.parameter,
-            got=function,
-            remedy="write to a copy, torch.tensor(array), and assign to the array after the call",
-        )
-    )

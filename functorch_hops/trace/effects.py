@@ -13,14 +13,14 @@ from torch import Tensor
 from .. import _torch
 from ..ir.meta import TensorMeta, is_differentiable
 from ..ir.nodes import bernoulli_like, untracked
-from .arrays import shared_memory, write_to_array
+from .arrays import shared_memory
 from .batch_norm import running_statistics, without_statistics
 from .capture import Capture
 from .dtypes import check_dtypes
 from .inplace import FUNCTIONAL, REPLACED
 from .mutating import Functional, functional_form, write_back
 from .open_sizes import laid_out_zeros, symbol_as_tensor
-from .refusals import check_overlap, operator_of_torch, refused_of_tensor, write_to_view
+from .refusals import check_overlap, operator_of_torch, refused_of_tensor, write_to_array, write_to_view
 from .settings import check_settings
 from .zeros import SymbolicZeros
 

@@ -37,6 +37,7 @@ __all__ = [
     "unknown_shape",
     "unknown_to_export",
     "unreadable",
+    "write_to_array",
     "write_to_closed_over",
     "write_to_input",
     "write_to_named",
@@ -206,27 +207,29 @@ def write_to_closed_over(context: ErrorContext, got: str) -> InputMutationError:
 
 
 def write_to_named(context: ErrorContext, function: str) -> InputMutationError:
-    return InputMutationError(
-        message(
-            context.operation,
-            f"{context.parameter} writes to a value that checkpoint_name named",
-            parameter=context.parameter,
-            got=function,
-            remedy="name the new value, or work on a clone()",
-        )
-    )
+    remedy = "name the new value, or work on a clone()"
+    return _write(context, "a value that checkpoint_name named", function, remedy)
 
 
 def write_to_view(context: ErrorContext, function: str) -> InputMutationError:
+    what = (
+        "a value, or to a view() or reshape() of it, whose layout follows that of inputs which are not contiguous, or "
+        "of the lanes of a vmap, and may be another in the compiled graph"
+    )
+    remedy = "call .contiguous() before view() or reshape(), or write to a clone() of either"
+    return _write(context, what, function, remedy)
+
+
+def write_to_array(context: ErrorContext, function: str) -> InputMutationError:
+    what = "a tensor that shares its memory with an array, to which no graph writes"
+    remedy = "write to a copy, torch.tensor(array), and assign to the array after the call"
+    return _write(context, what, function, remedy)
+
+
+def _write(context: ErrorContext, what: str, function: str, remedy: str) -> InputMutationError:
+    problem = f"{context.parameter} writes to {what}"
     return InputMutationError(
-        message(
-            context.operation,
-            f"{context.parameter} writes to a value, or to a view() or reshape() of it, whose layout follows that of "
-            "inputs which are not contiguous, or of the lanes of a vmap, and may be another in the compiled graph",
-            parameter=context.parameter,
-            got=function,
-            remedy="call .contiguous() before view() or reshape(), or write to a clone() of either",
-        )
+        message(context.operation, problem, parameter=context.parameter, got=function, remedy=remedy)
     )
 
 

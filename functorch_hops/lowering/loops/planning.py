@@ -245,8 +245,10 @@ def _with_late_reductions(
 ) -> tuple[Late, Function, list[LoopReport]] | None:
     """A loop over lanes, once what its steps return is reduced later: NOTE [Late reductions]."""
     late = late_reductions(form) if isinstance(form, Scan) and not is_on_cuda(form) else None
-    found = _once(_over_lanes_if_it_can_be, late.form, label, options) if late is not None else None
-    return (late, *found) if late is not None and found is not None else None
+    if late is None:
+        return None
+    found = _once(_over_lanes_if_it_can_be, late.form, label, options)
+    return None if found is None else (late, *found)
 
 
 def _over_lanes_if_it_can_be(
