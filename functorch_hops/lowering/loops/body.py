@@ -7,6 +7,7 @@ statements of one function, its buffers are places in a workspace; kernels are f
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from .source import Dense, Function, c_type, computed_dtype, defined, n_bytes, n
 from .tapes import TAPE, TAPED_KERNELS
 from .vector_math import kernel_proxy
 
-__all__ = ["Lowered", "lowered", "statements"]
+__all__ = ["Lowered", "Lowering", "statements"]
 
 aten = torch.ops.aten
 
@@ -82,35 +83,57 @@ def _check_dtypes(module: fx.GraphModule, body: Subgraph) -> None:
             raise Refused(f"an operator is composed of others that give {got} instead of {meta.dtype}")
 
 
-def lowered(body: Subgraph, options: dict[str, Any], n_updated: int = 0) -> Lowered:
-    """``body`` as Inductor schedules it; its inner loops are kernels already. It may write to its first ``n_updated``
-    inputs what the same outputs are.
+class Lowering:
+    """A body in the operators that Inductor lowers, and scheduled once it is asked for: lanes need ``plain``, and steps
+    the same where nothing is to be written in place.
     """
-    from torch._inductor.exc import LoweringException, MissingOperatorWithoutDecomp
 
-    with _torch.suspended(keep_autocast=False), torch.no_grad():
-        mode = _torch.new_fake_mode(body.shape_env)
-        with settings(options):
-            module = traced(body, mode)
-            in_place = update_in_place(module, n_updated, mode)
+    def __init__(self, body: Subgraph, options: dict[str, Any]) -> None:
+        self.body, self.options = body, options
+        self.mode = _torch.new_fake_mode(body.shape_env)
+
+    @functools.cached_property
+    def plain(self) -> Lowered:
+        """A function of its inputs."""
+        with self._around():
+            return self._scheduled(self._traced, frozenset())
+
+    def updating(self, n_updated: int) -> Lowered:
+        """It may write to its first ``n_updated`` inputs what the same outputs are."""
+        with self._around():
+            module = fx.GraphModule(self._traced, copy.deepcopy(self._traced.graph))
+            in_place = update_in_place(module, n_updated, self.mode)
+            return self._scheduled(module, in_place) if in_place else self.plain
+
+    @functools.cached_property
+    def _traced(self) -> fx.GraphModule:
+        return traced(self.body, self.mode)
+
+    @contextlib.contextmanager
+    def _around(self) -> Iterator[None]:
+        with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(self.options):
+            yield
+
+    def _scheduled(self, module: fx.GraphModule, in_place: frozenset[int]) -> Lowered:
+        from torch._inductor.exc import LoweringException, MissingOperatorWithoutDecomp
+
         work, loops = _work(module)
         fakes = [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
-        with settings(options):
-            graph = _graph_class()(module, example_inputs=fakes, shape_env=body.shape_env, is_inference=True)
-            graph.mode = mode
-            try:
-                with handlers(graph):
-                    graph.run(*fakes)
-                    graph.init_wrapper_code()
-                    graph._update_scheduler()
-            except MissingOperatorWithoutDecomp as error:  # an operator of the user's
-                target = str(error).partition("target: ")[2].partition("\n")[0]
-                raise Refused(f"Inductor makes no C++ of {target}") from error
-            except LoweringException as error:
-                raise Refused(_first_line(error)) from error
-            if graph.constants:
-                raise Refused("its body holds a tensor")
-    return Lowered(body, graph, work, loops, _sizes(module), in_place)
+        graph = _graph_class()(module, example_inputs=fakes, shape_env=self.body.shape_env, is_inference=True)
+        graph.mode = self.mode
+        try:
+            with handlers(graph):
+                graph.run(*fakes)
+                graph.init_wrapper_code()
+                graph._update_scheduler()
+        except MissingOperatorWithoutDecomp as error:  # an operator of the user's
+            target = str(error).partition("target: ")[2].partition("\n")[0]
+            raise Refused(f"Inductor makes no C++ of {target}") from error
+        except LoweringException as error:
+            raise Refused(_first_line(error)) from error
+        if graph.constants:
+            raise Refused("its body holds a tensor")
+        return Lowered(self.body, graph, work, loops, _sizes(module), in_place)
 
 
 def _first_line(error: BaseException) -> str:

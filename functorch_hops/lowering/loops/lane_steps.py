@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import sympy
 import torch
 
-from .body import Lowered
+from .body import Lowered, Lowering
 from .forms import Form, Refused
 from .lane_rows import LANE, Rows, rows_of
 from .products import PRODUCTS, product_body
@@ -26,8 +26,12 @@ Written = tuple[str, list[tuple[Any, int]], Held]
 class Body:
     """A body, and the loops that the kernels in it are."""
 
-    lowered: Lowered
+    lowering: Lowering
     inner: Mapping[str, Form]
+
+    @property
+    def lowered(self) -> Lowered:
+        return self.lowering.plain
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ class Step:
 
     def statements(self) -> tuple[list[str], int]:
         self._parts()
-        for node in self.graph.scheduler.nodes:
-            for part in node.get_nodes():
-                self._add(part)
+        nodes = [part for node in self.graph.scheduler.nodes for part in node.get_nodes()]
+        for node in nodes:
+            self._check(node)
+        for node in nodes:
+            self._add(node)
         outputs = [self._output(i) for i in range(len(self.targets)) if not self._is_there(i)]
         lines: list[str] = []
         last = len(self.stages) - 1
@@ -108,28 +114,42 @@ class Step:
                 parts[buffer.get_name()] = layout.view.get_name(), int(layout.view.get_layout().offset)
         self.scope.parts = parts
 
-    def _add(self, node: Any) -> None:
-        from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode, SchedulerNode
+    def _check(self, node: Any) -> None:
+        """What shows before anything is replayed, which may take seconds."""
+        from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 
-        if isinstance(node, NopKernelSchedulerNode):
-            return
-        names = [dep.name for dep in node.read_writes.reads]
         if isinstance(node, SchedulerNode):
             if any(buffer.get_mutations() for buffer in node.get_outputs()):
                 raise Refused("a buffer is written in place")
-            ranges, reduced = ([int(size) for size in sizes] for sizes in node._sizes)
-            body: Any = node._body
-        elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "function", None) in self.inner:
+        elif _is_product(node):
+            _, ranges, reduced = product_body(node.node)
+            if self._is_large(ranges, reduced) and math.prod(ranges[:-2]) % self.block.lanes != 0:
+                raise Refused("a product of all lanes with one matrix")
+        elif not isinstance(node, NopKernelSchedulerNode) and not self._is_loop(node):
+            raise Refused(f"{type(node.node).__name__} is no work of one lane")
+
+    def _is_loop(self, node: Any) -> bool:
+        return getattr(node.node, "function", None) in self.inner
+
+    def _is_large(self, ranges: Sequence[int], reduced: Sequence[int]) -> bool:
+        return math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes
+
+    def _add(self, node: Any) -> None:
+        from torch._inductor.scheduler import NopKernelSchedulerNode
+
+        if isinstance(node, NopKernelSchedulerNode):
+            return
+        if self._is_loop(node):
             self._inner_loop(node.node)
             return
-        elif isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS:
+        names = [dep.name for dep in node.read_writes.reads]
+        body: Any
+        if _is_product(node):
             body, ranges, reduced = product_body(node.node)
-            is_large = math.prod([*ranges, *reduced]) > self.block.largest_product * self.block.lanes
-            has_one_for_each = math.prod(ranges[:-2]) % self.block.lanes == 0
-            if is_large and not (has_one_for_each and all(map(self._differs, names))):
+            if self._is_large(ranges, reduced) and not all(map(self._differs, names)):
                 raise Refused("a product of all lanes with one matrix")
         else:
-            raise Refused(f"{type(node.node).__name__} is no work of one lane")
+            body, (ranges, reduced) = node._body, ([int(size) for size in sizes] for sizes in node._sizes)
         work = work_of(self.scope, self.handler, body, ranges, reduced, names)
         now = len(self.stages) - 1
         self.stages[-1].append(work)  # type: ignore[arg-type]
@@ -191,3 +211,9 @@ class Step:
     def _kept(self, name: str) -> Written:
         held = self.scope.held[name]
         return name, [(held.rows.index(i), i) for i in range(held.rows.size)], held
+
+
+def _is_product(node: Any) -> bool:
+    from torch._inductor.scheduler import ExternKernelSchedulerNode
+
+    return isinstance(node, ExternKernelSchedulerNode) and getattr(node.node, "op_overload", None) in PRODUCTS

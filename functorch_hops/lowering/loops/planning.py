@@ -23,14 +23,14 @@ from ...ir.subgraph import Params, Subgraph, has_effect, params_of
 from ...passes.cleaning import clean
 from ..stages import COMPILED, generated, keep_named, stage
 from .around import branches, prefixes, scan_by_lanes, scan_by_steps, scan_of_tape, while_by_lanes, while_by_steps
-from .body import lowered, statements
+from .body import Lowering, statements
 from .drawing import keyed, keyed_body
 from .eligible import effects_of_user, form_of, unknown_effects
 from .forms import TAPE_META, Branches, Form, Prefixes, Refused, Scan, While
 from .graph_sizes import GraphSizes
 from .kept import Library
 from .lane_steps import Body
-from .lanes import lane_body
+from .lanes import lane_body, lane_count
 from .late import Late, late_reductions
 from .libraries import load, source_of
 from .masked import is_masked, without_representatives
@@ -117,7 +117,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         plan = _plan(_seeded(body), _Task(options))
         if not (plan.loops or has_kernels(body)):
             return None
-        made, workspace = whole(lowered(plan.body, options), options)
+        made, workspace = whole(Lowering(plan.body, options).plain, options)
         kernel = load([made])[made]
         return Whole(Library(kernel, workspace, len(source_of([made])), body.random), plan.loops)
     except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
@@ -255,7 +255,7 @@ def _over_lanes_if_it_can_be(
     form: Scan, label: str, options: dict[str, Any]
 ) -> tuple[Function, list[LoopReport]] | None:
     try:
-        return _over_lanes(form, label, options)
+        return _over_lanes(form, label, _lowerings(options), options)
     except Refused:
         return None
 
@@ -278,35 +278,44 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
         return prefixes(form, scan), reports
     if isinstance(form, Branches):
         plans = [_plan(body, _Task(options)) for body in form.branches]
-        functions = [statements(lowered(plan.body, options), options, len(form.inputs)) for plan in plans]
+        functions = [statements(Lowering(plan.body, options).plain, options, len(form.inputs)) for plan in plans]
         return branches(form, functions), [report for plan in plans for report in plan.loops]
+    lowering = _lowerings(options)
     try:
-        return _over_lanes(form, label, options)
+        return _over_lanes(form, label, lowering, options)
     except Refused as why:
         reason = str(why)
     plans = [_plan(body, _Task(options)) for body in _bodies(form)]
     inner = [report for plan in plans for report in plan.loops]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     updated = [*(0 for _ in plans[1:]), form.n_carry]  # a test writes nothing
-    functions = [statements(lowered(p.body, options, n), options, first_const) for p, n in zip(plans, updated)]
+    functions = [statements(lowering(p.body).updating(n), options, first_const) for p, n in zip(plans, updated)]
     *tests, body = functions
     function = scan_by_steps(form, body) if isinstance(form, Scan) else while_by_steps(form, tests[0], body)
     return function, [LoopReport(label, "steps", reason), *inner]
 
 
 Drafts = Callable[[Subgraph], Plan]
+Lowerings = Callable[[Subgraph], Lowering]
 
 
-def _over_lanes(form: Scan | While, label: str, options: dict[str, Any]) -> tuple[Function, list[LoopReport]]:
+def _lowerings(options: dict[str, Any]) -> Lowerings:
+    """Of the bodies of a loop, each once, for lanes and for steps."""
+    return functools.cache(lambda body: Lowering(body, options))
+
+
+def _over_lanes(
+    form: Scan | While, label: str, lowering: Lowerings, options: dict[str, Any]
+) -> tuple[Function, list[LoopReport]]:
     """A loop whose lanes don't read one another."""
     if any(body.holds_effects for body in _bodies(form)):
         raise Refused("what is printed, checked or called in a step comes in all its lanes before the next step")
     draft = functools.cache(lambda body: _plan(body, _Task(options, is_draft=True)))
     reports = [LoopReport(label, "lanes"), *(report for body in _bodies(form) for report in draft(body).loops)]
-    of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, draft, options))
+    of_lanes = functools.cache(lambda body, is_open: _body_of_lanes(body, is_open, draft, lowering))
     bodies: Bodies = lambda loop: of_lanes(loop.body, isinstance(loop, While) and is_masked(loop))
     try:
-        return _by_lanes(form, bodies, draft, options), reports
+        return _by_lanes(form, bodies, draft, lowering, options), reports
     except Refused as refused:
         why = str(refused)
     try:
@@ -320,19 +329,23 @@ def _bodies(form: Scan | While) -> list[Subgraph]:
     return [form.cond, form.body] if isinstance(form, While) else [form.body]
 
 
-def _body_of_lanes(body: Subgraph, is_open: bool, draft: Drafts, options: dict[str, Any]) -> Body:
+def _body_of_lanes(body: Subgraph, is_open: bool, draft: Drafts, lowering: Lowerings) -> Body:
     plan = draft(without_representatives(body) if is_open else body)
-    return Body(lowered(plan.body, options), plan.kernels)
+    return Body(lowering(plan.body), plan.kernels)
 
 
-def _by_lanes(form: Scan | While, bodies: Bodies, draft: Drafts, options: dict[str, Any]) -> Function:
-    n, body = form.n_carry, bodies(form).lowered
+def _by_lanes(
+    form: Scan | While, bodies: Bodies, draft: Drafts, lowering: Lowerings, options: dict[str, Any]
+) -> Function:
+    n = form.n_carry
+    lane_count(form.body, n)  # what refuses is not lowered
+    body = bodies(form).lowered
     if isinstance(form, Scan):
         return scan_by_lanes(form, lane_body(body, n, options, "step", steps=size_of(form.length)))
     step = lane_body(body, n, options, "step", steps=None)
     if is_masked(form):
         return while_by_lanes(form, None, step)
-    test = lowered(draft(form.cond).body, options)
+    test = lowering(draft(form.cond).body).plain
     return while_by_lanes(form, lane_body(test, n, options, "test", steps=None, is_test=True), step)
 
 
@@ -402,7 +415,7 @@ def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     plans = [_plan(body, _Task(options)) for body in (form.cond, form.body, scan.body)]
     firsts, updated = (n, n, scan.n_carry + scan.n_xs), (0, n, scan.n_carry)
     cond, body, back = [
-        statements(lowered(p.body, options, k), options, first) for p, first, k in zip(plans, firsts, updated)
+        statements(Lowering(p.body, options).updating(k), options, first) for p, first, k in zip(plans, firsts, updated)
     ]
     record = layout_of(form.body.outputs[n:])
     writes = while_by_steps(form, cond, body, record)

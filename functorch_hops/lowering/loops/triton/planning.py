@@ -12,7 +12,7 @@ from torch import fx
 from ....ir.build import copy_of
 from ....ir.meta import TensorMeta
 from ....ir.subgraph import Subgraph
-from ..body import lowered
+from ..body import Lowering
 from ..forms import Form, Prefixes, Refused, Scan, While
 from ..lane_rows import Rows
 from ..lane_steps import Body
@@ -59,7 +59,7 @@ def launch_of(form: Form, draft: Callable[[Subgraph], Plan], options: dict[str, 
         if (given, is_open) not in made:
             selecting = with_selects(given)
             plan = draft(without_representatives(selecting) if is_open else selecting)
-            made[given, is_open] = Body(lowered(_on_cpu(plan.body), options), plan.kernels), plan
+            made[given, is_open] = Body(Lowering(_on_cpu(plan.body), options), plan.kernels), plan
         return made[given, is_open][0]
 
     try:
