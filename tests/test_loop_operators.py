@@ -525,3 +525,9 @@ def test_an_operator_of_the_users_is_left_to_torch() -> None:
 
     (report,) = check(lambda x: fh.scan(step, x[0], x), normal(3, 4))
     assert report.reason == "Inductor makes no C++ of functorch_hops_tests.sine_and_cosine.default"
+
+
+def test_a_number_of_elements_that_values_decide_is_left_to_torch() -> None:
+    f = lambda x: fh.fori_loop(0, 3, lambda i, c: c + torch.bincount(x, minlength=9), torch.zeros(9, dtype=torch.int64))
+    (report,) = check(f, torch.arange(9))
+    assert report.reason == "the size of what aten.bincount.default gives depends on values"

@@ -153,6 +153,8 @@ def _work(module: fx.GraphModule) -> tuple[Size, bool]:
     loops = False
     for node in module.graph.nodes:
         values = node.meta.get("val")
+        if isinstance(values, Tensor) and node.meta.get("unbacked_bindings"):
+            raise Refused(f"the size of what {node.target} gives depends on values")
         metas = [TensorMeta.of(x) for x in torch.utils._pytree.tree_leaves(values) if isinstance(x, Tensor)]
         for meta in metas:
             c_type(meta.dtype)
