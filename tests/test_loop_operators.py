@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import functorch_hops as fh
@@ -531,3 +532,63 @@ def test_a_number_of_elements_that_values_decide_is_left_to_torch() -> None:
     f = lambda x: fh.fori_loop(0, 3, lambda i, c: c + torch.bincount(x, minlength=9), torch.zeros(9, dtype=torch.int64))
     (report,) = check(f, torch.arange(9))
     assert report.reason == "the size of what aten.bincount.default gives depends on values"
+
+
+def _of_scan(step: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """A scan's final carry with weights, and the derivatives of their sum."""
+
+    def total(c: Tensor, xs: Tensor) -> Tensor:
+        end = fh.scan(lambda c, x: (step(c, x), None), c, xs)[0]
+        return (end * torch.linspace(0.5, 1.5, end.numel(), dtype=end.dtype).reshape(end.shape)).sum()
+
+    return fh.grad(total, argnums=(0, 1))
+
+
+def _stencil(c: Tensor, x: Tensor) -> Tensor:
+    """Of what flows over no edge."""
+    padded = F.pad(c[None], (1, 2, 2, 1), mode="replicate")[0]
+    return c + 0.1 * (padded[:, 2:-1, 1:-2].sin() - padded[:, :-3, 1:-2] + padded[:, 2:-1, 3:]) + x
+
+
+def _warped(images: Tensor, mode: str, is_aligned: bool) -> Callable[[Tensor], Tensor]:
+    return lambda places: F.grid_sample(images[None], places[None], mode=mode, align_corners=is_aligned)[0]
+
+
+IMAGES, PLACES = normal(3, 5, 7).double(), normal(4, 6, 7, 2, seed=1).double()
+COMPOSED: dict[str, Program] = {
+    "soft threshold": (_of_scan(lambda c, x: F.softshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
+    "hard threshold": (_of_scan(lambda c, x: F.hardshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
+    "lines padded by their ends": (
+        _of_scan(lambda c, x: F.pad(c, (2, 1), mode="replicate")[:, :-3] * x),
+        (IMAGES[0], normal(4, 5, 7).double()),
+    ),
+    "images padded by their edges": (_of_scan(_stencil), (IMAGES, normal(4, 3, 5, 7).double())),
+    "volumes padded by their faces": (
+        _of_scan(lambda c, x: F.pad(c[None], (1, 0, 2, 1, 0, 1), mode="replicate")[0, :, 1:, 1:-2, :-1] * x),
+        (normal(2, 3, 4, 5).double(), normal(4, 2, 3, 4, 5).double()),
+    ),
+    **{
+        f"{mode} samples, corners {'aligned' if is_aligned else 'apart'}": (
+            lambda images, places, mode=mode, is_aligned=is_aligned: fh.grad(
+                lambda images, places: fh.map(_warped(images, mode, is_aligned), places).square().sum(), argnums=(0, 1)
+            )(images, places),
+            (IMAGES, 1.3 * PLACES),
+        )
+        for mode in ("bilinear", "nearest")
+        for is_aligned in (True, False)
+    },
+}
+"""Gradients that Inductor makes no C++ of."""
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_gradients_that_are_composed_of_others(name: str) -> None:
+    f, args = COMPOSED[name]
+    assert "native" not in taken(check(f, *args))
+
+
+def test_places_on_the_elements_of_an_image_have_the_slopes_of_eager() -> None:
+    """There the derivative jumps."""
+    places = F.affine_grid(torch.eye(2, 3)[None], [1, 3, 5, 7], align_corners=True)
+    f = fh.grad(lambda places, images: fh.map(_warped(images, "bilinear", True), places).square().sum())
+    assert "native" not in taken(check(f, torch.cat([places, 1.5 * places, places * math.nan]), IMAGES.float()))

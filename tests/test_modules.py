@@ -603,6 +603,20 @@ def test_embedding_bags_and_sparse_embeddings(run, mode):
     same(got, tuple(g.to_dense() for g in expected))
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch has it from 2.13 on")
+def test_a_loss_in_chunks_is_computed_at_once_and_says_so():
+    """Its operator computes gradients with the value if they are needed, which a graph that is derived can't know."""
+    x, w, target = torch.randn(6, 3, dtype=F64), torch.randn(4, 3, dtype=F64), torch.arange(6) % 4
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+    loss = lambda x, w: F.linear_cross_entropy(x, w, target, options=options)
+    expected = torch.autograd.functional.jacobian(lambda x, w: F.cross_entropy(x @ w.T, target), (x, w))
+    with pytest.warns(RuntimeWarning, match="computes all of its logits at once"):
+        same(jit(fh.grad(loss, argnums=(0, 1)))(x, w), expected)
+    w.requires_grad_()
+    with pytest.warns(RuntimeWarning, match="computes all of its logits at once"):
+        same(torch.autograd.grad(jit(loss)(x, w), w), expected[1:])
+
+
 def test_old_spectral_norm_keeps_a_weight_with_a_history():
     torch.manual_seed(0)
     module = nn.utils.spectral_norm(nn.Linear(2, 3)).double()

@@ -33,9 +33,11 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.div.Tensor_mode: _divided,
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
+        aten.hardshrink_backward.default: _shrunk_backward,
         aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
         aten.pow.Scalar: _integer_power,
         **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
+        aten.softshrink_backward.default: _shrunk_backward,
         aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
@@ -62,6 +64,10 @@ def _pseudoinverse(
     least = least if atol is None else torch.maximum(atol[..., None], least)
     inverses = torch.where(sizes > least, 1 / values, 0.0)
     return (right * inverses[..., None, :]) @ left.mH
+
+
+def _shrunk_backward(cotangent: Tensor, x: Tensor, limit: float) -> Tensor:
+    return torch.where((x >= -limit) & (x <= limit), 0, cotangent)
 
 
 def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:

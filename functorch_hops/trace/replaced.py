@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import message, warn
 from .cells import elman_step, gru_step, lstm_step
 from .indexing import put_by_mask, put_by_mask_
 
 __all__ = ["replaced"]
+
+_HAS_LINEAR_CROSS_ENTROPY = hasattr(torch.nn.functional, "linear_cross_entropy")
+"""From torch 2.13 on."""
 
 
 def replaced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,6 +92,16 @@ def _embedding_bag(
         return total
     sizes = counted.new_zeros(n_bags).index_add(0, bags, counted)
     return total / sizes.clamp(min=1).unsqueeze(-1)
+
+
+def _linear_cross_entropy(*operands: Tensor, options: Any = None, **rest: Any) -> Any:
+    """The form in chunks computes gradients with the value, where eager asks for them before: a trace has none then."""
+    if options is None:
+        return NotImplemented
+    problem = "a captured function computes all of its logits at once: the form in chunks has no derivative in a graph"
+    remedy = "call it outside of the captured function to save the memory, or pass options=None"
+    warn(message("linear_cross_entropy", problem, remedy=remedy), once=True)
+    return torch.nn.functional.linear_cross_entropy(*operands, **rest)
 
 
 def _masked_select(x: Tensor, mask: Tensor, *, out: None = None) -> Any:
@@ -193,6 +207,7 @@ _REPLACED: dict[Any, Callable[..., Any]] = {
     torch.nn.functional.one_hot: _one_hot,
     torch.nn.functional.embedding: _embedding,
     torch.nn.functional.embedding_bag: _embedding_bag,
+    **({torch.nn.functional.linear_cross_entropy: _linear_cross_entropy} if _HAS_LINEAR_CROSS_ENTROPY else {}),
     torch.ops.higher_order.out_dtype: _out_dtype,
     torch.masked_select: _masked_select,
     Tensor.masked_select: _masked_select,

@@ -29,6 +29,7 @@ from .in_place import update_in_place
 from .operator import effectful_kernel, loop_kernel
 from .own import own_lowering
 from .products import PRODUCT, PRODUCTS, Factor, product_statements
+from .resampled import resampled
 from .rewritten import rewritten
 from .scattering import scatters
 from .separable import separable
@@ -65,7 +66,7 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table = {**table, **composed(), **convolutions(), **scatters(table), **separable(), **rewritten(table)}
+        table = {**table, **composed(), **convolutions(), **scatters(table), **separable(), **resampled(), **rewritten(table)}
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
         _check_dtypes(module, body)
     module.graph.eliminate_dead_code()
