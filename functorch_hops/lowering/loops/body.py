@@ -66,7 +66,15 @@ def traced(body: Subgraph, mode: Any) -> fx.GraphModule:
     with mode:
         fakes = [meta.fake(mode) for meta in body.inputs]
         table = decompositions()
-        table = {**table, **composed(), **convolutions(), **scatters(table), **separable(), **resampled(), **rewritten(table)}
+        table = {
+            **table,
+            **composed(),
+            **convolutions(),
+            **scatters(table),
+            **separable(),
+            **resampled(),
+            **rewritten(table),
+        }
         module = make_fx(lambda *args: list(body.module(*args)), decomposition_table=table)(*fakes)
         _check_dtypes(module, body)
     module.graph.eliminate_dead_code()
