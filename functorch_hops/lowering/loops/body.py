@@ -22,6 +22,7 @@ from ...ir.meta import TensorMeta
 from ...ir.subgraph import Subgraph
 from ..barrier import store_shared_sources
 from ..decompositions import decompositions
+from .broadcasting import store_what_is_broadcast
 from .composed import composed
 from .convolution import convolutions
 from .forms import Refused
@@ -94,7 +95,7 @@ def _check_dtypes(module: fx.GraphModule, body: Subgraph) -> None:
 
 class Lowering:
     """A body in the operators that Inductor lowers, and scheduled once it is asked for: lanes need ``plain``, and steps
-    the same where nothing is to be written in place.
+    the same where nothing is to be written in place, or stored.
     """
 
     def __init__(self, body: Subgraph, options: dict[str, Any]) -> None:
@@ -107,12 +108,13 @@ class Lowering:
         with self._around():
             return self._scheduled(self._traced, frozenset())
 
-    def updating(self, n_updated: int) -> Lowered:
+    def of_steps(self, n_updated: int) -> Lowered:
         """It may write to its first ``n_updated`` inputs what the same outputs are."""
         with self._around():
             module = fx.GraphModule(self._traced, copy.deepcopy(self._traced.graph))
             in_place = update_in_place(module, n_updated, self.mode)
-            return self._scheduled(module, in_place) if in_place else self.plain
+            is_stored = store_what_is_broadcast(module.graph)
+            return self._scheduled(module, in_place) if in_place or is_stored else self.plain
 
     @functools.cached_property
     def _traced(self) -> fx.GraphModule:

@@ -289,7 +289,7 @@ def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | L
     inner = [report for plan in plans for report in plan.loops]
     first_const = form.n_carry + (form.n_xs if isinstance(form, Scan) else 0)
     updated = [*(0 for _ in plans[1:]), form.n_carry]  # a test writes nothing
-    functions = [statements(lowering(p.body).updating(n), options, first_const) for p, n in zip(plans, updated)]
+    functions = [statements(lowering(p.body).of_steps(n), options, first_const) for p, n in zip(plans, updated)]
     *tests, body = functions
     function = scan_by_steps(form, body) if isinstance(form, Scan) else while_by_steps(form, tests[0], body)
     return function, [LoopReport(label, "steps", reason), *inner]
@@ -415,7 +415,7 @@ def _plan_tape(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     plans = [_plan(body, _Task(options)) for body in (form.cond, form.body, scan.body)]
     firsts, updated = (n, n, scan.n_carry + scan.n_xs), (0, n, scan.n_carry)
     cond, body, back = [
-        statements(Lowering(p.body, options).updating(k), options, first) for p, first, k in zip(plans, firsts, updated)
+        statements(Lowering(p.body, options).of_steps(k), options, first) for p, first, k in zip(plans, firsts, updated)
     ]
     record = layout_of(form.body.outputs[n:])
     writes = while_by_steps(form, cond, body, record)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.torch_version import TorchVersion
@@ -30,6 +31,20 @@ _DRAWN = {
 _WIDE = torch.float32, torch.float64, torch.int32, torch.int64
 """Of which parts of vectors are read and written in words: see ``fh::First``."""
 _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+
+
+_FREE = "load", "store", "store_reduction", "reduction", "index_expr", "value_expr", "to_dtype"
+_LONG = *_FUNCTIONS, "pow", "reciprocal", "rsqrt", "sqrt", "truediv"
+_LENGTH = 8
+_BY_GAPS = 2.5
+"""Operations that a vector saves as much with as it loses where it is read or written with gaps."""
+
+
+def pays_in_vectors(counts: Any) -> bool:
+    """Of a kernel that reads or writes with gaps. ``counts``: of its operations, by Inductor."""
+    gaps = sum(counts.non_contig_indexing_op_counter.values())
+    numbers = {name: n for name, n in counts.op_counter.items() if name not in _FREE}
+    return sum(n * (_LENGTH if name in _LONG else 1) for name, n in numbers.items()) >= _BY_GAPS * gaps > 0
 
 
 def _call(name: str) -> Callable[[Any], str]:
@@ -256,6 +271,19 @@ def kernel_proxy() -> Any:
                 return code
             return super()._get_store_line(value, var, index, dtype, accu_store)
 
+    class Tiling(cpp.TilingSelect):
+        """Inductor computes number by number where one of eight operations is a read or write with gaps, whatever the
+        others are.
+        """
+
+        def select_tiling(self, functions: Any, sizes: Any) -> Any:
+            chosen = super().select_tiling(functions, sizes)
+            factors, _, *counts = chosen  # torch 2.11 has none
+            if factors or not counts or not pays_in_vectors(counts[0]):
+                return chosen
+            with config.patch({"cpp.enable_tiling_heuristics": False}):
+                return super().select_tiling(functions, sizes)
+
     class KernelProxy(cpp.CppKernelProxy):
         kernel_cls = ScalarKernel
         vec_kernel_cls = VecKernel
@@ -263,7 +291,8 @@ def kernel_proxy() -> Any:
         usual: Any = None
 
         def codegen_functions(self, functions: Any, sizes: Any) -> None:
-            super().codegen_functions(functions, sizes)
+            with mock.patch.object(cpp, "TilingSelect", Tiling):  # which has no other place to be named
+                super().codegen_functions(functions, sizes)
             general: Any = self.kernels[0]
             intervals = general.usual() if type(general) is VecKernel else {}
             if intervals:

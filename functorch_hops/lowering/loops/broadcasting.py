@@ -1,0 +1,78 @@
+"""Values that a step broadcasts.
+
+NOTE [What is broadcast is computed once] Inductor computes a pointwise value where it is read. A value for each pair of
+bodies, ``r ** -1.5``, that multiplies three coordinates is computed three times, or, where a vector holds the
+coordinates, as one number at a time. On CPUs Inductor stores an exponential that is broadcast, and nothing else. In a
+step, whose work is small and repeated, so is all that takes longer than a load. Lanes are another matter: each computes
+what it needs, in registers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from ... import _torch
+from ...ir.memory import is_view
+from ..barrier import stored
+from .sizes import Size, hint, size_of
+
+__all__ = ["store_what_is_broadcast"]
+
+aten = torch.ops.aten
+
+_LONG = {
+    *(
+        getattr(aten, name).default
+        for name in (
+            "acos acosh asin asinh atan atan2 atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 "
+            "log1p log2 reciprocal rsqrt sigmoid sin sinh sqrt tan tanh"
+        ).split()
+    ),
+    aten.div.Tensor,
+    aten.pow.Scalar,
+    aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor,
+}
+"""Operators that take longer than a load, with numbers of a vector or alone."""
+
+
+def store_what_is_broadcast(graph: fx.Graph) -> bool:
+    """Whether there was something to store."""
+    is_long = dict[fx.Node, bool]()
+    found = dict[fx.Node, None]()
+    for node in graph.nodes:
+        if not _is_pointwise(node):
+            continue
+        sources = [_shown(operand) for operand in node.all_input_nodes]
+        for source in sources:
+            if is_long.get(source) and 1 < _numel(source) <= _numel(node) // 2:
+                found[source] = None
+                is_long[source] = False
+        is_long[node] = node.target in _LONG or any(is_long.get(source) for source in sources)
+    for source in found:
+        with graph.inserting_after(source):
+            node = graph.call_function(stored, (source,))
+        node.meta["val"] = source.meta["val"]
+        source.replace_all_uses_with(node, lambda user, node=node: user is not node)
+    return bool(found)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return _torch.is_pointwise(node.target) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _shown(node: fx.Node) -> fx.Node:
+    """The value that is looked at in another shape."""
+    while is_view(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _numel(node: fx.Node) -> int:
+    shape: Any = node.meta["val"].shape
+    count: Size = math.prod(map(size_of, shape))
+    return hint(count)
