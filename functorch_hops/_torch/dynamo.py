@@ -38,10 +38,11 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, te
 from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
+from .autograd import inputs_stay
 from .compilers import is_exporting
 from .dispatch import suspended
 from .dynamo_functions import backward_with_gradients
-from .dynamo_graphs import is_open, made_to_run
+from .dynamo_graphs import copy_written_inputs, is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .dynamo_objects import Objects, type_of, value_of
 from .levels import below_transforms
@@ -174,12 +175,13 @@ class _Backend:
         closes over the same carriers.
         """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
         self.attributes.clear()
         self.numbers.clear()
-        with self.library.compiling(self.compiler):
-            return self.backend(*args, **kwargs)
+        stay = not is_exporting() and copy_written_inputs(module, self.library.copied)
+        with self.library.compiling(self.compiler), inputs_stay() if stay else contextlib.nullcontext():
+            return self.backend(module, *args, **kwargs)
 
 
 class _Call:

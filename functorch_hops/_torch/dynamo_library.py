@@ -59,6 +59,9 @@ class Library(Protocol):
         """What a compiler of a graph with calls of the library needs around it."""
         ...
 
+    copied: Any
+    """The operator that copies an input of a graph that is written to."""
+
     errors: type[Exception]
     """What all errors of the library derive from."""
 

@@ -31,6 +31,7 @@ from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_ow
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import is_differentiable
 from ..lowering.backends import Backend, Options
+from ..lowering.barrier import copied
 from ..ops.closed_call.op import ClosedCallParams, closed_call_op
 from ..trace.buffers import Buffers
 from ..trace.capture import current_capture, outside_of_captures
@@ -142,6 +143,7 @@ class _Library:
     is_node = staticmethod(pytree.is_node)
     outside = staticmethod(outside_of_captures)
     tracing = staticmethod(traced_from)
+    copied = copied
     errors: type[Exception] = FunctorchHopsError
 
     def is_entry(self, code: CodeType) -> bool:

@@ -490,6 +490,64 @@ def test_regions_that_are_compiled_once_inside_and_around() -> None:
     same(lambda c: layer(fh.scan(lambda c, r: (layer(c, r), None), c, rows)[0], rows[0]), x())
 
 
+def centred_around(x, weight, mean):
+    return fh.scan(lambda c, r: (torch.sin(c * weight) + r, c), x[0], (x - mean) / 2 * weight)[1]
+
+
+def centred_inside(x, weight, mean):
+    return fh.scan(lambda c, r: (torch.sin(c + (r - mean) / 2 * weight), c), x[0], x)[1]
+
+
+def centred_until(x, weight, mean):
+    """The derivative of a while loop runs it again: for as many steps as before."""
+    return fh.while_loop(lambda c: c.sum() < 20 + 5 * mean.sum(), lambda c: torch.sin(c * weight) + c + 1 + mean, x)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("function", [centred_around, centred_inside, centred_until], ids=lambda f: f.__name__)
+def test_gradients_are_by_a_buffer_as_it_was_read(function, backend) -> None:
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor([0.9, 0.5, -0.3]))
+
+        def forward(self, x, weight):
+            y = function(x, weight, self.mean if torch.compiler.is_compiling() else self.mean.clone())
+            self.mean.lerp_(y.detach().mean(0), 0.5)
+            return y
+
+    plain, compiled = Centred(), torch.compile(Centred(), fullgraph=True, backend=backend)
+    for x in torch.linspace(-1, 1, 12).reshape(2, 2, 3):
+        found = []
+        for model in (compiled, plain):
+            inputs = x.clone().requires_grad_(), torch.tensor([1.0, 0.7, 1.2], requires_grad=True)
+            result = model(*inputs)
+            found.append((result, torch.autograd.grad(result.sum(), inputs), model.mean.clone()))
+        torch.testing.assert_close(*found)
+
+
+def test_a_view_of_a_buffer_that_is_written_to_is_the_buffers() -> None:
+    """Then no copy can be in the place of the buffer, and a derivative that reads it is refused as in eager."""
+
+    class Row(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", torch.ones(2, 3))
+
+        def forward(self, x, reads):
+            y = fh.map(lambda r: torch.sin(r * self.table[0]) if reads else r + self.table[0], x)
+            self.table.add_(y.detach())
+            return y, self.table[0]
+
+    rows = torch.linspace(-1, 1, 6).reshape(2, 3).requires_grad_()
+    plain, model = Row(), Row()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(rows, False), plain(rows, False))
+    assert compiled(rows, False)[1].data_ptr() == model.table.data_ptr()
+    with pytest.raises(Exception, match="modified by an inplace operation"):
+        compiled(rows, True)
+
+
 def test_torch_differentiates_by_buffers_after_their_update() -> None:
     """AOTAutograd (torch 2.13) computes a product's gradient from the changed buffer, and changes it once more."""
 
@@ -509,3 +567,24 @@ def test_torch_differentiates_by_buffers_after_their_update() -> None:
         run(x).sum().backward()
         found.append(x.grad[0].item())
     assert found == [1.0, 2.0, 1.0]
+
+
+def test_torch_computes_again_what_it_made_of_a_buffer_before_its_update() -> None:
+    """AOTAutograd (torch 2.13) computes twice the buffer again in the backward pass, when it is another."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(()))
+
+        def forward(self, x):
+            y = (x * (self.scale * 2)).sin()
+            self.scale.add_(1)
+            return y
+
+    found = []
+    for run in (Scaled(), torch.compile(Scaled(), backend="aot_eager"), fh.jit(Scaled(), backend="aot_eager")):
+        x = torch.zeros(3, requires_grad=True)
+        run(x).sum().backward()
+        found.append(x.grad[0].item())
+    assert found == [2.0, 4.0, 2.0]
