@@ -73,6 +73,10 @@ class Library(Protocol):
         """The error for a function that Dynamo can't trace."""
         ...
 
+    def raised(self, operation: str, error: str) -> Exception:
+        """The error for an exception, in words, that a function of the user's raises."""
+        ...
+
     def unknown_object(self, operation: str, name: str) -> Exception:
         """The error for an object that Python is to get when the graph runs, and that Dynamo makes while it traces."""
         ...

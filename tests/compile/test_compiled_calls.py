@@ -310,10 +310,13 @@ CALLABLES = {
     "wrapped": lambda: functools.wraps(scaled)(lambda *args, **kwargs: scaled(*args, **kwargs)),
     "jitted": lambda: fh.jit(scaled, backend="eager"),
 }
+FROM_2_12 = {"method", "wrapped"}
 
 
-@pytest.mark.parametrize("make", CALLABLES.values(), ids=CALLABLES)
-def test_a_rule_that_the_traced_code_makes_is_called_by_name(make) -> None:
+@pytest.mark.parametrize("name", [name for name in CALLABLES if torch.__version__ >= (2, 12) or name not in FROM_2_12])
+def test_a_rule_that_the_traced_code_makes_is_called_by_name(name) -> None:
+    make = CALLABLES[name]
+
     def rule(function):
         made = fh.custom_vjp(function)
         made.defvjp(lambda x, s: (function(x, s), (x, s)), lambda r, ct: (ct * r[0].cos() * r[1] * 10, None))
@@ -322,7 +325,7 @@ def test_a_rule_that_the_traced_code_makes_is_called_by_name(make) -> None:
     outside = make()
     same(lambda x: fh.grad(lambda y: rule(outside)(y, s=x * 3).sum())(x), x())
     same(lambda x: fh.grad(lambda y: rule(outside)(y).sum())(x), x())
-    if make is CALLABLES["wrapped"]:
+    if name == "wrapped":
         same(lambda x: fh.grad(lambda y: rule(make())(y, s=x * 3).sum())(x), x())
 
 
@@ -486,7 +489,8 @@ def test_regions_that_are_compiled_once_inside_and_around() -> None:
     around = torch.compiler.nested_compile_region(lambda c, rows: fh.scan(lambda c, r: (c * r, c.sum()), c, rows))
     rows = torch.stack([x(), x() + 1])
     same(lambda c: fh.scan(lambda c, r: (layer(c, r), c.sum()), layer(c, rows[0]), rows), x())
-    same(lambda c: (around(c, rows), around(c + 1, rows)), x())
+    if torch.__version__ >= (2, 12):  # before, Dynamo had no code for a call in such a region
+        same(lambda c: (around(c, rows), around(c + 1, rows)), x())
     same(lambda c: layer(fh.scan(lambda c, r: (layer(c, r), None), c, rows)[0], rows[0]), x())
 
 
@@ -503,8 +507,13 @@ def centred_until(x, weight, mean):
     return fh.while_loop(lambda c: c.sum() < 20 + 5 * mean.sum(), lambda c: torch.sin(c * weight) + c + 1 + mean, x)
 
 
+READ_BEFORE = [centred_around]
+if torch.__version__ >= (2, 12):  # before, torch did not say what was written to
+    READ_BEFORE += [centred_inside, centred_until]
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("function", [centred_around, centred_inside, centred_until], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", READ_BEFORE, ids=lambda f: f.__name__)
 def test_gradients_are_by_a_buffer_as_it_was_read(function, backend) -> None:
     class Centred(nn.Module):
         def __init__(self):
@@ -526,6 +535,7 @@ def test_gradients_are_by_a_buffer_as_it_was_read(function, backend) -> None:
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="torch 2.11 does not say what was written to")
 def test_a_view_of_a_buffer_that_is_written_to_is_the_buffers() -> None:
     """Then no copy can be in the place of the buffer, and a derivative that reads it is refused as in eager."""
 
