@@ -269,7 +269,7 @@ class _Call:
         library's too; anything else is for Dynamo to handle.
         """
         if isinstance(error, ObservedException) and not self.may_be_caught():
-            raised = self.tx.exn_vt_stack.get_current_exception().debug_repr()
+            raised = self.tx.exn_vt_stack._current_exception.debug_repr()
             with self.library.tracing(lambda: error.real_stack):
                 return as_unsupported(self.library.raised(self.operation, raised))
         if not isinstance(error, (Unsupported, UserError)) or isinstance(error, self.library.errors):
