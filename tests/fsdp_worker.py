@@ -58,11 +58,16 @@ def orders(rank: int, mesh: DeviceMesh) -> None:
         return fully_shard(module, mesh=mesh)
 
     for name, order in ORDERS.items():
-        model = make()
-        run = order(model, shard)
+        model, made = make(), []
+        run = order(model, lambda module, made=made: made.append(shard(module)) or made[0])
         for _ in range(2):
             got = gradients(run, model, xs[:, 2 * rank : 2 * rank + 2])
             torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"{name}: {text}")
+        made[0].set_requires_gradient_sync(False)  # gradients are accumulated
+        gradients(run, model, xs[:, 2 * rank : 2 * rank + 2])
+        made[0].set_requires_gradient_sync(True)
+        run(xs[:, 2 * rank : 2 * rank + 2]).square().mean().backward()
+        torch.testing.assert_close([p.grad.full_tensor() for p in model.parameters()], [2 * g for g in expected])
     sharded = shard(make())
     refused("capture modules before fully_shard", lambda: fh.jit(sharded, backend="eager")(xs))
     torch.testing.assert_close(gradients(sharded, sharded, xs), expected)  # which has left it as it was

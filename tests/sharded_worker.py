@@ -232,8 +232,19 @@ def training(ranks: Ranks) -> None:
         torch.testing.assert_close(mine.grad * ranks.size, expected.grad)
 
 
+def outputs_alone(ranks: Ranks) -> None:
+    """The final carry has no cotangent: its message backwards depends on nothing that a compiler knows of."""
+
+    def loss(scan: Function) -> Function:
+        return lambda xs, weight, init: scan(ranks.step(weight), init, xs)[1].square().sum()
+
+    oracle, sharded = loss(loop), loss(fh.sharded_scan)
+    for compiled in (fh.jit(sharded, backend="eager"), torch.compile(sharded, backend="aot_eager", fullgraph=True)):
+        ranks.check(backward(compiled, ranks.operands()), oracle)
+
+
 QUICK = [values, numbers_and_trees, gradients_of_scan, gradients_of_some, gradients_of_prefixes]
-SLOW = [higher_orders, training, compiled]
+SLOW = [higher_orders, training, compiled, outputs_alone]
 
 
 def main(rank: int, size: int, store: str, names: list[str]) -> None:

@@ -10,6 +10,7 @@ They lie in slots, which Python finds before ``__dict__``, as it finds the prope
 from __future__ import annotations
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -82,7 +83,10 @@ class JittedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "_jitted" or name in JittedModule.__slots__:
             raise AttributeError(name)
-        return getattr(self.__wrapped__, name)
+        found = getattr(self.__wrapped__, name)
+        # Of a class that the module has got since, as ``fully_shard`` gives it one: the state is that of this object.
+        is_method = isinstance(found, MethodType) and found.__self__ is self.__wrapped__
+        return MethodType(found.__func__, self) if is_method else found
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """The captured graph for these arguments, before compilation."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch._functorch.autograd_function import VmapInfo as _VmapInfo
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction, once_differentiable
@@ -36,6 +38,7 @@ __all__ = [
     "has_tangent",
     "in_dual_level",
     "in_no_mode_of_gradients",
+    "inputs_stay",
     "is_leaf",
     "is_once_differentiable",
     "lowered",
@@ -43,6 +46,7 @@ __all__ = [
     "operator_with_rule",
     "refuse_written",
     "saved_despite_writes",
+    "values_before_writes",
     "vjp",
     "writable",
 ]
@@ -103,6 +107,37 @@ def saved_despite_writes(ctx: Any, n_inputs: int, written: Written) -> list[Tens
     for i, (value, _) in written.items():
         saved[i] = value
     return saved
+
+
+class _Tracing(threading.local):
+    inputs_stay = False
+
+
+_tracing = _Tracing()
+
+
+@contextlib.contextmanager
+def inputs_stay() -> Iterator[None]:
+    """While AOTAutograd traces a graph that writes to none of its inputs but at the end: see NOTE [Inputs that are
+    written to are copied].
+    """
+    outer, _tracing.inputs_stay = _tracing.inputs_stay, True
+    try:
+        yield
+    finally:
+        _tracing.inputs_stay = outer
+
+
+def values_before_writes(inputs: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """By their places, the values of those inputs that AOTAutograd traces. A write to one gives it another value, and
+    leaves the one that it had to whoever holds it.
+    """
+    found: dict[int, Tensor] = {}
+    for i, x in enumerate(inputs) if _tracing.inputs_stay else ():
+        if isinstance(x, FunctionalTensor):
+            torch._sync(x)
+            found[i] = FunctionalTensor.to_functional(torch._from_functional_tensor(x.elem).detach())
+    return found
 
 
 def refuse_written(written: Written) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor, fx
-from torch._dynamo.exc import Unsupported, UserError
+from torch._dynamo.exc import ObservedException, Unsupported, UserError
 from torch._dynamo.source import GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
@@ -38,10 +38,11 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack, te
 from torch._guards import TracingContext
 from torch.overrides import TorchFunctionMode
 
+from .autograd import inputs_stay
 from .compilers import is_exporting
 from .dispatch import suspended
 from .dynamo_functions import backward_with_gradients
-from .dynamo_graphs import is_open, made_to_run
+from .dynamo_graphs import copy_written_inputs, is_open, made_to_run
 from .dynamo_library import Compiler, Library, as_unsupported
 from .dynamo_objects import Objects, type_of, value_of
 from .levels import below_transforms
@@ -174,12 +175,13 @@ class _Backend:
         closes over the same carriers.
         """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         self.proxies.clear()
         self.attributes.clear()
         self.numbers.clear()
-        with self.library.compiling(self.compiler):
-            return self.backend(*args, **kwargs)
+        stay = not is_exporting() and copy_written_inputs(module, self.library.copied)
+        with self.library.compiling(self.compiler), inputs_stay() if stay else contextlib.nullcontext():
+            return self.backend(module, *args, **kwargs)
 
 
 class _Call:
@@ -263,12 +265,25 @@ class _Call:
         return self.library.unknown_object(self.operation, name)
 
     def in_words(self, error: Exception) -> Exception:
-        """What Dynamo can't trace, as an error of the library's too; anything else is for Dynamo to handle."""
+        """What Dynamo can't trace, and what the user's function raises and nothing around catches, as an error of the
+        library's too; anything else is for Dynamo to handle.
+        """
+        if isinstance(error, ObservedException) and not self.may_be_caught():
+            raised = self.tx.exn_vt_stack._current_exception.debug_repr()
+            with self.library.tracing(lambda: error.real_stack):
+                return as_unsupported(self.library.raised(self.operation, raised))
         if not isinstance(error, (Unsupported, UserError)) or isinstance(error, self.library.errors):
             return error
         kind = error.gb_type if isinstance(error, Unsupported) else error.error_type.name
         with self.library.tracing(lambda: error.real_stack):
             return as_unsupported(self.library.refused(self.operation, kind or "", error.msg), error)
+
+    def may_be_caught(self) -> bool:
+        """Whether the call of the library stands in a ``try`` or ``with``."""
+        frame = self.tx
+        while frame is not None and frame.current_instruction.exn_tab_entry is None:
+            frame = frame.parent
+        return frame is not None
 
     @contextlib.contextmanager
     def as_around(self) -> Iterator[None]:

@@ -1,17 +1,27 @@
-"""Dynamo's graph of a user's function, made ready to run in a capture of the library (torch 2.13.0 to 2.15.0)."""
+"""Graphs that Dynamo made: of a user's function, made ready to run in a capture of the library, and of all that is
+traced (torch 2.13.0 to 2.15.0).
+
+NOTE [Inputs that are written to are copied] AOTAutograd (torch 2.13) hands a tensor that a graph takes to the backward
+pass as it is, also where the graph reads it and then writes to it. What the backward pass reads of it, or computes of
+it once more, is then of the next step: wrong gradients by a running mean, without a word. So a graph that is
+differentiated works on a copy of such a tensor, and writes its last value back, as ``fh.jit`` does. The copy is an
+operator of its own, which AOTAutograd does not compute again.
+"""
 
 from __future__ import annotations
 
 import copy
 import operator
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._functorch.autograd_function import autograd_function_apply
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .dynamo_functions import apply_function
 
-__all__ = ["is_open", "made_to_run"]
+__all__ = ["copy_written_inputs", "is_open", "made_to_run"]
 
 
 def made_to_run(module: fx.GraphModule, outer: int) -> fx.GraphModule:
@@ -36,6 +46,45 @@ def _without_fakes(module: fx.GraphModule) -> fx.GraphModule:
         if isinstance(part, fx.GraphModule):
             setattr(made, name, _without_fakes(part))
     return made
+
+
+def copy_written_inputs(module: fx.GraphModule, copied: Any) -> bool:
+    """See NOTE [Inputs that are written to are copied]. False if an input stays that is written to before the end."""
+    inputs = {node: value for node in module.graph.find_nodes(op="placeholder") if (value := _tensor(node)) is not None}
+    written = [node for node, value in inputs.items() if not value.is_inference() and value._version]
+    if written and not (torch.is_grad_enabled() and any(value.requires_grad for value in inputs.values())):
+        return False
+    are_copied = [_copy_written(module.graph, node, list(inputs), copied) for node in written]
+    module.recompile()
+    return all(are_copied)
+
+
+def _copy_written(graph: fx.Graph, node: fx.Node, inputs: list[fx.Node], copied: Any) -> bool:
+    output, value = graph.output_node(), _tensor(node)
+    if type(value) is not FakeTensor or value.requires_grad:
+        return False
+    results = [x for x in output.all_input_nodes if x is not node]
+    itself = [x for x in results if _tensor(x) is value]  # what a method that writes in place returns
+    others = [_tensor(x) for x in (*inputs, *results) if x not in (node, *itself)]
+    if any(type(x) is not FakeTensor or _share_memory(x, value) for x in others if x is not None):
+        return False
+    with graph.inserting_after(inputs[-1]):
+        copy_of = graph.call_function(copied, (node,))
+    node.replace_all_uses_with(copy_of, lambda user: user not in (copy_of, output))
+    for x in itself:
+        output.replace_input_with(x, node)
+    with graph.inserting_before(output):
+        graph.call_method("copy_", (node, copy_of))
+    return True
+
+
+def _tensor(node: fx.Node) -> Any:
+    value = node.meta.get("example_value")
+    return value if isinstance(value, Tensor) else None
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
 
 
 _ARITHMETIC = {

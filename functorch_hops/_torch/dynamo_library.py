@@ -59,6 +59,9 @@ class Library(Protocol):
         """What a compiler of a graph with calls of the library needs around it."""
         ...
 
+    copied: Any
+    """The operator that copies an input of a graph that is written to."""
+
     errors: type[Exception]
     """What all errors of the library derive from."""
 
@@ -68,6 +71,10 @@ class Library(Protocol):
 
     def refused(self, operation: str, kind: str, reason: str) -> Exception:
         """The error for a function that Dynamo can't trace."""
+        ...
+
+    def raised(self, operation: str, error: str) -> Exception:
+        """The error for an exception, in words, that a function of the user's raises."""
         ...
 
     def unknown_object(self, operation: str, name: str) -> Exception:

@@ -94,6 +94,7 @@ class RecordedCall(_torch.SingleLevelFunction):
         ctx.numbers = {i: x for i, x in enumerate(operands) if not isinstance(x, Tensor)}
         tensors = [None if i in ctx.numbers else x for i, x in enumerate(operands)] if ctx.numbers else operands
         ctx.save_for_backward(*tensors, *output[ctx.params.n_outputs :])
+        ctx.before = _torch.values_before_writes(tensors)
         if ctx.plain is None:
             ctx.save_for_forward(*tensors)
 

@@ -3,6 +3,9 @@
 NOTE [Operands written to] A call saves all of its operands, and torch does not unpack what was written to since. But of
 many the derivative reads no value (``c * w + b`` of none of ``b``), and what reads none may be written to, as in plain
 Python. Which ones a rule reads is seen in its graph, which is made when it is first asked for: such writes are rare.
+
+Where AOTAutograd traces the call, a value stays as it is when its tensor is written to, and may be read: a while loop,
+which runs again in its derivative, reads all that its steps read (see NOTE [Partition]).
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ def unpacked(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | Non
         )
         for place, (_, error) in ctx.written.items():
             if is_read(graph, sum(isinstance(x, Tensor) for x in operands[:place])):
-                raise error
+                if place not in ctx.before:
+                    raise error
+                saved[place] = ctx.before[place]
     return saved
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,10 +28,19 @@ from ..calls.listening import caller, timed
 from ..calls.recording import in_mode_of_program, recorded_as_bodies_say
 from ..calls.static_values import same_function
 from ..calls.traced_call import trace_call
-from ..errors import CaptureError, DataDependentError, FunctorchHopsError, is_own, message, traced_from
+from ..errors import (
+    ArgumentTypeError,
+    CaptureError,
+    DataDependentError,
+    FunctorchHopsError,
+    is_own,
+    message,
+    traced_from,
+)
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import is_differentiable
 from ..lowering.backends import Backend, Options
+from ..lowering.barrier import copied
 from ..ops.closed_call.op import ClosedCallParams, closed_call_op
 from ..trace.buffers import Buffers
 from ..trace.capture import current_capture, outside_of_captures
@@ -121,6 +131,19 @@ def _defaults(function: Callable[..., Any]) -> tuple[Any, ...]:
     return tuple(p.default for p in signature_of(function).parameters.values())
 
 
+def _check_binding(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """In Python's call the error is Python's, which Dynamo would take for one of its own."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name, parameters = function.__name__, [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        expected = f"{name}{inspect.Signature(parameters)}"
+        problem, remedy = "the arguments are not those of its parameters", f"help(fh.{name}) says what they are"
+        got = str(error).removeprefix("got ")
+        raise ArgumentTypeError(message(name, problem, expected=expected, got=got, remedy=remedy)) from None
+
+
 _READS = {
     "Data-dependent branching",
     "Unsupported Tensor.item() call with capture_scalar_outputs=False",
@@ -142,6 +165,7 @@ class _Library:
     is_node = staticmethod(pytree.is_node)
     outside = staticmethod(outside_of_captures)
     tracing = staticmethod(traced_from)
+    copied = copied
     errors: type[Exception] = FunctorchHopsError
 
     def is_entry(self, code: CodeType) -> bool:
@@ -171,6 +195,11 @@ class _Library:
         text = message(operation, problem, got=next(explained, "") or lines[0], remedy=_REMEDY)
         return CaptureError(text)
 
+    def raised(self, operation: str, error: str) -> CaptureError:
+        problem = "a function that it is given raises while torch.compile traces it"
+        remedy = "outside of torch.compile, or without fullgraph=True, the exception itself is raised"
+        return CaptureError(message(operation, problem, got=error, remedy=remedy))
+
     def unknown_object(self, operation: str, name: str) -> CaptureError:
         problem = f"{name} is made while torch.compile traces the code around, and is not there when it runs"
         remedy = "make it outside of what is compiled; without fullgraph=True the code around runs as Python"
@@ -192,6 +221,7 @@ class _Library:
         if torch.compiler.is_exporting() and _torch.top_interpreter() is not None:
             # Later, where the graph is traced, torch (2.13) would leave the transform active.
             raise unknown_to_export(self.operation(function, args))
+        _check_binding(function, args, kwargs)
         leaves, spec = pytree.flatten((args, kwargs))
         for leaf in leaves:
             if isinstance(leaf, Tensor):

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from ..ir.selection import shared_sources
 
-__all__ = ["barriers", "behind_barrier", "optimization_barrier", "store_shared_sources", "stored"]
+__all__ = ["barriers", "behind_barrier", "copied", "optimization_barrier", "store_shared_sources", "stored"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
@@ -30,6 +30,12 @@ _library.define("stored(Tensor value) -> Tensor")
 _library.impl("stored", torch.ops.aten.alias.default, "CompositeExplicitAutograd")
 stored = torch.ops.functorch_hops.stored.default
 """The value, in memory: whoever reads it reads the same bits, as nobody computes it once more."""
+_library.define("copied(Tensor value) -> Tensor")
+_library.impl("copied", torch.ops.aten.clone.default, "CompositeExplicitAutograd")
+copied = torch.ops.functorch_hops.copied.default
+"""The value in memory of its own, given to a backward pass, which does not make it again of the operand: that may be
+another by then.
+"""
 
 
 class _State(threading.local):

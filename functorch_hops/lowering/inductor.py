@@ -31,7 +31,7 @@ from torch.torch_version import TorchVersion
 
 from .._torch import collections_paused, compile_lock, is_effectful
 from ..ir.subgraph import Params, has_effect, params_of
-from .barrier import barriers, optimization_barrier, store_shared_sources, stored
+from .barrier import barriers, copied, optimization_barrier, store_shared_sources, stored
 from .cures import cured, graphs_in
 from .decompositions import decompositions
 from .exact import exact_arithmetic, replaced
@@ -50,7 +50,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 46
+_LOWERINGS = 47
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -295,7 +295,7 @@ _TOGETHER = """
 def _register_operators() -> None:
     """The barrier as a node that reads the value and what it waits for, and whose result is the value's own memory."""
     from torch._inductor import ir
-    from torch._inductor.lowering import register_lowering
+    from torch._inductor.lowering import lowerings, register_lowering
 
     class Barrier(ir.MultiOutput):
         """An extern kernel of no code: Inductor also ends its current group of kernels, and frees memory, there.
@@ -331,3 +331,4 @@ def _register_operators() -> None:
 
     register_lowering(optimization_barrier, type_promotion_kind=None)(lower)
     register_lowering(stored, type_promotion_kind=None)(store)
+    register_lowering(copied, type_promotion_kind=None)(lowerings[torch.ops.aten.clone.default])

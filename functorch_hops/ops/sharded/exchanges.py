@@ -42,7 +42,7 @@ class Exchange(FlatRule):
     name = "exchange"
     has_backward = has_tangent = True
 
-    def moved(self, values: Tensors) -> Any:
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
         raise NotImplementedError
 
     def transposed(self) -> Exchange:
@@ -54,7 +54,7 @@ class Exchange(FlatRule):
         return type(self), self
 
     def primal(self, *inputs: Tensor) -> Tensors:
-        return [*self.moved(inputs[: self.n]), *inputs[self.n :]]
+        return [*self.moved(inputs[: self.n], inputs[self.n :]), *inputs[self.n :]]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         return call_custom_rule(self, inputs), []
@@ -74,32 +74,32 @@ class Exchange(FlatRule):
 
 
 class Send(Exchange):
-    def moved(self, values: Tensors) -> Any:
-        return messages.send(values, *self.route)
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
+        return messages.send(values, tied, *self.route)
 
     def transposed(self) -> Exchange:
         return Receive(self.route.reversed(), self.n_differentiable, self.n_differentiable)
 
 
 class Receive(Exchange):
-    def moved(self, values: Tensors) -> Any:
-        return messages.receive(values, *self.route)
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
+        return messages.receive(values, tied, *self.route)
 
     def transposed(self) -> Exchange:
         return Send(self.route.reversed(), self.n_differentiable, self.n_differentiable)
 
 
 class Share(Exchange):
-    def moved(self, values: Tensors) -> Any:
-        return messages.share(values, *self.route)
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
+        return messages.share(values, tied, *self.route)
 
     def transposed(self) -> Exchange:
         return Collect(self.route, self.n_differentiable, self.n_differentiable)
 
 
 class Collect(Exchange):
-    def moved(self, values: Tensors) -> Any:
-        return messages.collect(values, *self.route)
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
+        return messages.collect(values, tied, *self.route)
 
     def transposed(self) -> Exchange:
         return Share(self.route, self.n_differentiable, self.n_differentiable)
@@ -109,8 +109,8 @@ class Collect(Exchange):
 class Shift(Exchange):
     offset: int = 0
 
-    def moved(self, values: Tensors) -> Any:
-        return messages.shift(values, self.offset, *self.route)
+    def moved(self, values: Tensors, tied: Tensors) -> Any:
+        return messages.shift(values, tied, self.offset, *self.route)
 
     def transposed(self) -> Exchange:
         return replace(self, n=self.n_differentiable, offset=-self.offset)

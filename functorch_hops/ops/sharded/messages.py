@@ -3,6 +3,10 @@
 NOTE [The same graph on all ranks] A graph never says on which rank it is: its operators ask when they run. So each rank
 captures, differentiates and compiles the same graph, and communicates in the same order: the operators count as
 effects, which stay in a graph and in their order, read or not, in every pass and rule and in compiled code.
+
+NOTE [A message is sent where it belongs] An operator also takes what is ``tied`` to its values, and does nothing with
+it. A cotangent that is known to be zero depends on nothing: a compiler would send it in the forward pass, or in both,
+and a rank that waits there for what another one sends in its backward pass waits for ever.
 """
 
 from __future__ import annotations
@@ -67,14 +71,14 @@ def _values(message: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like)]
 
 
-def _send(values: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
+def _send(values: Sequence[Tensor], tied: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
     here = _Here(group, size, backwards)
     for work in here.sending(values, here.place + 1):
         work.wait()
     return [x.clone() if here.place == here.last else torch.zeros_like(x) for x in values]
 
 
-def _receive(values: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
+def _receive(values: Sequence[Tensor], tied: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
     here = _Here(group, size, backwards)
     buffer = _bytes(values)
     for work in here.receiving(buffer, here.place - 1):
@@ -82,14 +86,14 @@ def _receive(values: Sequence[Tensor], group: str, size: int, backwards: bool) -
     return _values(buffer, values)
 
 
-def _share(values: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
+def _share(values: Sequence[Tensor], tied: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
     here = _Here(group, size, backwards)
     buffer = _bytes(values)
     dist.broadcast(buffer, group=here.group, group_src=here.rank_at(here.last))
     return _values(buffer, values)
 
 
-def _collect(values: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
+def _collect(values: Sequence[Tensor], tied: Sequence[Tensor], group: str, size: int, backwards: bool) -> list[Tensor]:
     here = _Here(group, size, backwards)
     sums = [x.clone(memory_format=torch.contiguous_format) for x in values]
     for x in sums:
@@ -97,7 +101,9 @@ def _collect(values: Sequence[Tensor], group: str, size: int, backwards: bool) -
     return sums if here.place == here.last else list(map(torch.zeros_like, sums))
 
 
-def _shift(values: Sequence[Tensor], offset: int, group: str, size: int, backwards: bool) -> list[Tensor]:
+def _shift(
+    values: Sequence[Tensor], tied: Sequence[Tensor], offset: int, group: str, size: int, backwards: bool
+) -> list[Tensor]:
     here = _Here(group, size, backwards)
     buffer = torch.zeros_like(_bytes(values))
     works = [*here.receiving(buffer, here.place - offset), *here.sending(values, here.place + offset)]
@@ -111,6 +117,7 @@ def _position(group: str, size: int, backwards: bool, device: torch.device) -> T
 
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
+_TENSORS = "Tensor[] values, Tensor[] tied"
 _ROUTE = "str group, int size, bool backwards"
 
 
@@ -125,15 +132,15 @@ def _operator(name: str, signature: str, run: Callable[..., Any], fake: Callable
     return getattr(torch.ops.functorch_hops, name).default
 
 
-send = _operator("send", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _send, _like)
+send = _operator("send", f"({_TENSORS}, {_ROUTE}) -> Tensor[]", _send, _like)
 """To the next place. What comes out is zero, and at the last place the values."""
-receive = _operator("receive", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _receive, _like)
+receive = _operator("receive", f"({_TENSORS}, {_ROUTE}) -> Tensor[]", _receive, _like)
 """What comes from the place before; at the first one the values."""
-share = _operator("share", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _share, _like)
+share = _operator("share", f"({_TENSORS}, {_ROUTE}) -> Tensor[]", _share, _like)
 """The values of the last place, everywhere."""
-collect = _operator("collect", f"(Tensor[] values, {_ROUTE}) -> Tensor[]", _collect, _like)
+collect = _operator("collect", f"({_TENSORS}, {_ROUTE}) -> Tensor[]", _collect, _like)
 """At the last place the sums of the values of all, elsewhere zero."""
-shift = _operator("shift", f"(Tensor[] values, int offset, {_ROUTE}) -> Tensor[]", _shift, _like)
+shift = _operator("shift", f"({_TENSORS}, int offset, {_ROUTE}) -> Tensor[]", _shift, _like)
 """The values from ``offset`` places before, zero if there is no such place."""
 position = _operator(
     "position",
