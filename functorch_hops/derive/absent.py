@@ -11,6 +11,7 @@ zero in its first step at most, and so is not known to be.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -85,7 +86,7 @@ def _read_as_zeros(node: fx.Node, marks: _Marks) -> None:
     graph = node.graph
     with graph.inserting_before(_after_inputs(node)):
         if is_closed(value.shape):
-            options = {"dtype": value.dtype, "device": value.device}
+            options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             zeros = graph.call_function(_aten.zeros.default, (list(value.shape),), options)
         else:
             zeros = graph.call_function(_aten.zeros_like.default, (node,))
