@@ -18,7 +18,6 @@ from functorch_hops.calls.validate import check_callable
 from functorch_hops.errors import ArgumentValueError, message, warn
 from functorch_hops.ir.printing import print_subgraph
 from functorch_hops.trace.buffers import Buffers
-from functorch_hops.transforms.jitted_function import listed
 
 __all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph", "trace_once"]
 
@@ -142,7 +141,8 @@ def trace_once(
     effects = effects_of_one(operation, run, func, before, seen)
     if effects:
         name = getattr(func, "__name__", type(func).__name__)
-        warn(f"{operation}: {name} does what no graph does, so it is done now, and {otherwise}: {listed(effects)}")
+        told = environment.listed(effects)
+        warn(f"{operation}: {name} does what no graph does, so it is done now, and {otherwise}: {told}")
     return call
 
 
