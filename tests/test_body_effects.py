@@ -158,6 +158,20 @@ def test_what_is_of_one_step_alone_is_not(loop):
         plain(lambda x: {**LOOPS, **BRANCHES}[loop](with_a_counter(), x), X)
 
 
+def test_what_a_graph_does_not_do_is_told():
+    """As ``jit`` tells it: the graph runs without."""
+    seen = []
+
+    def f(x):
+        seen.append(x.shape)
+        return x * 2
+
+    with pytest.warns(RuntimeWarning, match="make_graph: f does what no graph does.*changes closure 'seen'"):
+        graph = fh.make_graph(f)(X)
+    assert torch.equal(graph(X), X * 2)
+    assert len(seen) == 1
+
+
 def test_iterators_of_the_users_are_not_asked():
     class Numbers:
         def __iter__(self):

@@ -374,6 +374,10 @@ def test_weights_clamped_in_a_loop(run):
     [
         (lambda x: x.retains_grad, ".retains_grad"),
         (lambda x: x.is_set_to(x), "is_set_to()"),
+        (lambda x: x.is_inference(), "is_inference()"),
+        (lambda x: torch.is_inference(x), "is_inference()"),
+        (lambda x: x.untyped_storage().nbytes() > 99, "the memory of a tensor"),
+        (lambda x: x.storage().data_ptr() == W.storage().data_ptr(), "the memory of a tensor"),
     ],
 )
 def test_what_a_traced_value_does_not_know(run, question, name):
@@ -391,12 +395,17 @@ def test_what_a_traced_value_does_not_know(run, question, name):
         (lambda x: x._is_view(), "_is_view()"),
         (lambda x: x._base is not None, "._base"),
         (lambda x: x.output_nr, ".output_nr"),
+        (lambda x: x.is_shared(), "is_shared()"),
     ],
 )
 def test_what_an_input_does_not_know(run, question, name):
-    """A value that the function made does."""
-    with pytest.raises(fh.CaptureError, match=re.escape(f"{name} of an input")):
-        run(lambda x: fh.map(lambda x: x * (2 if question(x) else 3), x), torch.ones(2, 2, dtype=F64))
+    """Nor does a view of one. A value that the function made does."""
+    for part in (lambda x: x, lambda x: x[1:]):
+        with pytest.raises(fh.CaptureError, match=re.escape(f"{name} of an input")):
+            run(
+                lambda x, part=part: fh.map(lambda x: x * (2 if question(part(x)) else 3), x),
+                torch.ones(2, 2, dtype=F64),
+            )
     of_its_own = lambda x: x * (2 if question((x * 1).add_(1)) else 3)
     same(run(in_a_checkpoint(of_its_own), tensor(0.5, 1.0)), of_its_own(tensor(0.5, 1.0)))
 

@@ -483,3 +483,21 @@ def test_a_row_and_a_carry_answer_for_all_steps(run):
             run(lambda z: fh.fori_loop(0, 2, lambda i, c: c * (3 if c.is_conj() else 1), z), z)
         with pytest.raises(fh.CaptureError, match=r"is_conj\(\) or is_neg\(\) of a view"):
             run(lambda z: fh.scan(lambda c, _: (c, z[0].is_conj()), 0, length=2)[0], z)
+
+
+BY_KEYWORD = {
+    "reshape": lambda x: torch.reshape(input=x, shape=(4, 3)),
+    "ravel": lambda x: torch.ravel(input=x),
+    "detach": lambda x: torch.detach(input=x),
+    "narrow": lambda x: torch.narrow(input=x, dim=0, start=1, length=1),
+    "as_strided": lambda x: torch.as_strided(input=x * 1, size=(2,), stride=(1,)),
+    "asked": chosen(lambda x: torch.is_conj(input=x)),
+    "taken": lambda x: torch.as_tensor(data=x) * torch.asarray(obj=[2.0]),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("f", BY_KEYWORD.values(), ids=BY_KEYWORD)
+def test_an_operand_that_is_given_by_keyword(f, run):
+    x = torch.arange(12.0, dtype=F64).reshape(3, 4)
+    same(run(f, x), f(x))

@@ -157,11 +157,20 @@ def test_an_array_that_is_written_to_behind_a_tensor_is_refused(run):
             x = x + make(buffer).nan_to_num()
         return x
 
-    for make in (torch.from_numpy, torch.as_tensor):
+    buffers = lambda a: torch.frombuffer(a, dtype=F64), lambda a: torch.frombuffer(memoryview(a), dtype=F64)
+    exchanged = torch.from_dlpack, lambda a: torch.utils.dlpack.from_dlpack(a.__dlpack__())
+    for make in (torch.from_numpy, torch.as_tensor, torch.asarray, *buffers, *exchanged):
         loop = lambda x: fh.scan(lambda c, _: (f(make, c), None), x, length=1)[0]
         with pytest.raises(fh.CaptureError, match="written to after a tensor was made of it"):
             run(loop, torch.ones(2, dtype=F64))
-    for make in (torch.tensor, lambda a: torch.from_numpy(a.copy()), lambda a: torch.tensor(a, dtype=torch.float32)):
+    copies = (
+        torch.tensor,
+        lambda a: torch.from_numpy(a.copy()),
+        lambda a: torch.tensor(a, dtype=torch.float32),
+        lambda a: torch.as_tensor(data=a, dtype=torch.float32),
+        lambda a: torch.asarray(a, copy=True),
+    )
+    for make in copies:
         loop = lambda x: fh.scan(lambda c, _: (f(make, c), None), x, length=1)[0]
         same(run(loop, torch.ones(2, dtype=F64)), torch.tensor([4.0, 1.0], dtype=F64))
 

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from functorch_hops import environment
 from functorch_hops.calls.arguments import Arguments, signature_of
 from functorch_hops.calls.leaf import left_to_python
-from functorch_hops.calls.trace_cache import effects_of_one
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable, kind_of
-from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message, warn
+from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, message
 from functorch_hops.passes.ranges import without_ranges
-from functorch_hops.transforms.jitted_function import listed
+from functorch_hops.transforms.graph import trace_once
 
 __all__ = ["export"]
 
@@ -75,13 +73,9 @@ def export(
     kwargs = kwargs or {}
     # Captured with gradients on: what no_grad marks in a graph would be nodes, which torch's export loses its way in
     # where they stand in a loop that holds a branch.
-    before = environment.snapshot(func)
-    with before.observer() as seen:
-        call = trace_call(func, Arguments(args, kwargs, static_floats=True, numpy=False), "export", grad_enabled=True)
-    effects = effects_of_one("export", functools.partial(func, *args, **kwargs), func, before, seen)
-    if effects:
-        name = getattr(func, "__name__", type(func).__name__)
-        warn(f"export: {name} does what no graph does, so it is done now, and never by the program: {listed(effects)}")
+    arguments = Arguments(args, kwargs, static_floats=True, numpy=False)
+    run = functools.partial(func, *args, **kwargs)
+    call = trace_once("export", func, run, arguments, "never by the program", grad_enabled=True)
     with torch.enable_grad():
         if dynamic_shapes is None:
             return torch.export.export(_Exported(call, func), args, kwargs, strict=False)

@@ -12,13 +12,14 @@ from functorch_hops import environment
 from functorch_hops.calls.arguments import Arguments, P, TensorSpec
 from functorch_hops.calls.leaf import left_to_python
 from functorch_hops.calls.spelling import spelled
+from functorch_hops.calls.trace_cache import effects_of_one
 from functorch_hops.calls.traced_call import TracedCall, trace_call
 from functorch_hops.calls.validate import check_callable
-from functorch_hops.errors import ArgumentValueError, message
+from functorch_hops.errors import ArgumentValueError, message, warn
 from functorch_hops.ir.printing import print_subgraph
 from functorch_hops.trace.buffers import Buffers
 
-__all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph"]
+__all__ = ["CapturedGraph", "TensorSpec", "eval_shape", "make_graph", "trace_once"]
 
 
 class CapturedGraph(fx.GraphModule):
@@ -118,9 +119,31 @@ def make_graph(func: Callable[P, Any]) -> Callable[P, CapturedGraph]:
     def graph_of(*args: P.args, **kwargs: P.kwargs) -> CapturedGraph:
         arguments = Arguments(args, kwargs)
         name = getattr(func, "__name__", None) or type(func).__name__
-        return CapturedGraph(trace_call(func, arguments, "make_graph"), arguments, name)
+        run = functools.partial(func, *args, **kwargs)
+        call = trace_once("make_graph", func, run, arguments, "not when the graph runs")
+        return CapturedGraph(call, arguments, name)
 
     return graph_of
+
+
+def trace_once(
+    operation: str,
+    func: Callable[..., Any],
+    run: Callable[[], Any],
+    arguments: Arguments,
+    otherwise: str,
+    grad_enabled: bool | None = None,
+) -> TracedCall:
+    """Capture ``func`` for all later calls, and say what it did that these will not do; ``run()`` calls it."""
+    before = environment.snapshot(func)
+    with before.observer() as seen:
+        call = trace_call(func, arguments, operation, grad_enabled=grad_enabled)
+    effects = effects_of_one(operation, run, func, before, seen)
+    if effects:
+        name = getattr(func, "__name__", type(func).__name__)
+        told = environment.listed(effects)
+        warn(f"{operation}: {name} does what no graph does, so it is done now, and {otherwise}: {told}")
+    return call
 
 
 @left_to_python

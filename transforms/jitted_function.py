@@ -35,10 +35,9 @@ from functorch_hops.transforms.compiled_trace import CompiledTrace
 from functorch_hops.transforms.jitted import CacheInfo, Lowered
 from functorch_hops.transforms.quick_call import QuickCall, quick_call
 
-__all__ = ["JittedFunction", "listed"]
+__all__ = ["JittedFunction"]
 
 CAPTURES_BEFORE_WARNING = 8
-MOST_NOTES = 6
 MOST_TRACES = 128
 MOST_QUICK_CALLS = 8
 
@@ -362,9 +361,10 @@ class JittedFunction(Generic[P, R]):
         """One warning for a capture: what it did once and for all, and what it reads unwatched."""
         told = []
         if effects:
-            told.append(f"does what no graph does, so it is done now and not in every call: {listed(effects)}")
+            done = environment.listed(effects)
+            told.append(f"does what no graph does, so it is done now and not in every call: {done}")
         if not_seen:
-            told.append(f"reads what can't be watched, so that a change goes unnoticed: {listed(not_seen)}")
+            told.append(f"reads what can't be watched, so that a change goes unnoticed: {environment.listed(not_seen)}")
         if told:
             self._warn("; it ".join(told))
 
@@ -431,15 +431,8 @@ def _buffers(found: environment.Snapshot) -> Buffers:
     return Buffers(found.buffers, "jit", writable=True)
 
 
-def listed(notes: dict[str, str]) -> str:
-    """Notes with their lines; of many, the first."""
-    texts = [f"{note} ({line})" if line else note for note, line in notes.items()]
-    more = [f"and {len(texts) - MOST_NOTES} more"] if len(texts) > MOST_NOTES else []
-    return ", ".join([*texts[:MOST_NOTES], *more])
-
-
 def _places(paths: Sequence[environment.Path]) -> str:
-    return ", ".join(map(environment.quoted, paths[:MOST_NOTES]))
+    return ", ".join(map(environment.quoted, paths[: environment.MOST_NOTES]))
 
 
 def _position(number: int, count: int) -> int:

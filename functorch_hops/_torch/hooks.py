@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+import torch.utils.dlpack
 from torch import Tensor, _tensor_str
 from torch._functorch import eager_transforms
 from torch._higher_order_ops import utils as higher_order
@@ -50,7 +51,8 @@ def install_hooks(
     call in a capture and under a transform, which have no use for its hooks. torch's control flow is compiled by
     Dynamo where it is called: in a capture its operators get the user's functions. Sizes are asked for their
     values by Python itself: ``note_unanswered`` is told where there is none. A tensor's text has no effect on what
-    comes later, whether it can be made or not.
+    comes later, whether it can be made or not. What torch makes of memory that others have is seen by no mode, but for
+    NumPy's arrays, which an operator hands on: so it does in a capture with other memory.
     """
     from torch._functorch import vmap
 
@@ -67,6 +69,7 @@ def install_hooks(
     _hook_checkpoint(is_capturing)
     _hook_control_flow(is_capturing)
     _hook_texts(is_capturing)
+    _hook_shared_memory(is_capturing)
     hear_unanswered(note_unanswered)
     logging.getLogger(FakeTensor.__module__).addFilter(lambda _: not is_capturing())
 
@@ -149,6 +152,23 @@ def _hook_texts(is_capturing: Callable[[], bool]) -> None:
             return _tensor_str._str_intern(self, tensor_contents=tensor_contents)
 
     setattr(_tensor_str, "_str", text)  # noqa: B010
+
+
+def _hook_shared_memory(is_capturing: Callable[[], bool]) -> None:
+    def hooked(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(original)
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            result = original(*args, **kwargs)
+            if not is_capturing():
+                return result
+            with torch._C.DisableTorchFunction():
+                lifted: Tensor = torch.ops.aten.lift_fresh.default(result)
+            return lifted
+
+        return made
+
+    for module, name in ((torch, "frombuffer"), (torch, "from_dlpack"), (torch.utils.dlpack, "from_dlpack")):
+        setattr(module, name, hooked(getattr(module, name)))
 
 
 class _Checkpoints(threading.local):

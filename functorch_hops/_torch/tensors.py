@@ -96,7 +96,8 @@ def _numbered(number: int) -> torch.dtype:
 
 def storage_key(t: Tensor) -> int:
     """Identity of the storage of ``t``; equal for views of one tensor."""
-    return t.untyped_storage()._cdata
+    with torch._C.DisableTorchFunction():
+        return t.untyped_storage()._cdata
 
 
 def n_writes(t: Tensor) -> int:
@@ -107,7 +108,8 @@ def n_writes(t: Tensor) -> int:
 
 def storage_numel(t: Tensor) -> int:
     """How many elements fit into the storage of ``t``."""
-    return t.untyped_storage().nbytes() // t.itemsize
+    with torch._C.DisableTorchFunction():
+        return t.untyped_storage().nbytes() // t.itemsize
 
 
 def is_dense(t: Tensor) -> bool:

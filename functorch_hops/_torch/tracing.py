@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,7 +81,7 @@ def refused_read(error: BaseException) -> str | None:
 
     if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
         return f"the operator {error.func.overloadpacket.__name__}"
-    if isinstance(error, GuardOnDataDependentSymNode):
+    if isinstance(error, GuardOnDataDependentSymNode) or _READ_IN_SIZES.search(str(error)):
         return READ_AS_SIZE
     if type(error) is RuntimeError:
         refusals = {**_VMAP_REFUSALS, _WITHOUT_DATA: READ_BY_KERNEL}
@@ -91,6 +92,7 @@ def refused_read(error: BaseException) -> str | None:
 READ_BY_KERNEL = "an operator that reads its numbers to know what is to be done"
 _WITHOUT_DATA = "but its data is not allocated yet"
 READ_AS_SIZE = "use as a size, a bound or a Python number"
+_READ_IN_SIZES = re.compile(r"failed to unpack the object at pos \d+ with error .*but got (Fake)?Tensor")
 _VMAP_REFUSALS = {
     "vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow": "bool(), as `if`, "
     "`while`, `and`, `or`, `not` and `in` call it",

@@ -38,6 +38,7 @@ from ..ir.subgraph import Subgraph, has_effect, is_pinned, is_random_node, param
 from ..passes.cleaning import close
 from ..passes.effects import silent
 from ..passes.redrawing import redrawing_loops
+from .absent import without_cotangents
 from .joint import joint
 from .mincut import Cost, least_saved
 from .saving import Policy, bytes_of, is_cheap, is_random, is_saved, is_storable, is_view, maker
@@ -64,19 +65,26 @@ class Partition:
 
     def pull(
         self,
-        run: Callable[[list[Tensor]], Iterable[Tensor]],
+        run: Callable[[Subgraph, list[Tensor]], Iterable[Tensor]],
         operands: Sequence[Tensor],
         residuals: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
-        """The gradients of a call of ``body``, one for each operand; ``run`` runs the backward graph. A cotangent that
-        is None is zero.
+        """The gradients of a call of ``body``, one for each operand; ``run`` runs the backward graph that it gets. A
+        cotangent that is None is absent.
         """
         sizes = self.body.bind(operands)
-        given = zip(cotangents, self.body.outputs, self.cotangents)
-        cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta, has in given if has]
-        grads = iter(run([*residuals, *(x for x, k in zip(operands, self.kept) if k), *cts]))
+        given = [(ct, meta) for ct, meta, has in zip(cotangents, self.body.outputs, self.cotangents) if has]
+        cts = [meta.at(sizes).zeros() if ct is None else ct for ct, meta in given]
+        backward = self.backward_without(tuple(ct is None for ct, _ in given))
+        grads = iter(run(backward, [*residuals, *(x for x, k in zip(operands, self.kept) if k), *cts]))
         return [next(grads) if a else None for a in self.active]
+
+    def backward_without(self, absent: Mask) -> Subgraph:
+        """The backward graph where these of its cotangents are absent, see NOTE [Absent cotangents]."""
+        others = (False,) * (len(self.backward.inputs) - len(absent))
+        cotangents = (*others, *[True] * len(absent))
+        return without_cotangents(self.backward, cotangents, (*others, *absent))
 
 
 def partition(

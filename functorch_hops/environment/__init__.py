@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from .. import _torch
-from .effects import Observer, changes, lines_of
+from .effects import MOST_NOTES, Observer, changes, lines_of, listed
 from .fingerprint import Fingerprint, changed, differences
 from .guard import Guard
 from .places import Path, quoted
@@ -42,6 +42,8 @@ from .visitors import LATER, visitor_of
 from .walk import Walk
 
 __all__ = [
+    "MOST_NOTES",
+    "listed",
     "Fingerprint",
     "Guard",
     "Observer",

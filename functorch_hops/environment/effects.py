@@ -23,7 +23,9 @@ from .fingerprint import Fingerprint, changed
 from .keys import Key
 from .places import Path, quoted
 
-__all__ = ["Observer", "changes", "lines_of"]
+__all__ = ["MOST_NOTES", "Observer", "changes", "lines_of", "listed"]
+
+MOST_NOTES = 6
 
 _CONTENT = frozenset({"list", "set", "deque", "dict", "array", "memory", "generator", "iterator"})
 _STORES = ("STORE_", "DELETE_")
@@ -175,3 +177,10 @@ def _nested(code: CodeType) -> Iterable[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _nested(constant)
+
+
+def listed(notes: dict[str, str]) -> str:
+    """Notes with their lines; of many, the first."""
+    texts = [f"{note} ({line})" if line else note for note, line in notes.items()]
+    more = [f"and {len(texts) - MOST_NOTES} more"] if len(texts) > MOST_NOTES else []
+    return ", ".join([*texts[:MOST_NOTES], *more])

@@ -165,6 +165,12 @@ class Params(_Deriving):
         """How many steps a call takes, of a loop for which that is known from its operands."""
         return None
 
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        """For each input of the bodies the operand that it is in every run of them, or None; nothing if the bodies have
+        inputs of other kinds.
+        """
+        return ()
+
     @property
     def run_bodies(self) -> tuple[Subgraph, ...]:
         """The bodies that a run of the operator may run."""

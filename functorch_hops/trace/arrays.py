@@ -4,7 +4,8 @@ NOTE [Memory that others have too] ``torch.from_numpy(a)`` is an operand of the 
 when it runs. In eager Python a write to the tensor is one to ``a``, and the other way round, from that line on; a graph
 has no line at which it happens. So a write to the tensor is refused, and so is a capture at whose end an array holds
 other bytes than when the tensor was made. The array itself is unknown here, as no mode sees ``from_numpy``: memory that
-torch did not allocate is what can't be resized. What ``torch.tensor(a)`` copies is copied when it is captured.
+torch did not allocate is what can't be resized. So it is with ``frombuffer`` and ``from_dlpack`` (``_torch/hooks.py``).
+What ``torch.tensor(a)`` copies, or ``as_tensor`` with another dtype, is copied when it is captured.
 """
 
 from __future__ import annotations

@@ -176,10 +176,10 @@ def _resolve_neg(capture: Any, t: Tensor) -> Tensor:
 
 
 def _of_values_made_inside(what: str, remedy: str, ask: Callable[..., Any]) -> Callable[..., Any]:
-    """What is known of values that the function made, and of no input."""
+    """What is known of values that the function made, and of no input, nor of a view of one."""
 
     def answered(capture: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if _is_from_outside(capture, t):
+        if not _torch.is_wrapped(t) and capture.is_from_outside(_torch.storage_key(t)):
             raise refused_of_tensor(capture.context, f"{what} of an input", remedy, TensorMeta.of(t))
         return ask(t, *args, **kwargs)
 
@@ -264,6 +264,12 @@ _GRADIENTS = (
 
 _OUTSIDE = "ask the tensor before the call, and pass what it says"
 
+_MEMORY = _refused("the memory of a tensor (untyped_storage() or storage())", _OUTSIDE)
+"""A fake has none: an object that stood for it would answer with the size, the place and the device of another, and
+forget what is written to it.
+"""
+_INFERENCE = _refused("is_inference()", "ask torch.is_inference_mode_enabled()")
+
 _Tensor: Any = Tensor
 
 OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
@@ -290,6 +296,12 @@ OF_THE_TENSOR: dict[Any, Callable[..., Any]] = {
     _Tensor._base.__get__: _of_values_made_inside("._base", _OUTSIDE, _Tensor._base.__get__),
     _Tensor._version.__get__: _of_values_made_inside("._version", _OUTSIDE, _Tensor._version.__get__),
     _Tensor.output_nr.__get__: _of_values_made_inside(".output_nr", _OUTSIDE, _Tensor.output_nr.__get__),
+    Tensor.is_shared: _of_values_made_inside("is_shared()", _OUTSIDE, Tensor.is_shared),
+    Tensor.is_inference: _INFERENCE,
+    torch.is_inference: _INFERENCE,
+    Tensor.untyped_storage: _MEMORY,
+    Tensor.storage: _MEMORY,
+    Tensor._typed_storage: _MEMORY,
     Tensor.contiguous: _contiguous,
     Tensor.view: _view,
     Tensor.as_strided: _as_strided,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .._torch import base_tensor, is_batched, is_unbacked, storage_key, tree_leaves
+from .._torch import base_tensor, is_batched, is_unbacked, storage_key, tree_leaves, without_torch_function
 
 __all__ = ["NARROW", "Rows", "RowsOfLanes", "put_by_mask", "put_by_mask_", "set_part"]
 
@@ -95,7 +95,7 @@ class Rows:
         row = self._stale.get(_storage(x)) if self._stale else None
         if row is not None:
             self.fresh(row.table)
-            with torch.enable_grad():
+            with without_torch_function(), torch.enable_grad():  # no write of the user's
                 row.value.copy_(get_row(row.table, row.index))  # type: ignore[arg-type]
             del self._stale[_storage(x)]
         return x

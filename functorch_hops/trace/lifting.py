@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _torch
 from ..ir.meta import TensorMeta
+from .arrays import shared_memory
 from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
@@ -49,6 +50,11 @@ _REGROUPING = (
 )
 """What may give a view of a tensor or a copy, as its layout allows."""
 
+_OF_AN_OPERAND = {*READS, *_COPIES, *OF_THE_TENSOR, *NARROW, *_DETACH, *_REGROUPING}
+"""Of which the first argument is looked at."""
+_OPERANDS = ("input", "data", "obj")
+"""Names that torch gives to such an argument."""
+
 _BACKWARD: dict[Any, str] = {
     torch.autograd.backward: "torch.autograd.backward()",
     Tensor.backward: ".backward()",
@@ -70,6 +76,14 @@ def _is_unknown(x: Any) -> bool:
     if isinstance(x, (list, tuple)):
         return any(map(_is_unknown, x))
     return isinstance(x, Tensor) and _torch.known_constant(_torch.base_tensor(x)) is None
+
+
+def _is_copied(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a call makes a tensor with memory of its own, whatever it is given or, as torch shows, of this array."""
+    if func not in _AS_TENSOR or not hasattr(args[0], "__array_interface__"):
+        return func in _COPIES
+    with _torch.suspended(keep_autocast=False):
+        return shared_memory(func(*args, **kwargs)) is None
 
 
 def _tensors(given: Any) -> list[Tensor]:
@@ -105,6 +119,9 @@ class Lifting(_torch.ForwardRules):
                     return result
         _torch.raise_held_interrupt()
         capture = self.capture
+        if not args and func in _OF_AN_OPERAND:
+            name = next(name for name in kwargs if name in _OPERANDS)
+            args, kwargs = (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
         if (sparse := sparse_among((*args, *(kwargs or {}).values()))) is not None:
             return call_of_sparse(capture, func, sparse, args, kwargs or {})
         if func in MAKES_SPARSE:
@@ -141,7 +158,7 @@ class Lifting(_torch.ForwardRules):
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
-        capture.is_copying = func in _COPIES
+        capture.is_copying = _is_copied(func, args, kwargs)
         last = next(iter(reversed(capture.graph.nodes)), None)
         try:
             return self._call(form, args, kwargs)

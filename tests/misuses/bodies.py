@@ -76,6 +76,13 @@ def body_with_a_list_of_tensors():
 
 
 @misuse_captured(fh.DataDependentError)
+def body_with_packed_sequences():
+    packed = lambda x: torch.nn.utils.rnn.pack_padded_sequence(x, [2, 1])
+    rnn = torch.nn.RNN(2, 3)
+    fh.map(lambda x: rnn(packed(x))[1], torch.ones(3, 2, 2, 2))
+
+
+@misuse_captured(fh.DataDependentError)
 def body_with_math():
     fh.map(lambda x: x * math.sin(x), torch.ones(3))
 

@@ -96,7 +96,7 @@ def _of_loop(
     before = [p[:-1] for p, is_read in zip(prefixes, plan.part.kept) if is_read]
     zeros = [torch.zeros_like(p[0]) for p, a in zip(prefixes, plan.active) if a]
     later = [ct[1:] for ct in cotangents if ct is not None]
-    _, *grads = run_backward(plan, False, rows, before, zeros, later, valid=None)
+    _, *grads = run_backward(plan, False, rows, before, [*zeros, *later], valid=None)
     firsts = [_total([x, None if ct is None else ct[0]]) for x, ct in zip(grads[:k], cotangents)]
     return [*map(_joined, firsts, grads[k : 2 * k]), *grads[2 * k :]]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from ...derive.saving import Policy
 from ...hop.operator import Hop
@@ -29,6 +29,9 @@ class CheckpointParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs)
+
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        return operands
 
     def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
         after = tuple(a for a, twice in zip(self.after_cotangents, is_complex) for _ in range(1 + twice))

@@ -16,6 +16,7 @@ from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...ir.dependence import Pruned, Through, dependent_outputs, needed_inputs
 from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
 from ...lowering.barrier import behind_barrier
 from ...passes.passthrough import SimplifiedCall
 from ...passes.rewiring import restricted, simplify_branches
@@ -93,9 +94,9 @@ def checkpoint_vjp_backward(
 ) -> Sequence[Tensor | None]:
     part = _partition(params, active)
 
-    def run(given: list[Tensor]) -> Sequence[Tensor]:
+    def run(backward: Subgraph, given: list[Tensor]) -> Sequence[Tensor]:
         after = tuple(i >= len(given) - sum(part.cotangents) for i in range(len(given)))
-        return _call(replace(params, body=part.backward, after_cotangents=after), given)
+        return _call(replace(params, body=backward, after_cotangents=after), given)
 
     return part.pull(run, operands, residuals, cotangents)
 

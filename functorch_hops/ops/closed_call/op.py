@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -47,6 +49,9 @@ class ClosedCallParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs)
+
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        return operands
 
     @property
     def public_name(self) -> str:

@@ -4,7 +4,6 @@ settled before.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -104,12 +103,16 @@ class PreparedCall(_PlainRun):
         super().__init__(augmented, run)
         self._params = params
         self._partition = partition_of(params, active)
+        self._compiled: dict[Subgraph, Compiled] = {}
+        """Backward graphs, one for each set of outputs from which gradients came."""
 
-    @functools.cached_property
-    def _backward(self) -> Compiled:
-        origin = self._params.origin
-        origin = None if origin is None else replace(origin, part="backward", saved=None)
-        return compiled(self._partition.backward, self._params.backend, origin)
+    def _backward(self, graph: Subgraph) -> Compiled:
+        code = self._compiled.get(graph)
+        if code is None:
+            origin = self._params.origin
+            origin = None if origin is None else replace(origin, part="backward", saved=None)
+            code = self._compiled[graph] = compiled(graph, self._params.backend, origin)
+        return code
 
     def pull(self, operands: Sequence[Tensor], residuals: Sequence[Tensor], cotangents: Maybe) -> Maybe | None:
         n, given = self._params.n_outputs, [ct for ct in cotangents if ct is not None]
@@ -121,5 +124,5 @@ class PreparedCall(_PlainRun):
             return None
         return self._partition.pull(self._run_backward, operands, residuals, cotangents[:n])
 
-    def _run_backward(self, operands: list[Tensor]) -> Iterable[Tensor]:
-        return map(Tensor.contiguous, self._backward(operands))
+    def _run_backward(self, graph: Subgraph, operands: list[Tensor]) -> Iterable[Tensor]:
+        return map(Tensor.contiguous, self._backward(graph)(operands))

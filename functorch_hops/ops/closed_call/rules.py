@@ -87,10 +87,10 @@ def closed_call_vjp_backward(
 ) -> Sequence[Tensor | None]:
     part = _partition(params, active)
 
-    def pulled(given: Sequence[Tensor]) -> Sequence[Tensor]:
+    def pulled(backward: Subgraph, given: Sequence[Tensor]) -> Sequence[Tensor]:
         if not pulls_for_transform() or current_capture() is not None:
-            return _call(part.backward, params, given)
-        call = ClosedCallParams.of(part.backward, params.backend, (True,) * len(given))
+            return _call(backward, params, given)
+        call = ClosedCallParams.of(backward, params.backend, (True,) * len(given))
         is_late = call.may_be_deferred and _torch.top_interpreter() is not None
         return deferred_call_op(deferred(call), *given) if is_late else closed_call_op(call, *given)
 

@@ -20,6 +20,7 @@ from ...hop.operator import is_plain_call
 from ...ir.active import state
 from ...ir.dependence import Through, dependent_outputs
 from ...ir.meta import Mask
+from ...ir.subgraph import Subgraph
 from ...lowering.backends import with_tapes
 from ...lowering.loops.forms import is_whole
 from ...lowering.loops.tape_values import tapes_made
@@ -50,8 +51,11 @@ def taped_call_vjp_backward(
         params = silenced(params)  # see NOTE [Effects happen once]
         again = closed_call_op(closed_call_vjp_forward(params, active), *operands)
         return closed_call_vjp_backward(params, active, operands, again[params.n_outputs :], cotangents)
-    backward = ClosedCallParams.of(part.backward, params.backend)
-    return part.pull(lambda given: closed_call_op(backward, *given), operands, residuals, cotangents)
+
+    def run(backward: Subgraph, given: Sequence[Tensor]) -> Sequence[Tensor]:
+        return closed_call_op(ClosedCallParams.of(backward, params.backend), *given)
+
+    return part.pull(run, operands, residuals, cotangents)
 
 
 def partition_of(params: ClosedCallParams, active: Mask) -> Partition:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from ...hop.operator import Hop
 from ...ir.meta import Mask
@@ -28,6 +28,9 @@ class CondParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.branches[0].outputs)
+
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        return operands[1:]
 
     def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
         return self.with_bodies(change)

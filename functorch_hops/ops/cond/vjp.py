@@ -16,6 +16,7 @@ from ...derive.partition import Partition, partition
 from ...derive.rewrite import rewritten
 from ...ir.dependence import Through
 from ...ir.meta import Mask, TensorMeta, count
+from ...ir.subgraph import Subgraph
 from .dependence import cond_dependent_outputs
 from .op import CondParams, cond_op
 
@@ -78,14 +79,16 @@ def cond_vjp_backward(
     plan = _plan(params, active)
     selector, *rest = operands
     given = [meta.or_zeros(ct) for ct, meta, c in zip(cotangents, params.branches[0].outputs, plan.cotangents) if c]
+    absent = tuple(ct is None for ct, c in zip(cotangents, plan.cotangents) if c)
     n_slots, n_rest = len(plan.slots), len(rest)
     branches = []
     for part in plan.parts:
+        backward = part.backward_without(absent)
 
-        def run(*args: Tensor, part: Partition = part) -> Sequence[Tensor]:
+        def run(*args: Tensor, part: Partition = part, backward: Subgraph = backward) -> Sequence[Tensor]:
             slots, inputs, cts = args[:n_slots], args[n_slots : n_slots + n_rest], args[n_slots + n_rest :]
             own = [slots[place] for place in plan.places(part)]
-            return part.backward(*own, *(x for x, k in zip(inputs, part.kept) if k), *cts)
+            return backward(*own, *(x for x, k in zip(inputs, part.kept) if k), *cts)
 
         metas = [
             *plan.slots,
@@ -94,7 +97,7 @@ def cond_vjp_backward(
         ]
         make = lambda run=run, metas=metas: rewritten(run, metas, "grad")
         key = ("slots", tuple(metas), n_slots, part.kept, tuple(plan.places(part)))
-        branches.append(part.backward.derive(key, make))
+        branches.append(backward.derive(key, make))
     grads = (
         iter(cond_op(CondParams(tuple(branches)), selector, *residuals, *rest, *given)) if count(active) else iter(())
     )

@@ -121,7 +121,7 @@ def _second_derivative(
     """
     rule, graph = params.of, params.function
     part = _residual_partition(params, active)
-    grads = part.pull(lambda given: part.backward(*given), operands, residuals, cotangents)
+    grads = part.pull(lambda backward, given: backward(*given), operands, residuals, cotangents)
     n_outputs = rule.n_outputs
     if all(ct is None for ct in cotangents[:n_outputs]):
         return grads

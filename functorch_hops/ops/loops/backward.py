@@ -68,16 +68,25 @@ def run_backward(
     reverse: bool,
     parts: Operands,
     residuals: Sequence[Tensor],
-    ct_carry: Sequence[Tensor],
-    ct_ys: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
     valid: Tensor | None,
 ) -> Sequence[Tensor | None]:
-    """The scan backwards in time. ``valid`` marks the steps that happened (all of them where it is None)."""
-    n, m = plan.n_carry, plan.n_xs
+    """The scan backwards in time. ``cotangents``: of the last carry and of stacks, as far as the body's outputs have
+    some. ``valid`` marks the steps that happened (all of them where it is None).
+    """
+    n, m, k = plan.n_carry, plan.n_xs, sum(plan.cotangents[: plan.n_carry])
+    metas = [
+        meta if i < n else meta.with_leading(parts.length)
+        for i, (meta, c) in enumerate(zip(plan.body.outputs, plan.cotangents))
+        if c
+    ]
+    full = [meta.or_zeros(ct) for meta, ct in zip(metas, cotangents, strict=True)]
+    ct_carry, ct_ys, absent = full[:k], full[k:], tuple(ct is None for ct in cotangents[k:])
     ct_consts = [torch.zeros_like(c) for c, a in zip(parts.consts, plan.active[n + m :]) if a]
     kept_xs = [x for x, k in zip(parts.xs, plan.part.kept[n : n + m]) if k]
     kept_consts = [c for c, k in zip(parts.consts, plan.part.kept[n + m :]) if k]
-    body = backward_step(plan, None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device))
+    flag = None if valid is None else TensorMeta(tuple(valid.shape[1:]), valid.dtype, valid.device)
+    body = backward_step(plan, flag, absent)
     xs = [*([] if valid is None else [valid]), *residuals, *kept_xs, *ct_ys]
     n_carry = len(ct_carry) + len(ct_consts)
     outs = scan_op(
@@ -93,8 +102,10 @@ def run_backward(
     return [None, *grads]
 
 
-def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
-    """``(ct carry, sums; [valid], residuals, kept x, ct y; kept consts) -> (ct carry, sums; ct x)``."""
+def backward_step(plan: BackwardPlan, valid: TensorMeta | None, absent: Mask = ()) -> Subgraph:
+    """``(ct carry, sums; [valid], residuals, kept x, ct y; kept consts) -> (ct carry, sums; ct x)``. ``absent``: which
+    ct y are, in all steps.
+    """
     n, m, part, body = plan.n_carry, plan.n_xs, plan.part, plan.body
     carry_metas = [meta for meta, a in zip(body.inputs[:n], plan.active) if a]
     const_metas = [meta for meta, a in zip(body.inputs[n + m :], plan.active[n + m :]) if a]
@@ -104,6 +115,7 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
     y_metas = [meta for meta, c in zip(body.outputs[n:], plan.cotangents[n:]) if c]
     groups = [carry_metas, const_metas, part.residuals, kept_carry, kept_xs, y_metas, kept_consts]
     n_ct, n_x = len(carry_metas), sum(plan.active[n : n + m])
+    backward = part.backward_without((*[False] * n_ct, *absent))
 
     def run(*args: Tensor) -> list[Tensor]:
         values, pieces = list(args), []
@@ -111,13 +123,13 @@ def backward_step(plan: BackwardPlan, valid: TensorMeta | None) -> Subgraph:
             pieces.append(values[: len(group)])
             values = values[len(group) :]
         ct_carry, sums, residuals, carry, xs, ct_ys, consts = pieces
-        grads = list(part.backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
+        grads = list(backward(*residuals, *carry, *xs, *consts, *ct_carry, *ct_ys))
         new_carry, ct_x, ct_w = grads[:n_ct], grads[n_ct : n_ct + n_x], grads[n_ct + n_x :]
         return [*new_carry, *(s + g for s, g in zip(sums, ct_w)), *ct_x]
 
     inputs = [meta for group in groups for meta in group]
     key = ("backward step", tuple(map(tuple, groups)), n_x)
-    step = part.backward.derive(key, lambda: rewritten(run, inputs, "grad"))
+    step = backward.derive(key, lambda: rewritten(run, inputs, "grad"))
     return step if valid is None else _if_it_happened(step, n_ct + len(const_metas), valid)
 
 

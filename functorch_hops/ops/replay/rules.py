@@ -96,7 +96,7 @@ def replay_vjp_backward(
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
     part = _partition(params, active)
-    return [None, *part.pull(lambda given: part.backward(*given), operands[1:], residuals, cotangents[1:])]
+    return [None, *part.pull(lambda backward, given: backward(*given), operands[1:], residuals, cotangents[1:])]
 
 
 def replay_prune(params: ReplayParams, used: Mask) -> Pruned[ReplayParams]:

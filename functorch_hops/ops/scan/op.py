@@ -32,6 +32,9 @@ class ScanParams(Params):
     def n_outputs(self) -> int:
         return len(self.body.outputs)
 
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        return [*[None] * self.n_carry, *operands[1 + self.n_carry :]]
+
     def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
         _, init, xs, _ = split_operands(self, is_complex)
         changed = self.with_bodies(change)

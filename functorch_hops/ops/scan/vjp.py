@@ -42,14 +42,9 @@ def scan_vjp_backward(
 ) -> Sequence[Tensor | None]:
     plan = _plan(params, active)
     parts = split_operands(params, operands)
-    full = [
-        (meta if i < plan.n_carry else meta.with_leading(parts.length)).or_zeros(ct)
-        for i, (ct, meta, c) in enumerate(zip(cotangents, plan.body.outputs, plan.cotangents))
-        if c
-    ]
-    k = sum(plan.cotangents[: plan.n_carry])
+    given = [ct for ct, c in zip(cotangents, plan.cotangents) if c]
     stacks = _with_carries_before(plan, params.reverse, parts.init, residuals)
-    return run_backward(plan, params.reverse, parts, stacks, full[:k], full[k:], valid=None)
+    return run_backward(plan, params.reverse, parts, stacks, given, valid=None)
 
 
 def _with_carries_before(

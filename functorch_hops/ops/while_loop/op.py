@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ...hop.operator import Hop
 from ...ir.meta import Mask
@@ -40,6 +40,9 @@ class WhileLoopParams(Params):
     @property
     def n_outputs(self) -> int:
         return len(self.body.outputs) + len(self.flags)
+
+    def steady(self, operands: Sequence[Any]) -> Sequence[Any]:
+        return [*[None] * self.n_carry, *operands[self.n_carry :]]
 
     def in_parts(self, change: Callable[[Subgraph], Subgraph], is_complex: Mask) -> Self:
         n = self.n_carry

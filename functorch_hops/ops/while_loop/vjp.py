@@ -44,17 +44,11 @@ def while_loop_vjp_backward(
 ) -> Sequence[Tensor | None]:
     if params.checkpoints is not None:
         return checkpointed_vjp_backward(params, params.checkpoints, active, operands, residuals, cotangents)
-    body = params.body
     plan = _plan(params, active)
     n = params.n_carry
     valid, *stacks = residuals
     trips = valid.shape[0]
     cts = [*cotangents[:n], *split_stacks(params.flags, cotangents[n:])]
-    full = [
-        (meta if i < n else meta.with_leading(trips)).or_zeros(ct)
-        for i, (ct, meta, c) in enumerate(zip(cts, body.outputs, plan.cotangents))
-        if c
-    ]
-    k = sum(plan.cotangents[:n])
+    given = [ct for ct, c in zip(cts, plan.cotangents) if c]
     parts = Operands(trips, operands[:n], [], operands[n:])
-    return run_backward(plan, False, parts, stacks, full[:k], full[k:], valid)[1:]
+    return run_backward(plan, False, parts, stacks, given, valid)[1:]
