@@ -25,13 +25,35 @@ __all__ = ["store_what_is_broadcast"]
 aten = torch.ops.aten
 
 _LONG = {
-    *(
-        getattr(aten, name).default
-        for name in (
-            "acos acosh asin asinh atan atan2 atanh cos cosh digamma erf erfc erfinv exp exp2 expm1 lgamma log log10 "
-            "log1p log2 reciprocal rsqrt sigmoid sin sinh sqrt tan tanh"
-        ).split()
-    ),
+    aten.acos.default,
+    aten.acosh.default,
+    aten.asin.default,
+    aten.asinh.default,
+    aten.atan.default,
+    aten.atan2.default,
+    aten.atanh.default,
+    aten.cos.default,
+    aten.cosh.default,
+    aten.digamma.default,
+    aten.erf.default,
+    aten.erfc.default,
+    aten.erfinv.default,
+    aten.exp.default,
+    aten.exp2.default,
+    aten.expm1.default,
+    aten.lgamma.default,
+    aten.log.default,
+    aten.log10.default,
+    aten.log1p.default,
+    aten.log2.default,
+    aten.reciprocal.default,
+    aten.rsqrt.default,
+    aten.sigmoid.default,
+    aten.sin.default,
+    aten.sinh.default,
+    aten.sqrt.default,
+    aten.tan.default,
+    aten.tanh.default,
     aten.div.Tensor,
     aten.pow.Scalar,
     aten.pow.Tensor_Scalar,

@@ -1,4 +1,4 @@
-"""Gradients of padding by the values at the edge, and of sampling at places that values say, inside a loop (torch 2.13).
+"""Gradients of padding by the values at the edge, and of sampling at given places, inside a loop (torch 2.13).
 
 Inductor has C++ of the functions, and none of their derivatives.
 """
