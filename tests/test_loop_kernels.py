@@ -462,7 +462,7 @@ def test_a_signal_ends_the_loops_of_all_threads(two_threads: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["lowered", "load"])
+@pytest.mark.parametrize("part", ["Lowering", "load"])
 def test_a_failure_warns_and_runs_the_native_loop(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("first line\nno such compiler")

@@ -349,6 +349,27 @@ ORDERING: dict[str, Program] = {
 }
 
 
+def _attracted(points: Tensor) -> Tensor:
+    away = points[None] - points[:, None]
+    weights = (away.square().sum(-1) + 0.5) ** -1.5
+    return points + 0.01 * (weights[..., None] * away.sin()).sum(1) / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_pairs_of_points_whose_coordinates_lie_side_by_side(dtype: torch.dtype) -> None:
+    """Kernels of vectors that are read with gaps, and weights of pairs, which are broadcast to coordinates."""
+    points = tuple(normal(n, d).to(dtype) for n, d in ((8, 3), (5, 3), (1, 3), (17, 2), (3, 5), (9, 1), (33, 3)))
+    f = lambda *points: fh.fori_loop(0, 4, lambda _, points: tuple(map(_attracted, points)), points)
+    (report,) = check(f, *points, **({"rtol": 5e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {}))
+    assert report.taken == "steps"
+
+
+def test_what_is_broadcast_stays_in_its_lane() -> None:
+    step = lambda c, x: (c * torch.exp(-x.tanh()) + x.sqrt(), None)
+    (report,) = check(lambda c, xs: fh.scan(step, c, xs)[0], normal(5, 7), normal(4, 1, 1, seed=1).abs())
+    assert report.taken == "lanes"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.int64], ids=str)
 def test_rows_are_reduced_within_vectors(dtype: torch.dtype) -> None:
     rows = (normal(3, 5, 19) * 9).to(dtype)

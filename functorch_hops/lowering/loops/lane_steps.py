@@ -14,7 +14,7 @@ from .body import Lowered, Lowering
 from .forms import Form, Refused
 from .lane_rows import LANE, Rows, rows_of
 from .products import PRODUCTS, product_body
-from .unrolled import Held, Scope, Work, counted, unrolled, work_of
+from .unrolled import Held, Scope, Work, check_work, counted, least_work, unrolled, work_of
 
 __all__ = ["Block", "Body", "Source", "Step", "Written"]
 
@@ -86,8 +86,7 @@ class Step:
     def statements(self) -> tuple[list[str], int]:
         self._parts()
         nodes = [part for node in self.graph.scheduler.nodes for part in node.get_nodes()]
-        for node in nodes:
-            self._check(node)
+        check_work(sum(map(self._checked, nodes)))
         for node in nodes:
             self._add(node)
         outputs = [self._output(i) for i in range(len(self.targets)) if not self._is_there(i)]
@@ -114,19 +113,21 @@ class Step:
                 parts[buffer.get_name()] = layout.view.get_name(), int(layout.view.get_layout().offset)
         self.scope.parts = parts
 
-    def _check(self, node: Any) -> None:
-        """What shows before anything is replayed, which may take seconds."""
+    def _checked(self, node: Any) -> int:
+        """What shows before anything is replayed, which may take seconds. The fewest operations of a lane."""
         from torch._inductor.scheduler import NopKernelSchedulerNode, SchedulerNode
 
         if isinstance(node, SchedulerNode):
             if any(buffer.get_mutations() for buffer in node.get_outputs()):
                 raise Refused("a buffer is written in place")
-        elif _is_product(node):
+            return least_work(node._body, *_sizes(node), self.block.lanes)
+        if _is_product(node):
             _, ranges, reduced = product_body(node.node)
             if self._is_large(ranges, reduced) and math.prod(ranges[:-2]) % self.block.lanes != 0:
                 raise Refused("a product of all lanes with one matrix")
         elif not isinstance(node, NopKernelSchedulerNode) and not self._is_loop(node):
             raise Refused(f"{type(node.node).__name__} is no work of one lane")
+        return 0
 
     def _is_loop(self, node: Any) -> bool:
         return getattr(node.node, "function", None) in self.inner
@@ -149,7 +150,7 @@ class Step:
             if self._is_large(ranges, reduced) and not all(map(self._differs, names)):
                 raise Refused("a product of all lanes with one matrix")
         else:
-            body, (ranges, reduced) = node._body, ([int(size) for size in sizes] for sizes in node._sizes)
+            body, (ranges, reduced) = node._body, _sizes(node)
         work = work_of(self.scope, self.handler, body, ranges, reduced, names)
         now = len(self.stages) - 1
         self.stages[-1].append(work)  # type: ignore[arg-type]
@@ -211,6 +212,11 @@ class Step:
     def _kept(self, name: str) -> Written:
         held = self.scope.held[name]
         return name, [(held.rows.index(i), i) for i in range(held.rows.size)], held
+
+
+def _sizes(node: Any) -> tuple[list[int], list[int]]:
+    ranges, reduced = ([int(size) for size in sizes] for sizes in node._sizes)
+    return ranges, reduced
 
 
 def _is_product(node: Any) -> bool:

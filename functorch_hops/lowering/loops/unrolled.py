@@ -20,7 +20,7 @@ import torch
 from .forms import Refused
 from .lane_rows import LANE, Rows, places, rows_of
 
-__all__ = ["Held", "Scope", "Work", "counted", "unrolled", "work_of"]
+__all__ = ["Held", "Scope", "Work", "check_work", "counted", "least_work", "unrolled", "work_of"]
 
 _MOST = 4000
 """Operations of a lane: more take the compiler long, and leave no value in its register."""
@@ -314,8 +314,7 @@ def counted() -> Any:
 
         def _default(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             self.count += name not in ("load", "constant")
-            if self.count > _MOST:
-                raise Refused("a step of one lane is long")
+            check_work(self.count)
             return "value"
 
         def masked(self, mask: Any, body: Any, other: Any) -> Any:
@@ -328,6 +327,31 @@ def counted() -> Any:
             return sympy.Symbol(f"indirect_{next(self.indices)}", integer=True, nonnegative=True)
 
     return Counted()
+
+
+_UNCOUNTED = (
+    *("load", "store", "store_reduction", "reduction", "constant", "index_expr", "value_expr", "indirect_indexing"),
+    *("check_bounds", "where", "masked"),
+)
+
+
+def least_work(body: Any, ranges: Sequence[int], reduced: Sequence[int], lanes: int) -> int:
+    """The fewest operations of a lane: those that come after a load are done for each of its numbers."""
+    loaded = set[Any]()
+    count = 0
+    for node in body.root_block.graph.nodes:
+        if node.op != "call_method":
+            continue
+        is_after = not loaded.isdisjoint(node.all_input_nodes)
+        count += is_after and node.target not in _UNCOUNTED
+        if is_after or node.target == "load":
+            loaded.add(node)
+    return count * -(-math.prod(ranges) * math.prod(reduced) // lanes)
+
+
+def check_work(work: int) -> None:
+    if work > _MOST:
+        raise Refused("a step of one lane is long")
 
 
 def work_of(
