@@ -2,9 +2,9 @@
 
 NOTE [What is broadcast is computed once] Inductor computes a pointwise value where it is read. A value for each pair of
 bodies, ``r ** -1.5``, that multiplies three coordinates is computed three times, or, where a vector holds the
-coordinates, as one number at a time. On CPUs Inductor stores an exponential that is broadcast, and nothing else. In a
-step, whose work is small and repeated, so is all that takes longer than a load. Lanes are another matter: each computes
-what it needs, in registers.
+coordinates, as one number at a time; and each place is computed anew for all others, from operands whose rows fill no
+vector. On CPUs Inductor stores an exponential that is broadcast, and nothing else. In a step so is what is worth it.
+Lanes are another matter: each computes what it needs, in registers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import fx
 from ... import _torch
 from ...ir.memory import is_view
 from ..barrier import stored
-from .sizes import Size, hint, size_of
+from .sizes import hint, size_of
 
 __all__ = ["store_what_is_broadcast"]
 
@@ -59,28 +59,40 @@ _LONG = {
     aten.pow.Tensor_Scalar,
     aten.pow.Tensor_Tensor,
 }
-"""Operators that take longer than a load, with numbers of a vector or alone."""
+"""Operators that take as long as ``_LENGTH`` others, with numbers of a vector or alone."""
+_LENGTH = 8
+_VECTOR = 8
+_ENOUGH = 16
+"""Operations for each number that is read, from which on it is stored."""
 
 
 def store_what_is_broadcast(graph: fx.Graph) -> bool:
     """Whether there was something to store."""
-    is_long = dict[fx.Node, bool]()
+    work = dict[fx.Node, int]()
     found = dict[fx.Node, None]()
     for node in graph.nodes:
         if not _is_pointwise(node):
             continue
-        sources = [_shown(operand) for operand in node.all_input_nodes]
+        sources = dict.fromkeys(_shown(operand) for operand in node.all_input_nodes)
         for source in sources:
-            if is_long.get(source) and 1 < _numel(source) <= _numel(node) // 2:
+            size, times = _numel(source), _numel(node) // max(_numel(source), 1)
+            if size > 1 and times > 1 and work.get(source, 0) * times >= _ENOUGH:
                 found[source] = None
-                is_long[source] = False
-        is_long[node] = node.target in _LONG or any(is_long.get(source) for source in sources)
+                work[source] = 0
+        work[node] = sum(work.get(source, 0) for source in sources) + _own_work(node)
     for source in found:
         with graph.inserting_after(source):
             node = graph.call_function(stored, (source,))
         node.meta["val"] = source.meta["val"]
         source.replace_all_uses_with(node, lambda user, node=node: user is not node)
     return bool(found)
+
+
+def _own_work(node: fx.Node) -> int:
+    """What computing it once more costs besides reading its operands, which whole vectors are read of as fast."""
+    shape = node.meta["val"].shape
+    is_narrow = bool(shape) and hint(size_of(shape[-1])) < _VECTOR
+    return _LENGTH if node.target in _LONG else int(is_narrow)
 
 
 def _is_pointwise(node: fx.Node) -> bool:
@@ -95,6 +107,5 @@ def _shown(node: fx.Node) -> fx.Node:
 
 
 def _numel(node: fx.Node) -> int:
-    shape: Any = node.meta["val"].shape
-    count: Size = math.prod(map(size_of, shape))
-    return hint(count)
+    value: Any = node.meta.get("val")
+    return hint(math.prod(map(size_of, value.shape))) if isinstance(value, torch.Tensor) else 0
