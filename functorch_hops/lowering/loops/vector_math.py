@@ -47,6 +47,15 @@ def pays_in_vectors(counts: Any) -> bool:
     return sum(n * (_LENGTH if name in _LONG else 1) for name, n in numbers.items()) >= _BY_GAPS * gaps > 0
 
 
+_LARGEST_HALF = 3.5
+
+
+def _twice(exponent: Any) -> int | None:
+    """Of a number with a half, up to which roots and products take less than a power."""
+    is_half = isinstance(exponent, float) and abs(exponent) <= _LARGEST_HALF and exponent % 1 == 0.5
+    return int(2 * exponent) if is_half else None
+
+
 def _call(name: str) -> Callable[[Any], str]:
     return lambda x: f"fh::{name}({x})"
 
@@ -126,6 +135,9 @@ def kernel_proxy() -> Any:
 
         @staticmethod
         def pow(a: Any, b: Any) -> str:
+            twice = _twice(b.number) if isinstance(b, Variable) else None
+            if twice is not None and a.dtype is torch.float32:
+                return f"fh::half_power<{twice}>({a})"
             if is_vector(a) or is_vector(b):
                 a, b = map(vector, promote_args([a, b]))
             return f"fh::pow({a}, {b})"

@@ -343,6 +343,34 @@ template <class F> FH_INLINE F pow(F x, F y) {
   value = y == 0.0f ? all<F>(1.0f) : value;
   return x == 1.0f ? all<F>(1.0f) : value;
 }
+
+// x^(N/2) for an odd N, in double, where nothing overflows. Zero and infinity have no sign then.
+FH_INLINE double square_root(double x) { return __builtin_sqrt(x); }
+#if FH_HAS_VECTORS
+FH_INLINE Doubles square_root(Doubles x) { return recast<Doubles>(recast<at::vec::Vectorized<double>>(x).sqrt()); }
+#endif
+template <int N, class D> FH_INLINE D half_power_in_double(D x) {
+  D power = square_root(x);
+#pragma GCC unroll 8
+  for (int i = 0; i < (N < 0 ? -N : N) / 2; ++i) power = power * x;
+  return N < 0 ? 1.0 / power : power;
+}
+template <class F> FH_INLINE F without_sign_at_ends(F x) {
+  Words<F> b = bits(x);
+  return recast<F>((b == SIGN) | (b == (SIGN | 0x7f800000u)) ? b & ~SIGN : b);
+}
+template <int N> FH_INLINE float half_power(float x) {
+  return float(half_power_in_double<N>(double(without_sign_at_ends(x))));
+}
+#if FH_HAS_VECTORS
+template <int N> FH_INLINE Floats half_power(Floats x) {
+  struct Halves { HalfFloats of[2]; };
+  auto halves = recast<Halves>(without_sign_at_ends(x));
+#pragma GCC unroll 2
+  for (auto& half : halves.of) half = converted<HalfFloats>(half_power_in_double<N>(converted<Doubles>(half)));
+  return recast<Floats>(halves);
+}
+#endif
 }  // namespace fh::math
 
 // What kernels call, of every type.
@@ -383,6 +411,16 @@ FH_INLINE math::Vector pow(math::Vector x, math::Vector y) {
 template <int N>
 FH_INLINE at::vec::VectorizedN<float, N> pow(at::vec::VectorizedN<float, N> x, at::vec::VectorizedN<float, N> y) {
   for (int i = 0; i < N; ++i) x[i] = pow(x[i], y[i]);
+  return x;
+}
+#endif
+template <int N> FH_INLINE float half_power(float x) { return math::half_power<N>(x); }
+#if FH_HAS_VECTORS
+template <int N> FH_INLINE math::Vector half_power(math::Vector x) {
+  return math::recast<math::Vector>(math::half_power<N>(math::recast<math::Floats>(x)));
+}
+template <int N, int M> FH_INLINE at::vec::VectorizedN<float, M> half_power(at::vec::VectorizedN<float, M> x) {
+  for (int i = 0; i < M; ++i) x[i] = half_power<N>(x[i]);
   return x;
 }
 #endif
