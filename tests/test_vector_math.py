@@ -45,7 +45,6 @@ ENDS += [16777215.0, 16777216.0, 1.7014118e38, 3.4028235e38]
 VECTORS = {isa.build_macro()[0].removeprefix("CPU_CAPABILITY_"): isa for isa in valid_vec_isa_list()}
 
 
-
 def symbol(name: str) -> str:
     return re.sub(r"\W", "_", name) + "_"
 
