@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from ..ir.selection import shared_sources
 
-__all__ = ["barriers", "behind_barrier", "copied", "optimization_barrier", "store_shared_sources", "stored"]
+__all__ = ["barriers", "behind_barrier", "copied", "optimization_barrier", "store", "store_shared_sources", "stored"]
 
 _library = torch.library.Library("functorch_hops", "FRAGMENT")
 _library.define("optimization_barrier(Tensor value, Tensor[] until) -> Tensor")
@@ -68,8 +68,13 @@ def behind_barrier(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Te
 def store_shared_sources(graph: fx.Graph) -> None:
     """See NOTE [What a maximum is taken of is computed once]."""
     for source in shared_sources(graph):
-        with graph.inserting_after(source):
-            node = graph.call_function(stored, (source,))
-        node.meta["val"] = source.meta["val"]
-        for user in [user for user in source.users if user is not node]:
-            user.replace_input_with(source, node)
+        store(source)
+
+
+def store(source: fx.Node) -> None:
+    """Have all who read a value read it from memory."""
+    with source.graph.inserting_after(source):
+        node = source.graph.call_function(stored, (source,))
+    node.meta["val"] = source.meta["val"]
+    for user in [user for user in source.users if user is not node]:
+        user.replace_input_with(source, node)

@@ -17,7 +17,7 @@ from torch import fx
 
 from ... import _torch
 from ...ir.memory import is_view
-from ..barrier import stored
+from ..barrier import store
 from .sizes import hint, size_of
 
 __all__ = ["store_what_is_broadcast"]
@@ -81,10 +81,7 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
                 work[source] = 0
         work[node] = sum(work.get(source, 0) for source in sources) + _own_work(node)
     for source in found:
-        with graph.inserting_after(source):
-            node = graph.call_function(stored, (source,))
-        node.meta["val"] = source.meta["val"]
-        source.replace_all_uses_with(node, lambda user, node=node: user is not node)
+        store(source)
     return bool(found)
 
 

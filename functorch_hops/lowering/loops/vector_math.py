@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.torch_version import TorchVersion
@@ -32,26 +32,25 @@ _WIDE = torch.float32, torch.float64, torch.int32, torch.int64
 """Of which parts of vectors are read and written in words: see ``fh::First``."""
 _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
+_LARGEST_HALF = 3.5
+"""Exponents with a half, up to which roots and products take less than a power."""
 
 _FREE = "load", "store", "store_reduction", "reduction", "index_expr", "value_expr", "to_dtype"
 _LONG = *_FUNCTIONS, "pow", "reciprocal", "rsqrt", "sqrt", "truediv"
 _LENGTH = 8
 _BY_GAPS = 2.5
 """Operations that a vector saves as much with as it loses where it is read or written with gaps."""
+_selecting = threading.RLock()
 
 
-def pays_in_vectors(counts: Any) -> bool:
+def _pays_in_vectors(counts: Any) -> bool:
     """Of a kernel that reads or writes with gaps. ``counts``: of its operations, by Inductor."""
     gaps = sum(counts.non_contig_indexing_op_counter.values())
     numbers = {name: n for name, n in counts.op_counter.items() if name not in _FREE}
     return sum(n * (_LENGTH if name in _LONG else 1) for name, n in numbers.items()) >= _BY_GAPS * gaps > 0
 
 
-_LARGEST_HALF = 3.5
-
-
 def _twice(exponent: Any) -> int | None:
-    """Of a number with a half, up to which roots and products take less than a power."""
     is_half = isinstance(exponent, float) and abs(exponent) <= _LARGEST_HALF and exponent % 1 == 0.5
     return int(2 * exponent) if is_half else None
 
@@ -291,7 +290,7 @@ def kernel_proxy() -> Any:
         def select_tiling(self, functions: Any, sizes: Any) -> Any:
             chosen = super().select_tiling(functions, sizes)
             factors, _, *counts = chosen  # torch 2.11 has none
-            if factors or not counts or not pays_in_vectors(counts[0]):
+            if factors or not counts or not _pays_in_vectors(counts[0]):
                 return chosen
             with config.patch({"cpp.enable_tiling_heuristics": False}):
                 return super().select_tiling(functions, sizes)
@@ -303,8 +302,13 @@ def kernel_proxy() -> Any:
         usual: Any = None
 
         def codegen_functions(self, functions: Any, sizes: Any) -> None:
-            with mock.patch.object(cpp, "TilingSelect", Tiling):  # which has no other place to be named
-                super().codegen_functions(functions, sizes)
+            with _selecting:  # which class selects is named in Inductor's module, and nowhere else
+                usual = cpp.TilingSelect
+                setattr(cpp, "TilingSelect", Tiling)  # noqa: B010 - to mypy classes are constants
+                try:
+                    super().codegen_functions(functions, sizes)
+                finally:
+                    setattr(cpp, "TilingSelect", usual)  # noqa: B010
             general: Any = self.kernels[0]
             intervals = general.usual() if type(general) is VecKernel else {}
             if intervals:
