@@ -79,7 +79,8 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
         with graph.inserting_after(source):
             node = graph.call_function(stored, (source,))
         node.meta["val"] = source.meta["val"]
-        source.replace_all_uses_with(node, lambda user, node=node: user is not node)
+        for user in [user for user in source.users if user is not node]:
+            user.replace_input_with(source, node)
     return bool(found)
 
 

@@ -96,7 +96,7 @@ def custom_rule_vjp_backward(
         return [next(absent) if a else None for a in active]
     with _torch.autocast_off():
         if layout.has_backward and len(cts) > 1:
-            cts = custom_rule_op(materializing(rule, tuple(map(TensorMeta.of, cts))), *cts)
+            cts = list(custom_rule_op(materializing(rule, tuple(map(TensorMeta.of, cts))), *cts))
         grads = iter(reverse.backward(*residuals, *operands, *cts))
     return [next(grads) if g else None for g in reverse.gradients]
 
