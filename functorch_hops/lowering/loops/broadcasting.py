@@ -17,7 +17,7 @@ from torch import fx
 
 from ... import _torch
 from ...ir.memory import is_view
-from ..barrier import stored
+from ..barrier import store
 from .sizes import Size, hint, size_of
 
 __all__ = ["store_what_is_broadcast"]
@@ -75,12 +75,7 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
                 found[source] = None
                 is_long[source] = False
         is_long[node] = node.target in _LONG or any(is_long.get(source) for source in sources)
-    for source in found:
-        with graph.inserting_after(source):
-            node = graph.call_function(stored, (source,))
-        node.meta["val"] = source.meta["val"]
-        for user in [user for user in source.users if user is not node]:
-            user.replace_input_with(source, node)
+    store(graph, found)
     return bool(found)
 
 
