@@ -62,10 +62,38 @@ def test_second_derivatives_at_an_edge(f, is_jitted):
     same(second(program)(X), second(lambda x: 2 * f(x).sum())(X))
 
 
-def test_rules_that_add_something_to_a_cotangent():
-    """What is no function of the cotangent alone is computed where some cotangent arrives."""
+RULES = {
+    "sum": lambda ct_x, ct_y: ct_x + (ct_y + 1),
+    "difference": lambda ct_x, ct_y: ct_x + (1 - ct_y),
+    "exponential": lambda ct_x, ct_y: ct_x + ct_y.exp(),
+    "bound": lambda ct_x, ct_y: ct_x + ct_y.clamp(min=1),
+    "selection": lambda ct_x, ct_y: ct_x + torch.where(X > 0, ct_y, 3.0),
+    "parts": lambda ct_x, ct_y: ct_x + torch.cat([ct_y[:1], X[1:]]),
+    "write": lambda ct_x, ct_y: ct_x + ct_y.index_fill(0, torch.tensor([0]), 4.0),
+    "branch": lambda ct_x, ct_y: ct_x + fh.cond(X.sum() > 0, lambda c: c + 1, lambda c: c, ct_y),
+    "loop": lambda ct_x, ct_y: ct_x + fh.fori_loop(0, 2, lambda i, c: c + 1, ct_y),
+    "inner call": lambda ct_x, ct_y: ct_x + fh.jit(lambda c: c + 1, backend="eager")(ct_y),
+}
+AROUND = {
+    "jit": lambda f: fh.jit(f, backend="eager"),
+    "checkpoint in jit": lambda f: fh.jit(fh.checkpoint(f), backend="eager"),
+    "branch in jit": lambda f: fh.jit(lambda x: fh.cond(x.sum() > 0, f, f, x), backend="eager"),
+    "scan in jit": lambda f: fh.jit(lambda x: fh.scan(lambda c, row: (c, f(row)), 0.0, x[None])[1], backend="eager"),
+}
 
-    class Shifted(torch.autograd.Function):
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_rules_that_are_not_linear_in_a_cotangent(rule, around):
+    """A rule gets zeros for what is absent, as in eager, and what it makes of them is computed."""
+
+    @fh.custom_vjp
+    def pair(x, y):
+        return x.clone(), y.clone()
+
+    pair.defvjp(lambda x, y: (pair(x, y), None), lambda _, ct: (rule(*ct), rule(*ct[::-1])))
+
+    class Pair(torch.autograd.Function):
         @staticmethod
         def forward(x, y):
             return x.clone(), y.clone()
@@ -76,12 +104,29 @@ def test_rules_that_add_something_to_a_cotangent():
 
         @staticmethod
         def backward(ctx, ct_x, ct_y):
-            return ct_x + (ct_y + 1), ct_y
+            return rule(ct_x, ct_y), rule(ct_y, ct_x)
 
-    f = lambda x: Shifted.apply(x, x * 2)
-    x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
-    expected = torch.autograd.grad(f(x)[0].sum(), x)
-    same(torch.autograd.grad(fh.jit(f, backend="eager")(y)[0].sum(), y), expected)
+    for call in (pair, Pair.apply):
+        f = lambda x, call=call: call(x, x * 2)
+        program = around(f)
+        for i in (0, 1):
+            x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
+            expected = torch.autograd.grad(f(x)[i].sum(), x)
+            same(torch.autograd.grad(program(y)[i].sum(), y), expected)
+            first = lambda g, i=i: torch.func.grad(lambda x: g(x)[i].sum())
+            second = lambda g, first=first: torch.func.grad(lambda x: first(g)(x).square().sum())
+            same(second(program)(X), second(f)(X))
+
+
+def test_a_rule_to_which_no_cotangent_comes_does_not_run():
+    @fh.custom_vjp
+    def f(x):
+        return x.clone()
+
+    f.defvjp(lambda x: (f(x), None), lambda _, ct: (ct + 1,))
+    program = fh.jit(lambda x: (f(x), x * 2), backend="eager")
+    x = X.clone().requires_grad_()
+    same(torch.autograd.grad(program(x)[1].sum(), x)[0], torch.full_like(X, 2.0))
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ NOTE [Absent cotangents] Where no gradient arrives, autograd does nothing: an ou
 part in the gradient, were its own derivative infinite. A call has one backward graph for all of its outputs, in which
 zeros for absent cotangents would give ``0 * inf``, NaN. What is computed from cotangents is linear in them, so what
 follows from absent ones alone is zero by structure, and is not computed, nor in the bodies of operators. A rule of the
-user's may add to a cotangent what is none, or compare it: such values are computed, of zeros. What a loop carries is
-zero in its first step at most, and so is not known to be.
+user's may make of cotangents what is not linear in them. It runs as soon as one of them is there, and gets zeros for
+the others: an operator before it says so (``materializing``). What a loop carries is zero in its first step at most,
+and so is not known to be.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from ..passes.cleaning import clean
 __all__ = ["without_cotangents"]
 
 _aten = torch.ops.aten
-_SUMS = (_aten.add.Tensor, _aten.sub.Tensor)
 
 
 def without_cotangents(backward: Subgraph, cotangents: Mask, absent: Mask) -> Subgraph:
@@ -71,10 +71,7 @@ class _Marks:
         if isinstance(live, tuple) and isinstance(reached, tuple):
             self.zero[node] = tuple(z and not f for z, f in zip(reached, live))
         else:
-            self.zero[node] = bool(reached) and not live and self._is_linear(node)
-
-    def _is_linear(self, node: fx.Node) -> bool:
-        return node.target not in _SUMS or all(isinstance(a, fx.Node) and self.zero[a] for a in node.args[:2])
+            self.zero[node] = bool(reached) and not live
 
 
 def _read_as_zeros(node: fx.Node, marks: _Marks) -> None:

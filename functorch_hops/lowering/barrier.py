@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -67,14 +67,14 @@ def behind_barrier(values: Sequence[Tensor], until: Sequence[Tensor]) -> list[Te
 
 def store_shared_sources(graph: fx.Graph) -> None:
     """See NOTE [What a maximum is taken of is computed once]."""
-    for source in shared_sources(graph):
-        store(source)
+    store(graph, shared_sources(graph))
 
 
-def store(source: fx.Node) -> None:
-    """Have all who read a value read it from memory."""
-    with source.graph.inserting_after(source):
-        node = source.graph.call_function(stored, (source,))
-    node.meta["val"] = source.meta["val"]
-    for user in [user for user in source.users if user is not node]:
-        user.replace_input_with(source, node)
+def store(graph: fx.Graph, values: Iterable[fx.Node]) -> None:
+    """Let whoever reads these values read them from memory."""
+    for value in values:
+        with graph.inserting_after(value):
+            node = graph.call_function(stored, (value,))
+        node.meta["val"] = value.meta["val"]
+        for user in [user for user in value.users if user is not node]:
+            user.replace_input_with(value, node)

@@ -80,8 +80,7 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
                 found[source] = None
                 work[source] = 0
         work[node] = sum(work.get(source, 0) for source in sources) + _own_work(node)
-    for source in found:
-        store(source)
+    store(graph, found)
     return bool(found)
 
 

@@ -62,7 +62,7 @@ def _sampled_backward(
     first = 0 if is_aligned else -0.5
     places = [(part + 1) * scale + first for part, scale in zip(grid.unbind(-1), scales)]  # rounded as torch's
     image, channel = (torch.arange(x.shape[d], device=x.device).reshape(-1, *[1] * (3 - d)) for d in (0, 1))
-    of_x, of_grid = torch.zeros_like(x), [torch.zeros_like(place) for place in places]
+    of_x, slopes = torch.zeros_like(x), [torch.zeros_like(cotangent)] * 2
     for corner in itertools.product((0, 1), repeat=2) if mode == _BILINEAR else [(0, 0)]:
         if mode == _BILINEAR:
             at = [place.floor() + side for place, side in zip(places, corner)]
@@ -71,13 +71,16 @@ def _sampled_backward(
             at = [place.round() for place in places]
             u = v = torch.ones_like(places[0])
         inside = [(i >= 0) & (i < size) for i, size in zip(at, sizes)]
-        is_inside = inside[0] & inside[1]
-        weight, column, row = (torch.where(is_inside, part, 0) for part in (u * v, *at))
-        corner_of = image, channel, row.long().unsqueeze(1), column.long().unsqueeze(1)
-        given = torch.where(is_inside.unsqueeze(1), cotangent, 0)
-        of_x = of_x.index_put(corner_of, given * weight.unsqueeze(1), accumulate=True)
+        is_inside = (inside[0] & inside[1]).unsqueeze(1)
+        weight, column, row = (torch.where(is_inside, part.unsqueeze(1), 0) for part in (u * v, *at))
+        corner_of = image, channel, row.long(), column.long()
+        of_x = of_x.index_put(corner_of, torch.where(is_inside, cotangent, 0) * weight, accumulate=True)
         if mode == _BILINEAR:
-            product = (given * x[corner_of]).sum(1)
-            slopes = [(2 * side - 1) * scale for side, scale in zip(corner, scales)]
-            of_grid = [of_grid[0] + slopes[0] * v * product, of_grid[1] + slopes[1] * u * product]
-    return tuple(grad if is_asked else None for grad, is_asked in zip((of_x, torch.stack(of_grid, -1)), asked))
+            value = torch.where(is_inside, x[corner_of], 0)
+            lengths = [(2 * side - 1) * other.unsqueeze(1) for side, other in zip(corner, (v, u))]
+            slopes = [slope + length * value for slope, length in zip(slopes, lengths)]
+    if mode == _BILINEAR:
+        of_grid = torch.stack([(cotangent * slope).sum(1) * scale for slope, scale in zip(slopes, scales)], -1)
+    else:
+        of_grid = torch.zeros_like(grid)
+    return tuple(grad if is_asked else None for grad, is_asked in zip((of_x, of_grid), asked))

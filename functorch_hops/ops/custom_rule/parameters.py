@@ -24,11 +24,21 @@ from ...derive.partition import partition
 from ...derive.rewrite import rewritten
 from ...ir.build import copy_graph
 from ...ir.dependence import Through, dependent_outputs
-from ...ir.meta import Mask, count, is_differentiable
+from ...ir.meta import Mask, TensorMeta, count, is_differentiable
 from ...ir.subgraph import Params, Subgraph
 from ..missing_derivative.op import FailedRule, MissingDerivative
 
-__all__ = ["Batched", "CustomRule", "CustomRuleParams", "Inlined", "Layout", "Recursion", "Reverse", "Rule"]
+__all__ = [
+    "Batched",
+    "CustomRule",
+    "CustomRuleParams",
+    "Inlined",
+    "Layout",
+    "Recursion",
+    "Reverse",
+    "Rule",
+    "materializing",
+]
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,10 @@ class CustomRule(CustomRuleParams):
     @property
     def public_name(self) -> str:
         return self.layout.name
+
+    @property
+    def lost_when_exported(self) -> str | None:
+        return None if self.layout.is_ordinary else super().lost_when_exported
 
     def unfolded(self, body: Subgraph) -> Subgraph:
         """``body`` with its references to this rule replaced by the rule (NOTE [Recursion]), in the variant whose
@@ -277,6 +291,32 @@ class Inlined(CustomRuleParams):
 
 
 Rule = CustomRule | Batched
+
+
+def materializing(rule: Rule, metas: tuple[TensorMeta, ...]) -> CustomRule:
+    """A call that returns its operands, the cotangents that a ``backward`` of the user's is told: all are there as soon
+    as one of them is. See NOTE [Absent cotangents].
+    """
+    every = (True,) * len(metas)
+    layout = replace(
+        rule.layout,
+        n_inputs=len(metas),
+        differentiable_inputs=every,
+        gradients=every,
+        differentiable=every,
+        has_backward=False,
+        has_tangent=True,
+        constant_closure=True,
+        vmap=None,
+        transposes_backward=False,
+        is_ordinary=True,
+    )
+
+    def made() -> CustomRule:
+        identity, tangent = (rewritten(lambda *xs: list(xs), metas * n, "vjp") for n in (1, 2))
+        return CustomRule(identity, (tangent,), -1, layout)
+
+    return rule.derive(("materializing", metas), made)
 
 
 def _transposed(rule: CustomRule, active: Mask) -> Reverse:

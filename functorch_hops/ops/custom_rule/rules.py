@@ -19,11 +19,11 @@ from ...derive.partition import Partition, partition
 from ...derive.tangent import with_tangents
 from ...errors import CaptureError, message
 from ...ir.dependence import Pruned, Through, dependent_outputs
-from ...ir.meta import Mask
+from ...ir.meta import Mask, TensorMeta
 from ...ir.subgraph import Subgraph
 from ..missing_derivative.op import FailedRule, MissingDerivative, absent_derivatives, closed_over
 from .op import custom_rule_op
-from .parameters import Batched, CustomRuleParams, Inlined, Recursion, Rule
+from .parameters import Batched, CustomRuleParams, Inlined, Recursion, Rule, materializing
 
 __all__ = [
     "custom_rule_abstract_eval",
@@ -95,6 +95,8 @@ def custom_rule_vjp_backward(
         absent = iter(absent_derivatives(absence, asking, [*operands, *cts]))
         return [next(absent) if a else None for a in active]
     with _torch.autocast_off():
+        if layout.has_backward and len(cts) > 1:
+            cts = list(custom_rule_op(materializing(rule, tuple(map(TensorMeta.of, cts))), *cts))
         grads = iter(reverse.backward(*residuals, *operands, *cts))
     return [next(grads) if g else None for g in reverse.gradients]
 
