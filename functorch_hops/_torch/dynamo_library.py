@@ -121,7 +121,7 @@ class Compiler(NamedTuple):
 
 
 def as_unsupported(error: Exception, cause: Any = None) -> Unsupported:
-    """An error of the library's that Dynamo takes for a reason to break the graph; `cause`: Dynamo's, which knows where."""
+    """An error of the library's that Dynamo takes for a reason to break the graph, where `cause`, Dynamo's own, was."""
     made: Unsupported = _both(type(error))(str(error), cause)
     return made.with_traceback(error.__traceback__)
 
