@@ -631,6 +631,26 @@ def test_no_grad_in_a_model_is_part_of_the_program(strict: bool, enabled: bool) 
     torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
 
 
+class Inferred(Loops):
+    """What takes a form without a derivative, or has none in torch's operators, stands where there is no gradient."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * self.w
+        with torch.no_grad():
+            found = fh.while_loop(lambda v: v.norm() > 0.5, lambda v: 0.5 * torch.tanh(v * self.w), y)
+            sums = fh.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (y, y))
+        return (found + sums[1]) * self.w + fh.map(lambda r: r * self.w, x)
+
+
+@both_ways
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_what_a_model_runs_under_no_grad_is_detached(strict: bool, has_gradient: bool) -> None:
+    model = Inferred()
+    run = torch.export.export(model, (X.clone().requires_grad_(has_gradient),), strict=strict).module()
+    expected = gradients(model, list(model.parameters()), X)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+
+
 class Switched(Loops):
     """It switches gradients off by a call, and on again."""
 
