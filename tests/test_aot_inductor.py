@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan as scan_of_torch
 from torch.utils import cpp_extension
 
 import functorch_hops as fh
@@ -156,3 +157,41 @@ def test_what_a_kernel_finds_wrong_is_an_error_of_the_package(tmp_path: Path) ->
     with pytest.raises(RuntimeError, match="index out of bounds"):
         run(x, torch.tensor([0, 3]))
     torch.testing.assert_close(run(x, rows), Module()(x, rows))
+
+
+def in_a_package(run: Any, *args: Tensor, path: Path) -> Any:
+    class Module(nn.Module):
+        def forward(self, *args: Tensor) -> Any:
+            return run(*args)
+
+    torch._inductor.aoti_compile_and_package(torch.export.export(Module(), args), package_path=str(path))
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def test_torch_packages_no_stacks_of_while_loops_and_no_prefixes_in_half_precision(tmp_path: Path) -> None:
+    x, path = torch.ones(3), tmp_path / "model.pt2"
+    grow = lambda x: fh.while_loop(lambda v: v.sum() < 10, lambda v: v * v + 1, x).sum()
+    with pytest.raises(RuntimeError, match="NYI cpp wrapper for while_loop_stack_output"):
+        in_a_package(fh.grad(grow), x, path=path)
+    with pytest.raises(RuntimeError, match="Unable to generate code for associative_scan"):
+        in_a_package(lambda x: fh.associative_scan(torch.mul, x), x.half(), path=path)
+
+
+def test_torch_packages_no_check_in_a_loop(tmp_path: Path) -> None:
+    """A scan of torch's own."""
+    solve = lambda c, row: (torch.linalg.solve(torch.eye(3) + row.outer(row), c), row.clone())
+    run = lambda xs: scan_of_torch(solve, xs[0], xs)[0]
+    with pytest.raises(RuntimeError, match="Expected positional argument"):
+        in_a_package(run, torch.ones(4, 3), path=tmp_path / "model.pt2")
+
+
+def test_torch_counts_negative_rows_from_the_end(tmp_path: Path) -> None:
+    """Where eager raises. Compiled code of torch's own does so too."""
+    select, x = lambda x, i: x.index_select(0, i), torch.arange(6.0)
+    for run in (in_a_package(select, x, torch.tensor([1]), path=tmp_path / "model.pt2"), torch.compile(select)):
+        assert run(x, torch.tensor([-1])).item() == 5
+        with pytest.raises(RuntimeError):
+            run(x, torch.tensor([-7]))
+    for refusing in (select, fh.jit(select)):
+        with pytest.raises(IndexError):
+            refusing(x, torch.tensor([-1]))

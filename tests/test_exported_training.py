@@ -631,6 +631,47 @@ def test_no_grad_in_a_model_is_part_of_the_program(strict: bool, enabled: bool) 
     torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
 
 
+class Inferred(Loops):
+    """What takes a form without a derivative, or has none in torch's operators, stands where there is no gradient."""
+
+    def forward(self, x: Tensor) -> Any:
+        y = x * self.w
+        with torch.no_grad():
+            found = fh.while_loop(lambda v: v.norm() > 0.5, lambda v: 0.5 * torch.tanh(v * self.w), y)
+            sums = fh.associative_scan(lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (y, y))
+        return (found + sums[1]) * self.w + fh.map(lambda r: r * self.w, x)
+
+
+@both_ways
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_what_a_model_runs_under_no_grad_is_detached(strict: bool, has_gradient: bool) -> None:
+    model = Inferred()
+    run = torch.export.export(model, (X.clone().requires_grad_(has_gradient),), strict=strict).module()
+    expected = gradients(model, list(model.parameters()), X)
+    torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+
+
+class Switched(Loops):
+    """It switches gradients off by a call, and on again."""
+
+    def forward(self, x: Tensor) -> Any:
+        torch.set_grad_enabled(False)
+        target = fh.scan(lambda c, r: (torch.tanh(c * self.w + r), None), x[0], x)[0]
+        torch.set_grad_enabled(True)
+        return target * fh.map(lambda r: r * self.w, x)
+
+
+def test_gradients_that_a_model_switches_off_by_a_call() -> None:
+    model = Switched()
+    expected = gradients(model, list(model.parameters()), X)
+    for strict, enabled in ((True, True), (False, True), (False, False)):
+        with torch.set_grad_enabled(enabled):
+            run = torch.export.export(model, (X,), strict=strict).module()
+        torch.testing.assert_close(gradients(run, list(run.parameters()), X), expected)
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="whether the program turned gradients off around scan"):
+        torch.export.export(model, (X,), strict=True)
+
+
 def test_torch_forgets_no_grad_in_a_model_around_its_control_flow_and_in_an_export_without_gradients() -> None:
     class Region(nn.Module):
         def __init__(self, function: Any) -> None:

@@ -259,6 +259,25 @@ def test_anomaly_mode(run):
             gradients(run, lambda x: fh.scan(lambda c, _: ((c * 0).sqrt() * 0 + c, None), x, length=2)[0], x)
 
 
+def test_torch_refuses_its_transforms_in_its_own_checkpoint() -> None:
+    slope = lambda grad: lambda x: grad(lambda x: x.sin().prod())(x)
+    expected = slope(fh.grad)(x := torch.tensor([0.3, 0.5], dtype=torch.float64, requires_grad=True))
+    for grad in (torch.func.grad, fh.grad):
+        with pytest.raises(RuntimeError, match="don't yet support saved tensor hooks"):
+            torch.utils.checkpoint.checkpoint(slope(grad), x, use_reentrant=False)
+    inside = fh.jit(slope(fh.grad), backend="eager")
+    around = lambda x: torch.utils.checkpoint.checkpoint(slope(fh.grad), x, use_reentrant=False)
+    runs = [
+        lambda x: torch.utils.checkpoint.checkpoint(inside, x, use_reentrant=False),
+        fh.jit(around, backend="eager"),
+        torch.compile(around, backend="aot_eager", fullgraph=True),
+        fh.checkpoint(slope(fh.grad)),
+    ]
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    for run in runs:
+        torch.testing.assert_close(torch.autograd.grad(run(x).sum(), x)[0], gradient)
+
+
 @every_mode
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])

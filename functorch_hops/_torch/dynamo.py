@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor, fx
-from torch._dynamo.exc import ObservedException, Unsupported, UserError
+from torch._dynamo.exc import ObservedException, TorchRuntimeError, Unsupported, UserError
 from torch._dynamo.source import GlobalSource
 from torch._dynamo.trace_rules import _force_inline
 from torch._dynamo.utils import get_unique_name_wrt
@@ -65,6 +65,13 @@ class _LeafCallVariable(higher_order_ops.TorchHigherOrderOperatorVariable):
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
         function, positional, keywords = LazyVariableTracker.realize_all(list(args))
         return _Call(tx, self.value, self.library).trace(function.as_python_constant(), positional, keywords)
+
+
+_FAILED_ASSERTS = {
+    "Data-dependent assertion failed (cannot compile partial graph)",
+    "Assertion failed on symbolic shapes",
+}
+"""What Dynamo calls an ``assert`` of a value that it knows."""
 
 
 class _AnyIndex(TorchFunctionMode):
@@ -222,16 +229,22 @@ class _Call:
 
     def in_mode_of_program(self) -> contextlib.AbstractContextManager[object]:
         """``no_grad`` around the whole of an export is no part of the program."""
-        _, had_gradients = self.tx.output.tracing_context.global_context.global_state["grad_enabled"]
+        tx = self.tx
+        _, had_gradients = tx.output.tracing_context.global_context.global_state["grad_enabled"]
         if torch.is_grad_enabled() or had_gradients or not is_exporting():
             return contextlib.nullcontext()
-        frame = self.tx
+        codes, frame = list(tx.output.traced_code), tx
         while frame is not None:
+            codes.append(frame.f_code)
             switches: list[Any] = [x.ctx for x in frame.stack if isinstance(x, WithExitFunctionVariable)]
             switches.append(getattr(getattr(frame, "funcvar", None), "context", None))  # of a decorated function
             if any(isinstance(x, GradModeVariable) for x in switches):
                 return contextlib.nullcontext()
             frame = frame.parent
+        if any("set_grad_enabled" in code.co_names for code in codes):
+            # Dynamo makes no node of a switch that changes nothing.
+            with self.library.tracing(TracingContext.extract_stack):
+                self.library.mode_unknown(self.operation)
         return torch.enable_grad()
 
     def proxy_of(self, x: Tensor) -> fx.Proxy:
@@ -268,15 +281,25 @@ class _Call:
         """What Dynamo can't trace, and what the user's function raises and nothing around catches, as an error of the
         library's too; anything else is for Dynamo to handle.
         """
-        if isinstance(error, ObservedException) and not self.may_be_caught():
-            raised = self.tx.exn_vt_stack._current_exception.debug_repr()
-            with self.library.tracing(lambda: error.real_stack):
-                return as_unsupported(self.library.raised(self.operation, raised))
-        if not isinstance(error, (Unsupported, UserError)) or isinstance(error, self.library.errors):
+        if isinstance(error, IndentationError) and isinstance(error.__context__, Unsupported):
+            error = error.__context__  # whose graph, which holds no operation yet, torch (2.13) fails to print
+        refusals = Unsupported, UserError, TorchRuntimeError, ObservedException
+        if not isinstance(error, refusals) or isinstance(error, self.library.errors):
             return error
-        kind = error.gb_type if isinstance(error, Unsupported) else error.error_type.name
+        if isinstance(error, ObservedException) and self.may_be_caught():
+            return error
         with self.library.tracing(lambda: error.real_stack):
-            return as_unsupported(self.library.refused(self.operation, kind or "", error.msg), error)
+            return as_unsupported(self.as_own(error), error)
+
+    def as_own(self, error: Any) -> Exception:
+        if isinstance(error, ObservedException):
+            return self.library.raised(self.operation, self.tx.exn_vt_stack._current_exception.debug_repr())
+        if isinstance(error, TorchRuntimeError):  # of an operator on fakes
+            return self.library.raised(self.operation, error.msg.partition(": got ")[2].partition("\n")[0] or error.msg)
+        kind = error.gb_type if isinstance(error, Unsupported) else error.error_type.name
+        if kind in _FAILED_ASSERTS:
+            return self.library.raised(self.operation, "AssertionError")
+        return self.library.refused(self.operation, kind or "", error.msg)
 
     def may_be_caught(self) -> bool:
         """Whether the call of the library stands in a ``try`` or ``with``."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import Unsupported, UserError
+from torch._dynamo.exc import Unsupported
 
 __all__ = ["Captured", "Compiler", "Library", "as_unsupported"]
 
@@ -81,6 +81,10 @@ class Library(Protocol):
         """The error for an object that Python is to get when the graph runs, and that Dynamo makes while it traces."""
         ...
 
+    def mode_unknown(self, operation: str) -> None:
+        """Warns that Dynamo does not say whether gradients are off around a call."""
+        ...
+
     def signature(self, function: Any) -> inspect.Signature:
         """Of a function, as its callers know it."""
         ...
@@ -116,8 +120,8 @@ class Compiler(NamedTuple):
         return cls(name, dict(getattr(backend, "config", None) or {}))
 
 
-def as_unsupported(error: Exception, cause: Unsupported | UserError | None = None) -> Unsupported:
-    """An error of the library's that Dynamo takes for a reason to break the graph."""
+def as_unsupported(error: Exception, cause: Any = None) -> Unsupported:
+    """An error of the library's that Dynamo takes for a reason to break the graph, where `cause`, Dynamo's own, was."""
     made: Unsupported = _both(type(error))(str(error), cause)
     return made.with_traceback(error.__traceback__)
 
@@ -126,7 +130,7 @@ def _both(kind: type[Exception]) -> Callable[..., Unsupported]:
     if kind in _errors_of_both:
         return _errors_of_both[kind]
 
-    def init(self: Unsupported, text: str, cause: Unsupported | UserError | None) -> None:
+    def init(self: Unsupported, text: str, cause: Any) -> None:
         Unsupported.__init__(self, text, kind.__name__, real_stack=None if cause is None else cause.real_stack)
 
     made = type(kind.__name__, (kind, Unsupported), {"__module__": kind.__module__, "__init__": init})

@@ -36,6 +36,7 @@ from ..errors import (
     is_own,
     message,
     traced_from,
+    warn,
 )
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import is_differentiable
@@ -204,6 +205,12 @@ class _Library:
         problem = f"{name} is made while torch.compile traces the code around, and is not there when it runs"
         remedy = "make it outside of what is compiled; without fullgraph=True the code around runs as Python"
         return CaptureError(message(operation, problem, expected="a function that is there before", remedy=remedy))
+
+    def mode_unknown(self, operation: str) -> None:
+        problem = f"whether the program turned gradients off around {operation} is not known: it calls set_grad_enabled"
+        got = "a strict export under no_grad; the program will have gradients there"
+        remedy = "export it with gradients on: torch forgets the program's own no_grad, too, where they are off"
+        warn(message("export", problem, got=got, remedy=remedy))
 
     def is_same_function(self, found: object, kept: object) -> bool:
         return same_function(found, kept)

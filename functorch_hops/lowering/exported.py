@@ -22,7 +22,8 @@ Where there is none, the program is for inference: a warning says so, and a back
 The latter takes an operator that torch has no derivative of, since the program runs without this library.
 
 ``no_grad`` around a whole export is no part of the program, as it is none for torch's own operators
-(`calls/recording.py`). But there a tensor that is no parameter never requires a gradient.
+(`calls/recording.py`). But there a tensor that is no parameter never requires a gradient. What the model itself runs
+under ``no_grad`` is detached, since torch's graph forgets ``no_grad`` around its operators.
 
 A program that becomes one of ONNX is never differentiated, and ONNX has nothing to put in the place of these forms.
 What an operator takes is detached there: to decompose the program torch runs it once more, with gradients, and would
@@ -88,7 +89,10 @@ def exported(params: Params, operands: Sequence[Any], lower: Lower) -> Sequence[
     if _torch.is_exporting_to_onnx():
         with _exporting(training=False):
             return lower(_detached(operands))
-    has_gradient = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in operands)
+    if not torch.is_grad_enabled():
+        with _exporting(training=False):
+            return _detached(lower(_detached(operands)))
+    has_gradient = any(isinstance(x, Tensor) and x.requires_grad for x in operands)
     parts = list(_within(params))
     why = why or next((part.lost_when_exported for part in parts if part.lost_when_exported), None) or _nested(params)
     if why is not None:
@@ -113,8 +117,8 @@ def _underivable(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Ten
     return [_torch.underivable(x) if is_differentiable(x.dtype) else x for x in tied(results, operands)]
 
 
-def _detached(operands: Sequence[Any]) -> list[Any]:
-    return [x.detach() if isinstance(x, Tensor) else x for x in operands]
+def _detached(values: Sequence[Any]) -> list[Any]:
+    return [x.detach() if isinstance(x, Tensor) else x for x in values]
 
 
 def _within(params: Params) -> Iterator[Params]:

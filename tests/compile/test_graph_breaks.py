@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiled_models import asserted, asserted_in_a_region
 from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
@@ -286,6 +287,26 @@ def test_errors_of_the_users_own() -> None:
             return x.cos()
 
     torch.testing.assert_close(torch.compile(caught, fullgraph=True, backend="eager")(x()), x().cos())
+
+
+def multiplies(c, r):
+    return torch.ones(3) @ torch.ones(7) + c, r
+
+
+@pytest.mark.parametrize("body", [asserted, asserted_in_a_region, multiplies], ids=lambda body: body.__name__)
+def test_checks_of_shapes_that_fail_in_a_body(body) -> None:
+    """Dynamo has errors of its own for them, and none that is readable where the body has no operation before."""
+    run = lambda x: fh.scan(body, x[0], x)
+    xs = torch.ones(4, 3)
+    with pytest.raises(fh.CaptureError, match="scan: a function that it is given raises") as caught:
+        torch.compile(run, fullgraph=True, backend="eager")(xs)
+    assert isinstance(caught.value, Unsupported) and f"at {body.__code__.co_filename}" in str(caught.value)
+    with pytest.raises((AssertionError, RuntimeError)) as plain:
+        run(xs)
+    torch.compiler.reset()
+    with pytest.raises(plain.type) as of_python:
+        torch.compile(run, backend="eager")(xs)
+    assert str(of_python.value) == str(plain.value)
 
 
 MISCALLED = {
