@@ -575,7 +575,7 @@ def _warped(images: Tensor, mode: str, is_aligned: bool) -> Callable[[Tensor], T
     return lambda places: F.grid_sample(images[None], places[None], mode=mode, align_corners=is_aligned)[0]
 
 
-IMAGES, PLACES = normal(3, 5, 7).double(), normal(4, 6, 7, 2, seed=1).double()
+IMAGES, SAMPLED = normal(3, 5, 7).double(), normal(4, 6, 7, 2, seed=1).double()
 COMPOSED: dict[str, Program] = {
     "soft threshold": (_of_scan(lambda c, x: F.softshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
     "hard threshold": (_of_scan(lambda c, x: F.hardshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
@@ -593,7 +593,7 @@ COMPOSED: dict[str, Program] = {
             lambda images, places, mode=mode, is_aligned=is_aligned: fh.grad(
                 lambda images, places: fh.map(_warped(images, mode, is_aligned), places).square().sum(), argnums=(0, 1)
             )(images, places),
-            (IMAGES, 1.3 * PLACES),
+            (IMAGES, 1.3 * SAMPLED),
         )
         for mode in ("bilinear", "nearest")
         for is_aligned in (True, False)
