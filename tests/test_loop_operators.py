@@ -616,6 +616,6 @@ def test_places_on_the_elements_of_an_image_have_the_slopes_of_eager() -> None:
 
 
 def test_what_is_infinite_has_no_part_in_gradients_of_samples_outside() -> None:
-    images, places = IMAGES[:1].index_fill(1, torch.tensor([0]), math.inf), 1.5 * PLACES
+    images, places = IMAGES[:1].index_fill(1, torch.tensor([0]), math.inf), 1.5 * SAMPLED
     f = fh.grad(lambda places, images: fh.map(_warped(images, "bilinear", True), places)[:, :, 1:].sum())
     assert "native" not in taken(check(f, places, images))
