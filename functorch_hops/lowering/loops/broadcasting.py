@@ -70,8 +70,11 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
     """Whether there was something to store."""
     work = dict[fx.Node, int]()
     found = dict[fx.Node, None]()
+    given = set[fx.Node]()
     for node in graph.nodes:
-        if not _is_pointwise(node):
+        if node.op == "placeholder" or not given.isdisjoint(node.all_input_nodes):
+            given.add(node)  # masks of places, which are made of nothing, are known where code is made
+        if node not in given or not _is_pointwise(node):
             continue
         sources = dict.fromkeys(_shown(operand) for operand in node.all_input_nodes)
         for source in sources:
@@ -87,7 +90,7 @@ def store_what_is_broadcast(graph: fx.Graph) -> bool:
 def _own_work(node: fx.Node) -> int:
     """What computing it once more costs besides reading its operands, which whole vectors are read of as fast."""
     shape = node.meta["val"].shape
-    is_narrow = bool(shape) and hint(size_of(shape[-1])) < _VECTOR
+    is_narrow = bool(shape) and 1 < hint(size_of(shape[-1])) < _VECTOR
     return _LENGTH if node.target in _LONG else int(is_narrow)
 
 
