@@ -20,6 +20,7 @@ from torch._functorch.autograd_function import autograd_function_apply
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .dynamo_functions import apply_function
+from .tensors import storage_key
 
 __all__ = ["copy_written_inputs", "is_open", "made_to_run"]
 
@@ -66,7 +67,7 @@ def _copy_written(graph: fx.Graph, node: fx.Node, inputs: list[fx.Node], copied:
     results = [x for x in output.all_input_nodes if x is not node]
     itself = [x for x in results if _tensor(x) is value]  # what a method that writes in place returns
     others = [_tensor(x) for x in (*inputs, *results) if x not in (node, *itself)]
-    if any(type(x) is not FakeTensor or _share_memory(x, value) for x in others if x is not None):
+    if any(type(x) is not FakeTensor or storage_key(x) == storage_key(value) for x in others if x is not None):
         return False
     with graph.inserting_after(inputs[-1]):
         copy_of = graph.call_function(copied, (node,))
@@ -81,10 +82,6 @@ def _copy_written(graph: fx.Graph, node: fx.Node, inputs: list[fx.Node], copied:
 def _tensor(node: fx.Node) -> Any:
     value = node.meta.get("example_value")
     return value if isinstance(value, Tensor) else None
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
 
 
 _ARITHMETIC = {
