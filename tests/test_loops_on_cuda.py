@@ -21,10 +21,12 @@ from triton_plans import check, compiled, kernels, moved, on_cuda
 import functorch_hops as fh
 from functorch_hops import TensorSpec
 from functorch_hops.derive.numbers import without_numbers
+from functorch_hops.ir.subgraph import params_of
 from functorch_hops.lowering.inductor import compile_graph, exact_code
 from functorch_hops.lowering.loops import planning
 from functorch_hops.lowering.loops.planning import planned
 from functorch_hops.lowering.loops.plans import LoopReport
+from functorch_hops.ops.associative_scan.blocks import blocked_prefixes
 from loop_plans import Program, normal, plan, taken
 from modes import same
 
@@ -76,6 +78,26 @@ def timed(s: Any, x: Tensor) -> Any:
 def counted(n: Tensor, c: Tensor) -> Any:
     return fh.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, torch.sin(s[1]) * s[0]), (n, c))
 
+
+def decayed(before: Any, after: Any) -> Any:
+    return before[0] * after[0], before[1] * after[0] + after[1]
+
+
+def states(rates: Tensor, xs: Tensor, reverse: bool = False) -> Any:
+    return fh.associative_scan(decayed, (rates, xs), reverse=reverse)
+
+
+def elements(*shape: int) -> tuple[Tensor, Tensor]:
+    return normal(*shape).sigmoid(), normal(*shape, seed=1)
+
+
+PREFIXES: dict[str, Program] = {
+    **{f"of {n} elements": (states, elements(n, 3)) for n in (3, 32, 33, 64, 65, 100)},
+    "in blocks of blocks": (states, elements(1100, 2)),
+    "of numbers": (lambda xs: fh.associative_scan(torch.mul, xs), (1 + 0.1 * normal(70),)),
+    "the larger one": (lambda xs: fh.associative_scan(torch.maximum, xs), (normal(70, 2),)),
+    "vmapped": (fh.vmap(states, in_dims=1, out_dims=1), elements(40, 3)),
+}
 
 PROGRAMS: dict[str, Program] = {
     "scan": (scan(cell), (C, XS)),
@@ -194,6 +216,30 @@ def test_lanes_behind_the_last_one_read_and_assert_nothing() -> None:
     assert re.search(r"tl.load\(in_1 \+ \(tmp\d+\), xmask", source)
 
 
+@pytest.mark.parametrize("name", PREFIXES)
+def test_the_derivative_of_prefixes_is_that_of_loops_over_lanes(name: str) -> None:
+    f, args = PREFIXES[name]
+    body = fh.jit(f).lower(*args)._body
+    (params,) = [params for node in body.module.graph.nodes if (params := params_of(node, body.module))]
+    blocks = lambda *args: blocked_prefixes(params, [*args])
+    elements = lambda *args: fh.associative_scan(lambda a, b: [*params.body(*a, *b)], [*args])
+    leaves = optree.tree_leaves(args)
+    assert params.n_leaves == len(leaves)
+    found, expected = (gradient(g, len(leaves)) for g in (blocks, elements))
+    same(found(*leaves), expected(*leaves))
+    assert set(taken(list(on_cuda(found, *leaves).loops))) == {"lanes"}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", PREFIXES)
+def test_a_gradient_of_prefixes_on_a_gpu(name: str) -> None:
+    f, args = PREFIXES[name]
+    operands = optree.tree_map(Tensor.cuda, args)
+    run = fh.jit(gradient(lambda *args: [f(*args)], len(args)))
+    same(run(*operands), gradient(lambda *args: [f(*args)], len(args))(*args), check_device=False)
+    assert "lanes" in {loop.lowering for loop in fh.explain(run)(*operands).loops}
+
+
 NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "reads other lanes": (scan(lambda c, x: (c.flip(0) + x, c)), (C, XS), "at another lane"),
     "a reduction": (scan(lambda c, x: (c - c.mean() + x, c)), (C, XS), "a reduction reads many lanes"),
@@ -212,7 +258,11 @@ NATIVE: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (C,),
         "cond is in its body, and not all lanes may run",
     ),
-    "prefixes": (lambda xs: fh.associative_scan(torch.add, xs), (XS,), "all elements at once"),
+    "prefixes of products": (
+        lambda xs: fh.associative_scan(torch.matmul, xs),
+        (normal(5, 3, 3),),
+        "all elements at once",
+    ),
     "a shared carry of one lane": (
         lambda t, c, xs: scan(lambda s, x: ((s[1][0], s[1] * s[0] + x), s[0]))((t, c), xs),
         (torch.tensor(1.0), C, XS),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _torch
 from .nearest import which_nearest
 
-__all__ = ["decompositions"]
+__all__ = ["decompositions", "is_printed"]
 
 aten = torch.ops.aten
 
@@ -42,6 +42,14 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.var_mean.correction: _spread_and_mean,
     }
     return {**table, **ours}
+
+
+def is_printed(operator: _torch.OpOverload) -> bool:
+    """Whether Inductor makes kernels of an operator, or calls a library for products: torch's own code does not run."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.lowering import fallbacks, lowerings
+
+    return operator not in fallbacks and (operator in lowerings or operator in select_decomp_table())
 
 
 def _pseudoinverse(

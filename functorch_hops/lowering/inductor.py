@@ -186,8 +186,15 @@ def mend_inductor() -> None:
             code.current_callable = raising_again(code.current_callable)
         return code
 
+    def pass_over(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        is_loop = any(node.target in _NATIVE_LOOPS for part in graphs_in(module) for node in part.graph.nodes)
+        with config.patch(_WITHOUT_PADDING if is_loop else {}):
+            return passes(module, *args, **kwargs)
+
     original: Any = compile_fx._compile_fx_inner
+    passes: Any = compile_fx._recursive_joint_graph_passes
     setattr(compile_fx, "_compile_fx_inner", functools.wraps(original)(compile_inner))  # noqa: B010
+    setattr(compile_fx, "_recursive_joint_graph_passes", functools.wraps(passes)(pass_over))  # noqa: B010
 
 
 _LOOPS_IN_CPP = TorchVersion(torch.__version__) >= "2.13"
@@ -205,6 +212,10 @@ _OPERATORS = {effect, effectful_kernel, loop_kernel, optimization_barrier, store
 
 _WITHOUT_FOLDING = {"joint_graph_constant_folding": False}
 """Inductor (torch 2.13) takes a value plus zeros for the value, an expanded one too, and then writes to it in place."""
+_WITHOUT_PADDING = {"shape_padding": False}
+"""On GPUs products are padded where that is faster, and results are parts of larger ones: they are not laid out as the
+carries of a loop any more, as torch's loops ask.
+"""
 _IN_ORDER = {"reorder_for_peak_memory": False}
 """Effects stay in order: Inductor sees no dependence between them."""
 _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory_planning": False}

@@ -5,8 +5,9 @@ run. If its trip count is known when it is compiled, each call launches the same
 each later call is one launch. What is recorded reads and writes memory of its own, so operands are copied to it and
 results from it. Values on the CPU are part of what was recorded: a call with others, to the bit, runs as if nothing
 had been. What Python does while it is recorded depends on nothing else, for CUDA lets nobody wait for a device
-meanwhile, and graphs with effects, random numbers or calls of Python are not recorded, nor are those that move tensors
-between devices, for which torch waits. Inductor's option ``triton.cudagraphs``, if given, decides instead.
+meanwhile. Not recorded are graphs with effects, random numbers or calls of Python, nor such as move tensors between
+devices, for which torch waits, or run code of which it is not known whether it waits: what Inductor does not print, but
+for operators of torch's that were recorded. Inductor's option ``triton.cudagraphs``, if given, decides instead.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from .._torch import OpOverload, is_pointwise, recorded_on_cuda
+from .._torch import OpOverload, can_record_on_cuda, is_pointwise, recorded_on_cuda
 from ..ir.subgraph import Subgraph, has_effect, params_of
+from .decompositions import is_printed
 from .stages import Code
 
 __all__ = ["Replayed", "bits", "is_replayable", "moves"]
@@ -80,7 +82,16 @@ def _steps(body: Subgraph) -> int | None:
 
 
 def _waits_for_a_device(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and (not _OF_VALUES.isdisjoint(node.target.tags) or moves(node))
+    if not isinstance(node.target, OpOverload):
+        return False
+    return not _OF_VALUES.isdisjoint(node.target.tags) or moves(node) or not _can_record(node)
+
+
+def _can_record(node: fx.Node) -> bool:
+    if node.target.namespace == "functorch_hops" or is_pointwise(node.target) or is_printed(node.target):
+        return True
+    first = next(iter(_tensors(n.meta.get("val") for n in node.all_input_nodes)), None)
+    return can_record_on_cuda(node.target, None if first is None else first.shape)
 
 
 def moves(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ and the constants of ``f`` sum up what the steps give them. A step reads the pre
 call, and its element; the rest of ``f`` it computes again. That takes one step per element, where the derivative of the
 tree of O(log n) operators is a tree that is several times larger. The loop is what a CPU runs best: one kernel, which
 reads its operands once. It is no choice where each step costs a launch (other devices), or where it rounds too often
-(half precision): there the tree is differentiated.
+(half precision): there the tree is differentiated, or what takes its place: NOTE [Prefixes in blocks].
 
 Both are derivatives of the same function as long as ``f`` is associative around its arguments. If it is so on a part of
 them only (symmetric matrices, a weight that is 1), they agree along that part; across it, the loop's derivative is that
@@ -34,6 +34,7 @@ from ...ir.meta import Mask, is_differentiable
 from ..loops.backward import BackwardPlan, run_backward
 from ..loops.carry import carry_fixpoint
 from ..scan.op import Operands
+from .blocks import blocked_prefixes, goes_by_blocks
 from .eager import associative_scan_impl
 from .op import AssociativeScanParams
 from .sequential import sequential_prefixes
@@ -61,7 +62,8 @@ def associative_scan_vjp_backward(
     k = params.n_leaves
     cts = [_total(cotangents[i::k]) for i in range(k)]
     if not _is_loop(params):
-        return _of(associative_scan_impl, params, active, operands, cts)
+        by_blocks = goes_by_blocks(params, operands[0].shape[0])
+        return _of(blocked_prefixes if by_blocks else associative_scan_impl, params, active, operands, cts)
     if type(operands[0].shape[0]) is not int:
         # The loop above is one step shorter than the length, and who compiles it would ask whether that is one.
         return _of(sequential_prefixes, params, active, operands, cts)
