@@ -82,16 +82,17 @@ def _steps(body: Subgraph) -> int | None:
 
 
 def _waits_for_a_device(node: fx.Node) -> bool:
-    if not isinstance(node.target, OpOverload):
+    operator = node.target
+    if not isinstance(operator, OpOverload):
         return False
-    return not _OF_VALUES.isdisjoint(node.target.tags) or moves(node) or not _can_record(node)
+    return not _OF_VALUES.isdisjoint(operator.tags) or moves(node) or not _can_record(operator, node)
 
 
-def _can_record(node: fx.Node) -> bool:
-    if node.target.namespace == "functorch_hops" or is_pointwise(node.target) or is_printed(node.target):
+def _can_record(operator: OpOverload, node: fx.Node) -> bool:
+    if operator.namespace == "functorch_hops" or is_pointwise(operator) or is_printed(operator):
         return True
     first = next(iter(_tensors(n.meta.get("val") for n in node.all_input_nodes)), None)
-    return can_record_on_cuda(node.target, None if first is None else first.shape)
+    return can_record_on_cuda(operator, None if first is None else first.shape)
 
 
 def moves(node: fx.Node) -> bool:
