@@ -575,10 +575,28 @@ def _warped(images: Tensor, mode: str, is_aligned: bool) -> Callable[[Tensor], T
     return lambda places: F.grid_sample(images[None], places[None], mode=mode, align_corners=is_aligned)[0]
 
 
+def _mapped_loss(loss: Callable[..., Tensor], **options: Any) -> Callable[..., Any]:
+    """Of several scores with the same targets: the sum of squares, and its derivative."""
+    total = lambda scores, targets: fh.map(lambda x: loss(x, targets, **options), scores).square().sum()
+    return fh.value_and_grad(total)
+
+
+LABELS = torch.tensor([[2, 0, -1, 1, 4], [-1, 1, 1, 2, 3], [4, 3, 3, 1, 0], [0, 1, 2, 3, 4]])
+SCORES = normal(3, 4, 5).double()
+"""Labels end at the first that is negative; torch's own code for Inductor (2.13) adds up all of them."""
+
 IMAGES, SAMPLED = normal(3, 5, 7).double(), normal(4, 6, 7, 2, seed=1).double()
 COMPOSED: dict[str, Program] = {
     "soft threshold": (_of_scan(lambda c, x: F.softshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
     "hard threshold": (_of_scan(lambda c, x: F.hardshrink(c + x, 0.3)), (IMAGES[0], normal(4, 5, 7).double())),
+    **{
+        f"margins of {what}, {reduction}": (_mapped_loss(loss, reduction=reduction, **options), (SCORES, targets))
+        for reduction in ("none", "mean", "sum")
+        for what, loss, options, targets in (
+            ("classes", F.multi_margin_loss, {"p": 2, "margin": 0.7}, LABELS[:, 0].abs()),
+            ("labels", F.multilabel_margin_loss, {}, LABELS),
+        )
+    },
     "lines padded by their ends": (
         _of_scan(lambda c, x: F.pad(c, (2, 1), mode="replicate")[:, :-3] * x),
         (IMAGES[0], normal(4, 5, 7).double()),

@@ -17,6 +17,8 @@ __all__ = ["decompositions", "is_printed"]
 
 aten = torch.ops.aten
 
+_NONE, _MEAN = 0, 1
+"""Reductions of a loss."""
 _MOST_UNROLLED = 25
 """Elements of a window up to which Inductor makes C++ of its sum."""
 
@@ -35,6 +37,9 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.eye.m: _eye,
         aten.hardshrink_backward.default: _shrunk_backward,
         aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
+        aten.multi_margin_loss_backward.default: _multi_margin_backward,
+        aten.multilabel_margin_loss_forward.default: _multilabel_margin,
+        aten.multilabel_margin_loss_backward.default: _multilabel_margin_backward,
         aten.pow.Scalar: _integer_power,
         **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
         aten.softshrink_backward.default: _shrunk_backward,
@@ -76,6 +81,67 @@ def _pseudoinverse(
 
 def _shrunk_backward(cotangent: Tensor, x: Tensor, limit: float) -> Tensor:
     return torch.where((x >= -limit) & (x <= limit), 0, cotangent)
+
+
+def _multi_margin_backward(
+    cotangent: Tensor,
+    x: Tensor,
+    target: Tensor,
+    p: Any,
+    margin: Any,
+    weight: Tensor | None = None,
+    reduction: int = _MEAN,
+) -> Tensor:
+    """Of ``sum_i max(0, margin - x[target] + x[i]) ** p / classes``, which torch (2.13) has no shapes for."""
+    rows, classes = torch.atleast_2d(x), x.shape[-1]
+    places = target.reshape(-1, 1)
+    gap = margin - rows.gather(1, places) + rows
+    others = (gap > 0) & (places != torch.arange(classes, device=x.device))
+    slopes = torch.where(others, 1 if p == 1 else 2 * gap, 0).to(x.dtype)
+    if weight is not None:
+        slopes = slopes * weight[places]
+    slopes = slopes - torch.where(places == torch.arange(classes, device=x.device), slopes.sum(1, keepdim=True), 0)
+    return (slopes * _of_each(cotangent, rows, reduction)).reshape(x.shape)
+
+
+def _multilabel_margin(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """``sum_ij max(0, 1 - x[target[j]] + x[i]) / classes``, over the i that are no target and the j before the first
+    target that is negative: torch's own (2.13) adds up what is behind it, too.
+    """
+    gap, is_pair, is_target = _margins(x, target)
+    losses = torch.where(is_pair, gap, 0).sum((1, 2)) / x.shape[-1]
+    if reduction == _NONE:
+        loss = losses.reshape(x.shape[:-1])
+    else:
+        loss = losses.mean() if reduction == _MEAN else losses.sum()
+    return loss, is_target.to(x.dtype).reshape(x.shape)
+
+
+def _multilabel_margin_backward(
+    cotangent: Tensor, x: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    """torch (2.13) has no shapes for it."""
+    _, is_pair, _ = _margins(x, target)
+    rows, pairs = torch.atleast_2d(x), is_pair.to(x.dtype)
+    is_place = target.reshape(*rows.shape, 1) == torch.arange(rows.shape[1], device=x.device)
+    of_targets = torch.where(is_place, pairs.sum(2, keepdim=True), 0).sum(1)
+    return ((pairs.sum(1) - of_targets) * _of_each(cotangent, rows, reduction)).reshape(x.shape)
+
+
+def _margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row ``1 - x[target[j]] + x[i]``, whether it is positive and counts, and which i are targets."""
+    rows = torch.atleast_2d(x)
+    places = target.reshape(rows.shape)
+    counts = (places >= 0).to(x.dtype).cumprod(1).unsqueeze(2) > 0
+    gap = 1 - rows.gather(1, places.clamp(min=0)).unsqueeze(2) + rows.unsqueeze(1)
+    is_target = (counts & (places.unsqueeze(2) == torch.arange(rows.shape[1], device=x.device))).any(1)
+    return gap, counts & ~is_target.unsqueeze(1) & (gap > 0), is_target
+
+
+def _of_each(cotangent: Tensor, rows: Tensor, reduction: int) -> Tensor:
+    """The cotangent of each row's loss, divided by the classes."""
+    each = cotangent.reshape(-1, 1) / rows.shape[1]
+    return each / rows.shape[0] if reduction == _MEAN else each
 
 
 def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
