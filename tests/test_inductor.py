@@ -57,6 +57,11 @@ CASES = {
         lambda x: fh.cond(x.sum() > 0, lambda x: torch.stack([x, x.sin()])[1, None], lambda x: x[:, None].T * 2, x),
         torch.ones(4),
     ),
+    # Eager makes integers of the ends of a range before it divides it.
+    "integers between numbers": (
+        lambda x: fh.scan(lambda c, _: (c + torch.linspace(4.3, -3.9, 12, dtype=torch.int64), c), x, None, 2),
+        torch.ones(12),
+    ),
     "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + a + b, x), XS),
     "map": (lambda x: fh.map(lambda a: (a * x).sin().sum(), XS), torch.ones(4)),
 }

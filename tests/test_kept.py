@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,21 @@ def test_compilations_tell_what_was_found(made: list[str]) -> None:
     same(f(C, XS), decaying(C, XS))
     record = compilation_of(body_of(decaying, C, XS), f.lower(C, XS)._entry.params.backend)
     assert [report.taken for report in record.reports()] == ["lanes"]
+
+
+@pytest.mark.slow
+def test_a_library_of_which_a_part_is_there_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a compiler leaves it that was killed."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+    def run() -> Any:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / uuid.uuid4().hex)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    first = run()
+    libraries = [*(tmp_path / "inductor").glob("**/*.main.so")]
+    assert libraries
+    for library in libraries:
+        library.write_bytes(b"")
+    assert run()[0] == first[0]
+    assert all(library.stat().st_size for library in libraries)

@@ -37,6 +37,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.eye.m: _eye,
         aten.hardshrink_backward.default: _shrunk_backward,
         aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
+        aten.linspace.default: functools.partial(_spaced, table[aten.linspace.default]),
         aten.multi_margin_loss_backward.default: _multi_margin_backward,
         aten.multilabel_margin_loss_forward.default: _multilabel_margin,
         aten.multilabel_margin_loss_backward.default: _multilabel_margin_backward,
@@ -83,6 +84,21 @@ def _shrunk_backward(cotangent: Tensor, x: Tensor, limit: float) -> Tensor:
     return torch.where((x >= -limit) & (x <= limit), 0, cotangent)
 
 
+def _spaced(original: Callable[..., Tensor], start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
+    """Integers between integers, as eager makes its ends before it divides; torch's own (2.13) does not."""
+    dtype = options.get("dtype")
+    if dtype is None or dtype.is_floating_point or dtype.is_complex or not isinstance(steps, int) or steps < 2:
+        return original(start, end, steps, **options)
+    start, end = int(start), int(end)
+    step, places = (end - start) / (steps - 1), torch.arange(steps, device=options.get("device"))
+    numbers = torch.where(
+        places < steps // 2,
+        start + step * places.double(),
+        end - step * (steps - 1 - places).double(),
+    )
+    return numbers.to(dtype)
+
+
 def _multi_margin_backward(
     cotangent: Tensor,
     x: Tensor,
@@ -93,14 +109,14 @@ def _multi_margin_backward(
     reduction: int = _MEAN,
 ) -> Tensor:
     """Of ``sum_i max(0, margin - x[target] + x[i]) ** p / classes``, which torch (2.13) has no shapes for."""
-    rows, classes = torch.atleast_2d(x), x.shape[-1]
-    places = target.reshape(-1, 1)
+    rows, places = torch.atleast_2d(x), target.reshape(-1, 1)
+    is_place = places == torch.arange(rows.shape[1], device=x.device)
     gap = margin - rows.gather(1, places) + rows
-    others = (gap > 0) & (places != torch.arange(classes, device=x.device))
+    others = (gap > 0) & ~is_place
     slopes = torch.where(others, 1 if p == 1 else 2 * gap, 0).to(x.dtype)
     if weight is not None:
         slopes = slopes * weight[places]
-    slopes = slopes - torch.where(places == torch.arange(classes, device=x.device), slopes.sum(1, keepdim=True), 0)
+    slopes = slopes - torch.where(is_place, slopes.sum(1, keepdim=True), 0)
     return (slopes * _of_each(cotangent, rows, reduction)).reshape(x.shape)
 
 
@@ -109,7 +125,7 @@ def _multilabel_margin(x: Tensor, target: Tensor, reduction: int) -> tuple[Tenso
     target that is negative: torch's own (2.13) adds up what is behind it, too.
     """
     gap, is_pair, is_target = _margins(x, target)
-    losses = torch.where(is_pair, gap, 0).sum((1, 2)) / x.shape[-1]
+    losses = torch.where(is_pair, gap, 0).sum((1, 2)) / gap.shape[-1]
     if reduction == _NONE:
         loss = losses.reshape(x.shape[:-1])
     else:

@@ -10,6 +10,7 @@ own kernels (``lowering.together``), so they are ordered by what they are: in an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..stages import COMPILED, generated, stage
@@ -67,7 +68,13 @@ def _loaded(
 
     loads = [CppPythonBindingsCodeCache.load_async(source, submit_fn=submit) for _, source in libraries]
     for (several, _), load_library in zip(libraries, loads):
-        library = load_library()
+        try:
+            library = load_library()
+        except ImportError as error:  # a compiler that was killed has left a part of it
+            if error.path is None:
+                raise
+            Path(error.path).unlink(missing_ok=True)
+            library = load_library()
         for i, kernel in enumerate(several):
             yield kernel, getattr(library, f"kernel_{i}")
 
