@@ -138,6 +138,12 @@ def _check_binding(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        try:
+            function(*args, **kwargs)  # which does not begin, and may know what was meant
+        except FunctorchHopsError:
+            raise
+        except TypeError:
+            pass
         name, parameters = function.__name__, [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         expected = f"{name}{inspect.Signature(parameters)}"
         problem, remedy = "the arguments are not those of its parameters", f"help(fh.{name}) says what they are"

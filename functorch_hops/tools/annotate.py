@@ -11,7 +11,7 @@ import torch
 
 from .. import _torch
 from ..calls.arguments import P, R
-from ..calls.leaf import traced_through
+from ..calls.spelling import spelled
 from ..calls.validate import as_flag, check_callable, kind_of
 from ..errors import ArgumentTypeError, message
 from ..ir.origin import annotated as scope
@@ -26,7 +26,7 @@ def annotate(func: Callable[P, R], /, *, name: str | None = None, loop_kernels: 
 def annotate(
     func: None = None, /, *, name: str | None = None, loop_kernels: bool = True
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-@traced_through
+@spelled()
 def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool = True) -> Any:
     """The same function, under a name that graphs and tools show, with hints for the compiler.
 
