@@ -166,5 +166,5 @@ def test_torch_makes_no_onnx_of_a_while_loop_that_lies_two_operators_deep() -> N
     grown = lambda v: while_loop(lambda v: v.sum() < 5, lambda v: (v * 2 + 1,), (v,))[0]
     inner = lambda v: torch.cond(v.sum() < 3, grown, torch.sin, (v,))
     outer = lambda w, xs: torch.cond(xs.sum() > 0, inner, torch.cos, (xs,))
-    with pytest.raises(Exception, match="An error occurred when running the .*InlinePass"):
+    with pytest.raises(Exception, match=r"An error occurred when running the .*InlinePass"):
         torch.onnx.export(Function(outer), (SIGNS,), dynamo=True, verbose=False)
