@@ -119,8 +119,30 @@ def test_a_trace_knows_the_names_inside_of_it() -> None:
     assert inner.cache_info().misses == 1
 
 
-def test_torch_compile_goes_through() -> None:
-    same(torch.compile(decoder, backend="eager", fullgraph=True)(XS), decoder(XS))
+def test_names_under_torch_compile() -> None:
+    """In and around bodies, made there or before; a loop outside of the function has none."""
+
+    def run(xs):
+        made = fh.annotate(lambda xs: fh.map(attention, xs), name="made")
+        return decoder(xs) + made(torch.stack([xs, xs])).sum() + fh.scan(lambda c, x: (c + x, None), 0.0, xs)[0]
+
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    same(compiled(XS), run(XS))
+    loops = lambda f: [name for name in profiled(f, XS) if " steps" in name or "while_loop" in name]
+    jitted = fh.jit(run, backend="eager")
+    same(jitted(XS), run(XS))
+    assert loops(compiled) == loops(jitted)
+    assert [name.partition(",")[0] for name in loops(compiled)][-1] == "scan"
+
+
+def test_names_and_hints_under_inductor() -> None:
+    named = torch.compile(lambda xs: attention(xs) * 2, fullgraph=True)
+    same(named(XS), attention(XS) * 2)
+    assert "attention/scan, 3 steps" in profiled(named, XS)
+    left = fh.annotate(attention.__wrapped__, name="left", loop_kernels=False)  # type: ignore[attr-defined]
+    kernels = torch.compile(lambda xs: left(xs) * 3, fullgraph=True)
+    same(kernels(XS), left(XS) * 3)
+    assert "left/scan, 3 steps" not in profiled(kernels, XS)  # it is torch's own
 
 
 def test_an_annotated_function_is_watched() -> None:

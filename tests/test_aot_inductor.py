@@ -145,6 +145,22 @@ def test_loops_without_a_step_and_side_by_side(tmp_path: Path) -> None:
         torch.testing.assert_close(tuple(run(x, torch.tensor(n))), Module()(x, torch.tensor(n)))
 
 
+def test_a_frozen_number_that_a_while_loop_closes_over(tmp_path: Path) -> None:
+    """AOTInductor knows it as a number, of which Inductor (torch 2.13) makes no view."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.8), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return fh.while_loop(lambda v: v.sum() < 9, lambda v: v + self.rate, x)
+
+    x, path = torch.ones(3), str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(torch.export.export(Module(), (x,)), package_path=path)
+    torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), Module()(x))
+
+
 def test_what_a_kernel_finds_wrong_is_an_error_of_the_package(tmp_path: Path) -> None:
     class Module(nn.Module):
         def forward(self, x: Tensor, rows: Tensor) -> Tensor:

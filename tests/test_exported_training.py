@@ -387,6 +387,20 @@ def test_torch_forgets_detach_where_it_decomposes_a_program() -> None:
     assert found == [1.0, 6.0, 1.0]
 
 
+def test_torch_decomposes_no_solver_in_a_loop() -> None:
+    """The constants of its decompositions are in the graph of a step, where torch looks for none."""
+
+    class Module(nn.Module):
+        def forward(self, xs: Tensor) -> Any:
+            solve = lambda c, row: (torch.linalg.solve(torch.eye(2).double() + row.outer(row), c), c.clone())
+            return scan_of_torch(solve, xs[0].clone(), xs)
+
+    program = torch.export.export(Module(), (X,))
+    with pytest.raises(Exception, match=r"Constant tensor lifted_tensor_\d is not in the constants dictionary"):
+        program.run_decompositions()
+    assert_same(program.run_decompositions({}).module()(X), Module()(X))
+
+
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["traced", "strict"])
 def test_open_sizes_under_transforms_and_in_predicates(strict: bool) -> None:
     class Module(Growth):

@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 
 import functorch_hops as fh
 
@@ -157,3 +158,13 @@ def test_the_gradient_of_a_while_loop_is_refused() -> None:
     loop = lambda w, xs: fh.while_loop(lambda v: v.square().sum() < 100, lambda v: v * 1.5 + w.sum(), xs).sum()
     with pytest.raises(Exception, match=r"while_loop: torch\.onnx has no program for the gradient of a while loop"):
         torch.onnx.export(Function(lambda w, xs: fh.grad(loop, 1)(w, xs)), (SIGNS,), dynamo=True, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_makes_no_onnx_of_a_while_loop_that_lies_two_operators_deep() -> None:
+    """Of its own operators (2.13)."""
+    grown = lambda v: while_loop(lambda v: v.sum() < 5, lambda v: (v * 2 + 1,), (v,))[0]
+    inner = lambda v: torch.cond(v.sum() < 3, grown, torch.sin, (v,))
+    outer = lambda w, xs: torch.cond(xs.sum() > 0, inner, torch.cos, (xs,))
+    with pytest.raises(Exception, match=r"An error occurred when running the .*InlinePass"):
+        torch.onnx.export(Function(outer), (SIGNS,), dynamo=True, verbose=False)

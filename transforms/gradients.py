@@ -199,7 +199,7 @@ def _checked_scalar(operation: str, value: Any) -> Tensor:
 def vjp(func: Callable[..., R], *primals: Any, has_aux: Literal[False] = False) -> tuple[R, Pull[R]]: ...
 @overload
 def vjp(func: Function, *primals: Any, has_aux: bool) -> Any: ...
-@traced_through
+@spelled()
 def vjp(func: Function, *primals: Any, has_aux: bool = False) -> Any:
     """The value of a function, and the product of any vector with its Jacobian, by reverse mode.
 

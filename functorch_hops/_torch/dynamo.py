@@ -211,7 +211,7 @@ class _Call:
         self.operation = self.library.operation(function, positional)
         try:
             with self.library.tracing(TracingContext.extract_stack), self.in_mode_of_program():
-                captured = self.library.capture(function, positional, keywords, self.backend.compiler)
+                captured = self.library.capture(function, positional, keywords, self.backend.compiler, self.said())
         except self.library.errors as error:
             self.failure = self.failure or as_unsupported(error)
         if self.failure is not None:
@@ -226,6 +226,17 @@ class _Call:
         operands = map(self.proxy_of, captured.operands)
         node = tx.output.create_proxy("call_function", self.operator, (call, *operands), {}, name=name)
         return self.to_dynamo(captured.result(wrap_fx_proxy(tx, node).unpack_var_sequence(tx)))
+
+    def said(self) -> list[dict[str, Any]]:
+        """What annotated functions around the call say of it, the outermost first."""
+        said = list[dict[str, Any]]()
+        frame = self.tx
+        while frame is not None:
+            if frame.f_code is self.library.annotated_code:
+                values = frame.symbolic_locals
+                said.insert(0, {key: values[key].as_python_constant() for key in self.library.annotations})
+            frame = frame.parent
+        return said
 
     def in_mode_of_program(self) -> contextlib.AbstractContextManager[object]:
         """``no_grad`` around the whole of an export is no part of the program."""

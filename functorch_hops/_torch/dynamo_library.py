@@ -50,10 +50,23 @@ class Library(Protocol):
         ...
 
     def capture(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        compiler: Compiler,
+        said: Sequence[dict[str, Any]],
     ) -> Captured:
-        """``function(*args, **kwargs)`` as a graph, for the compiler of the graph around it."""
+        """``function(*args, **kwargs)`` as a graph, for the compiler of the graph around it. ``said``: what annotated
+        functions around the call say, the outermost first.
+        """
         ...
+
+    annotated_code: CodeType
+    """Of the function that Dynamo traces where it traces the call of an annotated function."""
+
+    annotations: Sequence[str]
+    """The names of what is said, in that function."""
 
     def compiling(self, compiler: Compiler) -> contextlib.AbstractContextManager[None]:
         """What a compiler of a graph with calls of the library needs around it."""

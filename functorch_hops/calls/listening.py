@@ -1,5 +1,6 @@
 """Captures and compilations, told to those who listen: ``fh.log_captures``, ``fh.assert_max_captures``, the logger
-``functorch_hops`` at level DEBUG (``TORCH_LOGS="+functorch_hops"``), and torch's structured trace (``TORCH_TRACE``).
+``functorch_hops`` at level INFO (``TORCH_LOGS="functorch_hops"``), and torch's structured trace (``TORCH_TRACE``). At
+level DEBUG (``TORCH_LOGS="+functorch_hops"``) the logger says what became of each loop, too.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .. import _torch
 from ..errors import user_place
 
-__all__ = ["CaptureEvent", "announce", "caller", "is_heard", "listening", "timed"]
+__all__ = ["CaptureEvent", "announce", "caller", "is_heard", "listening", "tell_loops", "timed"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ _log = logging.getLogger("functorch_hops")
 
 
 def is_heard() -> bool:
-    return bool(_listeners) or _log.isEnabledFor(logging.DEBUG) or _torch.is_traced()
+    return bool(_listeners) or _log.isEnabledFor(logging.INFO) or _torch.is_traced()
 
 
 def caller() -> str | None:
@@ -69,8 +70,15 @@ def announce(event: CaptureEvent, subject: Any = None) -> None:
     """``subject``: the jitted function that was captured, if it is one."""
     for listener in list(_listeners):
         listener(event, subject)
-    _log.debug("%s", event)
+    _log.info("%s", event)
     _torch.add_to_trace(f"functorch_hops_{event.what}", lambda: json.dumps(dataclasses.asdict(event)))
+
+
+def tell_loops(reports: Callable[[], Iterable[object]]) -> None:
+    """What became of the loops of a graph that is compiled. To know that may take a while."""
+    if _log.isEnabledFor(logging.DEBUG):
+        for report in reports():
+            _log.debug("%s", report)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
+
+import torch
 
 from .. import _torch
-from ..errors import ArgumentTypeError, message
+from ..errors import ArgumentTypeError, FunctorchHopsError, message
+from ..trace.hooks import handlers
 from .arguments import P, R
 
 __all__ = ["derivative", "named", "spelled"]
@@ -80,9 +84,22 @@ def derivative(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return spelled(**_DERIVATIVE, **remedies)
 
 
+@_torch.assume_constant_result
+def _fit(function: Callable[..., Any], count: int, keywords: Sequence[str]) -> bool:
+    """Whether so many positional arguments and these keywords are those of a function."""
+    try:
+        inspect.signature(function).bind(*range(count), **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True
+
+
 def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function that says what to write in the place of these keywords, which it does not have; and, of a function
     that takes no more than another one, where the arguments of that belong.
+
+    Dynamo traces such a function. What Dynamo finds that it refuses is left to Python, whose error has the words of
+    every other mode and the user's line.
     """
 
     def around(function: Callable[P, R]) -> Callable[P, R]:
@@ -92,6 +109,15 @@ def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_dynamo_compiling():
+                handlers.register_leaf()
+                if _fit(function, len(args), tuple(kwargs)):
+                    try:
+                        return function(*args, **kwargs)
+                    except FunctorchHopsError:
+                        pass  # it is raised again by the leaf
+                refused: R = handlers.leaf(checked, args, kwargs)
+                return refused
             for keyword in kwargs:
                 if keyword in remedies:
                     remedy = remedies[keyword]

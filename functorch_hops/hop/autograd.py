@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _torch
+from ..errors import CaptureError, message
 from ..ir.dependence import Through
 from ..ir.meta import Mask, is_differentiable
 from ..ir.origin import made_for
@@ -97,6 +98,13 @@ class RecordedCall(_torch.SingleLevelFunction):
         ctx.before = _torch.values_before_writes(tensors)
         if ctx.plain is None:
             ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> Any:
+        """Asked by torch's compiled autograd, whose Dynamo can't trace what this node does."""
+        problem = "compiled autograd can't trace the backward pass of a call that was captured by itself"
+        remedy = "call it inside of what torch.compile compiles, whose graph has a backward pass that was compiled"
+        raise CaptureError(message(ctx.params.public_name, problem, remedy=remedy))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

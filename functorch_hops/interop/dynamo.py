@@ -40,6 +40,7 @@ from ..errors import (
 )
 from ..ir.dependence import Through, dependent_outputs
 from ..ir.meta import is_differentiable
+from ..ir.origin import annotated, called_annotated
 from ..lowering.backends import Backend, Options
 from ..lowering.barrier import copied
 from ..ops.closed_call.op import ClosedCallParams, closed_call_op
@@ -138,6 +139,12 @@ def _check_binding(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
+        try:
+            function(*args, **kwargs)  # which does not begin, and may know what was meant
+        except FunctorchHopsError:
+            raise
+        except TypeError:
+            pass
         name, parameters = function.__name__, [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         expected = f"{name}{inspect.Signature(parameters)}"
         problem, remedy = "the arguments are not those of its parameters", f"help(fh.{name}) says what they are"
@@ -168,6 +175,8 @@ class _Library:
     tracing = staticmethod(traced_from)
     copied = copied
     errors: type[Exception] = FunctorchHopsError
+    annotated_code = called_annotated.__code__
+    annotations: Sequence[str] = ("name", "loop_kernels")
 
     def is_entry(self, code: CodeType) -> bool:
         return code.co_name == _ENTRY and is_own(code.co_filename)
@@ -223,7 +232,12 @@ class _Library:
         return compiled_around()
 
     def capture(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], compiler: Compiler
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        compiler: Compiler,
+        said: Sequence[dict[str, Any]],
     ) -> Captured:
         if torch.compiler.is_exporting() and _torch.top_interpreter() is not None:
             # Later, where the graph is traced, torch (2.13) would leave the transform active.
@@ -242,7 +256,10 @@ class _Library:
                 leaves, spec = pytree.flatten((args, kwargs))
                 read = [_torch.read_open_number(x) if i in numbers else x for i, x in enumerate(leaves)]
                 args, kwargs = pytree.unflatten(spec, read)
-            return function(*args, **kwargs)
+            with contextlib.ExitStack() as stack:
+                for annotation in said:
+                    stack.enter_context(annotated(**annotation))
+                return function(*args, **kwargs)
 
         operation = self.operation(function, args)
         args, kwargs = carried

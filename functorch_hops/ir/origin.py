@@ -12,14 +12,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..errors import user_place
 
-__all__ = ["Origin", "Scope", "annotated", "made_for", "origin_here", "unannotated"]
+__all__ = ["Origin", "Scope", "annotated", "called_annotated", "made_for", "origin_here", "unannotated"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,13 @@ def annotated(name: str, *, loop_kernels: bool) -> Iterator[None]:
         yield
     finally:
         _state.scope = outer
+
+
+def called_annotated(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str, loop_kernels: bool
+) -> Any:
+    """A call of an annotated function that Dynamo traces: calls inside find its frame, and what is said in it."""
+    return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import _torch
-from ..calls.listening import timed
+from ..calls.listening import tell_loops, timed
 from ..derive.numbers import without_numbers
 from ..environment.keys import ByIdentity, KeyMakers, by_value
 from ..errors import message
@@ -154,6 +154,7 @@ def _announced(body: Subgraph, backend: Backend, origin: Origin | None) -> Code 
     told = contextlib.nullcontext() if is_quick else timed("compile", name, place)
     with told, contextlib.nullcontext() if is_quick else told_to_wait(name), compilation() as record:
         run = _compile(body, backend, record)
+    tell_loops(record.reports)
     body.derive(("compilation", backend), lambda: record)
     return run
 
@@ -170,7 +171,9 @@ def dissolved(body: Subgraph, backend: Backend) -> Subgraph:
 
     def make() -> Subgraph:
         with _torch.compilation(body.shape_env):
-            return _planned(_for_inductor(batch_products(hoist_loops(body))), dict(backend.options)).body
+            plan = _planned(_for_inductor(batch_products(hoist_loops(body))), dict(backend.options))
+        tell_loops(lambda: plan.loops)
+        return plan.body
 
     return body.derive_apart(("dissolved", backend), make)
 

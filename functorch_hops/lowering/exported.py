@@ -174,12 +174,13 @@ def with_dense_gradients(function: Callable[..., tuple[Tensor, ...]]) -> Callabl
 
 def tied(results: Sequence[Tensor], operands: Sequence[Any]) -> list[Tensor]:
     """The same values, with gradients wherever an operand has one: of the results of each, times a one that is the
-    product of one and nothing of theirs. (ONNX joins no tensors that are all empty.)
+    product of one and nothing of theirs. (ONNX joins no tensors that are all empty. Of what AOTInductor knows to be a
+    number, Inductor (2.13) can make an expanded tensor and no view.)
     """
-    nothing = [_numbers(x).unsqueeze(0).narrow(0, 0, 0) for x in operands if _is_float(x)]
+    nothing = [_numbers(x) for x in operands if _is_float(x)]
     if not nothing:
         return list(results)
-    numbers = [x.reshape(0).to(torch.float64) for x in nothing]
+    numbers = [x.expand(0, *x.shape).reshape(0).to(torch.float64) for x in nothing]
     one = torch.cat([numbers[0].new_ones(1), *numbers]).prod()
     return [_times(x, one) if _is_float(x) else x for x in results]
 

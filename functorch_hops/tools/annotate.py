@@ -11,10 +11,11 @@ import torch
 
 from .. import _torch
 from ..calls.arguments import P, R
-from ..calls.leaf import traced_through
+from ..calls.spelling import spelled
 from ..calls.validate import as_flag, check_callable, kind_of
 from ..errors import ArgumentTypeError, message
 from ..ir.origin import annotated as scope
+from ..ir.origin import called_annotated
 from ..ops.mode import is_capturing
 
 __all__ = ["annotate"]
@@ -26,7 +27,7 @@ def annotate(func: Callable[P, R], /, *, name: str | None = None, loop_kernels: 
 def annotate(
     func: None = None, /, *, name: str | None = None, loop_kernels: bool = True
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-@traced_through
+@spelled()
 def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool = True) -> Any:
     """The same function, under a name that graphs and tools show, with hints for the compiler.
 
@@ -82,8 +83,8 @@ def annotate(func: Any = None, /, *, name: str | None = None, loop_kernels: bool
     called: str = getattr(func, "__qualname__", type(func).__name__) if name is None else name
 
     def annotated(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():  # which has no place for names
-            return func(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return called_annotated(func, args, kwargs, called, loop_kernels)
         shown = contextlib.nullcontext() if is_capturing() else _torch.shown_in_profile(lambda: called)
         with shown, scope(called, loop_kernels=loop_kernels):
             return func(*args, **kwargs)

@@ -8,6 +8,8 @@ from compiled_models import MODELS, training_step
 from matrix.contexts import CONTEXTS, LibraryTools
 from matrix.operations import OPERATIONS
 from matrix.test_grid import arguments, assert_same, expected
+from torch._dynamo import compiled_autograd
+from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
@@ -117,3 +119,33 @@ def test_a_checkpoint_in_a_loop_keeps_the_kernel() -> None:
     got, code = run_and_get_code(lambda: torch.autograd.grad(torch.compile(run, fullgraph=True)(x), (x, w)))
     torch.testing.assert_close(got, torch.autograd.grad(run(x), (x, w)))
     assert [("cpp_loop" in text) for text in code] == [True, True]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_autograd() -> None:
+    x = torch.tensor([0.4, -0.7, 0.9], dtype=torch.float64, requires_grad=True)
+    loop = lambda x: fh.scan(lambda c, row: (c * row.sin(), c), x[0], x)[1]
+    run = lambda f: torch.autograd.grad(f(x).square().sum(), x)
+    expected = run(loop)
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.testing.assert_close(run(torch.compile(loop, fullgraph=True)), expected)
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        torch.testing.assert_close(run(torch.compile(loop, fullgraph=True)), expected)
+    jitted = fh.jit(loop, backend="eager")
+    with (
+        compiled_autograd._enable(torch.compile(backend="eager")),
+        pytest.raises(fh.CaptureError, match="compiled autograd can't trace the backward pass of a call"),
+    ):
+        run(jitted)
+    torch.testing.assert_close(run(jitted), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_torch_traces_no_backward_pass_of_its_own_branch_for_compiled_autograd() -> None:
+    x = torch.ones(3, requires_grad=True)
+    branch = torch.compile(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), fullgraph=True)
+    with (
+        compiled_autograd._enable(torch.compile(backend="eager")),
+        pytest.raises(UncapturedHigherOrderOpError, match=r"torch\.cond"),
+    ):
+        branch(x).sum().backward()

@@ -315,6 +315,10 @@ MISCALLED = {
         r"while_loop\(cond_fn, body_fn",
     ),
     "too few": (lambda x: fh.scan(lambda c, r: (c, r)), r"scan\(f, init"),
+    "one of a transform": (lambda x: fh.vmap(torch.sin, in_dim=0)(x), r"vmap\(func=None, in_dims"),
+    "too many of a transform": (lambda x: fh.grad(torch.sum, 0, False, 1)(x), r"grad\(func=None, argnums"),
+    "one of a function that calls": (lambda x: fh.vjp(torch.sin, x, aux=True)[0], r"vjp\(func, \*primals"),
+    "one of a decorator": (lambda x: fh.annotate(label="a")(torch.sin)(x), r"annotate\(func=None, /, \*, name"),
 }
 
 
@@ -330,6 +334,27 @@ def test_arguments_that_no_parameter_takes(name: str) -> None:
     with pytest.raises(TypeError) as plain:
         run(x())
     assert str(of_python.value) == str(plain.value)
+
+
+REFUSED_WHEN_MADE = {
+    "JAX's name": lambda x: fh.vmap(torch.sin, in_axes=0)(x),
+    "JAX's name for a loop's": lambda x: fh.scan(lambda c, r: (c, r), x[0], x, axis=1),
+    "a word": lambda x: fh.vmap(torch.sin, randomness="any")(x),
+    "a number": lambda x: fh.vmap(torch.sin, chunk_size=0)(x),
+    "an object": lambda x: fh.checkpoint(torch.sin, policy="all")(x),
+    "what it returns is called with": lambda x: fh.checkpoint(torch.sin, x),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_WHEN_MADE)
+def test_what_a_transform_refuses_is_said_in_the_same_words(name: str) -> None:
+    run = REFUSED_WHEN_MADE[name]
+    with pytest.raises((fh.ArgumentTypeError, fh.ArgumentValueError)) as plain:
+        run(x())
+    with pytest.raises(plain.type) as caught:
+        torch.compile(run, fullgraph=True, backend="eager")(x())
+    assert isinstance(caught.value, Unsupported)
+    assert str(caught.value).startswith(str(plain.value))
 
 
 def test_torch_loses_what_is_written_to_a_number_of_another_graph() -> None:

@@ -121,7 +121,7 @@ def planned_whole(body: Subgraph, options: dict[str, Any]) -> Whole | None:
         kernel = load([made])[made]
         return Whole(Library(kernel, workspace, len(source_of([made])), body.random), plan.loops)
     except Exception as error:  # noqa: BLE001 - whatever Inductor or the C++ compiler raises
-        _log.info("loops are kernels apart from the graph around them: %s: %s", type(error).__name__, error)
+        _log.debug("loops are kernels apart from the graph around them: %s: %s", type(error).__name__, error)
         return None
 
 

@@ -31,6 +31,14 @@ class LoopReport:
     trips: int | None = field(default=None, compare=False)
     depth: int = field(default=0, compare=False)
 
+    def __str__(self) -> str:
+        origin = None if self.params is None else self.params.origin
+        place = "" if origin is None else f" ({origin})"
+        part = "" if origin is None or origin.part is None else f", {origin.part},"
+        if self.taken in ("native", "replayed"):
+            return f"{self.operator}{place}{part} stays torch's own: {self.reason}"
+        return f"{self.operator}{place}{part} is a kernel"
+
     def of(self, params: Params, trips: int | None) -> LoopReport:
         """The report as that of a call, or of a loop inside of it."""
         if self.params is None:
