@@ -151,9 +151,8 @@ def _small_numbers() -> Iterator[None]:
                 terms = f"({terms} * t + V({term!r}f))"
             square = f"{x} * {x}" if is_odd else x
             small = f"V({x}.abs() < V(0.25f))"
-            return f"[&]() {{ using V = decltype({x}); auto t = {square}; " + (
-                f"return V::blendv({original(x)}, {terms} * {x}, {small}); }}()"
-            )
+            chosen = f"V::blendv({original(x)}, {terms} * {x}, {small})"
+            return f"[&]() {{ using V = decltype({x}); auto t = {square}; return {chosen}; }}()"
 
         original: Any = getattr(CppVecOverrides, name)
         function.__name__ = name  # by which Inductor finds the function of a scalar
@@ -172,9 +171,9 @@ _OF_ERF = 2 / math.sqrt(math.pi)
 
 @contextlib.contextmanager
 def _casts_rounded() -> Iterator[None]:
-    """Round what is cast to half precision. Inductor (torch 2.13, pytorch/pytorch#185337) goes on with the number before
-    the cast: it computes in floats, and C++ takes a float for the half made of it, so ``x - x.bfloat16().float()``
-    was zero.
+    """Round what is cast to half precision. Inductor (torch 2.13, pytorch/pytorch#185337) goes on with the number
+    before the cast: it computes in floats, and C++ takes a float for the half made of it, so
+    ``x - x.bfloat16().float()`` was zero.
     """
     from torch._inductor.codegen.cpp import CppKernel
     from torch._inductor.lowering import lowerings, make_pointwise
