@@ -178,7 +178,7 @@ class Lifting(_torch.ForwardRules):
         """A graph holds values: a tangent for a level of plain forward mode around it is lost."""
         capture = self.capture
         if capture.is_of_user and capture.is_in_dual_level and not _torch.in_forward_level():
-            remedy = "make the dual number outside, and pass it"
+            remedy = "make the dual number outside, and pass it; for torch.func.linearize call fh.linearize"
             raise refused_of_tensor(
                 capture.context, "make_dual() for a level that was entered outside", remedy, TensorMeta.of(primal)
             )

@@ -75,7 +75,7 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.tolist: (".tolist()", _COMPUTE),
     Tensor.numpy: (".numpy()", _COMPUTE),
     Tensor.__array__: ("conversion to NumPy", _COMPUTE),
-    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
+    Tensor.__dlpack__: ("conversion by DLPack", "a tensor needs none: use it as it is"),
     Tensor.data_ptr: (".data_ptr()", _COMPUTE),
     Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
     torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
