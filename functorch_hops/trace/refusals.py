@@ -24,6 +24,7 @@ __all__ = [
     "READS",
     "backward_inside",
     "check_collective",
+    "check_mode_inside",
     "check_overlap",
     "check_tensor_class",
     "generator_inside",
@@ -240,6 +241,21 @@ def backward_inside(context: ErrorContext, what: str) -> CaptureError:
             f"{what} can't run inside a captured function, whose values have no gradient history",
             parameter=context.parameter,
             remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
+        )
+    )
+
+
+def check_mode_inside(capture: Any, operation: str) -> None:
+    """Bodies are captured without the dispatch modes around them, which so don't see their operators."""
+    mode = None if capture is None else _torch.mode_of_user()
+    if mode is None or mode.supports_higher_order_operators:
+        return
+    raise CaptureError(
+        message(
+            operation,
+            "a TorchDispatchMode of a captured function does not see the operators of control flow in it",
+            got=type(mode).__name__,
+            remedy="enter it in the bodies",
         )
     )
 
