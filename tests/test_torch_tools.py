@@ -394,3 +394,18 @@ def test_graphs_are_not_what_a_mode_of_torch_functions_sees():
     operators = Scaled(3.0, (torch.Tensor.sin, torch.ops.aten.sin.default))
     with operators:
         same(fh.jit(lambda x: x.sin(), backend="eager")(X), X.sin())
+
+
+def test_hooks_on_saved_tensors_inside_captured_functions_are_named():
+    """Around the call they are called with what autograd saves of it."""
+
+    def inside(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t * 2):
+            return x.exp() * x
+
+    in_a_body = lambda x: fh.scan(lambda c, _: (inside(c), None), x, length=2)[0]
+    for f in inside, in_a_body:
+        with pytest.warns(RuntimeWarning, match=r"(?s)saved_tensors_hooks.*are not called.*fh.checkpoint"):
+            fh.jit(f, backend="eager")(X)
+    with torch.autograd.graph.save_on_cpu():
+        same(fh.jit(waves, backend="eager")(X), waves(X))

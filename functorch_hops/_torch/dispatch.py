@@ -37,6 +37,7 @@ __all__ = [
     "foreign_tracer_active",
     "function_modes",
     "functions_of_modes",
+    "has_saved_tensor_hooks",
     "is_pre_dispatch",
     "looks_for_nan",
     "mode_of_user",
@@ -223,6 +224,10 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for hook in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
+
+
+def has_saved_tensor_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 @contextlib.contextmanager

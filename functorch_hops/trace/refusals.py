@@ -17,6 +17,7 @@ from ..errors import (
     InputMutationError,
     LeakedTensorError,
     message,
+    warn,
 )
 from ..ir.meta import TensorMeta
 
@@ -38,6 +39,7 @@ __all__ = [
     "unknown_shape",
     "unknown_to_export",
     "unreadable",
+    "warn_of_saved_tensor_hooks",
     "write_to_array",
     "write_to_closed_over",
     "write_to_input",
@@ -258,6 +260,13 @@ def check_mode_inside(capture: Any, operation: str) -> None:
             remedy="enter it in the bodies",
         )
     )
+
+
+def warn_of_saved_tensor_hooks(context: ErrorContext) -> None:
+    """What autograd saves of a graph are residuals of all of it, when the hooks are gone."""
+    problem = "hooks on saved tensors (saved_tensors_hooks, save_on_cpu) that are entered in a captured function"
+    remedy = "enter them around the call of the captured function; to save memory, use fh.checkpoint"
+    warn(message(context.operation, f"{problem} are not called", remedy=remedy), once=True)
 
 
 def legacy_vmap_inside(context: ErrorContext) -> CaptureError:
