@@ -90,3 +90,37 @@ def test_a_gradient_that_is_written_to_a_part():
 
     w = torch.randn(2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     same(fh.jit(fh.grad(loss(fh)))(w), torch.func.grad(loss(Reference))(w))
+
+
+NEARLY_LINEAR = torch.expm1, torch.atanh, torch.erf, torch.nn.functional.elu, torch.nn.functional.selu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_of_small_numbers(dtype):
+    """Relative to the value, which is as small as its argument; by itself, in steps, and differentiated."""
+    sizes = torch.logspace(-30, -0.1, 61, dtype=dtype)
+    x = torch.cat([sizes, -sizes])
+    values = lambda x: [function(x) for function in NEARLY_LINEAR]
+    in_steps = lambda x: fh.scan(lambda c, row: (c, values(row + c)), 0.0, x[None])[1]
+    gradients = lambda x: [fh.grad(lambda x, f=f: f(x).sum())(x) for f in NEARLY_LINEAR]
+
+    precision = {"rtol": 2e-6 if dtype == torch.float32 else 1e-12, "atol": 0.0}
+    torch.testing.assert_close(fh.jit(values)(x), values(x), **precision)
+    torch.testing.assert_close([y[0] for y in fh.jit(in_steps)(x)], values(x), **precision)
+    torch.testing.assert_close(fh.jit(gradients)(x), gradients(x), **precision)
+
+
+def test_what_is_cast_to_half_precision_is_rounded():
+    """What rounding loses is what error feedback and quantisation are about."""
+
+    def lost(x, dtype):
+        return x - x.to(dtype).to(x.dtype), x.to(dtype) * 3, (x * 2).to(dtype)
+
+    for dtype in torch.float16, torch.bfloat16:
+        for wide in torch.float32, torch.float64:
+            x = torch.tensor([1.001, 3.14159, 1e-8, -70.07], dtype=wide)
+            f = lambda x, dtype=dtype: lost(x, dtype)
+            in_steps = lambda x, f=f: fh.scan(lambda c, row: (c, f(row * 1)), 0.0, x[None])[1]
+            assert f(x)[0].any()
+            torch.testing.assert_close(fh.jit(f)(x), f(x), rtol=0, atol=0)
+            torch.testing.assert_close([y[0] for y in fh.jit(in_steps)(x)], list(f(x)), rtol=0, atol=0)

@@ -45,6 +45,26 @@ def test_parts_put_together() -> None:
     assert in_one.cache_info().misses == in_lanes_of_lanes.cache_info().misses == 1
 
 
+SQUARE = torch.linspace(-1, 2, 4, dtype=F64).reshape(2, 2)
+ARRANGED: dict[str, Run] = {
+    "along": lambda x: torch.take_along_dim(x.outer(x), torch.tensor([[0, 2, 2, 1]]), -1),
+    "along places": lambda x: torch.take_along_dim(SQUARE.sum() * x, x.argsort(-1), 0),
+    "kron": lambda x: torch.kron(x.outer(x), SQUARE) + torch.kron(SQUARE, x.outer(x)),
+    "kron of ranks": lambda x: torch.kron(x.reshape(3, 1), x) + torch.kron(x[0], x),
+    "blocks": lambda x: torch.block_diag(x, SQUARE, x.outer(x).sin(), x[0]),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_arranged_elements_and_their_derivatives(name: str) -> None:
+    f = ARRANGED[name]
+    for derivative in lambda f: f, fh.jacrev, lambda f: fh.hessian(lambda x: f(x).sin().sum()):
+        in_lanes = fh.jit(fh.vmap(derivative(f)), dynamic=True, backend="eager")
+        for x in (rows(4), rows(2), rows(7)):
+            torch.testing.assert_close(in_lanes(x), torch.stack([derivative(f)(row) for row in x]))
+        assert in_lanes.cache_info().misses == 1
+
+
 def looped(row: Tensor, reverse: bool) -> Tensor:
     """A loop whose step has a loop: both derivatives read the carries before each step."""
     inner = lambda a, v: (torch.sin(a * v), None)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
 
 import functorch_hops as fh
 from modes import captured, every_mode, gradients, plain, same
@@ -332,3 +333,79 @@ def test_objects_that_define_what_functions_do(run):
     same(run(fh.grad(lambda x: (torch.mul(q, x).value * x).sum()), x), 2 * q.value * x)
     same(run(lambda q: torch.sin(q).value, q), q.value.sin())
     same(run(lambda x: torch.where(x > 1, x, q).value, x), torch.tensor([0.5, 2.0], dtype=F64))
+
+
+class Scaled(TorchFunctionMode):
+    """What is watched is what the mode does with a call."""
+
+    def __init__(self, scale, functions=(torch.sin, torch.Tensor.sin)):
+        self.scale, self.functions = scale, functions
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * self.scale if func in self.functions else result
+
+
+def waves(x):
+    def step(c, v):
+        return c + v.sin() * X.sum(), torch.sin(c)
+
+    c, ys = fh.scan(step, x[0], x)
+    return fh.cond(c > 1e3, lambda: ys, lambda: ys.sin() * 2)
+
+
+def test_modes_of_torch_functions_around_captured_ones():
+    """As in eager, a mode sees what the function calls, once; what it does is watched."""
+    run, mode, other = fh.jit(waves, backend="eager"), Scaled(3.0), Scaled(0.5)
+
+    def slope(f):
+        x = X.clone().requires_grad_()
+        return torch.autograd.grad(f(x).sum(), x)[0]
+
+    for scale in (3.0, 3.0, -2.0):
+        mode.scale = scale
+        with mode:
+            same(run(X), waves(X))
+            same(slope(run), slope(waves))
+            same(fh.vmap(run)(torch.stack([X, -X]))[1], waves(-X))
+            with other:
+                same(run(X), waves(X))
+        same(run(X), waves(X))
+    assert run.cache_info().misses == 5  # without a mode; with one and with two, at two scales
+
+
+def test_modes_of_torch_functions_inside_captured_ones():
+    def inside(x):
+        with Scaled(3.0):
+            ys = waves(x)
+        return ys + waves(x)
+
+    with Scaled(3.0):
+        expected = waves(X)
+    expected = expected + waves(X)
+    same(fh.jit(inside, backend="eager")(X), expected)
+    same(fh.make_graph(inside)(X)(X), expected)
+    with fh.eager_capture():
+        same(inside(X), expected)
+
+
+def test_graphs_are_not_what_a_mode_of_torch_functions_sees():
+    """It saw their function: the operators of the graph are not to be changed once more."""
+    operators = Scaled(3.0, (torch.Tensor.sin, torch.ops.aten.sin.default))
+    with operators:
+        same(fh.jit(lambda x: x.sin(), backend="eager")(X), X.sin())
+
+
+def test_hooks_on_saved_tensors_inside_captured_functions_are_named():
+    """Around the call they are called with what autograd saves of it."""
+
+    def inside(x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t * 2):
+            return x.exp() * x
+
+    in_a_body = lambda x: fh.scan(lambda c, _: (inside(c), None), x, length=2)[0]
+    for f in inside, in_a_body:
+        with pytest.warns(RuntimeWarning, match=r"(?s)saved_tensors_hooks.*are not called.*fh.checkpoint"):
+            fh.jit(f, backend="eager")(X)
+    with torch.autograd.graph.save_on_cpu():
+        same(fh.jit(waves, backend="eager")(X), waves(X))

@@ -210,7 +210,7 @@ class JittedFunction(Generic[P, R]):
         self, func: Callable[..., Any], arguments: Arguments, static: list[Any], key: Hashable
     ) -> tuple[CompiledTrace, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
-        objects = [*arguments.objects, *static]
+        objects = [*arguments.objects, *static, *_torch.functions_of_modes()]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for entry in self._entries.of(key):

@@ -16,7 +16,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._device import DeviceContext
 
-from .dispatch import function_modes, looks_for_nan
+from .dispatch import function_modes, looks_for_nan, modes_of_user
 from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
@@ -158,6 +158,7 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cpu")),
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cuda")),
     ("torch.set_default_device()", default_device),
+    ("modes of torch functions (TorchFunctionMode)", modes_of_user),
     ("torch.autograd.set_detect_anomaly()", looks_for_nan),
     ("torch.backends.mha.set_fastpath_enabled()", _fast_path),
     *_NAMED_SWITCHES,

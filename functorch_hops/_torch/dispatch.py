@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
-from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
@@ -36,17 +36,23 @@ __all__ = [
     "foreign_capture_active",
     "foreign_tracer_active",
     "function_modes",
+    "functions_of_modes",
+    "has_saved_tensor_hooks",
     "is_pre_dispatch",
     "looks_for_nan",
+    "mode_of_user",
+    "modes_of_user",
     "modes_restored",
     "no_gradients",
     "no_modes",
     "observer",
+    "observing",
     "only_asks_for_shapes",
     "saved_by_checkpoint",
     "saved_by_tags",
     "suspended",
     "tangents_readable",
+    "unobserved",
     "without_saved_tensor_hooks",
     "without_torch_function",
 ]
@@ -144,22 +150,64 @@ def modes_restored() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _without_function_modes() -> Iterator[None]:
+def _without_function_modes() -> contextlib.AbstractContextManager[None]:
     """Suspend every ``__torch_function__`` mode except the default device's."""
-    modes = function_modes()
-    for _ in modes:
+    return _within(tuple(mode for mode in function_modes() if isinstance(mode, DeviceContext)))
+
+
+@contextlib.contextmanager
+def _within(modes: Sequence[TorchFunctionMode]) -> Iterator[None]:
+    """With these function modes alone, but for entering and leaving them, which may do something."""
+    before = function_modes()
+    for _ in before:
         _pop_mode()
-    kept = [mode for mode in modes if isinstance(mode, DeviceContext)]
-    for mode in kept:
+    for mode in modes:
         _push_mode(mode)
     try:
         yield
     finally:
-        for _ in kept:
+        for _ in modes:
             _pop_mode()
-        for mode in modes:
+        for mode in before:
             _push_mode(mode)
+
+
+def observing(modes: Sequence[TorchFunctionMode]) -> contextlib.AbstractContextManager[None]:
+    """Within these modes of the user's, too."""
+    return _within((*function_modes(), *modes)) if modes else contextlib.nullcontext()
+
+
+def unobserved() -> contextlib.AbstractContextManager[None]:
+    """Without modes of the user's: they saw the function that a graph holds when it was captured."""
+    users = modes_of_user()
+    if not users:
+        return contextlib.nullcontext()
+    return _within(tuple(mode for mode in function_modes() if mode not in users))
+
+
+def modes_of_user() -> tuple[TorchFunctionMode, ...]:
+    """Those ``__torch_function__`` modes around that are neither torch's nor of a capture, the outermost first."""
+    if not torch._C._len_torch_function_stack():
+        return ()
+    return tuple(mode for mode in function_modes() if _is_of_user(mode))
+
+
+def mode_of_user() -> TorchDispatchMode | None:
+    """The innermost dispatch mode, if it is the user's."""
+    modes = _get_current_dispatch_mode_stack()
+    return modes[-1] if modes and _is_of_user(modes[-1]) else None
+
+
+def _is_of_user(mode: object) -> bool:
+    return type(mode).__module__.partition(".")[0] not in _OF_NO_USER
+
+
+def functions_of_modes() -> list[Callable[..., Any]]:
+    """What the user's modes do with a call: a part of what a captured function does."""
+    return [mode.__torch_function__ for mode in modes_of_user()]
+
+
+_OF_NO_USER = "torch", __name__.partition(".")[0]
 
 
 @contextlib.contextmanager
@@ -176,6 +224,10 @@ def without_saved_tensor_hooks() -> Iterator[None]:
     finally:
         for hook in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
+
+
+def has_saved_tensor_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 @contextlib.contextmanager

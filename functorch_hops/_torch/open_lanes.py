@@ -71,6 +71,32 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return product if bias is None else product + bias.to(product.dtype)  # under autocast, that of the product
 
 
+def _take_along_dim(self: Tensor, indices: Tensor, dim: int | None = None) -> Any:
+    if dim is None or self.dim() != indices.dim() or not any(map(is_batched, (self, indices))):
+        return NotImplemented
+    dim %= self.dim()
+    sizes = [*torch.broadcast_shapes(self.select(dim, 0).shape, indices.select(dim, 0).shape)]
+    whole, places = (x.expand(*sizes[:dim], x.shape[dim], *sizes[dim:]) for x in (self, indices))
+    return whole.gather(dim, places)
+
+
+def _kron(self: Tensor, other: Tensor) -> Any:
+    """Each element of one times all of the other."""
+    if not any(map(is_batched, (self, other))):
+        return NotImplemented
+    rank = max(self.dim(), other.dim())
+    left, right = (x.reshape(*[1] * (rank - x.dim()), *x.shape) for x in (self, other))
+    for dim in reversed(range(rank)):
+        left, right = left.unsqueeze(dim + 1), right.unsqueeze(dim)
+    product = left * right
+    return product.reshape([product.shape[2 * dim] * product.shape[2 * dim + 1] for dim in range(rank)])
+
+
+def _block_diag(tensors: Sequence[Tensor]) -> Any:
+    """torch's derivative of it counts by numbers."""
+    return decomposition_table[_aten.block_diag.default](tensors) if any(map(is_batched, tensors)) else NotImplemented
+
+
 class _Lanes:
     """Of the innermost vmap."""
 
@@ -303,7 +329,15 @@ _COMPOSED = (_aten.isclose.default, _aten.kl_div.default, _aten.triplet_margin_l
 """Which torch calls for each lane, though it could compose them of other operators."""
 _FORMS = (
     (_aten._convolution_double_backward.default, _COMPOSITE, _convolution_double_backward),
-    (_aten.linear.default, DispatchKey.FuncTorchDynamicLayerFrontMode, _linear),
+    *(
+        (op, DispatchKey.FuncTorchDynamicLayerFrontMode, form)
+        for op, form in (
+            (_aten.block_diag.default, _block_diag),
+            (_aten.kron.default, _kron),
+            (_aten.linear.default, _linear),
+            (_aten.take_along_dim.default, _take_along_dim),
+        )
+    ),
 )
 """What torch computes in C++ by numbers before it asks for a batching rule, or after that."""
 _COMPOSED_IN_PYTHON = (

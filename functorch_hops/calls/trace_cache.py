@@ -153,7 +153,7 @@ def kept_trace(
         return None
     arguments = Arguments(operands, {}, static_floats=True, numpy=False)
     first, *others = functions
-    root = functools.partial(first, *others, *arguments.objects)
+    root = functools.partial(first, *others, *arguments.objects, *_torch.functions_of_modes())
     before = environment.snapshot(root)
     key = (operation, static, _without_objects(arguments), _torch.ambient_state(), before.statics, _states(before))
     for trace in _traces.of(key):

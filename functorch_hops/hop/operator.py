@@ -30,7 +30,7 @@ from ..lowering.empty import without_empty
 from ..lowering.exported import exported
 from ..passes.passthrough import simplify_call
 from ..trace.capture import current_capture
-from ..trace.refusals import check_tensor_class, unknown_to_export
+from ..trace.refusals import check_mode_inside, check_tensor_class, unknown_to_export
 from ..trace.speculate import lift_operands
 from .autograd import (
     PlainCall,
@@ -109,6 +109,7 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         """As torch does, but a mode that observes operators and does not know this one sees those that it runs."""
         mode = _torch.observer() if dispatch_key == _torch.DispatchKey.Python else None
         if mode is None:
+            check_mode_inside(current_capture(), args[0].public_name)
             return super().dispatch(dispatch_key, *args, **kwargs)
         result = NotImplemented
         if mode.supports_higher_order_operators:
@@ -116,7 +117,8 @@ class Hop(_torch.HigherOrderOperator, Generic[P]):
         return self.run_eagerly(*args) if result is NotImplemented else result
 
     def run_eagerly(self, params: P, *operands: Tensor) -> tuple[Tensor, ...]:
-        with _torch.autocast_off(), _torch.shown_in_profile(lambda: _shown(params, operands)):
+        shown = _torch.shown_in_profile(lambda: _shown(params, operands))
+        with _torch.autocast_off(), _torch.unobserved(), shown:
             return tuple(map(Tensor.contiguous, self.rules.impl(params, operands)))
 
     def _fake(self, mode: Any, params: P, *operands: Tensor) -> tuple[Tensor, ...]:

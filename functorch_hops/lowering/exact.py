@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ def exact_arithmetic() -> Iterator[None]:
         _rounded_constants(),
         _exact_scalars(),
         _exponents_of_doubles(),
+        _small_numbers(),
+        _casts_rounded(),
         _short_vectors_reduced(),
         _errors_thrown(),
         strides_read(),
@@ -128,6 +131,77 @@ def _exponents_of_doubles() -> Iterator[None]:
     original: Any = CppVecOverrides.frexp
     with replaced(CppVecOverrides, "frexp", staticmethod(frexp)):
         yield
+
+
+@contextlib.contextmanager
+def _small_numbers() -> Iterator[None]:
+    """Compute functions that are linear at zero to the precision of small numbers. In vectors Inductor (torch 2.13)
+    makes ``exp(x) - 1`` of ``expm1``, which ``elu`` is made of, and a logarithm of ``atanh``; torch's error function of
+    vectors of floats has an error of 1e-7. All were zero at 1e-9. Below 1/4 floats take the Taylor series, up to the
+    term that is less than the last place: the functions of C's library take twice as long.
+    """
+    from torch._inductor.codegen.cpp import CppVecOverrides
+
+    def with_series(name: str, is_odd: bool, series: tuple[float, ...]) -> contextlib.AbstractContextManager[None]:
+        def function(x: Any) -> str:
+            if x.dtype != torch.float32:
+                return f"{x}.{name}()"
+            terms = f"V({series[-1]!r}f)"
+            for term in reversed(series[:-1]):
+                terms = f"({terms} * t + V({term!r}f))"
+            square = f"{x} * {x}" if is_odd else x
+            small = f"V({x}.abs() < V(0.25f))"
+            chosen = f"V::blendv({original(x)}, {terms} * {x}, {small})"
+            return f"[&]() {{ using V = decltype({x}); auto t = {square}; return {chosen}; }}()"
+
+        original: Any = getattr(CppVecOverrides, name)
+        function.__name__ = name  # by which Inductor finds the function of a scalar
+        return replaced(CppVecOverrides, name, staticmethod(function))
+
+    with (
+        with_series("expm1", False, tuple(1 / math.factorial(n) for n in range(1, 7))),
+        with_series("atanh", True, tuple(1 / n for n in range(1, 12, 2))),
+        with_series("erf", True, tuple(_OF_ERF * (-1) ** n / math.factorial(n) / (2 * n + 1) for n in range(4))),
+    ):
+        yield
+
+
+_OF_ERF = 2 / math.sqrt(math.pi)
+
+
+@contextlib.contextmanager
+def _casts_rounded() -> Iterator[None]:
+    """Round what is cast to half precision. Inductor (torch 2.13, pytorch/pytorch#185337) goes on with the number
+    before the cast: it computes in floats, and C++ takes a float for the half made of it, so
+    ``x - x.bfloat16().float()`` was zero.
+    """
+    from torch._inductor.codegen.cpp import CppKernel
+    from torch._inductor.lowering import lowerings, make_pointwise
+    from torch._inductor.virtualized import ops
+
+    def convert(x: Any, dtype: torch.dtype) -> Any:
+        source = x.get_dtype()
+        if dtype not in _HALF or source not in _WIDE:
+            return original(x, dtype)
+
+        def rounded(value: Any) -> Any:
+            half = ops.to_dtype(value, dtype, src_dtype=source, use_compute_types=False)
+            return ops.to_dtype(half, dtype)  # a float again, in which kernels compute
+
+        return make_pointwise(rounded, override_return_dtype=dtype)(x)
+
+    operator = torch.ops.prims.convert_element_type.default
+    original = lowerings[operator]
+    lowerings[operator] = convert
+    try:
+        with replaced(CppKernel, "cache_dtype_convert", lambda *args: None):
+            yield
+    finally:
+        lowerings[operator] = original
+
+
+_HALF = torch.float16, torch.bfloat16
+_WIDE = torch.float32, torch.float64
 
 
 @contextlib.contextmanager

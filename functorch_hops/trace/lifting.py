@@ -19,7 +19,15 @@ from .asking import OF_THE_TENSOR
 from .capture import Capture
 from .hooks import handlers
 from .indexing import NARROW
-from .refusals import READS, backward_inside, check_collective, generator_inside, refused_of_tensor, unreadable
+from .refusals import (
+    READS,
+    backward_inside,
+    check_collective,
+    generator_inside,
+    refused_of_tensor,
+    unreadable,
+    warn_of_saved_tensor_hooks,
+)
 from .regrouping import note_regrouped
 from .replaced import replaced
 from .sparse import MAKES_SPARSE, call_of_sparse, making_sparse, sparse_among
@@ -155,6 +163,8 @@ class Lifting(_torch.ForwardRules):
         if is_read and _is_unknown(args[0]):
             raise unreadable(capture.context, *READS[func], buffer=capture.path_of_buffer(args[0]))
         check_collective(capture.context, func, args)
+        if _torch.has_saved_tensor_hooks():
+            warn_of_saved_tensor_hooks(capture.context)
         capture.in_transform = _torch.top_interpreter() is not None
         form = _torch.right_form(func)
         capture.is_detaching = form is not func or _detaches(func)
@@ -178,7 +188,7 @@ class Lifting(_torch.ForwardRules):
         """A graph holds values: a tangent for a level of plain forward mode around it is lost."""
         capture = self.capture
         if capture.is_of_user and capture.is_in_dual_level and not _torch.in_forward_level():
-            remedy = "make the dual number outside, and pass it"
+            remedy = "make the dual number outside, and pass it; for torch.func.linearize call fh.linearize"
             raise refused_of_tensor(
                 capture.context, "make_dual() for a level that was entered outside", remedy, TensorMeta.of(primal)
             )

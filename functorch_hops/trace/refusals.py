@@ -17,6 +17,7 @@ from ..errors import (
     InputMutationError,
     LeakedTensorError,
     message,
+    warn,
 )
 from ..ir.meta import TensorMeta
 
@@ -24,6 +25,7 @@ __all__ = [
     "READS",
     "backward_inside",
     "check_collective",
+    "check_mode_inside",
     "check_overlap",
     "check_tensor_class",
     "generator_inside",
@@ -37,6 +39,7 @@ __all__ = [
     "unknown_shape",
     "unknown_to_export",
     "unreadable",
+    "warn_of_saved_tensor_hooks",
     "write_to_array",
     "write_to_closed_over",
     "write_to_input",
@@ -75,7 +78,7 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.tolist: (".tolist()", _COMPUTE),
     Tensor.numpy: (".numpy()", _COMPUTE),
     Tensor.__array__: ("conversion to NumPy", _COMPUTE),
-    Tensor.__dlpack__: ("conversion by DLPack", _COMPUTE),
+    Tensor.__dlpack__: ("conversion by DLPack", "a tensor needs none: use it as it is"),
     Tensor.data_ptr: (".data_ptr()", _COMPUTE),
     Tensor.__format__: ("a format such as `:.3f`", "print it without a format: that shows dtype and shape"),
     torch.tensor: ("torch.tensor() of tensors", "use torch.stack"),
@@ -242,6 +245,28 @@ def backward_inside(context: ErrorContext, what: str) -> CaptureError:
             remedy="take derivatives there with fh.grad, fh.value_and_grad or fh.vjp",
         )
     )
+
+
+def check_mode_inside(capture: Any, operation: str) -> None:
+    """Bodies are captured without the dispatch modes around them, which so don't see their operators."""
+    mode = None if capture is None else _torch.mode_of_user()
+    if mode is None or mode.supports_higher_order_operators:
+        return
+    raise CaptureError(
+        message(
+            operation,
+            "a TorchDispatchMode of a captured function does not see the operators of control flow in it",
+            got=type(mode).__name__,
+            remedy="enter it in the bodies",
+        )
+    )
+
+
+def warn_of_saved_tensor_hooks(context: ErrorContext) -> None:
+    """What autograd saves of a graph are residuals of all of it, when the hooks are gone."""
+    problem = "hooks on saved tensors (saved_tensors_hooks, save_on_cpu) that are entered in a captured function"
+    remedy = "enter them around the call of the captured function; to save memory, use fh.checkpoint"
+    warn(message(context.operation, f"{problem} are not called", remedy=remedy), once=True)
 
 
 def legacy_vmap_inside(context: ErrorContext) -> CaptureError:

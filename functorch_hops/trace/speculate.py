@@ -1,7 +1,8 @@
 """``speculate_subgraph``: run a Python function once on fake tensors and keep what it did as a Subgraph.
 
 A capture runs as on a fresh thread (``_torch.suspended``) under its observers (``lifting``, ``effects``) and torch's
-own proxy mode, which records.
+own proxy mode, which records. Modes of the user's for torch's functions are above these: what such a mode makes of a
+call is what is captured, as in eager.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def _trace(
     capture.is_functionalizing, capture.is_of_user = is_functionalizing, keep_autocast
     capture.session.history_depth = max(capture.session.history_depth, history_depth)
     enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
+    modes = _torch.modes_of_user() if keep_autocast else ()
     try:
         with _torch.modes_restored(), _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]
@@ -144,6 +146,7 @@ def _trace(
                 in_our_words(capture.context),
                 _recursion_refused(capture),
                 torch.set_grad_enabled(enabled),
+                _torch.observing(modes),
                 settings_kept(capture.context),
             ):
                 outputs = function(*fakes)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import functorch_hops as fh
 from misuses.registry import YES, X, misuse, misuse_captured
@@ -751,3 +752,17 @@ def body_fills_an_expanded_value():
 def body_makes_a_dual_number_for_a_level_around_the_loop():
     with forward_ad.dual_level():
         fh.scan(lambda c, x: (forward_ad.make_dual(c * x, c), None), X, torch.ones(3))
+
+
+class Observing(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@misuse(fh.CaptureError, "plain")
+def body_within_a_dispatch_mode():
+    def f(x):
+        with Observing():
+            return fh.scan(lambda c, x: (c + x, c), x, torch.ones(3))
+
+    fh.jit(f, backend="eager")(X)
