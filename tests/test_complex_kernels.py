@@ -83,6 +83,10 @@ OPERATORS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "bfloat16 and numbers": (lambda x: (x * (0.1 + 2j), x + (0.1 + 1j), (1 + 0.3j) / x), (X.bfloat16(),)),
     "memory": (lambda m: ((m * 2).T.as_strided((2, 3), (3, 1), 1), m[:1, :1].as_strided((2,), (3,), 1) * 1j), (M,)),
     "from parts": (lambda x: (torch.complex(x, 2 * x), torch.polar(x.abs(), x)), (X,)),
+    "from parts that are broadcast": (
+        lambda x: (torch.complex(x[:, None], x).mT, torch.complex(x[0], x).sum(0), torch.polar(x.abs(), x[:, None]).mT),
+        (X,),
+    ),
     "from pairs": (lambda m: torch.view_as_complex(torch.view_as_real(m).clone()), (M,)),
     "new ones": (lambda z: (torch.full_like(z, 2 - 1j), torch.ones_like(z), z.new_zeros(3), torch.eye(5) * z), (Z,)),
     "a number": (lambda x: torch.full((5,), 1 + 2j) * x, (X,)),

@@ -291,7 +291,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.atanh.default: functions.atanh,
     aten.baddbmm.default: _added(_bmm),
     aten.bmm.default: _bmm,
-    aten.complex.default: Parts,
+    aten.complex.default: lambda real, imag: Parts(*torch.broadcast_tensors(real, imag)),
     aten.cos.default: functions.cos,
     aten.cosh.default: functions.cosh,
     aten.cumprod.default: _cumprod,
