@@ -93,7 +93,9 @@ def targets_of(form: Scan) -> list[str]:
     """Where the ys of a step belong."""
     targets = []
     for i, meta in enumerate(form.body.outputs):
-        if i >= form.n_carry:
+        if i in form.sums:
+            targets.append(f"sum_{i}")
+        elif i >= form.n_carry:
             is_later = form.lead(i) is not None and not form.reverse
             targets.append(_row(f"out_{i}", meta) + (f" + {numel(meta)}" if is_later else ""))
     return targets
@@ -390,24 +392,40 @@ def _stored(metas: Sequence[TensorMeta], k: Size) -> list[str]:
     return [f"fh::copy_lanes(now_{i}, out_{i} + lane, {k});" for i in range(len(metas))]
 
 
+_MOST_ADDED = 32
+"""Steps, the values of which are added up in their own precision: sums of those are in double precision."""
+
+
 def scan_by_lanes(form: Scan, lanes: LaneBody) -> Function:
     n, metas, length = form.n_carry, form.body.inputs, length_of(form)
     carries = [f"now_{i}" for i in range(n)]
-    sources, targets = [*carries, *sources_of(form)], [*carries, *targets_of(form)]
+    sums = sorted(form.sums)
+    sources = [*carries, *sources_of(form), *(f"sum_{i}" for i in sums)]
+    targets = [*carries, *targets_of(form)]
 
     def block(rows: Size, k: Size) -> list[str]:
-        period = max(1, LOOK_AFTER // (lanes.per_lane * _most(lanes.blocks, k)))
+        most = _most(lanes.blocks, k)
+        period = max(1, LOOK_AFTER // (lanes.per_lane * most))
+        added = [f"fh::add_lanes(sum_{i}, total_{i}, {k});" for i in sums]
+        if sums:
+            period = min(period, _MOST_ADDED)
+            every = _MOST_ADDED // period * period
+            added = [f"if (s % {every} == 0 || s == {length}) {{ {' '.join(added)} }}"]
         return [
             *_loaded(metas[:n], lanes.blocks, k),
+            *(f"alignas(64) {c_type(form.body.outputs[i].dtype)} sum_{i}[{most}] = {{}};" for i in sums),
+            *(f"alignas(64) double total_{i}[{most}] = {{}};" for i in sums),
             f"for (int64_t s = 0; s < {length};) {{",
             f"const int64_t end = std::min<int64_t>({length}, s + {period});",
             "for (; s < end; ++s) {",
             time_of(form),
             lanes.call(rows, sources, targets),
             "}",
+            *added,
             f"if (s < {length} && fh::interrupted(control, s, {length})) break;",
             "}",
             *_stored(metas[:n], k),
+            *(f"fh::store_lanes(total_{i}, out_{i} + lane, {k});" for i in sums),
         ]
 
     lines = [*filled(form), *led(form), *_each_block(lanes, length, block), left(length, length), ended(False)]

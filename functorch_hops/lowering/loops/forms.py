@@ -60,7 +60,8 @@ class Scan:
 
     Inputs: the initial carry, the xs, the constants. Outputs: the final carry, the stacked ys. See NOTE [One stack]:
     ``leads`` holds for each y the carry whose initial value is one row more of its stack, before that of the first step
-    taken; ``shifts`` for each x how far apart it is read. Empty ones hold None for all.
+    taken; ``shifts`` for each x how far apart it is read. Empty ones hold None for all. ``sums``: the outputs that are
+    sums of ys over the steps, no stacks: NOTE [Sums of stacks].
     """
 
     body: Subgraph
@@ -70,6 +71,7 @@ class Scan:
     length: Any
     leads: tuple[int | None, ...] = ()
     shifts: tuple[Shift | None, ...] = ()
+    sums: frozenset[int] = frozenset()
     label: str = "scan"
 
     def lead(self, output: int) -> int | None:
@@ -84,8 +86,9 @@ class Scan:
     @property
     def outputs(self) -> list[TensorMeta]:
         n, metas = self.n_carry, self.body.outputs
-        rows = [self.length + int(self.lead(i) is not None) for i in range(len(metas))]
-        return [*metas[:n], *(meta.with_leading(size) for meta, size in zip(metas[n:], rows[n:]))]
+        rows = [None if i in self.sums else self.length + int(self.lead(i) is not None) for i in range(len(metas))]
+        stacks = zip(metas[n:], rows[n:])
+        return [*metas[:n], *(meta if size is None else meta.with_leading(size) for meta, size in stacks)]
 
 
 @dataclass(frozen=True)

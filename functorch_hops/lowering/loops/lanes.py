@@ -69,23 +69,32 @@ def held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def lane_body(
-    lowered: Lowered, n_carry: int, options: dict[str, Any], label: str, *, steps: Size | None, is_test: bool = False
+    lowered: Lowered,
+    n_carry: int,
+    options: dict[str, Any],
+    label: str,
+    *,
+    steps: Size | None,
+    is_test: bool = False,
+    sums: frozenset[int] = frozenset(),
 ) -> LaneBody:
     """``lowered`` for blocks of lanes. Its first outputs are the next carries, unless it is the test of a loop.
-    ``steps``: None if unknown.
+    ``steps``: None if unknown. ``sums``: outputs that are added to what is there, in memory of a block; calls take them
+    behind the inputs, too.
     """
     body, graph = lowered.body, lowered.graph
     count, n_written = lane_count(body, n_carry), 0 if is_test else n_carry
     with _torch.suspended(keep_autocast=False), torch.no_grad(), settings(options), handlers(graph):
         nodes, shape = lane_nodes(graph, count)
-        carry_bytes = sum(held_dtype(meta.dtype).itemsize for meta in body.inputs[:n_carry])
+        held = [held_dtype(meta.dtype) for meta in body.inputs[:n_carry]]
+        held += [body.outputs[i].dtype for i in sums]
         parts = torch.get_num_threads() if steps is not None and is_long(lowered.work * steps) else 1
-        cut = blocks(shape, carry_bytes, has_rows=steps is not None, parts=parts)
+        cut = blocks(shape, sum(dtype.itemsize for dtype in held), has_rows=steps is not None, parts=parts)
         texts, names = [], {rows: f"{label}_{rows}" for rows in cut.row_counts}
         places: dict[Size, tuple[int, ...]] = {}
         sizes: dict[Size, tuple[str, ...]] = {}
         for rows, name in names.items():
-            text, places[rows], sizes[rows] = _printed(lowered, nodes, n_carry, n_written, cut, rows, name)
+            text, places[rows], sizes[rows] = _printed(lowered, nodes, n_carry, n_written, sums, cut, rows, name)
             texts.append(text)
     return LaneBody(cut, "\n".join(texts), names, places, sizes, n_carry, lowered.work)
 
@@ -282,7 +291,14 @@ def loop_code(
 
 
 def _printed(
-    lowered: Lowered, nodes: Sequence[Any], n_carry: int, n_written: int, cut: Blocks, rows: Size, name: str
+    lowered: Lowered,
+    nodes: Sequence[Any],
+    n_carry: int,
+    n_written: int,
+    sums: frozenset[int],
+    cut: Blocks,
+    rows: Size,
+    name: str,
 ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
     """The function for a block of ``rows``, the numbers of the inputs that it takes, and the sizes."""
     from torch._inductor.virtualized import V
@@ -295,6 +311,8 @@ def _printed(
     dtypes = {local: held_dtype(meta.dtype) for local, meta in zip(carried.values(), body.inputs)}
     for i, (out, meta) in enumerate(zip(outputs, body.outputs)):
         dtypes[out] = held_dtype(meta.dtype) if i < n_written else meta.dtype
+    added = {i: f"sum_{i}" for i in sorted(sums)}
+    dtypes.update({local: body.outputs[i].dtype for i, local in added.items()})
 
     sizes = (rows, *cut.inner)
     at = position(cut)
@@ -315,15 +333,18 @@ def _printed(
         for i, (out, value) in enumerate(zip(outputs, results)):
             is_mask = dtypes[out] is not body.outputs[i].dtype
             stored = inner.where(value, one, nothing) if is_mask else value
-            inner.store(out, local if i < n_written else own, stored, None)
+            if i in added:
+                stored = inner.add(inner.load(added[i], local), stored)
+            inner.store(out, local if i < n_written or i in added else own, stored, None)
 
     with graph.set_current_device(torch.device("cpu")):
         group = loop_code(graph, dtypes, outputs, [*map(expression_of, sizes)], run)
     numbers = {**{local: i for i, local in enumerate(carried.values())}, **{n: i for i, n in enumerate(names)}}
+    numbers |= {local: len(names) + i for i, local in enumerate(added.values())}
     definitions, places = [], []
     for outer, inner_name in group.args.input_buffers.items():
         places.append(numbers[outer])
-        dtype = dtypes.get(outer, body.inputs[numbers[outer]].dtype)
+        dtype = dtypes[outer] if outer in dtypes else body.inputs[numbers[outer]].dtype
         definitions.append(f"const {c_type(dtype)}* {inner_name}")
     definitions += [f"{c_type(dtypes[out])}* o_{i}" for i, out in enumerate(outputs)]
     definitions += [f"const int64_t {x}" for x in at]

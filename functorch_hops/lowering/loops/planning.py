@@ -40,6 +40,7 @@ from .sinking import sunk, sunk_products
 from .sizes import Size, size_of
 from .source import Function, Program, check_metas, program
 from .stacks import Place, shifted, with_leads
+from .sums import NO_SUMS, Sums, put_sums, summed
 from .systems import Bodies, systems
 from .tapes import Reader, effectful_taped_kernel, erase, has_kernels, layout_of, reader_of, taped_kernel
 from .triton.around import Launch
@@ -176,12 +177,14 @@ def _plan_loops(body: Subgraph, task: _Task) -> Plan:
                     reports += plan(_Stacking(node, form, tensors, params, reader, again), within)
                     done.add(reader.node)
                     continue
-                late = None
+                late, only_summed = None, NO_SUMS
                 if task.is_draft:
                     kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
                 elif (found := _with_late_reductions(form, params.operator.label, options)) is not None:
                     late, kernel, inner = found
                     form = late.form
+                elif (added := _with_sums(form, params.operator.label, options, places)) is not None:
+                    form, only_summed, kernel, inner = added
                 else:
                     kernel, inner = _kernel(form, params.operator.label, options)
                 sizes.check(kernel.sizes)
@@ -197,7 +200,7 @@ def _plan_loops(body: Subgraph, task: _Task) -> Plan:
                 reason = failed(params.operator.label, error)
             else:
                 reports += [report.of(params, trips) for report in inner]
-                _replace(node, kernel, form, late, tensors, places, sizes, has_effects=params.has_effects)
+                _replace(node, kernel, form, late, tensors, places, only_summed, sizes, has_effects=params.has_effects)
                 for effect in effects_of_user(params.bodies):
                     keep_named(effect)
                 continue
@@ -249,6 +252,17 @@ def _with_late_reductions(
         return None
     found = _once(_over_lanes_if_it_can_be, late.form, label, options)
     return None if found is None else (late, *found)
+
+
+def _with_sums(
+    form: Form, label: str, options: dict[str, Any], places: Mapping[fx.Node, Place]
+) -> tuple[Scan, Sums, Function, list[LoopReport]] | None:
+    """A loop over lanes that adds up what is only summed: NOTE [Sums of stacks]."""
+    found = summed(form, places) if isinstance(form, Scan) and not is_on_cuda(form) else None
+    if found is None:
+        return None
+    made = _once(_over_lanes_if_it_can_be, found[0], label, options)
+    return None if made is None else (*found, *made)
 
 
 def _over_lanes_if_it_can_be(
@@ -319,6 +333,8 @@ def _over_lanes(
     except Refused as refused:
         why = str(refused)
     try:
+        if isinstance(form, Scan) and form.sums:
+            raise Refused("its sums are of lanes of one number")
         return systems(form, bodies, options), reports
     except Refused as refused:
         reasons = dict.fromkeys((why, str(refused)))
@@ -341,7 +357,8 @@ def _by_lanes(
     lane_count(form.body, n)  # what refuses is not lowered
     body = bodies(form).lowered
     if isinstance(form, Scan):
-        return scan_by_lanes(form, lane_body(body, n, options, "step", steps=size_of(form.length)))
+        step = lane_body(body, n, options, "step", steps=size_of(form.length), sums=form.sums)
+        return scan_by_lanes(form, step)
     step = lane_body(body, n, options, "step", steps=None)
     if is_masked(form):
         return while_by_lanes(form, None, step)
@@ -473,11 +490,14 @@ def _replace(
     late: Late | None,
     tensors: Sequence[fx.Node],
     places: Mapping[fx.Node, Place],
+    only_summed: Sums,
     sizes: GraphSizes,
     *,
     has_effects: bool,
 ) -> None:
-    """The call of an operator as the call of its kernel. ``places``: where the values around it are then."""
+    """The call of an operator as the call of its kernel. ``places``: where the values around it are then, those that
+    are ``only_summed`` as their sums.
+    """
     graph, mode = node.graph, sizes.new_mode()
     with graph.inserting_before(node):
         if isinstance(kernel, Launch):
@@ -491,6 +511,8 @@ def _replace(
             elements = late.outputs(graph, elements, tensors, mode)
     for old, place in places.items():
         value = elements[place.output]
+        if old in only_summed:
+            put_sums(only_summed[old], old, value)
         if place.start is not None:
             with graph.inserting_before(old):
                 end = sizes.node_of(size_of(meta_of(old).shape[0]) + place.start)

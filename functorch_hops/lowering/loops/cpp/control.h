@@ -239,6 +239,16 @@ static C10_ALWAYS_INLINE void copy_lanes(const From* from, To* to, int64_t count
 #endif
   std::copy_n(from + i, count - i, to + i);
 }
+// What was summed of a few steps goes to the sum of all, and begins anew.
+template <class T> static C10_ALWAYS_INLINE void add_lanes(T* from, double* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] += from[i];
+    from[i] = 0;
+  }
+}
+template <class T> static C10_ALWAYS_INLINE void store_lanes(const double* from, T* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
+}
 // Whether any of these is not zero; none is -0.
 static C10_ALWAYS_INLINE bool any(const float* x, int64_t count) {
   bool found = false;
