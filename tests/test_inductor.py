@@ -62,6 +62,10 @@ CASES = {
         lambda x: fh.scan(lambda c, _: (c + torch.linspace(4.3, -3.9, 12, dtype=torch.int64), c), x, None, 2),
         torch.ones(12),
     ),
+    "element taken by a number": (
+        lambda x: fh.fori_loop(0, 3, lambda i, c: c + torch.take(x, i), x),
+        torch.ones(4),
+    ),
     "associative scan": (lambda x: fh.associative_scan(lambda a, b: a * b + a + b, x), XS),
     "map": (lambda x: fh.map(lambda a: (a * x).sin().sum(), XS), torch.ones(4)),
 }

@@ -44,6 +44,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.pow.Scalar: _integer_power,
         **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
         aten.softshrink_backward.default: _shrunk_backward,
+        aten.take.default: lambda x, index: aten.index.Tensor(x.reshape(-1), [index]),  # torch's asks what a number is
         aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
