@@ -124,3 +124,14 @@ def test_what_is_cast_to_half_precision_is_rounded():
             assert f(x)[0].any()
             torch.testing.assert_close(fh.jit(f)(x), f(x), rtol=0, atol=0)
             torch.testing.assert_close([y[0] for y in fh.jit(in_steps)(x)], list(f(x)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_margins_of_labels_without_a_loop(reduction):
+    """Torch (2.13) has code for it above autograd, which adds up labels behind the first negative one."""
+    labels = torch.tensor([[2, 0, -1, 1, 4], [-1, 1, 1, 2, 3], [0, 1, 2, 3, 4]])
+    scores = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss = lambda x: torch.nn.functional.multilabel_margin_loss(x, labels, reduction=reduction)
+    same(fh.jit(loss)(scores), loss(scores))
+    run = fh.value_and_grad(lambda x: loss(x).square().sum())
+    same(fh.jit(run)(scores), run(scores))

@@ -4,6 +4,7 @@ hooks and parametrizations of modules.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -372,6 +373,27 @@ def test_modes_of_torch_functions_around_captured_ones():
                 same(run(X), waves(X))
         same(run(X), waves(X))
     assert run.cache_info().misses == 5  # without a mode; with one and with two, at two scales
+
+
+@dataclasses.dataclass
+class ScaledByValue(TorchFunctionMode):
+    """Equal to others, so it has no hash."""
+
+    scale: float
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * self.scale if func is torch.sin else result
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledByValue])
+def test_equal_modes_of_torch_functions_made_anew(kind):
+    """What they hold counts, not which object it is: a ``with`` in a training loop makes a new one in each step."""
+    run = fh.jit(waves, backend="eager")
+    for scale in (3.0, 3.0, -2.0, 3.0, -2.0):
+        with kind(scale):
+            same(run(X), waves(X))
+    assert run.cache_info().misses == 2
 
 
 def test_modes_of_torch_functions_inside_captured_ones():

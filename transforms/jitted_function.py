@@ -184,7 +184,8 @@ class JittedFunction(Generic[P, R]):
         statics = tuple((place, static_key(v)) for place, v in static.items())
         ambient = self._ambient()
         key = (arguments.key, statics, ambient)
-        for entry in self._entries.of(key):
+        modes = _torch.functions_of_modes()
+        for entry in () if modes else self._entries.of(key):  # an entry watches the modes that it found last
             operands = entry.operands(arguments.operands) if entry.allows(arguments.operands) else None
             if operands is not None:
                 self._hits += 1
@@ -193,7 +194,7 @@ class JittedFunction(Generic[P, R]):
                     self._add_quick_call(quick_call(entry, *given, static, self._static_floats, operands), ambient)
                 return entry, operands
         with _torch.one_at_a_time:
-            return self._find_slowly(func, arguments, list(static.values()), key)
+            return self._find_slowly(func, arguments, [*static.values(), *modes], key)
 
     def _ambient(self) -> tuple[Any, ...]:
         ambient = _torch.ambient_state()
@@ -210,7 +211,7 @@ class JittedFunction(Generic[P, R]):
         self, func: Callable[..., Any], arguments: Arguments, static: list[Any], key: Hashable
     ) -> tuple[CompiledTrace, list[Tensor]]:
         """Objects may have been replaced by equal ones: compare what they hold before capturing again."""
-        objects = [*arguments.objects, *static, *_torch.functions_of_modes()]
+        objects = [*arguments.objects, *static]
         root = functools.partial(self._func, *objects) if objects else self._func
         now = environment.snapshot(root, ignore=self._ignored)
         for entry in self._entries.of(key):

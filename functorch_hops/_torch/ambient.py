@@ -150,6 +150,11 @@ def default_device() -> torch.device | None:
     return next((mode.device for mode in reversed(modes) if isinstance(mode, DeviceContext)), None)
 
 
+def _kinds_of_modes() -> tuple[type, ...]:
+    """What the user's modes hold is compared as the environment is: each ``with`` may make a new one."""
+    return tuple(map(type, modes_of_user()))
+
+
 _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("gradient mode (torch.set_grad_enabled)", torch.is_grad_enabled),
     ("inference mode", torch.is_inference_mode_enabled),
@@ -158,7 +163,7 @@ _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cpu")),
     ("torch.set_autocast_dtype()", functools.partial(torch.get_autocast_dtype, "cuda")),
     ("torch.set_default_device()", default_device),
-    ("modes of torch functions (TorchFunctionMode)", modes_of_user),
+    ("modes of torch functions (TorchFunctionMode)", _kinds_of_modes),
     ("torch.autograd.set_detect_anomaly()", looks_for_nan),
     ("torch.backends.mha.set_fastpath_enabled()", _fast_path),
     *_NAMED_SWITCHES,

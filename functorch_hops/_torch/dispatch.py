@@ -179,10 +179,9 @@ def observing(modes: Sequence[TorchFunctionMode]) -> contextlib.AbstractContextM
 
 def unobserved() -> contextlib.AbstractContextManager[None]:
     """Without modes of the user's: they saw the function that a graph holds when it was captured."""
-    users = modes_of_user()
-    if not users:
+    if not modes_of_user():
         return contextlib.nullcontext()
-    return _within(tuple(mode for mode in function_modes() if mode not in users))
+    return _within(tuple(mode for mode in function_modes() if not _is_of_user(mode)))
 
 
 def modes_of_user() -> tuple[TorchFunctionMode, ...]:

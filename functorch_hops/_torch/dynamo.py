@@ -62,6 +62,12 @@ class _LeafCallVariable(higher_order_ops.TorchHigherOrderOperatorVariable):
     _ALLOW_FALLBACK_TO_EAGER = True
     library: Library
 
+    def call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
+        """A call is no function of torch's: modes see what the user's functions call, as in Python. Dynamo would call
+        the mode with the operator, and trace the functions without it.
+        """
+        return self._call_function(tx, args, kwargs)
+
     def _call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
         function, positional, keywords = LazyVariableTracker.realize_all(list(args))
         return _Call(tx, self.value, self.library).trace(function.as_python_constant(), positional, keywords)

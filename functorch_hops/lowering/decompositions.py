@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from .. import _torch
 from .nearest import which_nearest
 
-__all__ = ["decompositions", "is_printed"]
+__all__ = ["decomposed_above_autograd", "decompositions", "is_printed"]
 
 aten = torch.ops.aten
 
@@ -27,8 +28,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.decomposition import select_decomp_table
 
     table = select_decomp_table()
+    return {**table, **_ours(table)}
+
+
+def _ours(table: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
     by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
-    ours: dict[Any, Callable[..., Any]] = {
+    return {
         **{operator: _of_rows(table[operator]) for operator in by_row},
         aten.avg_pool2d_backward.default: functools.partial(_averaged_backward, aten.avg_pool2d_backward.default, 2),
         aten.avg_pool3d_backward.default: functools.partial(_averaged_backward, aten.avg_pool3d_backward.default, 3),
@@ -48,7 +53,29 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         aten.upsample_nearest2d_backward.default: _upsampled_backward,
         aten.var_mean.correction: _spread_and_mean,
     }
-    return {**table, **ours}
+
+
+@contextlib.contextmanager
+def decomposed_above_autograd() -> Iterator[None]:
+    """Of some operators (``multilabel_margin_loss_forward``) torch (2.13) has Python code above autograd, which runs
+    where AOTAutograd traces, before any table is asked: ours takes its place.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+
+    key = _torch.DispatchKey.Autograd
+    ours = {op: function for op, function in _ours(select_decomp_table()).items() if key in op.py_kernels}
+    torchs = {op: op.py_kernels[key] for op in ours}
+
+    def take(kernels: dict[Any, Callable[..., Any]]) -> None:
+        for op, function in kernels.items():
+            op.py_kernels[key] = function
+            op._dispatch_cache.clear()
+
+    take(ours)
+    try:
+        yield
+    finally:
+        take(torchs)
 
 
 def is_printed(operator: _torch.OpOverload) -> bool:

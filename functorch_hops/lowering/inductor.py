@@ -33,7 +33,7 @@ from .._torch import collections_paused, compile_lock, is_effectful
 from ..ir.subgraph import Params, has_effect, params_of
 from .barrier import barriers, copied, optimization_barrier, store_shared_sources, stored
 from .cures import cured, graphs_in
-from .decompositions import decompositions
+from .decompositions import decomposed_above_autograd, decompositions
 from .exact import exact_arithmetic, replaced
 from .loops.extern import register_kernels
 from .loops.forms import NativeLoop
@@ -50,7 +50,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 49
+_LOWERINGS = 50
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -70,7 +70,7 @@ def compile_graph(module: fx.GraphModule, fakes: Sequence[Tensor], options: dict
         graphs.append(compile_fx_inner(*args, **kwargs))
         return graphs[-1]
 
-    with barriers(), _operands_unasserted(), _compiling_ours(has_effects):
+    with barriers(), _operands_unasserted(), _compiling_ours(has_effects), decomposed_above_autograd():
         run = compile_fx(
             module,
             list(fakes),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from compiled_models import MODELS, training_step
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import register_pytree_node, tree_leaves
 
 import functorch_hops as fh
@@ -597,3 +598,39 @@ def test_torch_computes_again_what_it_made_of_a_buffer_before_its_update() -> No
             return y
 
     assert slopes(Scaled, 0.0) == [2.0, 4.0, 2.0]
+
+
+class Tripled(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 3 if func is torch.sin else result
+
+
+OF_MODES = {
+    "scan": lambda x: fh.scan(lambda c, row: (torch.sin(c) + row, c), x[0], x),
+    "a loop in a branch": lambda x: fh.cond(x.sum() > 0, lambda x: fh.map(torch.sin, x), torch.cos, x),
+    "vmap of a gradient": lambda x: fh.vmap(fh.grad(lambda a: torch.sin(a) * a))(x),
+}
+
+
+@both_backends
+@pytest.mark.parametrize("name", OF_MODES)
+def test_modes_of_torch_functions_see_what_functions_call(name, backend) -> None:
+    def inside(x):
+        with Tripled():
+            y = OF_MODES[name](x)
+        return y, OF_MODES[name](x)
+
+    same(inside, x(), backend=backend)
+    with Tripled():
+        same(OF_MODES[name], x(), backend=backend)
+
+
+def test_the_default_device_is_that_of_tensors_made_in_a_step() -> None:
+    made = lambda x: fh.scan(lambda c, row: (c + row, torch.ones(2)), x[0], x)[1]
+    operand = x()
+    torch.set_default_device("meta")
+    try:
+        assert torch.compile(made, fullgraph=True, backend="eager")(operand).is_meta
+    finally:
+        torch.set_default_device(None)
