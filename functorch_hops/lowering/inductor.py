@@ -50,7 +50,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 50
+_LOWERINGS = 51
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -188,7 +188,8 @@ def mend_inductor() -> None:
 
     def pass_over(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         is_loop = any(node.target in _NATIVE_LOOPS for part in graphs_in(module) for node in part.graph.nodes)
-        with config.patch(_WITHOUT_PADDING if is_loop else {}):
+        patches = {**(_WITHOUT_PADDING if is_loop else {}), **(_WITH_CASTS if _ours.is_active else {})}
+        with config.patch(patches):
             return passes(module, *args, **kwargs)
 
     original: Any = compile_fx._compile_fx_inner
@@ -216,6 +217,8 @@ _WITHOUT_PADDING = {"shape_padding": False}
 """On GPUs products are padded where that is faster, and results are parts of larger ones: they are not laid out as the
 carries of a loop any more, as torch's loops ask.
 """
+_WITH_CASTS = {"emulate_precision_casts": True}
+"""A cast to half precision before another one is no detour, but rounds."""
 _IN_ORDER = {"reorder_for_peak_memory": False}
 """Effects stay in order: Inductor sees no dependence between them."""
 _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory_planning": False}
