@@ -60,7 +60,7 @@ def _asks_for_finite(node: fx.Node) -> bool:
         return True
     if node.target in (_aten.eq.Tensor, _aten.ne.Tensor):
         return node.args[0] is node.args[1]
-    return node.target in (_aten.eq.Scalar, _aten.ne.Scalar) and node.args[1] == math.inf
+    return node.target in (_aten.eq.Scalar, _aten.ne.Scalar) and bool(node.args[1] == math.inf)
 
 
 def _either(a: bool | Mask, b: bool | Mask) -> bool | Mask:

@@ -36,8 +36,8 @@ class _Implicit(FlatRule):
 
 class Root(_Implicit):
     untransposable = (
-        "tangent_solve compares what depends on y, such as its residual, and goes on by the outcome: it has no transpose",
-        "write tangent_solve=lambda g, y: fh.custom_linear_solve(g, y, solver, solver), which runs the solver once more",
+        "tangent_solve compares what depends on y, as a residual, and goes on by the outcome: it has no transpose",
+        "write tangent_solve=lambda g, y: fh.custom_linear_solve(g, y, solver, solver), which runs solver once more",
     )
 
     def __init__(self, equation: Equation, solve: Function, tangent_solve: Function) -> None:
