@@ -722,6 +722,10 @@ LOOPS_IN_A_STEP = {
     "scan": lambda w, c: fh.scan(lambda c, _: (c * w, c.sum()), c, length=3),
     "fori_loop": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + i, c), c),
     "scan over integers": lambda w, c: fh.scan(lambda c, i: (c * w + i, i), c, torch.arange(3)),
+    "closed-over integer": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + (c > 0).sum() * i, c), c),
+    "closed-over integer outside": lambda w, c: (lambda n: fh.scan(lambda c, _: (c * w + n, n), c, length=3))(
+        (c > 0).sum()
+    ),
     "loops in one another": lambda w, c: (
         fh.fori_loop(0, 2, lambda i, c: fh.fori_loop(0, 2, lambda j, c: c * w, c), c),
         c,

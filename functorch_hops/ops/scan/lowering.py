@@ -47,7 +47,7 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         stacked = [torch.zeros(())] if is_unstacked else []
         return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs), *stacked))
 
-    consts = read(consts)
+    consts = returned(consts)
     inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *returned(xs))], consts)
     outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))
     outs = as_declared(outs[k : k + len(body.outputs)], body.outputs)
