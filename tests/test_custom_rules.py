@@ -368,6 +368,59 @@ def test_one_rule_per_argument(run):
     same(run(fh.grad(f, argnums=(0, 1, 2)), X, Y, X), (3 * Y, f64(0.0), X * Y + X))
 
 
+def with_tangent(of_tangent):
+    f = fh.custom_jvp(torch.sin)
+    f.defjvp(lambda primals, tangents: (f(*primals), of_tangent(primals[0], tangents[0] * primals[0].cos())))
+    return f
+
+
+def scanned(step):
+    return lambda x, t: fh.scan(lambda c, _: (step(x, c), None), t, length=3)[0]
+
+
+DECIDED = {
+    "where": lambda x, t: torch.where(t.abs() > 0.5, t, 2 * t),
+    "cond": lambda x, t: fh.cond(t.sum() > 0.5, lambda: t, lambda: 2 * t),
+    "while": lambda x, t: fh.while_loop(lambda t: t.abs().max() > 0.1, lambda t: t / 2, t),
+    "where in scan": scanned(lambda x, t: torch.where(t.abs() > 0.5, t, 2 * t)),
+    "while in scan": scanned(lambda x, t: fh.while_loop(lambda t: t.abs().max() > 0.1, lambda t: t / 2, t)),
+}
+UNDECIDED = {
+    "where": lambda x, t: torch.where(x > 0, t, 2 * t),
+    "cond": lambda x, t: fh.cond(x.sum() > 0, lambda: t, lambda: 2 * t),
+    "while": lambda x, t: fh.while_loop(lambda s: s[1].abs().max() > 0.1, lambda s: (s[0] / 2, s[1] / 2), (t, x))[0],
+    "where in scan": scanned(lambda x, t: torch.where(x > 0, t, 2 * t)),
+    "counter": lambda x, t: fh.while_loop(lambda s: s[1] < 3, lambda s: (s[0] / 2, s[1] + 1), (t, t.new_zeros(())))[0],
+    "finite": lambda x, t: torch.where(t.isnan(), 0.0, torch.nan_to_num(t)),
+}
+
+
+@every_mode
+@pytest.mark.parametrize("name", DECIDED)
+def test_a_rule_that_decides_by_its_tangents_has_no_transpose(run, name):
+    """What is transposed is linear: such a rule, taken at tangents of zero, would give the gradient of another."""
+    f = with_tangent(DECIDED[name])
+    x, t = f64(0.3, 1.2), f64(0.1, -2.0)
+    same(run(lambda x, t: fh.jvp(f, (x,), (t,))[1], x, t), DECIDED[name](x, t * x.cos()))
+    with pytest.raises(fh.ArgumentTypeError, match="has no transpose"):
+        run(fh.grad(lambda x: f(x).sum()), x)
+    leaf = x.clone().requires_grad_()
+    y = run(f, leaf).sum()
+    with pytest.raises(fh.ArgumentTypeError, match="has no transpose"):
+        y.backward()
+
+
+@every_mode
+@pytest.mark.parametrize("name", UNDECIDED)
+def test_a_rule_that_decides_by_its_primals_has_one(run, name):
+    f = with_tangent(UNDECIDED[name])
+    x = f64(0.3, 1.2)
+    rows = [UNDECIDED[name](x, e * x.cos()) for e in torch.eye(2, dtype=F64)]
+    same(run(fh.jacrev(f), x), torch.stack(rows, 1))
+    leaf = x.clone().requires_grad_()
+    same(torch.autograd.grad(run(f, leaf).sum(), leaf)[0], torch.stack(rows, 1).sum(0))
+
+
 @every_mode
 def test_a_linear_function_whose_rule_is_itself(run):
     """The rule calls the function on the tangents (JAX has the same case, in a scan)."""

@@ -718,6 +718,48 @@ def test_torchs_strict_export_takes_no_associative_scan_that_was_loaded() -> Non
     torch.testing.assert_close(again(X), X.cumsum(0))
 
 
+LOOPS_IN_A_STEP = {
+    "scan": lambda w, c: fh.scan(lambda c, _: (c * w, c.sum()), c, length=3),
+    "fori_loop": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + i, c), c),
+    "scan over integers": lambda w, c: fh.scan(lambda c, i: (c * w + i, i), c, torch.arange(3)),
+    "closed-over integer": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + (c > 0).sum() * i, c), c),
+    "closed-over integer outside": lambda w, c: (lambda n: fh.scan(lambda c, _: (c * w + n, n), c, length=3))(
+        (c > 0).sum()
+    ),
+    "loops in one another": lambda w, c: (
+        fh.fori_loop(0, 2, lambda i, c: fh.fori_loop(0, 2, lambda j, c: c * w, c), c),
+        c,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS_IN_A_STEP)
+def test_loops_over_integers_in_the_step_of_a_scan(name: str) -> None:
+    """torch counts integers among what has gradients, where a scan lies in a scan: they travel by their bits."""
+
+    class Nest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.7, -1.2], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Any:
+            def step(c: Tensor, r: Tensor) -> tuple[Tensor, Any]:
+                c, y = LOOPS_IN_A_STEP[name](self.w, c)
+                return c + r, y
+
+            return fh.scan(step, x[0], x)
+
+    model = Nest()
+    run = torch.export.export(model, (X,)).module()
+
+    def gradient(f: nn.Module) -> Tensor:
+        c, y = f(X)
+        (found,) = torch.autograd.grad((c**2).sum() + y.double().sum(), list(f.parameters()))
+        return found
+
+    torch.testing.assert_close(gradient(run), gradient(model))
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_torch_has_no_derivative_of_a_scan_in_a_scan_that_saves_its_own_result() -> None:
     class Nest(nn.Module):

@@ -306,6 +306,73 @@ def test_an_iterative_solver(run):
     same(run(fh.vmap(f, in_dims=(0, None)), f64(1.0, 3.0), B), torch.stack([oracle(f64(s), B) for s in (1.0, 3.0)]))
 
 
+def settle(g, y):
+    """The solution of g(x) = y by steps that end at a small residual."""
+    return fh.while_loop(lambda x: (g(x) - y).abs().max() > 1e-13, lambda x: x - (g(x) - y), y)
+
+
+def settle_in_python(g, y):
+    x = y
+    while float((g(x) - y).detach().abs().max()) > 1e-13:
+        x = x - (g(x) - y)
+    return x
+
+
+def settle_counted(g, y):
+    return fh.while_loop(lambda state: state[1] < 60, lambda s: (s[0] - (g(s[0]) - y), s[1] + 1), (y, 0))[0]
+
+
+def settled_root(tangent_solve):
+    solve = lambda f, x: fh.while_loop(lambda x: f(x).abs().max() > 1e-14, lambda x: x - f(x), x)
+    f = lambda a, b: lambda x: x + 0.3 * torch.tanh(a @ x) - b
+    return lambda a, b: fh.custom_root(f(a, b), torch.zeros_like(b), solve, tangent_solve)
+
+
+def settled_oracle(a, b):
+    x = torch.zeros_like(b)
+    for _ in range(60):
+        x = b - 0.3 * torch.tanh(a @ x)
+    return x
+
+
+@every_mode
+def test_a_tangent_solver_that_stops_by_its_residual(run):
+    """Its gradient at zero tangents, where it takes no step, was taken for its transpose, in silence."""
+    loss = lambda f: lambda a, b: (f(a, b) ** 3).sum()
+    lanes = lambda f: fh.vmap(fh.grad(loss(f)), in_dims=(None, 0))
+    b = B / 2
+    wrapped = settled_root(lambda g, y: fh.custom_linear_solve(g, y, settle, settle))
+    for root in (wrapped, settled_root(settle_counted)):
+        same(run(root, A / 2, b), settled_oracle(A / 2, b))
+        for transform in (fh.grad, fh.hessian):
+            derivative = lambda f, transform=transform: transform(loss(f), argnums=(0, 1))
+            same(run(derivative(root), A / 2, b), derivative(settled_oracle)(A / 2, b))
+        same(run(lanes(root), A / 2, torch.stack([b, -b / 3])), lanes(settled_oracle)(A / 2, torch.stack([b, -b / 3])))
+    alone = settled_root(settle)
+    same(run(fh.jacfwd(alone), A / 2, b), fh.jacfwd(settled_oracle)(A / 2, b))
+    for reverse, right in ((fh.grad(loss(alone)), b), (lanes(alone), torch.stack([b, -b / 3]))):
+        with pytest.raises(fh.ArgumentTypeError, match=r"has no transpose.*\n.*fh\.custom_linear_solve"):
+            run(reverse, A / 2, right)
+
+
+@pytest.mark.parametrize("solver", ["loop", "python", "jit", "lanes"])
+def test_such_a_solver_by_plain_autograd(solver):
+    solvers = {
+        "loop": settle,
+        "python": settle_in_python,
+        "jit": fh.jit(lambda g, y: settle(g, y), backend="eager"),
+        "lanes": lambda g, y: fh.vmap(lambda y: settle(g, y))(y[None])[0],
+    }
+    tangent_solve = solvers[solver]
+    b = (B / 2).requires_grad_()
+    x = settled_root(tangent_solve)(A / 2, b)
+    same(x.detach(), settled_oracle(A / 2, b.detach()))
+    with pytest.raises(fh.ArgumentTypeError, match=r"fh\.custom_linear_solve"):
+        x.sum().backward()
+    settled_root(lambda g, y: fh.custom_linear_solve(g, y, tangent_solve, tangent_solve))(A / 2, b).sum().backward()
+    same(b.grad, torch.func.grad(lambda b: settled_oracle(A / 2, b).sum())(b.detach()))
+
+
 @every_mode
 def test_forward_mode_needs_no_transpose(run):
     f = lambda a, b: fh.custom_linear_solve(lambda x: a @ x, b, dense_solve)

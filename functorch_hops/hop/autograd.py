@@ -34,6 +34,7 @@ __all__ = [
     "PlainCall",
     "RecordedCall",
     "is_augmented",
+    "is_recorded_call",
     "jvp_of",
     "over_legacy_batch",
     "pulls_for_transform",
@@ -148,6 +149,11 @@ class RecordedCall(_torch.SingleLevelFunction):
         if torch.is_anomaly_enabled() and current_capture() is None:
             check_gradients(ctx.params, grads, lambda: pull(*cotangents))
         return None, None, None, None, None, None, *grads
+
+
+def is_recorded_call(node: Any) -> bool:
+    """Whether a node of autograd is that of an operator."""
+    return isinstance(getattr(node, "augmented", None), Params)
 
 
 class PlainCall:

@@ -6,7 +6,8 @@ Its derivatives of its own operators (2.13) are right at first order with except
 - what a ``while_loop`` does in its first step counts where it takes none; a carry whose initial value has no gradient
   has none in later steps;
 - integers among the results of a ``scan``, ``map`` or ``cond`` end the backward pass, and of a ``scan`` the forward
-  pass too; in torch 2.11 a carry of a ``scan`` is like that of a ``while_loop``;
+  pass too, as do those that a ``scan`` in a ``scan`` runs over; in torch 2.11 a carry of a ``scan`` is like that of a
+  ``while_loop``;
 - the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
   expanded tensors; that of a ``while_loop`` is one whose carries, the gradients, must keep their strides;
 - a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;

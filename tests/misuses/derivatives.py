@@ -194,6 +194,18 @@ def custom_root_tangent_of_another_shape():
     return fh.grad(lambda a: _root(f=lambda x: x - a, tangent_solve=lambda g, y: y.expand(2)))(torch.tensor(2.0))
 
 
+@misuse(fh.ArgumentTypeError, "plain captured")
+def custom_root_in_reverse_by_a_tangent_solver_that_stops():
+    settle = lambda g, y: fh.while_loop(lambda x: (g(x) - y).abs() > 1e-3, lambda x: x - (g(x) - y), y)
+    root = lambda a: _root(f=lambda x: x - a, init=torch.tensor(0.0), solve=lambda f, x: x - f(x), tangent_solve=settle)
+    return fh.grad(root)(torch.tensor(2.0))
+
+
+@misuse(fh.ArgumentTypeError, "plain captured")
+def custom_jvp_in_reverse_by_a_rule_that_decides_by_tangents():
+    return _slope(_jvp(lambda p, t: (p[0] * 2, torch.where(t[0] > 0, t[0], 2 * t[0]))))
+
+
 @misuse(fh.TreeMismatchError)
 def custom_linear_solve_matvec_of_another_tree():
     fh.custom_linear_solve(lambda x: (x, x), X, lambda matvec, b: b)

@@ -226,7 +226,8 @@ class _CapturedCall:
         rule = self.rule
         transposes = rule.transposes_tangent and rule.has_tangent and not rule.has_backward
         deep = f"its derivatives call it with new arguments more than {DEPTH} times over", "differentiate less often"
-        reverse = deep if is_deep else ("it has no reverse-mode derivative", rule.reverse_remedy)
+        alone = rule.untransposable if transposes else ("it has no reverse-mode derivative", rule.reverse_remedy)
+        reverse = deep if is_deep else alone
         tangent = deep if is_deep else ("it has no forward-mode derivative", rule.forward_remedy)
         failed_reverse = self.failed_tangent if transposes else self.failed_reverse
         return Layout(

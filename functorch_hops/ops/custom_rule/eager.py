@@ -6,10 +6,8 @@ The first derivative costs one run of the rule, whose residuals are stored. Wher
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from ...errors import user_place
 from ...ir.generator import RandomState
 from ..missing_derivative.op import closed_over, missing
 from ..mode import is_stepwise
+from .deciding import apart, is_transposed, transposed_call
 from .flat_rule import FlatRule, differentiable_inputs
 
 __all__ = ["call_in_python", "rule_of"]
@@ -28,8 +27,13 @@ Tensors = Sequence[Tensor]
 
 
 def call_in_python(rule: FlatRule, inputs: Tensors) -> Tensors:
-    if any(identity == rule.identity and _depend_on(inputs, zeros) for identity, zeros in _active.linear):
+    if is_transposed(rule.identity, inputs):
         return rule.primal(*inputs)
+    with apart():
+        return _outputs(rule, inputs)
+
+
+def _outputs(rule: FlatRule, inputs: Tensors) -> Tensors:
     differentiable = differentiable_inputs(inputs)
     needed = tuple(m and x.requires_grad for m, x in zip(differentiable, inputs))
     if not (torch.is_grad_enabled() and any(needed)):
@@ -65,17 +69,21 @@ class _PythonCall:
         return outs, residuals
 
     def linear(self, inputs: Tensors) -> Tensors:
-        """The rule's tangents are linear in the given ones: their gradient at zero is that everywhere."""
+        """The rule's tangents are linear in the given ones: their gradient at zero is that everywhere, unless they
+        decide something (NOTE [Only what is linear is transposed]).
+        """
         with torch.enable_grad():
             zeros = [
                 torch.zeros_like(x, requires_grad=n)
                 for x, m, n in zip(inputs, self.differentiable_inputs, self.needed)
                 if m
             ]
-            with _linear_in(self.rule, zeros):
+            with transposed_call(self.rule.identity, zeros) as run:
                 outs, tangents = self.rule.tangent(inputs, zeros)
 
         def pull(_: Tensors, cotangents: Tensors) -> Sequence[Tensor | None]:
+            if run.decides or run.decides_in_graphs(tangents):
+                raise missing(self.rule.name, *self.rule.untransposable).exception()
             pairs = [(t, ct) for t, ct in zip(tangents, cotangents) if t.requires_grad]
             sources = [z for z in zeros if z.requires_grad]
             grads = iter(_products(pairs, sources))
@@ -98,41 +106,6 @@ class _PythonCall:
             grads = again.pull(residuals, cts)
         given = iter(grads)
         return [next(given) if m else None for m in self.differentiable_inputs]
-
-
-class _Active(threading.local):
-    def __init__(self) -> None:
-        self.linear: list[tuple[tuple[Hashable, ...], Tensors]] = []
-
-
-_active = _Active()
-
-
-@contextlib.contextmanager
-def _linear_in(rule: FlatRule, tangents: Tensors) -> Iterator[None]:
-    """A rule may call its own function on its tangents, which says that it is linear: it is differentiated as it is."""
-    _active.linear.append((rule.identity, tangents))
-    try:
-        yield
-    finally:
-        _active.linear.pop()
-
-
-def _depend_on(tensors: Tensors, sources: Tensors) -> bool:
-    """Whether autograd leads from some of the tensors back to a source, a leaf."""
-    if any(t is s for t in tensors for s in sources if s.requires_grad):
-        return True
-    leaves = {id(s) for s in sources}
-    todo, seen = [t.grad_fn for t in tensors if t.grad_fn is not None], set()
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in leaves:
-            return True
-        todo += [below for below, _ in node.next_functions if below is not None]
-    return False
 
 
 def _products(pairs: Sequence[tuple[Tensor, Tensor]], sources: Tensors) -> Sequence[Tensor | None]:

@@ -35,6 +35,11 @@ class FlatRule:
     knows_absence = False
     reverse_remedy = "use forward mode"
     forward_remedy = "use reverse mode"
+    untransposable = (
+        "its rule compares what depends on the tangents, and goes on by the outcome: it has no transpose",
+        "let the rule decide by primals alone, and solve a linear system by fh.custom_linear_solve",
+    )
+    """The problem and the remedy where ``tangent`` can't be transposed."""
     vmap: Callable[..., Any] | None = None
     learned: Any = None
     """What ``primal`` found out; a call inside the derivatives gets it without a run of ``primal``."""

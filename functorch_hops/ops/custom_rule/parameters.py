@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from ...derive.batch import batched
 from ...derive.joint import joint
+from ...derive.linear import is_transposable
 from ...derive.partition import partition
 from ...derive.rewrite import rewritten
 from ...ir.build import copy_graph
@@ -319,10 +320,11 @@ def materializing(rule: Rule, metas: tuple[TensorMeta, ...]) -> CustomRule:
     return rule.derive(("materializing", metas), made)
 
 
-def _transposed(rule: CustomRule, active: Mask) -> Reverse:
+def _transposed(rule: CustomRule, active: Mask) -> Reverse | None:
     """The reverse mode of a forward-mode rule: its tangents are linear in the given ones, wherever those are.
 
     A function that is linear itself has a rule that calls it on the tangents; there it is differentiated as it is.
+    None for tangents that decide something: see NOTE [Only what is linear is transposed].
     """
     layout, binder = rule.layout, rule.binder
     ordinary = rule.variant(is_ordinary=True)
@@ -340,7 +342,10 @@ def _transposed(rule: CustomRule, active: Mask) -> Reverse:
     body = rewritten(linear, linear_inputs, "vjp")
     sources = (*(False,) * n, *(True,) * (len(linear_inputs) - n))
     reached = dependent_outputs(body, sources, Through.GRADIENT)
-    part = partition(body, sources, (*(False,) * n_outputs, *reached[n_outputs:]))
+    cotangents = (*(False,) * n_outputs, *reached[n_outputs:])
+    if not is_transposable(body, sources, cotangents):
+        return None
+    part = partition(body, sources, cotangents)
 
     def everything(operands: Sequence[Tensor]) -> list[Tensor]:
         return [*operands, *(meta.zeros() for meta in linear_inputs[n:])]

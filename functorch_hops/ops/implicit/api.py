@@ -44,15 +44,17 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
         solve: ``solve(f, init)`` returns ``x``, like `init`, with ``f(x) = 0``. Its steps are not differentiated.
         tangent_solve: ``tangent_solve(g, y)`` returns the ``x`` with ``g(x) = y``, where ``g`` is `f` linearised at
             the root. It must be linear in ``y``, and is differentiated as any code: for a scalar ``lambda g, y: y /
-            g(1.0)``, for a vector ``lambda g, y: torch.linalg.inv(fh.jacfwd(g)(y)) @ y``, for anything iterative
-            ``custom_linear_solve``.
+            g(1.0)``, for a vector ``lambda g, y: torch.linalg.inv(fh.jacfwd(g)(y)) @ y``. A solver that iterates
+            until its residual is small has no transpose as code, which reverse mode needs: there write ``lambda g, y:
+            fh.custom_linear_solve(g, y, solver, solver)``, whose transpose is another run of the solver.
 
     Returns:
         The root, a tree like `init`.
 
     Raises:
         TreeMismatchError, MetadataMismatchError: the results of `f`, `solve` or `tangent_solve` are not like `init`.
-        ArgumentTypeError: something is not callable, or a leaf of `init` is an integer.
+        ArgumentTypeError: something is not callable, or a leaf of `init` is an integer; reverse mode is asked for, and
+            `tangent_solve` compares what depends on ``y`` and goes on by the outcome.
         ArgumentValueError: `solve` did not converge. Without capture, and outside vmap, the root is looked at: it
             must be finite, and better than `init` (half its residual, or a Newton step of less than 1 % of its size).
 

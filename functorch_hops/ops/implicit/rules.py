@@ -35,6 +35,11 @@ class _Implicit(FlatRule):
 
 
 class Root(_Implicit):
+    untransposable = (
+        "tangent_solve compares what depends on y, as a residual, and goes on by the outcome: it has no transpose",
+        "write tangent_solve=lambda g, y: fh.custom_linear_solve(g, y, solver, solver), which runs solver once more",
+    )
+
     def __init__(self, equation: Equation, solve: Function, tangent_solve: Function) -> None:
         super().__init__(equation, solve)
         self.tangent_solve = tangent_solve

@@ -28,7 +28,7 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     if is_training() and _torch.SCAN_FORGETS_CARRIES:
         init = tied(init, operands)
     if not xs:
-        xs = [torch.arange(length)]
+        xs = [torch.zeros(length) if is_training() else torch.arange(length)]
     if params.reverse:
         xs = [x.flip(0) for x in xs]
     is_map = n == 0 and _torch.is_exporting() and not _torch.is_exporting_to_onnx()
@@ -47,8 +47,8 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
         stacked = [torch.zeros(())] if is_unstacked else []
         return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs), *stacked))
 
-    consts = read(consts)
-    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *read(xs))], consts)
+    consts = returned(consts)
+    inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *returned(xs))], consts)
     outs = _torch.native_scan(step, inputs[: k + n], inputs[k + n :], tuple(consts))
     outs = as_declared(outs[k : k + len(body.outputs)], body.outputs)
     ys = [y.flip(0) for y in outs[n:]] if params.reverse else outs[n:]
