@@ -178,15 +178,16 @@ def _plan_loops(body: Subgraph, task: _Task) -> Plan:
                     done.add(reader.node)
                     continue
                 late, only_summed = None, NO_SUMS
+                label, lowering = params.operator.label, _lowerings(options)
                 if task.is_draft:
-                    kernel, inner = _draft(form, params.operator.label, options, f"loop_{len(kernels)}")
-                elif (found := _with_late_reductions(form, params.operator.label, options)) is not None:
+                    kernel, inner = _draft(form, label, options, f"loop_{len(kernels)}")
+                elif (found := _with_late_reductions(form, label, options, lowering)) is not None:
                     late, kernel, inner = found
                     form = late.form
-                elif (added := _with_sums(form, params.operator.label, options, places)) is not None:
+                elif (added := _with_sums(form, label, options, lowering, places)) is not None:
                     form, only_summed, kernel, inner = added
                 else:
-                    kernel, inner = _kernel(form, params.operator.label, options)
+                    kernel, inner = _kernel(form, label, options, lowering)
                 sizes.check(kernel.sizes)
                 kernels[kernel.name] = form
                 _compile(kernel, form.inputs, form.outputs, task, [_offset(x) for x in tensors])
@@ -230,46 +231,48 @@ def _plan_inside(node: fx.Node, params: Params, within: _Graph) -> tuple[LoopRep
 T = TypeVar("T")
 
 
-def _kernel(form: Form, label: str, options: dict[str, Any]) -> tuple[Any, list[LoopReport]]:
+def _kernel(form: Form, label: str, options: dict[str, Any], lowering: Lowerings) -> tuple[Any, list[LoopReport]]:
     """A loop as one function, and how it and the loops in it are lowered."""
-    return _once(_made, form, label, options)
+    return _once(_made, form, label, options, lowering)
 
 
-def _once(make: Callable[..., T], form: Form, label: str, options: dict[str, Any]) -> T:
-    """``make`` of a form, though a graph may be planned as a whole and then again, loop by loop."""
+def _once(make: Callable[..., T], form: Form, label: str, options: dict[str, Any], lowering: Lowerings) -> T:
+    """``make`` of a form, though a graph may be planned as a whole and then again, loop by loop. ``lowering``: that of
+    all that is tried of one loop.
+    """
     body = form.branches[0] if isinstance(form, Branches) else form.body
     known = replace(form, length=size_key(form.length)) if isinstance(form, Scan | Prefixes) else form
     key = make, known, label, repr(sorted(options.items())), torch.get_num_threads()
-    return body.derive_apart(key, lambda: make(form, label, options))
+    return body.derive_apart(key, lambda: make(form, label, options, lowering))
 
 
 def _with_late_reductions(
-    form: Form, label: str, options: dict[str, Any]
+    form: Form, label: str, options: dict[str, Any], lowering: Lowerings
 ) -> tuple[Late, Function, list[LoopReport]] | None:
     """A loop over lanes, once what its steps return is reduced later: NOTE [Late reductions]."""
     late = late_reductions(form) if isinstance(form, Scan) and not is_on_cuda(form) else None
     if late is None:
         return None
-    found = _once(_over_lanes_if_it_can_be, late.form, label, options)
+    found = _once(_over_lanes_if_it_can_be, late.form, label, options, lowering)
     return None if found is None else (late, *found)
 
 
 def _with_sums(
-    form: Form, label: str, options: dict[str, Any], places: Mapping[fx.Node, Place]
+    form: Form, label: str, options: dict[str, Any], lowering: Lowerings, places: Mapping[fx.Node, Place]
 ) -> tuple[Scan, Sums, Function, list[LoopReport]] | None:
     """A loop over lanes that adds up what is only summed: NOTE [Sums of stacks]."""
     found = summed(form, places) if isinstance(form, Scan) and not is_on_cuda(form) else None
     if found is None:
         return None
-    made = _once(_over_lanes_if_it_can_be, found[0], label, options)
+    made = _once(_over_lanes_if_it_can_be, found[0], label, options, lowering)
     return None if made is None else (*found, *made)
 
 
 def _over_lanes_if_it_can_be(
-    form: Scan, label: str, options: dict[str, Any]
+    form: Scan, label: str, options: dict[str, Any], lowering: Lowerings
 ) -> tuple[Function, list[LoopReport]] | None:
     try:
-        return _over_lanes(form, label, _lowerings(options), options)
+        return _over_lanes(form, label, lowering, options)
     except Refused:
         return None
 
@@ -282,19 +285,20 @@ def _draft(form: Form, label: str, options: dict[str, Any], name: str) -> tuple[
     return Function(name, (), 0, 1, loops=True), [LoopReport(label, "lanes"), *inner]
 
 
-def _made(form: Form, label: str, options: dict[str, Any]) -> tuple[Function | Launch, list[LoopReport]]:
+def _made(
+    form: Form, label: str, options: dict[str, Any], lowering: Lowerings
+) -> tuple[Function | Launch, list[LoopReport]]:
     if is_on_cuda(form):
         draft = functools.cache(lambda body: _plan(body, _Task(options, is_draft=True)))
         launch, plans = launch_of(form, draft, options)
         return launch, [LoopReport(label, "lanes"), *(report for plan in plans for report in plan.loops)]
     if isinstance(form, Prefixes):
-        scan, reports = _kernel(form.scan, label, options)
+        scan, reports = _kernel(form.scan, label, options, lowering)
         return prefixes(form, scan), reports
     if isinstance(form, Branches):
         plans = [_plan(body, _Task(options)) for body in form.branches]
         functions = [statements(Lowering(plan.body, options).plain, options, len(form.inputs)) for plan in plans]
         return branches(form, functions), [report for plan in plans for report in plan.loops]
-    lowering = _lowerings(options)
     try:
         return _over_lanes(form, label, lowering, options)
     except Refused as why:
@@ -475,7 +479,8 @@ def _plan_counted(stacking: _Stacking, within: _Graph) -> list[LoopReport]:
     loops = counted(form, reader)
     forms: list[Form] = [loops.counting, loops.writing, loops.reading]
     owners = stacking.params, stacking.params, stacking.again
-    made = [_kernel(loop, owner.operator.label, within.task.options) for loop, owner in zip(forms, owners)]
+    options = within.task.options
+    made = [_kernel(loop, owner.operator.label, options, _lowerings(options)) for loop, owner in zip(forms, owners)]
     for loop, (kernel, _) in zip(forms, made):
         sizes.check(size for size in kernel.sizes if size != TAKEN)
         _compile(kernel, loop.inputs, loop.outputs, within.task)
