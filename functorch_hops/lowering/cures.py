@@ -18,7 +18,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
 from .._torch import OpOverload, is_pointwise
-from .exact import replaced
+from .exact import lowered_by, replaced
 from .loops.happening import LOOK
 
 __all__ = ["counted_by_torch", "cured", "graphs_in"]
@@ -93,11 +93,8 @@ def _exact_operands() -> Iterator[None]:
 
     cond = torch.ops.higher_order.cond
     original = lowerings[cond]
-    lowerings[cond] = lower
-    try:
+    with lowered_by(cond, lower):
         yield
-    finally:
-        lowerings[cond] = original
 
 
 @contextlib.contextmanager

@@ -138,7 +138,7 @@ def _multi_margin_backward(
 ) -> Tensor:
     """Of ``sum_i max(0, margin - x[target] + x[i]) ** p / classes``, which torch (2.13) has no shapes for."""
     rows, places = torch.atleast_2d(x), target.reshape(-1, 1)
-    is_place = places == torch.arange(rows.shape[1], device=x.device)
+    is_place = _is_place(places.squeeze(1), rows)
     gap = margin - rows.gather(1, places) + rows
     others = (gap > 0) & ~is_place
     slopes = torch.where(others, 1 if p == 1 else 2 * gap, 0).to(x.dtype)
@@ -167,8 +167,7 @@ def _multilabel_margin_backward(
     """torch (2.13) has no shapes for it."""
     _, is_pair, _ = _margins(x, target)
     rows, pairs = torch.atleast_2d(x), is_pair.to(x.dtype)
-    is_place = target.reshape(*rows.shape, 1) == torch.arange(rows.shape[1], device=x.device)
-    of_targets = torch.where(is_place, pairs.sum(2, keepdim=True), 0).sum(1)
+    of_targets = torch.where(_is_place(target.reshape(rows.shape), rows), pairs.sum(2, keepdim=True), 0).sum(1)
     return ((pairs.sum(1) - of_targets) * _of_each(cotangent, rows, reduction)).reshape(x.shape)
 
 
@@ -178,8 +177,13 @@ def _margins(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     places = target.reshape(rows.shape)
     counts = (places >= 0).to(x.dtype).cumprod(1).unsqueeze(2) > 0
     gap = 1 - rows.gather(1, places.clamp(min=0)).unsqueeze(2) + rows.unsqueeze(1)
-    is_target = (counts & (places.unsqueeze(2) == torch.arange(rows.shape[1], device=x.device))).any(1)
+    is_target = (counts & _is_place(places, rows)).any(1)
     return gap, counts & ~is_target.unsqueeze(1) & (gap > 0), is_target
+
+
+def _is_place(places: Tensor, rows: Tensor) -> Tensor:
+    """For each class whether it is the one at a place."""
+    return places.unsqueeze(-1) == torch.arange(rows.shape[1], device=rows.device)
 
 
 def _of_each(cotangent: Tensor, rows: Tensor, reduction: int) -> Tensor:

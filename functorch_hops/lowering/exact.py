@@ -17,7 +17,7 @@ import torch
 
 from .loops.throwing import thrown
 
-__all__ = ["exact_arithmetic", "replaced", "strides_read"]
+__all__ = ["exact_arithmetic", "lowered_by", "replaced", "strides_read"]
 
 
 @contextlib.contextmanager
@@ -192,12 +192,8 @@ def _casts_rounded() -> Iterator[None]:
 
     operator = torch.ops.prims.convert_element_type.default
     original = lowerings[operator]
-    lowerings[operator] = convert
-    try:
-        with replaced(CppKernel, "cache_dtype_convert", lambda *args: None):
-            yield
-    finally:
-        lowerings[operator] = original
+    with lowered_by(operator, convert), replaced(CppKernel, "cache_dtype_convert", lambda *args: None):
+        yield
 
 
 _HALF = torch.float16, torch.bfloat16
@@ -260,6 +256,18 @@ def strides_read() -> Iterator[None]:
     original: Any = cpp.stride_at_vec_range
     with replaced(cpp, "stride_at_vec_range", stride_at):
         yield
+
+
+@contextlib.contextmanager
+def lowered_by(operator: Any, lowering: Any) -> Iterator[None]:
+    from torch._inductor.lowering import lowerings
+
+    original = lowerings[operator]
+    lowerings[operator] = lowering
+    try:
+        yield
+    finally:
+        lowerings[operator] = original
 
 
 @contextlib.contextmanager
