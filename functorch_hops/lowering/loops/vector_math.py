@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,13 +13,11 @@ from torch.torch_version import TorchVersion
 
 from .headers import header
 from .index_sets import MIRRORED, Interval, is_within, most_indices, splitting_handler
+from .tiling import FUNCTIONS, tilings_by_work
 
 __all__ = ["VECTOR_MATH", "kernel_proxy"]
 
 VECTOR_MATH = f"{header('vector_math')}\n{header('vectors')}"
-
-_FUNCTIONS = "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sin", "cos", "erf"
-
 
 _DRAWN = {
     "rand": ("uniform", torch.float32),
@@ -34,20 +31,6 @@ _INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 _LARGEST_HALF = 3.5
 """Exponents with a half, up to which roots and products take less than a power."""
-
-_FREE = "load", "store", "store_reduction", "reduction", "index_expr", "value_expr", "to_dtype"
-_LONG = *_FUNCTIONS, "pow", "reciprocal", "rsqrt", "sqrt", "truediv"
-_LENGTH = 8
-_BY_GAPS = 2.5
-"""Operations that a vector saves as much with as it loses where it is read or written with gaps."""
-_selecting = threading.RLock()
-
-
-def _pays_in_vectors(counts: Any) -> bool:
-    """Of a kernel that reads or writes with gaps. ``counts``: of its operations, by Inductor."""
-    gaps = sum(counts.non_contig_indexing_op_counter.values())
-    numbers = {name: n for name, n in counts.op_counter.items() if name not in _FREE}
-    return sum(n * (_LENGTH if name in _LONG else 1) for name, n in numbers.items()) >= _BY_GAPS * gaps > 0
 
 
 def _twice(exponent: Any) -> int | None:
@@ -123,7 +106,7 @@ def kernel_proxy() -> Any:
 
         def __new__(cls) -> Any:
             self: Any = super().__new__(cls)
-            for name in (*_FUNCTIONS, *_DRAWN, "pow"):
+            for name in (*FUNCTIONS, *_DRAWN, "pow"):
                 vars(self).pop(name, None)  # Inductor's, wrapped once more for each instance
             self.maximum = limited(self.maximum, "at_least")
             self.minimum = limited(self.minimum, "at_most")
@@ -154,7 +137,7 @@ def kernel_proxy() -> Any:
 
     for name, (function, dtype) in _DRAWN.items():
         setattr(Functions, name, staticmethod(drawn(function, dtype)))
-    for name in _FUNCTIONS:
+    for name in FUNCTIONS:
         setattr(Functions, name, staticmethod(_call(name)))
 
     class OpenSums:
@@ -282,19 +265,6 @@ def kernel_proxy() -> Any:
                 return code
             return super()._get_store_line(value, var, index, dtype, accu_store)
 
-    class Tiling(cpp.TilingSelect):
-        """Inductor computes number by number where one of eight operations is a read or write with gaps, whatever the
-        others are.
-        """
-
-        def select_tiling(self, functions: Any, sizes: Any) -> Any:
-            chosen = super().select_tiling(functions, sizes)
-            factors, _, *counts = chosen  # torch 2.11 has none
-            if factors or not counts or not _pays_in_vectors(counts[0]):
-                return chosen
-            with config.patch({"cpp.enable_tiling_heuristics": False}):
-                return super().select_tiling(functions, sizes)
-
     class KernelProxy(cpp.CppKernelProxy):
         kernel_cls = ScalarKernel
         vec_kernel_cls = VecKernel
@@ -302,13 +272,8 @@ def kernel_proxy() -> Any:
         usual: Any = None
 
         def codegen_functions(self, functions: Any, sizes: Any) -> None:
-            with _selecting:  # which class selects is named in Inductor's module, and nowhere else
-                usual = cpp.TilingSelect
-                setattr(cpp, "TilingSelect", Tiling)  # noqa: B010 - to mypy classes are constants
-                try:
-                    super().codegen_functions(functions, sizes)
-                finally:
-                    setattr(cpp, "TilingSelect", usual)  # noqa: B010
+            with tilings_by_work():
+                super().codegen_functions(functions, sizes)
             general: Any = self.kernels[0]
             intervals = general.usual() if type(general) is VecKernel else {}
             if intervals:
