@@ -133,8 +133,12 @@ def test_numbers_in_half_precision_are_rounded(dtype):
     """Those that an operator hands on: made, cast, chosen, a limit or a margin."""
 
     def numbers(x):
-        made = torch.full((4,), 0.1, dtype=dtype), torch.scalar_tensor(0.3, dtype=dtype), x.new_full((4,), 0.7)
-        cast = torch.full((4,), 0.1).to(dtype), (torch.arange(4) * 777).to(dtype), torch.full_like(x.float(), 0.1).to(dtype)
+        made = torch.full((4,), 7777, dtype=dtype), torch.scalar_tensor(0.3, dtype=dtype), x.new_full((4,), 0.7)
+        cast = (
+            torch.full((4,), 0.1).to(dtype),
+            (torch.arange(4) * 777).to(dtype),
+            torch.full_like(x.float(), 0.1).to(dtype),
+        )
         chosen = torch.where(x > 0, 0.1, x), x.masked_fill(x < 0, 0.7), torch.where(x > 0, torch.tensor(0.1), x)
         limited = x.clamp(min=0.1), x.clamp(max=0.3), torch.nn.functional.pad(x, (1, 1), value=0.1)
         compared = (x.new_full((4,), 0.1).float() < 0.1) + x.float()

@@ -225,12 +225,13 @@ def _numbers_rounded() -> Iterator[None]:
     """
     from torch._inductor.lowering import lowerings
 
-    def with_rounded(operator: Any, number: int) -> contextlib.AbstractContextManager[None]:
+    def with_rounded(operator: Any, place: int, *, is_made: bool = False) -> contextlib.AbstractContextManager[None]:
         def lower(*args: Any, **kwargs: Any) -> Any:
-            dtype = kwargs["dtype"] if "dtype" in kwargs else args[0].get_dtype()
-            if dtype in _HALF and len(args) > number and isinstance(args[number], float):
-                rounded = torch.tensor(args[number], dtype=dtype).item()
-                args = *args[:number], rounded, *args[number + 1 :]
+            number = args[place] if len(args) > place else None
+            if isinstance(number, (int, float)):
+                dtype = (kwargs.get("dtype") or torch.tensor(number).dtype) if is_made else args[0].get_dtype()
+                if dtype in _HALF:
+                    args = *args[:place], torch.tensor(number, dtype=dtype).item(), *args[place + 1 :]
             return original(*args, **kwargs)
 
         original: Any = lowerings[operator]
@@ -238,8 +239,8 @@ def _numbers_rounded() -> Iterator[None]:
 
     aten = torch.ops.aten
     with (
-        with_rounded(aten.full.default, 1),
-        with_rounded(aten.scalar_tensor.default, 0),
+        with_rounded(aten.full.default, 1, is_made=True),
+        with_rounded(aten.scalar_tensor.default, 0, is_made=True),
         with_rounded(aten.constant_pad_nd.default, 2),
         with_rounded(aten.clamp_min.default, 1),
         with_rounded(aten.clamp_max.default, 1),
