@@ -16,7 +16,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._device import DeviceContext
 
-from .dispatch import function_modes, looks_for_nan, modes_of_user
+from .dispatch import function_modes, looks_for_nan, observers
 from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
@@ -152,7 +152,7 @@ def default_device() -> torch.device | None:
 
 def _kinds_of_modes() -> tuple[type, ...]:
     """What the user's modes hold is compared as the environment is: each ``with`` may make a new one."""
-    return tuple(map(type, modes_of_user()))
+    return tuple(map(type, observers()))
 
 
 _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
