@@ -241,6 +241,22 @@ def test_indexed_writes(run):
     )
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("bad", [3, -1])
+def test_one_hot_of_no_class(backend, bad):
+    """An error, as in eager: no row of zeros, and none counted from the end."""
+    one_hot = lambda y: torch.nn.functional.one_hot(y, 3)
+    in_steps = lambda y: fh.scan(lambda c, row: (c, one_hot(row)), 0, y)[1]
+    classes = torch.tensor([0, 2, 1]), torch.tensor([0, bad, 1])
+    with pytest.raises(RuntimeError):
+        one_hot(classes[1])
+    for f in (one_hot, fh.vmap(one_hot), in_steps):
+        run = fh.jit(f, backend=backend)
+        same(run(classes[0]), one_hot(classes[0]))
+        with pytest.raises((RuntimeError, IndexError), match="out of"):
+            run(classes[1])
+
+
 @every_mode
 @pytest.mark.parametrize(
     "derivative", [fh.grad, fh.jacrev, fh.jacfwd, lambda f: fh.grad(lambda x: fh.grad(f)(x).sum())]
