@@ -20,6 +20,7 @@ from .dispatch import function_modes, looks_for_nan, observers
 from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
+    "COMPUTING_SETTINGS",
     "ambient_checks",
     "ambient_state",
     "autocast_enabled",
@@ -154,6 +155,9 @@ def _kinds_of_modes() -> tuple[type, ...]:
     """What the user's modes hold is compared as the environment is: each ``with`` may make a new one."""
     return tuple(map(type, observers()))
 
+
+COMPUTING_SETTINGS = ("torch.backends", "torch.utils._config_module")
+"""The modules whose classes compute settings where these are read as attributes."""
 
 _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("gradient mode (torch.set_grad_enabled)", torch.is_grad_enabled),

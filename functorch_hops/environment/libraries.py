@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
+from .. import _torch
 from . import origin
 from .bytecode import code_facts
 
@@ -56,12 +57,9 @@ def is_setting(holder: Any, name: str) -> bool:
     the configurations of its compilers are.
     """
     cls = type(holder)
-    if cls is ModuleType or not cls.__module__.startswith(_COMPUTED) or name in vars(holder):
+    if cls is ModuleType or not cls.__module__.startswith(_torch.COMPUTING_SETTINGS) or name in vars(holder):
         return False
     return hasattr(holder, name)
-
-
-_COMPUTED = ("torch.backends", "torch.utils._config_module")
 
 
 def stored_attribute(holder: Any, name: str) -> Any:
