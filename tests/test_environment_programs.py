@@ -324,6 +324,45 @@ PROGRAMS = {
         import torch
         torch.backends.cudnn.benchmark = False
     """,
+    "object of a module": """
+        import logging
+        ---
+        logging.root.level
+        ---
+        logging.root.setLevel(7)
+        ---
+        import logging
+        logging.root.setLevel(30)
+    """,
+    "member of an object of a module": """
+        import decimal
+        ---
+        decimal.DefaultContext.prec
+        ---
+        decimal.DefaultContext.prec = 7
+        ---
+        import decimal
+        decimal.DefaultContext.prec = 28
+    """,
+    "object of a module of torch": """
+        ---
+        torch._tensor_str.PRINT_OPTS.precision
+        ---
+        torch.set_printoptions(precision=7)
+        ---
+        import torch
+        torch.set_printoptions(precision=4)
+    """,
+    "configuration of a compiler": """
+        import torch._functorch.config
+        ---
+        2 if torch._functorch.config.functionalize_rng_ops else 3
+        ---
+        torch._functorch.config.functionalize_rng_ops = True
+        ---
+        import torch
+        torch._functorch.config.functionalize_rng_ops = False
+    """,
     "decimal module": """
         import decimal
         ---

@@ -241,6 +241,40 @@ def test_indexed_writes(run):
     )
 
 
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("bad", [3, -1])
+def test_one_hot_of_no_class(backend, bad):
+    """An error, as in eager: no row of zeros, and none counted from the end."""
+    one_hot = lambda y: torch.nn.functional.one_hot(y, 3)
+    in_steps = lambda y: fh.scan(lambda c, row: (c, one_hot(row)), 0, y)[1]
+    classes = torch.tensor([0, 2, 1]), torch.tensor([0, bad, 1])
+    with pytest.raises(RuntimeError):
+        one_hot(classes[1])
+    for f in (one_hot, fh.vmap(one_hot), in_steps):
+        run = fh.jit(f, backend=backend)
+        same(run(classes[0]), one_hot(classes[0]))
+        with pytest.raises((RuntimeError, IndexError), match="out of"):
+            run(classes[1])
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "derivative", [fh.grad, fh.jacrev, fh.jacfwd, lambda f: fh.grad(lambda x: fh.grad(f)(x).sum())]
+)
+def test_a_row_that_is_set_by_a_place_that_all_lanes_share(run, derivative):
+    """Before it is set it is read, which saves nothing that the write changes."""
+
+    def f(x, place):
+        table = torch.ones(3, 2, dtype=x.dtype) * x.sum()
+        table[place] = x.square()
+        return table.sin()
+
+    x, place = torch.linspace(0.1, 1, 4, dtype=torch.float64).reshape(2, 2), torch.tensor(1)
+    loss = lambda place: lambda x: fh.vmap(f, (0, None))(x, place).sum()
+    oracle = derivative(lambda x: torch.stack([f(row, 1) for row in x]).sum())(x)
+    same(run(lambda x, place: derivative(loss(place))(x), x, place), oracle)
+
+
 @every_mode
 def test_indexing_under_vmap(run):
     f = lambda t, k: fh.fori_loop(0, 3, lambda i, c: c + t[i] * t[(k + i) % 3], torch.zeros((), dtype=torch.float64))

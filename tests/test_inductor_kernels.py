@@ -128,6 +128,28 @@ def test_what_is_cast_to_half_precision_is_rounded():
             torch.testing.assert_close([y[0] for y in fh.jit(in_steps)(x)], list(f(x)), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_in_half_precision_are_rounded(dtype):
+    """Those that an operator hands on: made, cast, chosen, a limit or a margin."""
+
+    def numbers(x):
+        made = torch.full((4,), 7777, dtype=dtype), torch.scalar_tensor(0.3, dtype=dtype), x.new_full((4,), 0.7)
+        cast = (
+            torch.full((4,), 0.1).to(dtype),
+            (torch.arange(4) * 777).to(dtype),
+            torch.full_like(x.float(), 0.1).to(dtype),
+        )
+        chosen = torch.where(x > 0, 0.1, x), x.masked_fill(x < 0, 0.7), torch.where(x > 0, torch.tensor(0.1), x)
+        limited = x.clamp(min=0.1), x.clamp(max=0.3), torch.nn.functional.pad(x, (1, 1), value=0.1)
+        compared = (x.new_full((4,), 0.1).float() < 0.1) + x.float()
+        return [value.double() + x.sum().double() * 0 for value in (*made, *cast, *chosen, *limited, compared)]
+
+    x = torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=dtype)
+    in_steps = lambda x: fh.scan(lambda c, row: (c, numbers(row * 1)), 0.0, x[None])[1]
+    torch.testing.assert_close(fh.jit(numbers)(x), numbers(x), rtol=0, atol=0)
+    torch.testing.assert_close([y[0] for y in fh.jit(in_steps)(x)], numbers(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_margins_of_labels_without_a_loop(reduction):
     """Torch (2.13) has code for it above autograd, which adds up labels behind the first negative one."""

@@ -1,4 +1,4 @@
-"""Ctrl-C in a capture leaves nothing behind: wherever it comes, the next call works."""
+"""Ctrl-C or an alarm in a capture leaves nothing behind: wherever it comes, the next call works."""
 
 import itertools
 import signal
@@ -16,9 +16,16 @@ from leftovers import nothing_left_behind, state
 @pytest.fixture(autouse=True)
 def interrupts_raise() -> Iterator[None]:
     """As in a terminal; a shell starts what it runs in the background with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGALRM, _out_of_time)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGALRM, before[1])
+
+
+def _out_of_time(number, frame) -> None:
+    """As time limits do, such as those of test runners."""
+    assert frame is not None
+    raise TimeoutError
 
 
 def _program(x):
@@ -49,7 +56,7 @@ def _interrupt_each(mode, name, interrupt, monkeypatch) -> None:
         try:
             _call()
             break
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TimeoutError):
             assert state() == before, n
     assert n > 10
     monkeypatch.undo()
@@ -61,14 +68,43 @@ def _signal() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("interrupt", [_raise, _signal])
+def _alarm() -> None:
+    signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.mark.parametrize("interrupt", [_raise, _signal, _alarm])
 def test_at_every_function_of_a_capture(interrupt, monkeypatch) -> None:
     _interrupt_each(Lifting, "__torch_function__", interrupt, monkeypatch)
 
 
-def test_at_every_operator_of_a_capture(monkeypatch) -> None:
+@pytest.mark.parametrize("interrupt", [_signal, _alarm])
+def test_at_every_operator_of_a_capture(interrupt, monkeypatch) -> None:
     """By a signal, which waits: the process would not survive an exception amid torch's engine."""
-    _interrupt_each(Effects, "__torch_dispatch__", _signal, monkeypatch)
+    _interrupt_each(Effects, "__torch_dispatch__", interrupt, monkeypatch)
+
+
+def test_two_signals_amid_torch_are_both_handled(monkeypatch) -> None:
+    original = Effects.__torch_dispatch__
+
+    def __torch_dispatch__(self, *args, **kwargs):
+        _signal()
+        _alarm()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Effects, "__torch_dispatch__", __torch_dispatch__)
+    with nothing_left_behind(), pytest.raises(TimeoutError) as raised:
+        _call()
+    assert isinstance(raised.value.__context__, KeyboardInterrupt)
+
+
+def test_a_handler_that_the_function_sets_stays() -> None:
+    def f(x):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        return x + 1
+
+    with nothing_left_behind(), pytest.warns(RuntimeWarning, match="signal.signal"):
+        fh.make_graph(f)(torch.ones(2))
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_IGN
 
 
 def test_a_signal_amid_torch_waits_for_the_function() -> None:

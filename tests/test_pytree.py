@@ -167,6 +167,16 @@ def test_types_of_leaves_are_not_kept_alive():
     assert are_gone(reference)
 
 
+def test_types_of_static_arguments_are_not_kept_alive():
+    class Leaf:
+        pass
+
+    same(fh.jit(lambda x, leaf: x * 2, backend="eager")(torch.ones(2), Leaf()), 2 * torch.ones(2))
+    reference = weakref.ref(Leaf)
+    del Leaf
+    assert are_gone(reference)
+
+
 def test_the_context_of_a_torch_type_is_part_of_the_structure():
     same, again, other = (pytree.flatten(Box([1], label))[1] for label in "aab")
     assert same == again

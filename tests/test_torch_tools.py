@@ -396,6 +396,25 @@ def test_equal_modes_of_torch_functions_made_anew(kind):
     assert run.cache_info().misses == 2
 
 
+class OnDevice(TorchFunctionMode):
+    """Doubles what is made where somebody said so."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.ones and "device" in (kwargs or {}) else result
+
+
+def test_modes_of_torch_functions_and_default_devices_in_their_order():
+    """What is inside sees a call first, and the default device gives it one; the order is a part of the signature."""
+    run = fh.jit(lambda x: x + torch.ones(3, dtype=F64), backend="eager")
+    for _ in range(2):
+        with OnDevice(), torch.device("cpu"):
+            same(run(X), X + 2)
+        with torch.device("cpu"), OnDevice():
+            same(run(X), X + 1)
+    assert run.cache_info().misses == 2
+
+
 def test_modes_of_torch_functions_inside_captured_ones():
     def inside(x):
         with Scaled(3.0):

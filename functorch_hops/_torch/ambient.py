@@ -16,10 +16,11 @@ from torch.nn.modules import module as nn_module
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._device import DeviceContext
 
-from .dispatch import function_modes, looks_for_nan, modes_of_user
+from .dispatch import function_modes, looks_for_nan, observers
 from .inductor_settings import inductor_checks, inductor_settings
 
 __all__ = [
+    "COMPUTING_SETTINGS",
     "ambient_checks",
     "ambient_state",
     "autocast_enabled",
@@ -152,8 +153,11 @@ def default_device() -> torch.device | None:
 
 def _kinds_of_modes() -> tuple[type, ...]:
     """What the user's modes hold is compared as the environment is: each ``with`` may make a new one."""
-    return tuple(map(type, modes_of_user()))
+    return tuple(map(type, observers()))
 
+
+COMPUTING_SETTINGS = ("torch.backends", "torch.utils._config_module")
+"""The modules whose classes compute settings where these are read as attributes."""
 
 _SETTINGS: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("gradient mode (torch.set_grad_enabled)", torch.is_grad_enabled),

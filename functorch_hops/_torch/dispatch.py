@@ -46,6 +46,7 @@ __all__ = [
     "no_gradients",
     "no_modes",
     "observer",
+    "observers",
     "observing",
     "only_asks_for_shapes",
     "saved_by_checkpoint",
@@ -189,6 +190,13 @@ def modes_of_user() -> tuple[TorchFunctionMode, ...]:
     if not torch._C._len_torch_function_stack():
         return ()
     return tuple(mode for mode in function_modes() if _is_of_user(mode))
+
+
+def observers() -> tuple[TorchFunctionMode, ...]:
+    """The user's modes, and what sets a default device inside of them: they see calls to which it gave one."""
+    modes = function_modes() if modes_of_user() else []
+    first = next((i for i, mode in enumerate(modes) if _is_of_user(mode)), 0)
+    return tuple(mode for mode in modes[first:] if _is_of_user(mode) or isinstance(mode, DeviceContext))
 
 
 def mode_of_user() -> TorchDispatchMode | None:

@@ -1,31 +1,37 @@
-"""Ctrl-C while a capture runs.
+"""Signals while a capture runs: Ctrl-C, an alarm.
 
 A signal's exception may come between any two steps of Python. Inside a mode that C++ has called
 (``__torch_dispatch__``) torch (2.13) may abort the process; where a mode or a transform is being left, it stays. So
-meanwhile Ctrl-C is held back until the captured function calls torch next, or the capture ends. Python code of the
-user's own is interrupted at once, and so is everything by a second Ctrl-C.
+meanwhile a signal is held back until the captured function calls torch next, or the capture ends. Python code of the
+user's own is interrupted at once, and so is everything by a second signal of the kind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["interrupts_held", "raise_held_interrupt"]
+__all__ = ["interrupts_held", "raise_held_interrupts"]
 
 _LIBRARIES = frozenset({"torch", "functorch_hops", "contextlib", "weakref", "optree", "sympy"})
 _MODES = frozenset({"__torch_dispatch__", "__torch_function__"})
+_OF_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
+_SIGNALS = tuple(number for number in signal.Signals if number.name not in _OF_FAULTS)
 
 
 class _Held:
-    """``outer``: the handler that was there before; ``came``: how often Ctrl-C came since."""
+    """``outer``: the handlers that were there before; ``came``: the signals since."""
 
-    outer: Callable[[int, FrameType | None], Any] | None = None
-    came = 0
+    outer: dict[int, Callable[[int, FrameType | None], Any]]
+    came: list[int]
+
+    def __init__(self) -> None:
+        self.outer, self.came = {}, []
 
 
 _held = _Held()
@@ -34,32 +40,42 @@ _held = _Held()
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
     """Around the outermost capture."""
-    outer: Any = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(outer) or outer is _hold:
+    if threading.current_thread() is not threading.main_thread() or _held.outer:
         yield
         return
     try:
-        _held.came, _held.outer = 0, outer
-        signal.signal(signal.SIGINT, _hold)
+        for number in _SIGNALS:
+            handler: Any = signal.getsignal(number)
+            if callable(handler):  # one of Python, which may raise
+                _held.outer[number] = handler
+                signal.signal(number, _hold)
         yield
     finally:
-        signal.signal(signal.SIGINT, outer)
-        raise_held_interrupt()
+        for number, outer in _held.outer.items():
+            if signal.getsignal(number) is _hold:  # not one that the captured function set
+                signal.signal(number, outer)
+        try:
+            raise_held_interrupts()
+        finally:
+            _held.outer.clear()
 
 
-def raise_held_interrupt() -> None:
-    """Where it does no harm: handle the interrupt that was held back."""
-    if _held.came and threading.current_thread() is threading.main_thread():
-        _held.came = 0
-        assert _held.outer is not None
-        _held.outer(signal.SIGINT, None)
+def raise_held_interrupts() -> None:
+    """Where it does no harm: handle the signals that were held back."""
+    if not _held.came or threading.current_thread() is not threading.main_thread():
+        return
+    number = _held.came.pop(0)
+    try:
+        _held.outer[number](number, inspect.currentframe())
+    finally:
+        raise_held_interrupts()
 
 
 def _hold(number: int, frame: FrameType | None) -> None:
-    _held.came += 1
-    if _held.came > 1 or not _is_amid_torch(frame):
-        raise_held_interrupt()
+    is_again = number in _held.came
+    _held.came.append(number)
+    if is_again or not _is_amid_torch(frame):
+        raise_held_interrupts()
 
 
 def _is_amid_torch(frame: FrameType | None) -> bool:

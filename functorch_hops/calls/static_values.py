@@ -14,8 +14,6 @@ from ..ir.meta import TensorMeta
 
 __all__ = ["ObjectKey", "described", "described_arguments", "same_function", "same_static", "static_key"]
 
-_makers = KeyMakers()
-
 
 class ObjectKey:
     """A static argument that is compared by identity where its own equality can't be a key."""
@@ -36,7 +34,7 @@ class ObjectKey:
 
 def static_key(value: Any) -> tuple[Any, Any]:
     """What tells a static value from others: of equal numbers, True, 1 and 1.0 are different ones."""
-    found: Any = by_value(value, _makers)
+    found: Any = by_value(value, KeyMakers())
     if found is None and type(value) is tuple:
         return "tuple", tuple(map(static_key, value))
     return found or (type(value), ObjectKey(value))
@@ -51,9 +49,9 @@ def same_static(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
-    key = by_value(a, _makers)
+    key = by_value(a, KeyMakers())
     if key is not None:
-        return key == by_value(b, _makers)
+        return key == by_value(b, KeyMakers())
     if isinstance(a, torch.Tensor):
         return False  # a sparse one, see NOTE [Sparse matrices]
     if hasattr(type(a), "__array__"):
@@ -105,7 +103,7 @@ def _content(x: Any) -> Hashable:
     """A key for the types of the numbers inside ``x``: P(1) == P(1.0), but they trace differently. None if ``x`` has no
     parts that can be looked at.
     """
-    key = by_value(x, _makers)
+    key = by_value(x, KeyMakers())
     if key is not None or not _is_value(x):
         return key
     if isinstance(x, tuple):

@@ -9,14 +9,16 @@ known to compute only (torch, NumPy, what `origin` lists) and the standard libra
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
+from .. import _torch
 from . import origin
 from .bytecode import code_facts
 
-__all__ = ["attributes_read_by", "is_setting", "reads_any_attribute"]
+__all__ = ["attributes_read_by", "is_setting", "reads_any_attribute", "stored_attribute"]
 
 _MOST = 400
 """Functions that are read for one that the user names."""
@@ -51,11 +53,27 @@ def reads_any_attribute(function: FunctionType) -> bool:
 
 
 def is_setting(holder: Any, name: str) -> bool:
-    """Whether a module of torch, or an object in one, computes this attribute, as ``torch.backends`` does."""
+    """Whether a module of torch, or an object in one, computes this attribute, as ``torch.backends`` does, and what
+    the configurations of its compilers are.
+    """
     cls = type(holder)
-    if cls is ModuleType or not cls.__module__.startswith("torch.backends") or name in vars(holder):
+    if cls is ModuleType or not cls.__module__.startswith(_torch.COMPUTING_SETTINGS) or name in vars(holder):
         return False
     return hasattr(holder, name)
+
+
+def stored_attribute(holder: Any, name: str) -> Any:
+    """An attribute that an object of a library keeps, or nothing. What the object would compute is not asked for, and
+    what a class or a function has is code, for the most part.
+    """
+    if isinstance(holder, (type, FunctionType)):
+        return _NOTHING
+    static = inspect.getattr_static(holder, name, _NOTHING)
+    return getattr(holder, name, _NOTHING) if isinstance(static, _OF_MEMBERS) else static
+
+
+_NOTHING = object()
+_OF_MEMBERS = (GetSetDescriptorType, MemberDescriptorType)
 
 
 def _origin(value: FunctionType | type) -> origin.Origin:

@@ -30,7 +30,7 @@ from .classes import SPECIAL, TEXT, factories, implicit_names, is_node, members_
 from .found import Found
 from .guard import FREE, SAME, TENSOR, Role
 from .keys import ByIdentity, KeyMakers, by_value, has_parts
-from .libraries import attributes_read_by, is_setting, reads_any_attribute
+from .libraries import attributes_read_by, is_setting, reads_any_attribute, stored_attribute
 from .places import Path
 from .spaces import LibraryMethods, Names, Space
 
@@ -227,14 +227,20 @@ class Walk(Found):
 
     def library(self, module: ModuleType, names: Iterable[str]) -> None:
         """Names of an installed module that code reads, one behind the other. What is installed is not followed, but
-        anyone may bind a name in it anew, and some are settings that a module computes.
+        anyone may bind a name in it anew, in an object that it holds too, and some are settings that a module computes.
         """
         holder: Any = module
         path = f"module {module.__name__}"
         for name in names:
             if is_setting(holder, name):
                 self.attributes(holder, path, (name,))
-            if not isinstance(holder, ModuleType) or self.follows(origin.of_module(holder)):
+            if not isinstance(holder, ModuleType):
+                value = stored_attribute(holder, name)
+                if self._may_change(value):
+                    self.attributes(holder, path, (name,))
+                holder, path = value, f"{path}.{name}"
+                continue
+            if self.follows(origin.of_module(holder)):
                 return
             space = self._library(holder.__dict__, path)
             self._name(space, name)

@@ -71,6 +71,30 @@ _OF_SHAPE = frozenset(
 )
 """Operators that take the shape of their operand and none of its values."""
 
+_UNREAD: dict[object, tuple[tuple[int, ...], ...]] = {
+    _aten.nll_loss_forward.default: ((), (0,)),
+    _aten.nll_loss2d_forward.default: ((), (0,)),
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: ((), (2,)),
+    _aten.convolution_backward.default: ((1,), (2,), (1, 2)),
+    _aten.grid_sampler_2d_backward.default: ((1,), ()),
+    _aten.grid_sampler_3d_backward.default: ((1,), ()),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: ((), (), (3, 4)),
+    **dict.fromkeys(
+        (
+            *(_aten.avg_pool2d_backward.default, _aten.avg_pool3d_backward.default),
+            *(_aten._adaptive_avg_pool2d_backward.default, _aten._adaptive_avg_pool3d_backward.default),
+            *(_aten.reflection_pad1d_backward.default, _aten.replication_pad1d_backward.default),
+            *(_aten.reflection_pad2d_backward.default, _aten.replication_pad2d_backward.default),
+            *(_aten.reflection_pad3d_backward.default, _aten.replication_pad3d_backward.default),
+            *(_aten.nll_loss_backward.default, _aten.nll_loss2d_backward.default),
+        ),
+        ((1,),),
+    ),
+}
+"""For each result of a linear operator or of its gradient, the operands of which it takes no more than the shape:
+mostly that in which it is the gradient.
+"""
+
 _WITHOUT_HISTORY = _OF_SHAPE | {_aten.randint_like.Tensor, _aten.histc.default, _aten.detach.default}
 """Operators of which autograd knows no derivative."""
 
@@ -109,11 +133,20 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
         source, index = node.args
         whole = marked[source]  # type: ignore[index]
         hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
+    elif through is Through.READ and node.target in _UNREAD:
+        hits = tuple(_is_read_from(node, marked, unread) for unread in _UNREAD[node.target])
+        return hits if isinstance(node.meta.get("val"), (tuple, list)) else hits[0]
     else:
         hit = any(marked[n] for n in node.all_input_nodes)
         is_own = is_random_node(node, module) and node.target is not generator_state  # of which there is one for all
         hit = hit or (through is Through.LANE and is_own)
     return hit and passes(node, through)
+
+
+def _is_read_from(node: fx.Node, marked: dict[fx.Node, bool | Mask], unread: Sequence[int]) -> bool:
+    """Whether it depends on what is marked, by other operands than these."""
+    others = [*(a for i, a in enumerate(node.args) if i not in unread), *node.kwargs.values()]
+    return any(isinstance(a, fx.Node) and bool(marked[a]) for a in others)
 
 
 def passes(node: fx.Node, through: Through) -> bool:

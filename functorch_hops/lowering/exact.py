@@ -31,6 +31,7 @@ def exact_arithmetic() -> Iterator[None]:
         _exponents_of_doubles(),
         _small_numbers(),
         _casts_rounded(),
+        _numbers_rounded(),
         _short_vectors_reduced(),
         _errors_thrown(),
         strides_read(),
@@ -173,16 +174,19 @@ _OF_ERF = 2 / math.sqrt(math.pi)
 def _casts_rounded() -> Iterator[None]:
     """Round what is cast to half precision. Inductor (torch 2.13, pytorch/pytorch#185337) goes on with the number
     before the cast: it computes in floats, and C++ takes a float for the half made of it, so
-    ``x - x.bfloat16().float()`` was zero.
+    ``x - x.bfloat16().float()`` was zero. So does ``where`` with what it casts to the dtype of its result, and the cast
+    of a number that is known.
     """
     from torch._inductor.codegen.cpp import CppKernel
-    from torch._inductor.lowering import lowerings, make_pointwise
+    from torch._inductor.index_propagation import SymPyOps
+    from torch._inductor.lowering import get_promoted_dtype, lowerings, make_pointwise
     from torch._inductor.virtualized import ops
+    from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND
 
     def convert(x: Any, dtype: torch.dtype) -> Any:
         source = x.get_dtype()
-        if dtype not in _HALF or source not in _WIDE:
-            return original(x, dtype)
+        if dtype not in _HALF or source in (dtype, torch.bool):
+            return converted(x, dtype)
 
         def rounded(value: Any) -> Any:
             half = ops.to_dtype(value, dtype, src_dtype=source, use_compute_types=False)
@@ -190,14 +194,58 @@ def _casts_rounded() -> Iterator[None]:
 
         return make_pointwise(rounded, override_return_dtype=dtype)(x)
 
-    operator = torch.ops.prims.convert_element_type.default
-    original = lowerings[operator]
-    with lowered_by(operator, convert), replaced(CppKernel, "cache_dtype_convert", lambda *args: None):
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        dtype = get_promoted_dtype(x, y, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT)
+        return chosen(condition, convert(x, dtype), convert(y, dtype))
+
+    def of_known(value: Any, dtype: torch.dtype, src_dtype: Any = None, use_compute_types: bool = True) -> Any:
+        is_rounded = dtype in _HALF and value.dtype != dtype and not use_compute_types
+        return NotImplemented if is_rounded else known(value, dtype, src_dtype, use_compute_types)
+
+    aten, prims = torch.ops.aten, torch.ops.prims
+    known: Any = SymPyOps.to_dtype
+    converted = lowerings[prims.convert_element_type.default]
+    chosen = lowerings[aten.where.self]
+    with (
+        lowered_by(prims.convert_element_type.default, convert),
+        lowered_by(aten.where.self, where),
+        replaced(SymPyOps, "to_dtype", staticmethod(of_known)),
+        replaced(CppKernel, "cache_dtype_convert", lambda *args: None),
+    ):
         yield
 
 
 _HALF = torch.float16, torch.bfloat16
-_WIDE = torch.float32, torch.float64
+
+
+@contextlib.contextmanager
+def _numbers_rounded() -> Iterator[None]:
+    """Round a number that an operator hands on in half precision: Inductor (torch 2.13) writes it as it is into a
+    kernel that computes in floats, where ``torch.full((), 0.1, dtype=torch.bfloat16).float()`` was 0.1.
+    """
+    from torch._inductor.lowering import lowerings
+
+    def with_rounded(operator: Any, place: int, *, is_made: bool = False) -> contextlib.AbstractContextManager[None]:
+        def lower(*args: Any, **kwargs: Any) -> Any:
+            number = args[place] if len(args) > place else None
+            if isinstance(number, (int, float)):
+                dtype = (kwargs.get("dtype") or torch.tensor(number).dtype) if is_made else args[0].get_dtype()
+                if dtype in _HALF:
+                    args = *args[:place], torch.tensor(number, dtype=dtype).item(), *args[place + 1 :]
+            return original(*args, **kwargs)
+
+        original: Any = lowerings[operator]
+        return lowered_by(operator, lower)
+
+    aten = torch.ops.aten
+    with (
+        with_rounded(aten.full.default, 1, is_made=True),
+        with_rounded(aten.scalar_tensor.default, 0, is_made=True),
+        with_rounded(aten.constant_pad_nd.default, 2),
+        with_rounded(aten.clamp_min.default, 1),
+        with_rounded(aten.clamp_max.default, 1),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -172,8 +172,12 @@ def get_row(x: Tensor, index: Any) -> Tensor | None:
 
 
 def _selected(x: Tensor, dim: int, rows: Tensor) -> Tensor:
-    """``index_select``; where the rows differ between lanes that saves ``x``, which may be written to next."""
-    return x.movedim(dim, 0)[rows].movedim(0, dim) if is_batched(rows) else x.index_select(dim, rows)
+    """``index_select``, which saves ``x`` in lanes of a vmap (torch 2.13), where it may be written to next."""
+    return x.movedim(dim, 0)[rows].movedim(0, dim) if _is_of_lanes(x, rows) else x.index_select(dim, rows)
+
+
+def _is_of_lanes(x: Tensor, rows: Tensor) -> bool:
+    return is_batched(rows) or is_batched(x)
 
 
 def set_part(x: Tensor, index: Any, value: Any) -> None:
@@ -186,7 +190,7 @@ def set_part(x: Tensor, index: Any, value: Any) -> None:
     dim, rows, rest = found
     part = _selected(x, dim, rows)
     set_part(part, rest, value)
-    if not is_batched(rows):
+    if not _is_of_lanes(x, rows):
         x.index_copy_(dim, rows, part)
         return
     x, part = x.movedim(dim, 0), part.movedim(dim, 0)

@@ -125,7 +125,7 @@ class Lifting(_torch.ForwardRules):
                     result = cls.__torch_function__(func, types, args, kwargs or {})
                 if result is not NotImplemented:
                     return result
-        _torch.raise_held_interrupt()
+        _torch.raise_held_interrupts()
         capture = self.capture
         if not args and func in _OF_AN_OPERAND:
             name = next(name for name in kwargs if name in _OPERANDS)

@@ -283,7 +283,7 @@ def legacy_vmap_inside(context: ErrorContext) -> CaptureError:
 
 def subclass_inside(context: ErrorContext, target: TensorMeta | None, cause: Exception | None = None) -> CaptureError:
     """No mode sees ``as_subclass()``: it is noticed where torch refuses it, or when the capture ends."""
-    remedy = "make it of the result, outside of the captured function"
+    remedy = "make it of the result, outside of the captured function; for torch.func.linearize call fh.linearize"
     return refused_of_tensor(context, "as_subclass()", remedy, target, cause)
 
 

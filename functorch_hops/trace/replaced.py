@@ -32,10 +32,14 @@ def replaced(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _one_hot(classes: Tensor, num_classes: int = -1) -> Any:
-    """torch reads the classes to check them, unless it finds a traced tensor that no transform wraps."""
+    """torch reads the classes to check them, or checks nothing, if it finds a traced tensor that no transform wraps.
+    Here the check is that of an index.
+    """
     if num_classes < 0 or classes.dtype != torch.int64:
         return NotImplemented  # a size that depends on values, or an error of torch's
-    return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).to(torch.int64)
+    numbers = torch.arange(num_classes, device=classes.device)
+    checked = numbers.gather(0, classes.reshape(-1)).reshape(classes.shape)
+    return (checked.unsqueeze(-1) == numbers).to(torch.int64)
 
 
 def _embedding(

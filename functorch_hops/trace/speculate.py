@@ -136,7 +136,7 @@ def _trace(
     capture.is_functionalizing, capture.is_of_user = is_functionalizing, keep_autocast
     capture.session.history_depth = max(capture.session.history_depth, history_depth)
     enabled = not keep_autocast or torch.is_grad_enabled()  # a graph holds the user's no_grad
-    modes = _torch.modes_of_user() if keep_autocast else ()
+    modes = _torch.observers() if keep_autocast else ()
     try:
         with _torch.modes_restored(), _torch.suspended(keep_autocast=keep_autocast), _observers(capture):
             fakes = [capture.new_input(*pair) for pair in itertools.zip_longest(inputs, sources)]

@@ -237,7 +237,8 @@ class custom_jvp(_CustomFunction[P, R]):
         rule : ((a, ...), (a, ...)) -> (b, b)
 
     Equivalent, in value, to `fun`; its ``jvp`` is ``rule(primals, tangents)``, and its ``vjp`` the transpose of that,
-    which is linear in the tangents: a rule that decides something by them (a branch, a loop that stops) has none.
+    which is linear in the tangents: a rule that decides something by them (a branch, a loop that stops) has none, nor
+    has one that is not linear in another way. That is noticed where the rule is traced, and not in plain eager.
 
     Arguments:
         fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
@@ -251,7 +252,7 @@ class custom_jvp(_CustomFunction[P, R]):
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; reverse mode is asked for, and the rule decides
-            something by the tangents.
+            something by the tangents, or is not linear in them.
         TreeMismatchError, MetadataMismatchError: the result of the rule does not fit.
         ArgumentValueError: a derivative with respect to a closed-over value is asked for.
 
