@@ -214,6 +214,8 @@ def kind_of(value: Any) -> str:
     >>> kind_of(torch.ones(2, 3)), kind_of(2.5), kind_of(None), kind_of([1, 2])
     ('a tensor float32[2, 3]@cpu', 'float 2.5', 'None', 'list [*, *]')
     """
+    if torch.compiler.is_dynamo_compiling():
+        return type(value).__name__  # the message that is read is made outside of Dynamo: see `spelled`
     if isinstance(value, Tensor):
         with without_torch_function():  # a capture that runs must not lift what is only named
             return f"a tensor {TensorMeta.of(value)}"

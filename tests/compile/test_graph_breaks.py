@@ -319,6 +319,7 @@ MISCALLED = {
     "too many of a transform": (lambda x: fh.grad(torch.sum, 0, False, 1)(x), r"grad\(func=None, argnums"),
     "one of a function that calls": (lambda x: fh.vjp(torch.sin, x, aux=True)[0], r"vjp\(func, \*primals"),
     "one of a decorator": (lambda x: fh.annotate(label="a")(torch.sin)(x), r"annotate\(func=None, /, \*, name"),
+    "one of a decorator that is a class": (lambda x: fh.custom_vjp(torch.sin, aux=1)(x), r"custom_vjp\(fun, nondiff"),
 }
 
 
@@ -343,6 +344,9 @@ REFUSED_WHEN_MADE = {
     "a number": lambda x: fh.vmap(torch.sin, chunk_size=0)(x),
     "an object": lambda x: fh.checkpoint(torch.sin, policy="all")(x),
     "what it returns is called with": lambda x: fh.checkpoint(torch.sin, x),
+    "a number for the function": lambda x: fh.grad(3)(x),
+    "a number for the function of a class": lambda x: fh.custom_jvp(3)(x),
+    "a word for positions": lambda x: fh.custom_vjp(torch.sin, nondiff_argnums="x")(x),
 }
 
 
