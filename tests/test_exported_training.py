@@ -720,6 +720,7 @@ def test_torchs_strict_export_takes_no_associative_scan_that_was_loaded() -> Non
 
 LOOPS_IN_A_STEP = {
     "scan": lambda w, c: fh.scan(lambda c, _: (c * w, c.sum()), c, length=3),
+    "a carry that its derivative reads": lambda w, c: fh.scan(lambda c, _: (d := c * w, (d**2).sum()), c, length=3),
     "fori_loop": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + i, c), c),
     "scan over integers": lambda w, c: fh.scan(lambda c, i: (c * w + i, i), c, torch.arange(3)),
     "closed-over integer": lambda w, c: (fh.fori_loop(0, 3, lambda i, c: c * w + (c > 0).sum() * i, c), c),
@@ -734,8 +735,10 @@ LOOPS_IN_A_STEP = {
 
 
 @pytest.mark.parametrize("name", LOOPS_IN_A_STEP)
-def test_loops_over_integers_in_the_step_of_a_scan(name: str) -> None:
-    """torch counts integers among what has gradients, where a scan lies in a scan: they travel by their bits."""
+def test_loops_in_the_step_of_a_scan(name: str) -> None:
+    """There torch counts integers among what has gradients: they travel by their bits. And it refuses steps that return
+    what their derivative saves.
+    """
 
     class Nest(nn.Module):
         def __init__(self) -> None:
