@@ -81,8 +81,18 @@ def check_callable(operation: str, parameter: str, value: Any) -> None:
         )
 
 
-def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None = None, expected: str = "an int") -> Any:
-    """An argument that must be an int (NumPy's count, bools don't), as a Python int or a symbolic one."""
+def as_int(
+    operation: str,
+    parameter: str,
+    value: Any,
+    *,
+    at_least: int | None = None,
+    expected: str = "an int",
+    is_option: bool = False,
+) -> Any:
+    """An argument that must be an int (NumPy's count, bools don't), as a Python int or a symbolic one. ``is_option``:
+    one that says what the program is, so that an open one is what it is in this call.
+    """
     value = as_number(value)
     expected = expected if at_least is None else f"{expected} >= {at_least}"
     if not isinstance(value, torch.SymInt):
@@ -96,7 +106,7 @@ def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None =
         remedy = _LEFT_OUT.get(parameter, f"pass {at_least} or more")
         text = message(operation, "too small", parameter=parameter, expected=expected, got=value, remedy=remedy)
         raise ArgumentValueError(text)
-    return value
+    return int(value) if is_option else value
 
 
 _LEFT_OUT = {
