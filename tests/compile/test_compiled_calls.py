@@ -468,8 +468,8 @@ multiplied.defjvp(lambda n, primals, tangents: (primals[0] * n, 3 * n * tangents
 def test_numbers_that_a_function_is_given(name, kind) -> None:
     """At the second value Dynamo leaves a number open, but for what asks for it."""
     rows = torch.stack([x(), x().flip(0) - 0.4])
-    is_read = name in ("asked for", "to unroll", "as remat") or (name == "to a rule" and kind is float)
-    assert graphs(GIVEN[name], *[(rows, kind(n)) for n in (2, 3, 4)]) <= (4 if is_read else 2)
+    is_read = name in ("asked for", "to unroll", "as remat")
+    assert graphs(GIVEN[name], *[(rows, kind(n)) for n in (2, 3, 4)]) <= (4 if is_read or kind is float else 2)
 
 
 OPTIONS = {
