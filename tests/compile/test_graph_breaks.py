@@ -387,6 +387,26 @@ def test_torch_loses_the_steps_of_a_compiled_optimizer_for_a_number() -> None:
     assert number.item() == (2 if torch.__version__ < (2, 14) else 1.5)
 
 
+def test_torch_does_not_notice_a_new_hook_or_method() -> None:
+    class Scaling(torch.nn.Module):
+        def scaled(self, x):
+            return 2 * x
+
+        def forward(self, x):
+            return self.scaled(x)
+
+    module = Scaling()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    compiled(x())
+    Scaling.scaled = lambda self, x: 3 * x
+    torch.testing.assert_close(compiled(x()), 2 * x())
+    inner = torch.nn.Sequential(Scaling())
+    compiled = torch.compile(inner, fullgraph=True, backend="eager")
+    compiled(x())
+    inner[0].register_forward_hook(lambda module, args, result: -result)
+    torch.testing.assert_close((compiled(x()), inner(x())), (3 * x(), -3 * x()))
+
+
 def test_torch_has_no_gradient_of_flex_attention_on_a_cpu() -> None:
     q = torch.ones(1, 1, 16, 16, requires_grad=True)
     with pytest.raises(Unsupported, match="FlexAttention does not support backward on CPU"):
