@@ -763,6 +763,10 @@ def test_loops_in_the_step_of_a_scan(name: str) -> None:
         (found,) = torch.autograd.grad((c**2).sum() + y.double().sum(), list(f.parameters()))
         return found
 
+    if torch.__version__ < (2, 13):
+        with pytest.raises(RuntimeError, match="scan might be aliasing the input or the output"):
+            gradient(run)
+        return
     torch.testing.assert_close(gradient(run), gradient(model))
 
 

@@ -190,7 +190,7 @@ class DifferentiableArguments:
         if isinstance(leaf, float | complex) and not (real and isinstance(leaf, complex)):
             return torch.tensor(leaf)
         if isinstance(leaf, torch.SymFloat):
-            return number_as_tensor(leaf)  # type: ignore[no-any-return]
+            return number_as_tensor(leaf)
         kind = "real" if real else "floating-point or complex"
         text = message(
             operation,
