@@ -21,7 +21,7 @@ from functorch_hops import _torch, pytree
 from functorch_hops.calls.arguments import Arguments, Function, one_or_several
 from functorch_hops.calls.leaf import traced_through
 from functorch_hops.calls.leaving import prepare
-from functorch_hops.calls.numbers import as_number
+from functorch_hops.calls.numbers import as_number, number_as_tensor
 from functorch_hops.calls.traced_call import trace_call
 from functorch_hops.calls.validate import as_int, check_callable, kind_of
 from functorch_hops.errors import ArgumentTypeError, ArgumentValueError, CaptureError, TreeMismatchError, message
@@ -189,6 +189,8 @@ class DifferentiableArguments:
     def _converted(self, operation: str, leaf: object, index: int, root: str, real: bool) -> Tensor:
         if isinstance(leaf, float | complex) and not (real and isinstance(leaf, complex)):
             return torch.tensor(leaf)
+        if isinstance(leaf, torch.SymFloat):
+            return number_as_tensor(leaf)
         kind = "real" if real else "floating-point or complex"
         text = message(
             operation,

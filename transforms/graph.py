@@ -10,7 +10,7 @@ from torch import fx
 
 from functorch_hops import environment
 from functorch_hops.calls.arguments import Arguments, P, TensorSpec
-from functorch_hops.calls.leaf import left_to_python
+from functorch_hops.calls.leaf import left_to_python, traced_through
 from functorch_hops.calls.spelling import spelled
 from functorch_hops.calls.trace_cache import effects_of_one
 from functorch_hops.calls.traced_call import TracedCall, trace_call
@@ -65,7 +65,7 @@ class CapturedGraph(fx.GraphModule):
                 raise ArgumentValueError(message("make_graph", "called with another signature", remedy=remedy))
             return self.call.output.unflatten(flat(self, *arguments.operands, *self.call.lifted))
 
-        type(self).forward = forward
+        type(self).forward = traced_through(forward)
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:

@@ -150,6 +150,8 @@ def matching(
     for index, (leaf, other) in enumerate(zip(leaves, like, strict=True)):
         if isinstance(leaf, float | int):
             leaves[index] = leaf = torch.as_tensor(leaf, dtype=other.dtype, device=other.device)
+        if isinstance(leaf, (torch.SymFloat, torch.SymInt)):
+            leaves[index] = leaf = torch.scalar_tensor(leaf, dtype=other.dtype, device=other.device)  # type: ignore[arg-type]
         if not is_inexact(leaf) or leaf.shape != other.shape:
             text = message(
                 operation,

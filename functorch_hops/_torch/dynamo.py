@@ -154,8 +154,14 @@ class _Stub(_Opaque):
 class OpenNumber(_Leaf):
     """A number that Dynamo leaves open. It travels as a tensor: an int as the size of an empty one."""
 
-    def __init__(self, carrier: Tensor) -> None:
-        self.carrier = carrier
+    def __init__(self, carrier: Tensor, variable: VariableTracker) -> None:
+        self.carrier, self.variable = carrier, variable
+        self.read_as: Any = None
+
+    def read(self, carrier: Tensor) -> Any:
+        """The number as an argument, in a capture that knows its tensor as this one."""
+        self.read_as = read_open_number(carrier)
+        return self.read_as
 
 
 class _Output(_Leaf):
@@ -275,8 +281,8 @@ class _Call:
     def run(self, function: VariableTracker, args: Any, kwargs: Any) -> Any:
         """A call by the library, in a capture: Dynamo's graph of the function, run on the values of the capture."""
         leaves, spec = self.library.flatten((args, kwargs))
-        inputs = [*{id(x): x for x in leaves if isinstance(x, Tensor)}.values()]  # one object is one inside, too
-        metas = [(tuple(x.shape), x.dtype, x.device) for x in inputs]
+        inputs = [*{id(x): x for x in leaves if isinstance(x, _INPUTS)}.values()]  # one object is one inside, too
+        metas = [(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs]
         try:
             with self.as_around():
                 body = self.speculate(function, leaves, spec, metas)
@@ -341,7 +347,7 @@ class _Call:
     def speculate(self, function: VariableTracker, leaves: list[Any], spec: Any, metas: Sequence[Any]) -> _Body:
         tx = self.tx
         with higher_order_ops.discard_graph_changes(tx):
-            samples = [self.sample(*meta) for meta in metas]
+            samples = [self.sample(*meta) if isinstance(meta, tuple) else self.sample_of_int(meta) for meta in metas]
         flat = _Flat(self, function, leaves, spec)
         with _floats_read_outside(tx.output), backward_with_gradients():
             _, graph, lifted = higher_order_ops.speculate_subgraph(
@@ -371,6 +377,10 @@ class _Call:
             if torch.is_grad_enabled() and (dtype.is_floating_point or dtype.is_complex):
                 value = value.requires_grad_().clone()  # which may be written to
         return wrap_fx_proxy(self.tx, proxy, example_value=value)
+
+    def sample_of_int(self, number: torch.SymInt) -> VariableTracker:
+        proxy = self.tx.output.create_proxy("call_function", operator.add, (0, 0), {})
+        return wrap_fx_proxy(self.tx, proxy, example_value=number)
 
     def signature(self, function: VariableTracker) -> inspect.Signature:
         """Of a function of the user's. Its defaults are values of Dynamo's."""
@@ -436,6 +446,7 @@ class _Call:
 
     def open_number(self, number: fx.Proxy, value: Any) -> OpenNumber:
         create, shape = self.tx.output.create_proxy, shape_of_carrier(value)
+        variable = SymNodeVariable(number, value)
         if shape and is_shifted(shape):
             number = create("call_function", operator.add, (number, SHIFT), {})
             number.node.meta["example_value"] = shape[1]
@@ -448,7 +459,7 @@ class _Call:
             proxy = create("call_function", torch.mul, (one, number), {})
         with self.tx.fake_mode:
             carrier = wrap_fx_proxy(self.tx, proxy, example_value=new_carrier(shape, value))
-        return OpenNumber(self.known(carrier))
+        return OpenNumber(self.known(carrier), variable)
 
     # -- trees
 
@@ -484,6 +495,9 @@ class _Call:
             return tree
         if isinstance(tree, _Opaque):
             return tree.variable
+        if isinstance(tree, torch.SymFloat):  # Dynamo has its value, where its graph asks for that
+            given = [x.variable for x in self.backend.numbers.values() if x.read_as is tree]
+            return given[0] if given else VariableTracker.build(self.tx, tree)
         kind = type(tree)
         if kind is tuple:
             return TupleVariable([self.to_dynamo(x) for x in tree])
@@ -537,6 +551,10 @@ _NODES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
 """The functions of optree's own types, written for Dynamo to trace them."""
 
 
+_INPUTS = Tensor, torch.SymInt
+"""What the graph of a function takes as inputs. An open float is closed over, as its value may be asked for."""
+
+
 class _Flat(VariableTracker):
     """A call of a user's function as one from tensors to tensors, of which Dynamo makes a graph."""
 
@@ -547,8 +565,8 @@ class _Flat(VariableTracker):
 
     def call_function(self, tx: Any, args: Any, kwargs: Any) -> VariableTracker:
         call, outputs = self.call, list[VariableTracker]()
-        inputs = dict(zip(dict.fromkeys(id(x) for x in self.leaves if isinstance(x, Tensor)), args, strict=True))
-        leaves = [inputs[id(x)] if isinstance(x, Tensor) else x for x in self.leaves]
+        inputs = dict(zip(dict.fromkeys(id(x) for x in self.leaves if isinstance(x, _INPUTS)), args, strict=True))
+        leaves = [inputs[id(x)] if isinstance(x, _INPUTS) else x for x in self.leaves]
         positional, keywords = call.library.unflatten(self.spec, leaves)
         named = {name: call.to_dynamo(x) for name, x in keywords.items()}
         result = self.function.call_function(tx, [call.to_dynamo(x) for x in positional], named)

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
-from .symbols import symbols_around
+from .symbols import is_known, symbols_around
 from .tensors import storage_key
 
 __all__ = [
@@ -167,8 +167,9 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
-        # Inductor allocates the stacks by what symbols it finds among the operands.
-        sizes = _symbols([x.shape for x in (*init, *xs, *consts)])
+        # Inductor allocates the stacks by what symbols it finds among the sizes of operands, Dynamo takes tensors only.
+        symbols = _hidden_symbols([x.shape for x in (*init, *xs, *consts)])
+        sizes = [torch.zeros(n) if is_known(n >= 0) else n for n in symbols]
         n = len(init) + len(xs) + len(consts)
         call = (lambda *args: step(*args[:n])) if sizes else step
         result: Sequence[Tensor] = scan_op(call, list(init), list(xs), (*consts, *sizes))
@@ -179,10 +180,13 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     return result
 
 
-def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them."""
-    expressions = (size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+def _hidden_symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
+    """The symbols of which sizes in these shapes are made, and that are none of them, each once, as far as the trace
+    has read them.
+    """
+    expressions = {size.node.expr: None for shape in shapes for size in shape if isinstance(size, torch.SymInt)}
     symbols = dict.fromkeys(symbol for e in expressions for symbol in sorted(e.free_symbols, key=str))
+    symbols = {symbol: None for symbol in symbols if symbol not in expressions}
     known = symbols_around() or {}
     return [known[symbol].value for symbol in symbols if symbol in known]
 

@@ -20,6 +20,7 @@ __all__ = [
     "SHIFT",
     "LiftedSymbols",
     "NewFactError",
+    "entry_of",
     "env_around",
     "expression",
     "expression_node",
@@ -308,3 +309,12 @@ def symbol_entry(proxy: torch.fx.Proxy, value: Any) -> Any:
     from torch.utils._thunk import Thunk
 
     return _SympyExprTrackerValue(Thunk(lambda: proxy), value)
+
+
+def entry_of(expression: Any, tracer: Any) -> Any | None:
+    """The entry for a number that a tracer knows as a whole, as the size of a tensor."""
+    from torch.fx.experimental.proxy_tensor import _SympyExprTrackerValue
+
+    numbers = tracer.symnode_tracker.sym_node_dict.items()
+    found = (_SympyExprTrackerValue(proxy, torch.SymInt(node)) for node, proxy in numbers if node.expr == expression)
+    return next(found, None)

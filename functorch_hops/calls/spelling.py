@@ -103,7 +103,8 @@ def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def around(function: Callable[P, R]) -> Callable[P, R]:
-        name = function.__name__
+        is_constructor = function.__name__ == "__init__"
+        name = function.__qualname__.partition(".")[0] if is_constructor else function.__name__
         kinds = [p.kind for p in inspect.signature(function).parameters.values()]
         takes_one = inspect.Parameter.VAR_POSITIONAL not in kinds and kinds.count(_ONLY) + kinds.count(_EITHER) == 1
 
@@ -116,7 +117,10 @@ def spelled(**remedies: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                         return function(*args, **kwargs)
                     except FunctorchHopsError:
                         pass  # it is raised again by the leaf
-                refused: R = handlers.leaf(checked, args, kwargs)
+                if is_constructor:  # Dynamo has an object that it can't hand out yet
+                    refused: R = handlers.leaf(type(args[0]), args[1:], kwargs)
+                else:
+                    refused = handlers.leaf(checked, args, kwargs)
                 return refused
             for keyword in kwargs:
                 if keyword in remedies:

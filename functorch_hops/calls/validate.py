@@ -81,8 +81,18 @@ def check_callable(operation: str, parameter: str, value: Any) -> None:
         )
 
 
-def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None = None, expected: str = "an int") -> Any:
-    """An argument that must be an int (NumPy's count, bools don't), as a Python int or a symbolic one."""
+def as_int(
+    operation: str,
+    parameter: str,
+    value: Any,
+    *,
+    at_least: int | None = None,
+    expected: str = "an int",
+    is_option: bool = False,
+) -> Any:
+    """An argument that must be an int (NumPy's count, bools don't), as a Python int or a symbolic one. ``is_option``:
+    one that says what the program is, so that an open one is what it is in this call.
+    """
     value = as_number(value)
     expected = expected if at_least is None else f"{expected} >= {at_least}"
     if not isinstance(value, torch.SymInt):
@@ -96,7 +106,7 @@ def as_int(operation: str, parameter: str, value: Any, *, at_least: int | None =
         remedy = _LEFT_OUT.get(parameter, f"pass {at_least} or more")
         text = message(operation, "too small", parameter=parameter, expected=expected, got=value, remedy=remedy)
         raise ArgumentValueError(text)
-    return value
+    return int(value) if is_option else value
 
 
 _LEFT_OUT = {
@@ -214,6 +224,8 @@ def kind_of(value: Any) -> str:
     >>> kind_of(torch.ones(2, 3)), kind_of(2.5), kind_of(None), kind_of([1, 2])
     ('a tensor float32[2, 3]@cpu', 'float 2.5', 'None', 'list [*, *]')
     """
+    if torch.compiler.is_dynamo_compiling():
+        return type(value).__name__  # the message that is read is made outside of Dynamo: see `spelled`
     if isinstance(value, Tensor):
         with without_torch_function():  # a capture that runs must not lift what is only named
             return f"a tensor {TensorMeta.of(value)}"

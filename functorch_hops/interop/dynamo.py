@@ -247,14 +247,14 @@ class _Library:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 check_tensor_class(self.operation(function, args), leaf)
-        numbers = {i for i, x in enumerate(leaves) if hasattr(x, "carrier")}
+        numbers = {i: x for i, x in enumerate(leaves) if hasattr(x, "carrier")}
         carried = pytree.unflatten(spec, [x.carrier if i in numbers else x for i, x in enumerate(leaves)])
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             if numbers:
                 leaves, spec = pytree.flatten((args, kwargs))
-                read = [_torch.read_open_number(x) if i in numbers else x for i, x in enumerate(leaves)]
+                read = [numbers[i].read(x) if i in numbers else x for i, x in enumerate(leaves)]
                 args, kwargs = pytree.unflatten(spec, read)
             with contextlib.ExitStack() as stack:
                 for annotation in said:

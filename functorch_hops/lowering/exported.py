@@ -10,7 +10,8 @@ Its derivatives of its own operators (2.13) are right at first order with except
   ``while_loop``;
 - the derivative of a ``cond`` is a ``cond`` whose results must have the same strides in both branches, and be no
   expanded tensors; that of a ``while_loop`` is one whose carries, the gradients, must keep their strides;
-- a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none;
+- a ``scan`` that stacks nothing, and whose derivative reads nothing of its steps, has none; nor has one in a ``scan``
+  whose step returns a tensor that the derivative reads: two results of a step, of one memory;
 - the derivative of a determinant in a ``scan`` is that of the transposed matrix where the matrix was not contiguous
   (`trace/normalize.py` sees to it that it is);
 - none has a derivative over complex numbers or a second one, and a ``while_loop`` in a ``scan`` has no first;

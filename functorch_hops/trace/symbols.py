@@ -32,8 +32,13 @@ class Symbols:
         """Places of lifted tensors, and the numbers of torch's trace that they carry."""
 
     def lift(self, expression: Any) -> Any | None:
-        """The entry for the table of the tracer; None for a symbol of nothing that encloses this capture."""
-        return self._lift_symbol(expression) if expression.is_Symbol else self._compute(expression)
+        """The entry for the table of the tracer; None for what nothing that encloses this capture knows. What is
+        computed of symbols may be known as a whole, as the size of a tensor, and they may not.
+        """
+        if expression.is_Symbol:
+            return self._lift_known(expression)
+        tracer = self.capture.tracer
+        return self._compute(expression) or _torch.entry_of(expression, tracer) or self._lift_known(expression)
 
     def _compute(self, expression: Any) -> Any | None:
         """The entry of what is computed from symbols."""
@@ -48,15 +53,15 @@ class Symbols:
             node = _torch.expression_node(self.capture.graph, expression, known)
         return _torch.symbol_entry(fx.Proxy(node, self.capture.tracer), node.meta["val"])
 
-    def _lift_symbol(self, symbol: Any) -> Any | None:
+    def _lift_known(self, expression: Any) -> Any | None:
         capture, parent = self.capture, self.capture.parent
         known = parent.tracer.sympy_expr_tracker if parent is not None else self.around
-        entry = known.get(symbol) if known is not None else None
+        entry = known.get(expression) if known is not None else None
         if entry is None:
             return None
         with _torch.without_torch_function(), _torch.below_transforms(), _torch.disable_proxy_modes_tracing():
             if parent is not None:
-                placeholder = capture.proxy_of(capture.lift(parent.symbols.carrier(symbol, entry)))
+                placeholder = capture.proxy_of(capture.lift(parent.symbols.carrier(expression, entry)))
             else:
                 placeholder = capture.proxy_of(self._lift_from_around(entry.value))
             number = self._read(placeholder, _torch.shape_of_carrier(entry.value))
@@ -84,11 +89,11 @@ class Symbols:
         for place, value in self.from_around.items():
             self.capture.lifted[place] = _torch.new_carrier(_torch.shape_of_carrier(value), value)
 
-    def carrier(self, symbol: Any, entry: Any) -> Tensor:
-        """A symbol of this capture as a tensor that can be an operand."""
-        if symbol not in self.carriers:
-            self.carriers[symbol] = self._new_carrier(entry.proxy.force(), entry.value)
-        return self.carriers[symbol]
+    def carrier(self, expression: Any, entry: Any) -> Tensor:
+        """A number of this capture as a tensor that can be an operand."""
+        if expression not in self.carriers:
+            self.carriers[expression] = self._new_carrier(entry.proxy.force(), entry.value)
+        return self.carriers[expression]
 
     def _new_carrier(self, number: fx.Proxy, value: Any) -> Tensor:
         create, shape, meta = self.capture.tracer.create_proxy, _torch.shape_of_carrier(value), _meta_of_carrier(value)

@@ -319,6 +319,7 @@ MISCALLED = {
     "too many of a transform": (lambda x: fh.grad(torch.sum, 0, False, 1)(x), r"grad\(func=None, argnums"),
     "one of a function that calls": (lambda x: fh.vjp(torch.sin, x, aux=True)[0], r"vjp\(func, \*primals"),
     "one of a decorator": (lambda x: fh.annotate(label="a")(torch.sin)(x), r"annotate\(func=None, /, \*, name"),
+    "one of a decorator that is a class": (lambda x: fh.custom_vjp(torch.sin, aux=1)(x), r"custom_vjp\(fun, nondiff"),
 }
 
 
@@ -343,6 +344,9 @@ REFUSED_WHEN_MADE = {
     "a number": lambda x: fh.vmap(torch.sin, chunk_size=0)(x),
     "an object": lambda x: fh.checkpoint(torch.sin, policy="all")(x),
     "what it returns is called with": lambda x: fh.checkpoint(torch.sin, x),
+    "a number for the function": lambda x: fh.grad(3)(x),
+    "a number for the function of a class": lambda x: fh.custom_jvp(3)(x),
+    "a word for positions": lambda x: fh.custom_vjp(torch.sin, nondiff_argnums="x")(x),
 }
 
 
@@ -381,6 +385,26 @@ def test_torch_loses_the_steps_of_a_compiled_optimizer_for_a_number() -> None:
     torch.compile(optimizer.step, backend="aot_eager")()
     assert row.item() == 1.5
     assert number.item() == (2 if torch.__version__ < (2, 14) else 1.5)
+
+
+def test_torch_does_not_notice_a_new_hook_or_method() -> None:
+    class Scaling(torch.nn.Module):
+        def scaled(self, x):
+            return 2 * x
+
+        def forward(self, x):
+            return self.scaled(x)
+
+    module = Scaling()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    compiled(x())
+    Scaling.scaled = lambda self, x: 3 * x
+    torch.testing.assert_close(compiled(x()), 2 * x())
+    inner = torch.nn.Sequential(Scaling())
+    compiled = torch.compile(inner, fullgraph=True, backend="eager")
+    compiled(x())
+    inner[0].register_forward_hook(lambda module, args, result: -result)
+    torch.testing.assert_close((compiled(x()), inner(x())), (3 * x(), -3 * x()))
 
 
 def test_torch_has_no_gradient_of_flex_attention_on_a_cpu() -> None:

@@ -14,7 +14,7 @@ from ...calls.arguments import Function, P, R, one_or_several, signature_of
 from ...calls.leaf import one_node, traced_through
 from ...calls.recording import in_mode_of_program
 from ...calls.spelling import spelled
-from ...calls.validate import check_callable
+from ...calls.validate import check_callable, kind_of
 from ...errors import ArgumentTypeError, ArgumentValueError, message
 from ...trace.hooks import handlers, is_symbolic
 from .call import as_python_or_graph
@@ -168,6 +168,7 @@ class custom_vjp(_CustomFunction[P, R]):
     rules = ("fwd", "bwd")
     __environment__ = ("fun", "fwd", "bwd", "nondiff_argnums")
 
+    @spelled()
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.fwd: Function | None = None
@@ -278,6 +279,7 @@ class custom_jvp(_CustomFunction[P, R]):
     rules = ("rule",)
     __environment__ = ("fun", "rule", "nondiff_argnums")
 
+    @spelled()
     def __init__(self, fun: Callable[P, R], nondiff_argnums: int | Sequence[int] = ()) -> None:
         super().__init__(fun, nondiff_argnums)
         self.rule: Function | None = None
@@ -383,10 +385,11 @@ class custom_jvp(_CustomFunction[P, R]):
 
 def _argnums(operation: str, nondiff_argnums: Any) -> tuple[int, ...]:
     numbers = one_or_several(nondiff_argnums)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+    wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or n < 0]
+    if wrong:
         expected = "positions of arguments, counted from 0"
         remedy = "count the arguments from the left: nondiff_argnums=(0,) is the first"
-        parameter, got = "nondiff_argnums", nondiff_argnums
+        parameter, got = "nondiff_argnums", kind_of(wrong[0])
         raise ArgumentValueError(
             message(operation, "no position", parameter=parameter, expected=expected, got=got, remedy=remedy)
         )

@@ -70,7 +70,7 @@ def fori_loop(lower: Any, upper: Any, body_fn: Callable[[Any, Any], Any], init_v
     tensor(10)
     """
     check_callable("fori_loop", "body_fn", body_fn)
-    unroll = as_int("fori_loop", "unroll", unroll, at_least=1)
+    unroll = as_int("fori_loop", "unroll", unroll, at_least=1, is_option=True)
     bounds = [_bound("lower", lower), _bound("upper", upper)]
     init = InitialCarry.of("fori_loop", "init_val", init_val)
     if unroll > 1 and any(isinstance(b, Tensor) for b in bounds):

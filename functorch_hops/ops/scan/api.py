@@ -96,7 +96,7 @@ def scan(
     """
     check_callable("scan", "f", f)
     reverse = as_flag("scan", "reverse", reverse)
-    unroll = as_int("scan", "unroll", unroll, at_least=1)
+    unroll = as_int("scan", "unroll", unroll, at_least=1, is_option=True)
     remat = as_remat(remat)
     leaves, xs_spec = check_tensor_leaves("scan", "xs", numbers_as_tensors(xs))
     steps = trip_count("scan", leaves, xs_spec, length)

@@ -41,11 +41,13 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     returned = as_floats if is_training() else read
     # Where nothing is saved and nothing stacked, torch's derivative of a scan is one over nothing, which it refuses.
     is_unstacked = is_training() and len(body.outputs) == n
+    # What a step returns and its derivative reads would be two results of one memory, which torch refuses in a scan.
+    separate: Any = Tensor.clone if is_training() else _torch.dense
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*as_declared((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
         stacked = [torch.zeros(())] if is_unstacked else []
-        return tuple(_torch.dense(o) for o in (*(c.clone() for c in args[:k]), *returned(outs), *stacked))
+        return tuple(separate(o) for o in (*args[:k], *returned(outs), *stacked))
 
     consts = returned(consts)
     inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *returned(xs))], consts)

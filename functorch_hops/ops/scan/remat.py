@@ -37,7 +37,7 @@ def as_remat(remat: Any) -> Any:
         raise ArgumentValueError(
             message("scan", "unknown choice", parameter="remat", expected=expected, got=got, remedy=remedy)
         )
-    return as_int("scan", "remat", remat, at_least=1)
+    return as_int("scan", "remat", remat, at_least=1, is_option=True)
 
 
 def segment_length(remat: Any, length: int) -> int:

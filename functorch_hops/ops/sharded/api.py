@@ -138,7 +138,7 @@ def sharded_scan(
     """
     check_callable("sharded_scan", "f", f)
     reverse = as_flag("sharded_scan", "reverse", reverse)
-    unroll = as_int("sharded_scan", "unroll", unroll, at_least=1)
+    unroll = as_int("sharded_scan", "unroll", unroll, at_least=1, is_option=True)
     remat = as_remat(remat)
     route = _route("sharded_scan", group, reverse)
     leaves, xs_spec = check_tensor_leaves("sharded_scan", "xs", numbers_as_tensors(xs))
