@@ -7,6 +7,7 @@ import sympy
 import torch
 from torch import nn
 from torch._inductor.codegen import cpp
+from torch.nn import functional as F
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 import functorch_hops as fh
@@ -158,6 +159,60 @@ def test_a_negative_number_of_a_row_is_an_index_error(operator, where):
     torch.testing.assert_close(f(rows), run(rows))
     with pytest.raises(IndexError, match="out of bounds"):
         f(rows - 1)
+
+
+def of_rows(f):
+    return lambda x, rows: fh.grad(lambda x: f(x, rows).square().sum())(x)
+
+
+UNCHECKED = {
+    "gradient of embedding": of_rows(lambda x, rows: F.embedding(rows, x)),
+    "gradient of nll_loss": of_rows(lambda x, rows: F.nll_loss(x, rows)),
+    "gradient of cross_entropy": of_rows(lambda x, rows: F.cross_entropy(x[None], rows[None])),
+    "a number written to places": lambda x, rows: x.new_zeros(3, 3).scatter(1, rows.unsqueeze(1), 2.0),
+    "max_unpool": lambda x, rows: F.max_unpool1d(x, rows.expand(3, 3), 1),
+}
+"""Inductor's own code, or torch's decomposition, looks at no place."""
+
+
+@pytest.mark.parametrize("where", ["top", "loop"])
+@pytest.mark.parametrize("name", UNCHECKED)
+def test_a_place_that_is_none_is_an_index_error_in_gradients_too(name, where):
+    x, rows = torch.arange(9.0).reshape(3, 3), torch.tensor([[0, 2, 1], [1, 2, 0]])
+    f = UNCHECKED[name]
+    run = (lambda x, rows: fh.map(lambda i: f(x, i), rows)) if where == "loop" else (lambda x, rows: f(x, rows[0]))
+    jitted = fh.jit(run)
+    torch.testing.assert_close(jitted(x, rows), run(x, rows))
+    for moved in (rows + 1, rows - 1):
+        with pytest.raises(IndexError, match="out of bounds"):
+            jitted(x, moved)
+
+
+def test_likelihoods_have_the_gradients_of_eager():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(5, generator=generator)
+    shapes = [(5,), (4, 5), (2, 5, 3)]
+    xs = [torch.randn(shape, generator=generator) for shape in shapes]
+    targets = [torch.randint(5, shape[:1] * (len(shape) > 1) + shape[2:], generator=generator) for shape in shapes]
+
+    def f(*xs):
+        losses = (
+            F.cross_entropy(x, target, weight, reduction=reduction, ignore_index=2).square().sum()
+            for x, target in zip(xs, targets)
+            for reduction, weight in (("mean", weights), ("none", None))
+        )
+        return sum(losses)
+
+    gradient = fh.grad(f, argnums=(0, 1, 2))
+    torch.testing.assert_close(fh.jit(gradient)(*xs), gradient(*xs))
+
+
+def test_rows_to_fill_are_counted_from_the_end():
+    fill = lambda x, rows: x.index_fill(0, rows, 7.0)
+    x, rows = torch.arange(6.0).reshape(3, 2), torch.tensor([-1, 0])
+    torch.testing.assert_close(fh.jit(fill)(x, rows), fill(x, rows))
+    with pytest.raises(IndexError, match="out of bounds"):
+        fh.jit(fill)(x, rows - 3)
 
 
 def test_a_value_written_by_index_and_read_by_rows():

@@ -33,19 +33,27 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 def _ours(table: dict[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
     by_row = aten.index_add.default, aten.index_copy.default, aten.index_select.default
+    fills = aten.index_fill.int_Scalar, aten.index_fill.int_Tensor
+    unpools = aten.max_unpool2d.default, aten.max_unpool3d.default
     return {
         **{operator: _of_rows(table[operator]) for operator in by_row},
         aten.avg_pool2d_backward.default: functools.partial(_averaged_backward, aten.avg_pool2d_backward.default, 2),
         aten.avg_pool3d_backward.default: functools.partial(_averaged_backward, aten.avg_pool3d_backward.default, 3),
         aten.div.Tensor_mode: _divided,
+        aten.embedding_dense_backward.default: functools.partial(
+            _embedding_backward, table[aten.embedding_dense_backward.default]
+        ),
         aten.eye.default: lambda n, **options: _eye(n, n, **options),
         aten.eye.m: _eye,
         aten.hardshrink_backward.default: _shrunk_backward,
+        **{operator: functools.partial(_filled, table[operator]) for operator in fills},
         aten.linalg_pinv.atol_rtol_tensor: _pseudoinverse,
         aten.linspace.default: functools.partial(_spaced, table[aten.linspace.default]),
+        **{operator: functools.partial(_unpooled, table[operator]) for operator in unpools},
         aten.multi_margin_loss_backward.default: _multi_margin_backward,
         aten.multilabel_margin_loss_forward.default: _multilabel_margin,
         aten.multilabel_margin_loss_backward.default: _multilabel_margin_backward,
+        **dict.fromkeys((aten.nll_loss_backward.default, aten.nll_loss2d_backward.default), _likelihood_backward),
         aten.pow.Scalar: _integer_power,
         **dict.fromkeys((aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor), _remainder),
         aten.softshrink_backward.default: _shrunk_backward,
@@ -192,14 +200,66 @@ def _of_each(cotangent: Tensor, rows: Tensor, reduction: int) -> Tensor:
     return each / rows.shape[0] if reduction == _MEAN else each
 
 
+def _not_from_end(places: Tensor, size: Any) -> Tensor:
+    """Places of which negative ones are none; Inductor counts them from the end."""
+    return torch.where(places < 0, size, places)
+
+
+def _checked(places: Tensor, size: Any) -> Tensor:
+    """Places that are used without a check: an error where one is none."""
+    every = torch.arange(size, device=places.device)
+    return every.gather(0, _not_from_end(places, size).reshape(-1)).reshape(places.shape)
+
+
 def _of_rows(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Rows of numbers that are no rows, negative ones among them, are an error; Inductor counts from the end."""
+    """Rows of numbers that are no rows, negative ones among them, are an error."""
 
     def made(x: Tensor, dim: int, index: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         size = x.shape[dim] if x.dim() else 1
-        return operator(x, dim, torch.where(index < 0, size, index), *args, **kwargs)
+        return operator(x, dim, _not_from_end(index, size), *args, **kwargs)
 
     return made
+
+
+def _filled(original: Callable[..., Tensor], x: Tensor, dim: int, rows: Tensor, value: Any) -> Tensor:
+    """Here alone negative rows are counted from the end."""
+    size = x.shape[dim] if x.dim() else 1
+    return original(x, dim, torch.where(rows < 0, rows + size, rows), value)
+
+
+def _embedding_backward(original: Callable[..., Tensor], cotangent: Tensor, rows: Tensor, n: Any, *args: Any) -> Tensor:
+    """torch's (2.13) leaves out rows that are none: the embedding itself, which finds them, is not there any more where
+    only its gradient is asked for.
+    """
+    return original(cotangent, _checked(rows.long(), n), n, *args)
+
+
+def _likelihood_backward(
+    cotangent: Tensor,
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignored: int,
+    total_weight: Tensor,
+) -> Tensor:
+    """Of ``-x[target]``, where torch's (2.13) has zeros for targets that are no classes."""
+    dim = min(x.dim() - 1, 1)
+    if reduction == _MEAN:
+        cotangent = cotangent / total_weight
+    if x.dim() == 1:
+        target = target.reshape(())
+    is_counted = target != ignored
+    places = _checked(torch.where(is_counted, target, 0), x.shape[dim])
+    weights = 1 if weight is None else aten.index.Tensor(weight, [places])
+    each = torch.where(is_counted, -cotangent * weights, 0)
+    classes = torch.arange(x.shape[dim], device=x.device).reshape(-1, *[1] * (x.dim() - 1 - dim))
+    return torch.where(places.unsqueeze(dim) == classes, each.unsqueeze(dim), 0)
+
+
+def _unpooled(original: Callable[..., Tensor], x: Tensor, places: Tensor, size: Sequence[int], *args: Any) -> Tensor:
+    """torch's (2.13) writes to places that are none, without a check."""
+    return original(x, _checked(places, math.prod(size)), size, *args)
 
 
 def _averaged_backward(

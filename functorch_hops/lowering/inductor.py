@@ -50,7 +50,7 @@ __all__ = ["compile_graph", "compiled_around", "exact_code", "mend_inductor"]
 
 aten = torch.ops.aten
 
-_LOWERINGS = 51
+_LOWERINGS = 52
 """To be raised when a lowering here changes: Inductor's cache on disk knows the graphs, not how they are lowered."""
 
 
@@ -188,7 +188,7 @@ def mend_inductor() -> None:
 
     def pass_over(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         is_loop = any(node.target in _NATIVE_LOOPS for part in graphs_in(module) for node in part.graph.nodes)
-        patches = {**(_WITHOUT_PADDING if is_loop else {}), **(_WITH_CASTS if _ours.is_active else {})}
+        patches = {**(_WITHOUT_PADDING if is_loop else {}), **(_AS_IN_EAGER if _ours.is_active else {})}
         with config.patch(patches):
             return passes(module, *args, **kwargs)
 
@@ -217,8 +217,10 @@ _WITHOUT_PADDING = {"shape_padding": False}
 """On GPUs products are padded where that is faster, and results are parts of larger ones: they are not laid out as the
 carries of a loop any more, as torch's loops ask.
 """
-_WITH_CASTS = {"emulate_precision_casts": True}
-"""A cast to half precision before another one is no detour, but rounds."""
+_AS_IN_EAGER = {"emulate_precision_casts": True, "optimize_scatter_upon_const_tensor": False}
+"""A cast to half precision before another one is no detour, but rounds; a number written to a place that is none is an
+error.
+"""
 _IN_ORDER = {"reorder_for_peak_memory": False}
 """Effects stay in order: Inductor sees no dependence between them."""
 _WITHOUT_REUSE = {"allow_buffer_reuse": False, "inplace_buffers": False, "memory_planning": False}
