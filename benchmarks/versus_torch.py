@@ -2,9 +2,10 @@
 (``scan``, ``while_loop``, ``associative_scan``, ``map``), and ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``.
 
 The programs are those of ``versus_jax.py``. Each contender has a process of its own, where its result is first compared
-with a Python loop in double precision; gradients are those of ``torch.autograd``, ours by ``value_and_grad``. *Peak*
-is the most that a call has allocated beyond its arguments. Arguments choose loops by a part of their names, ``value``
-or ``gradient`` one of the two tables. One that fails, or takes more than ``--limit`` seconds (180), is left out.
+with that of a captured graph in double precision; gradients are those of ``torch.autograd``, ours by
+``value_and_grad``. *Peak* is the most that a call has allocated beyond its arguments. Arguments choose loops by a part
+of their names, ``value`` or ``gradient`` one of the two tables. One that fails, or takes more than ``--limit`` seconds
+(180), is left out.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def torch_scan(step: Callable[..., Any], init: Any, xs: Any, length: int | None 
     return scan(step, init, torch.arange(length) if xs is None else xs, reverse=reverse)
 
 
+OURS = Library(torch, nn.functional, fh, fh)
 PYTHON = Library(
     torch,
     nn.functional,
@@ -110,7 +112,7 @@ TORCH = Library(
         while_loop=torch_while,
         fori_loop=torch_fori,
         scan=torch_scan,
-        associative_scan=lambda combine, xs: associative_scan(combine, xs, 0),
+        associative_scan=lambda combine, xs: associative_scan(combine, xs, 0, combine_mode="generic"),
         map=torch_map,
     ),
     torch.func,
@@ -174,7 +176,7 @@ def contender(kind: str, name: str, is_gradient: bool) -> Callable[[], Any]:
         f = layer(name, program.arrays())
         return layer_gradient(f) if is_gradient else f
     if kind == "fh.jit":
-        ours = program.make(Library(torch, nn.functional, fh, fh))
+        ours = program.make(OURS)
         if is_gradient:
             ours = fh.value_and_grad(ours, argnums=tuple(range(len(args))))
         run = fh.jit(ours)
@@ -188,7 +190,7 @@ def contender(kind: str, name: str, is_gradient: bool) -> Callable[[], Any]:
 def check(call: Callable[[], Any], name: str) -> None:
     program = PROGRAMS[name]
     doubles = [torch.tensor(a) for a in program.arrays()]
-    expected = optree.tree_leaves(program.make(PYTHON)(*doubles))
+    expected = optree.tree_leaves(fh.jit(program.make(OURS), backend="eager")(*doubles))
     for got, exact in zip(optree.tree_leaves(call()), expected):
         torch.testing.assert_close(got.detach().double(), exact.double(), rtol=1e-3, atol=1e-3)
 

@@ -130,6 +130,20 @@ def test_the_gradient_of_a_table_of_which_rows_are_read() -> None:
     same(fh.jit(gradient)(*args), gradient(*args))
 
 
+def test_the_gradient_of_an_embedding() -> None:
+    places = torch.tensor([3, 7, 7, 0, 3])
+
+    def f(table: Tensor, padding: int | None = None) -> Tensor:
+        step = lambda c, i: (torch.tanh(c + torch.nn.functional.embedding(i, table, padding_idx=padding)), None)
+        return fh.scan(step, table.new_zeros(COLUMNS), places)[0].sum()
+
+    for padding in (None, 7):
+        gradient = fh.grad(lambda table, padding=padding: f(table, padding))
+        (table,) = tables(1)
+        assert updated(gradient, table)[1:] == [1]
+        same(fh.jit(gradient)(table), gradient(table))
+
+
 def test_old_rows_among_the_results() -> None:
     """Of a table that is written to by a view, by its rows, twice."""
 

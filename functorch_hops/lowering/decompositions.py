@@ -227,11 +227,18 @@ def _filled(original: Callable[..., Tensor], x: Tensor, dim: int, rows: Tensor, 
     return original(x, dim, torch.where(rows < 0, rows + size, rows), value)
 
 
-def _embedding_backward(original: Callable[..., Tensor], cotangent: Tensor, rows: Tensor, n: Any, *args: Any) -> Tensor:
+def _embedding_backward(
+    original: Callable[..., Tensor], cotangent: Tensor, rows: Tensor, n: Any, padding: int, by_frequency: bool
+) -> Tensor:
     """torch's (2.13) leaves out rows that are none: the embedding itself, which finds them, is not there any more where
-    only its gradient is asked for.
+    only its gradient is asked for. Loops update a sum into rows in place; in half precision it rounds each time.
     """
-    return original(cotangent, _checked(rows.long(), n), n, *args)
+    if by_frequency or cotangent.dtype.itemsize < 4:
+        return original(cotangent, _checked(rows.long(), n), n, padding, by_frequency)
+    if padding >= 0:
+        cotangent = torch.where((rows == padding).unsqueeze(-1), 0, cotangent)
+    zeros = cotangent.new_zeros(n, cotangent.shape[-1])
+    return aten.index_put(zeros, [_not_from_end(rows, n)], cotangent, True)
 
 
 def _likelihood_backward(
