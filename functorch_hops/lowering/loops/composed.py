@@ -7,7 +7,9 @@ all weights at once.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,18 +214,19 @@ def _trilinear(
     expand3: Sequence[int],
     sumdim: Sequence[int],
     unroll_dim: int = 1,
-) -> Any:
-    x, y, z = (_unsqueezed(v, dims) for v, dims in ((x, expand1), (y, expand2), (z, expand3)))
-    if not _is_small(*torch.broadcast_shapes(x.shape, y.shape, z.shape)):
-        return NotImplemented
-    product = x * y * z
-    return product.sum(tuple(sumdim), dtype=product.dtype) if sumdim else product
-
-
-def _unsqueezed(x: Tensor, dims: Sequence[int]) -> Tensor:
-    for dim in sorted(dims):
-        x = x.unsqueeze(dim)
-    return x
+) -> Tensor:
+    """As two products, the smaller one first."""
+    n = x.dim() + len(expand1)
+    factors = [(v, {*range(n)} - {*dims}) for v, dims in ((x, expand1), (y, expand2), (z, expand3))]
+    sizes = {d: size for v, dims in factors for d, size in zip(sorted(dims), v.shape)}
+    first, second, third = min(
+        itertools.permutations(factors), key=lambda order: math.prod(sizes[d] for d in order[0][1] | order[1][1])
+    )
+    out = {*range(n)} - {*sumdim}
+    both = (first[1] | second[1]) & (third[1] | out)
+    text = lambda dims: "".join(string.ascii_letters[d] for d in sorted(dims))
+    pair = torch.einsum(f"{text(first[1])},{text(second[1])}->{text(both)}", first[0], second[0])
+    return torch.einsum(f"{text(both)},{text(third[1])}->{text(out)}", pair, third[0])
 
 
 def _maxima_backward(n: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
