@@ -244,13 +244,14 @@ def test_convolutions(name: str) -> None:
     same(table[backward](*args), backward(*args))
 
 
+OF_PAIRS = normal(5, 5, 5)
 BODIES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "attention": (attending, normal(2, 5, 8)),
     "distances": (lambda x: torch.cdist(x, x) + x, normal(4, 4)),
     "factors": (lambda x: torch.addmm(x, x, x, alpha=0.5, beta=2), normal(4, 4)),
     "up and down": (upsampled_and_pooled, normal(1, 2, 6, 6)),
     "wide steps": (convolved_back_and_forth, normal(1, 2, 7)),
-    "bilinear": (lambda x: F.bilinear(x, x.sin(), normal(5, 5, 5)), normal(60, 5)),
+    "bilinear": (lambda x: F.bilinear(x, x.sin(), OF_PAIRS), normal(60, 5)),
     "median": (lambda x: x - x.median(-1, keepdim=True)[0] * 0.5, normal(3, 5)),
     "interpolation": (lambda x: F.interpolate(x, size=(6, 6), mode="bilinear") * 0.9, normal(1, 2, 6, 6)),
 }
