@@ -62,7 +62,7 @@ def _work_and_chain(bodies: Sequence[Any]) -> tuple[int, int]:
             value = values.setdefault((name, repr(args)), len(values))
             if value == len(ends):
                 before = in_memory.get(node.args[1], 0) if name == "load" else 0
-                ends.append(length + max((ends[of_node[x]] for x in node.all_input_nodes), default=before))
+                ends.append(length + max([before, *(ends[of_node[x]] for x in node.all_input_nodes)]))
                 work += length
             if name == "store":
                 in_memory[node.args[1]] = ends[value]
