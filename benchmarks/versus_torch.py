@@ -4,7 +4,8 @@
 The programs are those of ``versus_jax.py``. Each contender has a process of its own, where its result is first compared
 with a Python loop in double precision; gradients are those of ``torch.autograd``, ours by ``value_and_grad``. *Peak*
 is the most that a call has allocated beyond its arguments. Arguments choose loops by a part of their names, ``value``
-or ``gradient`` one of the two tables. A contender that fails, or takes longer than ``--limit`` seconds (180), has no row.
+or ``gradient`` one of the two tables. A contender that fails, or takes longer than ``--limit`` seconds (180), has no
+row.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def is_setting(holder: Any, name: str) -> bool:
 
 
 def stored_attribute(holder: Any, name: str) -> Any:
-    """An attribute that an object of a library keeps, or nothing. What the object would compute is not asked for, as the
-    members of a tensor are; what a class or a function has is code, for the most part.
+    """An attribute that an object of a library keeps, or nothing. What the object would compute is not asked for, as
+    the members of a tensor are; what a class or a function has is code, for the most part.
     """
     if isinstance(holder, (type, FunctionType)):
         return _NOTHING
