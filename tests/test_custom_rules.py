@@ -416,6 +416,8 @@ LINEAR = {
     "places": lambda t: F.grid_sample(t, torch.full((1, 2, 2, 2), 0.3, dtype=F64), align_corners=True),
     "attention": lambda t: F.scaled_dot_product_attention(KERNEL[..., :2, :], KERNEL, t[..., :3, :]),
     "loss": lambda t: F.nll_loss(t[0, 0], torch.arange(5)),
+    "size that depends on values": lambda t: t[..., torch.arange(5) % 2 > 0].sum(),
+    "mask of what is dropped": lambda t: torch.native_dropout(t, 0.0, True)[0],
 }
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import textwrap
 
 import pytest
+import torch
+import torch._dynamo.config
 from staleness.checking import failure_of
 from staleness.generator import HEADER, Program
+
+import functorch_hops as fh
 
 # How the environment is made, what the function multiplies by, the change, and how to undo what outlives it.
 PROGRAMS = {
@@ -414,3 +418,24 @@ def test_the_change_is_noticed(name: str) -> None:
         assert failure_of(Program(0, name, text, may_warn=False)) is None
     finally:
         exec("".join(undo))
+
+
+def _in_a_configuration(x):
+    with torch._dynamo.config.patch("verbose", False):
+        return 2 * x
+
+
+COMPUTED_ANEW = {
+    "a view of a tensor": lambda x: x @ torch._table_of_test.T,
+    "its data": lambda x: x @ torch._table_of_test.data,
+    "a method of a configuration": _in_a_configuration,
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED_ANEW)
+def test_another_object_for_each_that_asks_is_no_change(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "_table_of_test", torch.eye(2), raising=False)
+    run = fh.jit(COMPUTED_ANEW[name], backend="eager")
+    for _ in range(3):
+        run(torch.ones(2))
+    assert run.cache_info().misses == 1

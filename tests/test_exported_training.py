@@ -770,6 +770,25 @@ def test_loops_in_the_step_of_a_scan(name: str) -> None:
     torch.testing.assert_close(gradient(run), gradient(model))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_step_that_transposes_its_carry(strict: bool) -> None:
+    """torch's scan takes a carry of other strides for another one."""
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.eye(2, dtype=torch.float64) + 0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            c, ys = fh.scan(lambda c, _: ((c @ self.w).sin().T, c.T), x, length=3)
+            return (c**2).sum() + (ys**3).sum()
+
+    model, x = Turning(), X[:2, :2]
+    run = torch.export.export(model, (x,), strict=strict).module()
+    found = torch.autograd.grad(run(x), list(run.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(model(x), list(model.parameters())))
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_torch_has_no_derivative_of_a_scan_in_a_scan_that_saves_its_own_result() -> None:
     class Nest(nn.Module):

@@ -47,6 +47,8 @@ BODIES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, set[str]]] = {
     "a chain of what takes little": (lambda c: (c * 0.5 + 1).relu() - c, normal(64), set()),
     "independent operations": (independent, normal(64), set()),
     "some of both": (two_at_a_time, normal(64), {"2"}),
+    "half precision, a vector of which is two of floats": (chain, normal(64).bfloat16(), {"2"}),
+    "integers of another width": (lambda c: chain(c) + (3 * c).to(torch.int8), normal(64), set()),
     "lanes read backwards": (lambda c: chain(c).flip(0), normal(64), set()),
 }
 

@@ -21,7 +21,7 @@ __all__ = ["interrupts_held", "raise_held_interrupts"]
 _LIBRARIES = frozenset({"torch", "functorch_hops", "contextlib", "weakref", "optree", "sympy"})
 _MODES = frozenset({"__torch_dispatch__", "__torch_function__"})
 _OF_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
-_SIGNALS = tuple(number for number in signal.Signals if number.name not in _OF_FAULTS)
+_SIGNALS: tuple[int, ...] = tuple(number for number in signal.Signals if number.name not in _OF_FAULTS)
 
 
 class _Held:

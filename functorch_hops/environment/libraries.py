@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from .. import _torch
 from . import origin
 from .bytecode import code_facts
@@ -59,17 +61,20 @@ def is_setting(holder: Any, name: str) -> bool:
     cls = type(holder)
     if cls is ModuleType or not cls.__module__.startswith(_torch.COMPUTING_SETTINGS) or name in vars(holder):
         return False
-    return hasattr(holder, name)
+    is_method = isinstance(inspect.getattr_static(cls, name, None), FunctionType)  # another object for each that asks
+    return not is_method and hasattr(holder, name)
 
 
 def stored_attribute(holder: Any, name: str) -> Any:
-    """An attribute that an object of a library keeps, or nothing. What the object would compute is not asked for, and
-    what a class or a function has is code, for the most part.
+    """An attribute that an object of a library keeps, or nothing. What the object would compute is not asked for, as
+    the members of a tensor are; what a class or a function has is code, for the most part.
     """
     if isinstance(holder, (type, FunctionType)):
         return _NOTHING
     static = inspect.getattr_static(holder, name, _NOTHING)
-    return getattr(holder, name, _NOTHING) if isinstance(static, _OF_MEMBERS) else static
+    if not isinstance(static, _OF_MEMBERS):
+        return static
+    return _NOTHING if isinstance(holder, Tensor) else getattr(holder, name, _NOTHING)
 
 
 _NOTHING = object()

@@ -254,7 +254,8 @@ class _Library:
         def call(*args: Any, **kwargs: Any) -> Any:
             if numbers:
                 leaves, spec = pytree.flatten((args, kwargs))
-                read = [numbers[i].read(x) if i in numbers else x for i, x in enumerate(leaves)]
+                values = {number: number.read(leaves[i]) for i, number in numbers.items()}  # one for all its places
+                read = [values[numbers[i]] if i in numbers else x for i, x in enumerate(leaves)]
                 args, kwargs = pytree.unflatten(spec, read)
             with contextlib.ExitStack() as stack:
                 for annotation in said:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .generator import generator_state
 from .meta import Mask, is_differentiable
-from .nodes import behind, unfilled, untracked
+from .nodes import behind, size_at, unfilled, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "is_read", "needed_inputs", "passes"]
@@ -66,7 +66,7 @@ _OF_SHAPE = frozenset(
         *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default, _aten.empty_like.default),
         *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.new_empty.default),
         *(_aten.rand_like.default, _aten.randn_like.default, _aten.new_empty_strided.default),
-        *(_aten.randint_like.default, _aten.randint_like.low_dtype),
+        *(_aten.randint_like.default, _aten.randint_like.low_dtype, size_at),
     }
 )
 """Operators that take the shape of their operand and none of its values."""
@@ -74,6 +74,7 @@ _OF_SHAPE = frozenset(
 _UNREAD: dict[object, tuple[tuple[int, ...], ...]] = {
     _aten.nll_loss_forward.default: ((), (0,)),
     _aten.nll_loss2d_forward.default: ((), (0,)),
+    _aten.native_dropout.default: ((), (0,)),
     _aten._scaled_dot_product_flash_attention_for_cpu.default: ((), (2,)),
     _aten.convolution_backward.default: ((1,), (2,), (1, 2)),
     _aten.grid_sampler_2d_backward.default: ((1,), ()),

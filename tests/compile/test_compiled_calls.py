@@ -430,6 +430,7 @@ def test_a_float_that_changes(name) -> None:
 GIVEN = {
     "to a gradient": lambda x, n: fh.grad(lambda x, n: (x**2 * n).sum())(x, n),
     "by name": lambda x, n: fh.value_and_grad(lambda x, n: (x**2 * n).sum())(x, n=n),
+    "twice": lambda x, n: fh.grad(lambda x, n, m: ((x * n) ** 2 * m).sum())(x, n, n),
     "mapped over": lambda x, n: fh.vmap(lambda x, n: x.sin() * n, in_dims=(0, None))(x, n),
     "to a checkpoint": lambda x, n: fh.checkpoint(lambda x, n: {"x": x * n["n"]})(x, {"n": n})["x"],
     "asked for": lambda x, n: fh.grad(lambda x, n: (x * n if n > 3 else x / n).sum())(x, n),

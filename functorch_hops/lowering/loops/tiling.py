@@ -3,7 +3,8 @@
 NOTE [Interleaved vectors] A function as ``tanh`` is a chain of operations, each of which waits for the one before. A
 core looks some hundred instructions ahead; where a kernel is one long chain, it finds little else to do there, as the
 next lanes begin behind it. Such a kernel computes two or four vectors at a time, operation by operation. One whose
-operations don't wait for each other does not: it would only keep more values than there are registers.
+operations don't wait for each other does not: it would only keep more values than there are registers. Nor does one
+that converts numbers of one width to another: torch's vectors do so number by number where there are several.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _work_and_chain(bodies: Sequence[Any]) -> tuple[int, int]:
             value = values.setdefault((name, repr(args)), len(values))
             if value == len(ends):
                 before = in_memory.get(node.args[1], 0) if name == "load" else 0
-                ends.append(length + max((ends[of_node[x]] for x in node.all_input_nodes), default=before))
+                ends.append(length + max([before, *(ends[of_node[x]] for x in node.all_input_nodes)]))
                 work += length
             if name == "store":
                 in_memory[node.args[1]] = ends[value]
@@ -101,10 +102,11 @@ def _lanes_at_a_time(factor: int, tiled: int, functions: Sequence[Any], sizes: S
     names = {str(node.target) for body in bodies for node in body.root_block.graph.nodes}
     if any(body.subblocks for body in bodies) or names & {"index_expr", "value_expr"}:
         return factor
+    widths = {dtype.itemsize for dtype in _get_dtype_from_loopbodies(bodies) if dtype is not torch.bool}
+    if widths not in ({4}, {8}):
+        return factor
     work, chain = _work_and_chain(bodies)
-    vector = cpu_vec_isa.pick_vec_isa().nelements()
-    if any(dtype.itemsize == 8 for dtype in _get_dtype_from_loopbodies(bodies)):
-        vector //= 2
+    vector = cpu_vec_isa.pick_vec_isa().nelements() * 4 // widths.pop()
     for vectors, parallel in _AT_A_TIME.items():
         lanes = vectors * vector
         computed = -(-size // lanes) * lanes

@@ -42,12 +42,12 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     # Where nothing is saved and nothing stacked, torch's derivative of a scan is one over nothing, which it refuses.
     is_unstacked = is_training() and len(body.outputs) == n
     # What a step returns and its derivative reads would be two results of one memory, which torch refuses in a scan.
-    separate: Any = Tensor.clone if is_training() else _torch.dense
+    separate = _copied if is_training() else _torch.dense
 
     def step(*args: Tensor) -> tuple[Tensor, ...]:
         outs = body(*as_declared((*args[k : k + n + n_xs], *args[first_const:]), body.inputs))
         stacked = [torch.zeros(())] if is_unstacked else []
-        return tuple(separate(o) for o in (*args[:k], *returned(outs), *stacked))
+        return (*map(_copied, args[:k]), *map(separate, (*returned(outs), *stacked)))
 
     consts = returned(consts)
     inputs = _torch.unshared([_torch.dense(c) for c in (*idle, *returned(init), *returned(xs))], consts)
@@ -55,6 +55,10 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
     outs = as_declared(outs[k : k + len(body.outputs)], body.outputs)
     ys = [y.flip(0) for y in outs[n:]] if params.reverse else outs[n:]
     return [*outs[:n], *ys]
+
+
+def _copied(t: Tensor) -> Tensor:
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def scan_native_loop(params: ScanParams) -> NativeLoop:
