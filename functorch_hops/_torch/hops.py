@@ -167,9 +167,8 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     if init:
         from torch._higher_order_ops.scan import scan_op
 
-        # Inductor allocates the stacks by what symbols it finds among the sizes of operands, Dynamo takes tensors only.
-        symbols = _hidden_symbols([x.shape for x in (*init, *xs, *consts)])
-        sizes = [torch.zeros(n) if is_known(n >= 0) else n for n in symbols]
+        # Inductor allocates the stacks by what symbols it finds among the operands.
+        sizes = _symbols([x.shape for x in (*init, *xs, *consts)])
         n = len(init) + len(xs) + len(consts)
         call = (lambda *args: step(*args[:n])) if sizes else step
         result: Sequence[Tensor] = scan_op(call, list(init), list(xs), (*consts, *sizes))
@@ -180,15 +179,18 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     return result
 
 
-def _hidden_symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The symbols of which sizes in these shapes are made, and that are none of them, each once, as far as the trace
-    has read them.
+def _symbols(shapes: Sequence[Sequence[Any]]) -> list[Any]:
+    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them. In an
+    export those that are sizes themselves are left out, and others are those of tensors: Dynamo, which finds these, may
+    trace the program, and takes no number for an operand.
     """
     expressions = {size.node.expr: None for shape in shapes for size in shape if isinstance(size, torch.SymInt)}
     symbols = dict.fromkeys(symbol for e in expressions for symbol in sorted(e.free_symbols, key=str))
-    symbols = {symbol: None for symbol in symbols if symbol not in expressions}
     known = symbols_around() or {}
-    return [known[symbol].value for symbol in symbols if symbol in known]
+    if not is_exporting():
+        return [known[symbol].value for symbol in symbols if symbol in known]
+    hidden = [known[symbol].value for symbol in symbols if symbol in known and symbol not in expressions]
+    return [torch.zeros(n) if is_known(n >= 0) else n for n in hidden]
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
