@@ -2,8 +2,9 @@
 
 The contenders take turns in many short repetitions, so that a busy moment hits all of them, and what is
 counted is the CPU time of this process, which does not run while another one has the core. The best time
-of each is the one least disturbed; the median of the ratios within a round tells whether the ratio of the
-best times was luck. Use one thread.
+of each is the one least disturbed, but for a tenth that is lower: on virtual machines the clock stands still
+now and then. The median of the ratios within a round tells whether the ratio of the best times was luck. Use
+one thread.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ def interleaved(*contenders: Callable[[], object], seconds: float = 1.0, least: 
             rounds.append([_repetition(f, n) for f, n in zip(contenders, calls)])
     finally:
         gc.enable()
-    best = [min(column) for column in zip(*rounds)]
+    best = [sorted(column)[len(column) // 10] for column in zip(*rounds)]
     medians = [statistics.median(t[i] / t[0] for t in rounds) for i in range(len(contenders))]
     return [Timing(b, b / best[0], m) for b, m in zip(best, medians)]
 
 
 def _calls_per_repetition(f: Callable[[], object]) -> int:
-    """The first calls warm up; the fastest of them says how many fill the shortest repetition."""
-    fastest = min(_repetition(f, 1) for _ in range(5))
-    return max(1, round(SHORTEST_REPETITION / fastest))
+    """The first calls warm up; the median of them says how many fill the shortest repetition."""
+    usual = statistics.median(_repetition(f, 1) for _ in range(5))
+    return max(1, round(SHORTEST_REPETITION / usual))
 
 
 def _repetition(f: Callable[[], object], calls: int) -> float:
