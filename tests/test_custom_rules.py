@@ -12,7 +12,6 @@ import functools
 import optree
 import pytest
 import torch
-import torch.nn.functional as F
 
 import functorch_hops as fh
 from modes import MODES, captured, every_mode, jitted, plain
@@ -396,31 +395,6 @@ UNDECIDED = {
 }
 
 
-NOT_LINEAR = {
-    "relu": lambda x, t: torch.relu(t * x),
-    "abs": lambda x, t: t.abs(),
-    "square": lambda x, t: t * t,
-    "largest": lambda x, t: t.amax() + t,
-    "norm": lambda x, t: x * (t + 1).norm(),
-    "square in scan": scanned(lambda x, t: t * t),
-    "branch": lambda x, t: fh.cond(x.sum() > 0, lambda: t.tanh(), lambda: t),
-}
-KERNEL = torch.arange(9, dtype=F64).reshape(1, 1, 3, 3)
-LINEAR = {
-    "convolution": lambda t: F.conv2d(t, KERNEL),
-    "transposed convolution": lambda t: F.conv_transpose2d(t, KERNEL),
-    "pool": lambda t: F.avg_pool2d(t, 2),
-    "adaptive pool": lambda t: F.adaptive_avg_pool2d(t, 2),
-    "reflection": lambda t: F.pad(t, (1, 1, 1, 1), mode="reflect"),
-    "replication": lambda t: F.pad(t, (1, 1, 1, 1), mode="replicate"),
-    "places": lambda t: F.grid_sample(t, torch.full((1, 2, 2, 2), 0.3, dtype=F64), align_corners=True),
-    "attention": lambda t: F.scaled_dot_product_attention(KERNEL[..., :2, :], KERNEL, t[..., :3, :]),
-    "loss": lambda t: F.nll_loss(t[0, 0], torch.arange(5)),
-    "size that depends on values": lambda t: t[..., torch.arange(5) % 2 > 0].sum(),
-    "mask of what is dropped": lambda t: torch.native_dropout(t, 0.0, True)[0],
-}
-
-
 @every_mode
 @pytest.mark.parametrize("name", DECIDED)
 def test_a_rule_that_decides_by_its_tangents_has_no_transpose(run, name):
@@ -434,28 +408,6 @@ def test_a_rule_that_decides_by_its_tangents_has_no_transpose(run, name):
     y = run(f, leaf).sum()
     with pytest.raises(fh.ArgumentTypeError, match="has no transpose"):
         y.backward()
-
-
-@pytest.mark.parametrize("run", [captured, jitted])
-@pytest.mark.parametrize("name", NOT_LINEAR)
-def test_a_rule_that_is_not_linear_has_no_transpose(run, name):
-    """Its graph shows it: the derivative reads the tangents."""
-    f = with_tangent(NOT_LINEAR[name])
-    x, t = f64(0.3, 1.2), f64(0.1, -2.0)
-    same(run(lambda x, t: fh.jvp(f, (x,), (t,))[1], x, t), NOT_LINEAR[name](x, t * x.cos()))
-    with pytest.raises(fh.ArgumentTypeError, match="has no transpose"):
-        run(fh.grad(lambda x: f(x).sum()), x)
-
-
-@pytest.mark.parametrize("run", [captured, jitted])
-@pytest.mark.parametrize("name", LINEAR)
-def test_a_linear_operator_whose_derivative_takes_the_shape_of_its_operand(run, name):
-    rule = lambda x, t: LINEAR[name](t[None, None]).sum() * x
-    f = with_tangent(rule)
-    x = torch.linspace(-1, 1, 25, dtype=F64).reshape(5, 5)
-    rows = torch.eye(25, dtype=F64).reshape(25, 5, 5)
-    expected = torch.stack([rule(x, e * x.cos()).sum() for e in rows]).reshape(5, 5)
-    same(run(fh.grad(lambda x: f(x).sum()), x), expected)
 
 
 @every_mode

@@ -1,11 +1,12 @@
 """Whether a function that is linear in its tangents may be transposed by its gradient.
 
 NOTE [Only what is linear is transposed] The transpose of a linear function is its gradient, at any tangents: it is
-taken at zero. Of another function that is the gradient of nothing that was asked for. A solver that iterates until its
-residual is small takes no step for zeros, or another number of steps than for the cotangents: its transpose is another
-run of it, which ``custom_linear_solve`` makes. So a comparison of what depends on the tangents is refused, if the
-gradient depends on its outcome; in a graph also a gradient that reads the tangents, which those of linear operators do
-not. The question whether a value is finite has one answer for all finite tangents.
+taken at zero. That holds for a program without decisions. But a solver that iterates until its residual is small takes
+no step for zeros, or another number of steps than for the cotangents; its gradient at zero is that of another function.
+So a comparison of what depends on the tangents is refused, if the gradient depends on its outcome: the transpose of
+such a solver is another run of it, which ``custom_linear_solve`` makes. Products of two values that depend on tangents
+are not refused: forward mode inside of the function has terms that are zero, such as ``0 * tangent``. Nor is the
+question whether a value is finite, which has one answer for all finite tangents.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _aten = torch.ops.aten
 
 
 def is_transposable(body: Subgraph, tangents: Mask, cotangents: Mask) -> bool:
-    """Whether the gradients in the marked inputs are the same at all of these, and no decision depends on them."""
+    """Whether the gradients in the marked inputs come without a decision that depends on these."""
     return body.derive(("transposable", tangents, cotangents), lambda: _is_transposable(body, tangents, cotangents))
 
 
@@ -42,15 +43,14 @@ def _is_transposable(body: Subgraph, tangents: Mask, cotangents: Mask) -> bool:
             read[node] = not _asks_for_finite(node) and depends(node, read, Through.READ, module)
             after = depends(node, decided, Through.READ, module)
             decided[node] = _either(after, _decides(node, read, module))
-    gradients = [out for out in graph.output_nodes()[len(body.outputs) :] if isinstance(out, fx.Node)]
-    return not any(read[out] or decided[out] for out in gradients)
+    return not any(isinstance(out, fx.Node) and decided[out] for out in graph.output_nodes()[len(body.outputs) :])
 
 
 def _decides(node: fx.Node, read: dict[fx.Node, bool | Mask], module: fx.GraphModule) -> bool | Mask:
     """Whether the node compares what is marked; of an operator with bodies, which outputs depend on that alone."""
     found, smooth = read[node], depends(node, read, Through.TANGENT, module)
-    if isinstance(found, tuple):
-        return tuple(f and not s for f, s in zip(found, smooth if isinstance(smooth, tuple) else found))
+    if isinstance(found, tuple) and isinstance(smooth, tuple):
+        return tuple(f and not s for f, s in zip(found, smooth))
     value = node.meta.get("val")
     return bool(found) and isinstance(value, Tensor) and value.dtype == torch.bool
 

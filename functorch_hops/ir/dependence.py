@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .generator import generator_state
 from .meta import Mask, is_differentiable
-from .nodes import behind, size_at, unfilled, untracked
+from .nodes import behind, unfilled, untracked
 from .subgraph import P, Subgraph, is_random_node, params_of
 
 __all__ = ["Pruned", "Through", "dependent_outputs", "depends", "is_read", "needed_inputs", "passes"]
@@ -66,35 +66,10 @@ _OF_SHAPE = frozenset(
         *(_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default, _aten.empty_like.default),
         *(_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default, _aten.new_empty.default),
         *(_aten.rand_like.default, _aten.randn_like.default, _aten.new_empty_strided.default),
-        *(_aten.randint_like.default, _aten.randint_like.low_dtype, size_at),
+        *(_aten.randint_like.default, _aten.randint_like.low_dtype),
     }
 )
 """Operators that take the shape of their operand and none of its values."""
-
-_UNREAD: dict[object, tuple[tuple[int, ...], ...]] = {
-    _aten.nll_loss_forward.default: ((), (0,)),
-    _aten.nll_loss2d_forward.default: ((), (0,)),
-    _aten.native_dropout.default: ((), (0,)),
-    _aten._scaled_dot_product_flash_attention_for_cpu.default: ((), (2,)),
-    _aten.convolution_backward.default: ((1,), (2,), (1, 2)),
-    _aten.grid_sampler_2d_backward.default: ((1,), ()),
-    _aten.grid_sampler_3d_backward.default: ((1,), ()),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: ((), (), (3, 4)),
-    **dict.fromkeys(
-        (
-            *(_aten.avg_pool2d_backward.default, _aten.avg_pool3d_backward.default),
-            *(_aten._adaptive_avg_pool2d_backward.default, _aten._adaptive_avg_pool3d_backward.default),
-            *(_aten.reflection_pad1d_backward.default, _aten.replication_pad1d_backward.default),
-            *(_aten.reflection_pad2d_backward.default, _aten.replication_pad2d_backward.default),
-            *(_aten.reflection_pad3d_backward.default, _aten.replication_pad3d_backward.default),
-            *(_aten.nll_loss_backward.default, _aten.nll_loss2d_backward.default),
-        ),
-        ((1,),),
-    ),
-}
-"""For each result of a linear operator or of its gradient, the operands of which it takes no more than the shape:
-mostly that in which it is the gradient.
-"""
 
 _WITHOUT_HISTORY = _OF_SHAPE | {_aten.randint_like.Tensor, _aten.histc.default, _aten.detach.default}
 """Operators of which autograd knows no derivative."""
@@ -134,20 +109,11 @@ def depends(node: fx.Node, marked: dict[fx.Node, bool | Mask], through: Through,
         source, index = node.args
         whole = marked[source]  # type: ignore[index]
         hit = whole[index] if isinstance(whole, tuple) else whole  # type: ignore[index]
-    elif through is Through.READ and node.target in _UNREAD:
-        hits = tuple(_is_read_from(node, marked, unread) for unread in _UNREAD[node.target])
-        return hits if isinstance(node.meta.get("val"), (tuple, list)) else hits[0]
     else:
         hit = any(marked[n] for n in node.all_input_nodes)
         is_own = is_random_node(node, module) and node.target is not generator_state  # of which there is one for all
         hit = hit or (through is Through.LANE and is_own)
     return hit and passes(node, through)
-
-
-def _is_read_from(node: fx.Node, marked: dict[fx.Node, bool | Mask], unread: Sequence[int]) -> bool:
-    """Whether it depends on what is marked, by other operands than these."""
-    others = [*(a for i, a in enumerate(node.args) if i not in unread), *node.kwargs.values()]
-    return any(isinstance(a, fx.Node) and bool(marked[a]) for a in others)
 
 
 def passes(node: fx.Node, through: Through) -> bool:

@@ -238,8 +238,7 @@ class custom_jvp(_CustomFunction[P, R]):
         rule : ((a, ...), (a, ...)) -> (b, b)
 
     Equivalent, in value, to `fun`; its ``jvp`` is ``rule(primals, tangents)``, and its ``vjp`` the transpose of that,
-    which is linear in the tangents: a rule that decides something by them (a branch, a loop that stops) has none, nor
-    has one that is not linear in another way. That is noticed where the rule is traced, and not in plain eager.
+    which is linear in the tangents: a rule that decides something by them (a branch, a loop that stops) has none.
 
     Arguments:
         fun: any function of trees. It may close over anything that is not differentiated. Leaves that are no tensors
@@ -253,7 +252,7 @@ class custom_jvp(_CustomFunction[P, R]):
 
     Raises:
         ArgumentTypeError: `fun` is not callable; there is no rule; reverse mode is asked for, and the rule decides
-            something by the tangents, or is not linear in them.
+            something by the tangents.
         TreeMismatchError, MetadataMismatchError: the result of the rule does not fit.
         ArgumentValueError: a derivative with respect to a closed-over value is asked for.
 

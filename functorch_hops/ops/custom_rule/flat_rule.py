@@ -36,8 +36,8 @@ class FlatRule:
     reverse_remedy = "use forward mode"
     forward_remedy = "use reverse mode"
     untransposable = (
-        "its rule compares what depends on the tangents, or its derivative reads them: it has no transpose",
-        "make it linear in the tangents; a linear system can be solved by fh.custom_linear_solve",
+        "its rule compares what depends on the tangents, and goes on by the outcome: it has no transpose",
+        "let the rule decide by primals alone, and solve a linear system by fh.custom_linear_solve",
     )
     """The problem and the remedy where ``tangent`` can't be transposed."""
     vmap: Callable[..., Any] | None = None

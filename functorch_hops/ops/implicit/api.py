@@ -54,7 +54,7 @@ def custom_root(f: Function, init: Any, solve: Function, tangent_solve: Function
     Raises:
         TreeMismatchError, MetadataMismatchError: the results of `f`, `solve` or `tangent_solve` are not like `init`.
         ArgumentTypeError: something is not callable, or a leaf of `init` is an integer; reverse mode is asked for, and
-            `tangent_solve` compares what depends on ``y`` and goes on by the outcome, or is not linear in ``y``.
+            `tangent_solve` compares what depends on ``y`` and goes on by the outcome.
         ArgumentValueError: `solve` did not converge. Without capture, and outside vmap, the root is looked at: it
             must be finite, and better than `init` (half its residual, or a Newton step of less than 1 % of its size).
 

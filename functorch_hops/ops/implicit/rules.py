@@ -36,7 +36,7 @@ class _Implicit(FlatRule):
 
 class Root(_Implicit):
     untransposable = (
-        "tangent_solve compares what depends on y, as a residual, or its derivative reads y: it has no transpose",
+        "tangent_solve compares what depends on y, as a residual, and goes on by the outcome: it has no transpose",
         "write tangent_solve=lambda g, y: fh.custom_linear_solve(g, y, solver, solver), which runs solver once more",
     )
 
