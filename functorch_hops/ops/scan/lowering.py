@@ -58,7 +58,7 @@ def scan_lower(params: ScanParams, operands: Sequence[Tensor]) -> Sequence[Tenso
 
 
 def _copied(t: Tensor) -> Tensor:
-    return t.clone(memory_format=torch.contiguous_format)
+    return _torch.dense(t.clone())
 
 
 def scan_native_loop(params: ScanParams) -> NativeLoop:
