@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.torch_version import TorchVersion
 
 from .compilers import is_exporting
-from .symbols import symbols_around
+from .symbols import is_known, symbols_around
 from .tensors import storage_key
 
 __all__ = [
@@ -179,12 +179,18 @@ def native_scan(step: Any, init: Sequence[Tensor], xs: Sequence[Tensor], consts:
     return result
 
 
-def _symbols(shapes: Sequence[Sequence[Any]]) -> list[torch.SymInt]:
-    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them."""
-    expressions = (size.node.expr for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+def _symbols(shapes: Sequence[Sequence[Any]]) -> list[Any]:
+    """The symbols of which the sizes in these shapes are made, each once, as far as the trace has read them. In an
+    export those that are sizes themselves are left out, and others are those of tensors: Dynamo, which finds these, may
+    trace the program, and takes no number for an operand.
+    """
+    expressions = {size.node.expr: None for shape in shapes for size in shape if isinstance(size, torch.SymInt)}
     symbols = dict.fromkeys(symbol for e in expressions for symbol in sorted(e.free_symbols, key=str))
     known = symbols_around() or {}
-    return [known[symbol].value for symbol in symbols if symbol in known]
+    if not is_exporting():
+        return [known[symbol].value for symbol in symbols if symbol in known]
+    hidden = [known[symbol].value for symbol in symbols if symbol in known and symbol not in expressions]
+    return [torch.zeros(n) if is_known(n >= 0) else n for n in hidden]
 
 
 def native_while_loop(cond: Any, body: Any, init: tuple[Any, ...], consts: tuple[Any, ...]) -> Sequence[Tensor]:
