@@ -92,7 +92,7 @@ def text(data: dict[str, Any]) -> str:
         "# Compiled loops against JAX",
         "",
         "Written by `versus_jax_results.py` from what `versus_jax.py --json` measured: one thread, both libraries in",
-        "one process and in turns, CPU time, the best of many but a tenth; each program was first checked against JAX",
+        "one process and in turns, CPU time, the best of many; each program was first checked against JAX",
         "in double precision. A ratio above 1 is for JAX; in bold, one above its goal. The first call captures and",
         "compiles, in CPU time too, without what a process imports once; less than 0.2 s where the kernel was found on",
         "disk, made by an earlier process. Programs without a row were not measured; a row stays until its program is",
