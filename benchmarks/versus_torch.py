@@ -123,19 +123,13 @@ TORCH = Library(
 LAYERS: dict[str, Callable[[int, int], nn.Module]] = {"tanh RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 
 
-def layer(name: str, arrays: list[Any]) -> Callable[..., Tensor]:
-    """torch's layer of the size of a program, whose numbers are other ones."""
+def layer(name: str, arrays: list[Any]) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """torch's layer of the size of a program, whose numbers are other ones, and what its gradient is by."""
     kind, _, units = name.partition(", ")
-    if kind not in LAYERS:
-        raise LookupError("torch has no such layer")
     n = int(units.split()[0])
     module = LAYERS[kind](n, n)
     xs = next(torch.tensor(a, dtype=torch.float32) for a in arrays if a.ndim == 3)
-
-    def run(*_: Tensor) -> Tensor:
-        return module(xs)[0].mean(-1).sum()
-
-    return run
+    return lambda *_: module(xs)[0].mean(-1).sum(), [*module.parameters(), xs]
 
 
 def with_gradient(f: Callable[..., Tensor], args: list[Tensor]) -> Callable[[], Any]:
@@ -143,17 +137,6 @@ def with_gradient(f: Callable[..., Tensor], args: list[Tensor]) -> Callable[[], 
 
     def run() -> Any:
         loss = f(*leaves)
-        return loss, torch.autograd.grad(loss, leaves)
-
-    return run
-
-
-def layer_gradient(f: Callable[..., Tensor]) -> Callable[[], Any]:
-    cells = {name: value.cell_contents for name, value in zip(f.__code__.co_freevars, f.__closure__ or ())}
-    leaves = [*cells["module"].parameters(), cells["xs"].requires_grad_()]
-
-    def run() -> Any:
-        loss = f()
         return loss, torch.autograd.grad(loss, leaves)
 
     return run
@@ -178,18 +161,18 @@ def peak(call: Callable[[], Any]) -> float:
 def contender(kind: str, name: str, is_gradient: bool) -> Callable[[], Any]:
     program = PROGRAMS[name]
     args = [torch.tensor(a, dtype=torch.float32) for a in program.arrays()]
-    if kind == "torch.nn":
-        f = layer(name, program.arrays())
-        return layer_gradient(f) if is_gradient else f
     if kind == "fh.jit":
         ours = program.make(OURS)
         if is_gradient:
             ours = fh.value_and_grad(ours, argnums=tuple(range(len(args))))
         run = fh.jit(ours)
         return lambda: run(*args)
-    f = program.make(PYTHON if kind == "Python loop" else TORCH)
-    if kind == "torch.compile":
-        f = torch.compile(f, fullgraph=True)
+    if kind == "torch.nn":
+        f, args = layer(name, program.arrays())
+    elif kind == "torch.compile":
+        f = torch.compile(program.make(TORCH), fullgraph=True)
+    else:
+        f = program.make(PYTHON)
     return with_gradient(f, args) if is_gradient else lambda: f(*args)
 
 
@@ -239,9 +222,9 @@ def row(name: str, is_gradient: bool, limit: float) -> list[str]:
             print(f"{name}, {kind}: {result}", file=sys.stderr, flush=True)
         else:
             found[kind] = result
-    ours = found.get("fh.jit", {"ms": math.nan, "first": math.nan, "peak": math.nan})
+    ours = found["fh.jit"]["ms"] if "fh.jit" in found else math.nan
     times = [f"{found[kind]['ms']:.3f}" if kind in found else "-" for kind in CONTENDERS]
-    ratios = [f"{found[kind]['ms'] / ours['ms']:.0f}" if kind in found else "-" for kind in CONTENDERS[1:3]]
+    ratios = [f"{found[kind]['ms'] / ours:.0f}" if kind in found else "-" for kind in CONTENDERS[1:3]]
     compared = ("fh.jit", "Python loop", "torch.compile")
     peaks = [f"{found[kind]['peak']:.2f}" if kind in found else "-" for kind in compared]
     firsts = [f"{found[kind]['first']:.1f}" if kind in found else "-" for kind in ("fh.jit", "torch.compile")]
